@@ -1,0 +1,199 @@
+"""Where view banks live: built by Ray tasks, owned by one actor, evicted by use.
+
+The tasks' results belong to the actor, so they outlive trials and workers, and Ray computes them
+again from their lineage when a node that held them is lost.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from trainables.images import as_tensor
+from trainables.trial import Bench, fresh_backbone, training_device
+from trainables.viewbank import boundaries_within, build_view, bytes_a_picture, views_up_to
+
+BLOCK_PICTURES = 128  # fixed, so that a bank does not depend on how many machines built it
+BUDGET_SHARE = 0.5  # of the smallest node's object store; the rest is for pictures and weights
+
+
+@dataclass(frozen=True)
+class BankPlan:
+    """What a run's banks are made of.
+
+    Attributes:
+        bench: Its pictures and weights.
+        rows: int64 [n], the table rows of the pictures that trainings may see; never the test's.
+        n_views: V.
+        sizes: By backbone, bytes of the whole bank at boundaries 1 to 5.
+        budget_bytes: What all banks may take together.
+        gpus_per_task: Share of a GPU that a task takes while the banks are first built.
+    """
+
+    bench: Bench
+    rows: np.ndarray
+    n_views: int
+    sizes: Mapping[str, tuple[int, ...]]
+    budget_bytes: int
+    gpus_per_task: float = 0.0
+
+    def first_boundaries(self, backbone: str, depths: Sequence[int]) -> tuple[int, ...]:
+        """Choose what is built before the first trial: what fits an equal share of the budget."""
+        share = self.budget_bytes // len(self.sizes)
+        fitting = boundaries_within(share, self.sizes[backbone])
+        return tuple(boundary for boundary in fitting if boundary in depths)
+
+
+def plan_banks(
+    bench: Bench, rows: np.ndarray, n_views: int, backbones: Sequence[str], budget_bytes: int
+) -> BankPlan:
+    """Measure what banks of these backbones would take."""
+    cpu = torch.device("cpu")
+    sizes = {}
+    for name in backbones:
+        per_picture = bytes_a_picture(fresh_backbone(bench, name, 5, cpu), bench.image_size)
+        sizes[name] = tuple(size * len(rows) * n_views for size in per_picture)
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return BankPlan(bench, rows, n_views, sizes, budget_bytes, 0.5 if gpus else 0.0)
+
+
+def bank_budget_bytes() -> int:
+    """Return what banks may take: a share of the smallest node's object store."""
+    stores = [
+        int(node["Resources"].get("object_store_memory", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return int(min(stores) * BUDGET_SHARE)
+
+
+@ray.remote(num_cpus=0)
+class Banks:
+    """Owns every view that has been built, and builds what is asked for.
+
+    It never waits: it hands out references to results that may still be on their way.
+    """
+
+    def __init__(self, plan: BankPlan) -> None:
+        self._plan = plan
+        self._views: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()
+        n_rows = int(plan.rows.max()) + 1 if len(plan.rows) else 0
+        row_of = np.full(n_rows, -1, np.int64)
+        row_of[plan.rows] = np.arange(len(plan.rows))
+        self._row_of = row_of
+
+    def build(
+        self, backbone: str, boundaries: Sequence[int], n_views: int, first: bool = True
+    ) -> list[list[Any]]:
+        """Start building views 0 … n_views - 1 at some boundaries, in one pass a view.
+
+        Args:
+            backbone: Whose frozen stages.
+            boundaries: Ascending, in 1 to 5.
+            n_views: How many views; those that are there already are not built again.
+            first: Whether no trial holds resources yet, so that tasks may ask for their own.
+
+        Returns:
+            For each view that was missing, references to its boundaries.
+        """
+        if not boundaries:
+            return []
+        built = min(len(self._views.get((backbone, b), [])) for b in boundaries)
+        started = []
+        for view in range(built, n_views):
+            references = self._start_view(backbone, boundaries, view, first)
+            for boundary, reference in zip(boundaries, references, strict=True):
+                kept = self._views.setdefault((backbone, boundary), [])
+                if len(kept) == view:
+                    kept.append(reference)
+            started.append(references)
+        return started
+
+    def lend(
+        self, backbone: str, boundary: int, augment: float
+    ) -> tuple[list[Any], int, np.ndarray] | None:
+        """Hand out the views that a trial of this strength draws from.
+
+        Returns:
+            References a view, V, and each table row's place in a view; None where the boundary
+            does not fit the budget, so that the trial computes its features as it goes.
+        """
+        key = (backbone, boundary)
+        size = self._plan.sizes[backbone][boundary - 1]
+        if size > self._plan.budget_bytes // 2:
+            return None
+        if key not in self._views:
+            self._make_room(size)
+        n_views = views_up_to(augment, self._plan.n_views)
+        self.build(backbone, (boundary,), n_views, first=False)
+        self._views.move_to_end(key)
+        return self._views[key][:n_views], self._plan.n_views, self._row_of
+
+    def sizes_bytes(self) -> dict[str, int]:
+        """Return the bytes each bank takes, by `backbone/boundary`."""
+        plan = self._plan
+        return {
+            f"{name}/{boundary}": plan.sizes[name][boundary - 1] * len(views) // plan.n_views
+            for (name, boundary), views in self._views.items()
+        }
+
+    def _make_room(self, size: int) -> None:
+        """Forget the banks least recently used until one of `size` bytes fits."""
+        taken = {key: self._plan.sizes[key[0]][key[1] - 1] for key in self._views}
+        while taken and sum(taken.values()) + size > self._plan.budget_bytes:
+            key, _ = self._views.popitem(last=False)
+            del taken[key]
+
+    def _start_view(
+        self, backbone: str, boundaries: Sequence[int], view: int, first: bool
+    ) -> list[Any]:
+        """Start the tasks of one view; return a reference a boundary."""
+        plan = self._plan
+        # While trials hold the machine, a task that asked for a CPU of its own could wait for
+        # the very trial that waits for it.
+        resources = {"num_cpus": 1, "num_gpus": plan.gpus_per_task} if first else {"num_cpus": 0}
+        task = _build_block.options(num_returns=len(boundaries), **resources)
+        blocks = []
+        for start in range(0, len(plan.rows), BLOCK_PICTURES):
+            rows = plan.rows[start : start + BLOCK_PICTURES]
+            seed = (plan.bench.seed * 1009 + view) * 1_000_003 + start
+            made = task.remote(plan.bench, backbone, rows, view, plan.n_views, boundaries, seed)
+            blocks.append(made if len(boundaries) > 1 else [made])
+        if len(blocks) == 1:
+            return list(blocks[0])
+        return [_join.remote(*parts) for parts in zip(*blocks, strict=True)]
+
+
+@ray.remote(max_retries=5)
+def _build_block(
+    bench: Bench,
+    backbone: str,
+    rows: np.ndarray,
+    view: int,
+    n_views: int,
+    boundaries: Sequence[int],
+    seed: int,
+) -> Any:
+    """Compute one view of some pictures at some boundaries."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    device = training_device()
+    network = fresh_backbone(bench, backbone, 5, device).eval()
+    pictures = as_tensor(ray.get(bench.table))[torch.from_numpy(rows.copy())]
+    magnitude = view / (n_views - 1) if n_views > 1 else 0.0
+    kept = build_view(
+        network, pictures, bench.image_size, magnitude, bench.flip, boundaries, seed, device
+    )
+    parts = [kept[boundary] for boundary in boundaries]
+    return parts[0] if len(parts) == 1 else parts
+
+
+@ray.remote(num_cpus=0, max_retries=5)
+def _join(*parts: np.ndarray) -> np.ndarray:
+    return np.concatenate(parts)

@@ -1,0 +1,145 @@
+"""The run folder: `results/<run>/`, where every stage leaves what it made."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SUMMARY = "summary.json"
+_ENVIRONMENT = "environment.json"
+_PACKAGES = ("ray", "torch", "torchvision", "optuna", "scikit-learn", "numpy", "pandas", "pillow")
+
+
+class FolderError(ValueError):
+    """A run folder cannot be made or is not one."""
+
+
+class RunFolder:
+    """One run's folder. Files are replaced whole, so that a crash leaves the old ones readable."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._summary: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, out: Path, name: str) -> RunFolder:
+        """Make the folder of a new run.
+
+        Raises:
+            FolderError: the name is taken or unusable, or `out` cannot be written to.
+        """
+        if not re.fullmatch(r"[\w.\-]+", name) or name in (".", ".."):
+            raise FolderError(
+                f"a run's name is made of letters, digits, '.', '_' and '-', but got {name!r}"
+            )
+        path = out / name
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        except FileExistsError:
+            if not out.is_dir():
+                raise FolderError(f"--out must be a folder, but {out} is a file") from None
+            raise FolderError(
+                f"there is a run called {name!r} in {out}: give another --name, or carry it on"
+                f" with --resume {path}"
+            ) from None
+        except OSError as error:
+            raise FolderError(
+                f"--out {out} cannot be written to: {error.strerror}; give another --out"
+            ) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open the folder of an earlier run.
+
+        Raises:
+            FolderError: it is none.
+        """
+        if not (path / _ENVIRONMENT).is_file() or not (path / "space.py").is_file():
+            raise FolderError(f"{path} is no run: a run's folder holds {_ENVIRONMENT} and space.py")
+        folder = cls(path)
+        try:
+            folder._summary = json.loads((path / _SUMMARY).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            pass
+        except ValueError:  # It is made again, stage by stage.
+            folder._summary = {}
+        return folder
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """What the stages have noted so far."""
+        return self._summary
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The command, the versions and the machine that the run began with."""
+        content: dict[str, Any] = json.loads((self.path / _ENVIRONMENT).read_text(encoding="utf-8"))
+        return content
+
+    def note(self, section: str, values: Any) -> None:
+        """Put a section into `summary.json`."""
+        self._summary[section] = values
+        self.write_json(_SUMMARY, self._summary)
+
+    def note_seconds(self, stage: str, seconds: float) -> None:
+        """Put a stage's seconds into `summary.json`; a stage carried on adds up."""
+        stages = dict(self._summary.get("stages", {}))
+        stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+        self.note("stages", stages)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of the run; what is not a finite number becomes null."""
+        self.write_text(name, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the run."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+    def write_origin(self, space_file: Path, request: Mapping[str, Any]) -> None:
+        """Keep what the run began with: the space, the request, the versions and the machine."""
+        shutil.copyfile(space_file, self.path / "space.py")
+        self.write_json(
+            _ENVIRONMENT,
+            {
+                "command": [Path(sys.executable).name, "-m", "search.run", *sys.argv[1:]],
+                "request": dict(request),
+                "python": platform.python_version(),
+                "packages": {name: metadata.version(name) for name in _PACKAGES},
+                "machine": {
+                    "system": platform.platform(),
+                    "processor": platform.processor() or platform.machine(),
+                    "cores": os.cpu_count(),
+                    "gpus": [
+                        torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
+                    ],
+                },
+            },
+        )
+
+
+def _finite(content: Any) -> Any:
+    """Replace NaN and infinities, which JSON has no word for, with None."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content

@@ -1,0 +1,145 @@
+"""Stratified k-fold retraining of the winner, as Ray tasks.
+
+In a fold, the held-out pictures choose nothing: epochs and learning rates are those of the search.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import ray
+import torch
+from sklearn.model_selection import StratifiedKFold
+
+from spaces.base import TrialConfig
+from trainables.model import Weights
+from trainables.probe import fit_head
+from trainables.trial import Bench, create_trainer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the search found: a configuration and how long to train it.
+
+    Attributes:
+        config: The configuration.
+        epochs: Its best epoch; training ends there.
+        epoch_lrs: The learning rate of each epoch, where a plateau decided it; else None.
+    """
+
+    config: TrialConfig
+    epochs: int
+    epoch_lrs: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold's outcome.
+
+    Attributes:
+        held_out: int64 [n], table rows that this fold did not train on.
+        logits: float32 [n, classes] of them.
+        accuracy: On them.
+        weights: What the training made.
+        seconds: Of training and prediction.
+    """
+
+    held_out: np.ndarray
+    logits: np.ndarray
+    accuracy: float
+    weights: Weights
+    seconds: float
+
+
+def split_folds(rows: np.ndarray, labels: np.ndarray, n_folds: int, seed: int) -> list[np.ndarray]:
+    """Return the held-out rows of each fold, stratified by label: every row once."""
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    return [rows[held_out] for _, held_out in folds.split(rows, labels[rows])]
+
+
+def retrain(
+    bench: Bench,
+    recipe: Recipe,
+    rows: np.ndarray,
+    n_folds: int,
+    use_probe: bool,
+    resources: dict[str, float],
+    on_fold: Callable[[int, Fold], None],
+) -> list[Fold]:
+    """Train the recipe once a fold, in parallel.
+
+    Args:
+        bench: What all trainings share.
+        recipe: What to train.
+        rows: Table rows of the search's pictures, training and validation together.
+        n_folds: K.
+        use_probe: Whether linear heads begin as a probe of the fold's own training pictures.
+        resources: `num_cpus` and `num_gpus` of each fold.
+        on_fold: Is told each fold (counted from 0) as it ends.
+    """
+    held_out = split_folds(rows, bench.labels, n_folds, bench.seed)
+    task = _train_fold.options(**resources)
+    pending = {
+        task.remote(bench, recipe, np.setdiff1d(rows, part), part, use_probe, index): index
+        for index, part in enumerate(held_out)
+    }
+    done: dict[int, Fold] = {}
+    while pending:
+        (ready,), _ = ray.wait(list(pending))
+        index = pending.pop(ready)
+        done[index] = ray.get(ready)
+        on_fold(index, done[index])
+    return [done[index] for index in range(n_folds)]
+
+
+def out_of_fold(folds: Sequence[Fold]) -> tuple[np.ndarray, np.ndarray]:
+    """Return all held-out rows, ascending, and their logits."""
+    rows = np.concatenate([fold.held_out for fold in folds])
+    logits = np.concatenate([fold.logits for fold in folds])
+    order = np.argsort(rows)
+    return rows[order], logits[order]
+
+
+@ray.remote(max_retries=3)
+def _train_fold(
+    bench: Bench,
+    recipe: Recipe,
+    train_rows: np.ndarray,
+    held_out: np.ndarray,
+    use_probe: bool,
+    index: int,
+) -> Fold:
+    started = perf_counter()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    config = recipe.config
+    rows = torch.from_numpy(train_rows.copy())
+    trainer = create_trainer(
+        bench,
+        config,
+        rows,
+        torch.empty(0, dtype=torch.long),
+        seed=bench.seed * 1_000_003 + 500_009 + index,
+        epochs=bench.epochs,
+        head_start=_fold_head(bench, config, rows) if use_probe else None,
+        epoch_lrs=recipe.epoch_lrs,
+    )
+    while trainer.epoch < recipe.epochs:
+        trainer.run_epoch()
+    logits = trainer.predict_logits(torch.from_numpy(held_out.copy())).numpy()
+    accuracy = float((logits.argmax(1) == bench.labels[held_out]).mean())
+    weights = trainer.model.member_weights()
+    return Fold(held_out, logits, accuracy, weights, perf_counter() - started)
+
+
+def _fold_head(bench: Bench, config: TrialConfig, rows: torch.Tensor) -> Weights | None:
+    """Fit the probe's head on a fold's own training pictures; None where trials had none."""
+    if config.hidden_units or config.backbone not in bench.heads:
+        return None
+    bank = bench.pooled_bank(config.backbone)
+    if bank is None:
+        return None
+    return fit_head(bank.clean(rows), torch.as_tensor(bench.labels)[rows], bench.n_classes)

@@ -1,0 +1,216 @@
+"""What the folders of a data folder mean: classes, official splits, and files that are neither."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from spaces.sources import did_you_mean
+from trainables.images import PICTURE_SUFFIXES
+
+
+class DataError(ValueError):
+    """The pictures cannot be used as they are. The message says the rule and the way out."""
+
+
+class ClassFolder(NamedTuple):
+    """A folder whose pictures are of one class, and of one official split or none."""
+
+    path: Path
+    label: int
+    """Index of the class; -1 is unlabelled."""
+    split: str | None
+
+
+def find_class_folders(
+    root: Path, wanted: tuple[str, ...] | None, left_out: Sequence[str]
+) -> tuple[tuple[str, ...], list[ClassFolder]]:
+    """Find the classes of `root`, or of its train/, val/ and test/ folders.
+
+    Args:
+        root: the data folder.
+        wanted: the classes to find, in this order; None is all.
+        left_out: folders that are no class unless wanted.
+
+    Returns:
+        The classes, and the folders of their pictures.
+
+    Raises:
+        DataError: there are no two classes, or wanted ones are missing, or splits differ in them.
+    """
+    parts = official_parts(root, wanted)
+    there = {
+        split: [f.name for f in folders(part) if f.name not in left_out or f.name in (wanted or ())]
+        for split, part in parts.items()
+    }
+    if not any(there.values()):
+        raise DataError(_no_class_folders(root, parts.values()))
+    for split, part in parts.items():
+        if wanted:
+            check_has(str(part), there[split], wanted)
+        elif split not in (None, "train"):
+            _check_same(parts["train"], there["train"], part, there[split])
+    classes = wanted or tuple(next(iter(there.values())))
+    if len(classes) < 2:
+        raise DataError(_one_class(root, next(iter(parts.values())) / classes[0]))
+    return classes, [
+        ClassFolder(part / name, label, split)
+        for split, part in parts.items()
+        for label, name in enumerate(classes)
+    ]
+
+
+_SPLIT_NAMES = {
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
+
+
+def official_parts(root: Path, wanted: tuple[str, ...] | None = None) -> dict[str | None, Path]:
+    """Return the folder of each official split; without any, the root under None.
+
+    A class, too, may be called "test". So these names are splits only when no wanted class has one,
+    and when train stands beside another split or alone.
+    """
+    names = [f.name for f in folders(root)]
+    named = [name for name in names if name.lower() in _SPLIT_NAMES]
+    parts: dict[str | None, Path] = {}
+    for name in named:
+        split = _SPLIT_NAMES[name.lower()]
+        if split in parts:
+            raise DataError(
+                f"{root} must have one {split} folder, but has {parts[split].name}/ and {name}/:"
+                " merge them, or move one away"
+            )
+        parts[split] = root / name
+    alone = len(named) == len(names)
+    if not parts or set(named) & set(wanted or ()) or not (alone or {"train"} < parts.keys()):
+        return {None: root}
+    if "train" not in parts:
+        raise DataError(f"{root} must have a train folder beside {some(named)}, but has none")
+    return parts
+
+
+def strays(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Path, str]]:
+    """Yield what lies outside the class folders, though it might be meant, and why it is not used.
+
+    Args:
+        root: the data folder.
+        parts: its official splits.
+    """
+    for part in {root, *parts.values()}:
+        for path in _entries(part):
+            if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+                yield path, "lies in no class folder"
+    if None not in parts:
+        for path in folders(root):
+            if path not in parts.values():
+                yield path, "lies beside the train folder"
+
+
+_NEVER_PICTURES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"}
+_SIDE_SUFFIXES = {
+    *(".txt", ".md", ".rst", ".pdf", ".html", ".htm", ".url", ".log", ".ini", ".db"),
+    *(".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".mat", ".npy", ".npz"),
+    *(".zip", ".tar", ".gz", ".py", ".ipynb", ".pkl"),
+}
+
+
+def is_side_file(path: Path) -> bool:
+    """Tell whether a file's name shows it to be no picture; a doubtful one is decoded to see."""
+    return path.suffix.lower() in _SIDE_SUFFIXES or path.name.lower() in ("readme", "license")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _NEVER_PICTURES
+
+
+def folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones."""
+    return [path for path in _entries(folder) if path.is_dir()]
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder at any depth, without hidden ones. Links are followed."""
+    seen: set[Path] = set()
+    for parent, inner, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        here = Path(parent)
+        if here.resolve() in seen:  # a link may lead back up
+            inner.clear()
+            continue
+        seen.add(here.resolve())
+        inner[:] = sorted(name for name in inner if not _is_hidden(name))
+        yield from (here / name for name in names if not _is_hidden(name))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
+    except OSError as error:
+        _refuse(error)
+        raise
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def check_has(where: str, there: Sequence[str], wanted: Sequence[str]) -> None:
+    """Check that all wanted classes are there."""
+    if missing := [name for name in wanted if name not in there]:
+        named = (f"{name!r}{did_you_mean(name, there)}" for name in missing)
+        raise DataError(
+            f"{where} must have the classes that the space lists, but lacks {', '.join(named)}"
+            f" (it has {some(there)}): give another --data, or change the space's class list"
+        )
+
+
+def check_known(where: str, there: Iterable[str], classes: Sequence[str]) -> None:
+    """Check that all that is there is known as a class."""
+    if unknown := [name for name in there if name not in classes]:
+        named = (f"{name!r}{did_you_mean(name, classes)}" for name in unknown)
+        raise DataError(
+            f"every folder of {where} must be named after a class ({some(classes)}), but it has"
+            f" {', '.join(named)}; pictures of unknown class go in a folder without folders"
+        )
+
+
+def _check_same(train: Path, in_train: Sequence[str], other: Path, in_other: Sequence[str]) -> None:
+    only_one = [f"{name!r} is only in {train}" for name in in_train if name not in in_other]
+    only_one += [f"{name!r} is only in {other}" for name in in_other if name not in in_train]
+    if only_one:
+        raise DataError(
+            f"{train} and {other} must have the same class folders, but {some(only_one)}:"
+            " add what is missing, or move the rest away"
+        )
+
+
+_CLASS_FOLDER = (
+    "a class folder is named after its class and holds its pictures, such as"
+    " {root}/cat/1.jpg and {root}/dog/1.jpg"
+)
+
+
+def _no_class_folders(root: Path, parts: Iterable[Path]) -> str:
+    flat = any(path.suffix.lower() in PICTURE_SUFFIXES for part in parts for path in _entries(part))
+    what = "pictures but no class folders" if flat else "no pictures"
+    return f"{root} holds {what}: {_CLASS_FOLDER.format(root=root)}"
+
+
+def _one_class(root: Path, only: Path) -> str:
+    inner = [path.name for path in folders(only)]
+    hint = f"; did you mean --data {only}, which has {some(inner)}?" if len(inner) > 1 else ""
+    return (
+        f"there must be two classes or more, but {root} has one class folder, {only.name!r}{hint}"
+        f" ({_CLASS_FOLDER.format(root=root)})"
+    )
+
+
+def some(words: Iterable[str], most: int = 12) -> str:
+    """Join words, and only count those after the first `most`."""
+    words = list(words)
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more

@@ -1,0 +1,163 @@
+"""The probe stage: every backbone ranked, and a first usable model, before the first trial.
+
+And the banks stage after it, which builds the augmented views that trials draw from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from search.banks import Banks, bank_budget_bytes, plan_banks
+from search.folder import RunFolder
+from search.material import Material
+from search.progress import Progress
+from spaces.base import Space
+from trainables.model import Ensemble, ModelCard
+from trainables.probe import Probe, fit_probe
+from trainables.trial import fresh_backbone
+from trainables.viewbank import as_features, views_up_to
+
+
+@dataclass(frozen=True)
+class RankedProbe:
+    """A backbone's probe, and the seconds from the stage's beginning to its end."""
+
+    probe: Probe
+    seconds: float
+
+
+def open_banks(material: Material) -> Material:
+    """Start the actor that owns the view banks."""
+    space = material.space
+    rows = material.rows("train", "val")
+    plan = plan_banks(material.bench, rows, space.views, space.backbones, bank_budget_bytes())
+    banks = Banks.remote(plan)
+    return replace(material, plan=plan, bench=replace(material.bench, banks=banks))
+
+
+def probe_backbones(material: Material, folder: RunFolder, progress: Progress) -> Material:
+    """Probe every backbone on the training split, and let trainings begin with the probes' heads.
+
+    The best probe so far is always there as `model.pt`, unless a better model is already.
+    """
+    started = perf_counter()
+    bench, rows = material.bench, material.rows("train")
+    candidates = [name for name in material.space.backbones if name in bench.weights]
+    progress.begin("probe", len(candidates), "backbones")
+    pending = {_start_probe(material, name, rows): name for name in candidates}
+    ranked: dict[str, RankedProbe] = {}
+    while pending:
+        (ready,), _ = ray.wait(list(pending))
+        name = pending.pop(ready)
+        made = RankedProbe(ray.get(ready), perf_counter() - started)
+        is_best = all(made.probe.accuracy > other.probe.accuracy for other in ranked.values())
+        ranked[name] = made
+        progress.advance(len(ranked), len(candidates))
+        if is_best:
+            save_probe(material, name, made.probe, folder.path / "model.pt")
+        progress.say(
+            f"{name}: linear probe {made.probe.accuracy:.4f} (cross-validated)"
+            + (f"; usable already: {folder.path / 'model.pt'}" if is_best else "")
+        )
+    ranked = dict(sorted(ranked.items(), key=lambda item: -item[1].probe.accuracy))
+    folder.note(
+        "probe",
+        {
+            name: {"accuracy": made.probe.accuracy, "seconds": made.seconds}
+            for name, made in ranked.items()
+        },
+    )
+    heads = {name: made.probe.head for name, made in ranked.items()}
+    return replace(material, bench=replace(bench, heads=heads))
+
+
+def build_banks(material: Material, progress: Progress) -> None:
+    """Build the augmented views that the space's strengths can draw, across the cluster."""
+    space, plan = material.space, material.plan
+    if plan is None:
+        return
+    n_views = views_up_to(strongest(space), space.views)
+    depths = frozen_depths(space)
+    waiting: list[Any] = []
+    for name in space.backbones:
+        boundaries = plan.first_boundaries(name, depths)
+        started = ray.get(material.bench.banks.build.remote(name, boundaries, n_views))
+        waiting += [references[0] for references in started]
+        left_out = [depth for depth in depths if depth not in boundaries]
+        if left_out:
+            progress.say(
+                f"{name}: features at depth {', '.join(map(str, left_out))} are computed as they"
+                " are needed: they exceed this backbone's share of the memory"
+            )
+    total = len(waiting)
+    progress.begin("banks", total, "views")
+    while waiting:
+        _, waiting = ray.wait(waiting, fetch_local=False)
+        progress.advance(total - len(waiting), total)
+    sizes = ray.get(material.bench.banks.sizes_bytes.remote())
+    progress.say(
+        f"{total} views of {len(plan.rows)} pictures, {sum(sizes.values()) / 2**20:,.0f} MB"
+    )
+
+
+def save_probe(material: Material, backbone: str, probe: Probe, path: Path) -> None:
+    """Write a probe as a model of one member."""
+    space = material.space
+    card = ModelCard(
+        backbone=backbone,
+        classes=material.listing.classes,
+        image_size=space.image_size,
+        packed_size=space.packed_size,
+        freeze_depth=5,
+        hidden_units=0,
+        n_members=1,
+    )
+    stages = fresh_backbone(material.bench, backbone, 5, torch.device("cpu")).stages
+    head = {f"head.1.{key}": value for key, value in probe.head.items()}
+    Ensemble(card, stages.state_dict(), [head]).save(path)
+
+
+def strongest(space: Space) -> float:
+    """Return the largest strength of augmentation that a trial may have."""
+    parameter = space.params.get("augment", 0.0)
+    return float(getattr(parameter, "high", None) or _largest(parameter))
+
+
+def frozen_depths(space: Space) -> tuple[int, ...]:
+    """Return the depths, from 1, that a trial may freeze to."""
+    parameter = space.params.get("freeze_depth", 5)
+    choices = getattr(parameter, "choices", None)
+    if choices is None and hasattr(parameter, "low"):
+        choices = range(parameter.low, parameter.high + 1)
+    return tuple(depth for depth in sorted(choices or (parameter,)) if depth > 0)
+
+
+def _largest(parameter: Any) -> float:
+    return max(getattr(parameter, "choices", None) or (parameter,))
+
+
+def _start_probe(material: Material, name: str, rows: np.ndarray) -> Any:
+    """Begin a backbone's clean view and, behind it, its probe."""
+    bench, plan = material.bench, material.plan
+    if plan is None:
+        raise RuntimeError("probes need the banks that open_banks starts")
+    # 5 is what the probe reads; the same pass fills the other boundaries that trials will want.
+    depths = {5, *plan.first_boundaries(name, frozen_depths(material.space))}
+    ray.get(bench.banks.build.remote(name, tuple(sorted(depths)), 1))
+    views, _, row_of = ray.get(bench.banks.lend.remote(name, 5, 0.0))
+    return _probe.remote(bench.labels[rows], row_of[rows], bench.n_classes, bench.seed, *views)
+
+
+@ray.remote(max_retries=3)
+def _probe(
+    labels: np.ndarray, rows: np.ndarray, n_classes: int, seed: int, view: np.ndarray
+) -> Probe:
+    features = as_features(view)[torch.from_numpy(rows.copy())]
+    return fit_probe(features, torch.from_numpy(labels.copy()), n_classes, seed)

@@ -1,0 +1,43 @@
+"""Handwritten digits: the embedded default, which needs no download.
+
+    python -m search.run
+
+scikit-learn's 1,797 digits, and a small backbone whose pretrained weights ship in the package. The
+pictures from elsewhere are digits rendered in fonts that the pretraining never saw.
+"""
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from spaces.base import Space
+from spaces.sources import digits, rendered_digits
+
+SPACE = Space(
+    source=digits(),
+    external=rendered_digits(),
+    params={
+        "backbone": CategoricalDistribution(["tinynet", "cnn"]),
+        "lr": FloatDistribution(1e-4, 3e-2, log=True),
+        "freeze_depth": IntDistribution(0, 5),
+        "dropout": FloatDistribution(0.0, 0.5),
+        "augment": FloatDistribution(0.0, 0.6),
+        "weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
+        "scheduler": "cosine",
+        "batch_size": 64,
+    },
+    image_size=32,
+    resize_size=32,
+    epochs=10,
+    trials=12,
+    folds=5,
+    first_trials=(
+        {
+            "backbone": "tinynet",
+            "lr": 3e-3,
+            "freeze_depth": 0,
+            "dropout": 0.1,
+            "augment": 0.3,
+            "weight_decay": 1e-4,
+        },
+    ),
+    flip=False,
+)

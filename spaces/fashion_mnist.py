@@ -1,0 +1,52 @@
+"""Fashion-MNIST: 60,000 + 10,000 grey pictures of 28×28 pixels, ten classes.
+
+    python -m search.run --space spaces/fashion_mnist.py
+
+The study compared a CNN with a ResNet, one network pretrained on a similar set, with rotation,
+shift, scale and flip, trained with Adam. `tinynet` is that network: pretrained on glyphs.
+"""
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from spaces.base import Space
+from spaces.sources import fashion_mnist
+
+SPACE = Space(
+    source=fashion_mnist(),
+    params={
+        "backbone": CategoricalDistribution(["tinynet", "cnn", "resnet18"]),
+        "lr": FloatDistribution(1e-4, 1e-2, log=True),
+        "freeze_depth": IntDistribution(0, 3),
+        "dropout": FloatDistribution(0.0, 0.5),
+        "augment": FloatDistribution(0.0, 0.6),
+        "weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
+        "batch_size": CategoricalDistribution([32, 64, 128]),
+        "optimizer": "adam",
+        "scheduler": "cosine",
+    },
+    image_size=28,
+    resize_size=28,
+    epochs=15,
+    trials=30,
+    folds=5,
+    first_trials=(
+        {
+            "backbone": "cnn",
+            "lr": 1e-3,
+            "freeze_depth": 0,
+            "dropout": 0.25,
+            "augment": 0.2,
+            "weight_decay": 1e-5,
+            "batch_size": 64,
+        },
+        {
+            "backbone": "tinynet",
+            "lr": 2e-3,
+            "freeze_depth": 0,
+            "dropout": 0.1,
+            "augment": 0.2,
+            "weight_decay": 1e-4,
+            "batch_size": 64,
+        },
+    ),
+)

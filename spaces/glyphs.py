@@ -1,0 +1,244 @@
+"""Letters and digits rendered from the fonts that matplotlib bundles.
+
+Two uses: `render_glyphs` makes the pictures that `tinynet` is pretrained on, and `external_digits`
+the external pictures of the digits space, in a font family that the pretraining never sees.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase, digits
+from typing import TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+# Families stay whole: DejaVu and STIX to learn from, Computer Modern to be surprised by.
+PRETRAINING_FONTS: tuple[str, ...] = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "STIXGeneralBolIta",
+)
+# cmmi10 is left out: its digits are old-style ones, which hang below the line.
+EXTERNAL_FONTS: tuple[str, ...] = ("cmr10", "cmb10", "cmss10", "cmtt10", "cmti10")
+
+CHARACTERS: str = digits + ascii_uppercase + ascii_lowercase
+
+Pictures: TypeAlias = NDArray[np.uint8]
+Labels: TypeAlias = NDArray[np.int64]
+
+_FONT_PIXELS = 48
+_CANVAS_PIXELS = 64
+_BITMAP_PIXELS = 32  # scikit-learn's digits were counted in 4 × 4 blocks of such bitmaps
+_COARSE_PIXELS = 8
+_MESH_CELLS = 4
+
+
+@dataclass(frozen=True)
+class Variation:
+    """The ranges that each glyph draws its own look from, uniformly.
+
+    Attributes:
+        rotation_degrees: Largest rotation, either way.
+        shear: Largest horizontal shift over height, either way.
+        stretch: Width over height changes by a factor of at most 1 + `stretch`, either way.
+        wobble_pixels: Largest displacement of a mesh point, on a canvas of 64 pixels.
+        blur_pixels: Least and largest blur, of which a threshold makes the new strokes.
+        threshold: Least and largest share of the brightest pixel that is ink; less is bolder.
+        size: Least and largest share of the picture that the glyph's longer side covers.
+        drift: Largest way from the middle, as a share of the room around the glyph, either way.
+        coarse_share: Share of the pictures that go through 8 × 8 pixels, filled edge to edge, as
+            scikit-learn's digits did.
+    """
+
+    rotation_degrees: float
+    shear: float
+    stretch: float
+    wobble_pixels: float
+    blur_pixels: tuple[float, float]
+    threshold: tuple[float, float]
+    size: tuple[float, float]
+    drift: float
+    coarse_share: float
+
+
+PRETRAINING = Variation(
+    rotation_degrees=15.0,
+    shear=0.3,
+    stretch=0.35,
+    wobble_pixels=5.0,
+    blur_pixels=(0.7, 2.0),
+    threshold=(0.12, 0.45),
+    size=(0.6, 1.0),
+    drift=1.0,
+    coarse_share=0.7,
+)
+MILD = Variation(
+    rotation_degrees=5.0,
+    shear=0.1,
+    stretch=0.1,
+    wobble_pixels=0.0,
+    blur_pixels=(0.7, 1.2),
+    threshold=(0.15, 0.35),
+    size=(0.9, 1.0),
+    drift=0.3,
+    coarse_share=1.0,
+)
+
+
+def render_glyphs(
+    n_glyphs: int,
+    *,
+    seed: int,
+    characters: str = CHARACTERS,
+    fonts: Sequence[str] = PRETRAINING_FONTS,
+    variation: Variation = PRETRAINING,
+    image_size: int = 32,
+) -> tuple[Pictures, Labels]:
+    """Render glyphs, light on black, the characters and the fonts drawn at random.
+
+    The same arguments give the same pictures, whatever was rendered before.
+
+    Args:
+        n_glyphs: How many, at least 1.
+        seed: Seed of every draw.
+        characters: What to draw from, each a class.
+        fonts: Names of fonts that matplotlib bundles, without the ending.
+        variation: How much glyphs of one character differ.
+        image_size: Height and width in pixels.
+
+    Returns:
+        Pictures [n_glyphs, image_size, image_size] and labels [n_glyphs] that index `characters`.
+    """
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(len(characters), size=n_glyphs)
+    font_indices = generator.integers(len(fonts), size=n_glyphs)
+    pictures = np.empty((n_glyphs, image_size, image_size), dtype=np.uint8)
+    for index, (label, font_index) in enumerate(zip(labels, font_indices, strict=True)):
+        bitmap = _bitmap(fonts[font_index], characters[label], variation, generator)
+        if generator.random() < variation.coarse_share:
+            coarse = _coarsen(bitmap, variation, generator)
+            picture = coarse.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        else:
+            picture = _place(bitmap, image_size, variation, generator)
+        pictures[index] = np.asarray(picture)
+    return pictures, labels
+
+
+def external_digits(seed: int = 0, variants: int = 4) -> tuple[Pictures, Labels, list[str]]:
+    """Render the external pictures of the digits space: 0 to 9 in fonts held out of pretraining.
+
+    They are made as scikit-learn's digits were (a 32 × 32 bitmap, its ink counted in blocks of
+    4 × 4), so that they differ from them by the shapes alone.
+
+    Args:
+        seed: Seed of the mild variation in size, position and weight.
+        variants: How many of each digit in each font.
+
+    Returns:
+        Pictures [N, 8, 8] with 17 levels from 0 to 255, labels [N] from 0 to 9, and a name for
+        each, such as `7-cmr10-0`; N is 10 × fonts × `variants`.
+    """
+    generator = np.random.default_rng(seed)
+    pictures, labels, names = [], [], []
+    for font in EXTERNAL_FONTS:
+        for label, digit in enumerate(digits):
+            for variant in range(variants):
+                bitmap = _bitmap(font, digit, MILD, generator)
+                pictures.append(np.asarray(_coarsen(bitmap, MILD, generator)))
+                labels.append(label)
+                names.append(f"{digit}-{font}-{variant}")
+    return np.stack(pictures), np.array(labels, dtype=np.int64), names
+
+
+@lru_cache(maxsize=4096)
+def _stencil(font: str, character: str) -> Image.Image:
+    """Draw a character as its font has it, in the middle of the canvas, white on black."""
+    path = Path(mpl.get_data_path(), "fonts", "ttf", f"{font}.ttf")
+    face = ImageFont.truetype(str(path), _FONT_PIXELS)
+    left, top, right, bottom = face.getbbox(character)
+    stencil = Image.new("L", (_CANVAS_PIXELS, _CANVAS_PIXELS))
+    corner = (
+        (_CANVAS_PIXELS - (right - left)) / 2 - left,
+        (_CANVAS_PIXELS - (bottom - top)) / 2 - top,
+    )
+    ImageDraw.Draw(stencil).text(corner, character, fill=255, font=face)
+    return stencil
+
+
+def _bitmap(
+    font: str, character: str, variation: Variation, generator: np.random.Generator
+) -> Image.Image:
+    """Deform a stencil, redraw its strokes in another weight, and crop it to its ink."""
+    angle = np.deg2rad(variation.rotation_degrees) * generator.uniform(-1, 1)
+    shear = variation.shear * generator.uniform(-1, 1)
+    widen = (1 + variation.stretch) ** generator.uniform(-1, 1)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    to_source = turn @ np.array([[widen**-0.5, shear], [0.0, widen**0.5]])
+
+    # 1. One mesh carries the affine map and the wobble, so pixels are interpolated once.
+    ticks = np.linspace(0, _CANVAS_PIXELS, _MESH_CELLS + 1)
+    grid = np.stack(np.meshgrid(ticks, ticks), axis=-1) - _CANVAS_PIXELS / 2
+    source = grid @ to_source.T + _CANVAS_PIXELS / 2
+    source += variation.wobble_pixels * generator.uniform(-1, 1, size=source.shape)
+    mesh = []
+    for row in range(_MESH_CELLS):
+        for column in range(_MESH_CELLS):
+            box = (ticks[column], ticks[row], ticks[column + 1], ticks[row + 1])
+            # Pillow names a quadrilateral's corners counter-clockwise from the upper left.
+            quad = (
+                *source[row, column],
+                *source[row + 1, column],
+                *source[row + 1, column + 1],
+                *source[row, column + 1],
+            )
+            mesh.append((tuple(int(edge) for edge in box), quad))
+    deformed = _stencil(font, character).transform(
+        (_CANVAS_PIXELS, _CANVAS_PIXELS), Image.Transform.MESH, mesh, Image.Resampling.BILINEAR
+    )
+
+    # 2. A threshold on the blurred strokes sets their weight; relative, so that hairlines survive.
+    blurred = deformed.filter(ImageFilter.GaussianBlur(generator.uniform(*variation.blur_pixels)))
+    brightness = np.asarray(blurred)
+    ink = brightness >= generator.uniform(*variation.threshold) * brightness.max()
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    cropped = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Image.fromarray(cropped.astype(np.uint8) * 255)
+
+
+def _coarsen(
+    bitmap: Image.Image, variation: Variation, generator: np.random.Generator
+) -> Image.Image:
+    """Count the ink of a bitmap of 32 × 32 in blocks of 4 × 4, into 17 levels from 0 to 255."""
+    placed = _place(bitmap, _BITMAP_PIXELS, variation, generator)
+    ink = np.asarray(placed) >= 128
+    block = _BITMAP_PIXELS // _COARSE_PIXELS
+    counts = ink.reshape(_COARSE_PIXELS, block, _COARSE_PIXELS, block).sum(axis=(1, 3))
+    return Image.fromarray(np.rint(counts * (255 / block**2)).astype(np.uint8))
+
+
+def _place(
+    bitmap: Image.Image, image_size: int, variation: Variation, generator: np.random.Generator
+) -> Image.Image:
+    """Scale a glyph to a share of the picture and put it near the middle, or wherever it fits."""
+    scale = image_size * generator.uniform(*variation.size) / max(bitmap.size)
+    width, height = (max(1, round(side * scale)) for side in bitmap.size)
+    glyph = bitmap.resize((width, height), Image.Resampling.BOX)
+    picture = Image.new("L", (image_size, image_size))
+    drift_x, drift_y = variation.drift * generator.uniform(-1, 1, size=2)
+    left = round((image_size - width) * (1 + drift_x) / 2)
+    top = round((image_size - height) * (1 + drift_y) / 2)
+    picture.paste(glyph, (left, top))
+    return picture

@@ -1,0 +1,342 @@
+"""Where pictures come from: named sets, and any folder of class folders.
+
+A source finds a set in the folder that `--data` names, or downloads it where that is possible. It
+reads no picture file: that is the work of `search.dataset`. Only the driver opens a source; so no
+worker ever downloads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import math
+import socket
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+class SourceError(ValueError):
+    """A set of pictures cannot be had. The message says what was tried and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """A set that lies in arrays, not in files."""
+
+    images: np.ndarray
+    """uint8 [N, H, W] or [N, H, W, 3]."""
+    labels: np.ndarray
+    """int64 [N], indices into `classes`."""
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    """A unique name for each picture, such as "train/00001"."""
+    splits: tuple[str | None, ...]
+    """Each picture's official split: "train", "val", "test", or None."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Any folder of class folders; the named sets derive from it.
+
+    Raises:
+        SourceError: the class list is no list of two or more different names.
+    """
+
+    name: str
+    classes: tuple[str, ...] | None = None
+    """The classes to use, in this order; None is all there are."""
+    obtain: str = ""
+    """How to get a set that needs an account; told when the set is missing."""
+    left_out: tuple[str, ...] = ()
+    """Folders that are no class unless `classes` names them."""
+
+    def __post_init__(self) -> None:
+        if self.classes is None:
+            return
+        # A lone name is a string, and would pass for a list of letters.
+        if not isinstance(self.classes, tuple) or len(self.classes) < 2:
+            raise SourceError(
+                f"classes must be a tuple of two or more names, but got {self.classes!r}"
+            )
+        if len(set(self.classes)) < len(self.classes):
+            raise SourceError(f"classes must all differ, but got {self.classes!r}")
+
+    def open(self, data: Path | None, cache: Path) -> Path | Arrays:
+        """Find the set, downloading it when there is no other way.
+
+        Args:
+            data: the folder that `--data` names: the set's usual layout or a parent of it, or any
+                folder of class folders. None is the set itself.
+            cache: folder that downloads are kept in.
+
+        Returns:
+            A folder to scan, or arrays.
+
+        Raises:
+            SourceError: the set is not there and cannot be had.
+        """
+        if data is None:
+            return self._without_data(cache)
+        data = data.expanduser()
+        if not data.exists():
+            raise SourceError(f"--data must name a folder, but there is no {data}{_nearby(data)}")
+        if not data.is_dir():
+            raise SourceError(f"--data must name a folder, but {data} is a file")
+        return self._within(data)
+
+    def _without_data(self, cache: Path) -> Path | Arrays:
+        how = f" {self.obtain}" if self.obtain else ""
+        raise SourceError(
+            "this space brings no pictures of its own: give --data DIR, a folder that holds a"
+            f" folder per class, or train/ [val/] test/ of those.{how}"
+        )
+
+    def _within(self, data: Path) -> Path | Arrays:
+        return data
+
+
+def folder(classes: tuple[str, ...] | None = None, obtain: str = "") -> Source:
+    """Use the folder that `--data` names.
+
+    Args:
+        classes: the class folders to use, in this order; None is all of them.
+        obtain: how to get the set, told when `--data` is missing.
+    """
+    return Source("folder", classes, obtain)
+
+
+def caltech101(classes: tuple[str, ...] | None = None) -> Source:
+    """Use Caltech-101 (Li, Andreetto, Ranzato, Perona): about 9,000 photos of 101 objects.
+
+    Args:
+        classes: the classes to use, in this order; None is all but BACKGROUND_Google.
+    """
+    return _Caltech101("Caltech-101", classes, left_out=("BACKGROUND_Google",))
+
+
+def fashion_mnist() -> Source:
+    """Use Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey pictures of 28 × 28 pixels."""
+    return _FashionMNIST("Fashion-MNIST")
+
+
+def digits() -> Source:
+    """Use scikit-learn's 1,797 handwritten digits of 8 × 8 pixels. They need no download."""
+    return _Digits("handwritten digits")
+
+
+def rendered_digits() -> Source:
+    """Use digits rendered in fonts that the pretraining of `tinynet` never saw."""
+    return _RenderedDigits("rendered digits")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest known word, or nothing when none is near."""
+    known = list(known)
+    folded = {name.casefold(): name for name in known}  # "faces" is nearest to "Faces"
+    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
+
+
+class _Caltech101(Source):
+    """`101_ObjectCategories/`, in the data folder or in the folder of torchvision's download."""
+
+    def _within(self, data: Path) -> Path:
+        for parent in ("", "caltech101", "caltech-101"):
+            if (found := data / parent / "101_ObjectCategories").is_dir():
+                return found
+        return data
+
+    def _without_data(self, cache: Path) -> Path:
+        def fetch(folder: Path) -> None:
+            from torchvision.datasets import Caltech101
+
+            Caltech101(folder, download=True)
+
+        target = cache / "caltech101"
+        page = "https://data.caltech.edu/records/mzrjq-6wc02"
+        _download_once(self.name, target, fetch, page)
+        return target / "101_ObjectCategories"
+
+
+class _FashionMNIST(Source):
+    """The four idx files, as they come (.gz) or unpacked; or any folder of class folders."""
+
+    def _within(self, data: Path) -> Path | Arrays:
+        for raw in (data / "FashionMNIST" / "raw", data / "raw", data):
+            if any(_idx_file(raw, name) for name in _FASHION_FILES):
+                return _read_fashion(raw)
+        return data
+
+    def _without_data(self, cache: Path) -> Arrays:
+        def fetch(folder: Path) -> None:
+            from torchvision.datasets import FashionMNIST
+
+            FashionMNIST(folder, download=True)
+
+        target = cache / "FashionMNIST"
+        page = "https://github.com/zalandoresearch/fashion-mnist"
+        _download_once(self.name, target, fetch, page)
+        return _read_fashion(target / "raw")
+
+
+class _Digits(Source):
+    def _without_data(self, cache: Path) -> Arrays:
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        names = tuple(f"digits/{index:04d}" for index in range(len(labels)))
+        return _arrays_of_digits(np.rint(images.reshape(-1, 8, 8) * (255 / 16)), labels, names)
+
+
+class _RenderedDigits(Source):
+    def _without_data(self, cache: Path) -> Arrays:
+        from spaces.glyphs import external_digits
+
+        return _arrays_of_digits(*external_digits(seed=0))
+
+
+def _arrays_of_digits(images: np.ndarray, labels: np.ndarray, names: Iterable[str]) -> Arrays:
+    return Arrays(
+        images=np.ascontiguousarray(images, dtype=np.uint8),
+        labels=np.asarray(labels, dtype=np.int64),
+        classes=tuple("0123456789"),
+        names=tuple(names),
+        splits=(None,) * len(labels),
+    )
+
+
+_FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+_FASHION_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def _idx_file(raw: Path, name: str) -> Path | None:
+    """Return the file, or its packed form, or None when neither is there."""
+    return next((path for path in (raw / name, raw / f"{name}.gz") if path.is_file()), None)
+
+
+def _read_fashion(raw: Path) -> Arrays:
+    found = [_idx_file(raw, name) for name in _FASHION_FILES]
+    files = [path for path in found if path]
+    if len(files) < len(found):
+        missing = [name for name, path in zip(_FASHION_FILES, found, strict=True) if not path]
+        raise SourceError(
+            f"Fashion-MNIST is four files, but {raw} lacks {', '.join(missing)}:"
+            " copy them there, or leave --data out to download the set"
+        )
+    train_images, train_labels, test_images, test_labels = (_read_idx(path) for path in files)
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max(initial=0) > 9:
+            raise SourceError(
+                f"Fashion-MNIST in {raw} is damaged: its pictures and labels do not go together"
+            )
+    return Arrays(
+        images=np.concatenate([train_images, test_images]),
+        labels=np.concatenate([train_labels, test_labels]).astype(np.int64),
+        classes=_FASHION_CLASSES,
+        names=(
+            *(f"train/{index:05d}" for index in range(len(train_labels))),
+            *(f"test/{index:05d}" for index in range(len(test_labels))),
+        ),
+        splits=("train",) * len(train_labels) + ("test",) * len(test_labels),
+    )
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Read an idx file of bytes: a magic number, the shape in big-endian integers, the values.
+
+    The format is LeCun's: http://yann.lecun.com/exdb/mnist.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+    n_dims = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    header = 4 + 4 * n_dims
+    if not n_dims or len(content) < header:
+        raise SourceError(f"{path} is damaged: it is no idx file of bytes")
+    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", n_dims, offset=4))
+    if len(content) != header + math.prod(shape):
+        raise SourceError(
+            f"{path} is damaged: it must have {header + math.prod(shape)} bytes,"
+            f" but has {len(content)}"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _nearby(path: Path) -> str:
+    """Suggest the folder that was meant."""
+    if not path.parent.is_dir():
+        return ""
+    return did_you_mean(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()])
+
+
+_DOWNLOAD_TIMEOUT_SECONDS = 60.0
+"""A connection that is silent for longer has failed."""
+
+
+def _download_once(name: str, target: Path, fetch: Callable[[Path], None], page: str) -> None:
+    """Download a set unless it is there.
+
+    What is in `target` is whole: the set is fetched into a folder beside it, checked by hash there,
+    unpacked, and renamed at last. A download that broke leaves nothing and starts anew.
+
+    Args:
+        name: the set's name, for a person.
+        target: the folder that `fetch` makes, in the cache.
+        fetch: puts a folder of `target`'s name into the folder given to it.
+        page: address of the set's page.
+
+    Raises:
+        SourceError: the download failed; the message names what was tried.
+    """
+    if target.is_dir():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as partial,
+            _silence_ends_connections(),
+        ):
+            fetch(Path(partial))
+            _rename(Path(partial) / target.name, target)
+    # A download fails in many ways (URLError, HTTPException, a wrong hash, a full disk); the way
+    # out is the same.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SourceError(
+            f"{name} could not be downloaded to {target.parent} (page: {page}): {reason}."
+            " Try again when the network allows it, or get the set from that page and give its"
+            " folder with --data DIR"
+        ) from error
+
+
+def _rename(whole: Path, target: Path) -> None:
+    try:
+        whole.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another run was first, and its set is as whole as ours
+            raise
+
+
+@contextmanager
+def _silence_ends_connections() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

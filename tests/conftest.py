@@ -1,0 +1,24 @@
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+_SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real pictures that lie beside the repository."""
+    if not _SHARED_DATA.is_dir():
+        pytest.skip(f"no real pictures at {_SHARED_DATA}")
+    return _SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of two CPUs for all tests."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -1,0 +1,217 @@
+"""Stages and a head make a classifier; K of them over one frozen prefix make the ensemble.
+
+`model.pt` holds tensors and one JSON text, and needs no code of the space to be loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainables.backbones import Backbone, create_backbone
+from trainables.images import crop_and_normalise
+from trainables.viewbank import mixed_precision
+
+FORMAT = "classifier-search model 1"
+_PREDICT_BATCH = 64
+
+Weights = dict[str, Tensor]
+
+
+class ModelError(ValueError):
+    """A file is no model of ours, or is damaged."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that a model is, besides its tensors."""
+
+    backbone: str
+    classes: tuple[str, ...]
+    image_size: int
+    packed_size: int
+    """Side in pixels that pictures are resized and cropped to before `image_size` is cut out."""
+    freeze_depth: int
+    hidden_units: int
+    n_members: int
+    temperature: float = 1.0
+
+
+def create_head(feature_size: int, n_classes: int, hidden_units: int, dropout: float) -> nn.Module:
+    """Build a linear head, or pooling → dense ReLU → dropout → output."""
+    if hidden_units == 0:
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(feature_size, n_classes))
+    return nn.Sequential(
+        nn.Linear(feature_size, hidden_units),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden_units, n_classes),
+    )
+
+
+class Classifier(nn.Module):
+    """A backbone, frozen to some depth, and a head."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor, boundary: int = 0) -> Tensor:
+        """Return logits [N, classes] from what lies at a boundary (0: normalised pixels)."""
+        features = self.backbone(x, boundary, 5)
+        # The head is cheap and decides: it stays out of the half precision of the stages.
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self.head(features.float())
+        return logits
+
+    def member_weights(self) -> Weights:
+        """Copy what training changed, to the CPU: the unfrozen stages and the head."""
+        depth = self.backbone.freeze_depth
+        kept = {
+            f"stages.{key}": value
+            for key, value in self.backbone.stages.state_dict().items()
+            if int(key.split(".")[0]) >= depth
+        }
+        kept |= {f"head.{key}": value for key, value in self.head.state_dict().items()}
+        return {key: value.detach().to("cpu", copy=True) for key, value in kept.items()}
+
+    def load_member_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put `member_weights` back."""
+        stages = {k.removeprefix("stages."): v for k, v in weights.items() if k[:5] == "stage"}
+        head = {k.removeprefix("head."): v for k, v in weights.items() if k[:5] == "head."}
+        missing = self.backbone.stages.load_state_dict(stages, strict=False)
+        if missing.unexpected_keys:
+            raise ModelError(
+                f"weights for stages that are not there: {missing.unexpected_keys[:3]}"
+            )
+        self.head.load_state_dict(head)
+
+
+class Ensemble(nn.Module):
+    """K classifiers that share their frozen stages, which are stored and run once."""
+
+    def __init__(self, card: ModelCard, prefix: Weights, members: Sequence[Weights]) -> None:
+        """Rebuild the networks from their weights.
+
+        Raises:
+            ModelError: the weights do not fit the card.
+        """
+        super().__init__()
+        self.card = card
+        self.classifiers = nn.ModuleList()
+        for weights in members:
+            backbone = create_backbone(card.backbone)
+            backbone.freeze(card.freeze_depth)
+            head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
+            classifier = Classifier(backbone, head)
+            if self.classifiers:  # Later members borrow the first one's frozen stages.
+                for stage in range(card.freeze_depth):
+                    backbone.stages[stage] = self.classifiers[0].backbone.stages[stage]
+            try:
+                classifier.load_member_weights({**_as_stages(prefix), **weights})
+            except RuntimeError as error:
+                raise ModelError(f"the weights do not fit {card.backbone}: {error}") from None
+            self.classifiers.append(classifier)
+        self.to(memory_format=torch.channels_last)
+        self.eval()
+
+    @property
+    def prefix(self) -> Weights:
+        """The weights of the frozen stages."""
+        depth = self.card.freeze_depth
+        stages = self.classifiers[0].backbone.stages[:depth]
+        return {k: v.detach().cpu() for k, v in stages.state_dict().items()}
+
+    def member_weights(self) -> list[Weights]:
+        """The weights of each member's own stages and head."""
+        return [classifier.member_weights() for classifier in self.classifiers]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return each member's logits, [members, N, classes], from normalised pixels."""
+        depth = self.card.freeze_depth
+        shared = self.classifiers[0].backbone(x, 0, depth)
+        return torch.stack([classifier(shared, depth) for classifier in self.classifiers])
+
+    @torch.no_grad()
+    def logits(self, pictures: Tensor) -> Tensor:
+        """Return each member's logits for packed pictures.
+
+        Args:
+            pictures: uint8 [N, S, S, 3] with S the card's `packed_size`.
+
+        Returns:
+            float32 [members, N, classes] on the CPU.
+        """
+        device = next(self.parameters()).device
+        parts = [torch.empty(len(self.classifiers), 0, len(self.card.classes))]
+        for start in range(0, len(pictures), _PREDICT_BATCH):
+            batch = pictures[start : start + _PREDICT_BATCH].to(device)
+            with mixed_precision(device):
+                parts.append(self(crop_and_normalise(batch, self.card.image_size)).float().cpu())
+        return torch.cat(parts, dim=1)
+
+    def probabilities(self, pictures: Tensor) -> Tensor:
+        """Return the members' mean probability of each class: float32 [N, classes], on the CPU."""
+        return mean_probabilities(self.logits(pictures), self.card.temperature)
+
+    def save(self, path: Path) -> None:
+        """Write `model.pt`; a crash in the middle leaves the old file whole."""
+        content = {
+            "format": FORMAT,
+            "card": json.dumps(asdict(self.card)),
+            "prefix": self.prefix,
+            "members": self.member_weights(),
+        }
+        partial = path.with_name(path.name + ".partial")
+        torch.save(content, partial)
+        partial.replace(path)
+
+
+def mean_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Average the members' softmax: [members, N, classes] → [N, classes]."""
+    return torch.softmax(logits / temperature, dim=2).mean(dim=0)
+
+
+def load_model(path: Path) -> Ensemble:
+    """Read a `model.pt`.
+
+    Raises:
+        ModelError: the file is missing, is not ours, or is damaged.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no model at {path}")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or a hostile file
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ModelError(f"{path} cannot be read as a model: {reason}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelError(f"{path} is no model of this program (it lacks the mark {FORMAT!r})")
+    try:
+        card = _read_card(content["card"])
+        return Ensemble(card, content["prefix"], content["members"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _read_card(text: str) -> ModelCard:
+    content = json.loads(text)
+    card = ModelCard(**{**content, "classes": tuple(content["classes"])})
+    numbers = (card.image_size, card.packed_size, card.freeze_depth, card.hidden_units)
+    if not all(isinstance(n, int) and 0 <= n <= 65536 for n in numbers):
+        raise ValueError(f"a size on its card is out of range: {numbers}")
+    if not (len(card.classes) >= 2 and all(isinstance(name, str) for name in card.classes)):
+        raise ValueError("its card names fewer than two classes")
+    return card
+
+
+def _as_stages(prefix: Mapping[str, Tensor]) -> Weights:
+    return {f"stages.{key}": value for key, value in prefix.items()}

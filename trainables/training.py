@@ -1,0 +1,436 @@
+"""One training run: plain PyTorch, one epoch at a time. Knows no tuner and no cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spaces.base import TrialConfig
+from trainables.augment import augment_and_normalise, draw_magnitudes
+from trainables.backbones import Backbone
+from trainables.images import crop_and_normalise
+from trainables.model import Classifier, Weights, create_head
+from trainables.viewbank import ViewBank, mixed_precision
+
+PLATEAU_PATIENCE = 2  # epochs without a lower validation loss before the learning rate falls
+PLATEAU_FACTOR = 0.1
+WARMUP_SHARE = 0.1  # of all steps of a cosine schedule
+MOMENTUM = 0.9
+_CHUNK_BYTES = 64 * 2**20  # inputs are gathered this much at a time: few copies, little memory
+_EVALUATION_BATCH = 64
+
+
+class TrainingError(RuntimeError):
+    """A training cannot go on, for a reason that lies in its configuration."""
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Packed pictures with their labels.
+
+    Attributes:
+        table: uint8 [N, S, S, 3], shared and never written to.
+        labels: int64 [N].
+        n_classes: Labels are in [0, n_classes).
+        image_size: Side in pixels that a backbone sees.
+        flip: Whether a mirrored picture is still of its class.
+    """
+
+    table: Tensor
+    labels: Tensor
+    n_classes: int
+    image_size: int
+    flip: bool
+
+
+class Inputs(Protocol):
+    """Where a training takes its batches from: what lies at the frozen boundary."""
+
+    def train(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the augmented inputs of pictures, given by their rows in the table."""
+
+    def clean(self, rows: Tensor) -> Tensor:
+        """Return their inputs without augmentation."""
+
+
+class BankInputs:
+    """Inputs from the view bank: nothing is computed."""
+
+    def __init__(self, bank: ViewBank, augment: float) -> None:
+        self._bank = bank
+        self._augment = augment
+
+    def train(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a view of each picture, drawn among those up to the strength."""
+        return self._bank.draw(rows, self._augment, generator)
+
+    def clean(self, rows: Tensor) -> Tensor:
+        """Return view 0."""
+        return self._bank.clean(rows)
+
+
+class PictureInputs:
+    """Inputs from the packed pictures: augmented, then run through the frozen stages."""
+
+    def __init__(self, pictures: PictureSet, backbone: Backbone, augment: float) -> None:
+        self._pictures = pictures
+        self._backbone = backbone
+        self._augment = augment
+        self._device = next(backbone.parameters()).device
+        self._generator = torch.Generator(self._device)
+
+    def train(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return what the frozen stages make of freshly augmented pictures."""
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        self._generator.manual_seed(seed)
+        batch = self._pictures.table[rows].to(self._device, non_blocking=True)
+        magnitudes = draw_magnitudes(len(rows), self._augment, self._generator)
+        size, flip = self._pictures.image_size, self._pictures.flip
+        return self._frozen(augment_and_normalise(batch, size, magnitudes, flip, self._generator))
+
+    def clean(self, rows: Tensor) -> Tensor:
+        """Return what the frozen stages make of the pictures as they are."""
+        batch = self._pictures.table[rows].to(self._device, non_blocking=True)
+        return self._frozen(crop_and_normalise(batch, self._pictures.image_size))
+
+    @torch.no_grad()
+    def _frozen(self, pixels: Tensor) -> Tensor:
+        depth = self._backbone.freeze_depth
+        if depth == 0:
+            return pixels
+        with mixed_precision(self._device):
+            features: Tensor = self._backbone(pixels, 0, depth)
+        return features
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch came to. Losses are mean cross-entropies in nats; times are in seconds."""
+
+    epoch: int
+    """Counted from 1."""
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_macro_f1: float
+    lr: float
+    """Learning rate at the end of the epoch."""
+    seconds: float
+    images_per_second: float
+    """Training pictures a second, validation left out."""
+    gpu_memory_mb: float
+    """Peak since the trial began; 0 without a GPU."""
+
+
+class Trainer:
+    """Trains one configuration, epoch by epoch, and can be saved between epochs."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        backbone: Backbone,
+        pictures: PictureSet,
+        train_rows: Tensor,
+        val_rows: Tensor,
+        epochs: int,
+        seed: int,
+        bank: ViewBank | None = None,
+        head_start: Weights | None = None,
+        patience: int | None = None,
+        epoch_lrs: Sequence[float] | None = None,
+    ) -> None:
+        """Set a training up.
+
+        Args:
+            config: What to train.
+            backbone: On the device to train on, in channels_last; it is frozen to the config's
+                depth here and changed by the training.
+            pictures: All pictures; rows below say which are used.
+            train_rows: int64 [n], at least one.
+            val_rows: int64 [m]; empty where nothing is to be validated (its figures are then NaN).
+            epochs: The full length.
+            seed: Of the head, the order, the augmentation, dropout and mixup.
+            bank: Features at the config's boundary; None computes them as they are needed.
+            head_start: Weights of a linear head to begin with (arXiv 2202.10054).
+            patience: Epochs without a better validation accuracy that end the training.
+            epoch_lrs: A learning rate an epoch, instead of what a plateau would decide.
+        """
+        self.config = config
+        self.epochs = epochs
+        self.epoch = 0
+        self.best: EpochResult | None = None
+        self._device = next(backbone.parameters()).device
+        self._pictures = pictures
+        self._labels = pictures.labels
+        self._train_rows, self._val_rows = train_rows, val_rows
+        self._patience = patience
+        self._epoch_lrs = epoch_lrs
+        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        backbone.freeze(config.freeze_depth)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = create_head(
+                backbone.feature_size, pictures.n_classes, config.hidden_units, config.dropout
+            )
+        if head_start is not None and config.hidden_units == 0:
+            head[-1].load_state_dict(head_start)  # type: ignore[index]
+        self.model = Classifier(backbone, head.to(self._device))
+        self._inputs: Inputs = (
+            BankInputs(bank, config.augment)
+            if bank is not None
+            else PictureInputs(pictures, backbone, config.augment)
+        )
+        self._class_weights = self._weigh_classes() if config.class_weights else None
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimizer = _create_optimizer(config, self._parameters)
+        self._scaler = torch.amp.GradScaler(
+            "cuda",
+            enabled=self._device.type == "cuda" and not torch.cuda.is_bf16_supported(),
+        )
+        self._micro_batch = config.batch_size
+        self._lr_factor = 1.0
+        self._lowest_val_loss, self._epochs_above_lowest = math.inf, 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch."""
+        return math.ceil(len(self._train_rows) / self.config.batch_size)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the full length is reached, or patience has run out."""
+        if self.epoch >= self.epochs:
+            return True
+        if self._patience is None or self.best is None:
+            return False
+        return self.epoch - self.best.epoch >= self._patience
+
+    def run_epoch(self) -> EpochResult:
+        """Train for one epoch and validate.
+
+        Raises:
+            TrainingError: the loss is no longer a finite number.
+        """
+        started = perf_counter()
+        self.model.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed * 100_003 + self.epoch)  # dropout, stochastic depth
+            loss_sum, n_right = self._train_pass()
+        train_seconds = perf_counter() - started
+        n = len(self._train_rows)
+        train_loss = loss_sum / n
+        self.epoch += 1
+        if not math.isfinite(train_loss):
+            raise TrainingError(
+                f"the training loss is {train_loss} in epoch {self.epoch}"
+                f" (lr {self.config.lr:g}, {self.config.optimizer})"
+            )
+        val_loss, val_accuracy, val_macro_f1 = self._validate()
+        result = EpochResult(
+            epoch=self.epoch,
+            train_loss=train_loss,
+            train_accuracy=n_right / n,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            val_macro_f1=val_macro_f1,
+            lr=self._optimizer.param_groups[0]["lr"],
+            seconds=perf_counter() - started,
+            images_per_second=n / train_seconds,
+            gpu_memory_mb=(
+                torch.cuda.max_memory_allocated(self._device) / 2**20
+                if self._device.type == "cuda"
+                else 0.0
+            ),
+        )
+        if self.best is None or _better(result, self.best):
+            self.best = result
+        self._watch_plateau(val_loss)
+        return result
+
+    def predict_logits(self, rows: Tensor) -> Tensor:
+        """Return logits of unaugmented pictures: float32 [n, classes] on the CPU."""
+        self.model.eval()
+        depth = self.config.freeze_depth
+        parts = [torch.empty(0, self._pictures.n_classes)]
+        with torch.no_grad():
+            for batch in rows.split(_EVALUATION_BATCH):
+                x = self._inputs.clean(batch).to(self._device, non_blocking=True)
+                with mixed_precision(self._device):
+                    parts.append(self.model(x, depth).float().cpu())
+        return torch.cat(parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs to go on as if nothing had happened."""
+        return {
+            "epoch": self.epoch,
+            "best": None if self.best is None else vars(self.best),
+            "member": self.model.member_weights(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "generator": self._generator.get_state(),
+            "plateau": (self._lr_factor, self._lowest_val_loss, self._epochs_above_lowest),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved moment of the same configuration."""
+        self.epoch = state["epoch"]
+        self.best = None if state["best"] is None else EpochResult(**state["best"])
+        self.model.load_member_weights(state["member"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self._generator.set_state(state["generator"])
+        self._lr_factor, self._lowest_val_loss, self._epochs_above_lowest = state["plateau"]
+
+    def _train_pass(self) -> tuple[float, int]:
+        """Visit every training picture once; return the summed loss and how many were right."""
+        loss_sum = torch.zeros((), device=self._device)
+        n_right = torch.zeros((), device=self._device, dtype=torch.long)
+        for step, (x, y) in enumerate(self._batches()):
+            self._set_lr(step)
+            loss, logits = self._step(x, y)
+            loss_sum += loss * len(y)
+            n_right += (logits.argmax(1) == y).sum()
+        return float(loss_sum), int(n_right)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self._train_rows), generator=self._generator)
+        rows = self._train_rows[order]
+        n_gathered = self._gathered_batches() * self.config.batch_size
+        for chunk in rows.split(n_gathered):
+            inputs = self._inputs.train(chunk, self._generator)
+            inputs = inputs.to(self._device, non_blocking=True)
+            labels = self._labels[chunk].to(self._device, non_blocking=True)
+            size = self.config.batch_size
+            yield from zip(inputs.split(size), labels.split(size), strict=True)
+
+    def _gathered_batches(self) -> int:
+        """How many batches are taken from the inputs at a time: one where they are computed."""
+        if isinstance(self._inputs, PictureInputs):
+            return 1
+        one = self._inputs.clean(self._train_rows[:1])
+        batch_bytes = one.numel() * one.element_size() * self.config.batch_size
+        return max(1, _CHUNK_BYTES // batch_bytes)
+
+    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one optimiser step; return the mean loss and the logits, detached."""
+        depth = self.config.freeze_depth
+        mixed = self._mix(x, y) if self.config.mixup else None
+        x = mixed[0] if mixed else x
+        with mixed_precision(self._device):
+            logits = self.model(x, depth)
+        loss = self._loss(logits, y)
+        if mixed:
+            _, partner, share = mixed
+            loss = share * loss + (1 - share) * self._loss(logits, y[partner])
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return loss.detach(), logits.detach()
+
+    def _mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Blend each input with another of its batch (mixup, arXiv 1710.09412).
+
+        On features it is manifold mixup (arXiv 1806.05236).
+        """
+        partner = torch.randperm(len(y), generator=self._generator).to(x.device)
+        # Beta(a, a) from two Gamma(a) draws, so that it follows this training's own generator.
+        gammas = torch._standard_gamma(
+            torch.full((2,), self.config.mixup), generator=self._generator
+        )
+        share = float(gammas[0] / gammas.sum().clamp_min(1e-12))
+        return share * x + (1 - share) * x[partner], partner, share
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits,
+            labels,
+            weight=self._class_weights,
+            label_smoothing=self.config.label_smoothing,
+        )
+
+    def _validate(self) -> tuple[float, float, float]:
+        """Return loss, accuracy and macro F1 on the validation rows; NaN where there are none."""
+        if len(self._val_rows) == 0:
+            return math.nan, math.nan, math.nan
+        logits = self.predict_logits(self._val_rows)
+        labels = self._labels[self._val_rows].cpu()
+        predicted = logits.argmax(1)
+        loss = float(F.cross_entropy(logits, labels))
+        accuracy = float((predicted == labels).float().mean())
+        return loss, accuracy, _macro_f1(labels, predicted, self._pictures.n_classes)
+
+    def _set_lr(self, step: int) -> None:
+        """Set the learning rate of the coming step."""
+        lr = self.config.lr * self._lr_factor
+        if self.config.scheduler == "cosine":
+            lr *= _cosine_with_warmup(
+                self.epoch * self.steps_per_epoch + step, self.epochs * self.steps_per_epoch
+            )
+        elif self._epoch_lrs is not None:
+            lr = self._epoch_lrs[self.epoch]
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
+    def _watch_plateau(self, val_loss: float) -> None:
+        if self.config.scheduler != "plateau" or self._epoch_lrs is not None:
+            return
+        if val_loss < self._lowest_val_loss:
+            self._lowest_val_loss, self._epochs_above_lowest = val_loss, 0
+            return
+        self._epochs_above_lowest += 1
+        if self._epochs_above_lowest > PLATEAU_PATIENCE:
+            self._lr_factor *= PLATEAU_FACTOR
+            self._epochs_above_lowest = 0
+
+    def _weigh_classes(self) -> Tensor:
+        """Weigh each class by n / (classes · its count), as scikit-learn's "balanced" does."""
+        counts = torch.bincount(
+            self._labels[self._train_rows].cpu(), minlength=self._pictures.n_classes
+        )
+        weights = len(self._train_rows) / (self._pictures.n_classes * counts.clamp_min(1))
+        return weights.float().to(self._device)
+
+
+def _create_optimizer(config: TrialConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimiser; biases and normalisation scales are not decayed."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, nesterov=True, fused=True)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.lr, fused=True)
+
+
+def _better(new: EpochResult, old: EpochResult) -> bool:
+    """Higher accuracy, and the lower loss among equals."""
+    return (new.val_accuracy, -new.val_loss) > (old.val_accuracy, -old.val_loss)
+
+
+def _cosine_with_warmup(step: int, n_steps: int) -> float:
+    """Return the factor of a linear warm-up and a cosine down to 0 (arXiv 1608.03983)."""
+    n_warm = max(1, round(WARMUP_SHARE * n_steps))
+    if step < n_warm:
+        return (step + 1) / n_warm
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warm) / max(1, n_steps - n_warm)))
+
+
+def _macro_f1(labels: Tensor, predicted: Tensor, n_classes: int) -> float:
+    """Return the unweighted mean over the classes of F1 = 2·hits / (predicted + actual)."""
+    hits = torch.bincount(labels[labels == predicted], minlength=n_classes).double()
+    shown = torch.bincount(labels, minlength=n_classes) + torch.bincount(
+        predicted, minlength=n_classes
+    )
+    present = shown > 0
+    return float((2 * hits[present] / shown[present]).mean())

@@ -1,0 +1,214 @@
+"""A trial as Ray Tune sees it: `tune.Trainable` around `training.Trainer`.
+
+The one file of this folder that knows Ray.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+
+from spaces.base import TrialConfig, Value
+from trainables.backbones import Backbone, create_backbone
+from trainables.images import as_tensor
+from trainables.model import Weights
+from trainables.training import PictureSet, Trainer
+from trainables.viewbank import ViewBank, as_features
+
+_CHECKPOINT = "trial.pt"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trainings of a run share. Large things are in the object store.
+
+    Attributes:
+        table: Reference to the packed pictures, uint8 [N, S, S, 3].
+        labels: int64 [N].
+        n_classes: Labels are in [0, n_classes).
+        image_size: Side in pixels that a backbone sees.
+        flip: Whether a mirrored picture is still of its class.
+        weights: By backbone, a reference to its pretrained state dict; one that is missing starts
+            from scratch.
+        banks: Actor handle of `search.banks.Banks`; None computes all features as needed.
+        heads: By backbone, the probe's head that trainings begin with.
+        epochs: The full length of a trial.
+        patience: See `Space.patience`.
+        seed: Of the run.
+    """
+
+    table: Any
+    labels: np.ndarray
+    n_classes: int
+    image_size: int
+    flip: bool
+    weights: Mapping[str, Any]
+    banks: Any
+    heads: Mapping[str, Weights]
+    epochs: int
+    patience: int | None
+    seed: int
+
+    def pictures(self) -> PictureSet:
+        """Open the shared table; nothing is copied."""
+        return PictureSet(
+            table=as_tensor(ray.get(self.table)),
+            labels=as_tensor(self.labels),
+            n_classes=self.n_classes,
+            image_size=self.image_size,
+            flip=self.flip,
+        )
+
+    def bank(self, config: TrialConfig) -> ViewBank | None:
+        """Open the bank that a config draws from; None where there is none for it."""
+        return self._lend(config.backbone, config.freeze_depth, config.augment)
+
+    def pooled_bank(self, backbone: str) -> ViewBank | None:
+        """Open the clean pooled features of a backbone; None where there are none."""
+        return self._lend(backbone, 5, 0.0)
+
+    def _lend(self, backbone: str, boundary: int, augment: float) -> ViewBank | None:
+        if self.banks is None or boundary == 0:
+            return None
+        lent = ray.get(self.banks.lend.remote(backbone, boundary, augment))
+        if lent is None:
+            return None
+        views, n_views, row_of = lent
+        tensors = tuple(as_features(bits) for bits in ray.get(views))
+        return ViewBank(tensors, n_views, as_tensor(row_of))
+
+
+_pristine: dict[str, Backbone] = {}
+
+
+def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) -> Backbone:
+    """Return a backbone whose unfrozen stages are a copy of its own; frozen ones are shared.
+
+    A worker reads each backbone's weights once and keeps them for the trials to come.
+    """
+    if name not in _pristine:
+        reference = bench.weights.get(name)
+        state_dict = None if reference is None else ray.get(reference)
+        backbone = create_backbone(name, state_dict, seed=bench.seed)
+        _pristine[name] = backbone.to(device=device, memory_format=torch.channels_last)
+    pristine = _pristine[name]
+    shared = {id(stage): stage for stage in pristine.stages[:depth]}
+    return copy.deepcopy(pristine, shared)
+
+
+def settled(params: Mapping[str, Value]) -> TrialConfig:
+    """Read a trial's parameters; a network that has no pretrained weights is never frozen."""
+    config = TrialConfig.from_params(params)
+    return replace(config, freeze_depth=0) if config.backbone == "cnn" else config
+
+
+def training_device() -> torch.device:
+    """Return the GPU that Ray gave this worker, else the CPU with the threads Ray gave it."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def create_trainer(
+    bench: Bench,
+    config: TrialConfig,
+    train_rows: torch.Tensor,
+    val_rows: torch.Tensor,
+    seed: int,
+    **options: Any,
+) -> Trainer:
+    """Set up a training on this worker; options go to `Trainer`."""
+    device = training_device()
+    return Trainer(
+        config,
+        fresh_backbone(bench, config.backbone, config.freeze_depth, device),
+        bench.pictures(),
+        train_rows,
+        val_rows,
+        seed=seed,
+        bank=bench.bank(config),
+        **options,
+    )
+
+
+class ImageTrial(tune.Trainable):
+    """One configuration of a search; workers go from one to the next (`reuse_actors`)."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        bench: Bench | None = None,
+        train_rows: np.ndarray | None = None,
+        val_rows: np.ndarray | None = None,
+        keeper: Any = None,
+    ) -> None:
+        """Begin a trial: `config` has its parameters and the study's number for it."""
+        if bench is None or train_rows is None or val_rows is None:
+            raise ValueError("ImageTrial needs tune.with_parameters(bench, train_rows, val_rows)")
+        self._bench, self._keeper = bench, keeper
+        self._train_rows = torch.as_tensor(train_rows.copy())
+        self._val_rows = torch.as_tensor(val_rows.copy())
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin the next trial in this worker."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train for one epoch."""
+        result = self._trainer.run_epoch()
+        best = self._trainer.best
+        if best is result:
+            self._best_weights = self._trainer.model.member_weights()
+        if best is None:
+            raise RuntimeError("an epoch has ended without a result")
+        if self._trainer.finished and self._keeper is not None:
+            score = (best.val_accuracy, -best.val_loss)
+            if ray.get(self._keeper.wants.remote(self._number, score)):
+                ray.get(self._keeper.offer.remote(self._number, score, self._best_weights))
+        return {
+            **vars(result),
+            "best_val_accuracy": best.val_accuracy,
+            "best_val_loss": best.val_loss,
+            "best_epoch": best.epoch,
+            "node": ray.util.get_node_ip_address(),
+            "finished": self._trainer.finished,
+            "done": self._trainer.finished,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write all that the next epoch needs."""
+        state = {"trainer": self._trainer.state_dict(), "best_weights": self._best_weights}
+        torch.save(state, Path(checkpoint_dir) / _CHECKPOINT)
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Go on from `save_checkpoint`."""
+        state = torch.load(Path(checkpoint) / _CHECKPOINT, weights_only=True)
+        self._trainer.load_state_dict(state["trainer"])
+        self._best_weights = state["best_weights"]
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._number = int(config["number"])
+        self._best_weights: Weights = {}
+        trial_config = settled(config["params"])
+        self._trainer = create_trainer(
+            self._bench,
+            trial_config,
+            self._train_rows,
+            self._val_rows,
+            seed=self._bench.seed * 1_000_003 + self._number,
+            epochs=self._bench.epochs,
+            patience=self._bench.patience,
+            head_start=self._bench.heads.get(trial_config.backbone),
+        )
