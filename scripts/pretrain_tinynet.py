@@ -2,8 +2,8 @@
 
 python scripts/pretrain_tinynet.py [--seed 0] [--out trainables/weights/tinynet.pth]
 
-Takes 3.5 minutes on one core. The same seed gives the same file, byte for byte, on the same machine
-and versions.
+Takes 3.5 minutes on one core. The same seed gives the same tensors on the same machine and
+versions.
 """
 
 import argparse

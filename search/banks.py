@@ -74,7 +74,6 @@ def bank_budget_bytes() -> int:
     return int(min(stores) * BUDGET_SHARE)
 
 
-@ray.remote(num_cpus=0)
 class Banks:
     """Owns every view that has been built, and builds what is asked for.
 
@@ -160,15 +159,22 @@ class Banks:
         # the very trial that waits for it.
         resources = {"num_cpus": 1, "num_gpus": plan.gpus_per_task} if first else {"num_cpus": 0}
         task = _build_block.options(num_returns=len(boundaries), **resources)
-        blocks = []
+        blocks: list[list[Any]] = []
         for start in range(0, len(plan.rows), BLOCK_PICTURES):
             rows = plan.rows[start : start + BLOCK_PICTURES]
             seed = (plan.bench.seed * 1009 + view) * 1_000_003 + start
-            made = task.remote(plan.bench, backbone, rows, view, plan.n_views, boundaries, seed)
+            made: Any = task.remote(
+                plan.bench, backbone, rows, view, plan.n_views, boundaries, seed
+            )
             blocks.append(made if len(boundaries) > 1 else [made])
         if len(blocks) == 1:
-            return list(blocks[0])
+            return blocks[0]
         return [_join.remote(*parts) for parts in zip(*blocks, strict=True)]
+
+
+def start_banks(plan: BankPlan) -> Any:
+    """Start the actor that owns a run's banks."""
+    return ray.remote(num_cpus=0)(Banks).remote(plan)
 
 
 @ray.remote(max_retries=5)

@@ -17,8 +17,10 @@ import ray
 from PIL import Image
 
 from search.layout import DataError as DataError
-from search.listing import Listing, Problem, deal
+from search.listing import Listing as Listing
+from search.listing import Problem as Problem
 from search.listing import check_counts as check_counts
+from search.listing import deal
 from search.listing import scan as scan
 from search.listing import scan_external as scan_external
 from trainables.images import PictureError, fit, read_picture
@@ -98,7 +100,7 @@ def pack(
         The table, with what could not be read left out and named.
     """
     total = len(listing.names)
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     n_cpus = max(1, int(resources.get("CPU", 1)))
     block_size = block_size or _block_size(total, n_cpus, in_files=listing.paths is not None)
     submit = _block_tasks(listing, packed_size, image_size, block_size)

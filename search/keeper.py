@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
 
+from search.session import node_of_driver
 from trainables.model import Weights
 
 Score = tuple[float, float]
@@ -16,7 +17,6 @@ Score = tuple[float, float]
 BEST_WEIGHTS = "best.pt"
 
 
-@ray.remote(num_cpus=0)
 class Keeper:
     """Writes `trials/<number>/best.pt` of the best `keep` trials; lives where the run folder is."""
 
@@ -43,3 +43,9 @@ class Keeper:
         for loser in ranked[self._keep :]:
             (self._trials / str(loser) / BEST_WEIGHTS).unlink(missing_ok=True)
             del self._kept[loser]
+
+
+def start_keeper(trials: Path, keep: int, kept: dict[int, Score]) -> Any:
+    """Start the actor on the driver's node; arguments are those of `Keeper`."""
+    actor = ray.remote(num_cpus=0)(Keeper).options(**node_of_driver())
+    return actor.remote(trials, keep, kept)

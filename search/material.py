@@ -13,7 +13,8 @@ from torch import Tensor
 from search.banks import BankPlan
 from search.dataset import Packed, pack, split, write_audit_csv, write_split_csv
 from search.folder import RunFolder
-from search.listing import DataError, Listing, check_counts, scan, scan_external
+from search.layout import DataError
+from search.listing import Listing, check_counts, scan, scan_external
 from search.progress import Progress
 from search.request import Request
 from spaces.base import Space

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from optuna.distributions import IntDistribution
 
-from search.banks import Banks, bank_budget_bytes, plan_banks
+from search.banks import bank_budget_bytes, plan_banks, start_banks
 from search.folder import RunFolder
 from search.material import Material
 from search.progress import Progress
-from spaces.base import Space
+from spaces.base import Space, TrialConfig, values_of
 from trainables.model import Ensemble, ModelCard
 from trainables.probe import Probe, fit_probe
 from trainables.trial import fresh_backbone
@@ -38,7 +39,7 @@ def open_banks(material: Material) -> Material:
     space = material.space
     rows = material.rows("train", "val")
     plan = plan_banks(material.bench, rows, space.views, space.backbones, bank_budget_bytes())
-    banks = Banks.remote(plan)
+    banks = start_banks(plan)
     return replace(material, plan=plan, bench=replace(material.bench, banks=banks))
 
 
@@ -126,21 +127,16 @@ def save_probe(material: Material, backbone: str, probe: Probe, path: Path) -> N
 
 def strongest(space: Space) -> float:
     """Return the largest strength of augmentation that a trial may have."""
-    parameter = space.params.get("augment", 0.0)
-    return float(getattr(parameter, "high", None) or _largest(parameter))
+    return max(float(value) for value in values_of(space.params.get("augment", 0.0)))
 
 
 def frozen_depths(space: Space) -> tuple[int, ...]:
     """Return the depths, from 1, that a trial may freeze to."""
-    parameter = space.params.get("freeze_depth", 5)
-    choices = getattr(parameter, "choices", None)
-    if choices is None and hasattr(parameter, "low"):
-        choices = range(parameter.low, parameter.high + 1)
-    return tuple(depth for depth in sorted(choices or (parameter,)) if depth > 0)
-
-
-def _largest(parameter: Any) -> float:
-    return max(getattr(parameter, "choices", None) or (parameter,))
+    parameter = space.params.get("freeze_depth", TrialConfig.freeze_depth)
+    values = [int(value) for value in values_of(parameter)]
+    if isinstance(parameter, IntDistribution):
+        values = list(range(parameter.low, parameter.high + 1, parameter.step))
+    return tuple(depth for depth in sorted(values) if depth > 0)
 
 
 def _start_probe(material: Material, name: str, rows: np.ndarray) -> Any:

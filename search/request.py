@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from spaces.base import BACKBONES, Space, did_you_mean, load_space
+from spaces.base import BACKBONES, Space, load_space
+from spaces.sources import did_you_mean
 
 DEFAULT_SPACE = Path("spaces/digits.py")
 
@@ -48,8 +49,12 @@ class Request:
 
     def apply_to(self, space: Space) -> Space:
         """Return the space with what the command line changes in it."""
-        asked = {"trials": self.trials, "epochs": self.epochs, "folds": self.folds}
-        space = replace(space, **{k: v for k, v in asked.items() if v is not None})
+        space = replace(
+            space,
+            trials=self.trials or space.trials,
+            epochs=self.epochs or space.epochs,
+            folds=self.folds or space.folds,
+        )
         return space.with_backbones(self.backbones) if self.backbones else space
 
     @property
@@ -65,7 +70,7 @@ class Request:
     def carrying_on(self, kept: dict[str, Any]) -> Request:
         """Return the request of an earlier run, with what this command line says anew."""
         paths = ("data", "external", "weights")
-        old = {k: Path(kept[k]) if kept[k] else None for k in paths}
+        old: dict[str, Any] = {k: Path(kept[k]) if kept[k] else None for k in paths}
         old |= {"backbones": tuple(kept["backbones"]) if kept["backbones"] else None}
         for name in ("limit", "trials", "epochs", "folds", "time_budget_seconds", "storage"):
             old[name] = kept[name]

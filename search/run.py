@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
-from search.session import SessionError, node_of_driver, ray_session  # isort: skip  # quiets Ray
+from search.session import SessionError, ray_session  # isort: skip  # quiets Ray
 
 import optuna
 from torch import Tensor
 
-from search.banks import Banks as Banks
 from search.evaluate import evaluate
 from search.folder import FolderError, RunFolder
-from search.keeper import Keeper
-from search.listing import DataError
+from search.keeper import start_keeper
+from search.layout import DataError
 from search.material import Material, find_pictures, pack_pictures
 from search.probing import build_banks, open_banks, probe_backbones
 from search.progress import Progress
@@ -141,9 +140,7 @@ def search(
         cpus=cpus,
         gpus=gpus,
     )
-    keeper = Keeper.options(**node_of_driver()).remote(
-        folder.path.absolute() / "trials", space.keep, kept_scores(study)
-    )
+    keeper = start_keeper(folder.path.absolute() / "trials", space.keep, kept_scores(study))
     boards = TrialBoards(folder.path / "tensorboard", space)
     progress.begin_trials(space.trials, sum(count_states(study).values()), space.epochs)
     rows = {part: material.rows(part) for part in ("train", "val")}

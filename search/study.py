@@ -101,7 +101,7 @@ class StudySearcher(Searcher):
         self._running: dict[str, optuna.Trial] = {}
         self._reasons: dict[str, str] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Propose the next trial; `Searcher.FINISHED` when there are enough."""
         if sum(count_states(self._study).values()) + len(self._running) >= self._n_trials:
             return str(Searcher.FINISHED)

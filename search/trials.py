@@ -144,7 +144,7 @@ def grace_epochs(epochs: int) -> int:
     return max(1, epochs // REDUCTION_FACTOR**2)
 
 
-class _Reporter(tune.Callback):  # type: ignore[misc]
+class _Reporter(tune.Callback):
     """Turns Tune's callbacks into events, and keeps each trial's curve."""
 
     def __init__(

@@ -6,12 +6,11 @@ checked here, all at once, before anything costly starts.
 
 from __future__ import annotations
 
-import difflib
 import math
 import runpy
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +21,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from spaces.sources import Source
+from spaces.sources import Source, did_you_mean
 
 BACKBONES: tuple[str, ...] = (
     "tinynet",
@@ -105,7 +104,8 @@ class _Rule:
             if value in self.choices and isinstance(value, type(self.choices[0])):
                 return None
             hint = did_you_mean(str(value), [str(choice) for choice in self.choices])
-            return f"{name} must be one of {', '.join(map(str, self.choices))}, but got {value!r}{hint}"
+            choices = ", ".join(map(str, self.choices))
+            return f"{name} must be one of {choices}, but got {value!r}{hint}"
         rule = f"{_bound(self.low)} <= {name} <= {_bound(self.high)} must hold"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"{rule}, but got {value!r}"
@@ -207,7 +207,7 @@ class Space:
     @property
     def backbones(self) -> tuple[str, ...]:
         """The backbones that a trial may have."""
-        return tuple(str(value) for value in _values(self.params["backbone"]))
+        return tuple(str(value) for value in values_of(self.params["backbone"]))
 
     def with_backbones(self, names: Sequence[str]) -> Space:
         """Return this space searching `names` instead of its own backbones.
@@ -254,12 +254,6 @@ def load_space(path: str | Path) -> Space:
     return space
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known word, or nothing when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 _NOT_SPACES = {"__init__", "base", "sources", "glyphs"}
 
 
@@ -267,8 +261,8 @@ def _bound(value: float) -> str:
     return f"{value:g}"
 
 
-def _values(parameter: Distribution | Value) -> tuple[Value, ...]:
-    """The values that decide whether a parameter is in range: all choices, or both ends."""
+def values_of(parameter: Distribution | Value) -> tuple[Value, ...]:
+    """Return the values that bound a parameter: all choices, both ends of a range, or itself."""
     if isinstance(parameter, CategoricalDistribution):
         return tuple(parameter.choices)  # type: ignore[arg-type]
     if isinstance(parameter, FloatDistribution | IntDistribution):
@@ -278,7 +272,7 @@ def _values(parameter: Distribution | Value) -> tuple[Value, ...]:
 
 def _space_problems(space: Space) -> Iterable[str]:
     if not isinstance(space.source, Source):
-        yield f"source must come from spaces.sources, but got {space.source!r}"
+        yield f"source must come from spaces.sources, but got {space.source!r}"  # type: ignore[unreachable]
     if "backbone" not in space.params:
         yield "params must name a 'backbone'"
     for name, parameter in space.params.items():
@@ -287,7 +281,7 @@ def _space_problems(space: Space) -> Iterable[str]:
                 f"unknown parameter {name!r}{did_you_mean(name, RULES)} (known: {', '.join(RULES)})"
             )
             continue
-        broken = [RULES[name].broken_by(name, value) for value in _values(parameter)]
+        broken = [RULES[name].broken_by(name, value) for value in values_of(parameter)]
         yield from dict.fromkeys(problem for problem in broken if problem)
     for index, first in enumerate(space.first_trials):
         yield from (f"first_trials[{index}]: {p}" for p in _first_trial_problems(space, first))
@@ -302,7 +296,7 @@ def _first_trial_problems(space: Space, first: Mapping[str, Value]) -> Iterable[
             yield f"{name!r} is not a parameter of this space{hint}"
         elif isinstance(parameter, BaseDistribution):
             try:
-                inside = parameter._contains(parameter.to_internal_repr(value))
+                inside = parameter._contains(parameter.to_internal_repr(value))  # type: ignore[arg-type]
             except (TypeError, ValueError):
                 inside = False
             if not inside:
@@ -337,4 +331,3 @@ def _number_problems(space: Space) -> Iterable[str]:
         yield f"patience >= 1 must hold, but got {space.patience}"
     if space.weights not in ("pretrained", "none"):
         yield f"weights must be 'pretrained' or 'none', but got {space.weights!r}"
-    assert {f.name for f in fields(TrialConfig)} == set(RULES)

@@ -91,10 +91,10 @@ class Source:
         return self._within(data)
 
     def _without_data(self, cache: Path) -> Path | Arrays:
-        how = f" {self.obtain}" if self.obtain else ""
+        how = f"; {self.obtain}" if self.obtain else ""
         raise SourceError(
             "this space brings no pictures of its own: give --data DIR, a folder that holds a"
-            f" folder per class, or train/ [val/] test/ of those.{how}"
+            f" folder per class, or train/ [val/] test/ of those{how}"
         )
 
     def _within(self, data: Path) -> Path | Arrays:

@@ -1,4 +1,3 @@
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 

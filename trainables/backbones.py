@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model, vgg
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from spaces.base import BACKBONES, did_you_mean
+from spaces.base import BACKBONES
+from spaces.sources import did_you_mean
 from trainables.small import cnn_stages, tinynet_stages
 from trainables.weights import fit_weights
 

@@ -217,9 +217,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale wide grey values to [0, 255].
 
     White is 65535 in integers and 1 in fractions (or 255, where values exceed 1). Values outside
-    that are stretched between their own lowest and highest.
+    that are stretched between their own lowest and highest; what is no number is black.
     """
-    values = np.asarray(image, dtype=np.float64)
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = 0.0, 65535.0
     if image.mode == "F":
         high = 1.0 if values.max() <= 1.0 else 255.0

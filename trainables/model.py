@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,20 +106,18 @@ class Ensemble(nn.Module):
         """
         super().__init__()
         self.card = card
-        self.classifiers = nn.ModuleList()
-        for weights in members:
-            backbone = create_backbone(card.backbone)
-            backbone.freeze(card.freeze_depth)
-            head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
-            classifier = Classifier(backbone, head)
-            if self.classifiers:  # Later members borrow the first one's frozen stages.
-                for stage in range(card.freeze_depth):
-                    backbone.stages[stage] = self.classifiers[0].backbone.stages[stage]
+        backbone = create_backbone(card.backbone)
+        backbone.freeze(card.freeze_depth)
+        head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
+        first = Classifier(backbone, head)
+        shared = {id(stage): stage for stage in backbone.stages[: card.freeze_depth]}
+        self.classifiers = [first] + [copy.deepcopy(first, dict(shared)) for _ in members[1:]]
+        for classifier, weights in zip(self.classifiers, members, strict=True):
             try:
                 classifier.load_member_weights({**_as_stages(prefix), **weights})
             except RuntimeError as error:
                 raise ModelError(f"the weights do not fit {card.backbone}: {error}") from None
-            self.classifiers.append(classifier)
+        self._registered = nn.ModuleList(self.classifiers)  # what `to` and `eval` reach
         self.to(memory_format=torch.channels_last)
         self.eval()
 

@@ -10,16 +10,14 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from trainables.model import Weights
 
 _FOLDS = 5
-_INVERSE_REGULARISATION = (
-    0.01  # on standardised features; weak enough to fit, strong enough to hold
-)
+_INVERSE_REGULARISATION = 0.01  # of standardised features: fits, and holds
 _MOST_PICTURES = 10_000  # a probe of more than these takes a stratified part: it is only a ranking
 
 
@@ -73,9 +71,9 @@ def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:
     return _as_head(model, features.shape[1], n_classes)
 
 
-def _as_head(model: object, feature_size: int, n_classes: int) -> Weights:
+def _as_head(model: Pipeline, feature_size: int, n_classes: int) -> Weights:
     """Fold the standardisation into the weights, and give absent classes a low score."""
-    scaler, regression = model  # type: ignore[attr-defined]
+    scaler, regression = (step for _, step in model.steps)
     weight = regression.coef_ / scaler.scale_
     bias = regression.intercept_ - weight @ scaler.mean_
     if len(regression.classes_) == 2:  # scikit-learn gives one row for two classes

@@ -99,7 +99,7 @@ def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) ->
         reference = bench.weights.get(name)
         state_dict = None if reference is None else ray.get(reference)
         backbone = create_backbone(name, state_dict, seed=bench.seed)
-        _pristine[name] = backbone.to(device=device, memory_format=torch.channels_last)
+        _pristine[name] = backbone.to(device).to(memory_format=torch.channels_last)
     pristine = _pristine[name]
     shared = {id(stage): stage for stage in pristine.stages[:depth]}
     return copy.deepcopy(pristine, shared)
@@ -143,6 +143,9 @@ def create_trainer(
 class ImageTrial(tune.Trainable):
     """One configuration of a search; workers go from one to the next (`reuse_actors`)."""
 
+    _trainer: Trainer
+    _best_weights: Weights
+
     def setup(
         self,
         config: dict[str, Any],
@@ -182,7 +185,7 @@ class ImageTrial(tune.Trainable):
             "best_val_accuracy": best.val_accuracy,
             "best_val_loss": best.val_loss,
             "best_epoch": best.epoch,
-            "node": ray.util.get_node_ip_address(),
+            "node": str(ray.util.get_node_ip_address()),
             "finished": self._trainer.finished,
             "done": self._trainer.finished,
         }
@@ -200,7 +203,7 @@ class ImageTrial(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
-        self._best_weights: Weights = {}
+        self._best_weights = {}
         trial_config = settled(config["params"])
         self._trainer = create_trainer(
             self._bench,

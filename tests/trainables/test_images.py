@@ -3,8 +3,10 @@ import struct
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,12 +64,12 @@ def torchvisions(image: Image.Image, packed_size: int, image_size: int) -> torch
 @pytest.mark.parametrize("sizes", [(256, 224), (255, 224), (37, 32), (33, 32), (36, 31), (32, 32)])
 @pytest.mark.parametrize(
     "shape",
-    [(300, 223), (223, 300), (256, 256), (257, 256), (255, 258), (500, 333), (1, 1), (7, 5), (5, 8)]
-    + [(640, 11), (11, 640)],
+    [
+        *((300, 223), (223, 300), (256, 256), (257, 256), (255, 258), (500, 333)),
+        *((1, 1), (7, 5), (5, 8), (640, 11), (11, 640)),
+    ],
 )
-def test_evaluation_pixels_are_torchvisions(
-    shape: tuple[int, int], sizes: tuple[int, int]
-) -> None:
+def test_evaluation_pixels_are_torchvisions(shape: tuple[int, int], sizes: tuple[int, int]) -> None:
     image = noise(*shape)
     torch.testing.assert_close(ours(image, *sizes), torchvisions(image, *sizes), rtol=0, atol=2e-6)
 
@@ -84,7 +86,7 @@ def test_evaluation_pixels_are_torchvisions_at_random_sizes() -> None:
             torchvisions(image, *sizes),
             rtol=0,
             atol=ONE_LEVEL if max(width, height) > 64 * min(width, height) else 2e-6,
-            msg=lambda text, at=(width, height, *sizes): f"{at}: {text}",
+            msg=f"{width} × {height} at {sizes}",
         )
 
 
@@ -115,7 +117,7 @@ def test_one_pixel_by_twenty_thousand_takes_no_gigabytes() -> None:
 def test_evaluation_pixels_of_real_pictures(shared_data: Path) -> None:
     paths = sorted(p for p in shared_data.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     assert len(paths) > 2000
-    for path in paths[::60]:
+    for path in paths[::150]:
         image = read_picture(path)
         torch.testing.assert_close(
             ours(image, 256, 224), torchvisions(image, 256, 224), rtol=0, atol=2e-6
@@ -153,7 +155,7 @@ def test_crop_larger_than_the_pictures_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32])
 def test_as_tensor_shares_read_only_memory_silently(dtype: type) -> None:
-    array = np.arange(6, dtype=dtype).reshape(2, 3)
+    array: np.ndarray = np.arange(6, dtype=dtype).reshape(2, 3)
     array.flags.writeable = False
     tensor = as_tensor(array)  # a warning would be an error here
     assert tensor.data_ptr() == array.ctypes.data
@@ -185,7 +187,7 @@ def test_reading_pictures_needs_no_torch() -> None:
         (".avif", {"quality": 95}),
     ],
 )
-def test_formats(tmp_path: Path, suffix: str, options: dict[str, object]) -> None:
+def test_formats(tmp_path: Path, suffix: str, options: dict[str, Any]) -> None:
     path = tmp_path / f"Ein süßes Bild{suffix}"
     smooth().save(path, **options)
     image = read_picture(path)
@@ -250,12 +252,13 @@ def test_16_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (np.float32([0, 0.5, 1]), [0, 128, 255]),
-        (np.float32([0, 100, 255]), [0, 100, 255]),
-        (np.float32([-1, 0, 1]), [0, 128, 255]),
-        (np.float32([7, 7, 7]), [7, 7, 7]),
-        (np.int32([0, 32768, 65535]), [0, 128, 255]),
-        (np.int32([-100, 0, 100]), [0, 128, 255]),
+        (np.array([0, 0.5, 1], np.float32), [0, 128, 255]),
+        (np.array([0, 100, 255], np.float32), [0, 100, 255]),
+        (np.array([-1, 0, 1], np.float32), [0, 128, 255]),
+        (np.array([7, 7, 7], np.float32), [7, 7, 7]),
+        (np.array([0, 32768, 65535], np.int32), [0, 128, 255]),
+        (np.array([-100, 20, 100], np.int32), [0, 153, 255]),
+        (np.array([np.nan, -np.inf, 1], np.float32), [0, 0, 255]),
     ],
 )
 def test_wide_grey_is_scaled(tmp_path: Path, values: np.ndarray, expected: list[int]) -> None:
@@ -291,9 +294,7 @@ def test_damaged_exif_leaves_the_picture_and_warns_nobody(tmp_path: Path) -> Non
         Image.open(path).close()
     # In a process of its own: pytest's filters go before those of `images`.
     code = f"from trainables.images import read_picture; print(read_picture({str(path)!r}).size)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("(40, 30)\n", "")
 
 
@@ -385,10 +386,8 @@ def test_random_damage_is_a_picture_error_or_a_picture(tmp_path: Path) -> None:
             places = rng.integers(0, min(200, len(content)), 3)
             content[places] = rng.integers(0, 256, 3)
             path.write_bytes(content.tobytes())
-            try:
+            with suppress(PictureError):  # anything else fails the test
                 assert read_picture(path).mode == "RGB"
-            except PictureError as error:
-                assert error.reason
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
