@@ -1,12 +1,12 @@
 """Where view banks live: built by Ray tasks, owned by one actor, evicted by use.
 
 The tasks' results belong to the actor, so they outlive trials and workers, and Ray computes them
-again from their lineage when a node that held them is lost.
+again from their lineage when a node that held them is lost. Neither this file nor its imports load
+PyTorch: the actor is there in a moment, and only the tasks need it.
 """
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
-
-from trainables.images import as_tensor
-from trainables.trial import Bench, fresh_backbone, training_device
-from trainables.viewbank import boundaries_within, build_view, bytes_a_picture, views_up_to
 
 BLOCK_PICTURES = 128  # fixed, so that a bank does not depend on how many machines built it
 BUDGET_SHARE = 0.5  # of the smallest node's object store; the rest is for pictures and weights
@@ -29,7 +24,8 @@ class BankPlan:
     """What a run's banks are made of.
 
     Attributes:
-        bench: Its pictures and weights.
+        bench: Reference to the run's `trainables.trial.Bench`.
+        seed: Of the run.
         rows: int64 [n], the table rows of the pictures that trainings may see; never the test's.
         n_views: V.
         sizes: By backbone, bytes of the whole bank at boundaries 1 to 5.
@@ -37,31 +33,13 @@ class BankPlan:
         gpus_per_task: Share of a GPU that a task takes while the banks are first built.
     """
 
-    bench: Bench
+    bench: Any
+    seed: int
     rows: np.ndarray
     n_views: int
     sizes: Mapping[str, tuple[int, ...]]
     budget_bytes: int
-    gpus_per_task: float = 0.0
-
-    def first_boundaries(self, backbone: str, depths: Sequence[int]) -> tuple[int, ...]:
-        """Choose what is built before the first trial: what fits an equal share of the budget."""
-        share = self.budget_bytes // len(self.sizes)
-        fitting = boundaries_within(share, self.sizes[backbone])
-        return tuple(boundary for boundary in fitting if boundary in depths)
-
-
-def plan_banks(
-    bench: Bench, rows: np.ndarray, n_views: int, backbones: Sequence[str], budget_bytes: int
-) -> BankPlan:
-    """Measure what banks of these backbones would take."""
-    cpu = torch.device("cpu")
-    sizes = {}
-    for name in backbones:
-        per_picture = bytes_a_picture(fresh_backbone(bench, name, 5, cpu), bench.image_size)
-        sizes[name] = tuple(size * len(rows) * n_views for size in per_picture)
-    gpus = ray.cluster_resources().get("GPU", 0)
-    return BankPlan(bench, rows, n_views, sizes, budget_bytes, 0.5 if gpus else 0.0)
+    gpus_per_task: float
 
 
 def bank_budget_bytes() -> int:
@@ -83,10 +61,9 @@ class Banks:
     def __init__(self, plan: BankPlan) -> None:
         self._plan = plan
         self._views: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()
-        n_rows = int(plan.rows.max()) + 1 if len(plan.rows) else 0
-        row_of = np.full(n_rows, -1, np.int64)
+        row_of = np.full(int(plan.rows.max()) + 1, -1, np.int64)
         row_of[plan.rows] = np.arange(len(plan.rows))
-        self._row_of = row_of
+        self._row_of = ray.put(row_of)
 
     def build(
         self, backbone: str, boundaries: Sequence[int], n_views: int, first: bool = True
@@ -104,7 +81,7 @@ class Banks:
         """
         if not boundaries:
             return []
-        built = min(len(self._views.get((backbone, b), [])) for b in boundaries)
+        built = min(len(self._views.get((backbone, boundary), [])) for boundary in boundaries)
         started = []
         for view in range(built, n_views):
             references = self._start_view(backbone, boundaries, view, first)
@@ -115,14 +92,12 @@ class Banks:
             started.append(references)
         return started
 
-    def lend(
-        self, backbone: str, boundary: int, augment: float
-    ) -> tuple[list[Any], int, np.ndarray] | None:
-        """Hand out the views that a trial of this strength draws from.
+    def lend(self, backbone: str, boundary: int, n_views: int) -> tuple[list[Any], Any] | None:
+        """Hand out the first views of a bank, building what is missing.
 
         Returns:
-            References a view, V, and each table row's place in a view; None where the boundary
-            does not fit the budget, so that the trial computes its features as it goes.
+            A reference a view, and one to each table row's place in a view; None where the
+            boundary does not fit the budget, so that the trial computes its features as it goes.
         """
         key = (backbone, boundary)
         size = self._plan.sizes[backbone][boundary - 1]
@@ -130,10 +105,9 @@ class Banks:
             return None
         if key not in self._views:
             self._make_room(size)
-        n_views = views_up_to(augment, self._plan.n_views)
         self.build(backbone, (boundary,), n_views, first=False)
         self._views.move_to_end(key)
-        return self._views[key][:n_views], self._plan.n_views, self._row_of
+        return self._views[key][:n_views], self._row_of
 
     def sizes_bytes(self) -> dict[str, int]:
         """Return the bytes each bank takes, by `backbone/boundary`."""
@@ -157,15 +131,15 @@ class Banks:
         plan = self._plan
         # While trials hold the machine, a task that asked for a CPU of its own could wait for
         # the very trial that waits for it.
-        resources = {"num_cpus": 1, "num_gpus": plan.gpus_per_task} if first else {"num_cpus": 0}
-        task = _build_block.options(num_returns=len(boundaries), **resources)
+        gpus = plan.gpus_per_task if first else 0.0
+        task: Any = _build_block.options(
+            num_returns=len(boundaries), num_cpus=1 if first else 0, num_gpus=gpus
+        )
         blocks: list[list[Any]] = []
         for start in range(0, len(plan.rows), BLOCK_PICTURES):
             rows = plan.rows[start : start + BLOCK_PICTURES]
-            seed = (plan.bench.seed * 1009 + view) * 1_000_003 + start
-            made: Any = task.remote(
-                plan.bench, backbone, rows, view, plan.n_views, boundaries, seed
-            )
+            seed = (plan.seed * 1009 + view) * 1_000_003 + start
+            made = task.remote(plan.bench, backbone, rows, view, plan.n_views, boundaries, seed)
             blocks.append(made if len(boundaries) > 1 else [made])
         if len(blocks) == 1:
             return blocks[0]
@@ -179,7 +153,7 @@ def start_banks(plan: BankPlan) -> Any:
 
 @ray.remote(max_retries=5)
 def _build_block(
-    bench: Bench,
+    bench: Any,
     backbone: str,
     rows: np.ndarray,
     view: int,
@@ -188,15 +162,9 @@ def _build_block(
     seed: int,
 ) -> Any:
     """Compute one view of some pictures at some boundaries."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    device = training_device()
-    network = fresh_backbone(bench, backbone, 5, device).eval()
-    pictures = as_tensor(ray.get(bench.table))[torch.from_numpy(rows.copy())]
-    magnitude = view / (n_views - 1) if n_views > 1 else 0.0
-    kept = build_view(
-        network, pictures, bench.image_size, magnitude, bench.flip, boundaries, seed, device
-    )
-    parts = [kept[boundary] for boundary in boundaries]
+    from trainables.trial import build_block
+
+    parts = build_block(bench, backbone, rows, view, n_views, boundaries, seed)
     return parts[0] if len(parts) == 1 else parts
 
 

@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _SUMMARY = "summary.json"
 _ENVIRONMENT = "environment.json"
 _PACKAGES = ("ray", "torch", "torchvision", "optuna", "scikit-learn", "numpy", "pandas", "pillow")
@@ -32,9 +30,9 @@ class RunFolder:
         self.path = path
         self._summary: dict[str, Any] = {}
 
-    @classmethod
-    def create(cls, out: Path, name: str) -> RunFolder:
-        """Make the folder of a new run.
+    @staticmethod
+    def check_free(out: Path, name: str) -> None:
+        """Check that a run of this name can be made, without making it.
 
         Raises:
             FolderError: the name is taken or unusable, or `out` cannot be written to.
@@ -43,17 +41,28 @@ class RunFolder:
             raise FolderError(
                 f"a run's name is made of letters, digits, '.', '_' and '-', but got {name!r}"
             )
-        path = out / name
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            path.mkdir()
-        except FileExistsError:
-            if not out.is_dir():
-                raise FolderError(f"--out must be a folder, but {out} is a file") from None
+        if (out / name).exists():
             raise FolderError(
                 f"there is a run called {name!r} in {out}: give another --name, or carry it on"
-                f" with --resume {path}"
-            ) from None
+                f" with --resume {out / name}"
+            )
+        nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise FolderError(f"--out must be a folder, but {nearest} is a file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise FolderError(f"--out {out} cannot be written to; give another --out")
+
+    @classmethod
+    def create(cls, out: Path, name: str) -> RunFolder:
+        """Make the folder of a new run.
+
+        Raises:
+            FolderError: see `check_free`.
+        """
+        cls.check_free(out, name)
+        path = out / name
+        try:
+            path.mkdir(parents=True)
         except OSError as error:
             raise FolderError(
                 f"--out {out} cannot be written to: {error.strerror}; give another --out"
@@ -126,9 +135,6 @@ class RunFolder:
                     "system": platform.platform(),
                     "processor": platform.processor() or platform.machine(),
                     "cores": os.cpu_count(),
-                    "gpus": [
-                        torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-                    ],
                 },
             },
         )

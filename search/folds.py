@@ -5,7 +5,6 @@ In a fold, the held-out pictures choose nothing: epochs and learning rates are t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -18,7 +17,7 @@ from sklearn.model_selection import StratifiedKFold
 from spaces.base import TrialConfig
 from trainables.model import Weights
 from trainables.probe import fit_head
-from trainables.trial import Bench, create_trainer
+from trainables.trial import Bench, create_trainer, threads_of_worker
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _train_fold(
     index: int,
 ) -> Fold:
     started = perf_counter()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(threads_of_worker())
     config = recipe.config
     rows = torch.from_numpy(train_rows.copy())
     trainer = create_trainer(

@@ -1,4 +1,7 @@
-"""Keeps the weights of the best few trials, and of no others."""
+"""Keeps the weights of the best few trials, and of no others.
+
+Its actor imports no PyTorch: it is there in a moment and takes little memory.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
-
-from search.session import node_of_driver
-from trainables.model import Weights
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Score = tuple[float, float]
 """Higher is better: validation accuracy, then the negative validation loss."""
@@ -31,12 +31,12 @@ class Keeper:
         rivals = [s for n, s in self._kept.items() if n != number]
         return len(rivals) < self._keep or score > sorted(rivals, reverse=True)[self._keep - 1]
 
-    def offer(self, number: int, score: Score, weights: Weights) -> None:
-        """Keep a trial's weights, and let those go that are no longer among the best."""
+    def offer(self, number: int, score: Score, content: bytes) -> None:
+        """Keep a trial's weights, as a file's content; let go those no longer among the best."""
         path = self._trials / str(number) / BEST_WEIGHTS
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        torch.save(weights, partial)
+        partial.write_bytes(content)
         partial.replace(path)
         self._kept[number] = score
         ranked = sorted(self._kept, key=lambda n: self._kept[n], reverse=True)
@@ -47,5 +47,6 @@ class Keeper:
 
 def start_keeper(trials: Path, keep: int, kept: dict[int, Score]) -> Any:
     """Start the actor on the driver's node; arguments are those of `Keeper`."""
-    actor = ray.remote(num_cpus=0)(Keeper).options(**node_of_driver())
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0)(Keeper).options(scheduling_strategy=here)
     return actor.remote(trials, keep, kept)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import ray
 from torch import Tensor
 
 from search.banks import BankPlan
+from search.checks import Checked
 from search.dataset import Packed, pack, split, write_audit_csv, write_split_csv
 from search.folder import RunFolder
 from search.layout import DataError
-from search.listing import Listing, check_counts, scan, scan_external
+from search.listing import Listing, check_counts
 from search.progress import Progress
-from search.request import Request
 from spaces.base import Space
 from trainables.trial import Bench
 
@@ -43,30 +42,16 @@ class Material:
         return [self.listing.names[self.packed.kept[row]] for row in rows]
 
 
-def find_pictures(request: Request, space: Space, cache: Path) -> tuple[Listing, Listing | None]:
-    """List the run's pictures and the external ones; nothing is decoded.
+def pack_pictures(
+    checked: Checked, weights: Mapping[str, Mapping[str, Tensor]], progress: Progress
+) -> Material:
+    """Decode, audit and split the pictures, and put all that trainings share into the store.
 
     Raises:
-        SourceError, DataError: they are not there, or not usable.
+        DataError: too few pictures could be read, or a run carried on finds other pictures.
     """
-    listing = scan(space.source, request.data, cache, space.folds, request.limit, request.seed)
-    if request.external is not None:
-        return listing, scan_external(request.external, listing.classes)
-    if space.external is not None and request.data is None:
-        return listing, scan_external(space.external.open(None, cache), listing.classes)
-    return listing, None
-
-
-def pack_pictures(
-    request: Request,
-    space: Space,
-    listing: Listing,
-    external: Listing | None,
-    weights: Mapping[str, Mapping[str, Tensor]],
-    folder: RunFolder,
-    progress: Progress,
-) -> Material:
-    """Decode, audit and split the pictures, and put all that trainings share into the store."""
+    request, space, folder = checked.request, checked.space, checked.folder
+    listing, external = checked.listing, checked.external
     n_pictures = len(listing.names) + (len(external.names) if external else 0)
     progress.begin("pictures", n_pictures, "pictures")
     packed = pack(listing, space.packed_size, progress.advance, space.image_size)
@@ -93,6 +78,7 @@ def pack_pictures(
         image_size=space.image_size,
         flip=space.flip,
         weights={name: ray.put(dict(state)) for name, state in weights.items()},
+        n_views=space.views,
         banks=None,
         heads={},
         epochs=space.epochs,

@@ -5,6 +5,7 @@ And the banks stage after it, which builds the augmented views that trials draw 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +16,7 @@ import ray
 import torch
 from optuna.distributions import IntDistribution
 
-from search.banks import bank_budget_bytes, plan_banks, start_banks
+from search.banks import BankPlan, bank_budget_bytes, start_banks
 from search.folder import RunFolder
 from search.material import Material
 from search.progress import Progress
@@ -23,7 +24,12 @@ from spaces.base import Space, TrialConfig, values_of
 from trainables.model import Ensemble, ModelCard
 from trainables.probe import Probe, fit_probe
 from trainables.trial import fresh_backbone
-from trainables.viewbank import as_features, views_up_to
+from trainables.viewbank import (
+    as_features,
+    boundaries_within,
+    bytes_a_picture,
+    views_up_to,
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,18 @@ def open_banks(material: Material) -> Material:
     """Start the actor that owns the view banks."""
     space = material.space
     rows = material.rows("train", "val")
-    plan = plan_banks(material.bench, rows, space.views, space.backbones, bank_budget_bytes())
-    banks = start_banks(plan)
-    return replace(material, plan=plan, bench=replace(material.bench, banks=banks))
+    bench = material.bench
+    gpus = ray.cluster_resources().get("GPU", 0)
+    plan = BankPlan(
+        bench=ray.put(bench),
+        seed=bench.seed,
+        rows=rows,
+        n_views=space.views,
+        sizes={name: _bank_sizes(material, name, len(rows)) for name in space.backbones},
+        budget_bytes=bank_budget_bytes(),
+        gpus_per_task=0.5 if gpus else 0.0,
+    )
+    return replace(material, plan=plan, bench=replace(bench, banks=start_banks(plan)))
 
 
 def probe_backbones(material: Material, folder: RunFolder, progress: Progress) -> Material:
@@ -88,7 +103,7 @@ def build_banks(material: Material, progress: Progress) -> None:
     depths = frozen_depths(space)
     waiting: list[Any] = []
     for name in space.backbones:
-        boundaries = plan.first_boundaries(name, depths)
+        boundaries = first_boundaries(plan, name, depths)
         started = ray.get(material.bench.banks.build.remote(name, boundaries, n_views))
         waiting += [references[0] for references in started]
         left_out = [depth for depth in depths if depth not in boundaries]
@@ -106,6 +121,21 @@ def build_banks(material: Material, progress: Progress) -> None:
     progress.say(
         f"{total} views of {len(plan.rows)} pictures, {sum(sizes.values()) / 2**20:,.0f} MB"
     )
+
+
+def first_boundaries(plan: BankPlan, backbone: str, depths: Sequence[int]) -> tuple[int, ...]:
+    """Choose what is built before the first trial: what fits an equal share of the budget."""
+    share = plan.budget_bytes // len(plan.sizes)
+    fitting = boundaries_within(share, plan.sizes[backbone])
+    return tuple(boundary for boundary in fitting if boundary in depths)
+
+
+def _bank_sizes(material: Material, backbone: str, n_pictures: int) -> tuple[int, ...]:
+    """Return the bytes of a whole bank at boundaries 1 to 5."""
+    space = material.space
+    network = fresh_backbone(material.bench, backbone, 5, torch.device("cpu"))
+    sizes = bytes_a_picture(network, space.image_size)
+    return tuple(size * n_pictures * space.views for size in sizes)
 
 
 def save_probe(material: Material, backbone: str, probe: Probe, path: Path) -> None:
@@ -145,15 +175,20 @@ def _start_probe(material: Material, name: str, rows: np.ndarray) -> Any:
     if plan is None:
         raise RuntimeError("probes need the banks that open_banks starts")
     # 5 is what the probe reads; the same pass fills the other boundaries that trials will want.
-    depths = {5, *plan.first_boundaries(name, frozen_depths(material.space))}
+    depths = {5, *first_boundaries(plan, name, frozen_depths(material.space))}
     ray.get(bench.banks.build.remote(name, tuple(sorted(depths)), 1))
-    views, _, row_of = ray.get(bench.banks.lend.remote(name, 5, 0.0))
-    return _probe.remote(bench.labels[rows], row_of[rows], bench.n_classes, bench.seed, *views)
+    (view,), row_of = ray.get(bench.banks.lend.remote(name, 5, 1))
+    return _probe.remote(bench.labels[rows], rows, row_of, bench.n_classes, bench.seed, view)
 
 
 @ray.remote(max_retries=3)
 def _probe(
-    labels: np.ndarray, rows: np.ndarray, n_classes: int, seed: int, view: np.ndarray
+    labels: np.ndarray,
+    rows: np.ndarray,
+    row_of: np.ndarray,
+    n_classes: int,
+    seed: int,
+    view: np.ndarray,
 ) -> Probe:
-    features = as_features(view)[torch.from_numpy(rows.copy())]
+    features = as_features(view)[torch.from_numpy(row_of[rows])]
     return fit_probe(features, torch.from_numpy(labels.copy()), n_classes, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from search.folder import RunFolder
-from search.study import describe
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -186,6 +186,12 @@ class Progress:
             return _clock(elapsed)
         left = elapsed / self._done * (self._total - self._done)
         return f"{_clock(elapsed)}, about {_clock(left)} left"
+
+
+def describe(params: Mapping[str, object]) -> str:
+    """Return parameters as one short line."""
+    shown = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())
+    return ", ".join(shown)
 
 
 def _clock(seconds: float) -> str:

@@ -18,15 +18,16 @@ _QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1e9",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_LOG_TO_STDERR": "0",
 }
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
+
+# Tune starts its actors in this environment. Where all workers have it, those that decoded
+# pictures and built banks go on as trials, instead of new ones importing PyTorch again.
+_WORKER_ENVIRONMENT = {"env_vars": {"PL_DISABLE_FORK": "1"}}
 
 
 class SessionError(ValueError):
@@ -36,6 +37,8 @@ class SessionError(ValueError):
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
     """Start Ray on this machine, or join a cluster; leave it in the end.
+
+    Call it in the main thread: Ray's processes end with the thread that started them.
 
     Args:
         address: As `ray.init` takes it; None starts Ray here.
@@ -52,6 +55,7 @@ def ray_session(address: str | None) -> Iterator[None]:
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                runtime_env=_WORKER_ENVIRONMENT,
             )
         except ConnectionError as error:
             raise SessionError(
@@ -62,9 +66,3 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def node_of_driver() -> dict[str, object]:
-    """Return the options that keep an actor on the driver's own node, where the run folder is."""
-    node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}

@@ -11,7 +11,6 @@ import csv
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +195,6 @@ def _grid_values(distribution: BaseDistribution) -> list[Value]:
         last = len(values) - 1
         return [values[round(i * last / (_GRID_POINTS - 1))] for i in range(_GRID_POINTS)]
     raise TypeError(f"no grid over {distribution}")
-
-
-def describe(params: Mapping[str, Value]) -> str:
-    """Return parameters as one short line."""
-    shown = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())
-    return ", ".join(shown)
 
 
 def kept_scores(study: optuna.Study) -> dict[int, tuple[float, float]]:

@@ -15,8 +15,9 @@ from search.evaluate import write_predictions
 from search.folder import RunFolder
 from search.folds import Fold, Recipe, out_of_fold, retrain
 from search.material import Material
-from search.progress import Progress
-from search.study import BEST_EPOCH, BEST_VALUE, describe, trial_params
+from search.progress import Progress, describe
+from search.study import BEST_EPOCH, BEST_VALUE, trial_params
+from search.trials import trial_resources
 from spaces.base import Space
 from trainables.model import Ensemble, ModelCard
 from trainables.trial import fresh_backbone, settled
@@ -45,7 +46,6 @@ class Finalist:
 def retrain_finalists(
     material: Material,
     candidates: Sequence[FrozenTrial],
-    resources: dict[str, float],
     use_probe: bool,
     folder: RunFolder,
     progress: Progress,
@@ -55,12 +55,13 @@ def retrain_finalists(
     Args:
         material: What the run works on.
         candidates: Trials, best first; at least one.
-        resources: `num_cpus` and `num_gpus` of each fold.
         use_probe: Whether linear heads begin as probes.
         folder: Gets `folds/` and `model.pt`.
         progress: Is told each fold.
     """
     space, rows = material.space, material.rows("train", "val")
+    cpus, gpus = trial_resources()
+    resources = {"num_cpus": cpus, "num_gpus": gpus}
     total = space.folds * len(candidates)
     progress.begin("folds", total, "folds")
     finalists: list[Finalist] = []

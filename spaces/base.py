@@ -240,9 +240,8 @@ def load_space(path: str | Path) -> Space:
     except SpaceError as error:
         raise SpaceError(f"Space file {path}", error.problems) from None
     except SyntaxError as error:
-        raise SpaceError(
-            f"Space file {path}", [f"line {error.lineno} is not Python: {error.msg}"]
-        ) from None
+        what = f"line {error.lineno}" if error.lineno else "the file"  # null bytes have no line
+        raise SpaceError(f"Space file {path}", [f"{what} is not Python: {error.msg}"]) from None
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = f"line {frames[-1].lineno}: " if frames else ""

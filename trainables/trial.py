@@ -6,8 +6,8 @@ The one file of this folder that knows Ray.
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from trainables.backbones import Backbone, create_backbone
 from trainables.images import as_tensor
 from trainables.model import Weights
 from trainables.training import PictureSet, Trainer
-from trainables.viewbank import ViewBank, as_features
+from trainables.viewbank import ViewBank, as_features, build_view, view_magnitude, views_up_to
 
 _CHECKPOINT = "trial.pt"
 
@@ -39,6 +39,7 @@ class Bench:
         flip: Whether a mirrored picture is still of its class.
         weights: By backbone, a reference to its pretrained state dict; one that is missing starts
             from scratch.
+        n_views: V, the views of each picture in a bank.
         banks: Actor handle of `search.banks.Banks`; None computes all features as needed.
         heads: By backbone, the probe's head that trainings begin with.
         epochs: The full length of a trial.
@@ -52,6 +53,7 @@ class Bench:
     image_size: int
     flip: bool
     weights: Mapping[str, Any]
+    n_views: int
     banks: Any
     heads: Mapping[str, Weights]
     epochs: int
@@ -79,15 +81,17 @@ class Bench:
     def _lend(self, backbone: str, boundary: int, augment: float) -> ViewBank | None:
         if self.banks is None or boundary == 0:
             return None
-        lent = ray.get(self.banks.lend.remote(backbone, boundary, augment))
+        lent = ray.get(
+            self.banks.lend.remote(backbone, boundary, views_up_to(augment, self.n_views))
+        )
         if lent is None:
             return None
-        views, n_views, row_of = lent
+        views, row_of = lent
         tensors = tuple(as_features(bits) for bits in ray.get(views))
-        return ViewBank(tensors, n_views, as_tensor(row_of))
+        return ViewBank(tensors, self.n_views, as_tensor(ray.get(row_of)))
 
 
-_pristine: dict[str, Backbone] = {}
+_pristine: dict[tuple[str, torch.device], Backbone] = {}
 
 
 def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) -> Backbone:
@@ -95,14 +99,41 @@ def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) ->
 
     A worker reads each backbone's weights once and keeps them for the trials to come.
     """
-    if name not in _pristine:
+    if (name, device) not in _pristine:
         reference = bench.weights.get(name)
         state_dict = None if reference is None else ray.get(reference)
         backbone = create_backbone(name, state_dict, seed=bench.seed)
-        _pristine[name] = backbone.to(device).to(memory_format=torch.channels_last)
-    pristine = _pristine[name]
+        _pristine[name, device] = backbone.to(device).to(memory_format=torch.channels_last)
+    pristine = _pristine[name, device]
     shared = {id(stage): stage for stage in pristine.stages[:depth]}
     return copy.deepcopy(pristine, shared)
+
+
+def build_block(
+    bench: Bench,
+    backbone: str,
+    rows: np.ndarray,
+    view: int,
+    n_views: int,
+    boundaries: Sequence[int],
+    seed: int,
+) -> list[np.ndarray]:
+    """Compute one view of some pictures, given by their table rows, at each boundary."""
+    torch.set_num_threads(threads_of_worker())
+    device = training_device()
+    network = fresh_backbone(bench, backbone, 5, device).eval()
+    pictures = as_tensor(ray.get(bench.table))[torch.from_numpy(rows.copy())]
+    kept = build_view(
+        network,
+        pictures,
+        bench.image_size,
+        view_magnitude(view, n_views),
+        bench.flip,
+        boundaries,
+        seed,
+        device,
+    )
+    return [kept[boundary] for boundary in boundaries]
 
 
 def settled(params: Mapping[str, Value]) -> TrialConfig:
@@ -112,10 +143,15 @@ def settled(params: Mapping[str, Value]) -> TrialConfig:
 
 
 def training_device() -> torch.device:
-    """Return the GPU that Ray gave this worker, else the CPU with the threads Ray gave it."""
+    """Return the GPU that Ray gave this worker, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+def threads_of_worker() -> int:
+    """Return how many CPUs Ray gave this worker, at least one."""
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
 def create_trainer(
@@ -140,6 +176,12 @@ def create_trainer(
     )
 
 
+def _as_file(weights: Weights) -> bytes:
+    content = io.BytesIO()
+    torch.save(weights, content)
+    return content.getvalue()
+
+
 class ImageTrial(tune.Trainable):
     """One configuration of a search; workers go from one to the next (`reuse_actors`)."""
 
@@ -160,7 +202,7 @@ class ImageTrial(tune.Trainable):
         self._bench, self._keeper = bench, keeper
         self._train_rows = torch.as_tensor(train_rows.copy())
         self._val_rows = torch.as_tensor(val_rows.copy())
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        torch.set_num_threads(threads_of_worker())
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -179,7 +221,9 @@ class ImageTrial(tune.Trainable):
         if self._trainer.finished and self._keeper is not None:
             score = (best.val_accuracy, -best.val_loss)
             if ray.get(self._keeper.wants.remote(self._number, score)):
-                ray.get(self._keeper.offer.remote(self._number, score, self._best_weights))
+                ray.get(
+                    self._keeper.offer.remote(self._number, score, _as_file(self._best_weights))
+                )
         return {
             **vars(result),
             "best_val_accuracy": best.val_accuracy,

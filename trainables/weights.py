@@ -1,6 +1,7 @@
 """Pretrained weights: found on disk or downloaded, read, and fitted into a network.
 
-Only the driver calls `find_weights`: a worker is given weights and downloads nothing.
+Only the driver calls `find_weights`: a worker is given weights and downloads nothing. PyTorch is
+imported where it is needed, so that a missing file is told in a moment.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-import torch
-from torch import Tensor, nn
-from torchvision.models import get_model_weights
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PACKAGED = {"tinynet": Path(__file__).parent / "weights" / "tinynet.pth"}
 """Weights that ship in the package."""
@@ -36,6 +36,8 @@ class WeightsError(ValueError):
 
 def pretrained_url(backbone: str) -> str:
     """Return where torchvision publishes a backbone's ImageNet weights."""
+    from torchvision.models import get_model_weights
+
     url: str = get_model_weights(backbone)["DEFAULT"].url
     return url
 
@@ -99,6 +101,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing, damaged, or holds something else.
     """
+    import torch
+
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or a hostile file
@@ -109,7 +113,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} must hold a state dict, but holds a {type(content).__name__}")
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise WeightsError(
                 f"{path} must hold a state dict, but {key!r} in it is a {type(value).__name__}"
             )
@@ -130,6 +134,8 @@ def fit_weights(
     Raises:
         WeightsError: keys are missing, unexpected or of another shape; the message names them.
     """
+    import torch
+
     ignored = () if classifier is None else (f"{classifier}.",)
     wanted = {k: v for k, v in net.state_dict().items() if not k.startswith(ignored)}
     given = {_todays_key(k): v for k, v in state_dict.items() if not k.startswith(ignored)}
@@ -223,10 +229,12 @@ def _download(url: str, path: Path, hash_prefix: str) -> str:
     Raises:
         OSError: the server cannot be reached, or the file cannot be written.
     """
+    from torch.hub import download_url_to_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _timeout(SERVER_TIMEOUT_SECONDS):
-            torch.hub.download_url_to_file(url, str(path), hash_prefix, sys.stderr.isatty())
+            download_url_to_file(url, str(path), hash_prefix, sys.stderr.isatty())
     except HTTPError as error:
         error.close()
         return f"the server says {error.code} {error.reason}"

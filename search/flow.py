@@ -1,0 +1,141 @@
+"""The flow, from checked pictures to a report. What a stage makes is on disk before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+import optuna
+from torch import Tensor
+
+from search.checks import Checked
+from search.evaluate import evaluate
+from search.folder import RunFolder
+from search.keeper import start_keeper
+from search.material import Material, pack_pictures
+from search.probing import build_banks, open_banks, probe_backbones
+from search.progress import Progress
+from search.report import write_report
+from search.request import RequestError
+from search.study import (
+    count_states,
+    kept_scores,
+    open_study,
+    ranked_trials,
+    storage_url,
+    write_trials,
+)
+from search.tensorboard import TrialBoards
+from search.trials import SearchPlan, run_trials, trial_resources
+from search.winner import choose_candidates, retrain_finalists
+from trainables.backbones import create_backbone
+from trainables.weights import WeightsError, load_weights
+
+FAILED = 1
+"""Exit code of a run that came to nothing, through no fault of the request."""
+
+SEARCH_SHARE = 0.6
+"""Of a time budget, from the command to the last trial; the rest is for folds and evaluation."""
+
+
+def run(checked: Checked, progress: Progress) -> int:
+    """Run every stage; return the exit code. Ray must be running.
+
+    Raises:
+        DataError, WeightsError, RequestError: what only a closer look at the pictures and the
+            weights could find.
+    """
+    request, folder = checked.request, checked.folder
+    weights = read_weights(checked)
+    # 1. Pictures are decoded once, and features of frozen stages are computed once.
+    with stage("pictures", folder):
+        material = pack_pictures(checked, weights, progress)
+    with stage("probe", folder):
+        material = open_banks(material)
+        if request.probe:
+            material = probe_backbones(material, folder, progress)
+    with stage("banks", folder):
+        build_banks(material, progress)
+    # 2. Trials are judged on the validation split; the folds use both, and choose a winner.
+    with stage("search", folder):
+        study = search(checked, material, progress)
+    with stage("folds", folder):
+        candidates = choose_candidates(ranked_trials(study), request.finalists)
+        if not candidates:
+            progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
+            return FAILED
+        _, ensemble = retrain_finalists(material, candidates, request.probe, folder, progress)
+    # 3. Everything is chosen: the test split is opened.
+    with stage("evaluation", folder):
+        progress.begin("evaluation")
+        evaluate(material, ensemble, folder)
+    with stage("report", folder):
+        progress.begin("report")
+        write_report(folder)
+    progress.show_result(folder)
+    return 0
+
+
+def search(checked: Checked, material: Material, progress: Progress) -> optuna.Study:
+    """Run trials until the study holds as many as are asked for, or the time is up."""
+    request, space, folder = checked.request, checked.space, checked.folder
+    started = monotonic()
+    study = open_study(storage_url(folder.path), space, request.sampler, space.trials, request.seed)
+    budget = request.time_budget_seconds
+    cpus, gpus = trial_resources()
+    plan = SearchPlan(
+        n_trials=space.trials,
+        scheduler=request.scheduler,
+        time_budget_seconds=budget and max(1.0, budget * SEARCH_SHARE - progress.elapsed_seconds),
+        concurrent=request.concurrent,
+        cpus=cpus,
+        gpus=gpus,
+    )
+    trials = folder.path / "trials"
+    keeper = start_keeper(trials.absolute(), space.keep, kept_scores(study))
+    boards = TrialBoards(folder.path / "tensorboard", space)
+    progress.begin_trials(space.trials, sum(count_states(study).values()), space.epochs)
+    rows = {part: material.rows(part) for part in ("train", "val")}
+    run_trials(plan, study, space, material.bench, rows, keeper, trials, (boards, progress))
+    boards.close()
+    write_trials(folder.path / "trials.csv", study, space)
+    states = count_states(study)
+    folder.note(
+        "search",
+        {
+            "trials": sum(states.values()),
+            "complete": states["complete"],
+            "pruned": states["pruned"],
+            "failed": states["fail"],
+            "seconds": monotonic() - started,
+        },
+    )
+    return study
+
+
+def read_weights(checked: Checked) -> dict[str, dict[str, Tensor]]:
+    """Read all pretrained weights, and try that they, and the pictures' size, fit.
+
+    Raises:
+        WeightsError: weights cannot be read or do not fit.
+        RequestError: a backbone cannot see pictures of the space's size.
+    """
+    weights = {name: load_weights(path) for name, path in checked.weights.items()}
+    for name in checked.space.backbones:
+        try:
+            backbone = create_backbone(name, weights.get(name))
+            backbone.boundary_shapes(checked.space.image_size)
+        except WeightsError:
+            raise
+        except ValueError as error:
+            raise RequestError(f"{name}: {error}") from None
+    return weights
+
+
+@contextmanager
+def stage(name: str, folder: RunFolder) -> Iterator[None]:
+    """Note how many seconds a stage took."""
+    started = monotonic()
+    yield
+    folder.note_seconds(name, monotonic() - started)

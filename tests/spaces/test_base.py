@@ -1,0 +1,285 @@
+import dataclasses
+import pickle
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from spaces.base import (
+    BACKBONES,
+    RULES,
+    Space,
+    SpaceError,
+    TrialConfig,
+    load_space,
+    values_of,
+)
+from spaces.sources import folder
+from trainables import backbones
+
+PARAMS: dict[str, Any] = {
+    "backbone": CategoricalDistribution(["tinynet", "cnn"]),
+    "lr": FloatDistribution(1e-4, 1e-2, log=True),
+    "freeze_depth": IntDistribution(0, 5),
+    "scheduler": "cosine",
+}
+HEADER = """from optuna.distributions import FloatDistribution
+from spaces.base import Space
+from spaces.sources import digits
+"""
+
+
+def space(**changes: Any) -> Space:
+    return Space(**{"source": folder(), "params": PARAMS, **changes})
+
+
+def problems_of(**changes: Any) -> tuple[str, ...]:
+    """Build a space that breaks rules; return the problems found."""
+    with pytest.raises(SpaceError) as caught:
+        space(**changes)
+    assert str(caught.value) == "The space cannot be used:" + "".join(
+        f"\n  - {problem}" for problem in caught.value.problems
+    )
+    return caught.value.problems
+
+
+def written(tmp_path: Path, body: str, header: str = HEADER) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(header + body, encoding="utf-8")
+    return path
+
+
+def load_error(path: Path) -> str:
+    """Load a space file that cannot be used; return what is wrong with it."""
+    with pytest.raises(SpaceError) as caught:
+        load_space(path)
+    (problem,) = caught.value.problems
+    assert str(caught.value) == f"Space file {path} cannot be used:\n  - {problem}"
+    return problem
+
+
+def test_a_good_space_knows_what_is_searched_and_what_is_fixed():
+    good = space(first_trials=({"backbone": "cnn", "lr": 1e-3, "scheduler": "cosine"},))
+    assert good.distributions == {k: v for k, v in PARAMS.items() if k != "scheduler"}
+    assert good.constants == {"scheduler": "cosine"}
+    assert good.backbones == ("tinynet", "cnn")
+    assert space(params={"backbone": "cnn"}).backbones == ("cnn",)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        good.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("image_size", "resize_size", "packed_size"),
+    [(224, None, 256), (28, None, 32), (32, 32, 32), (224, 232, 232)],
+)
+def test_pictures_are_packed_with_torchvisions_margin(image_size, resize_size, packed_size):
+    assert space(image_size=image_size, resize_size=resize_size).packed_size == packed_size
+
+
+def test_all_mistakes_are_told_at_once():
+    params = {
+        **PARAMS,
+        "backbone": CategoricalDistribution(["resnet81", "cnn"]),
+        "dropuot": 0.1,
+        "augment": FloatDistribution(0.0, 1.5),
+    }
+    assert problems_of(params=params, epochs=0) == (
+        f"backbone must be one of {', '.join(BACKBONES)}, but got 'resnet81';"
+        " did you mean 'resnet18'?",
+        f"unknown parameter 'dropuot'; did you mean 'dropout'? (known: {', '.join(RULES)})",
+        "0 <= augment <= 1 must hold, but got 1.5",
+        "1 <= epochs <= 10000 must hold, but got 0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "problem"),
+    [
+        ("lr", FloatDistribution(1e-9, 20.0), "1e-08 <= lr <= 10 must hold, but got 1e-09"),
+        ("lr", True, "1e-08 <= lr <= 10 must hold, but got True"),
+        ("lr", "fast", "1e-08 <= lr <= 10 must hold, but got 'fast'"),
+        ("lr", float("nan"), "1e-08 <= lr <= 10 must hold, but got nan"),
+        ("freeze_depth", IntDistribution(0, 7), "0 <= freeze_depth <= 5 must hold, but got 7"),
+        ("freeze_depth", 2.5, "freeze_depth must be a whole number, but got 2.5"),
+        ("dropout", 1.0, "0 <= dropout <= 0.95 must hold, but got 1.0"),
+        ("weight_decay", -0.1, "0 <= weight_decay <= 1 must hold, but got -0.1"),
+        ("batch_size", 0, "1 <= batch_size <= 65536 must hold, but got 0"),
+        ("hidden_units", -1, "0 <= hidden_units <= 65536 must hold, but got -1"),
+        ("label_smoothing", 1, "0 <= label_smoothing <= 0.9 must hold, but got 1"),
+        ("mixup", -1.0, "0 <= mixup <= 10 must hold, but got -1.0"),
+        ("class_weights", 1, "class_weights must be one of False, True, but got 1"),
+        (
+            "optimizer",
+            CategoricalDistribution(["adam", "adamv"]),
+            "optimizer must be one of adam, adamw, sgd, but got 'adamv'; did you mean 'adam'?",
+        ),
+        ("scheduler", None, "scheduler must be one of none, plateau, cosine, but got None"),
+    ],
+)
+def test_a_parameter_out_of_its_range(name, parameter, problem):
+    found = problems_of(params={**PARAMS, name: parameter})
+    assert found[0].startswith(problem)
+    if isinstance(parameter, FloatDistribution):
+        assert found[1] == "1e-08 <= lr <= 10 must hold, but got 20.0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"params": {"lr": 1e-3}}, "params must name a 'backbone'"),
+        ({"source": "photos"}, "source must come from spaces.sources, but got 'photos'"),
+        ({"image_size": 8}, "16 <= image_size <= 1024 must hold, but got 8"),
+        ({"image_size": 224.0}, "image_size must be a whole number, but got 224.0"),
+        ({"trials": 0}, "1 <= trials <= 1e+06 must hold, but got 0"),
+        ({"folds": 1}, "2 <= folds <= 100 must hold, but got 1"),
+        ({"views": 0}, "1 <= views <= 256 must hold, but got 0"),
+        ({"keep": 0}, "1 <= keep <= 1e+06 must hold, but got 0"),
+        ({"val_fraction": 0.01}, "0.05 <= val_fraction <= 0.5 must hold, but got 0.01"),
+        ({"test_fraction": 0.9}, "0.05 <= test_fraction <= 0.5 must hold, but got 0.9"),
+        ({"resize_size": 200}, "resize_size >= image_size must hold, but got 200 < 224"),
+        ({"patience": 0}, "patience >= 1 must hold, but got 0"),
+        ({"weights": "imagenet"}, "weights must be 'pretrained' or 'none', but got 'imagenet'"),
+    ],
+)
+def test_a_number_of_the_space_out_of_its_range(changes, problem):
+    assert problems_of(**changes) == (problem,)
+
+
+@pytest.mark.parametrize(
+    ("first", "problem"),
+    [
+        ({"lr": 0.5}, f"lr = 0.5 is outside {PARAMS['lr']}"),
+        ({"lr": "slow"}, f"lr = 'slow' is outside {PARAMS['lr']}"),
+        ({"lr": None}, f"lr = None is outside {PARAMS['lr']}"),
+        ({"freeze_depth": 2.5}, f"freeze_depth = 2.5 is outside {PARAMS['freeze_depth']}"),
+        ({"backbone": "resnet18"}, f"backbone = 'resnet18' is outside {PARAMS['backbone']}"),
+        (
+            {"freeze_dept": 3},
+            "'freeze_dept' is not a parameter of this space; did you mean 'freeze_depth'?",
+        ),
+        ({"mixup": 0.2}, "'mixup' is not a parameter of this space"),
+        ({"scheduler": "none"}, "scheduler = 'none', but the space fixes it at 'cosine'"),
+    ],
+)
+def test_a_first_trial_outside_the_space(first, problem):
+    assert problems_of(first_trials=({"lr": 1e-3}, first)) == (f"first_trials[1]: {problem}",)
+
+
+def test_the_rules_cover_what_a_training_takes():
+    assert set(RULES) == {field.name for field in fields(TrialConfig)}
+    config = TrialConfig.from_params({"backbone": "cnn", "lr": 0.1})
+    assert config == TrialConfig("cnn", 0.1)
+    broken = [RULES[name].broken_by(name, value) for name, value in vars(config).items()]
+    assert broken == [None] * len(RULES), "a default breaks its own rule"
+
+
+def test_the_backbones_are_those_that_can_be_built():
+    assert len(set(BACKBONES)) == len(BACKBONES)
+    assert set(BACKBONES) == {*backbones._PLANS, *backbones._SMALL}
+    assert RULES["backbone"].choices == BACKBONES
+
+
+def test_values_of_a_parameter():
+    assert values_of(CategoricalDistribution([32, 64, 128])) == (32, 64, 128)
+    assert values_of(IntDistribution(1, 4)) == (1, 4)
+    assert values_of(FloatDistribution(0.0, 0.5)) == (0.0, 0.5)
+    assert values_of("adam") == ("adam",)
+
+
+def test_with_backbones_keeps_the_recipes_and_drops_what_becomes_the_same():
+    ladder = space(
+        first_trials=(
+            {"backbone": "tinynet", "lr": 1e-3, "freeze_depth": 5},
+            {"backbone": "cnn", "lr": 1e-3},
+            {"backbone": "cnn", "lr": 2e-3},
+            {"lr": 1e-3},
+        )
+    )
+    other = ladder.with_backbones(["resnet18", "vgg16_bn"])
+    assert other.backbones == ("resnet18", "vgg16_bn")
+    assert other.first_trials == (
+        {"backbone": "resnet18", "lr": 1e-3, "freeze_depth": 5},
+        {"backbone": "resnet18", "lr": 1e-3},
+        {"backbone": "resnet18", "lr": 2e-3},
+    )
+    assert ladder.with_backbones(["resnet18", "cnn"]).first_trials[1] == {
+        "backbone": "cnn",
+        "lr": 1e-3,
+    }
+    assert ladder.backbones == ("tinynet", "cnn"), "the space itself has changed"
+    with pytest.raises(SpaceError, match=r"but got 'resnet19'; did you mean 'resnet18'\?"):
+        ladder.with_backbones(["resnet19"])
+
+
+def test_a_space_file_is_loaded(tmp_path):
+    path = written(tmp_path, "SPACE = Space(source=digits(), params={'backbone': 'cnn'}, epochs=3)")
+    loaded = load_space(str(path))
+    assert (loaded.epochs, loaded.constants) == (3, {"backbone": "cnn"})
+
+
+def test_a_space_file_with_three_mistakes_names_all_three(tmp_path):
+    path = written(
+        tmp_path,
+        "SPACE = Space(source=digits(), folds=1,\n"
+        "    params={'backbone': 'cmn', 'augment': FloatDistribution(-0.5, 1.0)})",
+    )
+    with pytest.raises(SpaceError) as caught:
+        load_space(path)
+    assert str(caught.value) == (
+        f"Space file {path} cannot be used:"
+        f"\n  - backbone must be one of {', '.join(BACKBONES)}, but got 'cmn'; did you mean 'cnn'?"
+        "\n  - 0 <= augment <= 1 must hold, but got -0.5"
+        "\n  - 2 <= folds <= 100 must hold, but got 1"
+    )
+
+
+def test_a_missing_space_file(tmp_path):
+    for name in ("caltech", "tools", "base", "sources", "glyphs"):
+        (tmp_path / f"{name}.py").touch()
+    assert load_error(tmp_path / "caltec.py") == (
+        f"there is no such file; did you mean '{tmp_path}/caltech.py'?;"
+        f" {tmp_path}/ has caltech.py, tools.py"
+    )
+    assert load_error(tmp_path / "no" / "folder.py") == "there is no such file"
+    (tmp_path / "folder.py").mkdir()
+    assert load_error(tmp_path / "folder.py").startswith("there is no such file")
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("SPACE = Space(\n", "line 4 is not Python: '(' was never closed"),
+        ("PLACE = 3", "it must define SPACE = Space(...), but defines none"),
+        ("SPACE = {'epochs': 3}", "it must define SPACE = Space(...), but has a dict there"),
+        ("\n1 / 0", "line 5: ZeroDivisionError: division by zero"),
+        ("SPACE = digits(7)", "line 4: TypeError: digits() takes 0 positional arguments but 1"),
+        (
+            "SPACE = Space(source=digits(), params={}, epoch=3)",
+            "line 4: TypeError: Space.__init__() got an unexpected keyword argument 'epoch'",
+        ),
+        (
+            "SPACE = Space(source=digits(),\n    params={'lr': FloatDistribution(1, 0)})",
+            "line 5: ValueError: `low <= high` must hold, but got (low=1, high=0)",
+        ),
+        ("import spaces.nowhere", "line 4: ModuleNotFoundError: No module named 'spaces.nowhere'"),
+    ],
+)
+def test_a_space_file_that_cannot_be_used(tmp_path, body, problem):
+    assert load_error(written(tmp_path, body)).startswith(problem)
+
+
+def test_a_file_that_is_no_text_is_no_space(tmp_path):
+    path = tmp_path / "picture.py"
+    path.write_bytes(b"\x89PNG\r\n\0\xff\xfe" * 20)
+    assert load_error(path) == (
+        "the file is not Python: source code string cannot contain null bytes"
+    )
+
+
+def test_the_error_crosses_processes(tmp_path):
+    error = SpaceError("Space file x.py", ["a is wrong", "b is wrong"])
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.problems) == (str(error), ("a is wrong", "b is wrong"))
+    assert "x.py cannot be used:\n  - a is wrong\n  - b is wrong" in str(again)

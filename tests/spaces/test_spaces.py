@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+
+from spaces import base
+from spaces.base import Space, TrialConfig, load_space
+from spaces.sources import Arrays, SourceError
+from trainables.weights import find_weights
+
+FOLDER = Path(base.__file__).parent
+STUDIES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in base._NOT_SPACES)
+
+
+def study(name: str) -> Space:
+    return load_space(FOLDER / f"{name}.py")
+
+
+def firsts(name: str) -> list[TrialConfig]:
+    """Return the configurations that a study's first trials have."""
+    space = study(name)
+    return [TrialConfig.from_params({**space.constants, **f}) for f in space.first_trials]
+
+
+def test_the_five_studies_and_the_default_are_there():
+    assert STUDIES == ["caltech", "cats_dogs", "digits", "fashion_mnist", "products", "tools"]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_loads_and_is_headed_by_its_command(name):
+    space = study(name)
+    assert space.first_trials, "sensible defaults are always tried first"
+    text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    command = "python -m search.run"
+    if name != "digits":
+        command += f" --space spaces/{name}.py"
+    if space.source.obtain:
+        command += " --data DIR"
+    assert f"    {command}\n" in text
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_first_trials_name_backbones_of_their_space(name):
+    space = study(name)
+    assert {config.backbone for config in firsts(name)} <= set(space.backbones)
+
+
+def test_caltech():
+    space = study("caltech")
+    assert space.source.classes == ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
+    assert (space.image_size, space.epochs, space.flip) == (224, 20, True)
+    recipe = firsts("caltech")[0]
+    assert (recipe.backbone, recipe.hidden_units) == ("resnet18", 0)
+    assert recipe.freeze_depth < 5, "the study fine-tuned"
+    assert recipe.augment > 0
+
+
+def test_tools():
+    space = study("tools")
+    recipe = firsts("tools")[0]
+    assert (recipe.backbone, recipe.freeze_depth, recipe.dropout) == ("resnet50", 3, 0.5)
+    assert (recipe.optimizer, recipe.lr, recipe.scheduler) == ("adam", 1e-4, "plateau")
+    assert recipe.class_weights is True
+    assert recipe.hidden_units > 0, "the study's head was dense"
+    assert recipe.augment >= 0.8, "the study augmented aggressively"
+    assert space.patience is not None, "the study stopped early"
+    assert space.val_fraction == 0.2
+
+
+def test_cats_dogs_climbs_the_ladder():
+    configs = firsts("cats_dogs")
+    assert len(configs) == 4
+    plain = [(c.dropout > 0, c.augment > 0) for c in configs if c.backbone == "cnn"]
+    assert plain == [(False, False), (True, False), (True, True)]
+    transfer = [c.freeze_depth for c in configs if c.backbone == "resnet50"]
+    assert transfer == [5], "the last rung trains a head on a frozen ResNet50"
+
+
+def test_fashion_mnist():
+    space = study("fashion_mnist")
+    assert (space.image_size, space.packed_size) == (28, 28)
+    configs = firsts("fashion_mnist")
+    assert {c.optimizer for c in configs} == {"adam"}
+    assert all(c.augment > 0 for c in configs)
+    assert {"cnn", "tinynet"} <= {c.backbone for c in configs}
+    assert any(name.startswith("resnet") for name in space.backbones)
+
+
+def test_products():
+    space = study("products")
+    assert (space.epochs, space.patience, space.test_fraction) == (30, 5, 0.2)
+    assert firsts("products")[0].backbone == "mobilenet_v2"
+
+
+def test_digits_is_embedded(tmp_path):
+    space = study("digits")
+    assert space.flip is False, "a mirrored digit is another digit, or none"
+    found = find_weights(space.backbones, None, tmp_path / "cache")
+    assert set(found) == {"tinynet"}
+    assert space.external is not None
+    for source in (space.source, space.external):
+        arrays = source.open(None, tmp_path / "cache")
+        assert isinstance(arrays, Arrays)
+        assert arrays.classes == tuple("0123456789")
+    assert not (tmp_path / "cache").exists(), "something was downloaded"
+    assert firsts("digits")[0].backbone == "tinynet"
+
+
+@pytest.mark.parametrize("name", ["tools", "cats_dogs", "products"])
+def test_a_set_that_needs_an_account_says_where_it_is_and_what_to_give(name, tmp_path):
+    with pytest.raises(SourceError) as caught:
+        study(name).source.open(None, tmp_path)
+    message = str(caught.value)
+    assert message.startswith(
+        "this space brings no pictures of its own: give --data DIR, a folder that holds a folder"
+        " per class, or train/ [val/] test/ of those; "
+    )
+    assert "Kaggle" in message
+    assert "needs an account" in message
+    assert "give the folder that holds" in message
