@@ -49,9 +49,11 @@ class Ratio:
         """Say whether the target is met."""
         if self.target is None:
             return ""
+        bound = f"target {'≥' if self.at_least else '≤'} {self.target:g}"
+        if math.isnan(self.value):
+            return f"{bound}: not measured"
         met = self.value >= self.target if self.at_least else self.value <= self.target
-        sign = "≥" if self.at_least else "≤"
-        return f"target {sign} {self.target:g}: {'met' if met else 'MISSED'}"
+        return f"{bound}: {'met' if met else 'MISSED'}"
 
 
 @dataclass
@@ -85,6 +87,8 @@ class Report:
         print()
         for ratio in self.ratios:
             print(f"ratio  {ratio.name}: {_cell(ratio.value)}  {ratio.verdict}".rstrip())
+        if arguments.mode == "smoke":
+            print("note   a smoke run only shows that the benchmark runs: its figures mean nothing")
         for note in self.notes:
             print(f"note   {note}")
         print(f"\n{setting['machine']}\n{_versions_line(setting)}\n{setting['command']}", end="")

@@ -272,10 +272,11 @@ def test_accuracy(best: Any, job: Job) -> float:
 def main() -> None:
     """Run the job that the command line names, and write what it came to."""
     started = perf_counter()
-    from search.session import ray_session  # quiets Ray
+    import ray
 
     job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    with tempfile.TemporaryDirectory() as storage, ray_session(None):
+    ray.init(include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as storage:
         results = search(job, Path(storage))
         search_seconds = perf_counter() - started
         best = results.get_best_result("val_accuracy", "max", scope="all")

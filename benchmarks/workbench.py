@@ -22,6 +22,7 @@ from trainables.weights import load_weights
 CALTECH_SIX = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
 _CALTECH_FOLDER = Path("caltech101") / "101_ObjectCategories"
 _GENERATED_SIZE = (300, 223)  # as most of Caltech-101's
+_BLOCK_PICTURES = 128
 
 
 @dataclass(frozen=True)
@@ -166,17 +167,20 @@ def build_bank(
     built = []
     for view in views or range(n_views):
         magnitude = view / (n_views - 1) if n_views > 1 else 0.0
-        made = build_view(
-            backbone,
-            pictures.table[rows],
-            pictures.image_size,
-            magnitude,
-            pictures.flip,
-            (boundary,),
-            seed * 1009 + view,
-            device,
-        )
-        built.append(as_features(made[boundary]))
+        blocks = []
+        for place, part in enumerate(rows.split(_BLOCK_PICTURES)):
+            made = build_view(
+                backbone,
+                pictures.table[part],
+                pictures.image_size,
+                magnitude,
+                pictures.flip,
+                (boundary,),
+                (seed * 1009 + view) * 1_000_003 + place,
+                device,
+            )
+            blocks.append(as_features(made[boundary]))
+        built.append(tuple(blocks))
     row_of = np.full(len(pictures.table), -1, np.int64)
     row_of[rows.numpy()] = np.arange(len(rows))
-    return ViewBank(tuple(built), n_views, as_tensor(row_of))
+    return ViewBank(tuple(built), n_views, as_tensor(row_of), _BLOCK_PICTURES)

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import ray
 
-BLOCK_PICTURES = 128  # fixed, so that a bank does not depend on how many machines built it
-BUDGET_SHARE = 0.5  # of the smallest node's object store; the rest is for pictures and weights
+# A view is built in blocks: as many machines as there are blocks can work on it. Their number
+# follows from that of the pictures alone, so a bank does not depend on who built it.
+_SMALLEST_BLOCK_PICTURES = 64
+_MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,20 @@ class BankPlan:
     budget_bytes: int
     gpus_per_task: float
 
+    @property
+    def block_size(self) -> int:
+        """Pictures in each block of a view."""
+        return max(_SMALLEST_BLOCK_PICTURES, -(-len(self.rows) // _MOST_BLOCKS))
 
-def bank_budget_bytes() -> int:
-    """Return what banks may take: a share of the smallest node's object store."""
+
+def store_bytes(share: float) -> int:
+    """Return a share of the smallest node's object store."""
     stores = [
         int(node["Resources"].get("object_store_memory", 0))
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return int(min(stores) * BUDGET_SHARE)
+    return int(min(stores) * share)
 
 
 class Banks:
@@ -60,14 +67,15 @@ class Banks:
 
     def __init__(self, plan: BankPlan) -> None:
         self._plan = plan
-        self._views: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()
+        # By backbone and boundary: by view, references to its blocks.
+        self._views: OrderedDict[tuple[str, int], list[list[Any]]] = OrderedDict()
         row_of = np.full(int(plan.rows.max()) + 1, -1, np.int64)
         row_of[plan.rows] = np.arange(len(plan.rows))
         self._row_of = ray.put(row_of)
 
     def build(
         self, backbone: str, boundaries: Sequence[int], n_views: int, first: bool = True
-    ) -> list[list[Any]]:
+    ) -> list[Any]:
         """Start building views 0 … n_views - 1 at some boundaries, in one pass a view.
 
         Args:
@@ -77,27 +85,30 @@ class Banks:
             first: Whether no trial holds resources yet, so that tasks may ask for their own.
 
         Returns:
-            For each view that was missing, references to its boundaries.
+            For each block that is on its way, a reference to one of its boundaries.
         """
         if not boundaries:
             return []
         built = min(len(self._views.get((backbone, boundary), [])) for boundary in boundaries)
         started = []
         for view in range(built, n_views):
-            references = self._start_view(backbone, boundaries, view, first)
-            for boundary, reference in zip(boundaries, references, strict=True):
+            made = self._start_view(backbone, boundaries, view, first)
+            for boundary, blocks in zip(boundaries, made, strict=True):
                 kept = self._views.setdefault((backbone, boundary), [])
                 if len(kept) == view:
-                    kept.append(reference)
-            started.append(references)
+                    kept.append(blocks)
+            started += made[0]
         return started
 
-    def lend(self, backbone: str, boundary: int, n_views: int) -> tuple[list[Any], Any] | None:
+    def lend(
+        self, backbone: str, boundary: int, n_views: int
+    ) -> tuple[list[list[Any]], Any, int] | None:
         """Hand out the first views of a bank, building what is missing.
 
         Returns:
-            A reference a view, and one to each table row's place in a view; None where the
-            boundary does not fit the budget, so that the trial computes its features as it goes.
+            By view, references to its blocks; a reference to each table row's place in a view;
+            and the block size. None where the boundary does not fit the budget, so that the
+            trial computes its features as it goes.
         """
         key = (backbone, boundary)
         size = self._plan.sizes[backbone][boundary - 1]
@@ -107,7 +118,7 @@ class Banks:
             self._make_room(size)
         self.build(backbone, (boundary,), n_views, first=False)
         self._views.move_to_end(key)
-        return self._views[key][:n_views], self._row_of
+        return self._views[key][:n_views], self._row_of, self._plan.block_size
 
     def sizes_bytes(self) -> dict[str, int]:
         """Return the bytes each bank takes, by `backbone/boundary`."""
@@ -126,8 +137,8 @@ class Banks:
 
     def _start_view(
         self, backbone: str, boundaries: Sequence[int], view: int, first: bool
-    ) -> list[Any]:
-        """Start the tasks of one view; return a reference a boundary."""
+    ) -> list[list[Any]]:
+        """Start the tasks of one view; return, by boundary, references to its blocks."""
         plan = self._plan
         # While trials hold the machine, a task that asked for a CPU of its own could wait for
         # the very trial that waits for it.
@@ -136,14 +147,12 @@ class Banks:
             num_returns=len(boundaries), num_cpus=1 if first else 0, num_gpus=gpus
         )
         blocks: list[list[Any]] = []
-        for start in range(0, len(plan.rows), BLOCK_PICTURES):
-            rows = plan.rows[start : start + BLOCK_PICTURES]
+        for start in range(0, len(plan.rows), plan.block_size):
+            rows = plan.rows[start : start + plan.block_size]
             seed = (plan.seed * 1009 + view) * 1_000_003 + start
             made = task.remote(plan.bench, backbone, rows, view, plan.n_views, boundaries, seed)
             blocks.append(made if len(boundaries) > 1 else [made])
-        if len(blocks) == 1:
-            return blocks[0]
-        return [_join.remote(*parts) for parts in zip(*blocks, strict=True)]
+        return [list(parts) for parts in zip(*blocks, strict=True)]
 
 
 def start_banks(plan: BankPlan) -> Any:
@@ -166,8 +175,3 @@ def _build_block(
 
     parts = build_block(bench, backbone, rows, view, n_views, boundaries, seed)
     return parts[0] if len(parts) == 1 else parts
-
-
-@ray.remote(num_cpus=0, max_retries=5)
-def _join(*parts: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts)

@@ -31,8 +31,9 @@ from trainables.images import as_tensor as as_tensor
 class Packed:
     """The pictures that could be read, decoded."""
 
-    table: ray.ObjectRef[np.ndarray]
-    """One uint8 array [len(kept), S, S, 3] in the object store, read by all without a copy."""
+    table: ray.ObjectRef[np.ndarray] | Path
+    """One uint8 array [≥ len(kept), S, S, 3], read by all of a node without a copy: in the object
+    store, or, where that is too small, in a file that is mapped."""
     kept: np.ndarray
     """int64, ascending: the index in the listing of each picture of the table."""
     problems: tuple[Problem, ...]
@@ -86,6 +87,8 @@ def pack(
     on_progress: Callable[[int, int], None],
     image_size: int | None = None,
     block_size: int | None = None,
+    budget_bytes: int | None = None,
+    overflow: Path | None = None,
 ) -> Packed:
     """Decode all pictures, in parallel, into one table of the object store. Ray must be running.
 
@@ -95,6 +98,8 @@ def pack(
         on_progress: called with the number of pictures done and of all, also at the start.
         image_size: side in pixels of the evaluation crop, see `trainables.images.fit`.
         block_size: pictures a task; None chooses.
+        budget_bytes: what the object store can spare for them; None is no bound.
+        overflow: the file that holds a larger table, mapped by all; needed with a budget.
 
     Returns:
         The table, with what could not be read left out and named.
@@ -106,7 +111,12 @@ def pack(
     submit = _block_tasks(listing, packed_size, image_size, block_size)
     # The blocks are gathered here while others are still being decoded; so the object store holds
     # few of them at a time, and the table once, in one piece.
-    table = np.empty((total, packed_size, packed_size, 3), np.uint8)
+    shape = (total, packed_size, packed_size, 3)
+    mapped = None
+    if overflow is not None and budget_bytes is not None and np.prod(shape) > budget_bytes:
+        overflow.parent.mkdir(parents=True, exist_ok=True)
+        mapped = np.lib.format.open_memmap(overflow, "w+", np.uint8, shape)
+    table = np.empty(shape, np.uint8) if mapped is None else mapped
     reasons: dict[int, str] = {}
     starts = iter(range(0, total, block_size))
     waiting: dict[ray.ObjectRef[Block], int] = {}
@@ -129,6 +139,9 @@ def pack(
             table[row] = table[index]
     unreadable = [Problem(listing.names[i], "unreadable", reason) for i, reason in reasons.items()]
     problems = sorted((*unreadable, *listing.skipped), key=lambda problem: problem.name)
+    if mapped is not None and overflow is not None:
+        mapped.flush()
+        return Packed(overflow, kept, tuple(problems))
     return Packed(ray.put(table[: len(kept)]), kept, tuple(problems))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from scipy.stats import binomtest
 from sklearn.metrics import (
@@ -20,8 +19,8 @@ from sklearn.metrics import (
 
 from search.folder import RunFolder
 from search.material import Material
-from trainables.images import as_tensor
 from trainables.model import Ensemble
+from trainables.trial import open_table
 
 TOP = 3  # classes named for each external picture
 
@@ -32,7 +31,7 @@ def evaluate(material: Material, ensemble: Ensemble, folder: RunFolder) -> None:
     The one place that reads the test split, once a run, after everything is chosen.
     """
     classes, rows = material.listing.classes, material.rows("test")
-    table = as_tensor(ray.get(material.packed.table))
+    table = open_table(material.packed.table, torch.device("cpu"))
     labels = material.bench.labels[rows]
     probabilities = ensemble.probabilities(table[torch.from_numpy(rows)]).numpy()
     write_predictions(
@@ -54,7 +53,7 @@ def _evaluate_external(material: Material, ensemble: Ensemble, folder: RunFolder
     listing, packed = material.external
     classes = material.listing.classes
     labels = listing.labels[packed.kept]
-    probabilities = ensemble.probabilities(as_tensor(ray.get(packed.table))).numpy()
+    probabilities = ensemble.probabilities(open_table(packed.table, torch.device("cpu"))).numpy()
     names = [listing.names[i] for i in packed.kept]
     write_predictions(
         folder.path / "external_predictions.csv", names, labels, probabilities, classes

@@ -15,9 +15,10 @@ from search.folder import RunFolder
 from search.keeper import start_keeper
 from search.material import Material, pack_pictures
 from search.probing import build_banks, open_banks, probe_backbones
-from search.progress import Progress
+from search.progress import Progress, describe
 from search.report import write_report
 from search.request import RequestError
+from search.sharing import measure_shares
 from search.study import (
     count_states,
     kept_scores,
@@ -27,7 +28,7 @@ from search.study import (
     write_trials,
 )
 from search.tensorboard import TrialBoards
-from search.trials import SearchPlan, run_trials, trial_resources
+from search.trials import SearchPlan, run_trials
 from search.winner import choose_candidates, retrain_finalists
 from trainables.backbones import create_backbone
 from trainables.weights import WeightsError, load_weights
@@ -83,14 +84,16 @@ def search(checked: Checked, material: Material, progress: Progress) -> optuna.S
     started = monotonic()
     study = open_study(storage_url(folder.path), space, request.sampler, space.trials, request.seed)
     budget = request.time_budget_seconds
-    cpus, gpus = trial_resources()
+    shares = measure_shares(space, material.bench, material.rows("train"))
+    if any(shares.values()):
+        progress.say("share of a GPU a trial takes: " + describe(shares))
+    folder.note("gpu_shares", shares)
     plan = SearchPlan(
         n_trials=space.trials,
         scheduler=request.scheduler,
         time_budget_seconds=budget and max(1.0, budget * SEARCH_SHARE - progress.elapsed_seconds),
         concurrent=request.concurrent,
-        cpus=cpus,
-        gpus=gpus,
+        gpu_shares=shares,
     )
     trials = folder.path / "trials"
     keeper = start_keeper(trials.absolute(), space.keep, kept_scores(study))

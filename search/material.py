@@ -9,7 +9,7 @@ import numpy as np
 import ray
 from torch import Tensor
 
-from search.banks import BankPlan
+from search.banks import BankPlan, store_bytes
 from search.checks import Checked
 from search.dataset import Packed, pack, split, write_audit_csv, write_split_csv
 from search.folder import RunFolder
@@ -18,6 +18,9 @@ from search.listing import Listing, check_counts
 from search.progress import Progress
 from spaces.base import Space
 from trainables.trial import Bench
+
+PICTURES_SHARE = 0.3
+"""Of the smallest node's object store; more pictures than that are mapped from a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,14 @@ def pack_pictures(
     listing, external = checked.listing, checked.external
     n_pictures = len(listing.names) + (len(external.names) if external else 0)
     progress.begin("pictures", n_pictures, "pictures")
-    packed = pack(listing, space.packed_size, progress.advance, space.image_size)
+    packed = pack(
+        listing,
+        space.packed_size,
+        progress.advance,
+        space.image_size,
+        budget_bytes=store_bytes(PICTURES_SHARE),
+        overflow=(folder.path / "cache" / "pictures.npy").absolute(),
+    )
     write_audit_csv(folder.path / "audit.csv", packed.problems)
     if packed.problems:
         shown = ", ".join(problem.name for problem in packed.problems[:3])

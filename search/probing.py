@@ -16,7 +16,7 @@ import ray
 import torch
 from optuna.distributions import IntDistribution
 
-from search.banks import BankPlan, bank_budget_bytes, start_banks
+from search.banks import BankPlan, start_banks, store_bytes
 from search.folder import RunFolder
 from search.material import Material
 from search.progress import Progress
@@ -30,6 +30,9 @@ from trainables.viewbank import (
     bytes_a_picture,
     views_up_to,
 )
+
+BANKS_SHARE = 0.5
+"""Of the smallest node's object store; the rest is for pictures and weights."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def open_banks(material: Material) -> Material:
         rows=rows,
         n_views=space.views,
         sizes={name: _bank_sizes(material, name, len(rows)) for name in space.backbones},
-        budget_bytes=bank_budget_bytes(),
+        budget_bytes=store_bytes(BANKS_SHARE),
         gpus_per_task=0.5 if gpus else 0.0,
     )
     return replace(material, plan=plan, bench=replace(bench, banks=start_banks(plan)))
@@ -105,7 +108,7 @@ def build_banks(material: Material, progress: Progress) -> None:
     for name in space.backbones:
         boundaries = first_boundaries(plan, name, depths)
         started = ray.get(material.bench.banks.build.remote(name, boundaries, n_views))
-        waiting += [references[0] for references in started]
+        waiting += started
         left_out = [depth for depth in depths if depth not in boundaries]
         if left_out:
             progress.say(
@@ -113,13 +116,13 @@ def build_banks(material: Material, progress: Progress) -> None:
                 " are needed: they exceed this backbone's share of the memory"
             )
     total = len(waiting)
-    progress.begin("banks", total, "views")
+    progress.begin("banks", total, "blocks")
     while waiting:
         _, waiting = ray.wait(waiting, fetch_local=False)
         progress.advance(total - len(waiting), total)
     sizes = ray.get(material.bench.banks.sizes_bytes.remote())
     progress.say(
-        f"{total} views of {len(plan.rows)} pictures, {sum(sizes.values()) / 2**20:,.0f} MB"
+        f"{n_views} views of {len(plan.rows)} pictures, {sum(sizes.values()) / 2**20:,.0f} MB"
     )
 
 
@@ -177,8 +180,8 @@ def _start_probe(material: Material, name: str, rows: np.ndarray) -> Any:
     # 5 is what the probe reads; the same pass fills the other boundaries that trials will want.
     depths = {5, *first_boundaries(plan, name, frozen_depths(material.space))}
     ray.get(bench.banks.build.remote(name, tuple(sorted(depths)), 1))
-    (view,), row_of = ray.get(bench.banks.lend.remote(name, 5, 1))
-    return _probe.remote(bench.labels[rows], rows, row_of, bench.n_classes, bench.seed, view)
+    (blocks,), row_of, _ = ray.get(bench.banks.lend.remote(name, 5, 1))
+    return _probe.remote(bench.labels[rows], rows, row_of, bench.n_classes, bench.seed, *blocks)
 
 
 @ray.remote(max_retries=3)
@@ -188,7 +191,7 @@ def _probe(
     row_of: np.ndarray,
     n_classes: int,
     seed: int,
-    view: np.ndarray,
+    *blocks: np.ndarray,
 ) -> Probe:
-    features = as_features(view)[torch.from_numpy(row_of[rows])]
+    features = as_features(np.concatenate(blocks))[torch.from_numpy(row_of[rows])]
     return fit_probe(features, torch.from_numpy(labels.copy()), n_classes, seed)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from search.sharing import most_concurrent
 from search.study import StudySearcher
 from spaces.base import Space
 from trainables.training import EpochResult
 from trainables.trial import Bench, ImageTrial
 
+CPUS_A_TRIAL = 1.0
 REDUCTION_FACTOR = 3
 _EPOCH_COLUMNS = tuple(field.name for field in fields(EpochResult))
 
@@ -47,16 +48,14 @@ class SearchPlan:
         scheduler: "asha" or "none".
         time_budget_seconds: After which no trial goes on; None never ends the search.
         concurrent: Trials at a time; None is as many as the machines take.
-        cpus: Of each trial.
-        gpus: Of each trial; a share of one is allowed.
+        gpu_shares: By backbone, the share of a GPU that a trial asks for; 0 without GPUs.
     """
 
     n_trials: int
     scheduler: str
     time_budget_seconds: float | None
     concurrent: int | None
-    cpus: float
-    gpus: float
+    gpu_shares: Mapping[str, float]
 
 
 def run_trials(
@@ -90,7 +89,9 @@ def run_trials(
             val_rows=rows["val"],
             keeper=keeper,
         ),
-        {"cpu": plan.cpus, "gpu": plan.gpus},
+        lambda config: tune.PlacementGroupFactory(
+            [{"CPU": CPUS_A_TRIAL, "GPU": plan.gpu_shares[config["params"]["backbone"]]}]
+        ),
     )
     with tempfile.TemporaryDirectory(prefix="search-tune-") as scratch:
         tune.run(
@@ -100,7 +101,8 @@ def run_trials(
             search_alg=searcher,
             scheduler=_create_scheduler(plan.scheduler, bench.epochs),
             num_samples=-1,  # the searcher says when there are enough
-            max_concurrent_trials=plan.concurrent or most_concurrent(plan.cpus, plan.gpus),
+            max_concurrent_trials=plan.concurrent
+            or most_concurrent(CPUS_A_TRIAL, list(plan.gpu_shares.values())),
             reuse_actors=True,
             time_budget_s=plan.time_budget_seconds,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -108,19 +110,6 @@ def run_trials(
             raise_on_failed_trial=False,
             verbose=0,
         )
-
-
-def trial_resources() -> tuple[float, float]:
-    """Return the CPUs and the share of a GPU that a trial, or a fold, is given."""
-    return 1.0, 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-
-
-def most_concurrent(cpus: float, gpus: float) -> int:
-    """Return how many trials of these resources the cluster takes at a time."""
-    resources = ray.cluster_resources()
-    fits = [resources.get("CPU", 1) / cpus] if cpus else []
-    fits += [resources.get("GPU", 0) / gpus] if gpus else []
-    return max(1, int(min(fits)))
 
 
 def _create_scheduler(name: str, epochs: int) -> TrialScheduler:

@@ -17,7 +17,7 @@ from search.folds import Fold, Recipe, out_of_fold, retrain
 from search.material import Material
 from search.progress import Progress, describe
 from search.study import BEST_EPOCH, BEST_VALUE, trial_params
-from search.trials import trial_resources
+from search.trials import CPUS_A_TRIAL
 from spaces.base import Space
 from trainables.model import Ensemble, ModelCard
 from trainables.trial import fresh_backbone, settled
@@ -60,8 +60,6 @@ def retrain_finalists(
         progress: Is told each fold.
     """
     space, rows = material.space, material.rows("train", "val")
-    cpus, gpus = trial_resources()
-    resources = {"num_cpus": cpus, "num_gpus": gpus}
     total = space.folds * len(candidates)
     progress.begin("folds", total, "folds")
     finalists: list[Finalist] = []
@@ -76,6 +74,8 @@ def retrain_finalists(
             progress.advance(done, total)
             progress.say(f"fold {index + 1} of {space.folds}: {fold.accuracy:.4f}")
 
+        share = folder.summary["gpu_shares"][recipe.config.backbone]
+        resources = {"num_cpus": CPUS_A_TRIAL, "num_gpus": share}
         folds = retrain(material.bench, recipe, rows, space.folds, use_probe, resources, on_fold)
         accuracy = float(trial.user_attrs[BEST_VALUE])
         finalists.append(Finalist(trial.number, recipe, accuracy, folds))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,14 +85,22 @@ class Classifier(nn.Module):
         return {key: value.detach().to("cpu", copy=True) for key, value in kept.items()}
 
     def load_member_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Put `member_weights` back."""
+        """Put `member_weights` back.
+
+        Raises:
+            ModelError: they are not those of the unfrozen stages.
+        """
         stages = {k.removeprefix("stages."): v for k, v in weights.items() if k[:5] == "stage"}
         head = {k.removeprefix("head."): v for k, v in weights.items() if k[:5] == "head."}
-        missing = self.backbone.stages.load_state_dict(stages, strict=False)
-        if missing.unexpected_keys:
-            raise ModelError(
-                f"weights for stages that are not there: {missing.unexpected_keys[:3]}"
-            )
+        depth = self.backbone.freeze_depth
+        own = {k for k in self.backbone.stages.state_dict() if int(k.split(".")[0]) >= depth}
+        # A stage that kept its random weights would only show in wrong answers.
+        for what, keys in (("lack", own - stages.keys()), ("hold other", stages.keys() - own)):
+            if keys:
+                raise ModelError(
+                    f"the weights {what} stages' tensors: {', '.join(sorted(keys)[:3])}"
+                )
+        self.backbone.stages.load_state_dict(stages, strict=False)
         self.head.load_state_dict(head)
 
 
@@ -106,17 +115,23 @@ class Ensemble(nn.Module):
         """
         super().__init__()
         self.card = card
+        if len(members) != card.n_members:
+            raise ModelError(f"the card tells of {card.n_members} members, not of {len(members)}")
         backbone = create_backbone(card.backbone)
         backbone.freeze(card.freeze_depth)
         head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
         first = Classifier(backbone, head)
         shared = {id(stage): stage for stage in backbone.stages[: card.freeze_depth]}
         self.classifiers = [first] + [copy.deepcopy(first, dict(shared)) for _ in members[1:]]
-        for classifier, weights in zip(self.classifiers, members, strict=True):
-            try:
-                classifier.load_member_weights({**_as_stages(prefix), **weights})
-            except RuntimeError as error:
-                raise ModelError(f"the weights do not fit {card.backbone}: {error}") from None
+        try:
+            frozen = backbone.stages[: card.freeze_depth].load_state_dict(prefix, strict=False)
+            if frozen.missing_keys:
+                raise ModelError(f"the prefix lacks {', '.join(frozen.missing_keys[:3])}")
+            for classifier, weights in zip(self.classifiers, members, strict=True):
+                classifier.load_member_weights(weights)
+        except (ModelError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"the weights do not fit {card.backbone}: {reason}") from None
         self._registered = nn.ModuleList(self.classifiers)  # what `to` and `eval` reach
         self.to(memory_format=torch.channels_last)
         self.eval()
@@ -196,8 +211,9 @@ def load_model(path: Path) -> Ensemble:
     try:
         card = _read_card(content["card"])
         return Ensemble(card, content["prefix"], content["members"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ModelError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        raise ModelError(f"{path} is damaged: {kind}{error}") from None
 
 
 def _read_card(text: str) -> ModelCard:
@@ -205,11 +221,14 @@ def _read_card(text: str) -> ModelCard:
     card = ModelCard(**{**content, "classes": tuple(content["classes"])})
     numbers = (card.image_size, card.packed_size, card.freeze_depth, card.hidden_units)
     if not all(isinstance(n, int) and 0 <= n <= 65536 for n in numbers):
-        raise ValueError(f"a size on its card is out of range: {numbers}")
+        raise ModelError(f"a size on its card is out of range: {numbers}")
+    if not 1 <= card.image_size <= card.packed_size:
+        raise ModelError(
+            f"1 <= image_size <= packed_size must hold, but its card has {card.image_size} and"
+            f" {card.packed_size}"
+        )
+    if not (isinstance(card.temperature, int | float) and 0 < card.temperature < math.inf):
+        raise ModelError(f"its temperature must be a number above 0, but is {card.temperature!r}")
     if not (len(card.classes) >= 2 and all(isinstance(name, str) for name in card.classes)):
-        raise ValueError("its card names fewer than two classes")
+        raise ModelError("its card names fewer than two classes")
     return card
-
-
-def _as_stages(prefix: Mapping[str, Tensor]) -> Weights:
-    return {f"stages.{key}": value for key, value in prefix.items()}

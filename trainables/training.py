@@ -36,7 +36,7 @@ class PictureSet:
     """Packed pictures with their labels.
 
     Attributes:
-        table: uint8 [N, S, S, 3], shared and never written to.
+        table: uint8 [N, S, S, 3], shared and never written to; on the GPU where it fits.
         labels: int64 [N].
         n_classes: Labels are in [0, n_classes).
         image_size: Side in pixels that a backbone sees.
@@ -48,6 +48,13 @@ class PictureSet:
     n_classes: int
     image_size: int
     flip: bool
+
+    def take(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Return pictures, given by their rows, on a device: uint8 [n, S, S, 3]."""
+        batch = self.table[rows.to(self.table.device)]
+        if device.type == "cuda" and batch.device.type == "cpu":
+            batch = batch.pin_memory()
+        return batch.to(device, non_blocking=True)
 
 
 class Inputs(Protocol):
@@ -90,14 +97,14 @@ class PictureInputs:
         """Return what the frozen stages make of freshly augmented pictures."""
         seed = int(torch.randint(2**62, (1,), generator=generator))
         self._generator.manual_seed(seed)
-        batch = self._pictures.table[rows].to(self._device, non_blocking=True)
+        batch = self._pictures.take(rows, self._device)
         magnitudes = draw_magnitudes(len(rows), self._augment, self._generator)
         size, flip = self._pictures.image_size, self._pictures.flip
         return self._frozen(augment_and_normalise(batch, size, magnitudes, flip, self._generator))
 
     def clean(self, rows: Tensor) -> Tensor:
         """Return what the frozen stages make of the pictures as they are."""
-        batch = self._pictures.table[rows].to(self._device, non_blocking=True)
+        batch = self._pictures.take(rows, self._device)
         return self._frozen(crop_and_normalise(batch, self._pictures.image_size))
 
     @torch.no_grad()
@@ -321,42 +328,74 @@ class Trainer:
         return max(1, _CHUNK_BYTES // batch_bytes)
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one optimiser step; return the mean loss and the logits, detached."""
-        depth = self.config.freeze_depth
-        mixed = self._mix(x, y) if self.config.mixup else None
-        x = mixed[0] if mixed else x
-        with mixed_precision(self._device):
-            logits = self.model(x, depth)
-        loss = self._loss(logits, y)
-        if mixed:
-            _, partner, share = mixed
-            loss = share * loss + (1 - share) * self._loss(logits, y[partner])
+        """Take one optimiser step; return the mean loss and the logits, detached.
+
+        A GPU that runs out of memory gets the batch in halves from then on: the gradients add up
+        to those of the whole batch.
+
+        Raises:
+            TrainingError: not even one picture at a time fits.
+        """
+        while True:
+            try:
+                return self._accumulated_step(x, y)
+            except torch.OutOfMemoryError:
+                if self._micro_batch == 1:
+                    raise TrainingError(
+                        f"{self.config.backbone} at depth {self.config.freeze_depth} does not fit"
+                        " the GPU's memory with a single picture"
+                    ) from None
+                self._micro_batch = max(1, min(self._micro_batch, len(y)) // 2)
+                self._optimizer.zero_grad(set_to_none=True)
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+    def _accumulated_step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        targets = [(y, 1.0)]
+        if self.config.mixup:
+            x, partner, share = self._mix(x)
+            targets = [(y, share), (y[partner], 1 - share)]
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        losses, parts = [], []
+        for start in range(0, len(y), self._micro_batch):
+            part = slice(start, start + self._micro_batch)
+            with mixed_precision(self._device):
+                logits = self.model(x[part], self.config.freeze_depth)
+            loss = sum(
+                (s * self._summed_loss(logits, t[part]) / self._mass(t) for t, s in targets),
+                torch.zeros((), device=self._device),
+            )
+            self._scaler.scale(loss).backward()
+            losses.append(loss.detach())
+            parts.append(logits.detach())
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return loss.detach(), logits.detach()
+        return torch.stack(losses).sum(), torch.cat(parts)
 
-    def _mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _mix(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Blend each input with another of its batch (mixup, arXiv 1710.09412).
 
         On features it is manifold mixup (arXiv 1806.05236).
         """
-        partner = torch.randperm(len(y), generator=self._generator).to(x.device)
+        partner = torch.randperm(len(x), generator=self._generator).to(x.device)
         # Beta(a, a) from two Gamma(a) draws, so that it follows this training's own generator.
-        gammas = torch._standard_gamma(
-            torch.full((2,), self.config.mixup), generator=self._generator
-        )
+        alphas = torch.full((2,), self.config.mixup)
+        gammas = torch._standard_gamma(alphas, generator=self._generator)
         share = float(gammas[0] / gammas.sum().clamp_min(1e-12))
         return share * x + (1 - share) * x[partner], partner, share
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _summed_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(
             logits,
             labels,
             weight=self._class_weights,
             label_smoothing=self.config.label_smoothing,
+            reduction="sum",
         )
+
+    def _mass(self, labels: Tensor) -> Tensor | int:
+        """Return what a batch's summed loss is divided by: its pictures, or their weights."""
+        return len(labels) if self._class_weights is None else self._class_weights[labels].sum()
 
     def _validate(self) -> tuple[float, float, float]:
         """Return loss, accuracy and macro F1 on the validation rows; NaN where there are none."""

@@ -32,7 +32,7 @@ class Bench:
     """What all trainings of a run share. Large things are in the object store.
 
     Attributes:
-        table: Reference to the packed pictures, uint8 [N, S, S, 3].
+        table: The packed pictures, uint8 [N, S, S, 3]: a reference, or a file to be mapped.
         labels: int64 [N].
         n_classes: Labels are in [0, n_classes).
         image_size: Side in pixels that a backbone sees.
@@ -60,10 +60,10 @@ class Bench:
     patience: int | None
     seed: int
 
-    def pictures(self) -> PictureSet:
-        """Open the shared table; nothing is copied."""
+    def pictures(self, device: torch.device) -> PictureSet:
+        """Open the shared table: without a copy, or once a worker on the GPU where it fits."""
         return PictureSet(
-            table=as_tensor(ray.get(self.table)),
+            table=open_table(self.table, device),
             labels=as_tensor(self.labels),
             n_classes=self.n_classes,
             image_size=self.image_size,
@@ -86,9 +86,32 @@ class Bench:
         )
         if lent is None:
             return None
-        views, row_of = lent
-        tensors = tuple(as_features(bits) for bits in ray.get(views))
-        return ViewBank(tensors, self.n_views, as_tensor(ray.get(row_of)))
+        views, row_of, block_size = lent
+        tensors = tuple(tuple(as_features(bits) for bits in ray.get(blocks)) for blocks in views)
+        return ViewBank(tensors, self.n_views, as_tensor(ray.get(row_of)), block_size)
+
+
+GPU_TABLE_SHARE = 0.2
+"""Of a GPU's free memory: packed pictures up to that are kept on the card."""
+
+_tables: dict[tuple[Any, torch.device], torch.Tensor] = {}
+
+
+def open_table(table: Any, device: torch.device) -> torch.Tensor:
+    """Open the packed pictures, shared by all workers of a node; a GPU gets its own copy.
+
+    Args:
+        table: A reference into the object store, or the path of a file to be mapped.
+        device: Where they are wanted. They stay on the CPU where they would crowd the GPU.
+    """
+    shared = np.load(table, mmap_mode="r") if isinstance(table, Path) else ray.get(table)
+    if device.type == "cpu":
+        return as_tensor(shared)
+    if (table, device) not in _tables:
+        free, _ = torch.cuda.mem_get_info(device)
+        fits = shared.nbytes <= GPU_TABLE_SHARE * free
+        _tables[table, device] = as_tensor(shared).to(device if fits else "cpu")
+    return _tables[table, device]
 
 
 _pristine: dict[tuple[str, torch.device], Backbone] = {}
@@ -122,7 +145,7 @@ def build_block(
     torch.set_num_threads(threads_of_worker())
     device = training_device()
     network = fresh_backbone(bench, backbone, 5, device).eval()
-    pictures = as_tensor(ray.get(bench.table))[torch.from_numpy(rows.copy())]
+    pictures = open_table(bench.table, torch.device("cpu"))[torch.from_numpy(rows.copy())]
     kept = build_view(
         network,
         pictures,
@@ -167,7 +190,7 @@ def create_trainer(
     return Trainer(
         config,
         fresh_backbone(bench, config.backbone, config.freeze_depth, device),
-        bench.pictures(),
+        bench.pictures(device),
         train_rows,
         val_rows,
         seed=seed,

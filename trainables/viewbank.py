@@ -136,20 +136,22 @@ class ViewBank:
     """All views of the pictures at one boundary of one backbone.
 
     Attributes:
-        views: One tensor a view, bfloat16 [n, *shape], maps with their channels last; later views
-            may be missing where no trial may draw them.
+        views: Each view's blocks of `block_size` pictures, in order: bfloat16 [n, *shape], maps
+            with their channels last. Later views may be missing where no trial may draw them.
         n_views: V, which sets what magnitude a view has.
         row_of: Where each picture of the table lies in a view; -1 for pictures that are not in
             the bank: int64 [N].
+        block_size: Pictures in every block but the last.
     """
 
-    views: tuple[Tensor, ...]
+    views: tuple[tuple[Tensor, ...], ...]
     n_views: int
     row_of: Tensor
+    block_size: int
 
     def clean(self, pictures: Tensor) -> Tensor:
         """Return view 0 of pictures, given by their rows in the table: bfloat16 [n, *shape]."""
-        return _channels_first(self.views[0][self.row_of[pictures]])
+        return self._gather(self.row_of[pictures], torch.zeros_like(pictures))
 
     def draw(self, pictures: Tensor, augment: float, generator: torch.Generator) -> Tensor:
         """Return one view of each picture, drawn among those of magnitude up to `augment`.
@@ -163,12 +165,20 @@ class ViewBank:
             bfloat16 [n, *shape].
         """
         n_drawn = min(views_up_to(augment, self.n_views), len(self.views))
-        rows = self.row_of[pictures]
         if n_drawn == 1:
-            return _channels_first(self.views[0][rows])
-        view_of = torch.randint(n_drawn, (len(rows),), generator=generator)
-        drawn = torch.empty((len(rows), *self.views[0].shape[1:]), dtype=torch.bfloat16)
-        for view in range(n_drawn):
-            chosen = (view_of == view).nonzero().squeeze(1)
-            drawn[chosen] = self.views[view][rows[chosen]]
-        return _channels_first(drawn)
+            return self.clean(pictures)
+        view_of = torch.randint(n_drawn, (len(pictures),), generator=generator)
+        return self._gather(self.row_of[pictures], view_of)
+
+    def _gather(self, rows: Tensor, view_of: Tensor) -> Tensor:
+        """Copy each row from its view, a block at a time."""
+        shape = self.views[0][0].shape[1:]
+        gathered = torch.empty((len(rows), *shape), dtype=torch.bfloat16)
+        n_blocks = len(self.views[0])
+        block_of = view_of * n_blocks + rows // self.block_size
+        order = torch.argsort(block_of, stable=True)
+        blocks, counts = torch.unique_consecutive(block_of[order], return_counts=True)
+        for block, places in zip(blocks.tolist(), order.split(counts.tolist()), strict=True):
+            view, part = divmod(block, n_blocks)
+            gathered[places] = self.views[view][part][rows[places] % self.block_size]
+        return _channels_first(gathered)

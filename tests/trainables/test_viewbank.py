@@ -17,6 +17,7 @@ from trainables.viewbank import (
     view_magnitude,
     views_up_to,
 )
+from trainables.weights import PACKAGED, load_weights
 
 CPU = torch.device("cpu")
 N_PICTURES = 40  # more than one batch of the build
@@ -24,7 +25,7 @@ N_PICTURES = 40  # more than one batch of the build
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    backbone = create_backbone("tinynet", seed=0)
+    backbone = create_backbone("tinynet", load_weights(PACKAGED["tinynet"]))
     backbone.freeze(5)
     return backbone.to(memory_format=torch.channels_last).eval()
 
@@ -102,7 +103,7 @@ def test_one_pass_equals_running_the_backbone_to_each_boundary(backbone, picture
             features = features.permute(0, 3, 1, 2)
         assert features.shape == expected.shape
         torch.testing.assert_close(features.float(), expected, atol=1e-2, rtol=1e-2)
-        assert expected.std() > 0.01
+        assert expected.std() > 0.1, "the tolerance would hide a mistake"
 
 
 def test_view_0_is_clean_and_the_seed_decides_the_others(backbone, pictures):
@@ -127,7 +128,7 @@ def test_bits_become_features_without_a_copy():
     assert as_features(bits).data_ptr() == bits.__array_interface__["data"][0]
 
 
-def marked_bank(n_views: int = 5, n_built: int | None = None) -> ViewBank:
+def marked_bank(n_views: int = 5, n_built: int | None = None, block_size: int = 3) -> ViewBank:
     """Build a bank of four pictures, rows 9, 2, 7 and 4 of a table of ten.
 
     Each feature is 10 · picture's row + view.
@@ -136,18 +137,23 @@ def marked_bank(n_views: int = 5, n_built: int | None = None) -> ViewBank:
     row_of = torch.full((10,), -1)
     row_of[rows] = torch.arange(4)
     views = tuple(
-        (rows * 10 + view).to(torch.bfloat16)[:, None] for view in range(n_built or n_views)
+        (rows * 10 + view).to(torch.bfloat16)[:, None].split(block_size)
+        for view in range(n_built or n_views)
     )
-    return ViewBank(views, n_views, row_of)
+    return ViewBank(views, n_views, row_of, block_size)
 
 
-def test_clean_gives_view_0_of_the_right_pictures():
-    assert marked_bank().clean(torch.tensor([4, 9, 4])).squeeze(1).tolist() == [40, 90, 40]
+@pytest.mark.parametrize("block_size", [1, 3, 4, 128])
+def test_clean_gives_view_0_of_the_right_pictures(block_size):
+    clean = marked_bank(block_size=block_size).clean(torch.tensor([4, 9, 4, 2]))
+    assert clean.squeeze(1).tolist() == [40, 90, 40, 20]
 
 
-def test_draw_gives_the_right_pictures():
+@pytest.mark.parametrize("block_size", [1, 3, 4, 128])
+def test_draw_gives_the_right_pictures(block_size):
     asked = torch.tensor([2, 7, 4, 9, 7] * 20)
-    drawn = marked_bank().draw(asked, 1.0, torch.Generator().manual_seed(0)).squeeze(1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = marked_bank(block_size=block_size).draw(asked, 1.0, generator).squeeze(1)
     assert torch.equal(drawn.long() // 10, asked)
     assert drawn.dtype == torch.bfloat16
 
@@ -160,7 +166,18 @@ def test_draw_is_uniform_among_the_views_up_to_the_strength(augment, n_drawn):
     for picture in (2, 4):
         counts = torch.bincount(views[asked == picture], minlength=5)
         assert not counts[n_drawn:].any()
-        assert chisquare(counts[:n_drawn].numpy()).pvalue > 0.001
+        assert counts[:n_drawn].all()
+        if n_drawn > 1:
+            assert chisquare(counts[:n_drawn].numpy()).pvalue > 0.001
+
+
+def test_draw_does_not_depend_on_the_blocks():
+    asked = torch.tensor([2, 4, 7, 9]).repeat(20)
+    first, second = (
+        marked_bank(block_size=size).draw(asked, 1.0, torch.Generator().manual_seed(0))
+        for size in (3, 128)
+    )
+    assert torch.equal(first, second)
 
 
 def test_draw_follows_the_generator():
@@ -181,7 +198,8 @@ def test_draw_takes_what_is_built_where_later_views_are_missing():
 @pytest.mark.parametrize("augment", [0.0, 1.0])
 def test_maps_come_back_as_a_network_takes_them(backbone, pictures, augment):
     built = [build_view(backbone, pictures, 32, m, False, (2,), 0, CPU)[2] for m in (0.0, 1.0)]
-    bank = ViewBank(tuple(map(as_features, built)), 2, torch.arange(N_PICTURES).flip(0))
+    views = tuple(as_features(bits).split(16) for bits in built)
+    bank = ViewBank(views, 2, torch.arange(N_PICTURES).flip(0), block_size=16)
     rows = torch.tensor([3, 39, 0])
     shape = (3, *backbone.boundary_shapes(32)[1])
     assert shape[1] > shape[2], "channels and height must differ for this test to see them swapped"
@@ -193,7 +211,7 @@ def test_maps_come_back_as_a_network_takes_them(backbone, pictures, augment):
     torch.testing.assert_close(clean.float(), expected, atol=1e-2, rtol=1e-2)
 
 
-def test_autocast_follows_the_processor(monkeypatch):
+def test_autocast_follows_the_processor():
     has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     with mixed_precision(CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)

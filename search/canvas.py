@@ -1,0 +1,119 @@
+"""How the report's figures look, and how they are kept: as PNG, as SVG, and inside the page.
+
+Colours are few and named, so that the page can put its own, for light and dark, in their place.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, MUTED, LINE = "#1a2230", "#5a6576", "#d4dae3"
+ACCENT, WARM, BAD, ON_ACCENT = "#1d5fc4", "#b4480e", "#b3261d", "#fefefe"
+_TOKENS = {
+    INK: "ink",
+    MUTED: "muted",
+    LINE: "line",
+    ACCENT: "accent",
+    WARM: "warm",
+    BAD: "bad",
+    ON_ACCENT: "on-accent",
+}
+"""What each colour is called in the page's style sheet."""
+
+_STYLE: Any = {
+    "font.size": 10.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$x$"
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: small, sharp, and in the page's own font
+    "svg.hashsalt": "classifier-search",  # the same numbers make the same file
+}
+
+WIDTH, HEIGHT = 5.6, 3.5
+"""Of a figure, in inches. On a telephone it is shown at about 0.9 of that."""
+
+PNG_DPI = 160
+_LONGEST_NAME = 16  # characters
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save figures in here: matplotlib reads its style at both."""
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # matplotlib's font lacks many scripts; the page shows them in the reader's own fonts.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        yield
+
+
+def create_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """Begin a figure of the usual size."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return figure, axes
+
+
+def count_in_whole_numbers(axes: Axes) -> None:
+    """Number the x axis by whole numbers, as trials and epochs are."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def put_legend_below(figure: Figure) -> None:
+    """Name what is drawn, below the axes, where it hides nothing."""
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9.5, handlelength=1.4)
+
+
+def short(name: str) -> str:
+    """Return a name, cut where it is too long for an axis."""
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """Save a figure as `<name>.png` and `<name>.svg`; return its SVG for the page."""
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
+    figure.savefig(folder / f"{name}.png", dpi=PNG_DPI, facecolor="white")
+    return _for_page(buffer.getvalue(), name)
+
+
+def _for_page(svg: str, name: str) -> str:
+    """Make an SVG part of a page: its colours follow the page's, its ids are its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # only what is referred to needs an id
+    svg = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    for colour, token in _TOKENS.items():
+        svg = svg.replace(colour, f"var(--{token})")
+    return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)

@@ -1,0 +1,135 @@
+"""Figures of how good the model is: numbers in, a Figure out. See `search.canvas`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from search.canvas import (
+    ACCENT,
+    BAD,
+    INK,
+    MUTED,
+    ON_ACCENT,
+    WARM,
+    WIDTH,
+    count_in_whole_numbers,
+    create_axes,
+    put_legend_below,
+    short,
+)
+
+_MOST_NUMBERED_CLASSES = 30  # cells of larger confusion matrices are too small for numbers
+_N_BINS = 10  # of confidence
+
+
+def draw_curves(
+    epochs: Sequence[int],
+    train: Sequence[float],
+    val: Sequence[float],
+    best_epoch: int | None,
+    quantity: str,
+) -> Figure:
+    """Draw a trial's training and validation curve of one quantity."""
+    figure, axes = create_axes(f"The winner's {quantity}", "epoch", quantity)
+    axes.plot(epochs, train, "o-", color=MUTED, markersize=4, label="training")
+    axes.plot(epochs, val, "o-", color=ACCENT, markersize=4, label="validation")
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color=WARM, linestyle="--", label="best epoch")
+    count_in_whole_numbers(axes)
+    put_legend_below(figure)
+    return figure
+
+
+def draw_agreement(
+    search: float,
+    folds: Sequence[float],
+    judged: Mapping[str, tuple[float, tuple[float, float]]],
+) -> Figure:
+    """Draw all that is known of the winner's accuracy, one source a row.
+
+    Args:
+        search: The accuracy that the search chose it by.
+        folds: The accuracy of each fold.
+        judged: By what it was judged on, its accuracy with a 95 % interval.
+    """
+    rows = ["the search said", "folds say", *judged]
+    figure, axes = create_axes("How sure is the accuracy?", "accuracy", "")
+    axes.plot([search], [0], "D", color=MUTED, markersize=7)
+    axes.plot(folds, [1] * len(folds), "o", color=ACCENT, alpha=0.55, markersize=7)
+    if folds:
+        axes.plot([np.mean(folds)], [1], "|", color=INK, markersize=18, markeredgewidth=2)
+    for row, (accuracy, (low, high)) in enumerate(judged.values(), start=2):
+        axes.plot([low, high], [row, row], color=WARM, linewidth=2.5, solid_capstyle="butt")
+        axes.plot([accuracy], [row], "o", color=WARM, markersize=7)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix; a cell's depth is its share of the row's true class."""
+    counts = np.asarray(matrix)
+    n = len(classes)
+    numbered = n <= _MOST_NUMBERED_CLASSES
+    side = min(14.0, max(WIDTH, 1.6 + n * (0.36 if numbered else 0.16)))
+    figure = Figure(figsize=(side, 0.9 * side), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    for row, column in np.argwhere(counts):
+        share = shares[row, column]
+        colour = ACCENT if row == column else BAD
+        # A single mistake among a thousand must still be seen.
+        cell = (column - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(cell, 1, 1, facecolor=colour, alpha=max(0.15, share), linewidth=0))
+        if numbered:
+            ink = ON_ACCENT if share > 0.5 else INK
+            text = str(counts[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9.5)
+    names, size = [short(name) for name in classes], 10 if numbered else 7
+    upright = numbered and all(len(name) <= 2 for name in names)
+    axes.set_xticks(range(n), names, rotation=0 if upright else 90, fontsize=size)
+    axes.set_yticks(range(n), names, fontsize=size)
+    axes.set_xlim(-0.5, n - 0.5)
+    axes.set_ylim(n - 0.5, -0.5)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    return figure
+
+
+def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> Figure:
+    """Draw how often the model is right against how sure it is, in ten bins."""
+    figure, axes = create_axes(
+        "Does it know when it is sure?", "said probability", "share that is right"
+    )
+    axes.plot([0, 1], [0, 1], "--", color=MUTED, label="ideal")
+    sure, right = np.asarray(confidences), np.asarray(correct)
+    bins = np.minimum((sure * 10).astype(int), 9)
+    used = np.unique(bins)
+    x = [sure[bins == b].mean() for b in used]
+    y = [right[bins == b].mean() for b in used]
+    sizes = [int((bins == b).sum()) for b in used]
+    axes.scatter(x, y, s=[30 + 170 * size / max(sizes) for size in sizes], color=ACCENT, alpha=0.75)
+    for place in zip(x, y, sizes, strict=True):
+        axes.annotate(
+            f"{place[2]}", place[:2], (0, -16), textcoords="offset points", ha="center", fontsize=9
+        )
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, 1.06)
+    return figure
+
+
+def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool]) -> float:
+    """Return the mean gap between confidence and accuracy over ten bins (arXiv 1706.04599)."""
+    sure, right = np.asarray(confidences), np.asarray(correct)
+    bins = np.minimum((sure * 10).astype(int), 9)
+    gaps = [abs(sure[bins == b].mean() - right[bins == b].mean()) for b in range(10) if b in bins]
+    weights = [float((bins == b).mean()) for b in range(10) if b in bins]
+    return float(np.dot(gaps, weights))

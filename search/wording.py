@@ -1,0 +1,29 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share in [0, 1] as a percentage: "99.2 %"."""
+    return f"{100 * share:.{digits}f}\u00a0%"
+
+
+def interval(bounds: tuple[float, float]) -> str:
+    """Return both ends of an interval of shares: "97.6 to 99.7 %"."""
+    return f"{100 * bounds[0]:.1f} to {percent(bounds[1])}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration: "0.4 s", "37 s", "4 min 10 s", "2 h 5 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def compact(value: object) -> str:
+    """Return a parameter's value, a number with three digits that count: "0.00312", "6.51e-05"."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
