@@ -15,8 +15,9 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, MUTED, LINE = "#1a2230", "#5a6576", "#d4dae3"
 ACCENT, WARM, BAD, ON_ACCENT = "#1d5fc4", "#b4480e", "#b3261d", "#fefefe"
@@ -57,7 +58,10 @@ _STYLE: Any = {
 WIDTH, HEIGHT = 5.6, 3.5
 """Of a figure, in inches. On a telephone it is shown at about 0.9 of that."""
 
-PNG_DPI = 160
+HALO = "halo"
+"""The group id of a text that lines may cross: the page draws it with a rim."""
+
+_PNG_DPI = 160
 _LONGEST_NAME = 16  # characters
 
 
@@ -86,6 +90,11 @@ def count_in_whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def read_as_percent(axis: Axis) -> None:
+    """Write an axis of shares as percentages."""
+    axis.set_major_formatter(PercentFormatter(1.0))
+
+
 def put_legend_below(figure: Figure) -> None:
     """Name what is drawn, below the axes, where it hides nothing."""
     figure.legend(loc="outside lower center", ncols=4, fontsize=9.5, handlelength=1.4)
@@ -102,7 +111,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
-    figure.savefig(folder / f"{name}.png", dpi=PNG_DPI, facecolor="white")
+    figure.savefig(folder / f"{name}.png", dpi=_PNG_DPI, facecolor="white")
     return _for_page(buffer.getvalue(), name)
 
 
@@ -111,6 +120,7 @@ def _for_page(svg: str, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg)
+    svg = svg.replace(f'<g id="{HALO}"', f'<g class="{HALO}"')
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # only what is referred to needs an id
     svg = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)

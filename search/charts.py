@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 
 from search import canvas
@@ -173,7 +173,8 @@ def _columns(record: Record, trials: Sequence[TrialRecord]) -> list[Axis]:
             columns.append(Axis(name, values, choices=tuple(distribution.choices)))
         else:
             bounds: Any = distribution
-            columns.append(Axis(name, values, low=bounds.low, high=bounds.high, log=bounds.log))
+            whole = isinstance(distribution, IntDistribution)
+            columns.append(Axis(name, values, (), bounds.low, bounds.high, bounds.log, whole=whole))
     return columns
 
 
@@ -190,8 +191,8 @@ def _winner(record: Record) -> Iterator[Drawn]:
             yield (
                 f"winner_{quantity}",
                 draw_curves([e.epoch for e in curve], train, val, best.get("epoch"), quantity),
-                f"Over {len(curve)} epochs the training {quantity} went from {train[0]:.3g} to"
-                f" {train[-1]:.3g}, and the validation {quantity} from {val[0]:.3g} to {val[-1]:.3g}.",
+                f"Over {len(curve)} epochs, {quantity} went from {train[0]:.3g} to {train[-1]:.3g}"
+                f" in training, and from {val[0]:.3g} to {val[-1]:.3g} in validation.",
                 "Training pictures are augmented and dropout is on, so training may look worse"
                 " than validation.",
             )

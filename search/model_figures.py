@@ -19,6 +19,7 @@ from search.canvas import (
     count_in_whole_numbers,
     create_axes,
     put_legend_below,
+    read_as_percent,
     short,
 )
 
@@ -40,6 +41,8 @@ def draw_curves(
     if best_epoch is not None:
         axes.axvline(best_epoch, color=WARM, linestyle="--", label="best epoch")
     count_in_whole_numbers(axes)
+    if quantity == "accuracy":
+        read_as_percent(axes.yaxis)
     put_legend_below(figure)
     return figure
 
@@ -65,6 +68,7 @@ def draw_agreement(
     for row, (accuracy, (low, high)) in enumerate(judged.values(), start=2):
         axes.plot([low, high], [row, row], color=WARM, linewidth=2.5, solid_capstyle="butt")
         axes.plot([accuracy], [row], "o", color=WARM, markersize=7)
+    read_as_percent(axes.xaxis)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
@@ -105,13 +109,13 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
 
 
 def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> Figure:
-    """Draw how often the model is right against how sure it is, in ten bins."""
+    """Draw how often the model is right against how sure it is, in bins."""
     figure, axes = create_axes(
         "Does it know when it is sure?", "said probability", "share that is right"
     )
     axes.plot([0, 1], [0, 1], "--", color=MUTED, label="ideal")
     sure, right = np.asarray(confidences), np.asarray(correct)
-    bins = np.minimum((sure * 10).astype(int), 9)
+    bins = np.minimum((sure * _N_BINS).astype(int), _N_BINS - 1)
     used = np.unique(bins)
     x = [sure[bins == b].mean() for b in used]
     y = [right[bins == b].mean() for b in used]
@@ -121,15 +125,19 @@ def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> F
         axes.annotate(
             f"{place[2]}", place[:2], (0, -16), textcoords="offset points", ha="center", fontsize=9
         )
+    read_as_percent(axes.xaxis)
+    read_as_percent(axes.yaxis)
     axes.set_xlim(0, 1.03)
     axes.set_ylim(0, 1.06)
     return figure
 
 
 def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool]) -> float:
-    """Return the mean gap between confidence and accuracy over ten bins (arXiv 1706.04599)."""
+    """Return the mean gap between confidence and accuracy over bins (arXiv 1706.04599)."""
     sure, right = np.asarray(confidences), np.asarray(correct)
-    bins = np.minimum((sure * 10).astype(int), 9)
-    gaps = [abs(sure[bins == b].mean() - right[bins == b].mean()) for b in range(10) if b in bins]
-    weights = [float((bins == b).mean()) for b in range(10) if b in bins]
+    bins = np.minimum((sure * _N_BINS).astype(int), _N_BINS - 1)
+    gaps = [
+        abs(sure[bins == b].mean() - right[bins == b].mean()) for b in range(_N_BINS) if b in bins
+    ]
+    weights = [float((bins == b).mean()) for b in range(_N_BINS) if b in bins]
     return float(np.dot(gaps, weights))

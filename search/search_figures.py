@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from search.canvas import (
     ACCENT,
     BAD,
+    HALO,
     INK,
     MUTED,
     WARM,
@@ -22,11 +23,14 @@ from search.canvas import (
     count_in_whole_numbers,
     create_axes,
     put_legend_below,
+    read_as_percent,
     short,
 )
 from search.wording import duration
 
 _MOST_LINES = 400  # in parallel coordinates; more would hide one another
+_MOST_WHOLE_TICKS = 8
+_TICK_DISTANCE = 0.07  # of an axis's length, below which numbers would touch
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Axis:
         low: Of a number's range.
         high: Of a number's range.
         log: Whether the range is logarithmic.
+        whole: Whether only whole numbers are in it.
+        share: Whether it is read as a percentage.
     """
 
     name: str
@@ -48,6 +54,8 @@ class Axis:
     low: float = 0.0
     high: float = 1.0
     log: bool = False
+    whole: bool = False
+    share: bool = False
 
     def position(self, value: object) -> float:
         """Return where a value lies, in [0, 1]."""
@@ -63,16 +71,23 @@ class Axis:
         """Return a few positions with what is written beside them."""
         if self.choices:
             return [(self.position(choice), short(str(choice))) for choice in self.choices]
-        if self.log:
-            powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
-            marks = [self.low, *(10.0**power for power in powers), self.high]
-        else:
-            marks = [self.low, (self.low + self.high) / 2, self.high]
         placed: list[tuple[float, str]] = []
-        for mark in sorted(set(marks)):
-            if not placed or self.position(mark) - placed[-1][0] > 0.07:
-                placed.append((self.position(mark), f"{mark:.3g}"))
+        for mark in self._marks():
+            if not placed or self.position(mark) - placed[-1][0] > _TICK_DISTANCE:
+                text = f"{mark:.1%}" if self.share else f"{mark:.3g}"
+                placed.append((self.position(mark), text))
         return placed
+
+    def _marks(self) -> list[float]:
+        """Return the numbers to write, ascending: both ends and what divides them well."""
+        low, high = self.low, self.high
+        if self.log:
+            powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+            return sorted({low, *(10.0**power for power in powers), high})
+        if self.whole and high - low <= _MOST_WHOLE_TICKS:
+            return [float(number) for number in range(int(low), int(high) + 1)]
+        middle = (low + high) / 2
+        return [low, round(middle) if self.whole else middle, high]
 
 
 def draw_history(
@@ -114,6 +129,7 @@ def draw_history(
     pad = (top - low) * 0.06 or 0.01
     axes.set_ylim(low - pad, top + pad)
     count_in_whole_numbers(axes)
+    read_as_percent(axes.yaxis)
     put_legend_below(figure)
     return figure
 
@@ -144,11 +160,12 @@ def draw_parallel_coordinates(
         winner: Index of the trial whose folds are the model.
     """
     low, high = _focus(list(accuracies)), max(accuracies)
-    score = Axis("validation\naccuracy", [max(low, a) for a in accuracies], low=low, high=high)
+    seen = [max(low, accuracy) for accuracy in accuracies]
+    score = Axis("validation\naccuracy", seen, low=low, high=high, share=True)
     columns = [*columns, score]
     figure = Figure(figsize=(2 * WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.set_title("What was tried, and how well it did", pad=16)
+    axes.set_title("What was tried, and how well it did", pad=30)
     axes.set_axis_off()
     lines = _lines(columns, accuracies, winner)
     for kind, colour, width, alpha in (
@@ -164,7 +181,8 @@ def draw_parallel_coordinates(
         axes.text(x, 1.06, column.name, ha="center", va="bottom", weight="bold", fontsize=10)
         for y, text in column.ticks():
             axes.plot([x - 0.02, x], [y, y], color=MUTED, linewidth=1)
-            axes.text(x - 0.04, y, text, ha="right", va="center", fontsize=9, color=MUTED)
+            label = axes.text(x - 0.04, y, text, ha="right", va="center", fontsize=9, color=MUTED)
+            label.set_gid(HALO)
     axes.set_xlim(-0.5, len(columns) - 0.9)
     axes.set_ylim(-0.05, 1.05)
     put_legend_below(figure)

@@ -35,13 +35,14 @@ TIMES = ("seconds", "images_per_second", "gpu_memory_mb")
 
 @pytest.fixture(scope="module")
 def pictures() -> PictureSet:
-    """Noise under a square that is red, green or blue: three classes that colour tells apart."""
+    """Three shapes in noise: a lying bar, a standing bar, a square."""
     generator = torch.Generator().manual_seed(0)
-    table = torch.randint(0, 120, (N_PICTURES, 32, 32, 3), generator=generator)
+    table = torch.randint(0, 150, (N_PICTURES, 32, 32, 3), generator=generator)
     labels = torch.arange(N_PICTURES) % N_CLASSES
     for index, label in enumerate(labels.tolist()):
-        x, y = torch.randint(4, 16, (2,), generator=generator).tolist()
-        table[index, y : y + 12, x : x + 12, label] += 100
+        width, height = ((18, 5), (5, 18), (11, 11))[label]
+        x, y = torch.randint(3, 12, (2,), generator=generator).tolist()
+        table[index, y : y + height, x : x + width] += 105
     return PictureSet(table.to(torch.uint8), labels, N_CLASSES, 32, flip=True)
 
 
