@@ -1,0 +1,1 @@
+"""The controller: from a request to a report."""

@@ -17,7 +17,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK, MUTED, LINE = "#1a2230", "#5a6576", "#d4dae3"
 ACCENT, WARM, BAD, ON_ACCENT = "#1d5fc4", "#b4480e", "#b3261d", "#fefefe"
@@ -33,13 +33,13 @@ _TOKENS = {
 """What each colour is called in the page's style sheet."""
 
 _STYLE: Any = {
-    "font.size": 10.5,
+    "font.size": 12,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called "$x$"
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.titlelocation": "left",
-    "axes.titlesize": 11.5,
+    "axes.titlesize": 13,
     "axes.titleweight": "bold",
     "axes.titlepad": 10,
     "axes.spines.top": False,
@@ -56,12 +56,15 @@ _STYLE: Any = {
 }
 
 WIDTH, HEIGHT = 5.6, 3.5
-"""Of a figure, in inches. On a telephone it is shown at about 0.9 of that."""
+"""Of a figure, in inches. On a telephone it is shown at about 0.8 of that."""
 
 HALO = "halo"
 """The group id of a text that lines may cross: the page draws it with a rim."""
 
 _PNG_DPI = 160
+SMALL = 11
+"""Font size of numbers beside marks, in points."""
+
 _LONGEST_NAME = 16  # characters
 
 
@@ -92,12 +95,12 @@ def count_in_whole_numbers(axes: Axes) -> None:
 
 def read_as_percent(axis: Axis) -> None:
     """Write an axis of shares as percentages."""
-    axis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
 
 
 def put_legend_below(figure: Figure) -> None:
     """Name what is drawn, below the axes, where it hides nothing."""
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9.5, handlelength=1.4)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=SMALL, handlelength=1.4)
 
 
 def short(name: str) -> str:

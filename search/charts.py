@@ -184,17 +184,28 @@ def _winner(record: Record) -> Iterator[Drawn]:
         return
     if winner is not None and len(winner.curve) > 1:
         curve = winner.curve
-        for quantity, train, val in (
-            ("loss", [e.train_loss for e in curve], [e.val_loss for e in curve]),
-            ("accuracy", [e.train_accuracy for e in curve], [e.val_accuracy for e in curve]),
+        for quantity, train, val, caption in (
+            (
+                "accuracy",
+                [e.train_accuracy for e in curve],
+                [e.val_accuracy for e in curve],
+                "Training pictures are augmented and dropout is on, so training may look worse"
+                " than validation.",
+            ),
+            (
+                "loss",
+                [e.train_loss for e in curve],
+                [e.val_loss for e in curve],
+                "Lower is better. A validation loss that rises while the training loss falls would"
+                " be overfitting.",
+            ),
         ):
             yield (
                 f"winner_{quantity}",
                 draw_curves([e.epoch for e in curve], train, val, best.get("epoch"), quantity),
                 f"Over {len(curve)} epochs, {quantity} went from {train[0]:.3g} to {train[-1]:.3g}"
                 f" in training, and from {val[0]:.3g} to {val[-1]:.3g} in validation.",
-                "Training pictures are augmented and dropout is on, so training may look worse"
-                " than validation.",
+                caption,
             )
     folds = record.folds.get(best["trial"], ())
     judged = {

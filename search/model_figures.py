@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from search.canvas import (
     INK,
     MUTED,
     ON_ACCENT,
+    SMALL,
     WARM,
     WIDTH,
     count_in_whole_numbers,
@@ -94,8 +96,8 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
         if numbered:
             ink = ON_ACCENT if share > 0.5 else INK
             text = str(counts[row, column])
-            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9.5)
-    names, size = [short(name) for name in classes], 10 if numbered else 7
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=SMALL)
+    names, size = [short(name) for name in classes], SMALL if numbered else 7
     upright = numbered and all(len(name) <= 2 for name in names)
     axes.set_xticks(range(n), names, rotation=0 if upright else 90, fontsize=size)
     axes.set_yticks(range(n), names, fontsize=size)
@@ -121,10 +123,9 @@ def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> F
     y = [right[bins == b].mean() for b in used]
     sizes = [int((bins == b).sum()) for b in used]
     axes.scatter(x, y, s=[30 + 170 * size / max(sizes) for size in sizes], color=ACCENT, alpha=0.75)
-    for place in zip(x, y, sizes, strict=True):
-        axes.annotate(
-            f"{place[2]}", place[:2], (0, -16), textcoords="offset points", ha="center", fontsize=9
-        )
+    below: Any = {"textcoords": "offset points", "ha": "center", "fontsize": SMALL}
+    for share, accuracy, size in zip(x, y, sizes, strict=True):
+        axes.annotate(str(size), (share, accuracy), (0, -18), **below)
     read_as_percent(axes.xaxis)
     read_as_percent(axes.yaxis)
     axes.set_xlim(0, 1.03)

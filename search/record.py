@@ -178,7 +178,7 @@ def _open_study(path: Path) -> optuna.Study | None:
 
 def _read_trial(trial: FrozenTrial, folder: Path) -> TrialRecord:
     curve = _read_curve(folder / str(trial.number) / "progress.csv")
-    best = max(curve, key=lambda epoch: epoch.val_accuracy, default=None)
+    best = max(curve, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss), default=None)
     kept = trial.user_attrs
     return TrialRecord(
         number=trial.number,

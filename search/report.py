@@ -1,5 +1,175 @@
-from search.folder import RunFolder
+"""The report: `results/<run>/` in, one page that needs nothing else out.
+
+    python -m search.report results/<run>
+
+Only what lies in the run folder is read, so the page can be written again at any time, of a run
+that was interrupted as well. It says what is there and what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from optuna.distributions import CategoricalDistribution
+
+from search.charts import FEWEST_FOR_IMPORTANCE, draw_charts
+from search.folder import FolderError, RunFolder
+from search.record import Prediction, Record, TrialRecord, read_record
+from search.wording import compact, duration, interval, percent
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_MOST_TRIALS = 2000  # rows of the table; all are in trials.csv
+_MOST_PICTURES = 120  # rows of the tables of pictures; all are in their CSV files
+_MOST_CONFUSIONS = 8
 
 
 def write_report(folder: RunFolder) -> None:
-    pass
+    """Write `report.html` and `figures/` from what a run's folder holds."""
+    record = read_record(folder)
+    charts = draw_charts(record, folder.path / "figures")
+    templates = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "duration": duration,
+        "compact": compact,
+    }
+    style, script = (
+        Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - our own files
+        for name in ("report.css", "report.js")
+    )
+    page = templates.get_template("report.html").render(
+        record=record,
+        summary=record.summary,
+        charts=charts,
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        run=folder.path.absolute().name,
+        where=shlex.quote(str(folder.path)),
+        command=shlex.join(record.environment.get("command", [])),
+        model_megabytes=_megabytes(folder.path / "model.pt"),
+        missing=missing_stages(record),
+        notices=list(notices(record)),
+        failures=Counter(t.reason for t in record.trials if t.state == "failed").most_common(5),
+        trials=best_first(record.trials)[:_MOST_TRIALS],
+        trial_states=sorted({trial.state for trial in record.trials}),
+        parameters={
+            name: not isinstance(distribution, CategoricalDistribution)
+            for name, distribution in record.distributions.items()
+        },
+        fewest_for_importance=FEWEST_FOR_IMPORTANCE,
+        mistakes=mistakes(record.test)[:_MOST_PICTURES],
+        confusions=confusions(record.summary.get("test") or {}),
+        external=doubtful_first(record.external)[:_MOST_PICTURES],
+        splits=[s for s in ("train", "val", "test") if s in (record.summary.get("data") or {})],
+    )
+    folder.write_text("report.html", page)
+
+
+def missing_stages(record: Record) -> list[str]:
+    """Return what the run has not come to, in words; nothing of a finished run."""
+    parts = {
+        "data": "the pictures are not packed",
+        "search": "the search is not finished",
+        "kfold": "the folds are not trained",
+        "test": "the held-out pictures are not opened",
+    }
+    return [words for part, words in parts.items() if part not in record.summary]
+
+
+def notices(record: Record) -> Iterator[str]:
+    """Yield what a reader must know before trusting the numbers."""
+    states = Counter(trial.state for trial in record.trials)
+    if states["failed"]:
+        yield f"{states['failed']} of {len(record.trials)} trials failed; their reasons are below."
+    if states["unfinished"]:
+        yield f"{states['unfinished']} trials were begun and not finished."
+    if record.trials and not states["complete"]:
+        yield "No trial reached the full length; the best of the unfinished ones was taken."
+    if record.audit:
+        yield f"{len(record.audit)} files could not be used; they are listed with the data."
+    test, outside = record.summary.get("test"), record.summary.get("external")
+    if test and outside and outside.get("accuracy") is not None:
+        lowest = test["accuracy_ci95"][0]
+        if outside["accuracy_ci95"][1] < lowest:
+            yield (
+                f"On pictures from elsewhere the model does worse: {percent(outside['accuracy'])}"
+                f" against {percent(test['accuracy'])}. Expect that where yours differ as well."
+            )
+
+
+def best_first(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials by accuracy; full-length ones before others of the same accuracy."""
+    return sorted(
+        trials,
+        key=lambda t: (
+            -1.0 if t.accuracy is None else t.accuracy,
+            t.state == "complete",
+            -t.number,
+        ),
+        reverse=True,
+    )
+
+
+def mistakes(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Return the wrong predictions, the most confident first."""
+    wrong = [p for p in predictions if p.correct is False]
+    return sorted(wrong, key=lambda p: -p.ranked[0][1])
+
+
+def doubtful_first(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Return predictions, wrong ones first, then by how unsure the model is."""
+    return sorted(predictions, key=lambda p: (p.correct is not False, p.ranked[0][1]))
+
+
+def confusions(scores: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
+    """Return the most frequent confusions: true class, said class, how often, of how many."""
+    classes = [row["class"] for row in scores.get("per_class", ())]
+    found = [
+        (classes[i], classes[j], count, sum(row))
+        for i, row in enumerate(scores.get("confusion", ()))
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return sorted(found, key=lambda confusion: -confusion[2])[:_MOST_CONFUSIONS]
+
+
+def _megabytes(path: Path) -> float | None:
+    return path.stat().st_size / 1e6 if path.is_file() else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m search.report", description="Write a run's report again."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder")
+    path: Path = parser.parse_args(arguments).run
+    try:
+        write_report(RunFolder.open(path))
+    except FolderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(path / "report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import spaces
 from spaces.base import BACKBONES, Space, load_space
 from spaces.sources import did_you_mean
 
-DEFAULT_SPACE = Path("spaces/digits.py")
+DEFAULT_SPACE = "spaces/digits.py"
 
 
 class RequestError(ValueError):
@@ -82,7 +83,8 @@ class Request:
 def parse_request(arguments: Sequence[str] | None = None) -> Request:
     """Read the command line; exits with 2 and a usage line where it is malformed."""
     options = vars(_parser().parse_args(arguments))
-    space: Path = options["space"]
+    space: Path = options["space"] or _default_space()
+    options["space"] = space
     if options["resume"]:
         options["space"] = options["resume"] / "space.py"
     options["name"] = options["name"] or f"{space.stem}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -98,8 +100,21 @@ def load_requested_space(request: Request) -> Space:
     return request.apply_to(load_space(request.space))
 
 
+def _default_space() -> Path:
+    """Return the embedded space: the checkout's, or the installed package's."""
+    here = Path(DEFAULT_SPACE)
+    return here if here.is_file() else Path(spaces.__path__[0]) / here.name
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one message."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m search.run",
         description="Find the best image classifier for a folder of pictures, and prove how good"
         " it is.",
@@ -111,9 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("what to search")
-    what.add_argument(
-        "--space", type=Path, default=DEFAULT_SPACE, help="space file (default: %(default)s)"
-    )
+    what.add_argument("--space", type=Path, help=f"space file (default: {DEFAULT_SPACE})")
     what.add_argument(
         "--data",
         type=Path,

@@ -18,6 +18,7 @@ from search.canvas import (
     HALO,
     INK,
     MUTED,
+    SMALL,
     WARM,
     WIDTH,
     count_in_whole_numbers,
@@ -106,7 +107,7 @@ def draw_history(
     """
     figure, axes = create_axes("Accuracy of each trial", "trial", "validation accuracy")
     low = _focus(list(accuracies.values()))
-    stopped = [n for n in accuracies if n not in complete]
+    stopped = sorted(set(accuracies) - set(complete) - set(failed))
     for label, numbers, colour, face in (
         ("stopped early", stopped, MUTED, "none"),
         ("complete", complete, ACCENT, ACCENT),
@@ -141,7 +142,7 @@ def draw_survival(epochs: Sequence[int], full_length: int) -> Figure:
     heights = [sum(n >= epoch for n in epochs) for epoch in x]
     bars = axes.bar(x, heights, color=ACCENT, width=0.75)
     if full_length <= 25:
-        axes.bar_label(bars, padding=2, color=INK, fontsize=9)
+        axes.bar_label(bars, padding=2, color=INK, fontsize=SMALL)
     axes.grid(visible=False, axis="x")
     axes.set_ylim(0, max(heights, default=1) * 1.12)
     for axis in (axes.xaxis, axes.yaxis):
@@ -176,13 +177,13 @@ def draw_parallel_coordinates(
         if lines[kind]:
             style: Any = {"colors": colour, "linewidths": width, "alpha": alpha}
             axes.add_collection(LineCollection(lines[kind], label=kind, **style))
+    small: Any = {"fontsize": SMALL}
     for x, column in enumerate(columns):
         axes.plot([x, x], [0, 1], color=MUTED, linewidth=1)
-        axes.text(x, 1.06, column.name, ha="center", va="bottom", weight="bold", fontsize=10)
+        axes.text(x, 1.06, column.name, ha="center", va="bottom", weight="bold", **small)
         for y, text in column.ticks():
             axes.plot([x - 0.02, x], [y, y], color=MUTED, linewidth=1)
-            label = axes.text(x - 0.04, y, text, ha="right", va="center", fontsize=9, color=MUTED)
-            label.set_gid(HALO)
+            axes.text(x - 0.04, y, text, ha="right", va="center", color=MUTED, gid=HALO, **small)
     axes.set_xlim(-0.5, len(columns) - 0.9)
     axes.set_ylim(-0.05, 1.05)
     put_legend_below(figure)
@@ -224,9 +225,11 @@ def draw_stages(seconds: Mapping[str, float]) -> Figure:
 def _bars(title: str, values: Mapping[str, float], wording: Callable[[float], str]) -> Figure:
     """Draw named lengths, each with its value in words."""
     figure, axes = create_axes(title, "", "")
-    figure.set_figheight(0.9 + 0.34 * len(values))
+    figure.set_figheight(0.9 + 0.36 * len(values))
     bars = axes.barh([short(name) for name in values], list(values.values()), color=ACCENT)
-    axes.bar_label(bars, [wording(v) for v in values.values()], padding=4, color=INK, fontsize=9.5)
+    axes.bar_label(
+        bars, [wording(v) for v in values.values()], padding=4, color=INK, fontsize=SMALL
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, max(values.values(), default=1.0) * 1.18 or 1.0)
     axes.xaxis.set_visible(False)

@@ -67,6 +67,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, boundary: int = 0) -> Tensor:
         """Return logits [N, classes] from what lies at a boundary (0: normalised pixels)."""
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.float()  # a bank's features are bfloat16, and nothing else would convert them
         features = self.backbone(x, boundary, 5)
         # The head is cheap and decides: it stays out of the half precision of the stages.
         with torch.autocast(features.device.type, enabled=False):

@@ -45,7 +45,7 @@ def fit_probe(features: Tensor, labels: Tensor, n_classes: int, seed: int) -> Pr
     """
     x, y = features.float().numpy(), labels.numpy()
     if len(y) > _MOST_PICTURES:
-        chosen = np.random.default_rng(seed).permutation(len(y))[:_MOST_PICTURES]
+        chosen = _stratified_part(y, _MOST_PICTURES / len(y), np.random.default_rng(seed))
         x, y = x[chosen], y[chosen]
     n_folds = min(_FOLDS, int(np.bincount(y)[np.unique(y)].min()))
     accuracy = float("nan")
@@ -69,6 +69,15 @@ def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features.float().numpy(), labels.numpy())
     return _as_head(model, features.shape[1], n_classes)
+
+
+def _stratified_part(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Choose a share of each class's pictures, and of a rare class enough for every fold."""
+    chosen = []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        chosen.append(rows[: max(_FOLDS, round(share * len(rows)))])
+    return np.sort(np.concatenate(chosen))
 
 
 def _as_head(model: Pipeline, feature_size: int, n_classes: int) -> Weights:

@@ -230,18 +230,17 @@ class Trainer:
         started = perf_counter()
         self.model.train()
         with torch.random.fork_rng():
-            torch.manual_seed(self._seed * 100_003 + self.epoch)  # dropout, stochastic depth
+            # Of dropout and stochastic depth; torch takes no seed beyond 64 bits.
+            torch.manual_seed((self._seed * 100_003 + self.epoch) % 2**63)
             loss_sum, n_right = self._train_pass()
         train_seconds = perf_counter() - started
         n = len(self._train_rows)
         train_loss = loss_sum / n
         self.epoch += 1
-        if not math.isfinite(train_loss):
-            raise TrainingError(
-                f"the training loss is {train_loss} in epoch {self.epoch}"
-                f" (lr {self.config.lr:g}, {self.config.optimizer})"
-            )
+        self._check_finite("training", train_loss)
         val_loss, val_accuracy, val_macro_f1 = self._validate()
+        if len(self._val_rows):
+            self._check_finite("validation", val_loss)
         result = EpochResult(
             epoch=self.epoch,
             train_loss=train_loss,
@@ -297,6 +296,13 @@ class Trainer:
         self._generator.set_state(state["generator"])
         self._lr_factor, self._lowest_val_loss, self._epochs_above_lowest = state["plateau"]
 
+    def _check_finite(self, what: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the {what} loss is {loss} in epoch {self.epoch}"
+                f" (lr {self.config.lr:g}, {self.config.optimizer})"
+            )
+
     def _train_pass(self) -> tuple[float, int]:
         """Visit every training picture once; return the summed loss and how many were right."""
         loss_sum = torch.zeros((), device=self._device)
@@ -310,14 +316,16 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self._train_rows), generator=self._generator)
-        rows = self._train_rows[order]
-        n_gathered = self._gathered_batches() * self.config.batch_size
-        for chunk in rows.split(n_gathered):
+        # Even batches: batch normalisation could not train on a single picture left at the end.
+        batches = self._train_rows[order].tensor_split(self.steps_per_epoch)
+        n_gathered = self._gathered_batches()
+        for first in range(0, len(batches), n_gathered):
+            sizes = [len(batch) for batch in batches[first : first + n_gathered]]
+            chunk = torch.cat(batches[first : first + n_gathered])
             inputs = self._inputs.train(chunk, self._generator)
             inputs = inputs.to(self._device, non_blocking=True)
             labels = self._labels[chunk].to(self._device, non_blocking=True)
-            size = self.config.batch_size
-            yield from zip(inputs.split(size), labels.split(size), strict=True)
+            yield from zip(inputs.split(sizes), labels.split(sizes), strict=True)
 
     def _gathered_batches(self) -> int:
         """How many batches are taken from the inputs at a time: one where they are computed."""

@@ -37,12 +37,12 @@ TIMES = ("seconds", "images_per_second", "gpu_memory_mb")
 def pictures() -> PictureSet:
     """Three shapes in noise: a lying bar, a standing bar, a square."""
     generator = torch.Generator().manual_seed(0)
-    table = torch.randint(0, 150, (N_PICTURES, 32, 32, 3), generator=generator)
+    table = torch.randint(0, 100, (N_PICTURES, 32, 32, 3), generator=generator)
     labels = torch.arange(N_PICTURES) % N_CLASSES
     for index, label in enumerate(labels.tolist()):
         width, height = ((18, 5), (5, 18), (11, 11))[label]
         x, y = torch.randint(3, 12, (2,), generator=generator).tolist()
-        table[index, y : y + height, x : x + width] += 105
+        table[index, y : y + height, x : x + width] += 155
     return PictureSet(table.to(torch.uint8), labels, N_CLASSES, 32, flip=True)
 
 
@@ -131,9 +131,9 @@ def weights_of(trainer: Trainer) -> dict[str, Tensor]:
 
 def test_a_network_learns_from_scratch(create):
     net = create_backbone("tinynet", seed=0).to(memory_format=torch.channels_last)
-    trainer = create(backbone_net=net, lr=3e-3, freeze_depth=0, epochs=5, augment=0.1)
+    trainer = create(backbone_net=net, lr=3e-3, freeze_depth=0, epochs=8, augment=0.1)
     results = run(trainer)
-    assert [result.epoch for result in results] == [1, 2, 3, 4, 5]
+    assert [result.epoch for result in results] == list(range(1, 9))
     assert results[-1].train_loss < 0.5 * results[0].train_loss
     assert trainer.best is not None
     assert trainer.best.val_accuracy >= 0.9
@@ -147,15 +147,15 @@ def test_every_optimizer_learns_under_every_schedule(create, optimizer, schedule
     trainer = create(
         optimizer=optimizer,
         scheduler=scheduler,
-        lr=0.03 if optimizer == "sgd" else 3e-3,
+        lr=0.1 if optimizer == "sgd" else 0.02,
         weight_decay=1e-4,
         dropout=0.1,
         augment=0.4,
-        epochs=6,
+        epochs=10,
     )
     results = run(trainer)
-    assert results[-1].train_loss < 0.8 * results[0].train_loss
-    assert results[-1].train_accuracy > 0.8
+    assert results[-1].train_loss < 0.6 * results[0].train_loss
+    assert results[-1].train_accuracy > 0.85
 
 
 def test_a_dense_head_learns_with_everything_on(create):
@@ -166,8 +166,8 @@ def test_a_dense_head_learns_with_everything_on(create):
         label_smoothing=0.1,
         class_weights=True,
         augment=1.0,
-        lr=3e-3,
-        epochs=8,
+        lr=0.01,
+        epochs=12,
     )
     results = run(trainer)
     assert results[-1].train_loss < results[0].train_loss
@@ -253,10 +253,17 @@ def test_a_class_without_pictures_breaks_no_weights(create):
 
 @pytest.mark.parametrize("depth", [0, 5])
 def test_a_training_that_explodes_says_why(create, depth):
-    trainer = create(freeze_depth=depth, lr=1e30, optimizer="sgd", epochs=9)
-    reason = r"^the training loss is (nan|inf) in epoch \d \(lr 1e\+30, sgd\)$"
+    trainer = create(freeze_depth=depth, lr=1e38, optimizer="sgd")
+    reason = r"^the training loss is (nan|inf) in epoch \d \(lr 1e\+38, sgd\)$"
     with pytest.raises(TrainingError, match=reason):
         run(trainer)
+
+
+def test_a_training_that_explodes_in_its_last_step_is_no_result(create):
+    trainer = create(freeze_depth=0, lr=1e38, optimizer="sgd", batch_size=64, epochs=1)
+    with pytest.raises(TrainingError, match=r"^the validation loss is nan in epoch 1 \(lr 1e\+38"):
+        run(trainer)
+    assert trainer.best is None
 
 
 # Learning rates
@@ -296,7 +303,9 @@ def test_without_a_schedule_the_rate_stays(create):
 def test_a_plateau_lowers_the_rate_after_its_patience(create):
     results = run(create(scheduler="plateau", lr=STANDSTILL, optimizer="sgd", epochs=9))
     steps = [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01]
-    assert [r.lr for r in results] == pytest.approx([STANDSTILL * s for s in steps], abs=0)
+    assert [r.lr for r in results] == pytest.approx(
+        [STANDSTILL * s for s in steps], rel=1e-6, abs=0
+    )
 
 
 def test_a_falling_loss_is_no_plateau(create):
@@ -411,12 +420,12 @@ def test_the_bank_and_the_pictures_give_the_same_features(create):
 
 @pytest.mark.parametrize("augment", [0.0, 0.7])
 def test_a_training_from_the_bank_is_as_good_as_one_from_the_pictures(create, augment):
-    given = {"freeze_depth": 3, "lr": 1e-3, "augment": augment, "epochs": 3}
-    from_bank, computed = (run(create(use_bank=b, **given))[-1] for b in (True, False))
-    assert from_bank.val_accuracy >= 0.9
-    assert computed.val_accuracy >= 0.9
+    given = {"freeze_depth": 3, "lr": 3e-3, "augment": augment, "epochs": 6}
+    from_bank, computed = (run(create(use_bank=use_bank, **given)) for use_bank in (True, False))
+    assert from_bank[-1].val_accuracy >= 0.9
+    assert computed[-1].val_accuracy >= 0.9
     if augment == 0:
-        assert from_bank.train_loss == pytest.approx(computed.train_loss, rel=0.1)
+        assert from_bank[0].train_loss == pytest.approx(computed[0].train_loss, rel=0.05)
 
 
 @pytest.mark.parametrize("use_bank", [True, False])
@@ -460,6 +469,42 @@ def test_a_last_batch_of_one_picture_trains(create):
         epochs=1,
     )
     assert math.isfinite(trainer.run_epoch().train_loss)
+
+
+def short_of_memory(trainer: Trainer, most: int) -> list[int]:
+    """Let the model take at most so many pictures at a time; return the sizes it was given."""
+    forward, given = trainer.model.forward, []
+
+    def limited(x: Tensor, boundary: int) -> Tensor:
+        given.append(len(x))
+        if len(x) > most and trainer.model.training:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(x, boundary)
+
+    trainer.model.forward = limited  # type: ignore[method-assign]
+    return given
+
+
+@pytest.mark.parametrize("class_weights", [False, True])
+def test_a_batch_that_does_not_fit_is_halved_and_learns_the_same(create, class_weights):
+    given = {"lr": 1e-2, "class_weights": class_weights, "train_rows": torch.arange(45)}
+    whole, halved = create(**given), create(**given)
+    sizes = short_of_memory(halved, most=5)
+    for one, other in zip(run(whole), run(halved), strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+        assert other.val_loss == pytest.approx(one.val_loss, rel=1e-4)
+    assert [size for size in sizes if size > 5 and size <= 16][:2] == [15, 7]
+    assert sizes.count(15) == 1, "the halving is forgotten"
+
+
+def test_a_picture_that_does_not_fit_ends_the_training(create):
+    trainer = create()
+    short_of_memory(trainer, most=0)
+    with pytest.raises(TrainingError) as caught:
+        trainer.run_epoch()
+    assert str(caught.value) == (
+        "tinynet at depth 5 does not fit the GPU's memory with a single picture"
+    )
 
 
 # What is frozen, and what is not

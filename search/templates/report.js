@@ -1,0 +1,50 @@
+"use strict";
+// Tables sort by their headings, and the table of trials filters. Without this, all is still there.
+const text = (cell) => cell.dataset.value ?? cell.textContent.trim();
+
+function sortBy(heading) {
+  const table = heading.closest("table");
+  const column = heading.cellIndex;
+  const descending = heading.getAttribute("aria-sort") !== "descending";
+  const rows = [...table.tBodies[0].rows];
+  const numeric = heading.classList.contains("number");
+  const compare = (a, b) => {
+    const [x, y] = [text(a.cells[column]), text(b.cells[column])];
+    if (x === "" || y === "") return (x === "") - (y === ""); // what is not known comes last
+    const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, undefined, { numeric: true });
+    return descending ? -order : order;
+  };
+  table.tBodies[0].append(...rows.sort(compare));
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+}
+
+for (const heading of document.querySelectorAll("table.sortable th[scope=col]")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.append(...heading.childNodes);
+  heading.append(button);
+  button.addEventListener("click", () => sortBy(heading));
+}
+
+const filters = document.getElementById("trial-filters");
+if (filters) {
+  const rows = [...document.getElementById("trials-table").tBodies[0].rows];
+  const [words, state] = [filters.elements.words, filters.elements.state];
+  const count = document.getElementById("trial-count");
+  const apply = () => {
+    const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const row of rows) {
+      const content = row.textContent.toLowerCase();
+      const fits = wanted.every((word) => content.includes(word));
+      row.hidden = !(fits && (state.value === "" || row.dataset.state === state.value));
+      shown += row.hidden ? 0 : 1;
+    }
+    count.textContent = `${shown} of ${rows.length} shown`;
+  };
+  filters.hidden = false;
+  filters.addEventListener("input", apply);
+  filters.addEventListener("submit", (event) => event.preventDefault());
+  apply();
+}

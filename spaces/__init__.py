@@ -1,0 +1,1 @@
+"""Spaces: what to search, on which pictures. One `SPACE` per file, but for base, sources, glyphs."""

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+
+from search.keeper import BEST_WEIGHTS, Keeper
+
+
+def kept_on_disk(trials: Path) -> dict[int, bytes]:
+    return {int(path.parent.name): path.read_bytes() for path in trials.rglob(BEST_WEIGHTS)}
+
+
+def offer_all(keeper: Keeper, scores: dict[int, tuple[float, float]]) -> None:
+    """Offer trials as workers do: only those that are wanted."""
+    for number, score in scores.items():
+        if keeper.wants(number, score):
+            keeper.offer(number, score, f"weights {number}".encode())
+
+
+def test_the_best_few_are_kept_and_the_others_let_go(tmp_path):
+    scores = {0: (0.5, -1.0), 1: (0.9, -1.0), 2: (0.4, -1.0), 3: (0.7, -1.0), 4: (0.6, -1.0)}
+    offer_all(Keeper(tmp_path, 2, {}), scores)
+    assert kept_on_disk(tmp_path) == {1: b"weights 1", 3: b"weights 3"}
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_loser_of_a_full_house_leaves_nothing_even_if_offered(tmp_path):
+    keeper = Keeper(tmp_path, 1, {})
+    keeper.offer(0, (0.9, -1.0), b"best")
+    keeper.offer(1, (0.5, -1.0), b"worse")
+    assert kept_on_disk(tmp_path) == {0: b"best"}
+
+
+def test_other_files_of_a_trial_stay(tmp_path):
+    keeper = Keeper(tmp_path, 1, {})
+    keeper.offer(0, (0.5, -1.0), b"good")
+    (tmp_path / "0" / "progress.csv").touch()
+    keeper.offer(1, (0.9, -1.0), b"better")
+    assert kept_on_disk(tmp_path) == {1: b"better"}
+    assert (tmp_path / "0" / "progress.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("score", "wanted"),
+    [
+        ((0.8, -0.5), True),
+        ((0.7, -0.4), True),
+        ((0.7, -0.5), False),
+        ((0.7, -0.6), False),
+        ((0.6, 0.0), False),
+    ],
+)
+def test_only_what_beats_the_worst_kept_is_wanted(tmp_path, score, wanted):
+    keeper = Keeper(tmp_path, 2, {4: (0.9, -0.1), 5: (0.7, -0.5)})
+    assert keeper.wants(9, score) is wanted
+
+
+def test_while_there_is_room_anything_is_wanted(tmp_path):
+    assert Keeper(tmp_path, 2, {4: (0.9, -0.1)}).wants(9, (0.0, -9.0))
+
+
+def test_a_trial_is_not_its_own_rival(tmp_path):
+    keeper = Keeper(tmp_path, 1, {4: (0.9, -0.1)})
+    assert keeper.wants(4, (0.9, -0.1))
+    keeper.offer(4, (0.9, -0.1), b"again")
+    assert kept_on_disk(tmp_path) == {4: b"again"}
+
+
+def test_what_an_earlier_session_kept_is_let_go_when_beaten(tmp_path):
+    for number in (4, 5):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / BEST_WEIGHTS).write_bytes(b"earlier")
+    # A run carried on knows all its trials' scores, also of those whose weights were never kept.
+    earlier = {4: (0.9, -0.1), 5: (0.7, -0.5), 6: (0.3, -2.0)}
+    offer_all(Keeper(tmp_path, 2, earlier), {7: (0.8, -0.2)})
+    assert kept_on_disk(tmp_path) == {4: b"earlier", 7: b"weights 7"}
+    assert earlier == {4: (0.9, -0.1), 5: (0.7, -0.5), 6: (0.3, -2.0)}
+
+
+def test_a_crash_while_writing_leaves_the_old_weights(tmp_path, monkeypatch):
+    keeper = Keeper(tmp_path, 2, {})
+    keeper.offer(0, (0.5, -1.0), b"whole")
+    write = Path.write_bytes
+
+    def crash(self: Path, content: bytes) -> int:
+        write(self, content[:2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", crash)
+    with pytest.raises(OSError, match="No space left"):
+        keeper.offer(0, (0.6, -1.0), b"newer")
+    assert kept_on_disk(tmp_path) == {0: b"whole"}
