@@ -129,9 +129,7 @@ def create_model(config: dict[str, Any], weights: str | None, n_classes: int) ->
     state = None if weights is None else load_weights(Path(weights))
     backbone = create_backbone(config["backbone"], state)
     backbone.freeze(config["freeze_depth"])
-    return Classifier(
-        backbone, create_head(backbone.feature_size, n_classes, 0, config["dropout"])
-    )
+    return Classifier(backbone, create_head(backbone.feature_size, n_classes, 0, config["dropout"]))
 
 
 def create_loader(

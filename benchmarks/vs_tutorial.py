@@ -292,10 +292,11 @@ def read_split(run: Path) -> list[tuple[str, str, str]]:
 
 def find_picture(data: Path, name: str) -> Path:
     """Find a picture by the name that our split has for it, below the data or its set's folder."""
-    for folder in (data, data / "101_ObjectCategories"):
-        if (folder / name).is_file():
-            return folder / name
-    stop(f"{data} has no picture {name}, which the split names", code=1)
+    places = [folder / name for folder in (data, data / "101_ObjectCategories")]
+    found = [path for path in places if path.is_file()]
+    if not found:
+        stop(f"{data} has no picture {name}, which the split names", code=1)
+    return found[0]
 
 
 def read_samples(work: Work, run: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]]]:

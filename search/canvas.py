@@ -114,6 +114,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
+    figure.set_layout_engine("none")  # it is laid out by now, and doing so takes long
     figure.savefig(folder / f"{name}.png", dpi=_PNG_DPI, facecolor="white")
     return _for_page(buffer.getvalue(), name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +38,8 @@ from search.wording import duration, interval, percent
 FEWEST_FOR_IMPORTANCE = 4
 """Full-length trials without which nothing can be said of what mattered."""
 
-_MOST_FOR_IMPORTANCE = 300  # trials; more take minutes and tell the same
+_MOST_FOR_IMPORTANCE = 200  # trials; many more take minutes and tell the same
+_TREES = 32  # of the forest that importances are read from
 _SURE_PER_PARAMETER = 10  # full-length trials a parameter, below which importances are a guess
 _WIDE_CLASSES = 12  # a confusion matrix of more classes has the page's whole width
 
@@ -92,10 +94,10 @@ def importances(record: Record) -> dict[str, float]:
     if len({trial.value for trial in frozen}) < 2:
         return {}
     sample = optuna.create_study(direction="maximize")
-    sample.add_trials(frozen[:: max(1, len(frozen) // _MOST_FOR_IMPORTANCE)])
+    sample.add_trials(frozen[:: math.ceil(len(frozen) / _MOST_FOR_IMPORTANCE)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=0)
         return dict(optuna.importance.get_param_importances(sample, evaluator=evaluator))
 
 
@@ -126,8 +128,8 @@ def _search(record: Record) -> Iterator[Drawn]:
             "Parallel coordinates: a line a trial, across "
             + ", ".join(column.name for column in columns)
             + ", to its validation accuracy. The table of trials has the same numbers.",
-            "Follow the bold line to see what the winner is made of, and the blue ones to see"
-            " where good trials gather.",
+            "A line is a trial, from its parameters to its accuracy. Blue lines show where good"
+            " trials gather" + ("." if place is None else ", the bold one what the winner is."),
         )
     if shares := importances(record):
         n, few = len(complete), len(complete) < _SURE_PER_PARAMETER * len(shares)

@@ -53,7 +53,8 @@ def _evaluate_external(material: Material, ensemble: Ensemble, folder: RunFolder
     listing, packed = material.external
     classes = material.listing.classes
     labels = listing.labels[packed.kept]
-    probabilities = ensemble.probabilities(open_table(packed.table, torch.device("cpu"))).numpy()
+    table = open_table(packed.table, torch.device("cpu"))[: len(packed.kept)]
+    probabilities = ensemble.probabilities(table).numpy()
     names = [listing.names[i] for i in packed.kept]
     write_predictions(
         folder.path / "external_predictions.csv", names, labels, probabilities, classes
@@ -146,7 +147,8 @@ def write_predictions(
     head = ["name", "label", "correct"]
     for place in ("first", "second", "third")[:n_named]:
         head += [place, f"{place}_probability"]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # A file's name may hold bytes that are no UTF-8; they are written as they are.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow([*head, *(f"p:{name}" for name in classes)])
         for name, label, row in zip(names, labels, probabilities, strict=True):

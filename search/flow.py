@@ -12,6 +12,7 @@ from torch import Tensor
 from search.checks import Checked
 from search.evaluate import evaluate
 from search.folder import RunFolder
+from search.interruption import Interruption
 from search.keeper import start_keeper
 from search.material import Material, pack_pictures
 from search.probing import build_banks, open_banks, probe_backbones
@@ -21,6 +22,7 @@ from search.request import RequestError
 from search.sharing import measure_shares
 from search.study import (
     count_states,
+    count_unfinished,
     kept_scores,
     open_study,
     ranked_trials,
@@ -29,7 +31,8 @@ from search.study import (
 )
 from search.tensorboard import TrialBoards
 from search.trials import SearchPlan, run_trials
-from search.winner import choose_candidates, retrain_finalists
+from search.winner import choose_candidates, retrain_finalists, save_best_trial
+from spaces.base import Space
 from trainables.backbones import create_backbone
 from trainables.weights import WeightsError, load_weights
 
@@ -40,7 +43,7 @@ SEARCH_SHARE = 0.6
 """Of a time budget, from the command to the last trial; the rest is for folds and evaluation."""
 
 
-def run(checked: Checked, progress: Progress) -> int:
+def run(checked: Checked, progress: Progress, interruption: Interruption) -> int:
     """Run every stage; return the exit code. Ray must be running.
 
     Raises:
@@ -60,7 +63,7 @@ def run(checked: Checked, progress: Progress) -> int:
         build_banks(material, progress)
     # 2. Trials are judged on the validation split; the folds use both, and choose a winner.
     with stage("search", folder):
-        study = search(checked, material, progress)
+        study = search(checked, material, progress, interruption)
     with stage("folds", folder):
         candidates = choose_candidates(ranked_trials(study), request.finalists)
         if not candidates:
@@ -78,11 +81,18 @@ def run(checked: Checked, progress: Progress) -> int:
     return 0
 
 
-def search(checked: Checked, material: Material, progress: Progress) -> optuna.Study:
-    """Run trials until the study holds as many as are asked for, or the time is up."""
+def search(
+    checked: Checked, material: Material, progress: Progress, interruption: Interruption
+) -> optuna.Study:
+    """Run trials until the study holds as many as are asked for, or the time is up.
+
+    Raises:
+        KeyboardInterrupt: the user asked to stop; all that was finished is kept, and the best
+            full-length trial is the model.
+    """
     request, space, folder = checked.request, checked.space, checked.folder
     started = monotonic()
-    study = open_study(storage_url(folder.path), space, request.sampler, space.trials, request.seed)
+    study = open_study(storage_url(folder.path), space)
     budget = request.time_budget_seconds
     shares = measure_shares(space, material.bench, material.rows("train"))
     if any(shares.values()):
@@ -90,7 +100,9 @@ def search(checked: Checked, material: Material, progress: Progress) -> optuna.S
     folder.note("gpu_shares", shares)
     plan = SearchPlan(
         n_trials=space.trials,
+        sampler=request.sampler,
         scheduler=request.scheduler,
+        interrupted=interruption.asked,
         time_budget_seconds=budget and max(1.0, budget * SEARCH_SHARE - progress.elapsed_seconds),
         concurrent=request.concurrent,
         gpu_shares=shares,
@@ -100,8 +112,20 @@ def search(checked: Checked, material: Material, progress: Progress) -> optuna.S
     boards = TrialBoards(folder.path / "tensorboard", space)
     progress.begin_trials(space.trials, sum(count_states(study).values()), space.epochs)
     rows = {part: material.rows(part) for part in ("train", "val")}
-    run_trials(plan, study, space, material.bench, rows, keeper, trials, (boards, progress))
-    boards.close()
+    try:
+        with interruption.in_good_order():
+            listeners = (boards, progress)
+            run_trials(plan, study, space, material.bench, rows, keeper, trials, listeners)
+    except KeyboardInterrupt:
+        save_best_trial(material, study, folder)
+        raise
+    finally:
+        boards.close()
+        _note_trials(study, space, folder, monotonic() - started)
+    return study
+
+
+def _note_trials(study: optuna.Study, space: Space, folder: RunFolder, seconds: float) -> None:
     write_trials(folder.path / "trials.csv", study, space)
     states = count_states(study)
     folder.note(
@@ -111,10 +135,10 @@ def search(checked: Checked, material: Material, progress: Progress) -> optuna.S
             "complete": states["complete"],
             "pruned": states["pruned"],
             "failed": states["fail"],
-            "seconds": monotonic() - started,
+            "unfinished": count_unfinished(study),
+            "seconds": seconds,
         },
     )
-    return study
 
 
 def read_weights(checked: Checked) -> dict[str, dict[str, Tensor]]:

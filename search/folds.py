@@ -5,8 +5,11 @@ In a fold, the held-out pictures choose nothing: epochs and learning rates are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -68,6 +71,7 @@ def retrain(
     use_probe: bool,
     resources: dict[str, float],
     on_fold: Callable[[int, Fold], None],
+    before: Mapping[int, Fold],
 ) -> list[Fold]:
     """Train the recipe once a fold, in parallel.
 
@@ -79,20 +83,59 @@ def retrain(
         use_probe: Whether linear heads begin as a probe of the fold's own training pictures.
         resources: `num_cpus` and `num_gpus` of each fold.
         on_fold: Is told each fold (counted from 0) as it ends.
+        before: Folds of an earlier session; those that held out the same pictures stand.
     """
     held_out = split_folds(rows, bench.labels, n_folds, bench.seed)
     task = _train_fold.options(**resources)
+    done = {
+        index: fold
+        for index, fold in before.items()
+        if np.array_equal(fold.held_out, held_out[index])
+    }
     pending = {
         task.remote(bench, recipe, np.setdiff1d(rows, part), part, use_probe, index): index
         for index, part in enumerate(held_out)
+        if index not in done
     }
-    done: dict[int, Fold] = {}
     while pending:
         (ready,), _ = ray.wait(list(pending))
         index = pending.pop(ready)
         done[index] = ray.get(ready)
         on_fold(index, done[index])
     return [done[index] for index in range(n_folds)]
+
+
+class FoldStore:
+    """Keeps each fold of a recipe as soon as it ends, so that none is trained twice."""
+
+    def __init__(self, folder: Path, number: int, recipe: Recipe) -> None:
+        """Keep the folds of a trial's recipe in a folder."""
+        self._folder = folder
+        text = f"{number} {sorted(vars(recipe.config).items())} {recipe.epochs} {recipe.epoch_lrs}"
+        self._key = f"{number}-{blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+    def load(self, n_folds: int) -> dict[int, Fold]:
+        """Return the folds that are there and whole."""
+        found = {}
+        for index in range(n_folds):
+            try:
+                state = torch.load(self._path(index), weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+                continue
+            arrays = {key: state.pop(key).numpy() for key in ("held_out", "logits")}
+            found[index] = Fold(**arrays, **state)
+        return found
+
+    def save(self, index: int, fold: Fold) -> None:
+        """Keep a fold, counted from 0."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        arrays = {key: torch.tensor(getattr(fold, key)) for key in ("held_out", "logits")}
+        partial = self._path(index).with_suffix(".partial")
+        torch.save({**vars(fold), **arrays}, partial)
+        partial.replace(self._path(index))
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{self._key}-{index}.pt"
 
 
 def out_of_fold(folds: Sequence[Fold]) -> tuple[np.ndarray, np.ndarray]:

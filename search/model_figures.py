@@ -123,13 +123,13 @@ def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> F
     y = [right[bins == b].mean() for b in used]
     sizes = [int((bins == b).sum()) for b in used]
     axes.scatter(x, y, s=[30 + 170 * size / max(sizes) for size in sizes], color=ACCENT, alpha=0.75)
-    below: Any = {"textcoords": "offset points", "ha": "center", "fontsize": SMALL}
+    beside: Any = {"textcoords": "offset points", "ha": "center", "fontsize": SMALL}
     for share, accuracy, size in zip(x, y, sizes, strict=True):
-        axes.annotate(str(size), (share, accuracy), (0, -18), **below)
+        axes.annotate(str(size), (share, accuracy), (0, 9 if accuracy < 0.5 else -18), **beside)
     read_as_percent(axes.xaxis)
     read_as_percent(axes.yaxis)
-    axes.set_xlim(0, 1.03)
-    axes.set_ylim(0, 1.06)
+    axes.set_xlim(-0.02, 1.04)
+    axes.set_ylim(-0.04, 1.06)
     return figure
 
 

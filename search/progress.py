@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
@@ -33,6 +34,7 @@ class Progress:
         self._started = monotonic()
         self._stage, self._stage_started = "", monotonic()
         self._done, self._total, self._unit = 0, 0, ""
+        self._done_before = 0  # in an earlier session
         self._last_line = 0.0
         self._running: dict[int, tuple[dict[str, Any], int, float]] = {}
         self._ended = {"complete": 0, "pruned": 0, "failed": 0}
@@ -67,6 +69,7 @@ class Progress:
         """Begin a stage of `total` units."""
         self._stage, self._stage_started = stage, monotonic()
         self._done, self._total, self._unit = 0, total, unit
+        self._done_before = 0
         self._last_line = monotonic()
 
     def advance(self, done: int, total: int) -> None:
@@ -94,7 +97,8 @@ class Progress:
     def begin_trials(self, n_trials: int, n_ended: int, epochs: int) -> None:
         """Begin the search, of which `n_ended` trials are over already."""
         self.begin("trials", n_trials, "trials")
-        self._n_trials, self._epochs, self._done = n_trials, epochs, n_ended
+        self._n_trials, self._epochs = n_trials, epochs
+        self._done = self._done_before = n_ended
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
         """See `search.trials.TrialListener`."""
@@ -128,28 +132,33 @@ class Progress:
         summary = folder.summary
         test, folds, best = summary["test"], summary["kfold"], summary["best"]
         low, high = test["accuracy_ci95"]
-        table = Table.grid(padding=(0, 2))
-        table.add_row(
-            "held-out accuracy",
-            f"{test['accuracy']:.4f}  (95 % {low:.4f} to {high:.4f}, n = {test['n']})",
-        )
-        table.add_row(
-            f"{folds['folds']} folds",
-            f"{folds['accuracy_mean']:.4f} ± {folds['accuracy_std']:.4f}"
-            f"  (the search said {best['val_accuracy']:.4f})",
-        )
+        rows = [
+            (
+                "held-out accuracy",
+                f"{test['accuracy']:.4f}  (95 % {low:.4f} to {high:.4f}, n = {test['n']})",
+            ),
+            (
+                f"{folds['folds']} folds",
+                f"{folds['accuracy_mean']:.4f} ± {folds['accuracy_std']:.4f}"
+                f"  (the search said {best['val_accuracy']:.4f})",
+            ),
+        ]
         outside = summary.get("external")
         if outside and outside["accuracy"] is not None:
-            table.add_row("external accuracy", f"{outside['accuracy']:.4f}  (n = {outside['n']})")
+            rows.append(("external accuracy", f"{outside['accuracy']:.4f}  (n = {outside['n']})"))
         elif outside:
-            table.add_row("external pictures", f"{outside['n']} predicted")
-        table.add_row("configuration", describe(best["config"]))
-        table.add_row("report", str(folder.path / "report.html"))
-        table.add_row("model", str(folder.path / "model.pt"))
-        self.console.print(table, soft_wrap=True)
-        self.console.print("next:")
-        self.console.print(f"  python -m search.predict {folder.path} PICTURE…", soft_wrap=True)
-        self.console.print(f"  tensorboard --logdir {folder.path / 'tensorboard'}", soft_wrap=True)
+            rows.append(("external pictures", f"{outside['n']} predicted"))
+        rows += [
+            ("configuration", describe(best["config"])),
+            ("report", str(folder.path / "report.html")),
+            ("model", str(folder.path / "model.pt")),
+        ]
+        path, boards = (shlex.quote(str(p)) for p in (folder.path, folder.path / "tensorboard"))
+        lines = [f"{label:<17}  {value}" for label, value in rows]
+        lines += ["next:", f"  python -m search.predict {path} PICTURE…"]
+        lines += [f"  tensorboard --logdir {boards}"]
+        for line in lines:  # not in a table, which would cut paths; not as markup, for their [ ]
+            self.console.print(Text(line), soft_wrap=True)
 
     def __rich__(self) -> RenderableType:
         """Draw the live display."""
@@ -182,9 +191,10 @@ class Progress:
 
     def _time_left(self) -> str:
         elapsed = monotonic() - self._stage_started
-        if not self._done or not self._total or self._done >= self._total:
+        done_now = self._done - self._done_before
+        if done_now <= 0 or self._done >= self._total:
             return _clock(elapsed)
-        left = elapsed / self._done * (self._total - self._done)
+        left = elapsed / done_now * (self._total - self._done)
         return f"{_clock(elapsed)}, about {_clock(left)} left"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -167,25 +168,26 @@ def _open_study(path: Path) -> optuna.Study | None:
     """Open the study as it is; a file that a killed run left without one counts as none."""
     if not path.is_file():
         return None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{path.absolute()}", skip_table_creation=True
         )
         return optuna.load_study(study_name=STUDY_NAME, storage=storage)
-    except (KeyError, SQLAlchemyError):
+    except (KeyError, SQLAlchemyError, StorageInternalError):
         return None
 
 
 def _read_trial(trial: FrozenTrial, folder: Path) -> TrialRecord:
     curve = _read_curve(folder / str(trial.number) / "progress.csv")
     best = max(curve, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss), default=None)
-    kept = trial.user_attrs
+    kept, values = trial.user_attrs, trial.intermediate_values
     return TrialRecord(
         number=trial.number,
         state=_STATES[trial.state],
         params=trial.params,
         curve=curve,
-        accuracy=best.val_accuracy if best else kept.get("best_val_accuracy"),
+        accuracy=best.val_accuracy if best else max(values.values(), default=None),
         best_epoch=best.epoch if best else kept.get("best_epoch"),
         seconds=kept.get("seconds"),
         reason=str(kept.get("reason", "")),

@@ -25,7 +25,7 @@ from optuna.distributions import CategoricalDistribution
 from search.charts import FEWEST_FOR_IMPORTANCE, draw_charts
 from search.folder import FolderError, RunFolder
 from search.record import Prediction, Record, TrialRecord, read_record
-from search.wording import compact, duration, interval, percent
+from search.wording import compact, count, duration, interval, percent
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_TRIALS = 2000  # rows of the table; all are in trials.csv
@@ -49,6 +49,7 @@ def write_report(folder: RunFolder) -> None:
         "interval": interval,
         "duration": duration,
         "compact": compact,
+        "count": count,
     }
     style, script = (
         Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - our own files
@@ -63,7 +64,7 @@ def write_report(folder: RunFolder) -> None:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         run=folder.path.absolute().name,
         where=shlex.quote(str(folder.path)),
-        command=shlex.join(record.environment.get("command", [])),
+        command=[shlex.quote(word) for word in record.environment.get("command", [])],
         model_megabytes=_megabytes(folder.path / "model.pt"),
         missing=missing_stages(record),
         notices=list(notices(record)),
@@ -85,26 +86,28 @@ def write_report(folder: RunFolder) -> None:
 
 def missing_stages(record: Record) -> list[str]:
     """Return what the run has not come to, in words; nothing of a finished run."""
-    parts = {
-        "data": "the pictures are not packed",
-        "search": "the search is not finished",
-        "kfold": "the folds are not trained",
-        "test": "the held-out pictures are not opened",
-    }
-    return [words for part, words in parts.items() if part not in record.summary]
+    summary = record.summary
+    searched = "search" in summary and not summary["search"].get("unfinished")
+    stages = (
+        ("the pictures are not packed", "data" in summary),
+        ("the search is not finished", searched or "kfold" in summary),
+        ("the folds are not trained", "kfold" in summary),
+        ("the held-out pictures are not opened", "test" in summary),
+    )
+    return [words for words, is_done in stages if not is_done]
 
 
 def notices(record: Record) -> Iterator[str]:
     """Yield what a reader must know before trusting the numbers."""
     states = Counter(trial.state for trial in record.trials)
     if states["failed"]:
-        yield f"{states['failed']} of {len(record.trials)} trials failed; their reasons are below."
+        yield f"{states['failed']} of {count(len(record.trials), 'trial')} failed; see below why."
     if states["unfinished"]:
-        yield f"{states['unfinished']} trials were begun and not finished."
+        yield f"{count(states['unfinished'], 'trial')} began and did not finish."
     if record.trials and not states["complete"]:
         yield "No trial reached the full length; the best of the unfinished ones was taken."
     if record.audit:
-        yield f"{len(record.audit)} files could not be used; they are listed with the data."
+        yield f"{count(len(record.audit), 'file')} could not be used; see the audit."
     test, outside = record.summary.get("test"), record.summary.get("external")
     if test and outside and outside.get("accuracy") is not None:
         lowest = test["accuracy_ci95"][0]
@@ -143,10 +146,10 @@ def confusions(scores: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
     """Return the most frequent confusions: true class, said class, how often, of how many."""
     classes = [row["class"] for row in scores.get("per_class", ())]
     found = [
-        (classes[i], classes[j], count, sum(row))
+        (classes[i], classes[j], times, sum(row))
         for i, row in enumerate(scores.get("confusion", ()))
-        for j, count in enumerate(row)
-        if i != j and count
+        for j, times in enumerate(row)
+        if i != j and times
     ]
     return sorted(found, key=lambda confusion: -confusion[2])[:_MOST_CONFUSIONS]
 

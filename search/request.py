@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -178,7 +179,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="trials at a time (default: as many as the machines take; 1 repeats exactly)",
     )
-    how.add_argument("--seed", type=_whole(0), default=0, metavar="S", help="default: %(default)s")
+    how.add_argument(
+        "--seed",
+        type=_whole(0, 2**32 - 1),  # as far as NumPy's and scikit-learn's go
+        default=0,
+        metavar="S",
+        help="default: %(default)s",
+    )
     how.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe")
     how.add_argument("--scheduler", choices=("asha", "none"), default="asha")
     how.add_argument(
@@ -206,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _whole(low: int) -> Any:
+def _whole(low: int, high: float = math.inf) -> Any:
     def whole(text: str) -> int:
         try:
             value = int(text)
@@ -214,6 +221,8 @@ def _whole(low: int) -> Any:
             raise argparse.ArgumentTypeError(f"must be a whole number, but got {text!r}") from None
         if value < low:
             raise argparse.ArgumentTypeError(f"must be at least {low}, but got {value}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"must be at most {high}, but got {value}")
         return value
 
     return whole

@@ -169,12 +169,13 @@ def draw_parallel_coordinates(
     axes.set_title("What was tried, and how well it did", pad=30)
     axes.set_axis_off()
     lines = _lines(columns, accuracies, winner)
-    for kind, colour, width, alpha in (
+    for kind, colour, width, darkest in (
         ("other trials", MUTED, 1.0, 0.45),
         ("best quarter", ACCENT, 1.4, 0.8),
         ("winner", WARM, 2.6, 1.0),
     ):
         if lines[kind]:
+            alpha = min(darkest, 35 / len(lines[kind]))  # where there are many, they add up
             style: Any = {"colors": colour, "linewidths": width, "alpha": alpha}
             axes.add_collection(LineCollection(lines[kind], label=kind, **style))
     small: Any = {"fontsize": SMALL}

@@ -10,28 +10,35 @@ from __future__ import annotations
 import csv
 import math
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from search.samplers import Grid, create_sampler
 from spaces.base import Space, Value
+from trainables.trial import FAILURE
 
 STUDY_NAME = "search"
-RANDOM_SHARE = 0.25  # of the trials are random before TPE takes over, at most 10
-_GRID_POINTS = 3  # of each continuous parameter
 
 # What is kept beside each trial's parameters and values (`trial.user_attrs`).
 BEST_EPOCH = "best_epoch"
-BEST_VALUE = "best_val_accuracy"
+BEST_LOSS = "best_val_loss"
 REASON = "reason"
 NODE = "node"
 SECONDS = "seconds"
+
+
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+"""What people are shown; any other state is unfinished."""
 
 
 def storage_url(run_folder: Path) -> str:
@@ -39,29 +46,31 @@ def storage_url(run_folder: Path) -> str:
     return f"sqlite:///{(run_folder / 'study.db').absolute()}"
 
 
-def open_study(storage: str, space: Space, sampler: str, n_trials: int, seed: int) -> optuna.Study:
+def open_study(storage: str, space: Space) -> optuna.Study:
     """Open a run's study, or begin it with the space's first trials enqueued.
 
     Args:
         storage: Any Optuna storage URL.
         space: What is searched.
-        sampler: "tpe", "random" or "grid".
-        n_trials: How many trials are asked for; a share of them is random before TPE begins.
-        seed: Of the sampler.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        storage=storage,
-        study_name=STUDY_NAME,
-        direction="maximize",
-        sampler=_create_sampler(sampler, space, n_trials, seed),
-        load_if_exists=True,
+        storage=storage, study_name=STUDY_NAME, direction="maximize", load_if_exists=True
     )
-    if not study.trials:
+    if not study.get_trials(deepcopy=False):
         for first in space.first_trials:
             searched = {k: v for k, v in first.items() if k in space.distributions}
             study.enqueue_trial(searched)
     return study
+
+
+def curves(study: optuna.Study) -> dict[int, dict[int, float]]:
+    """Return, by trial number, the validation accuracy of each epoch."""
+    return {
+        trial.number: dict(trial.intermediate_values)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.intermediate_values
+    }
 
 
 def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -71,16 +80,25 @@ def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
     """
     trials = study.get_trials(deepcopy=False)
     full = [t for t in trials if t.state == TrialState.COMPLETE]
-    candidates = full or [t for t in trials if BEST_VALUE in t.user_attrs]
-    return sorted(candidates, key=_rank)
+    stopped = (TrialState.PRUNED, TrialState.RUNNING)
+    partly = [t for t in trials if t.state in stopped and t.intermediate_values]
+    return sorted(full or partly, key=_rank)
 
 
 def _rank(trial: FrozenTrial) -> tuple[float, float, int]:
-    return (
-        -trial.user_attrs[BEST_VALUE],
-        trial.user_attrs.get("best_val_loss", math.inf),
-        trial.number,
-    )
+    return (-best_value(trial), trial.user_attrs.get(BEST_LOSS, math.inf), trial.number)
+
+
+def best_value(trial: FrozenTrial) -> float:
+    """Return the validation accuracy of a trial's best epoch; it must have ended one."""
+    return max(trial.intermediate_values.values())
+
+
+def best_epoch(trial: FrozenTrial) -> int:
+    """Return a trial's best epoch; one that was cut off names the first of equals."""
+    if BEST_EPOCH in trial.user_attrs:
+        return int(trial.user_attrs[BEST_EPOCH])
+    return max(trial.intermediate_values, key=lambda e: (trial.intermediate_values[e], -e))
 
 
 def trial_params(trial: FrozenTrial, space: Space) -> dict[str, Value]:
@@ -89,70 +107,93 @@ def trial_params(trial: FrozenTrial, space: Space) -> dict[str, Value]:
 
 
 class StudySearcher(Searcher):
-    """Asks the study for trials on Ray Tune's behalf, and tells it what became of them."""
+    """Asks the study for trials on Ray Tune's behalf, and tells it what became of them.
 
-    def __init__(self, study: optuna.Study, space: Space, n_trials: int) -> None:
-        """Search until the study holds `n_trials` trials that ended well."""
+    A trial that the study still calls RUNNING when a session begins was cut off in an earlier one:
+    such trials go on, under their own numbers, before any other is begun.
+    """
+
+    def __init__(
+        self, study: optuna.Study, space: Space, n_trials: int, sampler: str, seed: int
+    ) -> None:
+        """Search until the study holds `n_trials` trials that ended, well or not."""
         super().__init__(metric="val_accuracy", mode="max")
         self._study = study
         self._space = space
         self._n_trials = n_trials
+        self._sampler, self._seed = sampler, seed
         self._running: dict[str, optuna.Trial] = {}
-        self._reasons: dict[str, str] = {}
+        self._epochs: dict[str, set[int]] = {}
+        unfinished = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._unfinished = deque(optuna.Trial(study, trial._trial_id) for trial in unfinished)
 
     def suggest(self, trial_id: str) -> Any:
         """Propose the next trial; `Searcher.FINISHED` when there are enough."""
-        if sum(count_states(self._study).values()) + len(self._running) >= self._n_trials:
+        n_ended = sum(count_states(self._study).values())
+        if n_ended + len(self._running) >= self._n_trials:
             return str(Searcher.FINISHED)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            trial = self._study.ask(self._space.distributions)
+        trial = self._unfinished.popleft() if self._unfinished else self._ask()
+        if trial is None:
+            return str(Searcher.FINISHED)
+        seen = self._study.trials[trial.number].intermediate_values
         self._running[trial_id] = trial
+        self._epochs[trial_id] = set(seen)
         return {
             "number": trial.number,
             "params": {**self._space.constants, **trial.params},
+            "reported": max(seen, default=0),
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Record an epoch."""
-        trial = self._running[trial_id]
-        trial.report(result["val_accuracy"], step=result["epoch"])
-        trial.set_user_attr(BEST_EPOCH, result["best_epoch"])
-        trial.set_user_attr(BEST_VALUE, result["best_val_accuracy"])
-        trial.set_user_attr("best_val_loss", result["best_val_loss"])
-        trial.set_user_attr(SECONDS, result["time_total_s"])
-        trial.set_user_attr(NODE, result["node"])
-
-    def on_trial_error(self, trial_id: str, reason: str) -> None:
-        """Keep why a trial failed, for the moment that Tune says that it did."""
-        self._reasons[trial_id] = reason
+        """Record an epoch, once: a trial that was moved elsewhere may tell its last one again."""
+        if FAILURE not in result and result["epoch"] not in self._epochs[trial_id]:
+            self._epochs[trial_id].add(result["epoch"])
+            self._running[trial_id].report(result["val_accuracy"], step=result["epoch"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study how a trial ended."""
-        trial = self._running.pop(trial_id, None)
+        """Tell the study how a trial ended, once."""
+        trial = self._running.get(trial_id)
         if trial is None:
             return
-        if error or result is None:
-            trial.set_user_attr(
-                REASON, self._reasons.pop(trial_id, "stopped before an epoch ended")
-            )
+        if error or not result or FAILURE in result:
+            reason = (result or {}).get(FAILURE, "its worker was lost again and again")
+            trial.set_user_attr(REASON, reason)
             self._study.tell(trial, state=TrialState.FAIL)
-        elif result["finished"]:
-            self._study.tell(trial, result["best_val_accuracy"])
         else:
-            self._study.tell(trial, state=TrialState.PRUNED)
-
-    def number_of(self, trial_id: str) -> int:
-        """Return the study's number of a trial that is running."""
-        return self._running[trial_id].number
+            # Tune does not hand the epoch on which it stops a trial to `on_trial_result`.
+            self.on_trial_result(trial_id, result)
+            trial.set_user_attr(BEST_EPOCH, result["best_epoch"])
+            trial.set_user_attr(BEST_LOSS, result["best_val_loss"])
+            trial.set_user_attr(SECONDS, result["trained_seconds"])
+            trial.set_user_attr(NODE, result["node"])
+            if result["finished"]:
+                self._study.tell(trial, result["best_val_accuracy"])
+            else:
+                self._study.tell(trial, state=TrialState.PRUNED)
+        del self._running[trial_id], self._epochs[trial_id]
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study's storage has it all."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing: the study's storage has it all."""
+
+    def _ask(self) -> optuna.Trial | None:
+        """Begin a new trial; None when a grid is used up.
+
+        Each is drawn by a sampler seeded with the count of those before it, so that a search that
+        is carried on draws what it would have drawn without the break.
+        """
+        begun = [t for t in self._study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+        sampler = create_sampler(self._sampler, self._space, self._n_trials, self._seed, len(begun))
+        if isinstance(sampler, Grid) and sampler.is_used_up(self._study):
+            return None
+        self._study.sampler = sampler
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return self._study.ask(self._space.distributions)
 
 
 def count_states(study: optuna.Study) -> dict[str, int]:
@@ -162,50 +203,16 @@ def count_states(study: optuna.Study) -> dict[str, int]:
     return {state.name.lower(): found[state] for state in ended}
 
 
-def _create_sampler(
-    name: str, space: Space, n_trials: int, seed: int
-) -> optuna.samplers.BaseSampler:
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if name == "grid":
-        grid = {k: _grid_values(d) for k, d in space.distributions.items()}
-        return optuna.samplers.GridSampler(grid, seed=seed)
-    n_random = min(10, max(len(space.first_trials) + 1, round(RANDOM_SHARE * n_trials)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            n_startup_trials=n_random, multivariate=True, constant_liar=True, seed=seed
-        )
-
-
-def _grid_values(distribution: BaseDistribution) -> list[Value]:
-    """Return a grid over one parameter: all choices, or evenly spaced values, both ends in."""
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)  # type: ignore[arg-type]
-    if isinstance(distribution, FloatDistribution):
-        low, high = distribution.low, distribution.high
-        steps = [i / (_GRID_POINTS - 1) for i in range(_GRID_POINTS)]
-        if distribution.log:
-            return [math.exp(math.log(low) + s * (math.log(high) - math.log(low))) for s in steps]
-        return [low + s * (high - low) for s in steps]
-    if isinstance(distribution, optuna.distributions.IntDistribution):
-        values = list(range(distribution.low, distribution.high + 1, distribution.step))
-        if len(values) <= 2 * _GRID_POINTS:
-            return list(values)
-        last = len(values) - 1
-        return [values[round(i * last / (_GRID_POINTS - 1))] for i in range(_GRID_POINTS)]
-    raise TypeError(f"no grid over {distribution}")
+def count_unfinished(study: optuna.Study) -> int:
+    """Count the trials that were cut off, and would go on if the run were carried on."""
+    return len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
 
 def kept_scores(study: optuna.Study) -> dict[int, tuple[float, float]]:
     """Return each full-length trial's score, as `search.keeper` ranks them."""
     return {
-        trial.number: (
-            trial.user_attrs[BEST_VALUE],
-            -trial.user_attrs.get("best_val_loss", math.inf),
-        )
+        trial.number: (best_value(trial), -trial.user_attrs.get(BEST_LOSS, math.inf))
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if BEST_VALUE in trial.user_attrs
     }
 
 
@@ -222,9 +229,9 @@ def write_trials(path: Path, study: optuna.Study, space: Space) -> None:
             writer.writerow(
                 [
                     trial.number,
-                    trial.state.name.lower(),
-                    kept.get(BEST_VALUE, ""),
-                    kept.get(BEST_EPOCH, ""),
+                    STATES.get(trial.state, "unfinished"),
+                    best_value(trial) if trial.intermediate_values else "",
+                    best_epoch(trial) if trial.intermediate_values else "",
                     len(trial.intermediate_values),
                     kept.get(SECONDS, ""),
                     kept.get(NODE, ""),

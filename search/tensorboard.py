@@ -54,7 +54,7 @@ _CURVES = {
 _METRICS = {
     "best_val_accuracy": "best_val_accuracy",
     "best_epoch": "best_epoch",
-    "seconds": "time_total_s",
+    "seconds": "trained_seconds",
 }
 """What HParams shows beside a trial's parameters and status, by the result's key as well."""
 

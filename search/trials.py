@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 
+from search.asha import RebuiltASHA
 from search.sharing import most_concurrent
-from search.study import StudySearcher
+from search.study import StudySearcher, curves
 from spaces.base import Space
 from trainables.training import EpochResult
-from trainables.trial import Bench, ImageTrial
+from trainables.trial import FAILURE, Bench, ImageTrial
 
 CPUS_A_TRIAL = 1.0
-REDUCTION_FACTOR = 3
+MOST_LOST_WORKERS = 5
+"""Times that a trial goes on after its worker was lost, before it has failed."""
+
 _EPOCH_COLUMNS = tuple(field.name for field in fields(EpochResult))
 
 
@@ -45,14 +49,18 @@ class SearchPlan:
 
     Attributes:
         n_trials: How many trials the study is to hold in the end.
+        sampler: "tpe", "random" or "grid".
         scheduler: "asha" or "none".
+        interrupted: Says whether the user has asked to stop.
         time_budget_seconds: After which no trial goes on; None never ends the search.
         concurrent: Trials at a time; None is as many as the machines take.
         gpu_shares: By backbone, the share of a GPU that a trial asks for; 0 without GPUs.
     """
 
     n_trials: int
+    sampler: str
     scheduler: str
+    interrupted: Callable[[], bool]
     time_budget_seconds: float | None
     concurrent: int | None
     gpu_shares: Mapping[str, float]
@@ -80,7 +88,11 @@ def run_trials(
         trials_folder: Where each trial's `progress.csv` goes.
         listeners: Are told of each event.
     """
-    searcher = StudySearcher(study, space, plan.n_trials)
+    searcher = StudySearcher(study, space, plan.n_trials, plan.sampler, bench.seed)
+    earlier = curves(study)
+    asha = plan.scheduler == "asha"
+    scheduler = RebuiltASHA(bench.epochs, earlier) if asha else FIFOScheduler()
+    told = {number: max(curve) for number, curve in earlier.items()}
     trainable = tune.with_resources(
         tune.with_parameters(
             ImageTrial,
@@ -99,38 +111,32 @@ def run_trials(
             name="search",
             storage_path=scratch,
             search_alg=searcher,
-            scheduler=_create_scheduler(plan.scheduler, bench.epochs),
+            scheduler=scheduler,
+            stop=_Deadline(plan.time_budget_seconds, plan.interrupted),
+            max_failures=MOST_LOST_WORKERS,
             num_samples=-1,  # the searcher says when there are enough
             max_concurrent_trials=plan.concurrent
             or most_concurrent(CPUS_A_TRIAL, list(plan.gpu_shares.values())),
             reuse_actors=True,
-            time_budget_s=plan.time_budget_seconds,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
-            callbacks=[_Reporter(searcher, space, trials_folder, listeners)],
+            callbacks=[_Reporter(space, trials_folder, keeper, told, listeners)],
             raise_on_failed_trial=False,
             verbose=0,
         )
 
 
-def _create_scheduler(name: str, epochs: int) -> TrialScheduler:
-    if name == "none":
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric="best_val_accuracy",
-        mode="max",
-        max_t=epochs,
-        grace_period=grace_epochs(epochs),
-        reduction_factor=REDUCTION_FACTOR,
-    )
+class _Deadline(tune.Stopper):
+    """Ends the search when the time is up or the user asks for it; trials stay unfinished."""
 
+    def __init__(self, seconds: float | None, interrupted: Callable[[], bool]) -> None:
+        self._at = None if seconds is None else monotonic() + seconds
+        self._interrupted = interrupted
 
-def grace_epochs(epochs: int) -> int:
-    """Return the epochs that every trial is given: two rungs lie between them and the full length.
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
 
-    8 epochs have rungs at 1 and 3; 20 have them at 2, 6 and 18.
-    """
-    return max(1, epochs // REDUCTION_FACTOR**2)
+    def stop_all(self) -> bool:
+        return self._interrupted() or (self._at is not None and monotonic() > self._at)
 
 
 class _Reporter(tune.Callback):
@@ -138,13 +144,15 @@ class _Reporter(tune.Callback):
 
     def __init__(
         self,
-        searcher: StudySearcher,
         space: Space,
         folder: Path,
+        keeper: Any,
+        told: Mapping[int, int],
         listeners: Sequence[TrialListener],
     ) -> None:
-        self._searcher = searcher
         self._searched = set(space.distributions)
+        self._keeper = keeper
+        self._told = dict(told)
         self._folder = folder
         self._listeners = listeners
         self._started: set[str] = set()
@@ -163,6 +171,9 @@ class _Reporter(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         number = trial.config["number"]
+        if FAILURE in result or result["epoch"] <= self._told.get(number, 0):
+            return
+        self._told[number] = result["epoch"]
         path = self._folder / str(number) / "progress.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
@@ -177,23 +188,21 @@ class _Reporter(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        result = trial.last_result or {}
-        state = "complete" if result.get("finished") else "pruned"
-        for listener in self._listeners:
-            listener.trial_ended(trial.config["number"], state, result)
+        number, result = trial.config["number"], trial.last_result or {}
+        if FAILURE in result:
+            (self._folder / str(number)).mkdir(parents=True, exist_ok=True)
+            (self._folder / str(number) / "error.txt").write_text(result["traceback"])
+            self._end(number, "failed", {"reason": result[FAILURE]})
+        else:
+            self._end(number, "complete" if result.get("finished") else "pruned", result)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        reason = _reason(trial)
-        self._searcher.on_trial_error(trial.trial_id, reason)
+        reason = "its worker was lost again and again"
+        self._end(trial.config["number"], "failed", {"reason": reason})
+
+    def _end(self, number: int, state: str, result: dict[str, Any]) -> None:
+        self._keeper.forget.remote(number)
         for listener in self._listeners:
-            listener.trial_ended(trial.config["number"], "failed", {"reason": reason})
-
-
-def _reason(trial: Trial) -> str:
-    """Return the last line of what a trial died of."""
-    error = trial.get_error()
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(cause).__name__
+            listener.trial_ended(number, state, result)

@@ -8,15 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import optuna
 import torch
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from search.evaluate import write_predictions
 from search.folder import RunFolder
-from search.folds import Fold, Recipe, out_of_fold, retrain
+from search.folds import Fold, FoldStore, Recipe, out_of_fold, retrain
+from search.keeper import BEST_WEIGHTS
 from search.material import Material
 from search.progress import Progress, describe
-from search.study import BEST_EPOCH, BEST_VALUE, trial_params
+from search.study import best_epoch, best_value, ranked_trials, trial_params
 from search.trials import CPUS_A_TRIAL
 from spaces.base import Space
 from trainables.model import Ensemble, ModelCard
@@ -68,16 +70,24 @@ def retrain_finalists(
         done = place * space.folds
         progress.say(f"trial {trial.number}, {recipe.epochs} epochs: {describe(trial.params)}")
 
-        def on_fold(index: int, fold: Fold) -> None:
+        store = FoldStore(folder.path / "folds" / "state", trial.number, recipe)
+        before = store.load(space.folds)
+        done += len(before)
+        progress.advance(done, total)
+
+        def on_fold(index: int, fold: Fold, store: FoldStore = store) -> None:
             nonlocal done
             done += 1
+            store.save(index, fold)
             progress.advance(done, total)
             progress.say(f"fold {index + 1} of {space.folds}: {fold.accuracy:.4f}")
 
         share = folder.summary["gpu_shares"][recipe.config.backbone]
         resources = {"num_cpus": CPUS_A_TRIAL, "num_gpus": share}
-        folds = retrain(material.bench, recipe, rows, space.folds, use_probe, resources, on_fold)
-        accuracy = float(trial.user_attrs[BEST_VALUE])
+        folds = retrain(
+            material.bench, recipe, rows, space.folds, use_probe, resources, on_fold, before
+        )
+        accuracy = best_value(trial)
         finalists.append(Finalist(trial.number, recipe, accuracy, folds))
     winner = max(finalists, key=lambda finalist: finalist.mean)
     _write_folds(material, finalists, winner, folder)
@@ -89,13 +99,25 @@ def retrain_finalists(
 def read_recipe(trial: FrozenTrial, space: Space, run_folder: Path) -> Recipe:
     """Return what a trial found: its configuration, its best epoch, its learning rates."""
     config = settled(trial_params(trial, space))
-    epochs = int(trial.user_attrs[BEST_EPOCH])
+    epochs = best_epoch(trial)
     if config.scheduler != "plateau":
         return Recipe(config, epochs, None)
     curve = run_folder / "trials" / str(trial.number) / "progress.csv"
     with curve.open(newline="", encoding="utf-8") as file:
         lrs = {int(row["epoch"]): float(row["lr"]) for row in csv.DictReader(file)}
     return Recipe(config, epochs, tuple(lrs[epoch] for epoch in range(1, epochs + 1)))
+
+
+def save_best_trial(material: Material, study: optuna.Study, folder: RunFolder) -> None:
+    """Make the best full-length trial the model, for a search that ends before the folds."""
+    for trial in ranked_trials(study):
+        weights = folder.path / "trials" / str(trial.number) / BEST_WEIGHTS
+        if trial.state == TrialState.COMPLETE and weights.is_file():
+            recipe = read_recipe(trial, material.space, folder.path)
+            member = torch.load(weights, weights_only=True)
+            build_ensemble(material, recipe, [member]).save(folder.path / "model.pt")
+            _note_best(folder, trial.number, recipe, best_value(trial))
+            return
 
 
 def build_ensemble(
@@ -148,15 +170,7 @@ def _write_folds(
         torch.softmax(torch.from_numpy(logits), 1).numpy(),
         material.listing.classes,
     )
-    folder.note(
-        "best",
-        {
-            "trial": winner.number,
-            "config": asdict(winner.recipe.config),
-            "val_accuracy": winner.search_accuracy,
-            "epoch": winner.recipe.epochs,
-        },
-    )
+    _note_best(folder, winner.number, winner.recipe, winner.search_accuracy)
     folder.note(
         "kfold",
         {
@@ -173,5 +187,17 @@ def _write_folds(
                 }
                 for finalist in finalists
             ],
+        },
+    )
+
+
+def _note_best(folder: RunFolder, number: int, recipe: Recipe, val_accuracy: float) -> None:
+    folder.note(
+        "best",
+        {
+            "trial": number,
+            "config": asdict(recipe.config),
+            "val_accuracy": val_accuracy,
+            "epoch": recipe.epochs,
         },
     )

@@ -27,3 +27,8 @@ def duration(seconds: float) -> str:
 def compact(value: object) -> str:
     """Return a parameter's value, a number with three digits that count: "0.00312", "6.51e-05"."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def count(n: int, thing: str) -> str:
+    """Return a number of things: "1 trial", "1,200 trials"."""
+    return f"{n:,} {thing}" + ("" if n == 1 else "s")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +23,11 @@ from spaces.base import TrialConfig, Value
 from trainables.backbones import Backbone, create_backbone
 from trainables.images import as_tensor
 from trainables.model import Weights
-from trainables.training import PictureSet, Trainer
+from trainables.training import PictureSet, Trainer, TrainingError
 from trainables.viewbank import ViewBank, as_features, build_view, view_magnitude, views_up_to
 
-_CHECKPOINT = "trial.pt"
+FAILURE = "failure"
+"""Key of a result that says why a trial failed."""
 
 
 @dataclass(frozen=True)
@@ -199,17 +202,20 @@ def create_trainer(
     )
 
 
-def _as_file(weights: Weights) -> bytes:
-    content = io.BytesIO()
-    torch.save(weights, content)
-    return content.getvalue()
-
-
 class ImageTrial(tune.Trainable):
-    """One configuration of a search; workers go from one to the next (`reuse_actors`)."""
+    """One configuration of a search; workers go from one to the next (`reuse_actors`).
 
-    _trainer: Trainer
+    After each epoch the keeper has a checkpoint before the result is told. So a trial that goes on
+    elsewhere, after its worker or the whole run was lost, tells its last epoch if nobody heard of
+    it, and trains no epoch twice but the one it was in.
+    """
+
+    _number: int
+    _trainer: Trainer | None
     _best_weights: Weights
+    _untold: dict[str, Any] | None
+    _failure: dict[str, Any] | None
+    _trained_seconds: float
 
     def setup(
         self,
@@ -219,9 +225,17 @@ class ImageTrial(tune.Trainable):
         val_rows: np.ndarray | None = None,
         keeper: Any = None,
     ) -> None:
-        """Begin a trial: `config` has its parameters and the study's number for it."""
-        if bench is None or train_rows is None or val_rows is None:
-            raise ValueError("ImageTrial needs tune.with_parameters(bench, train_rows, val_rows)")
+        """Begin a trial.
+
+        Args:
+            config: Its `number` in the study, its `params`, and the last epoch `reported` to it.
+            bench: What all trainings share.
+            train_rows: int64, table rows to train on.
+            val_rows: int64, table rows to validate on.
+            keeper: Actor handle of `search.keeper.Keeper`.
+        """
+        if bench is None or train_rows is None or val_rows is None or keeper is None:
+            raise ValueError("ImageTrial needs tune.with_parameters(bench, rows, keeper)")
         self._bench, self._keeper = bench, keeper
         self._train_rows = torch.as_tensor(train_rows.copy())
         self._val_rows = torch.as_tensor(val_rows.copy())
@@ -234,51 +248,99 @@ class ImageTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train for one epoch."""
-        result = self._trainer.run_epoch()
-        best = self._trainer.best
-        if best is result:
-            self._best_weights = self._trainer.model.member_weights()
-        if best is None:
-            raise RuntimeError("an epoch has ended without a result")
-        if self._trainer.finished and self._keeper is not None:
-            score = (best.val_accuracy, -best.val_loss)
-            if ray.get(self._keeper.wants.remote(self._number, score)):
-                ray.get(
-                    self._keeper.offer.remote(self._number, score, _as_file(self._best_weights))
-                )
-        return {
-            **vars(result),
-            "best_val_accuracy": best.val_accuracy,
-            "best_val_loss": best.val_loss,
-            "best_epoch": best.epoch,
-            "node": str(ray.util.get_node_ip_address()),
-            "finished": self._trainer.finished,
-            "done": self._trainer.finished,
-        }
+        """Train for one epoch; a failure is a result too, so only lost workers are tried again."""
+        if self._untold is not None:
+            told, self._untold = self._untold, None
+            return told
+        if self._failure is None:
+            try:
+                return self._run_epoch()
+            except Exception as error:  # whatever it is, it is this trial's failure
+                self._failure = _describe_failure(error)
+        return self._failure
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write all that the next epoch needs."""
-        state = {"trainer": self._trainer.state_dict(), "best_weights": self._best_weights}
-        torch.save(state, Path(checkpoint_dir) / _CHECKPOINT)
+        """Do nothing: the keeper has a checkpoint of every epoch."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from `save_checkpoint`."""
-        state = torch.load(Path(checkpoint) / _CHECKPOINT, weights_only=True)
-        self._trainer.load_state_dict(state["trainer"])
-        self._best_weights = state["best_weights"]
+        """Do nothing: `setup` asks the keeper."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
-        self._best_weights = {}
-        trial_config = settled(config["params"])
-        self._trainer = create_trainer(
+        self._trainer, self._best_weights = None, {}
+        self._untold = self._failure = None
+        self._trained_seconds = 0.0
+        try:
+            self._trainer = self._create_trainer(settled(config["params"]))
+            self._carry_on(self._trainer, int(config["reported"]))
+        except Exception as error:
+            self._failure = _describe_failure(error)
+
+    def _create_trainer(self, config: TrialConfig) -> Trainer:
+        return create_trainer(
             self._bench,
-            trial_config,
+            config,
             self._train_rows,
             self._val_rows,
             seed=self._bench.seed * 1_000_003 + self._number,
             epochs=self._bench.epochs,
             patience=self._bench.patience,
-            head_start=self._bench.heads.get(trial_config.backbone),
+            head_start=self._bench.heads.get(config.backbone),
         )
+
+    def _carry_on(self, trainer: Trainer, reported: int) -> None:
+        """Go back to the last checkpoint, if there is one that can be read."""
+        content = ray.get(self._keeper.last_checkpoint.remote(self._number))
+        if content is None:
+            return
+        try:
+            state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            return  # damaged: the trial begins anew, and what is known of it is not told again
+        trainer.load_state_dict(state["trainer"])
+        self._best_weights = state["best_weights"]
+        self._trained_seconds = state["told"]["trained_seconds"]
+        if state["told"]["epoch"] > reported or trainer.finished:
+            self._untold = state["told"]
+
+    def _run_epoch(self) -> dict[str, Any]:
+        trainer = self._trainer
+        if trainer is None:
+            raise RuntimeError("a trial runs before it has begun")
+        result = trainer.run_epoch()
+        best = trainer.best or result
+        if best is result:
+            self._best_weights = trainer.model.member_weights()
+        self._trained_seconds += result.seconds
+        told = {
+            **vars(result),
+            "best_val_accuracy": best.val_accuracy,
+            "best_val_loss": best.val_loss,
+            "best_epoch": best.epoch,
+            "trained_seconds": self._trained_seconds,
+            "node": str(ray.util.get_node_ip_address()),
+            "finished": trainer.finished,
+            "done": trainer.finished,
+        }
+        if trainer.finished:
+            self._offer_weights((best.val_accuracy, -best.val_loss))
+        state = {"trainer": trainer.state_dict(), "best_weights": self._best_weights, "told": told}
+        ray.get(self._keeper.checkpoint.remote(self._number, _as_file(state)))
+        return told
+
+    def _offer_weights(self, score: tuple[float, float]) -> None:
+        if ray.get(self._keeper.wants.remote(self._number, score)):
+            content = _as_file(self._best_weights)
+            ray.get(self._keeper.offer.remote(self._number, score, content))
+
+
+def _as_file(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def _describe_failure(error: Exception) -> dict[str, Any]:
+    reason = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(error))
+    return {FAILURE: reason[:500], "traceback": trace, "done": True}

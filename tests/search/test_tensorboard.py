@@ -68,7 +68,7 @@ def epoch(number: int) -> dict[str, Any]:
         "gpu_memory_mb": 12.0,
         "best_val_accuracy": 0.9 if number >= 2 else 0.5,
         "best_epoch": min(number, 2),
-        "time_total_s": 1.5 * number,
+        "trained_seconds": 1.5 * number,
     }
 
 

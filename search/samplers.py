@@ -1,0 +1,110 @@
+"""How the next configuration is proposed: by TPE, at random, or along a grid."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from spaces.base import Space, Value
+
+RANDOM_SHARE = 0.25  # of the trials are random before TPE takes over, at most 10
+_GRID_POINTS = 3  # of each continuous parameter
+
+
+def create_sampler(
+    name: str, space: Space, n_trials: int, seed: int, n_proposed: int = 0
+) -> BaseSampler:
+    """Create the sampler of a study.
+
+    Args:
+        name: "tpe", "random" or "grid".
+        space: What is searched.
+        n_trials: How many trials are asked for; a share of them is random before TPE begins.
+        seed: Of the sampler.
+        n_proposed: Trials that the study holds already: a search that is carried on must not
+            propose them once more.
+    """
+    if name == "grid":
+        return Grid({k: _grid_values(d) for k, d in space.distributions.items()}, seed)
+    seed = (seed + 1_000_003 * n_proposed) % 2**32
+    if name == "random":
+        return RandomSampler(seed=seed)
+    n_random = min(10, max(len(space.first_trials) + 1, round(RANDOM_SHARE * n_trials)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(
+            n_startup_trials=n_random, multivariate=True, constant_liar=True, seed=seed
+        )
+
+
+class Grid(GridSampler):
+    """Every point of a grid once, in a shuffled order, for a study that is asked and told.
+
+    Optuna's own ends `Study.optimize`, which is not used here, and takes no enqueued trial that
+    leaves parameters out.
+    """
+
+    def __init__(self, values: Mapping[str, Sequence[Value]], seed: int) -> None:
+        super().__init__(values, seed=seed)
+        self._n_points = math.prod(map(len, values.values()))
+        self._random = RandomSampler(seed=seed)
+
+    def is_used_up(self, study: optuna.Study) -> bool:
+        """Say whether every point has been begun."""
+        return sum("grid_id" in t.system_attrs for t in study.get_trials(deepcopy=False)) >= (
+            self._n_points
+        )
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Return a point's value, or a random one for what an enqueued trial leaves out."""
+        if "grid_id" not in trial.system_attrs:
+            return self._random.sample_independent(study, trial, param_name, param_distribution)
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Do nothing: whoever asks for trials sees that the grid is used up."""
+
+
+def _grid_values(distribution: BaseDistribution) -> list[Value]:
+    """Return a grid over one parameter: all choices, or evenly spaced values, both ends in."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)  # type: ignore[arg-type]
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        raise TypeError(f"no grid over {distribution}")
+    low, high, step = distribution.low, distribution.high, distribution.step
+    shares = [i / (_GRID_POINTS - 1) for i in range(_GRID_POINTS)]
+    if step is None:
+        between = [
+            low * (high / low) ** share if distribution.log else low + share * (high - low)
+            for share in shares[1:-1]
+        ]
+        return list(dict.fromkeys([low, *between, high]))  # the ends exactly, free of rounding
+    n_steps = round((high - low) / step)
+    few = n_steps < 2 * _GRID_POINTS
+    chosen = range(n_steps + 1) if few else [round(share * n_steps) for share in shares]
+    return [min(low + i * step, high) for i in chosen]

@@ -1,0 +1,303 @@
+"""The command line: what is refused, and the whole flow on small pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import ray
+import torch
+from optuna.trial import TrialState
+from PIL import Image
+
+from search.run import main
+from search.study import STUDY_NAME
+
+ROOT = Path(__file__).parents[2]
+
+SPACE = """
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from spaces.base import Space
+from spaces.sources import folder
+
+SPACE = Space(
+    source=folder(),
+    params={
+        "backbone": CategoricalDistribution(["tinynet", "cnn"]),
+        "lr": FloatDistribution(1e-3, 1e-2, log=True),
+        "freeze_depth": IntDistribution(0, 5),
+        "augment": FloatDistribution(0.0, 0.5),
+        "batch_size": 16,
+    },
+    image_size=32,
+    epochs=3,
+    trials=4,
+    folds=2,
+    views=3,
+)
+"""
+
+THREE_MISTAKES = """
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from spaces.base import Space
+from spaces.sources import digits
+
+SPACE = Space(
+    source=digits(),
+    params={
+        "backbone": CategoricalDistribution(["resnet81"]),
+        "lrr": FloatDistribution(1e-4, 1e-2),
+        "dropout": FloatDistribution(0.0, 1.5),
+    },
+)
+"""
+
+
+def make_pictures(folder: Path, counts: dict[str, int], size: int = 40) -> Path:
+    """Draw pictures whose class is their colour: red ones, green ones and so on."""
+    generator = torch.Generator().manual_seed(0)
+    for channel, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = torch.randint(0, 90, (size, size, 3), generator=generator, dtype=torch.uint8)
+            pixels[:, :, channel] += 110
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "pictures", {"red": 30, "grün und blau": 30, "blue": 24})
+
+
+@pytest.fixture
+def space_file(tmp_path: Path) -> Path:
+    path = tmp_path / "space.py"
+    path.write_text(SPACE)
+    return path
+
+
+def run_command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "search.run", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--space", "spaces/digitz.py"], "did you mean 'spaces/digits.py'?"),
+        (["--folds", "1"], "--folds: must be at least 2, but got 1"),
+        (["--trials", "0"], "--trials: must be at least 1, but got 0"),
+        (["--backbones", "resnet81"], "there is no backbone 'resnet81'; did you mean 'resnet18'?"),
+        (["--space", "spaces/tools.py"], "give --data DIR"),
+        (["--name", "a/b"], "a run's name is made of letters, digits, '.', '_' and '-'"),
+        (["--time-budget", "soon"], "must be a time such as 90s, 30m or 2h, but got 'soon'"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    check_refused([*arguments, "--out", str(tmp_path / "out")], message, tmp_path, capsys)
+
+
+def test_all_mistakes_of_a_space_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "three.py"
+    path.write_text(THREE_MISTAKES)
+    shown = check_refused(["--space", str(path)], "did you mean 'resnet18'?", tmp_path, capsys)
+    assert "unknown parameter 'lrr'; did you mean 'lr'?" in shown
+    assert "0 <= dropout <= 0.95 must hold, but got 1.5" in shown
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "holds no pictures"),
+        ({"red": 9}, "there must be two classes or more"),
+        ({"red": 9, "green": 2}, "every class needs at least 3 pictures"),
+    ],
+)
+def test_bad_pictures(
+    counts: dict[str, int],
+    message: str,
+    space_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "bad").mkdir()
+    make_pictures(tmp_path / "bad", counts)
+    arguments = ["--space", str(space_file), "--data", str(tmp_path / "bad")]
+    check_refused([*arguments, "--out", str(tmp_path / "out")], message, tmp_path, capsys)
+
+
+def test_missing_weights(
+    space_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "none").mkdir()
+    arguments = ["--space", space_file, "--data", pictures, "--backbones", "resnet18"]
+    arguments += ["--weights", tmp_path / "none", "--out", tmp_path / "out"]
+    shown = check_refused(list(map(str, arguments)), "no resnet18.pth in it", tmp_path, capsys)
+    assert 'weights="none"' in shown
+
+
+def test_unwritable_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "results")
+    check_refused(["--out", out], "--out must be a folder", tmp_path, capsys)
+
+
+def test_name_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r" / "mine").mkdir(parents=True)
+    arguments = ["--out", str(tmp_path / "r"), "--name", "mine"]
+    check_refused(arguments, "there is a run called 'mine'", tmp_path, capsys)
+
+
+def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_refused(["--resume", str(tmp_path)], "is no run", tmp_path, capsys)
+
+
+def check_refused(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Hold that a request is refused: exit code 2, one message, no Ray, no folder made."""
+    was_running = ray.is_initialized()
+    try:
+        code = main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code
+    shown = capsys.readouterr().err
+    assert code == 2
+    assert shown.startswith("error: ")
+    assert shown.count("error: ") == 1
+    assert message in shown
+    assert "Traceback" not in shown
+    assert ray.is_initialized() == was_running
+    assert not (tmp_path / "out").exists()
+    return shown
+
+
+# --- the flow ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_whole_flow(space_file: Path, pictures: Path, tmp_path: Path) -> None:
+    """A run with damaged files among the pictures, and external pictures by class."""
+    whole = (pictures / "red" / "000.png").read_bytes()
+    (pictures / "red" / "cut short.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "red" / "empty.jpg").write_bytes(b"")
+    (pictures / "blue" / "notes.jpg").write_text("no picture")
+    outside = make_pictures(tmp_path / "outside", {"red": 3, "grün und blau": 3})
+    done = run_command(
+        "--space", space_file, "--data", pictures, "--external", outside,
+        "--out", tmp_path, "--name", "run", "--seed", "3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("warning: 3 files are left out") == 1
+
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["search"]["trials"] == 4
+    assert summary["search"]["failed"] == 0
+    assert set(summary["best"]) >= {"config", "val_accuracy", "epoch"}
+    assert summary["kfold"]["folds"] == 2
+    assert summary["test"]["accuracy"] >= 0.9
+    low, high = summary["test"]["accuracy_ci95"]
+    assert low <= summary["test"]["accuracy"] <= high
+    assert summary["external"]["n"] == 6
+    assert summary["external"]["accuracy"] is not None
+    assert set(summary["stages"]) >= {"pictures", "probe", "search", "folds", "evaluation"}
+    for name in (
+        "space.py", "environment.json", "split.csv", "study.db", "trials.csv", "model.pt",
+        "report.html", "folds/folds.csv", "folds/oof_predictions.csv", "test_predictions.csv",
+        "external_predictions.csv",
+    ):  # fmt: skip
+        assert (run / name).is_file(), name
+
+    with (run / "audit.csv").open(encoding="utf-8") as file:
+        audited = {row["name"] for row in csv.DictReader(file)}
+    assert audited == {"red/cut short.png", "red/empty.jpg", "blue/notes.jpg"}
+
+    with (run / "split.csv").open(encoding="utf-8") as file:
+        split = {row["name"]: row["split"] for row in csv.DictReader(file)}
+    assert len(split) == 84
+    with (run / "folds" / "oof_predictions.csv").open(encoding="utf-8") as file:
+        out_of_fold = [row["name"] for row in csv.DictReader(file)]
+    assert sorted(out_of_fold) == sorted(name for name in split if split[name] != "test")
+
+    study = optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{run / 'study.db'}")
+    states = [trial.state for trial in study.trials]
+    assert len(states) == 4
+    assert set(states) <= {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial in study.trials:
+        assert trial.intermediate_values
+        if trial.state == TrialState.COMPLETE:
+            assert trial.value == max(trial.intermediate_values.values())
+
+    picture = pictures / "blue" / "001.png"
+    shown = subprocess.run(
+        [sys.executable, "-m", "search.predict", run, picture],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    assert str(picture) in shown
+    assert shown.split(str(picture))[1].split()[0] == "blue"
+
+
+@pytest.mark.slow
+def test_same_seed_same_numbers(space_file: Path, pictures: Path, tmp_path: Path) -> None:
+    outputs = []
+    for name in ("one", "two"):
+        done = run_command(
+            "--space", space_file, "--data", pictures, "--out", tmp_path, "--name", name,
+            "--concurrent", "1", "--trials", "3", "--quiet",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        run = tmp_path / name
+        with (run / "trials.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        trials = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        predictions = (run / "test_predictions.csv").read_text()
+        outputs.append((trials, predictions, (run / "split.csv").read_text()))
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.slow
+def test_finished_run_is_extended(space_file: Path, pictures: Path, tmp_path: Path) -> None:
+    first = run_command(
+        "--space", space_file, "--data", pictures, "--out", tmp_path, "--name", "run",
+        "--trials", "2", "--scheduler", "none", "--no-probe",
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    more = run_command("--resume", tmp_path / "run", "--trials", "3")
+    assert more.returncode == 0, more.stderr
+    with (tmp_path / "run" / "trials.csv").open() as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["complete"] * 3
+    (pictures / "red" / "005.png").unlink()
+    other = run_command("--resume", tmp_path / "run", "--trials", "4")
+    assert other.returncode == 2
+    assert "the pictures are not those that the run began with" in other.stderr
+    assert "red/005.png" in other.stderr

@@ -1,0 +1,34 @@
+import pytest
+
+from search.wording import compact, count, duration, interval, percent
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 0 s"),
+        (250, "4 min 10 s"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_shares_are_percentages() -> None:
+    assert percent(0.9916) == "99.2\u00a0%"
+    assert percent(0.9916, 2) == "99.16\u00a0%"
+    assert interval((0.9757, 1.0)) == "97.6 to 100.0\u00a0%"
+
+
+def test_only_real_numbers_are_rounded() -> None:
+    assert [compact(v) for v in (0.00312256, 6.51e-05, 64, "cosine", False)] == [
+        *("0.00312", "6.51e-05", "64", "cosine", "False")
+    ]
+
+
+def test_one_thing_has_no_s() -> None:
+    assert [count(n, "trial") for n in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
