@@ -5,8 +5,8 @@
 The public record for 100 trivial trials is 22.7 s to 41 s. Ours: `search.trials.run_trials` with
 its own searcher, study.db, ASHA and reused workers. Stock: a class trainable, OptunaSearch, ASHA,
 and an actor a trial, which is Tune's default. A trial takes one step that does nothing. What is
-quoted is seconds a trial, from the end of the second trial to the end of the last; 1 trial at a time shows
-what one costs, several at a time what a search pays for it.
+quoted is seconds a trial, from the end of the second trial to the end of the last; 1 at a time
+shows what a trial costs, several at a time what a search pays for it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import search.trials
 from benchmarks.reporting import ROOT, Ratio, Report, command_line, say
 from benchmarks.simulated import SimulatedBench, SimulatedTrial
+from search.asha import REDUCTION_FACTOR, grace_epochs
+from search.keeper import start_keeper
 from search.session import ray_session
 from search.study import open_study, storage_url
-from search.trials import SearchPlan, grace_epochs, run_trials
+from search.trials import SearchPlan, run_trials
 from spaces.base import Space, load_space
 
 import numpy as np  # isort: skip
@@ -94,17 +96,21 @@ def run_ours(
     listeners: Sequence[Any],
 ) -> None:
     """Run simulated trials through everything that a real search has."""
-    study = open_study(storage_url(folder), space, "tpe", n_trials, seed=0)
+    trials = folder.absolute() / "trials"
     plan = SearchPlan(
         n_trials=n_trials,
+        sampler="tpe",
         scheduler="asha",
+        interrupted=lambda: False,
         time_budget_seconds=None,
         concurrent=concurrent,
         gpu_shares=dict.fromkeys(space.backbones, 0.0),
     )
+    study = open_study(storage_url(folder), space)
+    keeper = start_keeper(trials, space.keep, {})
     rows = {"train": np.arange(8), "val": np.arange(8)}
     with simulated_trials():
-        run_trials(plan, study, space, bench, rows, None, folder / "trials", listeners)
+        run_trials(plan, study, space, bench, rows, keeper, trials, listeners)
 
 
 def main() -> None:
@@ -166,7 +172,11 @@ def _time_stock(space: Space, n_trials: int, concurrent: int) -> Clock:
             tune.with_resources(StockTrial, {"cpu": 1}),
             search_alg=searcher,
             scheduler=ASHAScheduler(
-                metric="accuracy", mode="max", max_t=1, grace_period=grace_epochs(1)
+                metric="accuracy",
+                mode="max",
+                max_t=1,
+                grace_period=grace_epochs(1),
+                reduction_factor=REDUCTION_FACTOR,
             ),
             num_samples=n_trials,
             max_concurrent_trials=concurrent,

@@ -18,7 +18,6 @@ import argparse
 import cProfile
 import heapq
 import io
-import logging
 import os
 import pstats
 import sys
@@ -32,7 +31,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import search.session  # noqa: F401  # quiets Ray
+from benchmarks.many_cpus import start_ray  # isort: skip  # quiets Ray
+
 from benchmarks.overhead import Clock, run_ours
 from benchmarks.reporting import ROOT, Ratio, Report, command_line, say
 from benchmarks.simulated import Gate, SimulatedBench, epoch_seconds
@@ -95,7 +95,7 @@ def main() -> None:
     clock = Clock()
     sampler = Sampler(clock)
     profile = cProfile.Profile() if arguments.profile else None
-    start_ray(n_workers)
+    start_ray(n_workers, _OBJECT_STORE_BYTES)
     gate = ray.remote(num_cpus=0)(Gate).remote(n_workers)
     bench = SimulatedBench(space.epochs, arguments.epoch_seconds, gate, n_workers)
     started = time.time()
@@ -132,19 +132,6 @@ def parse() -> argparse.Namespace:
     if arguments.trials < arguments.workers:
         parser.error(f"--trials must be at least --workers, {arguments.workers}")
     return arguments
-
-
-def start_ray(n_workers: int) -> None:
-    """Start Ray as `search.session` does, with more CPUs than there are."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(
-        num_cpus=n_workers,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        runtime_env={"env_vars": {"PL_DISABLE_FORK": "1"}},  # see search.session
-    )
 
 
 def list_schedule(durations: Iterable[float], n_workers: int) -> float:

@@ -24,13 +24,15 @@ class SimulatedBench:
         median_epoch_seconds: That workers sleep an epoch; 0 makes a trial a no-op.
         gate: Actor handle of `Gate`, which the first trial of each worker waits at; None is open.
         n_workers: Trials below this number wait at the gate.
-        seed: Of the curves.
+        checkpoint_bytes: That a trial hands the keeper every epoch; as of a head alone.
+        seed: Of the run, and of the curves.
     """
 
     epochs: int
     median_epoch_seconds: float
     gate: Any = None
     n_workers: int = 0
+    checkpoint_bytes: int = 40_000
     seed: int = 0
 
 
@@ -94,9 +96,9 @@ class SimulatedTrial(tune.Trainable):
         keeper: Any = None,
     ) -> None:
         """Begin the worker's first trial."""
-        if bench is None:
-            raise ValueError("SimulatedTrial needs a bench")
-        self._bench = bench
+        if bench is None or keeper is None:
+            raise ValueError("SimulatedTrial needs a bench and a keeper")
+        self._bench, self._keeper = bench, keeper
         self._node = str(ray.util.get_node_ip_address())
         self._begin(config)
 
@@ -114,7 +116,12 @@ class SimulatedTrial(tune.Trainable):
         accuracy = accuracy_at(self._bench, self._number, self._params, self._epoch)
         if accuracy > self._best[0]:
             self._best = (accuracy, self._epoch)
-        return self._result(accuracy)
+        result = self._result(accuracy)
+        self._keep(result["finished"])
+        return result
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Do nothing: the keeper has a checkpoint of every epoch."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
@@ -122,6 +129,14 @@ class SimulatedTrial(tune.Trainable):
         self._seconds = epoch_seconds(self._bench, self._number, self._params)
         self._epoch = 0
         self._best = (-1.0, 0)
+        ray.get(self._keeper.last_checkpoint.remote(self._number))
+
+    def _keep(self, finished: bool) -> None:
+        """Hand the keeper what `ImageTrial` does."""
+        content, score = bytes(self._bench.checkpoint_bytes), (self._best[0], 0.0)
+        if finished and ray.get(self._keeper.wants.remote(self._number, score)):
+            ray.get(self._keeper.offer.remote(self._number, score, content))
+        ray.get(self._keeper.checkpoint.remote(self._number, content))
 
     def _wait_at_gate(self) -> None:
         gate = self._bench.gate
@@ -149,6 +164,7 @@ class SimulatedTrial(tune.Trainable):
             "best_val_accuracy": best_accuracy,
             "best_val_loss": 1 - best_accuracy,
             "best_epoch": best_epoch,
+            "trained_seconds": self._seconds * self._epoch,
             "node": self._node,
             "finished": finished,
             "done": finished,

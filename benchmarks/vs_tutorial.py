@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.reporting import ROOT, Ratio, Report, command_line, say, stop
 from benchmarks.tutorial import Job
 from benchmarks.workbench import find_weights_folder, generate_pictures, need_data
-from search.trials import REDUCTION_FACTOR, grace_epochs
+from search.asha import REDUCTION_FACTOR, grace_epochs
 from spaces.base import load_space
 from trainables.images import fit, read_picture
 from trainables.model import Ensemble, ModelCard

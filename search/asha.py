@@ -12,9 +12,9 @@ REDUCTION_FACTOR = 3
 
 
 def grace_epochs(epochs: int) -> int:
-    """Return the epochs that every trial is given: two rungs lie between them and the full length.
+    """Return the epochs that every trial is given, where the lower of two rungs lies.
 
-    8 epochs have rungs at 1 and 3; 20 have them at 2, 6 and 18.
+    8 epochs have rungs at 1 and 3; 20 have them at 2 and 6.
     """
     return max(1, epochs // REDUCTION_FACTOR**2)
 
@@ -41,6 +41,9 @@ class RebuiltASHA(ASHAScheduler):
             grace_period=grace_epochs(epochs),
             reduction_factor=REDUCTION_FACTOR,
         )
+        # A rung near the full length would save next to nothing, and cost a finished trial.
+        bracket = self._brackets[0]
+        bracket._rungs = [(at, rung) for at, rung in bracket._rungs if at <= epochs / 2]
         self._known: dict[int, dict[float, float]] = {}
         for number, curve in sorted(earlier.items()):
             self._replay(number, curve)

@@ -21,6 +21,7 @@ from search.report import write_report
 from search.request import RequestError
 from search.sharing import measure_shares
 from search.study import (
+    best_value,
     count_states,
     count_unfinished,
     kept_scores,
@@ -110,7 +111,10 @@ def search(
     trials = folder.path / "trials"
     keeper = start_keeper(trials.absolute(), space.keep, kept_scores(study))
     boards = TrialBoards(folder.path / "tensorboard", space)
-    progress.begin_trials(space.trials, sum(count_states(study).values()), space.epochs)
+    n_ended = sum(count_states(study).values())
+    ranked = ranked_trials(study)
+    best = (best_value(ranked[0]), ranked[0].number, ranked[0].params) if ranked else None
+    progress.begin_trials(space.trials, n_ended, space.epochs, best)
     rows = {part: material.rows(part) for part in ("train", "val")}
     try:
         with interruption.in_good_order():

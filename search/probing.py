@@ -79,6 +79,7 @@ def probe_backbones(material: Material, folder: RunFolder, progress: Progress) -
         is_best = all(made.probe.accuracy > other.probe.accuracy for other in ranked.values())
         ranked[name] = made
         progress.advance(len(ranked), len(candidates))
+        is_best = is_best and "best" not in folder.summary  # a run carried on has better already
         if is_best:
             save_probe(material, name, made.probe, folder.path / "model.pt")
         progress.say(

@@ -94,8 +94,22 @@ class Progress:
         """Print a warning that stays."""
         self.console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
 
-    def begin_trials(self, n_trials: int, n_ended: int, epochs: int) -> None:
-        """Begin the search, of which `n_ended` trials are over already."""
+    def begin_trials(
+        self,
+        n_trials: int,
+        n_ended: int,
+        epochs: int,
+        best: tuple[float, int, dict[str, Any]] | None,
+    ) -> None:
+        """Begin the search.
+
+        Args:
+            n_trials: In all.
+            n_ended: That are over already.
+            epochs: Full length of one.
+            best: Accuracy, number and parameters of the best of those.
+        """
+        self._best = best
         self.begin("trials", n_trials, "trials")
         self._n_trials, self._epochs = n_trials, epochs
         self._done = self._done_before = n_ended
