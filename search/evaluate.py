@@ -61,7 +61,8 @@ def _evaluate_external(material: Material, ensemble: Ensemble, folder: RunFolder
     )
     known = labels >= 0
     if known.any():
-        return {**score(labels[known], probabilities[known], classes), "n": len(labels)}
+        judged = score(labels[known], probabilities[known], classes)
+        return {**judged, "n": len(labels), "n_labelled": int(known.sum())}
     return {"n": len(labels), "accuracy": None, "top3_accuracy": None}
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 import optuna
+import torch
 from torch import Tensor
 
 from search.checks import Checked
@@ -17,7 +18,6 @@ from search.keeper import start_keeper
 from search.material import Material, pack_pictures
 from search.probing import build_banks, open_banks, probe_backbones
 from search.progress import Progress, describe
-from search.report import write_report
 from search.request import RequestError
 from search.sharing import measure_shares
 from search.study import (
@@ -53,6 +53,7 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
     """
     request, folder = checked.request, checked.folder
     weights = read_weights(checked)
+    folder.note("settings", settings(checked))
     # 1. Pictures are decoded once, and features of frozen stages are computed once.
     with stage("pictures", folder):
         material = pack_pictures(checked, weights, progress)
@@ -69,15 +70,14 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
         candidates = choose_candidates(ranked_trials(study), request.finalists)
         if not candidates:
             progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
+            report(folder, progress)
             return FAILED
         _, ensemble = retrain_finalists(material, candidates, request.probe, folder, progress)
     # 3. Everything is chosen: the test split is opened.
     with stage("evaluation", folder):
         progress.begin("evaluation")
         evaluate(material, ensemble, folder)
-    with stage("report", folder):
-        progress.begin("report")
-        write_report(folder)
+    report(folder, progress)
     progress.show_result(folder)
     return 0
 
@@ -108,6 +108,8 @@ def search(
         concurrent=request.concurrent,
         gpu_shares=shares,
     )
+    # What an earlier session found out about its winner says nothing of the next one.
+    folder.forget("kfold", "test", "external")
     trials = folder.path / "trials"
     keeper = start_keeper(trials.absolute(), space.keep, kept_scores(study))
     boards = TrialBoards(folder.path / "tensorboard", space)
@@ -120,13 +122,22 @@ def search(
         with interruption.in_good_order():
             listeners = (boards, progress)
             run_trials(plan, study, space, material.bench, rows, keeper, trials, listeners)
-    except KeyboardInterrupt:
-        save_best_trial(material, study, folder)
-        raise
     finally:
         boards.close()
         _note_trials(study, space, folder, monotonic() - started)
+        if interruption.asked():
+            save_best_trial(material, study, folder)
+            report(folder, progress)
     return study
+
+
+def report(folder: RunFolder, progress: Progress) -> None:
+    """Write the report, of an unfinished run too."""
+    from search.report import write_report  # Matplotlib takes a while, and is needed last.
+
+    progress.begin("report")
+    with stage("report", folder):
+        write_report(folder)
 
 
 def _note_trials(study: optuna.Study, space: Space, folder: RunFolder, seconds: float) -> None:
@@ -138,11 +149,29 @@ def _note_trials(study: optuna.Study, space: Space, folder: RunFolder, seconds: 
             "trials": sum(states.values()),
             "complete": states["complete"],
             "pruned": states["pruned"],
-            "failed": states["fail"],
+            "failed": states["failed"],
             "unfinished": count_unfinished(study),
             "seconds": seconds,
         },
     )
+
+
+def settings(checked: Checked) -> dict[str, object]:
+    """Return what applied to the run, the command line's changes to the space included."""
+    request, space = checked.request, checked.space
+    fields = ("trials", "epochs", "folds", "image_size", "patience", "views", "weights", "keep")
+    return {
+        **{name: getattr(space, name) for name in fields},
+        "packed_size": space.packed_size,
+        "searched": {name: str(value) for name, value in space.distributions.items()},
+        "constants": space.constants,
+        "finalists": request.finalists,
+        "sampler": request.sampler,
+        "scheduler": request.scheduler,
+        "probe": request.probe,
+        "seed": request.seed,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
 
 
 def read_weights(checked: Checked) -> dict[str, dict[str, Tensor]]:

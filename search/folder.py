@@ -103,6 +103,12 @@ class RunFolder:
         self._summary[section] = values
         self.write_json(_SUMMARY, self._summary)
 
+    def forget(self, *sections: str) -> None:
+        """Take sections out of `summary.json`: what they say is about to be out of date."""
+        if any(section in self._summary for section in sections):
+            self._summary = {k: v for k, v in self._summary.items() if k not in sections}
+            self.write_json(_SUMMARY, self._summary)
+
     def note_seconds(self, stage: str, seconds: float) -> None:
         """Put a stage's seconds into `summary.json`; a stage carried on adds up."""
         stages = dict(self._summary.get("stages", {}))

@@ -197,10 +197,10 @@ class StudySearcher(Searcher):
 
 
 def count_states(study: optuna.Study) -> dict[str, int]:
-    """Count the trials that ended by how they did: complete, pruned, or fail."""
-    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    found = Counter(t.state for t in study.get_trials(deepcopy=False, states=ended))
-    return {state.name.lower(): found[state] for state in ended}
+    """Count the trials that ended by how they did: complete, pruned or failed."""
+    ended = study.get_trials(deepcopy=False, states=tuple(STATES))
+    found = Counter(trial.state for trial in ended)
+    return {name: found[state] for state, name in STATES.items()}
 
 
 def count_unfinished(study: optuna.Study) -> int:

@@ -69,7 +69,7 @@ def drawn(shown: Progress) -> str:
 
 def run_trials(shown: Progress) -> None:
     """Go through a search of three trials: the best, one stopped early, one that failed."""
-    shown.begin_trials(3, 0, 8)
+    shown.begin_trials(3, 0, 8, None)
     for number, params in enumerate((PARAMS, {**PARAMS, "lr": 0.5}, PARAMS)):
         shown.trial_started(number, params)
     shown.trial_epoch(0, result_of(1, 0.91))
@@ -134,7 +134,7 @@ def test_a_quiet_one_tells_warnings_and_the_result_alone(capsys, clock, tmp_path
 def test_a_quiet_one_draws_nothing_for_a_person_either(clock):
     console = person()
     with Progress(quiet=True, console=console) as shown:
-        shown.begin_trials(3, 0, 8)
+        shown.begin_trials(3, 0, 8, None)
         shown.trial_started(0, PARAMS)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == ""
@@ -155,7 +155,7 @@ def test_a_long_stage_tells_how_far_it_is_now_and_then(capsys, clock):
 def test_a_person_gets_a_display_that_goes_when_it_ends():
     console = person()
     with Progress(console=console) as shown:
-        shown.begin_trials(3, 0, 8)
+        shown.begin_trials(3, 0, 8, None)
         shown.trial_started(0, PARAMS)
         shown.say("this line stays")
     assert isinstance(console.file, io.StringIO)
@@ -191,7 +191,7 @@ def test_the_display_shows_stage_trials_and_the_best(clock):
 
 def test_a_trial_stopped_early_is_never_the_best(clock, capsys):
     shown = Progress()
-    shown.begin_trials(2, 0, 8)
+    shown.begin_trials(2, 0, 8, None)
     for number, (accuracy, state) in enumerate(((0.99, "pruned"), (0.5, "complete"))):
         shown.trial_started(number, PARAMS)
         shown.trial_epoch(number, result_of(2, accuracy))
@@ -218,7 +218,7 @@ def test_time_left_is_what_the_rest_takes_at_this_pace(clock):
 
 def test_time_left_does_not_count_what_an_earlier_session_did(clock):
     shown = Progress(console=person())
-    shown.begin_trials(12, 10, 8)
+    shown.begin_trials(12, 10, 8, None)
     clock.now += 5
     assert shown._time_left() == "00:05"
     shown.trial_started(10, PARAMS)

@@ -113,7 +113,7 @@ def test_it_is_finished_when_as_many_have_begun_as_were_asked_for():
     searcher.on_trial_complete("b", epoch(1, 0.5))
     searcher.on_trial_complete("c", None, error=True)
     assert searcher.suggest("d") == Searcher.FINISHED, "failing trials must not be tried for ever"
-    assert count_states(study) == {"complete": 1, "pruned": 1, "fail": 1}
+    assert count_states(study) == {"complete": 1, "pruned": 1, "failed": 1}
     extended = StudySearcher(study, SPACE, 4)
     assert extended.suggest("e")["number"] == 3
     assert extended.suggest("f") == Searcher.FINISHED
@@ -155,7 +155,7 @@ def test_a_trial_stopped_early_is_pruned_and_never_complete():
     assert trial.state == TrialState.PRUNED
     assert trial.intermediate_values == {1: 0.7, 2: 0.6}
     assert trial.user_attrs["best_epoch"] == 1
-    assert count_states(study) == {"complete": 0, "pruned": 1, "fail": 0}
+    assert count_states(study) == {"complete": 0, "pruned": 1, "failed": 0}
 
 
 def test_a_trial_that_failed_keeps_its_reason_and_has_no_value():
@@ -180,7 +180,7 @@ def test_the_end_of_a_trial_that_is_over_changes_nothing():
     searcher.suggest("a")
     searcher.on_trial_complete("a", epoch(1, 0.5, finished=True))
     searcher.on_trial_complete("a", None, error=True)
-    assert count_states(study) == {"complete": 1, "pruned": 0, "fail": 0}
+    assert count_states(study) == {"complete": 1, "pruned": 0, "failed": 0}
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
@@ -323,5 +323,5 @@ def test_trials_are_written_a_line_each(study, end, tmp_path):
     )
     assert full["lr"] == str(study.trials[0].params["lr"])
     assert (stopped["state"], stopped["best_val_accuracy"]) == ("pruned", "0.7")
-    assert (failed["state"], failed["reason"]) == ("fail", "too large, by far")
+    assert (failed["state"], failed["reason"]) == ("failed", "too large, by far")
     assert failed["best_val_accuracy"] == failed["epochs"] or failed["epochs"] == "0"

@@ -194,6 +194,8 @@ def test_what_each_colour_change_does():
     torch.testing.assert_close(grey[:, 0, 0], torch.full((3,), luma), atol=1e-3, rtol=0)
     turned = recoloured(colour, [0, 0, 0, 2 * math.pi / 3])
     torch.testing.assert_close(turned[:, 0, 0], colour.roll(1), atol=1e-3, rtol=0)
+    both = recoloured(colour, [-0.5, -1, 0, 0])
+    torch.testing.assert_close(both, torch.full((3, 2, 2), luma / 4), atol=1e-3, rtol=0)
     for out in (unchanged, darker, grey, turned):
         torch.testing.assert_close(out[:, 1], torch.zeros(3, 2), atol=1e-3, rtol=0)
     too_bright = recoloured(colour, [0.5, 0, 0, 0])
@@ -202,13 +204,16 @@ def test_what_each_colour_change_does():
     )
 
 
-def test_erasing_hides_at_most_the_promised_area():
-    pixels = torch.ones(1024, 3, 32, 32)
-    augment._erase(pixels, torch.ones(1024), generator())
+@pytest.mark.parametrize("magnitude", [0.5, 1.0])
+def test_erasing_hides_as_much_and_as_often_as_promised(magnitude):
+    pixels = torch.ones(1024, 3, 64, 64)
+    augment._erase(pixels, torch.full((1024,), magnitude), generator())
     assert (pixels == pixels[:, :1]).all(), "a hole goes through all channels"
     hidden = (pixels[:, 0] == 0).float().mean(dim=(1, 2))
-    assert float((hidden > 0).float().mean()) == pytest.approx(augment.ERASE_PROBABILITY, abs=0.06)
-    assert 0.15 < float(hidden.max()) <= augment.LARGEST_ERASED_AREA + 0.04
+    share = float((hidden > 0).float().mean())
+    assert share == pytest.approx(augment.ERASE_PROBABILITY * magnitude, abs=0.05)
+    largest = augment.LARGEST_ERASED_AREA * magnitude
+    assert 0.8 * largest < float(hidden.max()) <= largest + 0.02
     untouched = torch.ones(64, 3, 32, 32)
     augment._erase(untouched, torch.zeros(64), generator())
     assert (untouched == 1).all()
