@@ -5,7 +5,6 @@ And the banks stage after it, which builds the augmented views that trials draw 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +25,6 @@ from trainables.probe import Probe, fit_probe
 from trainables.trial import fresh_backbone
 from trainables.viewbank import (
     as_features,
-    boundaries_within,
     bytes_a_picture,
     views_up_to,
 )
@@ -106,15 +104,14 @@ def build_banks(material: Material, progress: Progress) -> None:
     n_views = views_up_to(strongest(space), space.views)
     depths = frozen_depths(space)
     waiting: list[Any] = []
-    for name in space.backbones:
-        boundaries = first_boundaries(plan, name, depths)
-        started = ray.get(material.bench.banks.build.remote(name, boundaries, n_views))
-        waiting += started
+    for name, boundaries in plan.first_boundaries(depths).items():
+        if boundaries:
+            waiting += ray.get(material.bench.banks.build.remote(name, boundaries, n_views))
         left_out = [depth for depth in depths if depth not in boundaries]
         if left_out:
             progress.say(
                 f"{name}: features at depth {', '.join(map(str, left_out))} are computed as they"
-                " are needed: they exceed this backbone's share of the memory"
+                " are needed: they exceed the memory for banks"
             )
     total = len(waiting)
     progress.begin("banks", total, "blocks")
@@ -125,13 +122,6 @@ def build_banks(material: Material, progress: Progress) -> None:
     progress.say(
         f"{n_views} views of {len(plan.rows)} pictures, {sum(sizes.values()) / 2**20:,.0f} MB"
     )
-
-
-def first_boundaries(plan: BankPlan, backbone: str, depths: Sequence[int]) -> tuple[int, ...]:
-    """Choose what is built before the first trial: what fits an equal share of the budget."""
-    share = plan.budget_bytes // len(plan.sizes)
-    fitting = boundaries_within(share, plan.sizes[backbone])
-    return tuple(boundary for boundary in fitting if boundary in depths)
 
 
 def _bank_sizes(material: Material, backbone: str, n_pictures: int) -> tuple[int, ...]:
@@ -179,7 +169,7 @@ def _start_probe(material: Material, name: str, rows: np.ndarray) -> Any:
     if plan is None:
         raise RuntimeError("probes need the banks that open_banks starts")
     # 5 is what the probe reads; the same pass fills the other boundaries that trials will want.
-    depths = {5, *first_boundaries(plan, name, frozen_depths(material.space))}
+    depths = {5, *plan.first_boundaries(frozen_depths(material.space))[name]}
     ray.get(bench.banks.build.remote(name, tuple(sorted(depths)), 1))
     (blocks,), row_of, _ = ray.get(bench.banks.lend.remote(name, 5, 1))
     return _probe.remote(bench.labels[rows], rows, row_of, bench.n_classes, bench.seed, *blocks)

@@ -21,6 +21,7 @@ from ray import tune
 
 from spaces.base import TrialConfig, Value
 from trainables.backbones import Backbone, create_backbone
+from trainables.fusion import fused
 from trainables.images import as_tensor
 from trainables.model import Weights
 from trainables.training import PictureSet, Trainer, TrainingError
@@ -118,6 +119,7 @@ def open_table(table: Any, device: torch.device) -> torch.Tensor:
 
 
 _pristine: dict[tuple[str, torch.device], Backbone] = {}
+_fused: dict[tuple[str, torch.device], Backbone] = {}
 
 
 def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) -> Backbone:
@@ -147,7 +149,9 @@ def build_block(
     """Compute one view of some pictures, given by their table rows, at each boundary."""
     torch.set_num_threads(threads_of_worker())
     device = training_device()
-    network = fresh_backbone(bench, backbone, 5, device).eval()
+    if (backbone, device) not in _fused:
+        _fused[backbone, device] = fused(fresh_backbone(bench, backbone, 5, device))
+    network = _fused[backbone, device]
     pictures = open_table(bench.table, torch.device("cpu"))[torch.from_numpy(rows.copy())]
     kept = build_view(
         network,

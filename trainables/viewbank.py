@@ -41,25 +41,6 @@ def bytes_a_picture(backbone: Backbone, image_size: int) -> tuple[int, ...]:
     return tuple(int(np.prod(shape)) * _BYTES_A_VALUE for shape in shapes)
 
 
-def boundaries_within(budget_bytes: int, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Choose the boundaries to keep: smallest first, as long as the budget lasts.
-
-    Args:
-        budget_bytes: What all of them may take together.
-        sizes: Bytes of the whole bank at boundaries 1 to 5.
-
-    Returns:
-        Boundaries, ascending.
-    """
-    chosen = []
-    for boundary in sorted(range(1, 6), key=lambda b: sizes[b - 1]):
-        if sizes[boundary - 1] > budget_bytes:
-            break
-        budget_bytes -= sizes[boundary - 1]
-        chosen.append(boundary)
-    return tuple(sorted(chosen))
-
-
 def mixed_precision(device: torch.device) -> torch.autocast:
     """Return the autocast of one step: bfloat16 where the processor has it, else float16 on CUDA.
 

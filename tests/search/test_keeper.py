@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -50,16 +51,21 @@ def test_other_files_of_a_trial_stay(tmp_path):
     ],
 )
 def test_only_what_beats_the_worst_kept_is_wanted(tmp_path, score, wanted):
-    keeper = Keeper(tmp_path, 2, {4: (0.9, -0.1), 5: (0.7, -0.5)})
+    keeper = Keeper(tmp_path, 2, {})
+    keeper.offer(4, (0.9, -0.1), b"best")
+    keeper.offer(5, (0.7, -0.5), b"good")
     assert keeper.wants(9, score) is wanted
 
 
 def test_while_there_is_room_anything_is_wanted(tmp_path):
-    assert Keeper(tmp_path, 2, {4: (0.9, -0.1)}).wants(9, (0.0, -9.0))
+    keeper = Keeper(tmp_path, 2, {})
+    keeper.offer(4, (0.9, -0.1), b"best")
+    assert keeper.wants(9, (0.0, -9.0))
 
 
 def test_a_trial_is_not_its_own_rival(tmp_path):
-    keeper = Keeper(tmp_path, 1, {4: (0.9, -0.1)})
+    keeper = Keeper(tmp_path, 1, {})
+    keeper.offer(4, (0.9, -0.1), b"once")
     assert keeper.wants(4, (0.9, -0.1))
     keeper.offer(4, (0.9, -0.1), b"again")
     assert kept_on_disk(tmp_path) == {4: b"again"}
@@ -69,23 +75,40 @@ def test_what_an_earlier_session_kept_is_let_go_when_beaten(tmp_path):
     for number in (4, 5):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / BEST_WEIGHTS).write_bytes(b"earlier")
-    # A run carried on knows all its trials' scores, also of those whose weights were never kept.
-    earlier = {4: (0.9, -0.1), 5: (0.7, -0.5), 6: (0.3, -2.0)}
-    offer_all(Keeper(tmp_path, 2, earlier), {7: (0.8, -0.2)})
-    assert kept_on_disk(tmp_path) == {4: b"earlier", 7: b"weights 7"}
-    assert earlier == {4: (0.9, -0.1), 5: (0.7, -0.5), 6: (0.3, -2.0)}
+    # A run carried on knows all its trials' scores, also of those whose weights are not there.
+    earlier = {4: (0.9, -0.1), 5: (0.7, -0.5), 6: (0.99, -0.1)}
+    keeper = Keeper(tmp_path, 2, earlier)
+    assert not keeper.wants(7, (0.6, -0.2))
+    offer_all(keeper, {8: (0.8, -0.2)})
+    assert kept_on_disk(tmp_path) == {4: b"earlier", 8: b"weights 8"}
 
 
 def test_a_crash_while_writing_leaves_the_old_weights(tmp_path, monkeypatch):
     keeper = Keeper(tmp_path, 2, {})
     keeper.offer(0, (0.5, -1.0), b"whole")
-    write = Path.write_bytes
+    keeper.checkpoint(1, b"epoch 1")
 
-    def crash(self: Path, content: bytes) -> int:
-        write(self, content[:2])
+    def crash(_: int) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", crash)
+    monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="No space left"):
         keeper.offer(0, (0.6, -1.0), b"newer")
+    with pytest.raises(OSError, match="No space left"):
+        keeper.checkpoint(1, b"epoch 2")
     assert kept_on_disk(tmp_path) == {0: b"whole"}
+    assert keeper.last_checkpoint(1) == b"epoch 1"
+
+
+def test_a_running_trial_has_one_checkpoint_until_it_ends(tmp_path):
+    keeper = Keeper(tmp_path, 1, {})
+    assert keeper.last_checkpoint(3) is None
+    keeper.checkpoint(3, b"epoch 1")
+    keeper.checkpoint(3, b"epoch 2")
+    keeper.offer(4, (0.9, -0.1), b"best")
+    keeper.offer(3, (0.5, -0.1), b"loser")
+    assert keeper.last_checkpoint(3) == b"epoch 2", "losing the weights is not losing the trial"
+    assert Keeper(tmp_path, 1, {}).last_checkpoint(3) == b"epoch 2"
+    keeper.forget(3)
+    keeper.forget(3)
+    assert keeper.last_checkpoint(3) is None

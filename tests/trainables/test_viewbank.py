@@ -10,7 +10,6 @@ from trainables.images import crop_and_normalise
 from trainables.viewbank import (
     ViewBank,
     as_features,
-    boundaries_within,
     build_view,
     bytes_a_picture,
     mixed_precision,
@@ -62,20 +61,6 @@ def test_views_up_to_a_strength(augment, n_views, count):
 def test_a_view_is_drawn_from_the_strength_that_is_its_own_magnitude(n_views):
     counts = [views_up_to(view_magnitude(view, n_views), n_views) for view in range(n_views)]
     assert counts == list(range(1, n_views + 1))
-
-
-@pytest.mark.parametrize(
-    ("budget", "chosen"),
-    [(1000, (1, 2, 3, 4, 5)), (999, (2, 3, 4, 5)), (60, (4, 5)), (10, (5,)), (9, ()), (0, ())],
-)
-def test_boundaries_are_chosen_smallest_first(budget, chosen):
-    sizes = (600, 250, 90, 50, 10)
-    assert boundaries_within(budget, sizes) == chosen
-    assert sum(sizes[boundary - 1] for boundary in chosen) <= budget
-
-
-def test_boundaries_need_not_shrink_with_depth():
-    assert boundaries_within(35, (5, 40, 20, 30, 10)) == (1, 3, 5)
 
 
 def test_bytes_a_picture(backbone):
