@@ -153,8 +153,7 @@ def tell(
     """Fill the report."""
     started, opened, returned = moments
     durations = [
-        clock.epochs[number] * epoch_seconds(bench, number, clock.params[number])
-        for number in sorted(clock.epochs)
+        clock.epochs[number] * epoch_seconds(bench, number) for number in sorted(clock.epochs)
     ]
     ideal = list_schedule(durations, n_workers)
     makespan = max(clock.ended.values()) - opened
@@ -179,7 +178,7 @@ def tell(
     states = ", ".join(f"{n} {state}" for state, n in sorted(clock.states.items()))
     report.notes.append(
         f"{n_trials} trials ({states}), {n_epochs} epochs of {bench.median_epoch_seconds:g} s"
-        f" (median at depth 2 to 3), {n_workers} workers on {len(os.sched_getaffinity(0))} cores:"
+        f" (median), {n_workers} workers on {len(os.sched_getaffinity(0))} cores:"
         f" {n_epochs / makespan:.1f} results a second"
     )
     report.extra["samples"] = sampler.samples

@@ -55,17 +55,15 @@ class Gate:
         return self._opened_at
 
 
-def epoch_seconds(bench: SimulatedBench, number: int, params: dict[str, Any]) -> float:
-    """Return how long an epoch of a trial takes: log-normal, longer the less is frozen.
+def epoch_seconds(bench: SimulatedBench, number: int) -> float:
+    """Return how long an epoch of a trial takes: log-normal, within a factor of ten.
 
-    About a factor of ten lies between the shortest and the longest.
+    It depends on the trial's number alone, so that the work is the same whatever is proposed.
     """
     if bench.median_epoch_seconds == 0:
         return 0.0
-    rng = random.Random(f"{bench.seed}/{number}/seconds")
-    by_depth = 1.6 - 0.24 * int(params.get("freeze_depth", 3))
-    seconds = bench.median_epoch_seconds * by_depth * rng.lognormvariate(0.0, 0.35)
-    return min(max(seconds, bench.median_epoch_seconds / 5), bench.median_epoch_seconds * 2)
+    factor = random.Random(f"{bench.seed}/{number}/seconds").lognormvariate(0.0, 0.6)
+    return bench.median_epoch_seconds * min(max(factor, 0.2), 2.0)
 
 
 def accuracy_at(bench: SimulatedBench, number: int, params: dict[str, Any], epoch: int) -> float:
@@ -126,7 +124,7 @@ class SimulatedTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
         self._params = config["params"]
-        self._seconds = epoch_seconds(self._bench, self._number, self._params)
+        self._seconds = epoch_seconds(self._bench, self._number)
         self._epoch = 0
         self._best = (-1.0, 0)
         ray.get(self._keeper.last_checkpoint.remote(self._number))

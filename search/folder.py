@@ -37,9 +37,10 @@ class RunFolder:
         Raises:
             FolderError: the name is taken or unusable, or `out` cannot be written to.
         """
-        if not re.fullmatch(r"[\w.\-]+", name) or name in (".", ".."):
+        if not re.fullmatch(r"[\w.\-]{1,60}", name) or name in (".", ".."):
             raise FolderError(
-                f"a run's name is made of letters, digits, '.', '_' and '-', but got {name!r}"
+                "a run's name is made of at most 60 letters, digits, '.', '_' and '-',"
+                f" but got {name!r}"
             )
         if (out / name).exists():
             raise FolderError(

@@ -65,16 +65,24 @@ class Request:
         return self.resume or self.out / self.name
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a run keeps of its request, as JSON takes it."""
+        """Return what a run keeps of its request, as JSON takes it; paths are made absolute."""
         kept = asdict(self)
-        return {k: str(v) if isinstance(v, Path) else v for k, v in kept.items()}
+        return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in kept.items()}
 
     def carrying_on(self, kept: dict[str, Any]) -> Request:
         """Return the request of an earlier run, with what this command line says anew."""
         paths = ("data", "external", "weights")
         old: dict[str, Any] = {k: Path(kept[k]) if kept[k] else None for k in paths}
         old |= {"backbones": tuple(kept["backbones"]) if kept["backbones"] else None}
-        for name in ("limit", "trials", "epochs", "folds", "time_budget_seconds", "storage"):
+        for name in (
+            "limit",
+            "trials",
+            "epochs",
+            "folds",
+            "time_budget_seconds",
+            "concurrent",
+            "storage",
+        ):
             old[name] = kept[name]
         said = {k: v for k in old if (v := getattr(self, k)) is not None}
         fixed = {k: kept[k] for k in ("seed", "sampler", "scheduler", "probe")}

@@ -10,6 +10,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
+import search.session  # isort: skip  # noqa: F401 - sets the environment that Tune reads
+
 import numpy as np
 import optuna
 from ray import tune

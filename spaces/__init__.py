@@ -1,1 +1,1 @@
-"""Spaces: what to search, on which pictures. One `SPACE` per file, but for base, sources, glyphs."""
+"""What to search, on which pictures: one `SPACE` a file, but for base, sources and glyphs."""

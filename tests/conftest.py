@@ -1,8 +1,13 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+
+import search.session  # noqa: F401 - sets the environment that Ray reads
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray sets it for a trial; before torch is there
 
 _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -153,6 +153,8 @@ class ViewBank:
 
     def _gather(self, rows: Tensor, view_of: Tensor) -> Tensor:
         """Copy each row from its view, a block at a time."""
+        if len(rows) and int(rows.min()) < 0:
+            raise ValueError("a picture was asked for that is not in the bank")
         shape = self.views[0][0].shape[1:]
         gathered = torch.empty((len(rows), *shape), dtype=torch.bfloat16)
         n_blocks = len(self.views[0])

@@ -35,7 +35,7 @@ def test_a_name_that_cannot_be_a_folder(tmp_path, name):
     with pytest.raises(FolderError) as caught:
         RunFolder.create(tmp_path, name)
     assert str(caught.value) == (
-        f"a run's name is made of letters, digits, '.', '_' and '-', but got {name!r}"
+        f"a run's name is made of at most 60 letters, digits, '.', '_' and '-', but got {name!r}"
     )
     assert list(tmp_path.iterdir()) == []
 

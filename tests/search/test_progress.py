@@ -202,6 +202,19 @@ def test_a_trial_stopped_early_is_never_the_best(clock, capsys):
     assert "best 0.5000  trial 1" in drawn(shown)
 
 
+def test_the_best_of_an_earlier_session_stays_the_best(clock, capsys):
+    shown = Progress()
+    shown.begin_trials(12, 10, 8, (0.97, 4, PARAMS))
+    assert "best 0.9700  trial 4: backbone cnn" in drawn(shown)
+    for number, accuracy in ((10, 0.96), (11, 0.98)):
+        shown.trial_started(number, PARAMS)
+        shown.trial_epoch(number, result_of(8, accuracy))
+        shown.trial_ended(number, "complete", {})
+    worse, better = capsys.readouterr().out.splitlines()
+    assert "11/12  trial 10 done: 0.9600  backbone" in worse
+    assert "12/12  trial 11 done: 0.9800  (best so far)" in better
+
+
 def test_time_left_is_what_the_rest_takes_at_this_pace(clock):
     shown = Progress(console=person())
     shown.begin("folds", 4, "folds")

@@ -107,7 +107,7 @@ def run_command(*arguments: str | Path, **environment: str) -> subprocess.Comple
         (["--trials", "0"], "--trials: must be at least 1, but got 0"),
         (["--backbones", "resnet81"], "there is no backbone 'resnet81'; did you mean 'resnet18'?"),
         (["--space", "spaces/tools.py"], "give --data DIR"),
-        (["--name", "a/b"], "a run's name is made of letters, digits, '.', '_' and '-'"),
+        (["--name", "a/b"], "a run's name is made of at most 60 letters, digits, '.', '_' and '-'"),
         (["--time-budget", "soon"], "must be a time such as 90s, 30m or 2h, but got 'soon'"),
     ],
 )

@@ -1,6 +1,6 @@
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -31,6 +31,15 @@ STANDSTILL = 1e-30
 """A learning rate that changes no weight."""
 
 TIMES = ("seconds", "images_per_second", "gpu_memory_mb")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks gain nothing from threads that wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
