@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint faults clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m search.run
@@ -18,6 +18,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 check: lint test
+
+# Searches broken at random moments and carried on: about half an hour on 2 cores.
+faults: $(INSTALLED)
+	$(BIN)/python tests/faults/injection.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
