@@ -67,7 +67,7 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
     with stage("search", folder):
         study = search(checked, material, progress, interruption)
     with stage("folds", folder):
-        candidates = choose_candidates(ranked_trials(study), request.finalists)
+        candidates = choose_candidates(study, material.space, request.finalists, folder)
         if not candidates:
             progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
             report(folder, progress)

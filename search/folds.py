@@ -29,7 +29,7 @@ class Recipe:
 
     Attributes:
         config: The configuration.
-        epochs: Its best epoch; training ends there.
+        epochs: Its best epoch; training ends there. 0 leaves the head that it begins with.
         epoch_lrs: The learning rate of each epoch, where a plateau decided it; else None.
     """
 
@@ -108,11 +108,11 @@ def retrain(
 class FoldStore:
     """Keeps each fold of a recipe as soon as it ends, so that none is trained twice."""
 
-    def __init__(self, folder: Path, number: int, recipe: Recipe) -> None:
-        """Keep the folds of a trial's recipe in a folder."""
+    def __init__(self, folder: Path, name: str, recipe: Recipe) -> None:
+        """Keep the folds of a candidate's recipe in a folder."""
         self._folder = folder
-        text = f"{number} {sorted(vars(recipe.config).items())} {recipe.epochs} {recipe.epoch_lrs}"
-        self._key = f"{number}-{blake2b(text.encode(), digest_size=8).hexdigest()}"
+        text = f"{name} {sorted(vars(recipe.config).items())} {recipe.epochs} {recipe.epoch_lrs}"
+        self._key = blake2b(text.encode(), digest_size=8).hexdigest()
 
     def load(self, n_folds: int) -> dict[int, Fold]:
         """Return the folds that are there and whole."""

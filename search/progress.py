@@ -72,8 +72,9 @@ class Progress:
         self._done_before = 0
         self._last_line = monotonic()
 
-    def advance(self, done: int, total: int) -> None:
-        """Say how much of the stage is done."""
+    def advance(self, done: int, total: int | None = None) -> None:
+        """Say how much of the stage is done; None leaves the total as it was."""
+        total = self._total if total is None else total
         self._done, self._total = done, total
         now = monotonic()
         if not self._live and now - self._last_line > _LINE_EVERY_SECONDS and done < total:

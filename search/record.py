@@ -113,7 +113,7 @@ class Record:
     space_source: str
     study: optuna.Study | None
     trials: tuple[TrialRecord, ...]
-    folds: Mapping[int, tuple[float, ...]]
+    folds: Mapping[int | None, tuple[float, ...]]
     test: tuple[Prediction, ...]
     external: tuple[Prediction, ...]
     audit: tuple[tuple[str, str, str], ...]
@@ -143,9 +143,9 @@ def read_record(folder: RunFolder) -> Record:
     counts: dict[str, Counter[str]] = {}
     for row in _rows(path / "split.csv"):
         counts.setdefault(row["label"], Counter())[row["split"]] += 1
-    folds: dict[int, tuple[float, ...]] = {}
+    folds: dict[int | None, tuple[float, ...]] = {}
     for row in _rows(path / "folds" / "folds.csv"):
-        number = int(row["trial"])
+        number = int(row["trial"]) if row["trial"].isdigit() else None  # the probe has none
         folds[number] = (*folds.get(number, ()), float(row["accuracy"]))
     return Record(
         folder=path,

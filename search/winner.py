@@ -17,21 +17,35 @@ from search.folder import RunFolder
 from search.folds import Fold, FoldStore, Recipe, out_of_fold, retrain
 from search.keeper import BEST_WEIGHTS
 from search.material import Material
-from search.progress import Progress, describe
+from search.progress import Progress
 from search.study import best_epoch, best_value, ranked_trials, trial_params
 from search.trials import CPUS_A_TRIAL
-from spaces.base import Space
+from spaces.base import Space, TrialConfig
 from trainables.model import Ensemble, ModelCard
 from trainables.trial import fresh_backbone, settled
 
 
 @dataclass(frozen=True)
-class Finalist:
-    """A trial that was retrained by k-fold."""
+class Candidate:
+    """What may be retrained by k-fold: a trial, or the linear probe (no number, no epochs)."""
 
-    number: int
+    number: int | None
     recipe: Recipe
     search_accuracy: float
+
+    @property
+    def name(self) -> str:
+        """What people are shown."""
+        if self.number is None:
+            return f"linear probe of {self.recipe.config.backbone}"
+        return f"trial {self.number}, {self.recipe.epochs} epochs"
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A candidate that was retrained by k-fold."""
+
+    candidate: Candidate
     folds: list[Fold]
 
     @property
@@ -45,9 +59,33 @@ class Finalist:
         return float(np.std([fold.accuracy for fold in self.folds], ddof=1))
 
 
+def choose_candidates(
+    study: optuna.Study, space: Space, n: int, folder: RunFolder
+) -> list[Candidate]:
+    """Return the n best trials of different configurations, and the best linear probe.
+
+    A validation score is the best of many, and flatters: the probe is always a finalist, so that
+    no search falls short of it.
+    """
+    chosen: list[FrozenTrial] = []
+    for trial in ranked_trials(study):
+        if len(chosen) < n and all(trial.params != other.params for other in chosen):
+            chosen.append(trial)
+    candidates = [
+        Candidate(trial.number, read_recipe(trial, space, folder.path), best_value(trial))
+        for trial in chosen
+    ]
+    probes = folder.summary.get("probe")
+    if candidates and probes:
+        name, probe = next(iter(probes.items()))
+        recipe = Recipe(TrialConfig(backbone=name, freeze_depth=5), 0, None)
+        candidates.append(Candidate(None, recipe, probe["accuracy"]))
+    return candidates
+
+
 def retrain_finalists(
     material: Material,
-    candidates: Sequence[FrozenTrial],
+    candidates: Sequence[Candidate],
     use_probe: bool,
     folder: RunFolder,
     progress: Progress,
@@ -56,44 +94,53 @@ def retrain_finalists(
 
     Args:
         material: What the run works on.
-        candidates: Trials, best first; at least one.
+        candidates: At least one.
         use_probe: Whether linear heads begin as probes.
         folder: Gets `folds/` and `model.pt`.
         progress: Is told each fold.
     """
-    space, rows = material.space, material.rows("train", "val")
-    total = space.folds * len(candidates)
-    progress.begin("folds", total, "folds")
-    finalists: list[Finalist] = []
-    for place, trial in enumerate(candidates):
-        recipe = read_recipe(trial, space, folder.path)
-        done = place * space.folds
-        progress.say(f"trial {trial.number}, {recipe.epochs} epochs: {describe(trial.params)}")
-
-        store = FoldStore(folder.path / "folds" / "state", trial.number, recipe)
-        before = store.load(space.folds)
-        done += len(before)
-        progress.advance(done, total)
-
-        def on_fold(index: int, fold: Fold, store: FoldStore = store) -> None:
-            nonlocal done
-            done += 1
-            store.save(index, fold)
-            progress.advance(done, total)
-            progress.say(f"fold {index + 1} of {space.folds}: {fold.accuracy:.4f}")
-
-        share = folder.summary["gpu_shares"][recipe.config.backbone]
-        resources = {"num_cpus": CPUS_A_TRIAL, "num_gpus": share}
-        folds = retrain(
-            material.bench, recipe, rows, space.folds, use_probe, resources, on_fold, before
-        )
-        accuracy = best_value(trial)
-        finalists.append(Finalist(trial.number, recipe, accuracy, folds))
+    n_folds = material.space.folds
+    progress.begin("folds", n_folds * len(candidates), "folds")
+    finalists = []
+    for place, candidate in enumerate(candidates):
+        folds = _retrain(material, candidate, use_probe, folder, progress, place * n_folds)
+        finalists.append(Finalist(candidate, folds))
+        mean, std = finalists[-1].mean, finalists[-1].std
+        progress.say(f"{candidate.name}: {mean:.4f} ± {std:.4f} over {n_folds} folds")
     winner = max(finalists, key=lambda finalist: finalist.mean)
     _write_folds(material, finalists, winner, folder)
-    ensemble = build_ensemble(material, winner.recipe, [fold.weights for fold in winner.folds])
+    weights = [fold.weights for fold in winner.folds]
+    ensemble = build_ensemble(material, winner.candidate.recipe, weights)
     ensemble.save(folder.path / "model.pt")
     return winner, ensemble
+
+
+def _retrain(
+    material: Material,
+    candidate: Candidate,
+    use_probe: bool,
+    folder: RunFolder,
+    progress: Progress,
+    n_before: int,
+) -> list[Fold]:
+    """Train a candidate's folds, but for those that an earlier session finished."""
+    n_folds, recipe = material.space.folds, candidate.recipe
+    rows = material.rows("train", "val")
+    share = folder.summary["gpu_shares"][recipe.config.backbone]
+    store = FoldStore(folder.path / "folds" / "state", candidate.name, recipe)
+    before = store.load(n_folds)
+    n_done = n_before + len(before)
+    progress.advance(n_done)
+
+    def on_fold(index: int, fold: Fold) -> None:
+        nonlocal n_done
+        n_done += 1
+        store.save(index, fold)
+        progress.advance(n_done)
+        progress.say(f"{candidate.name}, fold {index + 1} of {n_folds}: {fold.accuracy:.4f}")
+
+    resources = {"num_cpus": CPUS_A_TRIAL, "num_gpus": share}
+    return retrain(material.bench, recipe, rows, n_folds, use_probe, resources, on_fold, before)
 
 
 def read_recipe(trial: FrozenTrial, space: Space, run_folder: Path) -> Recipe:
@@ -116,7 +163,7 @@ def save_best_trial(material: Material, study: optuna.Study, folder: RunFolder) 
             recipe = read_recipe(trial, material.space, folder.path)
             member = torch.load(weights, weights_only=True)
             build_ensemble(material, recipe, [member]).save(folder.path / "model.pt")
-            _note_best(folder, trial.number, recipe, best_value(trial))
+            _note_best(folder, Candidate(trial.number, recipe, best_value(trial)))
             return
 
 
@@ -141,15 +188,6 @@ def build_ensemble(
     return Ensemble(card, prefix, members)
 
 
-def choose_candidates(ranked: Sequence[FrozenTrial], n: int) -> list[FrozenTrial]:
-    """Return the first n ranked trials whose configurations differ."""
-    chosen: list[FrozenTrial] = []
-    for trial in ranked:
-        if all(trial.params != other.params for other in chosen):
-            chosen.append(trial)
-    return chosen[:n]
-
-
 def _write_folds(
     material: Material, finalists: Sequence[Finalist], winner: Finalist, folder: RunFolder
 ) -> None:
@@ -159,9 +197,10 @@ def _write_folds(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["trial", "fold", "accuracy", "n", "seconds"])
         for finalist in finalists:
+            number = finalist.candidate.number
             for index, fold in enumerate(finalist.folds):
-                row = [finalist.number, index + 1, fold.accuracy, len(fold.held_out)]
-                writer.writerow([*row, round(fold.seconds, 3)])
+                row = ["probe" if number is None else number, index + 1, fold.accuracy]
+                writer.writerow([*row, len(fold.held_out), round(fold.seconds, 3)])
     rows, logits = out_of_fold(winner.folds)
     write_predictions(
         folder.path / "folds" / "oof_predictions.csv",
@@ -170,18 +209,19 @@ def _write_folds(
         torch.softmax(torch.from_numpy(logits), 1).numpy(),
         material.listing.classes,
     )
-    _note_best(folder, winner.number, winner.recipe, winner.search_accuracy)
+    _note_best(folder, winner.candidate)
     folder.note(
         "kfold",
         {
             "folds": len(winner.folds),
             "accuracy_mean": winner.mean,
             "accuracy_std": winner.std,
-            "gap": winner.search_accuracy - winner.mean,
+            "gap": winner.candidate.search_accuracy - winner.mean,
             "finalists": [
                 {
-                    "trial": finalist.number,
-                    "search_accuracy": finalist.search_accuracy,
+                    "trial": finalist.candidate.number,
+                    "name": finalist.candidate.name,
+                    "search_accuracy": finalist.candidate.search_accuracy,
                     "accuracy_mean": finalist.mean,
                     "accuracy_std": finalist.std,
                 }
@@ -191,13 +231,14 @@ def _write_folds(
     )
 
 
-def _note_best(folder: RunFolder, number: int, recipe: Recipe, val_accuracy: float) -> None:
+def _note_best(folder: RunFolder, candidate: Candidate) -> None:
     folder.note(
         "best",
         {
-            "trial": number,
-            "config": asdict(recipe.config),
-            "val_accuracy": val_accuracy,
-            "epoch": recipe.epochs,
+            "trial": candidate.number,
+            "name": candidate.name,
+            "config": asdict(candidate.recipe.config),
+            "val_accuracy": candidate.search_accuracy,
+            "epoch": candidate.recipe.epochs,
         },
     )
