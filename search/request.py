@@ -46,7 +46,6 @@ class Request:
     name: str
     resume: Path | None
     address: str | None
-    storage: str | None
     quiet: bool
 
     def apply_to(self, space: Space) -> Space:
@@ -81,7 +80,6 @@ class Request:
             "folds",
             "time_budget_seconds",
             "concurrent",
-            "storage",
         ):
             old[name] = kept[name]
         said = {k: v for k in old if (v := getattr(self, k)) is not None}
@@ -213,9 +211,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--address", help="Ray cluster to join, such as auto (default: this machine)"
-    )
-    where.add_argument(
-        "--storage", metavar="URL", help="shared storage for checkpoints on a cluster"
     )
     where.add_argument("-q", "--quiet", action="store_true", help="print only the result")
     return parser

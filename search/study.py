@@ -124,18 +124,25 @@ class StudySearcher(Searcher):
         self._sampler, self._seed = sampler, seed
         self._running: dict[str, optuna.Trial] = {}
         self._epochs: dict[str, set[int]] = {}
-        unfinished = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        self._unfinished = deque(optuna.Trial(study, trial._trial_id) for trial in unfinished)
+        # Reading the study takes longer the more trials it holds; so it is read once, here.
+        trials = study.get_trials(deepcopy=False)
+        self._unfinished = deque(t for t in trials if t.state == TrialState.RUNNING)
+        self._n_begun = sum(t.state != TrialState.WAITING for t in trials)
+        self._n_ended = sum(t.state in STATES for t in trials)
 
     def suggest(self, trial_id: str) -> Any:
         """Propose the next trial; `Searcher.FINISHED` when there are enough."""
-        n_ended = sum(count_states(self._study).values())
-        if n_ended + len(self._running) >= self._n_trials:
+        if self._n_ended + len(self._running) >= self._n_trials:
             return str(Searcher.FINISHED)
-        trial = self._unfinished.popleft() if self._unfinished else self._ask()
+        seen: dict[int, float] = {}
+        if self._unfinished:
+            unfinished = self._unfinished.popleft()
+            trial: optuna.Trial | None = optuna.Trial(self._study, unfinished._trial_id)
+            seen = unfinished.intermediate_values
+        else:
+            trial = self._ask()
         if trial is None:
             return str(Searcher.FINISHED)
-        seen = self._study.trials[trial.number].intermediate_values
         self._running[trial_id] = trial
         self._epochs[trial_id] = set(seen)
         return {
@@ -172,6 +179,7 @@ class StudySearcher(Searcher):
                 self._study.tell(trial, result["best_val_accuracy"])
             else:
                 self._study.tell(trial, state=TrialState.PRUNED)
+        self._n_ended += 1
         del self._running[trial_id], self._epochs[trial_id]
 
     def save(self, checkpoint_path: str) -> None:
@@ -186,14 +194,17 @@ class StudySearcher(Searcher):
         Each is drawn by a sampler seeded with the count of those before it, so that a search that
         is carried on draws what it would have drawn without the break.
         """
-        begun = [t for t in self._study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
-        sampler = create_sampler(self._sampler, self._space, self._n_trials, self._seed, len(begun))
+        sampler = create_sampler(
+            self._sampler, self._space, self._n_trials, self._seed, self._n_begun
+        )
         if isinstance(sampler, Grid) and sampler.is_used_up(self._study):
             return None
         self._study.sampler = sampler
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return self._study.ask(self._space.distributions)
+            trial = self._study.ask(self._space.distributions)
+        self._n_begun += 1
+        return trial
 
 
 def count_states(study: optuna.Study) -> dict[str, int]:

@@ -50,7 +50,7 @@ def test_everything_asked():
         *("--backbones", " cnn, resnet18,cnn,", "--limit", "100", "--trials", "7"),
         *("--epochs", "3", "--folds", "4", "--finalists", "2", "--time-budget", "30m"),
         *("--concurrent", "2", "--seed", "9", "--sampler", "grid", "--scheduler", "none"),
-        *("--no-probe", "--out", "o", "--name", "n", "--address", "auto", "--storage", "s3://b"),
+        *("--no-probe", "--out", "o", "--name", "n", "--address", "auto"),
         "--quiet",
     )
     assert asked == Request(
@@ -74,7 +74,6 @@ def test_everything_asked():
         name="n",
         resume=None,
         address="auto",
-        storage="s3://b",
         quiet=True,
     )
     space = load_requested_space(asked)
