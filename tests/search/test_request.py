@@ -169,7 +169,7 @@ def test_a_space_that_is_not_there():
 
 def test_a_run_that_is_carried_on_keeps_its_request():
     first = request(
-        *("--space", CATS_DOGS, "--data", "d", "--backbones", "cnn", "--limit", "50"),
+        *("--space", CATS_DOGS, "--data", "/pictures", "--backbones", "cnn", "--limit", "50"),
         *("--trials", "5", "--epochs", "3", "--time-budget", "1h", "--seed", "3"),
         *("--sampler", "random", "--scheduler", "none", "--no-probe", "--out", "o", "--name", "n"),
     )
