@@ -248,7 +248,9 @@ def run_command(
     Returns:
         Seconds to the end, and to the awaited file (None: it never came).
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Each side sets of Tune's switches what it wants; none comes from where this is called.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNE_")}
+    environment["PYTHONPATH"] = str(ROOT)
     started, seen = perf_counter(), None
     with log.open("w") as file:
         process = subprocess.Popen(

@@ -88,8 +88,7 @@ def search(
     """Run trials until the study holds as many as are asked for, or the time is up.
 
     Raises:
-        KeyboardInterrupt: the user asked to stop; all that was finished is kept, and the best
-            full-length trial is the model.
+        KeyboardInterrupt: the user asked to stop; all that was finished is kept.
     """
     request, space, folder = checked.request, checked.space, checked.folder
     started = monotonic()
@@ -125,8 +124,8 @@ def search(
     finally:
         boards.close()
         _note_trials(study, space, folder, monotonic() - started)
+        save_best_trial(material, study, folder)  # until the folds have made a better model
         if interruption.asked():
-            save_best_trial(material, study, folder)
             report(folder, progress)
     return study
 

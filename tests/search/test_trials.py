@@ -22,6 +22,7 @@ from search.study import curves, open_study
 from search.trials import SearchPlan, run_trials
 from spaces.base import Space
 from spaces.sources import digits
+from trainables import trial as trial_module
 from trainables.trial import Bench, ImageTrial
 
 pytestmark = pytest.mark.slow
@@ -150,50 +151,6 @@ def test_a_trial_goes_on_after_its_worker_was_killed(bench: Bench, tmp_path: Pat
     assert listener.seen.count(("ended", 0, "complete")) == 1
 
 
-def test_a_search_that_was_cut_off_goes_on_as_if_nothing_had_happened(
-    bench: Bench, tmp_path: Path
-) -> None:
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    whole = run(bench, make_space(), tmp_path / "whole", 5, scheduler="asha")
-    stops = StopAt(trial=1, epoch=2)
-    parts = tmp_path / "parts"
-    study = open_study(f"sqlite:///{parts / 'study.db'}", make_space())
-    run_until(stops, bench, parts)
-    assert [trial.state for trial in study.trials].count(TrialState.RUNNING) == 1
-    study = run(bench, make_space(), parts, 5, scheduler="asha")
-    assert [t.params for t in study.trials] == [t.params for t in whole.trials]
-    assert [t.state for t in study.trials] == [t.state for t in whole.trials]
-    assert curves(study) == curves(whole)
-
-
-class StopAt(Events):
-    """Asks to stop at some trial's epoch."""
-
-    def __init__(self, trial: int, epoch: int) -> None:
-        super().__init__()
-        self._at = ("epoch", trial, epoch)
-
-    def asked(self) -> bool:
-        return self._at in self.seen
-
-
-def run_until(stops: StopAt, bench: Bench, folder: Path) -> None:
-    study = open_study(f"sqlite:///{folder / 'study.db'}", make_space())
-    plan = SearchPlan(
-        n_trials=5,
-        sampler="random",
-        scheduler="asha",
-        interrupted=stops.asked,
-        time_budget_seconds=None,
-        concurrent=1,
-        gpu_shares={"tinynet": 0.0},
-    )
-    rows = {"train": np.arange(36), "val": np.arange(36, N_PICTURES)}
-    keeper = start_keeper(folder / "trials", 1, {})
-    run_trials(plan, study, make_space(), bench, rows, keeper, folder / "trials", [stops])
-
-
 class LocalKeeper:
     """The keeper's methods as `ImageTrial` calls them, without an actor."""
 
@@ -212,7 +169,8 @@ class Remote:
 
 
 @pytest.fixture
-def reused(bench: Bench, tmp_path: Path) -> ImageTrial:
+def reused(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageTrial:
+    monkeypatch.setattr(trial_module, "threads_of_worker", lambda: 1)
     config = {"number": 0, "params": {"backbone": "tinynet", "freeze_depth": 3}, "reported": 0}
     made = ImageTrial.__new__(ImageTrial)  # as an actor, without Tune's folders
     made.setup(
