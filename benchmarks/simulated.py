@@ -85,6 +85,8 @@ def accuracy_at(bench: SimulatedBench, number: int, params: dict[str, Any], epoc
 class SimulatedTrial(tune.Trainable):
     """Stands in for `trainables.trial.ImageTrial`: the same results, no training."""
 
+    _best: tuple[float, int]
+
     def setup(
         self,
         config: dict[str, Any],

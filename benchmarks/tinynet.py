@@ -9,15 +9,12 @@ trained by the same recipe, without augmentation, and judged at its last step.
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import sklearn
 import torch
-import torchvision
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
@@ -29,6 +26,7 @@ from torchvision.transforms.v2.functional import resize
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.reporting import describe_setting
 from spaces.glyphs import external_digits
 from trainables.small import tinynet_stages
 
@@ -54,18 +52,8 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     rows = measure(arguments.weights, arguments.seeds)
-    setting = {
-        "command": " ".join(["python", "benchmarks/tinynet.py", *sys.argv[1:]]),
-        "seeds": arguments.seeds,
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_processor()}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
-    }
+    seconds = round(time.perf_counter() - started, 1)
+    setting = {**describe_setting("tinynet", "full", seconds), "seeds": arguments.seeds}
     table = {
         pictures: {way: summarise(values) for way, values in ways.items()}
         for pictures, ways in rows.items()
@@ -206,15 +194,6 @@ def train_network(
 def score(network: nn.Module, pictures: Tensor, labels: Tensor) -> float:
     """Share of pictures whose likeliest class is the right one."""
     return (extract(network, pictures).argmax(1) == labels).float().mean().item()
-
-
-def _processor() -> str:
-    """Name the processor, as Linux does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from trainables.weights import load_weights
 
 BACKBONE = "squeezenet1_0"
 SEED = 0
+_N_CPUS = len(os.sched_getaffinity(0))
 _CALTECH_SPACE = ROOT / "spaces" / "caltech.py"
 
 Config = dict[str, Any]
@@ -90,8 +91,8 @@ class Side:
         whole_seconds: From the command to its end.
         configs: Of its trials.
         epoch_seconds: By trial, the seconds of each epoch, validation included.
-        val_accuracy: The best epoch of the best trial: on our side the one that the search
-            chooses, on the tutorial's the best of any trial, stopped early or not.
+        val_accuracy: The best epoch of the best trial: on our side of a trial that ran to its
+            end, on the tutorial's of any trial, stopped early or not.
         test_accuracy: Of that epoch's weights, on the held-out pictures.
     """
 
@@ -138,25 +139,30 @@ def main() -> None:
 
 def plan_work(arguments: argparse.Namespace, scratch: Path) -> Work:
     """Choose the size of the work."""
-    concurrent = len(os.sched_getaffinity(0))
-    if arguments.mode == "smoke":
-        generate_pictures(scratch / "pictures", 24, n_classes=2)
-        source = "folder()"
-        return Work(2, 2, 2, 2, 64, None, scratch / "pictures", None, source, concurrent)
-    data = need_data(arguments)
-    weights = find_weights_folder(arguments, data)
-    if weights is None or not (weights / f"{BACKBONE}.pth").is_file():
-        stop(f"there is no {BACKBONE}.pth in {weights or data / 'weights'}; see --weights")
-    source = f"load_space({str(_CALTECH_SPACE)!r}).source"
-    work = Work(24, 24, 8, 5, 224, None, data / "caltech101", weights, source, concurrent)
-    if arguments.mode == "quick":
-        work = replace(work, n_configs=6, n_tutorial=6, epochs=3, limit=120)
+    work = _smoke_work(scratch) if arguments.mode == "smoke" else _real_work(arguments)
     n_tutorial = arguments.tutorial_configs
     if n_tutorial is None:
         return work
     if not 1 <= n_tutorial <= work.n_configs:
         stop(f"1 <= --tutorial-configs <= {work.n_configs} must hold, but got {n_tutorial}")
     return replace(work, n_tutorial=n_tutorial)
+
+
+def _smoke_work(scratch: Path) -> Work:
+    generate_pictures(scratch / "pictures", 24, n_classes=2)
+    return Work(2, 2, 2, 2, 64, None, scratch / "pictures", None, "folder()", _N_CPUS)
+
+
+def _real_work(arguments: argparse.Namespace) -> Work:
+    data = need_data(arguments)
+    weights = find_weights_folder(arguments, data)
+    if weights is None or not (weights / f"{BACKBONE}.pth").is_file():
+        stop(f"there is no {BACKBONE}.pth in {weights or data / 'weights'}; see --weights")
+    source = f"load_space({str(_CALTECH_SPACE)!r}).source"
+    work = Work(24, 24, 8, 5, 224, None, data / "caltech101", weights, source, _N_CPUS)
+    if arguments.mode == "quick":
+        work = replace(work, n_configs=6, n_tutorial=6, epochs=3, limit=120)
+    return work
 
 
 def draw_configs(work: Work) -> list[Config]:
@@ -197,7 +203,7 @@ def run_ours(work: Work, configs: Sequence[Config], scratch: Path) -> tuple[Side
     stages: dict[str, float] = summary["stages"]
     after = sum(stages.get(name, 0.0) for name in ("folds", "evaluation", "report"))
     trials = read_trials(run)
-    best = next(trial for trial in trials if trial["number"] == summary["best"]["trial"])
+    best = max(trials, key=lambda t: (t["state"] == "complete", t["best"], -t["best_loss"]))
     side = Side(
         search_seconds=seconds - after,
         whole_seconds=seconds,
@@ -274,13 +280,16 @@ def read_trials(run: Path) -> list[dict[str, Any]]:
     for row in rows:
         curve = run / "trials" / row["number"] / "progress.csv"
         with curve.open(newline="", encoding="utf-8") as file:
-            seconds = [float(epoch["seconds"]) for epoch in csv.DictReader(file)]
+            epochs = list(csv.DictReader(file))
+        best_epoch = epochs[int(row["best_epoch"]) - 1]
         trials.append(
             {
                 "number": int(row["number"]),
+                "state": row["state"],
                 "best": float(row["best_val_accuracy"]),
+                "best_loss": float(best_epoch["val_loss"]),
                 "config": {"freeze_depth": int(row["freeze_depth"])},
-                "seconds": seconds,
+                "seconds": [float(epoch["seconds"]) for epoch in epochs],
             }
         )
     return trials

@@ -150,7 +150,6 @@ def test_digits(tmp_path: Path) -> None:
 
 
 def test_rendered_digits(tmp_path: Path) -> None:
-    pytest.importorskip("spaces.glyphs")
     found = opened(rendered_digits(), None, tmp_path)
     assert found.classes == tuple("0123456789")
     assert set(found.labels) == set(range(10))
