@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint faults clean
+.PHONY: demo test check lint faults cluster-test fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m search.run
@@ -23,9 +23,19 @@ check: lint test
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults/injection.py
 
+# Searches on three hosts made of network namespaces (root needed): about 20 minutes on 2 cores.
+cluster-test: $(INSTALLED)
+	$(BIN)/python tests/cluster/scenarios.py
+
+# 10,000 damaged bodies against a running server, and atheris on the readers: about 15 minutes.
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz/bodies.py
+	$(BIN)/python tests/fuzz/readers.py picture -runs=20000
+	$(BIN)/python tests/fuzz/readers.py model -runs=5000
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,dashboard,export,serve]'
 	@touch $@
 
 clean:

@@ -18,6 +18,7 @@ def start_ray(n_cpus: int, object_store_bytes: int) -> None:
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(
+        address="local",  # whatever else runs on this machine
         num_cpus=n_cpus,
         include_dashboard=False,
         log_to_driver=False,

@@ -103,7 +103,7 @@ def run_ours(
         sampler="tpe",
         scheduler="asha",
         interrupted=lambda: False,
-        time_budget_seconds=None,
+        time_is_up=lambda: False,
         concurrent=concurrent,
         gpu_shares=dict.fromkeys(space.backbones, 0.0),
     )

@@ -273,7 +273,7 @@ def main() -> None:
     import ray
 
     job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as storage:
         results = search(job, Path(storage))
         search_seconds = perf_counter() - started

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.reporting import DEFAULT_DATA, stop
 from trainables.backbones import Backbone, create_backbone
-from trainables.images import as_tensor, fit, read_picture
+from trainables.images import PICTURE_SUFFIXES, as_tensor, fit, read_picture
 from trainables.model import Weights
 from trainables.training import PictureSet
 from trainables.viewbank import ViewBank, as_features, build_view
@@ -84,6 +84,37 @@ def caltech_six(data: Path) -> PictureFiles:
     return PictureFiles(tuple(paths), np.array(labels), CALTECH_SIX, "Caltech-101, six classes")
 
 
+def picture_sets(data: Path) -> dict[str, PictureFiles]:
+    """List the photo sets that there are, each by class and name."""
+    sets = {"caltech": caltech_six(data)}
+    folders = {"cats_dogs": data / "cats_dogs" / "train", "products": data / "products"}
+    for name, folder in {**folders, "tools": data / "tools"}.items():
+        if folder.is_dir():
+            sets[name] = class_folders(folder, name)
+    return sets
+
+
+def background(data: Path) -> PictureFiles:
+    """List the pictures of BACKGROUND_Google, which are of no class."""
+    paths = tuple(sorted((data / _CALTECH_FOLDER / "BACKGROUND_Google").glob("*.jpg")))
+    if not paths:
+        stop(f"{data / _CALTECH_FOLDER} has no BACKGROUND_Google")
+    return PictureFiles(paths, np.full(len(paths), -1), (), "BACKGROUND_Google")
+
+
+def class_folders(folder: Path, origin: str) -> PictureFiles:
+    """List a folder per class, every picture, by class and name."""
+    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        inside = sorted((folder / name).iterdir())
+        found = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
+        paths += found
+        labels += [label] * len(found)
+    return PictureFiles(tuple(paths), np.array(labels), classes, origin)
+
+
 def generate_pictures(folder: Path, n_pictures: int, n_classes: int = 3) -> PictureFiles:
     """Write JPEG pictures, a folder per class: noise around a colour and a stripe of the class."""
     rng = np.random.default_rng(0)
@@ -140,6 +171,13 @@ def new_backbone(name: str, state: Weights | None, device: str = "cpu") -> Backb
     """Build a backbone as trainings want it: on its device, channels_last."""
     backbone = create_backbone(name, state)
     return backbone.to(device).to(memory_format=torch.channels_last)
+
+
+def pooled_features(pictures: PictureFiles, backbone: Backbone, image_size: int) -> torch.Tensor:
+    """Return what a frozen backbone makes of pictures: float32 [n, feature_size]."""
+    packed = pack_pictures(pictures, image_size)
+    rows = torch.arange(len(pictures.paths))
+    return build_bank(backbone, packed, rows, boundary=5, n_views=1).clean(rows).float()
 
 
 def build_bank(

@@ -19,11 +19,24 @@ def grace_epochs(epochs: int) -> int:
     return max(1, epochs // REDUCTION_FACTOR**2)
 
 
-class RebuiltASHA(ASHAScheduler):
+class LetsWorkersStart:
+    """Leaves it to Tune which pending trial gets the worker that another has left.
+
+    Tune's schedulers name the oldest pending trial. That is the one whose own worker is starting,
+    and Tune gives that worker up for the one that is free: while trials end more often than a
+    worker takes to start, no machine that joins would ever get one.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Choose none."""
+
+
+class RebuiltASHA(LetsWorkersStart, ASHAScheduler):
     """Ray's ASHA, told at its beginning what trials of earlier sessions came to.
 
-    It compares trials by their best validation accuracy so far. Rungs know trials by the study's
-    number, so that one that is carried on stands where it stood.
+    It compares trials by their best validation accuracy so far. A trial is known by its number in
+    the study: one that goes on, in a later session or after its worker was lost, stands where it
+    stood.
     """
 
     def __init__(self, epochs: int, earlier: Mapping[int, Mapping[int, float]]) -> None:
@@ -44,18 +57,33 @@ class RebuiltASHA(ASHAScheduler):
         # A rung near the full length would save next to nothing, and cost a finished trial.
         bracket = self._brackets[0]
         bracket._rungs = [(at, rung) for at, rung in bracket._rungs if at <= epochs / 2]
-        self._known: dict[int, dict[float, float]] = {}
+        self._names: dict[int, str] = {}
+        self._last_told: dict[str, int] = {}
         for number, curve in sorted(earlier.items()):
             self._replay(number, curve)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Add a trial; one of an earlier session gets its places back under its new name."""
+        """Add a trial; one that goes on after a break gets its places back under its new name."""
         super().on_trial_add(tune_controller, trial)
-        places = self._known.pop(trial.config["number"], {})
-        for milestone, recorded in self._brackets[0]._rungs:
-            if milestone in places:
-                del recorded[_earlier(trial.config["number"])]
-                recorded[trial.trial_id] = places[milestone]
+        number = trial.config["number"]
+        before = self._names.get(number, trial.trial_id)
+        self._names[number] = trial.trial_id
+        self._last_told[trial.trial_id] = trial.config["reported"]
+        for _, recorded in self._brackets[0]._rungs:
+            if before in recorded:
+                recorded[trial.trial_id] = recorded.pop(before)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Judge an epoch; the last one before a break, which is told once more, is judged again.
+
+        The break may have come between that epoch's value and what was decided on it.
+        """
+        last_told = self._last_told.pop(trial.trial_id, None)
+        if last_told is not None and last_told == result.get("epoch"):
+            for milestone, recorded in self._brackets[0]._rungs:
+                if milestone == last_told:
+                    recorded.pop(trial.trial_id, None)
+        return str(super().on_trial_result(tune_controller, trial, result))
 
     def rungs(self) -> dict[float, list[float]]:
         """Return what has been recorded at each rung, ascending."""
@@ -64,12 +92,7 @@ class RebuiltASHA(ASHAScheduler):
 
     def _replay(self, number: int, curve: Mapping[int, float]) -> None:
         """Record a trial at every rung that it reached."""
+        name = self._names[number] = f"earlier-{number}"
         for milestone, recorded in self._brackets[0]._rungs:
             if milestone in curve:
-                best = max(value for epoch, value in curve.items() if epoch <= milestone)
-                recorded[_earlier(number)] = best
-                self._known.setdefault(number, {})[milestone] = best
-
-
-def _earlier(number: int) -> str:
-    return f"earlier-{number}"
+                recorded[name] = max(v for epoch, v in curve.items() if epoch <= milestone)

@@ -1,7 +1,7 @@
 """Where view banks live: built by Ray tasks, owned by one actor, evicted by use.
 
-The tasks' results belong to the actor, so they outlive trials and workers, and Ray computes them
-again from their lineage when a node that held them is lost. Neither this file nor its imports load
+The tasks' results belong to the actor, so they outlive trials and workers. When a machine that held
+some is lost, they are computed again. Neither this file nor its imports load
 PyTorch: the actor is there in a moment, and only the tasks need it.
 """
 
@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray import cloudpickle
+
+from search.cluster import EVERYWHERE, machines, on_driver_machine
 
 # A view is built in blocks: as many machines as there are blocks can work on it. Their number
 # follows from that of the pictures alone, so a bank does not depend on who built it.
@@ -72,12 +75,7 @@ class BankPlan:
 
 def store_bytes(share: float) -> int:
     """Return a share of the smallest node's object store."""
-    stores = [
-        int(node["Resources"].get("object_store_memory", 0))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return int(min(stores) * share)
+    return int(min(machine.store_bytes for machine in machines()) * share)
 
 
 class Banks:
@@ -92,9 +90,15 @@ class Banks:
         self._views: OrderedDict[tuple[str, int], list[list[Any]]] = OrderedDict()
         self._asked: Counter[tuple[str, int]] = Counter()
         self._last_rebuilt: Any = None
+        # By backbone, boundary, view and place: the blocks of tasks that asked for CPUs.
+        self._first: set[tuple[str, int, int, int]] = set()
+        self._are_built = False
         row_of = np.full(int(plan.rows.max()) + 1, -1, np.int64)
         row_of[plan.rows] = np.arange(len(plan.rows))
         self._row_of = ray.put(row_of)
+        # After a crash Ray starts the actor anew: what was built is gone, and known to be wanted.
+        in_actor = ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+        self._is_anew = in_actor and ray.get_runtime_context().was_current_actor_reconstructed
 
     def build(self, backbone: str, boundaries: Sequence[int], n_views: int) -> list[Any]:
         """Start building views 0 … n_views - 1 at some boundaries, in one pass a view.
@@ -110,7 +114,10 @@ class Banks:
             For each block that is on its way, a reference to one of its boundaries.
         """
         task: Any = _build_block.options(
-            num_returns=len(boundaries) + 1, num_cpus=1, num_gpus=self._plan.gpus_per_task
+            num_returns=len(boundaries) + 1,
+            num_cpus=1,
+            num_gpus=self._plan.gpus_per_task,
+            scheduling_strategy=EVERYWHERE,
         )
         built = min(len(self._views.get((backbone, boundary), [])) for boundary in boundaries)
         started = []
@@ -123,8 +130,13 @@ class Banks:
                 kept = self._views.setdefault((backbone, boundary), [])
                 if len(kept) == view:
                     kept.append([block[place] for block in blocks])
+                    self._first |= {(backbone, boundary, view, i) for i in range(len(blocks))}
             started += [block[0] for block in blocks]
         return started
+
+    def built(self) -> None:
+        """Note that all that `build` started has ended: what is not there from now on is lost."""
+        self._are_built = True
 
     def lend(
         self, backbone: str, boundary: int, n_views: int
@@ -143,12 +155,15 @@ class Banks:
         size = self._plan.sizes[backbone][boundary - 1]
         if key not in self._views:
             self._asked[key] += 1
-            if size > self._plan.budget_bytes // 2 or self._asked[key] < 2:
+            is_wanted = self._asked[key] > 1 or self._is_anew
+            if size > self._plan.budget_bytes // 2 or not is_wanted:
                 return None
             self._make_room(size)
             self._views[key] = []
         while len(self._views[key]) < n_views:
             self._views[key].append(self._rebuild(backbone, boundary, len(self._views[key])))
+        if self._are_built:
+            self._replace_lost(backbone, boundary, n_views)
         self._views.move_to_end(key)
         return self._views[key][:n_views], self._row_of, self._plan.block_size
 
@@ -165,21 +180,48 @@ class Banks:
         taken = {key: self._plan.sizes[key[0]][key[1] - 1] for key in self._views}
         while taken and sum(taken.values()) + size > self._plan.budget_bytes:
             key, _ = self._views.popitem(last=False)
+            self._first = {block for block in self._first if block[:2] != key}
             del taken[key]
 
+    def _replace_lost(self, backbone: str, boundary: int, n_views: int) -> None:
+        """Start building again what was lost with its machine.
+
+        Ray would do it from the block's lineage, by a task that asks for the CPUs of the first one,
+        while trials hold all of them and wait for the block.
+        """
+        views = self._views[backbone, boundary][:n_views]
+        first = {
+            (backbone, boundary, view, place): block
+            for view, blocks in enumerate(views)
+            for place, block in enumerate(blocks)
+            if (backbone, boundary, view, place) in self._first
+        }
+        if not first:
+            return
+        waited_for = list(first.values())
+        _, lost = ray.wait(waited_for, num_returns=len(first), timeout=1.0, fetch_local=False)
+        for key, block in first.items():
+            if block in lost:
+                view, place = key[2:]
+                start = self._block_starts()[place]
+                views[view][place] = self._rebuild_block(backbone, boundary, view, start)
+                self._first.discard(key)
+
     def _rebuild(self, backbone: str, boundary: int, view: int) -> list[Any]:
-        """Start building a view while trials hold the machine.
+        """Start building a view while trials hold the machine."""
+        starts = self._block_starts()
+        return [self._rebuild_block(backbone, boundary, view, start) for start in starts]
+
+    def _rebuild_block(self, backbone: str, boundary: int, view: int, start: int) -> Any:
+        """Start building a block while trials hold the machine.
 
         A task that asked for a CPU could wait for the very trial that waits for it; so these ask
         for none, and run one after the other.
         """
         task: Any = _build_block.options(num_returns=2, num_cpus=0)
-        blocks = []
-        for start in self._block_starts():
-            made = task.remote(*self._block(backbone, (boundary,), view, start), self._last_rebuilt)
-            blocks.append(made[0])
-            self._last_rebuilt = made[1]
-        return blocks
+        spec = self._block(backbone, (boundary,), view, start)
+        block, self._last_rebuilt = task.remote(*spec, self._last_rebuilt)
+        return block
 
     def _block_starts(self) -> range:
         return range(0, len(self._plan.rows), self._plan.block_size)
@@ -192,8 +234,20 @@ class Banks:
 
 
 def start_banks(plan: BankPlan) -> Any:
-    """Start the actor that owns a run's banks."""
-    return ray.remote(num_cpus=0)(Banks).remote(plan)
+    """Start the actor that owns a run's banks, beside the driver: the banks are lost with it."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RestartableBanks)
+    return actor.options(scheduling_strategy=on_driver_machine()).remote(cloudpickle.dumps(plan))
+
+
+class _RestartableBanks(Banks):
+    """Banks that begin from bytes.
+
+    Ray does not vouch for references in the arguments of an actor that it starts again, and says so
+    on the terminal. Pickled by us they stay valid for as long as the driver lives.
+    """
+
+    def __init__(self, plan: bytes) -> None:
+        super().__init__(cloudpickle.loads(plan))
 
 
 @ray.remote(max_retries=5)

@@ -58,6 +58,9 @@ _STYLE: Any = {
 WIDTH, HEIGHT = 5.6, 3.5
 """Of a figure, in inches. On a telephone it is shown at about 0.8 of that."""
 
+Drawn = tuple[str, Figure, str, str]
+"""A figure's name, the figure, what it says and how to read it."""
+
 HALO = "halo"
 """The group id of a text that lines may cross: the page draws it with a rim."""
 

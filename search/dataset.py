@@ -1,14 +1,15 @@
-"""Split and pack: pictures become one shared uint8 table. What there is to pack, `listing` finds.
+"""Pack: pictures become one shared uint8 table. What there is to pack, `listing` finds.
 
-Splitting looks at names alone. Packing decodes every picture once, in Ray tasks, into one array of
-the object store.
+Every picture is decoded once, in Ray tasks, into one array of the object store, and sketched for
+the audit on the way.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
@@ -16,15 +17,10 @@ import numpy as np
 import ray
 from PIL import Image
 
-from search.layout import DataError as DataError
-from search.listing import Listing as Listing
-from search.listing import Problem as Problem
-from search.listing import check_counts as check_counts
-from search.listing import deal
-from search.listing import scan as scan
-from search.listing import scan_external as scan_external
+from search.cluster import EVERYWHERE
+from search.listing import Listing, Problem
+from search.sketch import Sketches
 from trainables.images import PictureError, fit, read_picture
-from trainables.images import as_tensor as as_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,47 +34,8 @@ class Packed:
     """int64, ascending: the index in the listing of each picture of the table."""
     problems: tuple[Problem, ...]
     """The files left out, in the order of their names."""
-
-
-def split(
-    listing: Listing,
-    kept: np.ndarray,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    folds: int = 2,
-) -> np.ndarray:
-    """Divide pictures into train, val and test, class by class.
-
-    An official split stays. What is drawn depends on the seed and the pictures' names alone: the
-    same files give the same split wherever their folder lies, and one more file moves few others.
-
-    Args:
-        listing: the pictures.
-        kept: int64 indices of those to divide.
-        val_fraction: share for validation, of the pictures outside the test split.
-        test_fraction: share for the test.
-        seed: of the draw.
-        folds: pictures of each class that the drawn test split leaves at least.
-
-    Returns:
-        [len(kept)] of "train", "val" or "test". A class of three or more pictures has each.
-    """
-    result = np.array([listing.splits[i] or "train" for i in kept], dtype="<U5")
-    draws_test, draws_val = (split not in listing.splits for split in ("test", "val"))
-    order = deal([listing.names[i] for i in kept], seed, "split")
-    labels = listing.labels[kept]
-    for label in range(len(listing.classes)):
-        members = order[labels[order] == label]
-        free = members[result[members] == "train"]
-        if draws_test:
-            most = min(max(len(members) - folds, 1), len(free) - (2 if draws_val else 1))
-            n_test = _share(test_fraction, len(members), most)
-            result[free[:n_test]] = "test"
-            free = free[n_test:]
-        if draws_val:
-            result[free[: _share(val_fraction, len(free), len(free) - 1)]] = "val"
-    return result
+    sketches: Sketches
+    """Of each picture of the table."""
 
 
 def pack(
@@ -89,6 +46,7 @@ def pack(
     block_size: int | None = None,
     budget_bytes: int | None = None,
     overflow: Path | None = None,
+    send_files: bool = False,
 ) -> Packed:
     """Decode all pictures, in parallel, into one table of the object store. Ray must be running.
 
@@ -100,6 +58,8 @@ def pack(
         block_size: pictures a task; None chooses.
         budget_bytes: what the object store can spare for them; None is no bound.
         overflow: the file that holds a larger table, mapped by all; needed with a budget.
+        send_files: read the files here and send their bytes to the tasks: on a cluster, the other
+            machines may not have them.
 
     Returns:
         The table, with what could not be read left out and named.
@@ -108,7 +68,7 @@ def pack(
     resources: dict[str, float] = ray.cluster_resources()
     n_cpus = max(1, int(resources.get("CPU", 1)))
     block_size = block_size or _block_size(total, n_cpus, in_files=listing.paths is not None)
-    submit = _block_tasks(listing, packed_size, image_size, block_size)
+    submit = _block_tasks(listing, packed_size, image_size, block_size, send_files)
     # The blocks are gathered here while others are still being decoded; so the object store holds
     # few of them at a time, and the table once, in one piece.
     shape = (total, packed_size, packed_size, 3)
@@ -117,6 +77,7 @@ def pack(
         overflow.parent.mkdir(parents=True, exist_ok=True)
         mapped = np.lib.format.open_memmap(overflow, "w+", np.uint8, shape)
     table = np.empty(shape, np.uint8) if mapped is None else mapped
+    sketches = Sketches.empty(total)
     reasons: dict[int, str] = {}
     starts = iter(range(0, total, block_size))
     waiting: dict[ray.ObjectRef[Block], int] = {}
@@ -128,8 +89,9 @@ def pack(
             break
         ready = ray.wait(list(waiting), num_returns=1)[0][0]
         start = waiting.pop(ready)
-        block, failed = ray.get(ready)
+        block, drawn, failed = ray.get(ready)
         table[start : start + len(block)] = block
+        sketches.put(start, drawn)
         reasons |= {start + row: reason for row, reason in failed.items()}
         done += len(block)
         on_progress(done, total)
@@ -138,63 +100,81 @@ def pack(
         if row != index:  # close the gaps in place: a second table might not fit
             table[row] = table[index]
     unreadable = [Problem(listing.names[i], "unreadable", reason) for i, reason in reasons.items()]
-    problems = sorted((*unreadable, *listing.skipped), key=lambda problem: problem.name)
+    problems = tuple(sorted((*unreadable, *listing.skipped), key=lambda problem: problem.name))
+    sketches = sketches.take(kept)
     if mapped is not None and overflow is not None:
         mapped.flush()
-        return Packed(overflow, kept, tuple(problems))
-    return Packed(ray.put(table[: len(kept)]), kept, tuple(problems))
+        return Packed(overflow, kept, problems, sketches)
+    return Packed(ray.put(table[: len(kept)]), kept, problems, sketches)
 
 
-def write_split_csv(
-    path: Path, listing: Listing, kept: np.ndarray, splits: Sequence[str] | np.ndarray
-) -> None:
-    """Write each kept picture's name, class and split."""
-    rows = (
-        (listing.names[i], listing.classes[listing.labels[i]], str(part))
-        for i, part in zip(kept, splits, strict=True)
-    )
-    _write_csv(path, ("name", "label", "split"), rows)
-
-
-def write_audit_csv(path: Path, problems: Iterable[Problem]) -> None:
-    """Write what the audit found."""
-    rows = ((problem.name, problem.kind, problem.detail) for problem in problems)
-    _write_csv(path, ("name", "problem", "detail"), rows)
-
-
-Block = tuple[np.ndarray, dict[int, str]]
-"""uint8 [n, S, S, 3], and by row why a picture of it could not be read."""
+Block = tuple[np.ndarray, Sketches, dict[int, str]]
+"""uint8 [n, S, S, 3], its sketches, and by row why a picture of it could not be read."""
 
 
 def _block_tasks(
-    listing: Listing, packed_size: int, image_size: int | None, block_size: int
+    listing: Listing,
+    packed_size: int,
+    image_size: int | None,
+    block_size: int,
+    send_files: bool,
 ) -> Callable[[int], ray.ObjectRef[Block]]:
     """Return what submits the task that decodes the block beginning at a picture's index."""
     if listing.images is not None:
-        resize, images = ray.remote(_resize_arrays), ray.put(listing.images)
+        resize = ray.remote(_resize_arrays).options(scheduling_strategy=EVERYWHERE)
+        images = ray.put(listing.images)
         return lambda start: resize.remote(images, start, block_size, packed_size, image_size)
-    decode, paths = ray.remote(_decode_files), listing.paths or ()
-    return lambda start: decode.remote(paths[start : start + block_size], packed_size, image_size)
+    decode = ray.remote(_decode_files).options(scheduling_strategy=EVERYWHERE)
+    paths = listing.paths or ()
+
+    def submit(start: int) -> ray.ObjectRef[Block]:
+        files: Sequence[Path | bytes] = paths[start : start + block_size]
+        if send_files:
+            with ThreadPoolExecutor(_READERS) as readers:
+                files = list(readers.map(_read_file, paths[start : start + block_size]))
+        return decode.remote(files, packed_size, image_size)
+
+    return submit
 
 
-def _decode_files(paths: Sequence[Path], packed_size: int, image_size: int | None) -> Block:
-    # The path must lead to the file on every node. `read_picture` takes open files as well, should
-    # a cluster without a shared disk one day send their bytes.
-    block = np.zeros((len(paths), packed_size, packed_size, 3), np.uint8)
+_READERS = 8
+"""Threads that read files to be sent: a network folder answers several at a time."""
+
+
+def _read_file(path: Path) -> Path | bytes:
+    """Return a file's bytes; where it cannot be read, its path, whose reader says why."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return path
+
+
+def _decode_files(files: Sequence[Path | bytes], packed_size: int, image_size: int | None) -> Block:
+    block = np.zeros((len(files), packed_size, packed_size, 3), np.uint8)
+    sketches = Sketches.empty(len(files))
     reasons: dict[int, str] = {}
-    for row, path in enumerate(paths):
+    for row, file in enumerate(files):
         try:
-            block[row] = fit(read_picture(path), packed_size, image_size)
+            picture = read_picture(BytesIO(file) if isinstance(file, bytes) else file)
         except PictureError as error:
             reasons[row] = error.reason
-    return block, reasons
+            continue
+        block[row] = fit(picture, packed_size, image_size)
+        sketches.draw(row, picture)
+    return block, sketches, reasons
 
 
 def _resize_arrays(
     images: np.ndarray, start: int, block_size: int, packed_size: int, image_size: int | None
 ) -> Block:
-    pictures = (Image.fromarray(x).convert("RGB") for x in images[start : start + block_size])
-    return np.stack([fit(picture, packed_size, image_size) for picture in pictures]), {}
+    part = images[start : start + block_size]
+    block = np.empty((len(part), packed_size, packed_size, 3), np.uint8)
+    sketches = Sketches.empty(len(part))
+    for row, pixels in enumerate(part):
+        picture = Image.fromarray(pixels).convert("RGB")
+        block[row] = fit(picture, packed_size, image_size)
+        sketches.draw(row, picture)
+    return block, sketches, {}
 
 
 def _block_size(n_pictures: int, n_cpus: int, in_files: bool) -> int:
@@ -204,16 +184,3 @@ def _block_size(n_pictures: int, n_cpus: int, in_files: bool) -> int:
     """
     least, most = (4, 64) if in_files else (64, 1024)
     return min(max(n_pictures // (16 * n_cpus), least), most)
-
-
-def _share(fraction: float, count: int, most: int) -> int:
-    """Return the nearest whole share of `count`, at least one, if `most` allows."""
-    return max(0, min(max(1, round(fraction * count)), most))
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    # A file's name may hold bytes that are no UTF-8; they are written as they are.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

@@ -9,61 +9,117 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from sklearn.metrics import (
     confusion_matrix,
     log_loss,
     precision_recall_fscore_support,
     top_k_accuracy_score,
 )
+from torch import Tensor
 
+from search.calibration import expected_calibration_error, judge_calibration
+from search.comparison import compare
+from search.dataset import Packed
+from search.exhibits import keep_exhibits
 from search.folder import RunFolder
+from search.intervals import macro_intervals, wilson_interval
+from search.judged import Judged
+from search.listing import Listing
 from search.material import Material
-from trainables.model import Ensemble
+from trainables.model import Ensemble, mean_probabilities
 from trainables.trial import open_table
 
 TOP = 3  # classes named for each external picture
 
 
-def evaluate(material: Material, ensemble: Ensemble, folder: RunFolder) -> None:
+def evaluate(
+    material: Material, ensemble: Ensemble, folder: RunFolder, baseline: Ensemble | None = None
+) -> tuple[Judged, Judged | None]:
     """Judge the final model on the held-out and on the external pictures.
 
     The one place that reads the test split, once a run, after everything is chosen.
+
+    Args:
+        material: What the run works on.
+        ensemble: The model.
+        folder: Gets the predictions, and the summary's sections.
+        baseline: What the model is compared with, picture by picture.
+
+    Returns:
+        The held-out pictures, and the external ones where there are any.
     """
     classes, rows = material.listing.classes, material.rows("test")
     table = open_table(material.packed.table, torch.device("cpu"))
     labels = material.bench.labels[rows]
-    probabilities = ensemble.probabilities(table[torch.from_numpy(rows)]).numpy()
+    pictures = table[torch.from_numpy(rows)]
+    logits, doubt = ensemble.examine(pictures)
+    before, probabilities = (
+        mean_probabilities(logits, temperature).numpy()
+        for temperature in (1.0, ensemble.card.temperature)
+    )
     write_predictions(
         folder.path / "test_predictions.csv",
         material.names(rows),
         labels,
         probabilities,
         classes,
+        doubt,
     )
-    folder.note("test", score(labels, probabilities, classes))
-    if material.external is not None:
-        folder.note("external", _evaluate_external(material, ensemble, folder))
-
-
-def _evaluate_external(material: Material, ensemble: Ensemble, folder: RunFolder) -> dict[str, Any]:
-    """Predict the external pictures; judge those that are labelled."""
+    folder.note("test", score(labels, probabilities, classes) | count_unlike(doubt))
+    keep_exhibits(folder, ensemble, "data", pictures)
+    folder.note(
+        "calibration",
+        {
+            "temperature": ensemble.card.temperature,
+            **folder.summary.get("calibration", {}),
+            "test": {
+                "n": len(labels),
+                "before": judge_calibration(labels, before),
+                "after": judge_calibration(labels, probabilities),
+            },
+        },
+    )
+    if baseline is not None:
+        of_baseline = baseline.probabilities(pictures).numpy().argmax(1)
+        compared = compare(labels, probabilities.argmax(1), of_baseline)
+        folder.note("comparison", compared.as_json())
+    places = np.arange(len(labels))
+    held_out = Judged(material.names(rows), pictures, places, labels, probabilities)
     if material.external is None:
-        raise ValueError("there are no external pictures")
-    listing, packed = material.external
+        return held_out, None
+    return held_out, _evaluate_external(material, material.external, ensemble, folder)
+
+
+def _evaluate_external(
+    material: Material, external: tuple[Listing, Packed], ensemble: Ensemble, folder: RunFolder
+) -> Judged:
+    """Predict the external pictures; judge those with labels, but no copies of the set's."""
+    listing, packed = external
     classes = material.listing.classes
     labels = listing.labels[packed.kept]
     table = open_table(packed.table, torch.device("cpu"))[: len(packed.kept)]
-    probabilities = ensemble.probabilities(table).numpy()
+    logits, doubt = ensemble.examine(table)
+    probabilities = mean_probabilities(logits, ensemble.card.temperature).numpy()
     names = [listing.names[i] for i in packed.kept]
     write_predictions(
-        folder.path / "external_predictions.csv", names, labels, probabilities, classes
+        folder.path / "external_predictions.csv", names, labels, probabilities, classes, doubt
     )
+    keep_exhibits(folder, ensemble, "external", table)
     known = labels >= 0
+    section: dict[str, Any] = {"n": len(labels), "accuracy": None, "top3_accuracy": None}
+    if material.external_twins is not None:
+        known &= ~material.external_twins
+        section["n_twins"] = int(material.external_twins.sum())
     if known.any():
-        judged = score(labels[known], probabilities[known], classes)
-        return {**judged, "n": len(labels), "n_labelled": int(known.sum())}
-    return {"n": len(labels), "accuracy": None, "top3_accuracy": None}
+        section |= score(labels[known], probabilities[known], classes)
+        section |= {"n": len(labels), "n_labelled": int(known.sum())}
+    folder.note("external", section | count_unlike(doubt))
+    return Judged(names, table, np.arange(len(names)), labels, probabilities)
+
+
+def count_unlike(doubt: Tensor | None) -> dict[str, int]:
+    """Count the pictures that are not like the training pictures, where the model can tell."""
+    return {} if doubt is None else {"n_unlike": int((doubt > 1).sum())}
 
 
 def score(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -75,9 +131,10 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str])
         classes: Their names.
 
     Returns:
-        `n`, `accuracy`, `accuracy_ci95` (two numbers), `macro_precision`, `macro_recall`,
-        `macro_f1` (over the classes that occur), `log_loss` (nats), `top3_accuracy`, `per_class`
-        (a dict a class) and `confusion` (rows: true class).
+        `n`, `accuracy`, `macro_precision`, `macro_recall`, `macro_f1` (over the classes that
+        occur), `top3_accuracy`, each with its 95 % interval in `…_ci95` (two numbers), `log_loss`
+        (nats), `ece` (expected calibration error), `per_class` (a dict a class) and `confusion`
+        (rows: true class).
     """
     predicted = probabilities.argmax(1)
     every = list(range(len(classes)))
@@ -86,6 +143,9 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str])
         labels, predicted, labels=every, zero_division=0.0
     )
     n_right = int((predicted == labels).sum())
+    top = top_accuracy(labels, probabilities)
+    confusion = confusion_matrix(labels, predicted, labels=every).tolist()
+    intervals = macro_intervals(confusion)
     return {
         "n": len(labels),
         "accuracy": n_right / len(labels),
@@ -93,8 +153,11 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str])
         "macro_precision": float(precision[present].mean()),
         "macro_recall": float(recall[present].mean()),
         "macro_f1": float(f1[present].mean()),
+        **{f"{name}_ci95": bounds for name, bounds in intervals.items()},
         "log_loss": float(log_loss(labels, _proper(probabilities), labels=every)),
-        "top3_accuracy": top_accuracy(labels, probabilities),
+        "ece": expected_calibration_error(probabilities.max(1), predicted == labels),
+        "top3_accuracy": top,
+        "top3_accuracy_ci95": wilson_interval(round(top * len(labels)), len(labels)),
         "per_class": [
             {
                 "class": name,
@@ -108,16 +171,8 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str])
             }
             for i, name in enumerate(classes)
         ],
-        "confusion": confusion_matrix(labels, predicted, labels=every).tolist(),
+        "confusion": confusion,
     }
-
-
-def wilson_interval(n_right: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share (Wilson 1927); [0, 1] of nothing."""
-    if n == 0:
-        return 0.0, 1.0
-    interval = binomtest(n_right, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def top_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -134,6 +189,7 @@ def write_predictions(
     labels: np.ndarray,
     probabilities: np.ndarray,
     classes: Sequence[str],
+    doubt: Tensor | None = None,
 ) -> None:
     """Write one line a picture: its class where known, and the likeliest three with probabilities.
 
@@ -143,6 +199,7 @@ def write_predictions(
         labels: int64 [n]; -1 where the class is not known.
         probabilities: [n, classes].
         classes: Their names.
+        doubt: How unlike the training pictures each is, [n]; above 1 it is not like them.
     """
     n_named = min(TOP, len(classes))
     head = ["name", "label", "correct"]
@@ -151,12 +208,15 @@ def write_predictions(
     # A file's name may hold bytes that are no UTF-8; they are written as they are.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
+        head += [] if doubt is None else ["doubt", "unlike"]
         writer.writerow([*head, *(f"p:{name}" for name in classes)])
-        for name, label, row in zip(names, labels, probabilities, strict=True):
+        doubts: list[float | None] = [None] * len(names) if doubt is None else doubt.tolist()
+        for name, label, row, doubted in zip(names, labels, probabilities, doubts, strict=True):
             likeliest = np.argsort(-row, kind="stable")[:n_named]
             known = [classes[label], int(likeliest[0] == label)] if label >= 0 else ["", ""]
             named = [cell for i in likeliest for cell in (classes[i], f"{row[i]:.6f}")]
-            writer.writerow([name, *known, *named, *(f"{p:.6f}" for p in row)])
+            marks = [] if doubted is None else [f"{doubted:.4f}", int(doubted > 1)]
+            writer.writerow([name, *known, *named, *marks, *(f"{p:.6f}" for p in row)])
 
 
 def _proper(probabilities: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 
@@ -10,38 +10,40 @@ import optuna
 import torch
 from torch import Tensor
 
+from search.budget import TimeBudget, fold_growth
+from search.candidates import choose_candidates
 from search.checks import Checked
+from search.cluster import wait_for_gpu
 from search.evaluate import evaluate
 from search.folder import RunFolder
-from search.interruption import Interruption
+from search.interruption import FAILED, Interruption
+from search.judged import judge_out_of_fold
 from search.keeper import start_keeper
+from search.ladder import climb
 from search.material import Material, pack_pictures
+from search.overview import Overview
 from search.probing import build_banks, open_banks, probe_backbones
-from search.progress import Progress, describe
-from search.request import RequestError
-from search.sharing import measure_shares
+from search.progress import Progress
+from search.request import Request, RequestError
+from search.sharing import Capacity, measure_shares
 from search.study import (
     best_value,
     count_states,
     count_unfinished,
     kept_scores,
     open_study,
+    outcomes,
     ranked_trials,
     storage_url,
     write_trials,
 )
 from search.tensorboard import TrialBoards
-from search.trials import SearchPlan, run_trials
-from search.winner import choose_candidates, retrain_finalists, save_best_trial
+from search.trials import CPUS_A_TRIAL, SearchPlan, TrialListener, run_trials
+from search.winner import retrain_finalists, save_best_trial
+from search.wording import describe
 from spaces.base import Space
 from trainables.backbones import create_backbone
 from trainables.weights import WeightsError, load_weights
-
-FAILED = 1
-"""Exit code of a run that came to nothing, through no fault of the request."""
-
-SEARCH_SHARE = 0.6
-"""Of a time budget, from the command to the last trial; the rest is for folds and evaluation."""
 
 
 def run(checked: Checked, progress: Progress, interruption: Interruption) -> int:
@@ -54,29 +56,43 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
     request, folder = checked.request, checked.folder
     weights = read_weights(checked)
     folder.note("settings", settings(checked))
+    overview = Overview(folder, checked.space.trials)
+    overview.describe()
     # 1. Pictures are decoded once, and features of frozen stages are computed once.
     with stage("pictures", folder):
         material = pack_pictures(checked, weights, progress)
     with stage("probe", folder):
+        progress.begin("probe")
+        wait_for_gpu(progress.say)
         material = open_banks(material)
         if request.probe:
             material = probe_backbones(material, folder, progress)
     with stage("banks", folder):
         build_banks(material, progress)
+    overview.show_augmentation(material)
     # 2. Trials are judged on the validation split; the folds use both, and choose a winner.
     with stage("search", folder):
         study = search(checked, material, progress, interruption)
     with stage("folds", folder):
-        candidates = choose_candidates(study, material.space, request.finalists, folder)
+        candidates = choose_candidates(study, material.space, request.finalists or 1, folder)
         if not candidates:
             progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
             report(folder, progress)
             return FAILED
-        _, ensemble = retrain_finalists(material, candidates, request.probe, folder, progress)
+        made = retrain_finalists(material, candidates, request.probe, folder, progress)
     # 3. Everything is chosen: the test split is opened.
     with stage("evaluation", folder):
         progress.begin("evaluation")
-        evaluate(material, ensemble, folder)
+        held_out, external = evaluate(material, made.ensemble, folder, made.baseline)
+    with stage("boards", folder):
+        temperature = made.ensemble.card.temperature
+        out_of_fold = judge_out_of_fold(material, made.winner.folds, temperature)
+        overview.show_model(
+            material.listing.classes, made.ensemble, held_out, out_of_fold, external
+        )
+    # 4. What takes no part in the answer comes last.
+    if material.space.ladder:
+        climb_in_time(request, material, folder, progress)
     report(folder, progress)
     progress.show_result(folder)
     return 0
@@ -93,25 +109,29 @@ def search(
     request, space, folder = checked.request, checked.space, checked.folder
     started = monotonic()
     study = open_study(storage_url(folder.path), space)
-    budget = request.time_budget_seconds
     shares = measure_shares(space, material.bench, material.rows("train"))
     if any(shares.values()):
         progress.say("share of a GPU a trial takes: " + describe(shares))
     folder.note("gpu_shares", shares)
+    budget = time_budget(checked, material, shares, study, progress)
     plan = SearchPlan(
         n_trials=space.trials,
         sampler=request.sampler,
         scheduler=request.scheduler,
         interrupted=interruption.asked,
-        time_budget_seconds=budget and max(1.0, budget * SEARCH_SHARE - progress.elapsed_seconds),
+        time_is_up=lambda: budget is not None and budget.is_up(),
         concurrent=request.concurrent,
         gpu_shares=shares,
     )
     # What an earlier session found out about its winner says nothing of the next one.
-    folder.forget("kfold", "test", "external")
+    folder.forget(
+        "kfold", "label_issues", "calibration", "test", "comparison", "external", "exhibits"
+    )
     trials = folder.path / "trials"
-    keeper = start_keeper(trials.absolute(), space.keep, kept_scores(study))
+    shared = request.shared and request.shared.within("trials")
+    keeper = start_keeper(trials.absolute(), space.keep, kept_scores(study), shared)
     boards = TrialBoards(folder.path / "tensorboard", space)
+    boards.catch_up(outcomes(study))
     n_ended = sum(count_states(study).values())
     ranked = ranked_trials(study)
     best = (best_value(ranked[0]), ranked[0].number, ranked[0].params) if ranked else None
@@ -119,15 +139,54 @@ def search(
     rows = {part: material.rows(part) for part in ("train", "val")}
     try:
         with interruption.in_good_order():
-            listeners = (boards, progress)
+            listeners: list[TrialListener] = [boards, progress]
+            if budget is not None:
+                listeners.append(budget)
             run_trials(plan, study, space, material.bench, rows, keeper, trials, listeners)
     finally:
         boards.close()
+        keeper.bring_home(trials)
         _note_trials(study, space, folder, monotonic() - started)
         save_best_trial(material, study, folder)  # until the folds have made a better model
         if interruption.asked():
             report(folder, progress)
     return study
+
+
+def time_budget(
+    checked: Checked,
+    material: Material,
+    shares: Mapping[str, float],
+    study: optuna.Study,
+    progress: Progress,
+) -> TimeBudget | None:
+    """Return what watches over the time, if it is limited."""
+    seconds, space = checked.request.time_budget_seconds, checked.space
+    if seconds is None:
+        return None
+    capacities = {name: Capacity(CPUS_A_TRIAL, [share]) for name, share in shares.items()}
+    budget = TimeBudget(
+        seconds,
+        lambda: progress.elapsed_seconds,
+        space,
+        checked.request.finalists or 1,
+        lambda backbone: capacities[backbone](),
+        fold_growth(len(material.rows("train")), len(material.rows("val")), space.folds),
+    )
+    budget.catch_up(study)
+    return budget
+
+
+def climb_in_time(
+    request: Request, material: Material, folder: RunFolder, progress: Progress
+) -> None:
+    """Climb the ladder, unless the time is up."""
+    budget = request.time_budget_seconds
+    if budget is not None and progress.elapsed_seconds > budget:
+        progress.warn("the ladder is left out: the time is up")
+        return
+    with stage("ladder", folder):
+        climb(material, folder, progress)
 
 
 def report(folder: RunFolder, progress: Progress) -> None:
@@ -164,7 +223,7 @@ def settings(checked: Checked) -> dict[str, object]:
         "packed_size": space.packed_size,
         "searched": {name: str(value) for name, value in space.distributions.items()},
         "constants": space.constants,
-        "finalists": request.finalists,
+        "finalists": request.finalists or 1,
         "sampler": request.sampler,
         "scheduler": request.scheduler,
         "probe": request.probe,

@@ -10,9 +10,14 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+BEST_WEIGHTS = "best.pt"
+CHECKPOINT = "checkpoint.pt"
+"""Files of a trial, in `trials/<number>/`."""
 
 _SUMMARY = "summary.json"
 _ENVIRONMENT = "environment.json"
@@ -128,6 +133,14 @@ class RunFolder:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
 
+    def discard(self) -> None:
+        """Remove the folder of a run that ended before it made anything."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def remember(self, request: Mapping[str, Any]) -> None:
+        """Keep what a later command asked for anew, so that the next one need not say it again."""
+        self.write_json(_ENVIRONMENT, {**self.environment, "request": dict(request)})
+
     def write_origin(self, space_file: Path, request: Mapping[str, Any]) -> None:
         """Keep what the run began with: the space, the request, the versions and the machine."""
         shutil.copyfile(space_file, self.path / "space.py")
@@ -136,6 +149,7 @@ class RunFolder:
             {
                 "command": [Path(sys.executable).name, "-m", "search.run", *sys.argv[1:]],
                 "request": dict(request),
+                "space_digest": digest(self.path / "space.py"),
                 "python": platform.python_version(),
                 "packages": {name: metadata.version(name) for name in _PACKAGES},
                 "machine": {
@@ -145,6 +159,11 @@ class RunFolder:
                 },
             },
         )
+
+
+def digest(path: Path) -> str:
+    """Return what tells a file's content from any other."""
+    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _finite(content: Any) -> Any:

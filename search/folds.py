@@ -15,9 +15,11 @@ from time import perf_counter
 import numpy as np
 import ray
 import torch
-from sklearn.model_selection import StratifiedKFold
 
+from search.cluster import EVERYWHERE
 from spaces.base import TrialConfig
+from trainables.doubt import MOST_PICTURES, Subspace, fit_subspace, residual
+from trainables.folding import grouped_folds
 from trainables.model import Weights
 from trainables.probe import fit_head
 from trainables.trial import Bench, create_trainer, threads_of_worker
@@ -45,22 +47,37 @@ class Fold:
     Attributes:
         held_out: int64 [n], table rows that this fold did not train on.
         logits: float32 [n, classes] of them.
+        residuals: float32 [n], theirs in `subspace`.
         accuracy: On them.
         weights: What the training made.
+        subspace: Of its training pictures' features; see `trainables.doubt`.
         seconds: Of training and prediction.
+        node: Address of the machine that it ran on.
     """
 
     held_out: np.ndarray
     logits: np.ndarray
+    residuals: np.ndarray
     accuracy: float
     weights: Weights
+    subspace: Subspace
     seconds: float
+    node: str = ""
 
 
-def split_folds(rows: np.ndarray, labels: np.ndarray, n_folds: int, seed: int) -> list[np.ndarray]:
-    """Return the held-out rows of each fold, stratified by label: every row once."""
-    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    return [rows[held_out] for _, held_out in folds.split(rows, labels[rows])]
+_ARRAYS = ("held_out", "logits", "residuals")
+
+
+def split_folds(
+    rows: np.ndarray,
+    labels: np.ndarray,
+    n_folds: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """Return the held-out rows of each fold, stratified by label, groups whole: every row once."""
+    of_rows = None if groups is None else groups[rows]
+    return [rows[held_out] for held_out in grouped_folds(labels[rows], of_rows, n_folds, seed)]
 
 
 def retrain(
@@ -85,8 +102,8 @@ def retrain(
         on_fold: Is told each fold (counted from 0) as it ends.
         before: Folds of an earlier session; those that held out the same pictures stand.
     """
-    held_out = split_folds(rows, bench.labels, n_folds, bench.seed)
-    task = _train_fold.options(**resources)
+    held_out = split_folds(rows, bench.labels, n_folds, bench.seed, bench.groups)
+    task = _train_fold.options(scheduling_strategy=EVERYWHERE, **resources)
     done = {
         index: fold
         for index, fold in before.items()
@@ -122,14 +139,15 @@ class FoldStore:
                 state = torch.load(self._path(index), weights_only=True)
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
                 continue
-            arrays = {key: state.pop(key).numpy() for key in ("held_out", "logits")}
-            found[index] = Fold(**arrays, **state)
+            if "subspace" in state:  # which an earlier version did not keep
+                arrays = {key: state.pop(key).numpy() for key in _ARRAYS}
+                found[index] = Fold(**arrays, **state)
         return found
 
     def save(self, index: int, fold: Fold) -> None:
         """Keep a fold, counted from 0."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        arrays = {key: torch.tensor(getattr(fold, key)) for key in ("held_out", "logits")}
+        arrays = {key: torch.tensor(getattr(fold, key)) for key in _ARRAYS}
         partial = self._path(index).with_suffix(".partial")
         torch.save({**vars(fold), **arrays}, partial)
         partial.replace(self._path(index))
@@ -171,10 +189,19 @@ def _train_fold(
     )
     while trainer.epoch < recipe.epochs:
         trainer.run_epoch()
-    logits = trainer.predict_logits(torch.from_numpy(held_out.copy())).numpy()
-    accuracy = float((logits.argmax(1) == bench.labels[held_out]).mean())
-    weights = trainer.model.member_weights()
-    return Fold(held_out, logits, accuracy, weights, perf_counter() - started)
+    features, logits = trainer.predict(torch.from_numpy(held_out.copy()))
+    few = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(bench.seed))]
+    subspace = fit_subspace(trainer.predict(few[:MOST_PICTURES])[0])
+    return Fold(
+        held_out=held_out,
+        logits=logits.numpy(),
+        residuals=residual(features, subspace).numpy(),
+        accuracy=float((logits.numpy().argmax(1) == bench.labels[held_out]).mean()),
+        weights=trainer.model.member_weights(),
+        subspace=subspace,
+        seconds=perf_counter() - started,
+        node=str(ray.util.get_node_ip_address()),
+    )
 
 
 def _fold_head(bench: Bench, config: TrialConfig, rows: torch.Tensor) -> Weights | None:

@@ -1,16 +1,26 @@
-"""Ctrl-C: once ends a stage in good order, twice ends the program at once."""
+"""Ctrl-C and SIGTERM: once ends a stage in good order, twice ends the program at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Timer
 from types import FrameType
 
+FAILED = 1
+"""Exit code of a run that came to nothing, through no fault of the request."""
+
 INTERRUPTED = 130
-"""Exit code of a run that was interrupted."""
+"""Exit code of a run that Ctrl-C ended: 128 and the signal's number, as shells have it."""
+
+TERMINATED = 143
+"""Exit code of a run that SIGTERM ended: `docker stop`, Slurm, `timeout`."""
+
+PATIENCE_SECONDS = 8.0
+"""What a stop by SIGTERM may take; `docker stop` kills after 10 s."""
 
 
 class Interruption:
@@ -18,24 +28,36 @@ class Interruption:
 
     The first one raises KeyboardInterrupt, or, in a stage that can end in good order, is kept for
     that stage to see. The second one ends the program where it is: all that was finished is on
-    disk, and Ray's processes end with it.
+    disk, and Ray's processes end with it. So does time after a SIGTERM: whoever sends it may have
+    sent it to Ray's processes as well, which nobody should wait for, and nobody is there to send it
+    twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_words: Callable[[], None] = lambda: None) -> None:
+        """Watch from `watching` on; `last_words` are said before a stop that takes too long."""
+        self.exit_code = INTERRUPTED
+        self._last_words = last_words
         self._asked = False
         self._in_good_order = False
+        self._timer: Timer | None = None
 
     @contextmanager
     def watching(self) -> Iterator[Interruption]:
         """Handle the signals within; call it in the main thread."""
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, self._on_signal)
+        self.watch()
         try:
             yield self
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def watch(self) -> None:
+        """Take the signals; once more after Ray has started, which takes SIGTERM for itself."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
 
     @contextmanager
     def in_good_order(self) -> Iterator[None]:
@@ -54,8 +76,20 @@ class Interruption:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
-            os._exit(INTERRUPTED)
+            os._exit(self.exit_code)
         self._asked = True
+        if number == signal.SIGTERM:
+            self.exit_code = TERMINATED
+            self._timer = Timer(PATIENCE_SECONDS, self._end_at_once)
+            self._timer.daemon = True
+            self._timer.start()
         if not self._in_good_order:
             raise KeyboardInterrupt
         print("stopping in good order; once more stops at once", file=sys.stderr)
+
+    def _end_at_once(self) -> None:
+        try:
+            self._last_words()
+            sys.stdout.flush()
+        finally:
+            os._exit(self.exit_code)

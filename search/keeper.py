@@ -1,36 +1,42 @@
 """Keeps the weights of the best few trials, and one rolling checkpoint of each running one.
 
-Workers hand it files' contents through Ray, so no storage needs to be shared. Its actor imports no
-PyTorch: it is there in a moment and takes little memory.
+Workers hand files' contents to the keeper through Ray, so no storage needs to be shared; where a
+run has storage, they write there themselves. The keeper's actor imports no PyTorch: it is there in
+a moment and takes little memory.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from search.cluster import on_driver_machine
+from search.folder import BEST_WEIGHTS as BEST_WEIGHTS
+from search.folder import CHECKPOINT as CHECKPOINT
+from search.storage import Files, LocalFiles, SharedFiles
 
 Score = tuple[float, float]
 """Higher is better: validation accuracy, then the negative validation loss."""
 
-BEST_WEIGHTS = "best.pt"
-CHECKPOINT = "checkpoint.pt"
-
 
 class Keeper:
-    """Writes `trials/<number>/best.pt` and `checkpoint.pt`; lives where the run folder is."""
+    """Decides whose weights are kept; `trials/<number>/best.pt` and `checkpoint.pt` are its files.
 
-    def __init__(self, trials: Path, keep: int, kept: dict[int, Score]) -> None:
+    It lives where the run folder is.
+    """
+
+    def __init__(self, trials: Path | Files, keep: int, kept: dict[int, Score]) -> None:
         """Begin with the scores of an earlier session's full-length trials, by trial number."""
-        self._trials = trials
+        self._files: Files = LocalFiles(trials) if isinstance(trials, Path) else trials
         self._keep = keep
         self._kept = {
             number: score
             for number, score in kept.items()
-            if (trials / str(number) / BEST_WEIGHTS).is_file()
+            if self._files.has(f"{number}/{BEST_WEIGHTS}")
         }
 
     def wants(self, number: int, score: Score) -> bool:
@@ -38,41 +44,93 @@ class Keeper:
         rivals = [s for n, s in self._kept.items() if n != number]
         return len(rivals) < self._keep or score > sorted(rivals, reverse=True)[self._keep - 1]
 
-    def offer(self, number: int, score: Score, content: bytes) -> None:
-        """Keep a trial's weights, as a file's content; let go those no longer among the best."""
-        self._write(number, BEST_WEIGHTS, content)
+    def offer(self, number: int, score: Score, content: bytes | None) -> None:
+        """Keep a trial's weights, as a file's content; let go those no longer among the best.
+
+        None says that the file is there already.
+        """
+        if content is not None:
+            self._files.write(f"{number}/{BEST_WEIGHTS}", content)
         self._kept[number] = score
         ranked = sorted(self._kept, key=lambda n: self._kept[n], reverse=True)
         for loser in ranked[self._keep :]:
-            (self._trials / str(loser) / BEST_WEIGHTS).unlink(missing_ok=True)
+            self._files.remove(f"{loser}/{BEST_WEIGHTS}")
             del self._kept[loser]
 
     def checkpoint(self, number: int, content: bytes) -> None:
         """Replace a running trial's checkpoint."""
-        self._write(number, CHECKPOINT, content)
+        self._files.write(f"{number}/{CHECKPOINT}", content)
 
     def last_checkpoint(self, number: int) -> bytes | None:
         """Return a trial's checkpoint; None where there is none."""
-        path = self._trials / str(number) / CHECKPOINT
-        return path.read_bytes() if path.is_file() else None
+        return self._files.read(f"{number}/{CHECKPOINT}")
 
     def forget(self, number: int) -> None:
         """Remove the checkpoint of a trial that has ended."""
-        (self._trials / str(number) / CHECKPOINT).unlink(missing_ok=True)
+        self._files.remove(f"{number}/{CHECKPOINT}")
 
-    def _write(self, number: int, name: str, content: bytes) -> None:
-        path = self._trials / str(number) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a power cut must not leave a name without its content
-        partial.replace(path)
+    def kept(self) -> list[int]:
+        """Return the numbers of the trials whose weights are kept."""
+        return sorted(self._kept)
 
 
-def start_keeper(trials: Path, keep: int, kept: dict[int, Score]) -> Any:
-    """Start the actor on the driver's node; arguments are those of `Keeper`."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0)(Keeper).options(scheduling_strategy=here)
-    return actor.remote(trials, keep, kept)
+@dataclass(frozen=True)
+class KeeperHandle:
+    """The keeper, as trials on any machine call it.
+
+    Attributes:
+        actor: Handle of `Keeper`.
+        shared: Where the files lie, if every machine reaches it; else they go through the actor.
+    """
+
+    actor: Any
+    shared: SharedFiles | None = None
+
+    def wants(self, number: int, score: Score) -> bool:
+        """See `Keeper`."""
+        return bool(ray.get(self.actor.wants.remote(number, score)))
+
+    def offer(self, number: int, score: Score, content: bytes) -> None:
+        """See `Keeper`."""
+        if self.shared is not None:
+            self.shared.write(f"{number}/{BEST_WEIGHTS}", content)
+        ray.get(self.actor.offer.remote(number, score, None if self.shared else content))
+
+    def checkpoint(self, number: int, content: bytes) -> None:
+        """See `Keeper`."""
+        if self.shared is not None:
+            self.shared.write(f"{number}/{CHECKPOINT}", content)
+        else:
+            ray.get(self.actor.checkpoint.remote(number, content))
+
+    def last_checkpoint(self, number: int) -> bytes | None:
+        """See `Keeper`."""
+        if self.shared is not None:
+            return self.shared.read(f"{number}/{CHECKPOINT}")
+        content: bytes | None = ray.get(self.actor.last_checkpoint.remote(number))
+        return content
+
+    def forget(self, number: int) -> None:
+        """See `Keeper`; it is not waited for."""
+        self.actor.forget.remote(number)
+
+    def bring_home(self, trials: Path) -> None:
+        """Copy the weights that are kept in shared storage to the run's own folder."""
+        if self.shared is None:
+            return
+        kept: Iterable[int] = ray.get(self.actor.kept.remote())
+        home = LocalFiles(trials)
+        for number in kept:
+            content = self.shared.read(f"{number}/{BEST_WEIGHTS}")
+            if content is not None:
+                home.write(f"{number}/{BEST_WEIGHTS}", content)
+
+
+def start_keeper(
+    trials: Path, keep: int, kept: dict[int, Score], shared: SharedFiles | None = None
+) -> KeeperHandle:
+    """Start the actor beside the driver; see `Keeper` and `KeeperHandle` for the arguments."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Keeper).options(
+        scheduling_strategy=on_driver_machine()
+    )
+    return KeeperHandle(actor.remote(shared or trials, keep, kept), shared)

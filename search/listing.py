@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from search import layout
+from search.exclusion import Exclusion
 from search.layout import (
     ClassFolder,
     DataError,
@@ -27,11 +28,21 @@ from spaces.sources import Arrays, Source
 
 @dataclass(frozen=True)
 class Problem:
-    """What the audit found in one file: its name, the kind of problem, and the detail."""
+    """What the audit found in one file, or, where the name is empty, in the whole set.
+
+    Attributes:
+        name: The picture's; that of an external picture begins with `exclusion.EXTERNAL`.
+        kind: Of problem.
+        detail: In words.
+        twin: The name of the picture that it is a near-duplicate of, or "".
+        similarity: Of the two, in (0, 1]; None where there is no twin.
+    """
 
     name: str
     kind: str
     detail: str
+    twin: str = ""
+    similarity: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +76,15 @@ class Listing:
 
 
 def scan(
-    source: Source, data: Path | None, cache: Path, folds: int, limit: int | None, seed: int
+    source: Source,
+    data: Path | None,
+    cache: Path,
+    folds: int,
+    limit: int | None,
+    seed: int,
+    exclusion: Exclusion | None = None,
 ) -> Listing:
-    """Find the pictures of a source.
+    """Find the pictures of a source, and check that they suffice.
 
     Args:
         source: where the pictures come from.
@@ -77,12 +94,25 @@ def scan(
         limit: most pictures to list, drawn in proportion from every class and official split;
             None lists all.
         seed: of that draw.
+        exclusion: pictures to leave out before anything is counted.
 
     Raises:
         SourceError: the set cannot be had.
         DataError: it holds no pictures, or fewer than two classes, or a class is too small, or its
-            splits have different classes, or the limit is too low.
+            splits have different classes, or the limit is too low, or the exclusion names what is
+            not there.
     """
+    listing = find_pictures(source, data, cache, exclusion)
+    check_counts(listing, np.arange(len(listing.names)), folds)
+    if limit is None or limit >= len(listing.names):
+        return listing
+    return listing.take(_draw(listing, limit, folds, seed))
+
+
+def find_pictures(
+    source: Source, data: Path | None, cache: Path, exclusion: Exclusion | None = None
+) -> Listing:
+    """Find the pictures of a source, however few; see `scan`."""
     found = source.open(data, cache)
     if isinstance(found, Arrays):
         classes = source.classes or found.classes
@@ -94,23 +124,34 @@ def scan(
         listing = _with_strays(listing, found, official_parts(found, source.classes))
         if not listing.names:
             raise DataError(f"{found} has class folders ({some(classes)}), but no pictures in them")
-    check_counts(listing, np.arange(len(listing.names)), folds)
-    if limit is None or limit >= len(listing.names):
+    if exclusion is None:
         return listing
-    return listing.take(_draw(listing, limit, folds, seed))
+    skipped = [problem.name for problem in listing.skipped]
+    return listing.take(exclusion.kept(listing.names, skipped))
 
 
-def scan_external(found: Path | Arrays, classes: Sequence[str]) -> Listing:
+def scan_external(
+    found: Path | Arrays, classes: Sequence[str], exclusion: Exclusion | None = None
+) -> Listing:
     """Find external pictures: a flat folder (unlabelled), or a folder per class.
 
     Args:
         found: a folder, or arrays.
         classes: the classes of the search. The external pictures need not have all of them.
+        exclusion: pictures to leave out.
 
     Raises:
-        DataError: there is no such folder, it holds no pictures, or a folder in it is no class.
+        DataError: there is no such folder, it holds no pictures, a folder in it is no class, or
+            the exclusion names what is not there.
     """
-    classes = tuple(classes)
+    listing = _find_external(found, tuple(classes))
+    if exclusion is None:
+        return listing
+    skipped = [problem.name for problem in listing.skipped]
+    return listing.take(exclusion.kept(listing.names, skipped, external=True))
+
+
+def _find_external(found: Path | Arrays, classes: tuple[str, ...]) -> Listing:
     if isinstance(found, Arrays):
         check_known("the external set", found.classes, classes)
         return _list_arrays(found, classes)
@@ -127,26 +168,35 @@ def scan_external(found: Path | Arrays, classes: Sequence[str]) -> Listing:
     return listing
 
 
-def check_counts(listing: Listing, kept: np.ndarray, folds: int) -> None:
+def check_counts(
+    listing: Listing, kept: np.ndarray, folds: int, groups: np.ndarray | None = None
+) -> None:
     """Check that every class can fill the folds and the test split.
 
     Args:
         listing: the pictures.
         kept: int64 indices of those that are used.
         folds: number of folds; each needs a picture of every class.
+        groups: int64 [len(kept)]; pictures of equal numbers are near-duplicates, and count once.
 
     Raises:
         DataError: classes are too small; the message names them all.
     """
     splits = np.array([listing.splits[i] or "" for i in kept], dtype="<U5")
-    n_classes = len(listing.classes)
+    labels, n_classes = listing.labels[kept], len(listing.classes)
+    if groups is not None:  # the first picture of each group, class and split stands for all
+        keys = np.stack([groups, labels, np.unique(splits, return_inverse=True)[1]], 1)
+        first = np.unique(keys, axis=0, return_index=True)[1]
+        splits, labels = splits[first], labels[first]
     counts = {
-        split: np.bincount(listing.labels[kept[splits == split]], minlength=n_classes)
+        split: np.bincount(labels[splits == split], minlength=n_classes)
         for split in ("", "train", "val", "test")
     }
     outside_test = counts[""] + counts["train"] + counts["val"]
     needed = _needed(listing, folds)
     what = f"{folds} folds" + (" and 1 for the test" if needed > folds else ", test split aside")
+    if groups is not None and len(np.unique(groups)) < len(groups):
+        what += ", near-duplicates counted once"
     rules = [(f"at least {needed} pictures ({what})", outside_test, needed)]
     rules += [
         (f"a picture in its official {split} split", counts[split], 1)

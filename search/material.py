@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
+import torch
 from torch import Tensor
 
+from search.audit_page import MOST_PAIRS
 from search.banks import BankPlan, store_bytes
 from search.checks import Checked
-from search.dataset import Packed, pack, split, write_audit_csv, write_split_csv
+from search.dataset import Packed, pack
+from search.exclusion import EXTERNAL
+from search.findings import COPIES, UNUSED, Audit, Pictures, examine, sum_up, write_audit_csv
 from search.folder import RunFolder
-from search.layout import DataError
+from search.gallery import Gallery
 from search.listing import Listing, check_counts
+from search.machinefile import share_file
 from search.progress import Progress
+from search.splitting import OUT, read_split_csv, split, straddling, write_split_csv
 from spaces.base import Space
-from trainables.trial import Bench
+from trainables.trial import Bench, open_table
 
-PICTURES_SHARE = 0.3
+PICTURES_SHARE = 0.2
 """Of the smallest node's object store; more pictures than that are mapped from a file."""
 
 
@@ -31,10 +39,13 @@ class Material:
     listing: Listing
     packed: Packed
     splits: np.ndarray
-    """By table row, "train", "val" or "test"."""
+    """By table row, "train", "val", "test", or `splitting.OUT`."""
     external: tuple[Listing, Packed] | None
     bench: Bench
     plan: BankPlan | None = None
+    external_twins: np.ndarray | None = None
+    """By table row of the external pictures, whether one is a near-duplicate of the set's, and is
+    no picture from elsewhere."""
 
     def rows(self, *splits: str) -> np.ndarray:
         """Return the table rows of some splits, ascending."""
@@ -64,25 +75,27 @@ def pack_pictures(
         space.image_size,
         budget_bytes=store_bytes(PICTURES_SHARE),
         overflow=(folder.path / "cache" / "pictures.npy").absolute(),
+        send_files=request.address is not None,
     )
-    write_audit_csv(folder.path / "audit.csv", packed.problems)
-    if packed.problems:
-        shown = ", ".join(problem.name for problem in packed.problems[:3])
-        more = f" and {len(packed.problems) - 3} more" if len(packed.problems) > 3 else ""
-        progress.warn(
-            f"{len(packed.problems)} files are left out: {shown}{more}"
-            f" (see {folder.path / 'audit.csv'})"
-        )
-    check_counts(listing, packed.kept, space.folds)
-    splits = split(
-        listing, packed.kept, space.val_fraction, space.test_fraction, request.seed, space.folds
-    )
-    _write_split(folder, listing, packed, splits)
     outside = None
     if external is not None:
-        outside = (external, pack(external, space.packed_size, lambda *_: None, space.image_size))
+        outside = (
+            external,
+            pack(
+                external,
+                space.packed_size,
+                lambda *_: None,
+                space.image_size,
+                send_files=request.address is not None,
+            ),
+        )
+    audit = _examine(listing, packed, outside, space, folder, progress)
+    splits, groups = _split(checked, packed, audit)
+    table: Any = packed.table
+    if isinstance(table, Path) and request.address is not None:
+        table = share_file(table)
     bench = Bench(
-        table=packed.table,
+        table=table,
         labels=listing.labels[packed.kept],
         n_classes=len(listing.classes),
         image_size=space.image_size,
@@ -94,8 +107,11 @@ def pack_pictures(
         epochs=space.epochs,
         patience=space.patience,
         seed=request.seed,
+        groups=groups,
     )
-    material = Material(space, listing, packed, splits, outside, bench)
+    material = Material(
+        space, listing, packed, splits, outside, bench, external_twins=audit.external_twins
+    )
     counts = {part: len(material.rows(part)) for part in ("train", "val", "test")}
     folder.note(
         "data",
@@ -103,7 +119,9 @@ def pack_pictures(
             "classes": list(listing.classes),
             "n": len(packed.kept),
             **counts,
+            "out": int((splits == OUT).sum()),
             "left_out": len(packed.problems),
+            "excluded": checked.n_excluded,
         },
     )
     progress.say(
@@ -113,19 +131,76 @@ def pack_pictures(
     return material
 
 
-def _write_split(folder: RunFolder, listing: Listing, packed: Packed, splits: np.ndarray) -> None:
-    """Write `split.csv`; a run that is carried on must find the one that it began with."""
-    path = folder.path / "split.csv"
-    if not path.exists():
-        write_split_csv(path, listing, packed.kept, splits)
-        return
-    fresh = path.with_name("split.csv.partial")
-    write_split_csv(fresh, listing, packed.kept, splits)
-    old, new = (set(p.read_bytes().splitlines()) for p in (path, fresh))
-    fresh.unlink()
-    if old != new:
-        changed = sorted(line.decode(errors="replace") for line in old ^ new)
-        raise DataError(
-            f"the pictures are not those that the run began with: {len(changed)} lines of"
-            f" {path} differ, such as {changed[0]!r}; give back the pictures, or begin a new run"
+def _examine(
+    listing: Listing,
+    packed: Packed,
+    outside: tuple[Listing, Packed] | None,
+    space: Space,
+    folder: RunFolder,
+    progress: Progress,
+) -> Audit:
+    """Audit the pictures, tell what was found, and keep the pictures of some pairs."""
+    external = None if outside is None else _pictures(*outside)
+    audit = examine(_pictures(listing, packed), external, space.flip)
+    write_audit_csv(folder.path / "audit.csv", audit.problems)
+    folder.note("audit", audit.as_json())
+    unused = [problem for problem in audit.problems if problem.kind in UNUSED]
+    if unused:
+        shown = ", ".join(problem.name for problem in unused[:3])
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        progress.warn(
+            f"{len(unused)} files are left out: {shown}{more} (see {folder.path / 'audit.csv'})"
         )
+    if n_out := audit.count("left out"):
+        progress.warn(
+            f"{n_out} pictures are near-duplicates of test or validation pictures, and leave"
+            f" training (see {folder.path / 'audit.csv'})"
+        )
+    progress.say(f"audit: {sum_up(audit)}")
+    pairs = [problem for problem in audit.problems if problem.kind in COPIES][:MOST_PAIRS]
+    wanted = {name for problem in pairs for name in (problem.name, problem.twin)}
+    gallery = Gallery(folder.path)
+    _keep(gallery, "data", wanted, listing, packed, space)
+    if outside is not None:
+        names = {n.removeprefix(EXTERNAL) for n in wanted if n.startswith(EXTERNAL)}
+        _keep(gallery, "external", names, *outside, space)
+    return audit
+
+
+def _keep(
+    gallery: Gallery, part: str, wanted: set[str], listing: Listing, packed: Packed, space: Space
+) -> None:
+    rows = [row for row, i in enumerate(packed.kept) if listing.names[i] in wanted]
+    if rows:
+        table = open_table(packed.table, torch.device("cpu"))[rows].numpy()
+        names = [listing.names[packed.kept[row]] for row in rows]
+        gallery.keep(part, names, table, space.image_size)
+
+
+def _pictures(listing: Listing, packed: Packed) -> Pictures:
+    return Pictures(listing, packed.kept, packed.sketches, packed.problems)
+
+
+def _split(checked: Checked, packed: Packed, audit: Audit) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the pictures; a run that is carried on keeps the split that it began with.
+
+    Raises:
+        DataError: a class is too small, or a run carried on finds other pictures.
+    """
+    request, space, listing, kept = checked.request, checked.space, checked.listing, packed.kept
+    path = checked.folder.path / "split.csv"
+    if path.exists():
+        return read_split_csv(path, listing, kept)
+    stays = ~straddling(listing, kept, audit.groups)
+    check_counts(listing, kept[stays], space.folds, audit.groups[stays])
+    splits = split(
+        listing,
+        kept,
+        space.val_fraction,
+        space.test_fraction,
+        request.seed,
+        space.folds,
+        audit.groups,
+    )
+    write_split_csv(path, listing, kept, splits, audit.groups)
+    return splits, audit.groups

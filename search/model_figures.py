@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from search.calibration import reliability_bins
 from search.canvas import (
     ACCENT,
     BAD,
+    HEIGHT,
     INK,
     MUTED,
     ON_ACCENT,
@@ -26,7 +28,6 @@ from search.canvas import (
 )
 
 _MOST_NUMBERED_CLASSES = 30  # cells of larger confusion matrices are too small for numbers
-_N_BINS = 10  # of confidence
 
 
 def draw_curves(
@@ -37,7 +38,7 @@ def draw_curves(
     quantity: str,
 ) -> Figure:
     """Draw a trial's training and validation curve of one quantity."""
-    figure, axes = create_axes(f"The winner's {quantity}", "epoch", quantity)
+    figure, axes = create_axes(f"{quantity.capitalize()} by epoch", "epoch", quantity)
     axes.plot(epochs, train, "o-", color=MUTED, markersize=4, label="training")
     axes.plot(epochs, val, "o-", color=ACCENT, markersize=4, label="validation")
     if best_epoch is not None:
@@ -116,12 +117,10 @@ def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> F
         "Does it know when it is sure?", "said probability", "share that is right"
     )
     axes.plot([0, 1], [0, 1], "--", color=MUTED, label="ideal")
-    sure, right = np.asarray(confidences), np.asarray(correct)
-    bins = np.minimum((sure * _N_BINS).astype(int), _N_BINS - 1)
-    used = np.unique(bins)
-    x = [sure[bins == b].mean() for b in used]
-    y = [right[bins == b].mean() for b in used]
-    sizes = [int((bins == b).sum()) for b in used]
+    bins = reliability_bins(confidences, correct)
+    x = [one["confidence"] for one in bins]
+    y = [one["accuracy"] for one in bins]
+    sizes = [one["n"] for one in bins]
     axes.scatter(x, y, s=[30 + 170 * size / max(sizes) for size in sizes], color=ACCENT, alpha=0.75)
     beside: Any = {"textcoords": "offset points", "ha": "center", "fontsize": SMALL}
     for share, accuracy, size in zip(x, y, sizes, strict=True):
@@ -133,12 +132,23 @@ def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> F
     return figure
 
 
-def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool]) -> float:
-    """Return the mean gap between confidence and accuracy over bins (arXiv 1706.04599)."""
-    sure, right = np.asarray(confidences), np.asarray(correct)
-    bins = np.minimum((sure * _N_BINS).astype(int), _N_BINS - 1)
-    gaps = [
-        abs(sure[bins == b].mean() - right[bins == b].mean()) for b in range(_N_BINS) if b in bins
-    ]
-    weights = [float((bins == b).mean()) for b in range(_N_BINS) if b in bins]
-    return float(np.dot(gaps, weights))
+def draw_ladder(rungs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Draw training and validation accuracy by epoch, a panel a rung.
+
+    Args:
+        rungs: By name, the accuracies in training and in validation, an epoch each.
+    """
+    figure = Figure(figsize=(2.1 * WIDTH, HEIGHT), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(rungs), sharey=True, sharex=True))
+    for axes, (name, (train, val)) in zip(panels, rungs.items(), strict=True):
+        epochs = range(1, len(train) + 1)
+        axes.plot(epochs, train, "o-", color=MUTED, markersize=3, label="training")
+        axes.plot(epochs, val, "o-", color=ACCENT, markersize=3, label="validation")
+        axes.set_title(name.replace(" from ", " from\n"))
+        axes.set_xlabel("epoch")
+        count_in_whole_numbers(axes)
+    panels[0].set_ylabel("accuracy")
+    read_as_percent(panels[0].yaxis)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=SMALL)
+    return figure

@@ -1,79 +1,36 @@
 """Predict pictures with a finished run's model.
 
 ```
-python -m search.predict results/caltech-1 photo.jpg folder-of-photos/
+python -m search.predict results/caltech-1 photo.jpg folder-of-photos/ "more/**/*.png"
+find photos -name '*.jpg' | python -m search.predict results/caltech-1 - --csv > predictions.csv
 ```
+
+From Python: `from search.predict import load`, then `load("results/caltech-1").predict(paths)`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from glob import glob, has_magic
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainables.images import PICTURE_SUFFIXES, PictureError, fit, read_picture
-from trainables.model import Ensemble, ModelError, load_model
+from search.commands import Parser, add_run, whole_number
+from search.interruption import INTERRUPTED
+from search.layout import DataError, files
+from trainables.images import PICTURE_SUFFIXES, PictureError
 
-_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a picture is thought to be.
-
-    Attributes:
-        name: The picture's path as it was given.
-        classes: The likeliest classes, best first.
-        probabilities: Theirs.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-
-class Predictor:
-    """A model, ready to look at pictures."""
-
-    def __init__(self, model: Ensemble) -> None:
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-    def predict(self, paths: Iterable[str | Path], top: int = 3) -> list[Prediction]:
-        """Predict pictures.
-
-        Args:
-            paths: Files.
-            top: How many classes to name for each.
-
-        Raises:
-            PictureError: one cannot be read.
-        """
-        found: list[Prediction] = []
-        for batch in _batches(paths):
-            pictures = [read_picture(path) for path in batch]
-            found += self._predict_batch([str(path) for path in batch], pictures, top)
-        return found
-
-    def _predict_batch(
-        self, names: Sequence[str], pictures: Sequence[Image.Image], top: int
-    ) -> Iterator[Prediction]:
-        card = self.model.card
-        packed = np.stack([fit(picture, card.packed_size, card.image_size) for picture in pictures])
-        rows = self.model.probabilities(torch.from_numpy(packed))
-        for name, row in zip(names, rows, strict=True):
-            likeliest = row.topk(min(top, len(card.classes)))
-            yield Prediction(
-                name,
-                tuple(card.classes[i] for i in likeliest.indices),
-                tuple(float(p) for p in likeliest.values),
-            )
+if TYPE_CHECKING:
+    from search.predictor import Prediction, Predictor
 
 
 def load(run: str | Path) -> Predictor:
@@ -82,69 +39,207 @@ def load(run: str | Path) -> Predictor:
     Raises:
         ModelError: there is none, or it is damaged.
     """
-    path = Path(run)
-    return Predictor(load_model(path / "model.pt" if path.is_dir() else path))
+    from search.predictor import load as load_predictor
+
+    return load_predictor(run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        predictor = load(options.run)
-        paths = list(_expand(options.pictures))
-    except (ModelError, FileNotFoundError) as error:
+        paths = list(expand(options.pictures, sys.stdin))
+        if not paths:
+            raise FileNotFoundError("the list holds no picture's path")
+    except (FileNotFoundError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    unreadable = 0
-    width = max((len(str(path)) for path in paths), default=0)
-    for path in paths:
-        try:
-            (made,) = predictor.predict([path], options.top)
-        except PictureError as error:
-            print(f"{path!s:<{width}}  cannot be read: {error.reason}", file=sys.stderr)
-            unreadable += 1
-            continue
-        named = "   ".join(
-            f"{name} {p:.4f}" for name, p in zip(made.classes, made.probabilities, strict=True)
-        )
-        print(f"{path!s:<{width}}  {named}")
-    return 1 if unreadable else 0
+    # Imported here, as PyTorch takes seconds: what is wrong with the pictures is told before.
+    from trainables.model import ModelError
+
+    try:
+        predictor = load(options.run)
+    except ModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    # A file's name may hold bytes that are no UTF-8; they are written as they are.
+    with suppress(AttributeError):  # a test's stand-in for stdout
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    try:
+        n_unreadable = _write(options, paths, predictor)
+    except BrokenPipeError:  # what reads the output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if n_unreadable:
+        print(f"{n_unreadable} of {len(paths)} pictures could not be read", file=sys.stderr)
+    return 1 if n_unreadable else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m search.predict", description="Name the likeliest classes of pictures."
-    )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, or a model.pt")
-    parser.add_argument(
-        "pictures", nargs="+", type=Path, metavar="PICTURE", help="files or folders"
-    )
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="default: %(default)s")
-    return parser
+def _write(options: argparse.Namespace, paths: Sequence[Path], predictor: Predictor) -> int:
+    """Predict and write; return how many pictures could not be read."""
+    if options.format == "json":
+        write = json_writer()
+    elif options.format == "csv":
+        write = csv_writer(min(options.top, len(predictor.model.card.classes)))
+    else:
+        write = table_writer(max(len(str(path)) for path in paths))
+    n_unreadable = 0
+    with _progress() as progress:
+        task = progress.add_task("pictures", total=len(paths))
+        for made in predictor.predict_each(paths, options.top):
+            n_unreadable += isinstance(made, PictureError)
+            write(made)
+            progress.advance(task)
+    write(None)
+    sys.stdout.flush()
+    return n_unreadable
 
 
-def _expand(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files, and the pictures below folders.
+Writer = Callable[["Prediction | PictureError | None"], None]
+"""Writes a prediction, or why there is none, to stdout; None ends."""
+
+
+def table_writer(width: int) -> Writer:
+    """Write a line a picture: its path, then the likeliest classes."""
+
+    def write(made: Prediction | PictureError | None) -> None:
+        if isinstance(made, PictureError):
+            print(f"{made.path:<{width}}  cannot be read: {made.reason}", file=sys.stderr)
+        elif made is not None:
+            pairs = zip(made.classes, made.probabilities, strict=True)
+            named = "   ".join(f"{name} {p:.4f}" for name, p in pairs)
+            note = "   not like the training pictures" if made.unlike else ""
+            print(f"{made.name:<{width}}  {named}{note}")
+
+    return write
+
+
+def json_writer() -> Writer:
+    """Write a JSON array, a picture a line."""
+    before = "[\n"
+
+    def write(made: Prediction | PictureError | None) -> None:
+        nonlocal before
+        if made is None:
+            print("[]" if before == "[\n" else "\n]")
+            return
+        print(before + json.dumps(as_json(made)), end="")
+        before = ",\n"
+
+    return write
+
+
+def csv_writer(n_named: int) -> Writer:
+    """Write CSV: the path, the likeliest classes, the doubt (above 1: unlike), what went wrong."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    ranks = [f"{what}_{i}" for i in range(1, n_named + 1) for what in ("class", "probability")]
+    writer.writerow(["picture", *ranks, "doubt", "error"])
+
+    def write(made: Prediction | PictureError | None) -> None:
+        if isinstance(made, PictureError):
+            writer.writerow([made.path, *[""] * len(ranks), "", made.reason])
+        elif made is not None:
+            pairs = zip(made.classes, made.probabilities, strict=True)
+            cells = [cell for name, p in pairs for cell in (name, f"{p:.6f}")]
+            doubt = "" if made.doubt is None else f"{made.doubt:.4f}"
+            writer.writerow([made.name, *cells, doubt, ""])
+
+    return write
+
+
+def as_json(made: Prediction | PictureError) -> dict[str, object]:
+    """Return what is written, and served, of a picture."""
+    if isinstance(made, PictureError):
+        return {"picture": made.path, "error": made.reason}
+    likeliest = [
+        {"class": name, "probability": round(p, 6)}
+        for name, p in zip(made.classes, made.probabilities, strict=True)
+    ]
+    content: dict[str, object] = {"picture": made.name, "classes": likeliest}
+    if made.doubt is not None:
+        content |= {"doubt": round(made.doubt, 4), "unlike": made.unlike}
+    return content
+
+
+def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[Path]:
+    """Yield the files that arguments mean.
+
+    Args:
+        arguments: Files, folders (the pictures below them), patterns such as `a/**/*.jpg`, and
+            `-` for a list.
+        stdin: That list, a path a line; one that is missing is told when it is to be read.
 
     Raises:
-        FileNotFoundError: a path names nothing.
+        FileNotFoundError: an argument names nothing.
+        DataError: a folder cannot be read.
     """
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-            if not inside:
-                raise FileNotFoundError(f"there are no pictures in {path}")
-            yield from inside
+    for argument in arguments:
+        path = Path(argument)
+        if argument == "-":
+            yield from (Path(line.rstrip("\r\n")) for line in stdin if line.strip())
+        elif path.is_dir():
+            yield from _inside(path)
         elif path.exists():
             yield path
+        elif has_magic(argument):
+            # Path.glob takes no absolute pattern.
+            found = sorted(Path(match) for match in glob(argument, recursive=True))  # noqa: PTH207
+            pictures = [p for p in found if p.is_file()]
+            if not pictures:
+                raise FileNotFoundError(f"no file matches {argument}")
+            yield from pictures
         else:
             raise FileNotFoundError(f"there is no picture {path}")
 
 
-def _batches(paths: Iterable[str | Path]) -> Iterator[list[str | Path]]:
-    remaining = iter(paths)
-    while batch := list(islice(remaining, _BATCH)):
-        yield batch
+def _inside(folder: Path) -> Iterator[Path]:
+    inside = sorted(path for path in files(folder) if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not inside:
+        raise FileNotFoundError(f"there are no pictures in {folder}")
+    yield from inside
+
+
+def _progress() -> Progress:
+    """Show how far it is to a person, and nothing to a file or a pipe.
+
+    Where the results go to the same terminal, they are the progress.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = not console.is_terminal or sys.stdout.isatty()
+    return Progress(*columns, console=console, transient=True, disable=hidden)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m search.predict",
+        description="Name the likeliest classes of pictures.",
+        epilog="exit codes: 0 all were predicted, 1 some could not be read, 2 wrong request",
+    )
+    add_run(parser)
+    parser.add_argument(
+        "pictures",
+        nargs="+",
+        metavar="PICTURE",
+        help="files, folders, patterns in quotes, or - for a list of paths on standard input",
+    )
+    parser.add_argument(
+        "--top", type=whole_number(1), default=3, metavar="K", help="default: %(default)s"
+    )
+    shape = parser.add_mutually_exclusive_group()
+    for name, what in (("json", "a JSON array"), ("csv", "CSV with a header")):
+        shape.add_argument(
+            f"--{name}", dest="format", action="store_const", const=name, help=f"write {what}"
+        )
+    parser.set_defaults(format="table")
+    return parser
 
 
 if __name__ == "__main__":

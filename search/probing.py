@@ -29,7 +29,7 @@ from trainables.viewbank import (
     views_up_to,
 )
 
-BANKS_SHARE = 0.5
+BANKS_SHARE = 0.7
 """Of the smallest node's object store; the rest is for pictures and weights."""
 
 
@@ -118,6 +118,7 @@ def build_banks(material: Material, progress: Progress) -> None:
     while waiting:
         _, waiting = ray.wait(waiting, fetch_local=False)
         progress.advance(total - len(waiting), total)
+    ray.get(material.bench.banks.built.remote())
     sizes = ray.get(material.bench.banks.sizes_bytes.remote())
     progress.say(
         f"{n_views} views of {len(plan.rows)} pictures, {sum(sizes.values()) / 2**20:,.0f} MB"
@@ -172,12 +173,16 @@ def _start_probe(material: Material, name: str, rows: np.ndarray) -> Any:
     depths = {5, *plan.first_boundaries(frozen_depths(material.space))[name]}
     ray.get(bench.banks.build.remote(name, tuple(sorted(depths)), 1))
     (blocks,), row_of, _ = ray.get(bench.banks.lend.remote(name, 5, 1))
-    return _probe.remote(bench.labels[rows], rows, row_of, bench.n_classes, bench.seed, *blocks)
+    groups = None if bench.groups is None else bench.groups[rows]
+    return _probe.remote(
+        bench.labels[rows], groups, rows, row_of, bench.n_classes, bench.seed, *blocks
+    )
 
 
 @ray.remote(max_retries=3)
 def _probe(
     labels: np.ndarray,
+    groups: np.ndarray | None,
     rows: np.ndarray,
     row_of: np.ndarray,
     n_classes: int,
@@ -185,4 +190,4 @@ def _probe(
     *blocks: np.ndarray,
 ) -> Probe:
     features = as_features(np.concatenate(blocks))[torch.from_numpy(row_of[rows])]
-    return fit_probe(features, torch.from_numpy(labels.copy()), n_classes, seed)
+    return fit_probe(features, torch.from_numpy(labels.copy()), n_classes, seed, groups)

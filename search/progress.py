@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
+from search.closing import show_result
 from search.folder import RunFolder
+from search.wording import describe
 
 _LINE_EVERY_SECONDS = 10.0
+_LONGEST_BAR, _SHORTEST_BAR = 40, 6  # characters
+_LINES_BESIDE_TRIALS = 5  # of the display's height
 
 
 class Progress:
     """Shows the stage, how far it is, the trials, and the best so far."""
 
-    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
-        """Begin; a quiet one shows warnings and the result alone."""
+    def __init__(
+        self, quiet: bool = False, console: Console | None = None, verbose: bool = False
+    ) -> None:
+        """Begin.
+
+        Args:
+            quiet: Show the result alone; warnings go to the error output.
+            console: Where to show it; None is the standard output.
+            verbose: Tell each epoch of each trial as well.
+        """
         self.console = console or Console(highlight=False)
-        self._quiet = quiet
+        self._quiet, self._verbose = quiet, verbose
         self._live = (
             Live(self, console=self.console, refresh_per_second=4, transient=True)
             if self.console.is_terminal and not quiet
@@ -93,7 +101,8 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Print a warning that stays."""
-        self.console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+        console = Console(stderr=True, highlight=False) if self._quiet else self.console
+        console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
 
     def begin_trials(
         self,
@@ -118,11 +127,19 @@ class Progress:
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
         """See `search.trials.TrialListener`."""
         self._running[number] = (params, 0, float("nan"))
+        if self._verbose:
+            self.say(f"trial {number} begins: {describe(params)}")
 
     def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
         """See `search.trials.TrialListener`."""
         params = self._running[number][0] if number in self._running else {}
         self._running[number] = (params, result["epoch"], result["best_val_accuracy"])
+        if self._verbose:
+            self.say(
+                f"trial {number} epoch {result['epoch']}/{self._epochs}:"
+                f" loss {result['train_loss']:.4f}, validation {result['val_accuracy']:.4f},"
+                f" lr {result['lr']:.2g}, {result['images_per_second']:,.0f} pictures/s"
+            )
 
     def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
         """See `search.trials.TrialListener`."""
@@ -144,58 +161,35 @@ class Progress:
 
     def show_result(self, folder: RunFolder) -> None:
         """Show what the run came to, where it lies, and what to do next."""
-        summary = folder.summary
-        test, folds, best = summary["test"], summary["kfold"], summary["best"]
-        low, high = test["accuracy_ci95"]
-        rows = [
-            (
-                "held-out accuracy",
-                f"{test['accuracy']:.4f}  (95 % {low:.4f} to {high:.4f}, n = {test['n']})",
-            ),
-            (
-                f"{folds['folds']} folds",
-                f"{folds['accuracy_mean']:.4f} ± {folds['accuracy_std']:.4f}"
-                f"  (the search said {best['val_accuracy']:.4f})",
-            ),
-        ]
-        outside = summary.get("external")
-        if outside and outside["accuracy"] is not None:
-            rows.append(("external accuracy", f"{outside['accuracy']:.4f}  (n = {outside['n']})"))
-        elif outside:
-            rows.append(("external pictures", f"{outside['n']} predicted"))
-        rows += [
-            ("configuration", describe(best["config"])),
-            ("report", str(folder.path / "report.html")),
-            ("model", str(folder.path / "model.pt")),
-        ]
-        path, boards = (shlex.quote(str(p)) for p in (folder.path, folder.path / "tensorboard"))
-        lines = [f"{label:<17}  {value}" for label, value in rows]
-        lines += ["next:", f"  python -m search.predict {path} PICTURE…"]
-        lines += [f"  tensorboard --logdir {boards}"]
-        for line in lines:  # not in a table, which would cut paths; not as markup, for their [ ]
-            self.console.print(Text(line), soft_wrap=True)
+        if self._live:
+            self._live.stop()
+        show_result(folder, self.console)
 
     def __rich__(self) -> RenderableType:
         """Draw the live display."""
-        header = Table.grid(padding=(0, 1))
-        header.add_row(
-            Text(f"{self._stage:<10}", style="bold cyan"),
-            ProgressBar(total=self._total or 1, completed=self._done, width=28),
-            Text(f"{self._done}/{self._total} {self._unit}" if self._total else ""),
-            Text(self._time_left(), style="dim"),
-        )
-        parts: list[RenderableType] = [header]
+        lines = [self._header()]
         if self._stage == "trials":
-            parts.append(self._trial_counts())
-            for number, (params, epoch, accuracy) in sorted(self._running.items()):
-                value = f"{accuracy:.4f}" if epoch else "…"
-                line = f"  trial {number}  epoch {epoch}/{self._epochs}  {value}  "
-                parts.append(Text(line + describe(params), style="dim", overflow="ellipsis"))
+            lines.append(self._trial_counts())
+            lines += self._running_trials(self.console.height - _LINES_BESIDE_TRIALS)
         if self._best:
             accuracy, number, params = self._best
             best = f"best {accuracy:.4f}  trial {number}: {describe(params)}"
-            parts.append(Text(best, style="green", overflow="ellipsis"))
-        return Group(*parts)
+            lines.append(Text(best, style="green"))
+        for line in lines:
+            line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(*lines)
+
+    def _header(self) -> Text:
+        """Return the stage, a bar that takes the room there is, and the time."""
+        counts = f" {self._done}/{self._total} {self._unit}".rstrip() if self._total else ""
+        time_left = f"  {self._time_left()}"
+        width = self.console.width - len(f"{self._stage:<10}") - len(counts) - len(time_left)
+        width = min(_LONGEST_BAR, width - 1)
+        line = Text(f"{self._stage or 'starting':<10}", style="bold cyan")
+        if width >= _SHORTEST_BAR:
+            n_full = width * self._done // self._total if self._total else 0
+            line.append("━" * n_full, style="cyan").append("━" * (width - n_full), style="dim")
+        return line.append(counts, style="default").append(time_left, style="dim")
 
     def _trial_counts(self) -> Text:
         ended = self._ended
@@ -204,6 +198,17 @@ class Progress:
             f" {ended['pruned']} stopped early · {ended['failed']} failed"
         )
 
+    def _running_trials(self, most: int) -> list[Text]:
+        """Return a line for each running trial, as many as there is room for."""
+        lines = []
+        for number, (params, epoch, accuracy) in sorted(self._running.items()):
+            value = f"{accuracy:.4f}" if epoch else "…"
+            line = f"  trial {number}  epoch {epoch}/{self._epochs}  {value}  {describe(params)}"
+            lines.append(Text(line, style="dim"))
+        if len(lines) > most > 0:
+            lines[most - 1 :] = [Text(f"  and {len(lines) - most + 1} more", style="dim")]
+        return lines
+
     def _time_left(self) -> str:
         elapsed = monotonic() - self._stage_started
         done_now = self._done - self._done_before
@@ -211,12 +216,6 @@ class Progress:
             return _clock(elapsed)
         left = elapsed / done_now * (self._total - self._done)
         return f"{_clock(elapsed)}, about {_clock(left)} left"
-
-
-def describe(params: Mapping[str, object]) -> str:
-    """Return parameters as one short line."""
-    shown = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())
-    return ", ".join(shown)
 
 
 def _clock(seconds: float) -> str:

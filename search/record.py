@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.audit_page import Finding
 from search.folder import RunFolder
+from search.label_issues import LabelIssue, read_issues
 
 STUDY_NAME = "search"
 _STATES = {
@@ -71,11 +73,13 @@ class Prediction:
         name: The picture's.
         label: Its class, or None where it is not known.
         ranked: The likeliest classes with their probabilities, at most three.
+        unlike: Whether it is not like the training pictures; False where the model cannot tell.
     """
 
     name: str
     label: str | None
     ranked: tuple[tuple[str, float], ...]
+    unlike: bool = False
 
     @property
     def correct(self) -> bool | None:
@@ -103,8 +107,10 @@ class Record:
         folds: By trial, the accuracy of each fold.
         test: Of the held-out pictures.
         external: Of the pictures from elsewhere.
-        audit: Each file's name, problem and detail.
+        audit: What was found in the pictures.
         class_counts: By class, then by split, the number of pictures.
+        label_issues: Labels that look wrong, the worst first.
+        ladder: By rung, its epochs.
     """
 
     folder: Path
@@ -116,8 +122,10 @@ class Record:
     folds: Mapping[int | None, tuple[float, ...]]
     test: tuple[Prediction, ...]
     external: tuple[Prediction, ...]
-    audit: tuple[tuple[str, str, str], ...]
+    audit: tuple[Finding, ...]
     class_counts: Mapping[str, Mapping[str, int]]
+    label_issues: tuple[LabelIssue, ...] = ()
+    ladder: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -155,12 +163,15 @@ def read_record(folder: RunFolder) -> Record:
         study=study,
         trials=tuple(_read_trial(t, path / "trials") for t in frozen if t.state in _STATES),
         folds=folds,
-        test=_read_predictions(path / "test_predictions.csv"),
-        external=_read_predictions(path / "external_predictions.csv"),
+        test=read_predictions(path / "test_predictions.csv"),
+        external=read_predictions(path / "external_predictions.csv"),
         audit=tuple(
-            (row["name"], row["problem"], row["detail"]) for row in _rows(path / "audit.csv")
+            Finding(**{name: row.get(name) or "" for name in Finding.__annotations__})
+            for row in _rows(path / "audit.csv")
         ),
         class_counts=counts,
+        label_issues=read_issues(path / "folds" / "label_issues.csv"),
+        ladder=_read_ladder(path / "ladder.csv"),
     )
 
 
@@ -194,6 +205,16 @@ def _read_trial(trial: FrozenTrial, folder: Path) -> TrialRecord:
     )
 
 
+def _read_ladder(path: Path) -> dict[str, tuple[Epoch, ...]]:
+    """Read the rungs of the ladder, lowest first."""
+    rungs: dict[str, tuple[Epoch, ...]] = {}
+    for row in _rows(path):
+        values = [float(row[name]) for name in list(Epoch.__annotations__)[1:]]
+        epoch = Epoch(int(row["epoch"]), *values)
+        rungs[row["name"]] = (*rungs.get(row["name"], ()), epoch)
+    return rungs
+
+
 def _read_curve(path: Path) -> tuple[Epoch, ...]:
     """Read a trial's epochs; the last line may be torn where a run was killed."""
     epochs: dict[int, Epoch] = {}
@@ -206,13 +227,15 @@ def _read_curve(path: Path) -> tuple[Epoch, ...]:
     return tuple(epochs[number] for number in sorted(epochs))
 
 
-def _read_predictions(path: Path) -> tuple[Prediction, ...]:
+def read_predictions(path: Path) -> tuple[Prediction, ...]:
+    """Read a table of predictions, in its order; nothing where there is none."""
     places = ("first", "second", "third")
     return tuple(
         Prediction(
             name=row["name"],
             label=row["label"] or None,
             ranked=tuple((row[p], float(row[f"{p}_probability"])) for p in places if row.get(p)),
+            unlike=row.get("unlike") == "1",
         )
         for row in _rows(path)
     )

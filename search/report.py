@@ -22,15 +22,30 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from optuna.distributions import CategoricalDistribution
 
-from search.charts import FEWEST_FOR_IMPORTANCE, draw_charts
+from search.audit_page import lay_out
+from search.charts import draw_charts
+from search.evidence import describe_gain
+from search.exhibits import (
+    MOST_EXTERNAL,
+    MOST_MISTAKES,
+    MOST_UNSURE,
+    doubtful_first,
+    least_sure,
+    mistakes,
+)
+from search.findings import UNUSED
 from search.folder import FolderError, RunFolder
-from search.record import Prediction, Record, TrialRecord, read_record
+from search.gallery import Album, Gallery
+from search.label_issues import MOST_ISSUES
+from search.record import Record, TrialRecord, read_record
+from search.search_charts import FEWEST_FOR_IMPORTANCE
 from search.wording import compact, count, duration, interval, percent
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_TRIALS = 2000  # rows of the table; all are in trials.csv
-_MOST_PICTURES = 120  # rows of the tables of pictures; all are in their CSV files
+_MOST_EXTERNAL_ROWS = 500  # of the table; all are in external_predictions.csv
 _MOST_CONFUSIONS = 8
+_PICTURE_BYTES = 6_000_000  # of all pictures in the page, which is to stay below 10 MB
 
 
 def write_report(folder: RunFolder) -> None:
@@ -58,7 +73,9 @@ def write_report(folder: RunFolder) -> None:
     page = templates.get_template("report.html").render(
         record=record,
         summary=record.summary,
+        audit=lay_out(record.audit),
         charts=charts,
+        album=Album(Gallery(folder.path), _PICTURE_BYTES),
         style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -76,9 +93,16 @@ def write_report(folder: RunFolder) -> None:
             for name, distribution in record.distributions.items()
         },
         fewest_for_importance=FEWEST_FOR_IMPORTANCE,
-        mistakes=mistakes(record.test)[:_MOST_PICTURES],
+        mistakes=mistakes(record.test)[:MOST_MISTAKES],
+        n_mistakes=len(mistakes(record.test)),
+        least_sure=least_sure(record.test)[:MOST_UNSURE],
         confusions=confusions(record.summary.get("test") or {}),
-        external=doubtful_first(record.external)[:_MOST_PICTURES],
+        commonest=commonest_share(record.summary.get("test") or {}),
+        external=doubtful_first(record.external)[:_MOST_EXTERNAL_ROWS],
+        most_pictured=MOST_EXTERNAL,
+        exhibits=record.summary.get("exhibits", {}),
+        label_issues=record.label_issues[:MOST_ISSUES],
+        gain=describe_gain(record.summary),
         splits=[s for s in ("train", "val", "test") if s in (record.summary.get("data") or {})],
     )
     folder.write_text("report.html", page)
@@ -106,8 +130,24 @@ def notices(record: Record) -> Iterator[str]:
         yield f"{count(states['unfinished'], 'trial')} began and did not finish."
     if record.trials and not states["complete"]:
         yield "No trial reached the full length; the best of the unfinished ones was taken."
-    if record.audit:
-        yield f"{count(len(record.audit), 'file')} could not be used; see the audit."
+    found = Counter(finding.problem for finding in record.audit)
+    if unused := sum(found[kind] for kind in UNUSED):
+        yield f"{count(unused, 'file')} could not be used; see the audit."
+    if found["left out"]:
+        yield (
+            f"{count(found['left out'], 'near-duplicate')} of test or validation pictures lay"
+            " in the training folders, and left training; see the audit."
+        )
+    if found["conflict"]:
+        yield (
+            f"{count(found['conflict'], 'picture')} contradict the label of a near-duplicate;"
+            " see the audit."
+        )
+    if found["external twin"]:
+        yield (
+            f"{count(found['external twin'], 'picture')} from elsewhere are near-duplicates of the"
+            " set's, and are not judged; see the audit."
+        )
     test, outside = record.summary.get("test"), record.summary.get("external")
     if test and outside and outside.get("accuracy") is not None:
         lowest = test["accuracy_ci95"][0]
@@ -131,17 +171,6 @@ def best_first(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     )
 
 
-def mistakes(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Return the wrong predictions, the most confident first."""
-    wrong = [p for p in predictions if p.correct is False]
-    return sorted(wrong, key=lambda p: -p.ranked[0][1])
-
-
-def doubtful_first(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Return predictions, wrong ones first, then by how unsure the model is."""
-    return sorted(predictions, key=lambda p: (p.correct is not False, p.ranked[0][1]))
-
-
 def confusions(scores: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
     """Return the most frequent confusions: true class, said class, how often, of how many."""
     classes = [row["class"] for row in scores.get("per_class", ())]
@@ -152,6 +181,12 @@ def confusions(scores: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
         if i != j and times
     ]
     return sorted(found, key=lambda confusion: -confusion[2])[:_MOST_CONFUSIONS]
+
+
+def commonest_share(scores: Mapping[str, Any]) -> float | None:
+    """Return the share of pictures that are of the commonest class: what guessing it would get."""
+    sizes = [row["n"] for row in scores.get("per_class", ())]
+    return max(sizes) / sum(sizes) if sum(sizes) else None
 
 
 def _megabytes(path: Path) -> float | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import spaces
+from search.storage import SharedFiles
 from spaces.base import BACKBONES, Space, load_space
 from spaces.sources import did_you_mean
 
@@ -29,13 +30,14 @@ class Request:
     space: Path
     data: Path | None
     external: Path | None
+    exclude: Path | None
     weights: Path | None
     backbones: tuple[str, ...] | None
     limit: int | None
     trials: int | None
     epochs: int | None
     folds: int | None
-    finalists: int
+    finalists: int | None
     time_budget_seconds: float | None
     concurrent: int | None
     seed: int
@@ -46,7 +48,11 @@ class Request:
     name: str
     resume: Path | None
     address: str | None
+    storage: str | None
     quiet: bool
+    verbose: bool
+    names_space: bool = False
+    """Whether --space was given; a run that is carried on has its own else."""
 
     def apply_to(self, space: Space) -> Space:
         """Return the space with what the command line changes in it."""
@@ -59,6 +65,11 @@ class Request:
         return space.with_backbones(self.backbones) if self.backbones else space
 
     @property
+    def shared(self) -> SharedFiles | None:
+        """The run's folder in storage, if there is storage."""
+        return None if self.storage is None else SharedFiles(self.storage, self.folder.name)
+
+    @property
     def folder(self) -> Path:
         """The run's folder."""
         return self.resume or self.out / self.name
@@ -69,31 +80,50 @@ class Request:
         return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in kept.items()}
 
     def carrying_on(self, kept: dict[str, Any]) -> Request:
-        """Return the request of an earlier run, with what this command line says anew."""
-        paths = ("data", "external", "weights")
-        old: dict[str, Any] = {k: Path(kept[k]) if kept[k] else None for k in paths}
+        """Return the request of an earlier run, with what this command line says anew.
+
+        Raises:
+            RequestError: it says anew what a run cannot change.
+        """
+        paths = ("data", "external", "exclude", "weights")
+        old: dict[str, Any] = {k: Path(v) if (v := kept.get(k)) else None for k in paths}
         old |= {"backbones": tuple(kept["backbones"]) if kept["backbones"] else None}
         for name in (
             "limit",
             "trials",
             "epochs",
             "folds",
+            "finalists",
             "time_budget_seconds",
             "concurrent",
+            "storage",
         ):
-            old[name] = kept[name]
+            old[name] = kept.get(name)
         said = {k: v for k in old if (v := getattr(self, k)) is not None}
+        for name in ("backbones", "limit"):
+            if name in said and said[name] != old[name]:
+                began = "without it" if old[name] is None else f"with {old[name]}"
+                raise RequestError(
+                    f"--{name} of a run cannot change: it began {began}; begin a new run"
+                )
         fixed = {k: kept[k] for k in ("seed", "sampler", "scheduler", "probe")}
-        return replace(self, **{**old, **said, **fixed})
+        for name, began in fixed.items():
+            asked = getattr(self, name)
+            if asked not in (began, _parser().get_default(name)):
+                raise RequestError(
+                    f"--{name} of a run cannot change: it began with {began}, but got {asked};"
+                    " begin a new run"
+                )
+        return replace(self, space=self.folder / "space.py", **{**old, **said, **fixed})
 
 
 def parse_request(arguments: Sequence[str] | None = None) -> Request:
     """Read the command line; exits with 2 and a usage line where it is malformed."""
     options = vars(_parser().parse_args(arguments))
-    space: Path = options["space"] or _default_space()
+    options["names_space"] = options["space"] is not None
+    own = options["resume"] and options["resume"] / "space.py"
+    space: Path = options["space"] or own or _default_space()
     options["space"] = space
-    if options["resume"]:
-        options["space"] = options["resume"] / "space.py"
     options["name"] = options["name"] or f"{space.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     return Request(**options)
 
@@ -147,6 +177,12 @@ def _parser() -> argparse.ArgumentParser:
         help="pictures from elsewhere, flat or a folder per class",
     )
     what.add_argument(
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="pictures to leave out: a name a line, or lines of audit.csv or label_issues.csv",
+    )
+    what.add_argument(
         "--weights",
         type=Path,
         metavar="DIR",
@@ -168,9 +204,8 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--finalists",
         type=_whole(1),
-        default=1,
         metavar="N",
-        help="retrain the N best, and let the folds decide (default: %(default)s)",
+        help="retrain the N best, and let the folds decide (default: 1)",
     )
     how.add_argument(
         "--time-budget",
@@ -212,7 +247,17 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--address", help="Ray cluster to join, such as auto (default: this machine)"
     )
-    where.add_argument("-q", "--quiet", action="store_true", help="print only the result")
+    where.add_argument(
+        "--storage",
+        metavar="URL",
+        help="for checkpoints and a copy of the run on a cluster: s3://bucket/folder, or a folder"
+        " that all machines share (default: all comes to this machine)",
+    )
+    shown = parser.add_argument_group("what is shown").add_mutually_exclusive_group()
+    shown.add_argument("-q", "--quiet", action="store_true", help="print only the result")
+    shown.add_argument(
+        "-v", "--verbose", action="store_true", help="print each epoch of each trial as well"
+    )
     return parser
 
 

@@ -14,15 +14,19 @@ from collections.abc import Sequence
 from importlib import import_module
 from threading import Thread
 
-from search.checks import check
-from search.folder import FolderError, RunFolder
-from search.interruption import INTERRUPTED, Interruption
+from search.checks import Checked, check
+from search.folder import FolderError
+from search.interruption import FAILED, Interruption
 from search.layout import DataError
-from search.progress import Progress, describe
+from search.mirror import mirrored
+from search.progress import Progress
 from search.request import RequestError, parse_request
 from search.session import SessionError, ray_session
+from search.storage import StorageError
+from search.wording import describe
 from spaces.base import SpaceError
 from spaces.sources import SourceError
+from trainables.disk import is_disk_full
 from trainables.weights import WeightsError
 
 MISTAKES = (
@@ -33,6 +37,7 @@ MISTAKES = (
     FolderError,
     RequestError,
     SessionError,
+    StorageError,
 )
 """What the user can get wrong: exit code 2 and one message."""
 
@@ -40,31 +45,45 @@ MISTAKES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     request = parse_request(arguments)
-    checked = None
+    checked: Checked | None = None
+    interruption = Interruption(lambda: show_best_so_far(checked))
     try:
         checked = check(request)
         # The flow imports PyTorch, which takes seconds: Ray starts meanwhile.
         Thread(target=import_module, args=("search.flow",), daemon=True).start()
         with (
-            Interruption().watching() as interruption,
-            Progress(quiet=request.quiet) as progress,
+            interruption.watching(),
+            Progress(request.quiet, verbose=request.verbose) as progress,
+            mirrored(checked.folder.path, checked.request.shared, progress.warn),
             ray_session(request.address),
         ):
+            interruption.watch()
             from search import flow
 
             return flow.run(checked, progress, interruption)
     except MISTAKES as error:
         print(f"error: {error}", file=sys.stderr)
+        if checked is not None and request.resume is None:
+            checked.folder.discard()  # nothing is in it yet, and its name is free again
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
-        if checked is not None:
-            show_best_so_far(checked.folder)
-        return INTERRUPTED
+        show_best_so_far(checked)
+        return interruption.exit_code
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        where = request.folder if checked is None else checked.folder.path
+        print(f"error: no space is left for {where}; make room on its disk", file=sys.stderr)
+        show_best_so_far(checked)
+        return FAILED
 
 
-def show_best_so_far(folder: RunFolder) -> None:
-    """Print what an interrupted run has, and the command that carries it on."""
+def show_best_so_far(checked: Checked | None) -> None:
+    """Print what a run that was cut short has, and the command that carries it on."""
+    print("interrupted; what was finished is kept", file=sys.stderr)
+    if checked is None:
+        return
+    folder = checked.folder
     best = folder.summary.get("best")
     if best:
         print(f"best so far: {best['val_accuracy']:.4f} in validation: {describe(best['config'])}")

@@ -1,16 +1,20 @@
-"""How many trials share a GPU: by measured memory, a backbone at a time."""
+"""Who works where: how many trials share a GPU, by measured memory, and which machines take trials.
+
+Where there are GPUs, all trials run on them. A machine without one would hold a trial for so long
+that the search ended later; it decodes pictures and fits probes, which ask for CPUs alone.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from time import monotonic
 
 import numpy as np
 import ray
 import torch
 
+from search.cluster import Machine, machines, machines_to_come
 from spaces.base import Space, TrialConfig, values_of
 from trainables.training import Trainer
 from trainables.trial import Bench, create_trainer, settled
@@ -20,6 +24,9 @@ MOST_A_GPU = 8
 
 MARGIN = 1.15
 """What a trial is given over its measured peak, for fragments and other batch shapes."""
+
+_CAPACITY_LASTS_SECONDS = 2.0
+"""How long a count of the machines is good for: each costs a call to the head."""
 
 CONTEXT_BYTES = 600 * 2**20
 """What a process's CUDA context takes, which PyTorch does not count."""
@@ -63,29 +70,53 @@ def heaviest_config(space: Space, backbone: str) -> TrialConfig:
 
 
 def measure_shares(space: Space, bench: Bench, rows: np.ndarray) -> dict[str, float]:
-    """Measure each backbone's footprint on one GPU, and return the share that a trial asks for.
+    """Measure each backbone's footprint, and return the share of a GPU that a trial asks for.
 
-    Without a GPU every share is 0.
+    Of several kinds of GPU, each is measured, and the one that takes fewest trials decides: a trial
+    asks for the same share wherever it runs. Without a GPU every share is 0.
     """
-    resources: Mapping[str, Any] = ray.cluster_resources()
-    n_gpus = resources.get("GPU", 0)
-    if not n_gpus:
+    with_gpus = [machine for machine in machines() if machine.gpus]
+    if not with_gpus:
         return dict.fromkeys(space.backbones, 0.0)
-    most = max(1, min(MOST_A_GPU, int(resources.get("CPU", 1) / n_gpus)))
+    kinds = {machine.gpu_kind for machine in with_gpus}
+    most = max(1, min(MOST_A_GPU, *(int(m.cpus / m.gpus) for m in with_gpus)))
     tasks = {
-        name: _measure.remote(bench, heaviest_config(space, name), rows) for name in space.backbones
+        name: [
+            _measure.options(resources={f"accelerator_type:{kind}": 0.001} if kind else {}).remote(
+                bench, heaviest_config(space, name), rows
+            )
+            for kind in sorted(kinds)
+        ]
+        for name in space.backbones
     }
-    return {name: gpu_share(ray.get(task), most) for name, task in tasks.items()}
+    return {
+        name: max(gpu_share(footprint, most) for footprint in ray.get(measured))
+        for name, measured in tasks.items()
+    }
 
 
-def most_concurrent(cpus: float, shares: Sequence[float]) -> int:
-    """Return how many trials the cluster takes at a time, were all of the smallest share."""
-    resources: Mapping[str, Any] = ray.cluster_resources()
-    fits = [math.floor(resources.get("CPU", 1) / cpus)]
-    positive = [share for share in shares if share > 0]
-    if positive:
-        fits.append(math.floor(resources.get("GPU", 0) / min(positive) + 1e-6))
-    return max(1, int(min(fits)))
+class Capacity:
+    """How many trials the machines take at a time, as machines come and go."""
+
+    def __init__(self, cpus: float, shares: Sequence[float]) -> None:
+        """Count for trials of so many CPUs and, at least, the smallest of these shares of a GPU."""
+        self._cpus = cpus
+        self._share = min((share for share in shares if share > 0), default=0.0)
+        self._count, self._counted_at = 1, float("-inf")
+
+    def __call__(self) -> int:
+        """Return how many; at least one."""
+        if monotonic() - self._counted_at > _CAPACITY_LASTS_SECONDS:
+            there = [*machines(), *machines_to_come()]
+            self._count = max(1, sum(places(m, self._cpus, self._share) for m in there))
+            self._counted_at = monotonic()
+        return self._count
+
+
+def places(machine: Machine, cpus: float, share: float) -> int:
+    """Return how many trials of some CPUs and some share of a GPU a machine takes at a time."""
+    by_cpu = int(machine.cpus / cpus)
+    return min(by_cpu, int(machine.gpus / share + 1e-6)) if share > 0 else by_cpu
 
 
 @ray.remote(num_gpus=1)

@@ -11,13 +11,17 @@ import csv
 import math
 import warnings
 from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
+from sqlalchemy.exc import SQLAlchemyError
 
 from search.samplers import Grid, create_sampler
 from spaces.base import Space, Value
@@ -32,6 +36,9 @@ REASON = "reason"
 NODE = "node"
 SECONDS = "seconds"
 
+LOST = "its worker was lost again and again"
+MOST_LOST_WORKERS = 5
+"""Workers that a trial may lose in a row, without an epoch in between, before it has failed."""
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -57,10 +64,11 @@ def open_study(storage: str, space: Space) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=STUDY_NAME, direction="maximize", load_if_exists=True
     )
-    if not study.get_trials(deepcopy=False):
+    # A session that was killed here may have enqueued some of them already.
+    if all(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False)):
         for first in space.first_trials:
             searched = {k: v for k, v in first.items() if k in space.distributions}
-            study.enqueue_trial(searched)
+            study.enqueue_trial(searched, skip_if_exists=True)
     return study
 
 
@@ -109,8 +117,12 @@ def trial_params(trial: FrozenTrial, space: Space) -> dict[str, Value]:
 class StudySearcher(Searcher):
     """Asks the study for trials on Ray Tune's behalf, and tells it what became of them.
 
-    A trial that the study still calls RUNNING when a session begins was cut off in an earlier one:
-    such trials go on, under their own numbers, before any other is begun.
+    A trial that was cut off goes on, under its own number and from its last checkpoint, before any
+    other is begun: whether an earlier session ended, and the study still calls it RUNNING, or its
+    worker or node was lost in this one. To Tune it is a new trial each time.
+
+    Once the study cannot be written, nothing more is told to it, so that no trial is recorded as
+    what it was not; `broken` is then the reason, and the search is to be ended.
     """
 
     def __init__(
@@ -118,69 +130,76 @@ class StudySearcher(Searcher):
     ) -> None:
         """Search until the study holds `n_trials` trials that ended, well or not."""
         super().__init__(metric="val_accuracy", mode="max")
+        self.broken: Exception | None = None
+        self.on_suggested: Callable[[int, dict[str, Value]], None] = lambda number, params: None
         self._study = study
         self._space = space
         self._n_trials = n_trials
         self._sampler, self._seed = sampler, seed
         self._running: dict[str, optuna.Trial] = {}
-        self._epochs: dict[str, set[int]] = {}
         # Reading the study takes longer the more trials it holds; so it is read once, here.
         trials = study.get_trials(deepcopy=False)
-        self._unfinished = deque(t for t in trials if t.state == TrialState.RUNNING)
+        self._cut_off = deque(t._trial_id for t in trials if t.state == TrialState.RUNNING)
+        self._epochs = {t.number: set(t.intermediate_values) for t in trials}
+        self._lost: Counter[int] = Counter()
         self._n_begun = sum(t.state != TrialState.WAITING for t in trials)
         self._n_ended = sum(t.state in STATES for t in trials)
 
     def suggest(self, trial_id: str) -> Any:
-        """Propose the next trial; `Searcher.FINISHED` when there are enough."""
-        if self._n_ended + len(self._running) >= self._n_trials:
-            return str(Searcher.FINISHED)
-        seen: dict[int, float] = {}
-        if self._unfinished:
-            unfinished = self._unfinished.popleft()
-            trial: optuna.Trial | None = optuna.Trial(self._study, unfinished._trial_id)
-            seen = unfinished.intermediate_values
-        else:
-            trial = self._ask()
-        if trial is None:
-            return str(Searcher.FINISHED)
-        self._running[trial_id] = trial
-        self._epochs[trial_id] = set(seen)
-        return {
-            "number": trial.number,
-            "params": {**self._space.constants, **trial.params},
-            "reported": max(seen, default=0),
-        }
+        """Propose the next trial; None while one that is running may still come back.
+
+        `Searcher.FINISHED` when there are enough.
+        """
+        nothing = None if self._running else str(Searcher.FINISHED)
+        if self.broken or self._n_ended + len(self._running) >= self._n_trials:
+            return nothing
+        with self._telling():
+            trial = self._go_on(self._cut_off.popleft()) if self._cut_off else self._ask()
+            if trial is not None:
+                self._running[trial_id] = trial
+                params = {**self._space.constants, **trial.params}
+                self.on_suggested(trial.number, params)
+                return {
+                    "number": trial.number,
+                    "params": params,
+                    "reported": max(self._epochs.setdefault(trial.number, set()), default=0),
+                }
+        return nothing
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Record an epoch, once: a trial that was moved elsewhere may tell its last one again."""
-        if FAILURE not in result and result["epoch"] not in self._epochs[trial_id]:
-            self._epochs[trial_id].add(result["epoch"])
-            self._running[trial_id].report(result["val_accuracy"], step=result["epoch"])
+        """Record an epoch, once: a trial that went on elsewhere may tell its last one again."""
+        if not self.broken and "epoch" in result:
+            with self._telling():
+                self._report(self._running[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study how a trial ended, once."""
+        """Tell the study how a trial ended, once; one that lost its worker is to go on."""
         trial = self._running.get(trial_id)
-        if trial is None:
+        if self.broken or trial is None:
             return
-        if error or not result or FAILURE in result:
-            reason = (result or {}).get(FAILURE, "its worker was lost again and again")
-            trial.set_user_attr(REASON, reason)
-            self._study.tell(trial, state=TrialState.FAIL)
-        else:
-            # Tune does not hand the epoch on which it stops a trial to `on_trial_result`.
-            self.on_trial_result(trial_id, result)
-            trial.set_user_attr(BEST_EPOCH, result["best_epoch"])
-            trial.set_user_attr(BEST_LOSS, result["best_val_loss"])
-            trial.set_user_attr(SECONDS, result["trained_seconds"])
-            trial.set_user_attr(NODE, result["node"])
-            if result["finished"]:
-                self._study.tell(trial, result["best_val_accuracy"])
+        if error or not result:
+            self._lost[trial.number] += 1
+            if self.goes_on(trial.number):
+                self._cut_off.append(trial._trial_id)
+                del self._running[trial_id]
+                return
+        with self._telling():
+            if error or not result:
+                self._fail(trial, LOST)
+            elif FAILURE in result:
+                self._fail(trial, result[FAILURE])
             else:
-                self._study.tell(trial, state=TrialState.PRUNED)
-        self._n_ended += 1
-        del self._running[trial_id], self._epochs[trial_id]
+                # Tune does not hand the epoch on which it stops a trial to `on_trial_result`.
+                self._report(trial, result)
+                self._end(trial, result)
+            self._n_ended += 1
+            del self._running[trial_id]
+
+    def goes_on(self, number: int) -> bool:
+        """Say whether a trial whose worker was lost is to go on."""
+        return 0 < self._lost[number] <= MOST_LOST_WORKERS
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study's storage has it all."""
@@ -188,15 +207,18 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing: the study's storage has it all."""
 
-    def _ask(self) -> optuna.Trial | None:
-        """Begin a new trial; None when a grid is used up.
+    def _go_on(self, trial_id: int) -> optuna.Trial:
+        """Take up a trial that was cut off, maybe before all its parameters were drawn."""
+        number = self._study._storage.get_trial(trial_id).number
+        self._study.sampler = self._create_sampler(number)
+        trial = optuna.Trial(self._study, trial_id)
+        for name, distribution in self._space.distributions.items():
+            trial._suggest(name, distribution)
+        return trial
 
-        Each is drawn by a sampler seeded with the count of those before it, so that a search that
-        is carried on draws what it would have drawn without the break.
-        """
-        sampler = create_sampler(
-            self._sampler, self._space, self._n_trials, self._seed, self._n_begun
-        )
+    def _ask(self) -> optuna.Trial | None:
+        """Begin a new trial; None when a grid is used up."""
+        sampler = self._create_sampler(self._n_begun)
         if isinstance(sampler, Grid) and sampler.is_used_up(self._study):
             return None
         self._study.sampler = sampler
@@ -205,6 +227,56 @@ class StudySearcher(Searcher):
             trial = self._study.ask(self._space.distributions)
         self._n_begun += 1
         return trial
+
+    def _create_sampler(self, n_proposed: int) -> BaseSampler:
+        """Create the sampler of a trial, seeded with how many there were before it.
+
+        So a search that is carried on draws what it would have drawn without the break.
+        """
+        return create_sampler(self._sampler, self._space, self._n_trials, self._seed, n_proposed)
+
+    def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        epochs = self._epochs[trial.number]
+        if result["epoch"] not in epochs:
+            trial.report(result["val_accuracy"], step=result["epoch"])
+            epochs.add(result["epoch"])
+            del self._lost[trial.number]
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> None:
+        trial.set_user_attr(REASON, reason)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def _end(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        trial.set_user_attr(BEST_EPOCH, result["best_epoch"])
+        trial.set_user_attr(BEST_LOSS, result["best_val_loss"])
+        trial.set_user_attr(SECONDS, result["trained_seconds"])
+        trial.set_user_attr(NODE, result["node"])
+        if result["finished"]:
+            self._study.tell(trial, result["best_val_accuracy"])
+        else:
+            self._study.tell(trial, state=TrialState.PRUNED)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Keep an error of the study's storage; nothing is told to it after that."""
+        try:
+            yield
+        except (StorageInternalError, SQLAlchemyError) as error:
+            self.broken = error
+
+
+def outcomes(study: optuna.Study) -> Iterator[tuple[int, dict[str, Any], str, dict[str, Any]]]:
+    """Yield the number, parameters, state and result of each trial that ended."""
+    for trial in study.get_trials(deepcopy=False, states=tuple(STATES)):
+        kept, result = trial.user_attrs, {"reason": trial.user_attrs.get(REASON)}
+        if trial.intermediate_values:
+            result |= {
+                "epoch": max(trial.intermediate_values),
+                "best_val_accuracy": best_value(trial),
+                "best_epoch": best_epoch(trial),
+                "trained_seconds": kept.get(SECONDS, math.nan),
+            }
+        yield trial.number, dict(trial.params), STATES[trial.state], result
 
 
 def count_states(study: optuna.Study) -> dict[str, int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
+import errno
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any, Protocol
 
 import search.session  # isort: skip  # noqa: F401 - sets the environment that Tune reads
@@ -17,19 +17,17 @@ import optuna
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from search.asha import RebuiltASHA
-from search.sharing import most_concurrent
-from search.study import StudySearcher, curves
+from search.asha import LetsWorkersStart, RebuiltASHA
+from search.curve import append_epoch
+from search.keeper import KeeperHandle
+from search.sharing import Capacity
+from search.study import LOST, StudySearcher, curves
 from spaces.base import Space
-from trainables.training import EpochResult
-from trainables.trial import FAILURE, Bench, ImageTrial
+from trainables.trial import DISK_FULL, FAILURE, Bench, ImageTrial
 
 CPUS_A_TRIAL = 1.0
-MOST_LOST_WORKERS = 5
-"""Times that a trial goes on after its worker was lost, before it has failed."""
-
-_EPOCH_COLUMNS = tuple(field.name for field in fields(EpochResult))
 
 
 class TrialListener(Protocol):
@@ -54,8 +52,8 @@ class SearchPlan:
         sampler: "tpe", "random" or "grid".
         scheduler: "asha" or "none".
         interrupted: Says whether the user has asked to stop.
-        time_budget_seconds: After which no trial goes on; None never ends the search.
-        concurrent: Trials at a time; None is as many as the machines take.
+        time_is_up: Says whether no trial may go on.
+        concurrent: Trials at a time; None is as many as the machines take, as they come and go.
         gpu_shares: By backbone, the share of a GPU that a trial asks for; 0 without GPUs.
     """
 
@@ -63,7 +61,7 @@ class SearchPlan:
     sampler: str
     scheduler: str
     interrupted: Callable[[], bool]
-    time_budget_seconds: float | None
+    time_is_up: Callable[[], bool]
     concurrent: int | None
     gpu_shares: Mapping[str, float]
 
@@ -74,11 +72,15 @@ def run_trials(
     space: Space,
     bench: Bench,
     rows: dict[str, np.ndarray],
-    keeper: Any,
+    keeper: KeeperHandle,
     trials_folder: Path,
     listeners: Sequence[TrialListener],
 ) -> None:
     """Run trials until the study holds as many as the plan asks for, or the time is up.
+
+    Raises:
+        Exception: the study or the run's folder could no longer be written to. Nothing was
+            recorded after that, so all can be carried on.
 
     Args:
         plan: How.
@@ -86,15 +88,19 @@ def run_trials(
         space: What is searched.
         bench: What all trials share.
         rows: Table rows of "train" and "val".
-        keeper: Actor handle of `Keeper`.
+        keeper: Keeps weights and checkpoints.
         trials_folder: Where each trial's `progress.csv` goes.
         listeners: Are told of each event.
     """
     searcher = StudySearcher(study, space, plan.n_trials, plan.sampler, bench.seed)
+    # Tune pickles what it runs with, and a plan reaches too far for that.
+    shares, concurrent = dict(plan.gpu_shares), plan.concurrent
+    capacity = Capacity(CPUS_A_TRIAL, list(shares.values()))
     earlier = curves(study)
     asha = plan.scheduler == "asha"
-    scheduler = RebuiltASHA(bench.epochs, earlier) if asha else FIFOScheduler()
-    told = {number: max(curve) for number, curve in earlier.items()}
+    scheduler = RebuiltASHA(bench.epochs, earlier) if asha else _NeverStops()  # type: ignore[no-untyped-call]
+    reporter = _Reporter(space, trials_folder, keeper, searcher, listeners)
+    searcher.on_suggested = reporter.begin
     trainable = tune.with_resources(
         tune.with_parameters(
             ImageTrial,
@@ -104,7 +110,7 @@ def run_trials(
             keeper=keeper,
         ),
         lambda config: tune.PlacementGroupFactory(
-            [{"CPU": CPUS_A_TRIAL, "GPU": plan.gpu_shares[config["params"]["backbone"]]}]
+            [{"CPU": CPUS_A_TRIAL, "GPU": shares[config["params"]["backbone"]]}]
         ),
     )
     with tempfile.TemporaryDirectory(prefix="search-tune-") as scratch:
@@ -112,99 +118,150 @@ def run_trials(
             trainable,
             name="search",
             storage_path=scratch,
-            search_alg=searcher,
+            search_alg=_AsManyAs(lambda: concurrent or capacity(), searcher),
             scheduler=scheduler,
-            stop=_Deadline(plan.time_budget_seconds, plan.interrupted),
-            max_failures=MOST_LOST_WORKERS,
+            stop=_End(plan, reporter),
+            max_failures=0,  # the searcher lets a trial whose worker was lost go on
             num_samples=-1,  # the searcher says when there are enough
-            max_concurrent_trials=plan.concurrent
-            or most_concurrent(CPUS_A_TRIAL, list(plan.gpu_shares.values())),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
-            callbacks=[_Reporter(space, trials_folder, keeper, told, listeners)],
+            callbacks=[reporter],
             raise_on_failed_trial=False,
             verbose=0,
         )
+    if reporter.broken is not None:
+        raise reporter.broken
 
 
-class _Deadline(tune.Stopper):
-    """Ends the search when the time is up or the user asks for it; trials stay unfinished."""
+class _NeverStops(LetsWorkersStart, FIFOScheduler):
+    """Lets every trial run to its end."""
 
-    def __init__(self, seconds: float | None, interrupted: Callable[[], bool]) -> None:
-        self._at = None if seconds is None else monotonic() + seconds
-        self._interrupted = interrupted
+
+class _AsManyAs(ConcurrencyLimiter):
+    """Lets a searcher propose as many trials at a time as there is room for at that time."""
+
+    def __init__(self, limit: Callable[[], int], searcher: Searcher) -> None:
+        self._limit = limit
+        super().__init__(searcher, limit())
+
+    @property
+    def max_concurrent(self) -> int:
+        """As asked anew: a machine that joins gets trials."""
+        return self._limit()
+
+    @max_concurrent.setter
+    def max_concurrent(self, value: int) -> None:
+        """Do nothing: the limit says."""
+
+
+class _End(tune.Stopper):
+    """Ends the search when the time is up, the user asks for it, or nothing can be written.
+
+    Trials stay unfinished.
+    """
+
+    def __init__(self, plan: SearchPlan, reporter: _Reporter) -> None:
+        self._interrupted, self._time_is_up = plan.interrupted, plan.time_is_up
+        self._reporter = reporter
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._interrupted() or (self._at is not None and monotonic() > self._at)
+        return self._interrupted() or self._time_is_up() or self._reporter.broken is not None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Save nothing: Tune pickles what it runs with, and nobody carries on from that."""
+        return {}
 
 
 class _Reporter(tune.Callback):
-    """Turns Tune's callbacks into events, and keeps each trial's curve."""
+    """Turns Tune's callbacks into events, and keeps each trial's curve.
+
+    What cannot be written ends the search: the first error is kept, nothing is told after it, and
+    the trials that were running go on when the run is carried on.
+    """
 
     def __init__(
         self,
         space: Space,
         folder: Path,
-        keeper: Any,
-        told: Mapping[int, int],
+        keeper: KeeperHandle,
+        searcher: StudySearcher,
         listeners: Sequence[TrialListener],
     ) -> None:
         self._searched = set(space.distributions)
         self._keeper = keeper
-        self._told = dict(told)
+        self._searcher = searcher
         self._folder = folder
         self._listeners = listeners
-        self._started: set[str] = set()
+        self._started: set[int] = set()
+        self._unwritten: Exception | None = None
+
+    @property
+    def broken(self) -> Exception | None:
+        """Why nothing more can be kept, of the study or of the files beside it."""
+        return self._searcher.broken or self._unwritten
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if trial.trial_id in self._started:
-            return
-        self._started.add(trial.trial_id)
-        params = {k: v for k, v in trial.config["params"].items() if k in self._searched}
-        for listener in self._listeners:
-            listener.trial_started(trial.config["number"], params)
+        self.begin(trial.config["number"], trial.config["params"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         number = trial.config["number"]
-        if FAILURE in result or result["epoch"] <= self._told.get(number, 0):
+        if DISK_FULL in result:
+            self._unwritten = self._unwritten or OSError(errno.ENOSPC, result[DISK_FULL])
+        if "epoch" not in result or self.broken:
             return
-        self._told[number] = result["epoch"]
-        path = self._folder / str(number) / "progress.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _EPOCH_COLUMNS, extrasaction="ignore")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(result)
-        for listener in self._listeners:
-            listener.trial_epoch(number, result)
+        with self._writing():
+            if append_epoch(self._folder / str(number) / "progress.csv", result):
+                for listener in self._listeners:
+                    listener.trial_epoch(number, result)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         number, result = trial.config["number"], trial.last_result or {}
         if FAILURE in result:
-            (self._folder / str(number)).mkdir(parents=True, exist_ok=True)
-            (self._folder / str(number) / "error.txt").write_text(result["traceback"])
-            self._end(number, "failed", {"reason": result[FAILURE]})
+            with self._writing():
+                (self._folder / str(number)).mkdir(parents=True, exist_ok=True)
+                (self._folder / str(number) / "error.txt").write_text(result["traceback"])
+            self._end(trial, "failed", {"reason": result[FAILURE]})
         else:
-            self._end(number, "complete" if result.get("finished") else "pruned", result)
+            self._end(trial, "complete" if result.get("finished") else "pruned", result)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        reason = "its worker was lost again and again"
-        self._end(trial.config["number"], "failed", {"reason": reason})
+        if not self._searcher.goes_on(trial.config["number"]):
+            self._end(trial, "failed", {"reason": LOST})
 
-    def _end(self, number: int, state: str, result: dict[str, Any]) -> None:
-        self._keeper.forget.remote(number)
-        for listener in self._listeners:
-            listener.trial_ended(number, state, result)
+    def begin(self, number: int, params: Mapping[str, Any]) -> None:
+        """Tell of a trial, once: its worker may come up long after the study has it, or never."""
+        if number in self._started:
+            return
+        self._started.add(number)
+        searched = {k: v for k, v in params.items() if k in self._searched}
+        with self._writing():
+            for listener in self._listeners:
+                listener.trial_started(number, searched)
+
+    def _end(self, trial: Trial, state: str, result: dict[str, Any]) -> None:
+        if self.broken:
+            return
+        number = trial.config["number"]
+        self._keeper.forget(number)
+        with self._writing():
+            for listener in self._listeners:
+                listener.trial_ended(number, state, result)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep an error of the file system; what Tune makes of one would fail a trial."""
+        try:
+            yield
+        except OSError as error:
+            self._unwritten = self._unwritten or error

@@ -5,40 +5,24 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import optuna
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from search.evaluate import write_predictions
+from search.candidates import Candidate, read_recipe
+from search.evidence import FIRST
 from search.folder import RunFolder
-from search.folds import Fold, FoldStore, Recipe, out_of_fold, retrain
+from search.folds import Fold, FoldStore, Recipe, retrain
 from search.keeper import BEST_WEIGHTS
 from search.material import Material
+from search.out_of_fold import fold_interval, learn_doubt, learn_from_folds
 from search.progress import Progress
-from search.study import best_epoch, best_value, ranked_trials, trial_params
+from search.study import best_value, ranked_trials
 from search.trials import CPUS_A_TRIAL
-from spaces.base import Space, TrialConfig
 from trainables.model import Ensemble, ModelCard
-from trainables.trial import fresh_backbone, settled
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What may be retrained by k-fold: a trial, or the linear probe (no number, no epochs)."""
-
-    number: int | None
-    recipe: Recipe
-    search_accuracy: float
-
-    @property
-    def name(self) -> str:
-        """What people are shown."""
-        if self.number is None:
-            return f"linear probe of {self.recipe.config.backbone}"
-        return f"trial {self.number}, {self.recipe.epochs} epochs"
+from trainables.trial import fresh_backbone
 
 
 @dataclass(frozen=True)
@@ -59,28 +43,20 @@ class Finalist:
         return float(np.std([fold.accuracy for fold in self.folds], ddof=1))
 
 
-def choose_candidates(
-    study: optuna.Study, space: Space, n: int, folder: RunFolder
-) -> list[Candidate]:
-    """Return the n best trials of different configurations, and the best linear probe.
+@dataclass(frozen=True)
+class Retrained:
+    """What the folds stage made.
 
-    A validation score is the best of many, and flatters: the probe is always a finalist, so that
-    no search falls short of it.
+    Attributes:
+        winner: The finalist of the best fold mean.
+        ensemble: Its folds: the model.
+        baseline: The first trial's recipe, retrained on the same folds; None where that is the
+            winner, or there is none.
     """
-    chosen: list[FrozenTrial] = []
-    for trial in ranked_trials(study):
-        if len(chosen) < n and all(trial.params != other.params for other in chosen):
-            chosen.append(trial)
-    candidates = [
-        Candidate(trial.number, read_recipe(trial, space, folder.path), best_value(trial))
-        for trial in chosen
-    ]
-    probes = folder.summary.get("probe")
-    if candidates and probes:
-        name, probe = next(iter(probes.items()))
-        recipe = Recipe(TrialConfig(backbone=name, freeze_depth=5), 0, None)
-        candidates.append(Candidate(None, recipe, probe["accuracy"]))
-    return candidates
+
+    winner: Finalist
+    ensemble: Ensemble
+    baseline: Ensemble | None
 
 
 def retrain_finalists(
@@ -89,7 +65,7 @@ def retrain_finalists(
     use_probe: bool,
     folder: RunFolder,
     progress: Progress,
-) -> tuple[Finalist, Ensemble]:
+) -> Retrained:
     """Retrain the candidates by k-fold; the best fold mean wins, and its folds are the model.
 
     Args:
@@ -108,11 +84,19 @@ def retrain_finalists(
         mean, std = finalists[-1].mean, finalists[-1].std
         progress.say(f"{candidate.name}: {mean:.4f} ± {std:.4f} over {n_folds} folds")
     winner = max(finalists, key=lambda finalist: finalist.mean)
-    _write_folds(material, finalists, winner, folder)
-    weights = [fold.weights for fold in winner.folds]
-    ensemble = build_ensemble(material, winner.candidate.recipe, weights)
+    _write_folds(finalists, winner, folder)
+    ensemble = _as_model(material, winner, learn_from_folds(material, winner.folds, folder))
+    ensemble.doubt = learn_doubt(winner.folds)
     ensemble.save(folder.path / "model.pt")
-    return winner, ensemble
+    first = next((one for one in finalists if one.candidate.number == FIRST), None)
+    if first is None or first is winner:
+        return Retrained(winner, ensemble, None)
+    return Retrained(winner, ensemble, _as_model(material, first, temperature=1.0))
+
+
+def _as_model(material: Material, finalist: Finalist, temperature: float) -> Ensemble:
+    weights = [fold.weights for fold in finalist.folds]
+    return build_ensemble(material, finalist.candidate.recipe, weights, temperature)
 
 
 def _retrain(
@@ -143,18 +127,6 @@ def _retrain(
     return retrain(material.bench, recipe, rows, n_folds, use_probe, resources, on_fold, before)
 
 
-def read_recipe(trial: FrozenTrial, space: Space, run_folder: Path) -> Recipe:
-    """Return what a trial found: its configuration, its best epoch, its learning rates."""
-    config = settled(trial_params(trial, space))
-    epochs = best_epoch(trial)
-    if config.scheduler != "plateau":
-        return Recipe(config, epochs, None)
-    curve = run_folder / "trials" / str(trial.number) / "progress.csv"
-    with curve.open(newline="", encoding="utf-8") as file:
-        lrs = {int(row["epoch"]): float(row["lr"]) for row in csv.DictReader(file)}
-    return Recipe(config, epochs, tuple(lrs[epoch] for epoch in range(1, epochs + 1)))
-
-
 def save_best_trial(material: Material, study: optuna.Study, folder: RunFolder) -> None:
     """Make the best full-length trial the model, for a search that ends before the folds."""
     for trial in ranked_trials(study):
@@ -168,7 +140,10 @@ def save_best_trial(material: Material, study: optuna.Study, folder: RunFolder) 
 
 
 def build_ensemble(
-    material: Material, recipe: Recipe, members: Sequence[dict[str, torch.Tensor]]
+    material: Material,
+    recipe: Recipe,
+    members: Sequence[dict[str, torch.Tensor]],
+    temperature: float = 1.0,
 ) -> Ensemble:
     """Put members over the frozen stages that they were trained on."""
     space, config = material.space, recipe.config
@@ -180,6 +155,7 @@ def build_ensemble(
         freeze_depth=config.freeze_depth,
         hidden_units=config.hidden_units,
         n_members=len(members),
+        temperature=temperature,
     )
     backbone = fresh_backbone(
         material.bench, config.backbone, config.freeze_depth, torch.device("cpu")
@@ -188,27 +164,17 @@ def build_ensemble(
     return Ensemble(card, prefix, members)
 
 
-def _write_folds(
-    material: Material, finalists: Sequence[Finalist], winner: Finalist, folder: RunFolder
-) -> None:
-    """Write `folds.csv`, `oof_predictions.csv` and the summary's sections."""
+def _write_folds(finalists: Sequence[Finalist], winner: Finalist, folder: RunFolder) -> None:
+    """Write `folds.csv` and the summary's sections `best` and `kfold`."""
     folder.path.joinpath("folds").mkdir(exist_ok=True)
     with (folder.path / "folds" / "folds.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["trial", "fold", "accuracy", "n", "seconds"])
+        writer.writerow(["trial", "fold", "accuracy", "n", "seconds", "node"])
         for finalist in finalists:
             number = finalist.candidate.number
             for index, fold in enumerate(finalist.folds):
                 row = ["probe" if number is None else number, index + 1, fold.accuracy]
-                writer.writerow([*row, len(fold.held_out), round(fold.seconds, 3)])
-    rows, logits = out_of_fold(winner.folds)
-    write_predictions(
-        folder.path / "folds" / "oof_predictions.csv",
-        material.names(rows),
-        material.bench.labels[rows],
-        torch.softmax(torch.from_numpy(logits), 1).numpy(),
-        material.listing.classes,
-    )
+                writer.writerow([*row, len(fold.held_out), round(fold.seconds, 3), fold.node])
     _note_best(folder, winner.candidate)
     folder.note(
         "kfold",
@@ -216,6 +182,7 @@ def _write_folds(
             "folds": len(winner.folds),
             "accuracy_mean": winner.mean,
             "accuracy_std": winner.std,
+            "accuracy_ci95": fold_interval(winner.folds),
             "gap": winner.candidate.search_accuracy - winner.mean,
             "finalists": [
                 {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def percent(share: float, digits: int = 1) -> str:
     """Return a share in [0, 1] as a percentage: "99.2 %"."""
@@ -29,6 +31,16 @@ def compact(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def describe(params: Mapping[str, object]) -> str:
+    """Return parameters as one short line: "lr 0.00312, freeze_depth 2"."""
+    return ", ".join(f"{name} {compact(value)}" for name, value in params.items())
+
+
 def count(n: int, thing: str) -> str:
     """Return a number of things: "1 trial", "1,200 trials"."""
     return f"{n:,} {thing}" + ("" if n == 1 else "s")
+
+
+def readable(name: str) -> str:
+    """Return a name with marks in place of the bytes that are no UTF-8, as tables are read back."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -181,6 +181,9 @@ class Space:
     """Augmented views of each training picture in the view bank."""
     keep: int = 3
     """How many of the best trials keep their weights on disk."""
+    ladder: bool = False
+    """Whether the study's ladder is climbed too, beside the search: a plain CNN, then dropout, then
+    augmentation, then transfer, each trained to full length."""
     external: Source | None = field(default=None)
     """Pictures from elsewhere that the winner is judged on when `--external` names none."""
 
@@ -328,5 +331,7 @@ def _number_problems(space: Space) -> Iterable[str]:
         )
     if space.patience is not None and space.patience < 1:
         yield f"patience >= 1 must hold, but got {space.patience}"
+    if not isinstance(space.ladder, bool):
+        yield f"ladder must be True or False, but got {space.ladder!r}"  # type: ignore[unreachable]
     if space.weights not in ("pretrained", "none"):
         yield f"weights must be 'pretrained' or 'none', but got {space.weights!r}"

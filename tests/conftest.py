@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import ray
 import search.session  # noqa: F401 - sets the environment that Ray reads
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray sets it for a trial; before torch is there
+
+pytest_plugins = ("tests.colours",)
 
 _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -23,6 +27,24 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A Ray of two CPUs for all tests."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # "local", so that tests never join a cluster that happens to run on the machine.
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small finished run on the embedded digits, with external pictures."""
+    out = tmp_path_factory.mktemp("results")
+    command = ["--limit", "300", "--trials", "4", "--epochs", "3", "--folds", "2", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "search.run", *command, "--out", str(out), "--name", "digits"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out / "digits"

@@ -34,6 +34,13 @@ PICTURE_SUFFIXES: frozenset[str] = frozenset(
 )
 """Suffixes, in lower case, of the files taken for pictures by their name."""
 
+_FORMATS = (
+    *("JPEG", "JPEG2000", "PNG", "GIF", "WEBP", "AVIF"),
+    *("TIFF", "BMP", "DIB", "ICO", "TGA", "PPM"),
+)
+"""What those files hold, by Pillow's names (MPO is one of JPEG's). No other is tried, whatever a
+file's content says: for PostScript, Pillow would start another program."""
+
 CROP_SHARE = 0.875
 """Share of the shorter side that evaluation keeps, as in torchvision's own recipes (224 of 256)."""
 
@@ -77,7 +84,7 @@ def read_picture(path_or_file: PictureFile) -> Image.Image:
             too many pixels to be safe to decode.
     """
     try:
-        with Image.open(path_or_file) as image:
+        with Image.open(path_or_file, formats=_FORMATS) as image:
             image.load()
             return _as_rgb(_upright(image))
     # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, KeyError…

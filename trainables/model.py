@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.backbones import Backbone, create_backbone
+from trainables.doubt import Doubt, read_doubt
 from trainables.images import crop_and_normalise
 from trainables.viewbank import mixed_precision
 
@@ -67,13 +68,17 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, boundary: int = 0) -> Tensor:
         """Return logits [N, classes] from what lies at a boundary (0: normalised pixels)."""
+        return self.features_and_logits(x, boundary)[1]
+
+    def features_and_logits(self, x: Tensor, boundary: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the pooled features [N, feature_size] too."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.float()  # a bank's features are bfloat16, and nothing else would convert them
         features = self.backbone(x, boundary, 5)
         # The head is cheap and decides: it stays out of the half precision of the stages.
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features.float())
-        return logits
+        return features, logits
 
     def member_weights(self) -> Weights:
         """Copy what training changed, to the CPU: the unfrozen stages and the head."""
@@ -109,14 +114,27 @@ class Classifier(nn.Module):
 class Ensemble(nn.Module):
     """K classifiers that share their frozen stages, which are stored and run once."""
 
-    def __init__(self, card: ModelCard, prefix: Weights, members: Sequence[Weights]) -> None:
+    def __init__(
+        self,
+        card: ModelCard,
+        prefix: Weights,
+        members: Sequence[Weights],
+        doubt: Doubt | None = None,
+    ) -> None:
         """Rebuild the networks from their weights.
+
+        Args:
+            card: What they are.
+            prefix: Weights of the frozen stages.
+            members: Each member's own.
+            doubt: Tells what is unlike the training pictures; None where nothing is known of them.
 
         Raises:
             ModelError: the weights do not fit the card.
         """
         super().__init__()
         self.card = card
+        self.doubt = doubt
         if len(members) != card.n_members:
             raise ModelError(f"the card tells of {card.n_members} members, not of {len(members)}")
         backbone = create_backbone(card.backbone)
@@ -155,23 +173,35 @@ class Ensemble(nn.Module):
         shared = self.classifiers[0].backbone(x, 0, depth)
         return torch.stack([classifier(shared, depth) for classifier in self.classifiers])
 
-    @torch.no_grad()
     def logits(self, pictures: Tensor) -> Tensor:
-        """Return each member's logits for packed pictures.
+        """Return each member's logits for packed pictures; see `examine`."""
+        return self.examine(pictures)[0]
+
+    @torch.no_grad()
+    def examine(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return each member's logits for packed pictures, and how far these are to be doubted.
 
         Args:
             pictures: uint8 [N, S, S, 3] with S the card's `packed_size`.
 
         Returns:
-            float32 [members, N, classes] on the CPU.
+            float32 [members, N, classes] on the CPU; and the doubt, float32 [N] (see
+            `trainables.doubt`), or None where the model has none.
         """
-        device = next(self.parameters()).device
+        device, depth = next(self.parameters()).device, self.card.freeze_depth
         parts = [torch.empty(len(self.classifiers), 0, len(self.card.classes))]
+        doubts = [torch.empty(0)]
         for start in range(0, len(pictures), _PREDICT_BATCH):
             batch = pictures[start : start + _PREDICT_BATCH].to(device)
             with mixed_precision(device):
-                parts.append(self(crop_and_normalise(batch, self.card.image_size)).float().cpu())
-        return torch.cat(parts, dim=1)
+                pixels = crop_and_normalise(batch, self.card.image_size)
+                shared = self.classifiers[0].backbone(pixels, 0, depth)
+                made = [one.features_and_logits(shared, depth) for one in self.classifiers]
+            features, logits = (torch.stack(both).float().cpu() for both in zip(*made, strict=True))
+            parts.append(logits)
+            if self.doubt is not None:
+                doubts.append(self.doubt.judge(features, logits))
+        return torch.cat(parts, dim=1), None if self.doubt is None else torch.cat(doubts)
 
     def probabilities(self, pictures: Tensor) -> Tensor:
         """Return the members' mean probability of each class: float32 [N, classes], on the CPU."""
@@ -185,6 +215,8 @@ class Ensemble(nn.Module):
             "prefix": self.prefix,
             "members": self.member_weights(),
         }
+        if self.doubt is not None:
+            content["doubt"] = self.doubt.state()
         partial = path.with_name(path.name + ".partial")
         torch.save(content, partial)
         partial.replace(path)
@@ -212,7 +244,11 @@ def load_model(path: Path) -> Ensemble:
         raise ModelError(f"{path} is no model of this program (it lacks the mark {FORMAT!r})")
     try:
         card = _read_card(content["card"])
-        return Ensemble(card, content["prefix"], content["members"])
+        ensemble = Ensemble(card, content["prefix"], content["members"])
+        if "doubt" in content:
+            size = ensemble.classifiers[0].backbone.feature_size
+            ensemble.doubt = read_doubt(content["doubt"], card.n_members, size)
+        return ensemble
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
         raise ModelError(f"{path} is damaged: {kind}{error}") from None

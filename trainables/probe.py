@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from trainables.folding import grouped_folds
 from trainables.model import Weights
 
 _FOLDS = 5
@@ -34,7 +35,13 @@ class Probe:
     head: Weights
 
 
-def fit_probe(features: Tensor, labels: Tensor, n_classes: int, seed: int) -> Probe:
+def fit_probe(
+    features: Tensor,
+    labels: Tensor,
+    n_classes: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> Probe:
     """Fit a linear probe on pooled features and cross-validate it.
 
     Args:
@@ -42,12 +49,14 @@ def fit_probe(features: Tensor, labels: Tensor, n_classes: int, seed: int) -> Pr
         labels: int64 [n]; each class at least twice.
         n_classes: Labels are in [0, n_classes).
         seed: Of the folds.
+        groups: int64 [n]; near-duplicates have equal numbers, and stay in one fold.
     """
     x, y = features.float().numpy(), labels.numpy()
+    groups = np.arange(len(y)) if groups is None else groups
     if len(y) > _MOST_PICTURES:
         chosen = _stratified_part(y, _MOST_PICTURES / len(y), np.random.default_rng(seed))
-        x, y = x[chosen], y[chosen]
-    n_folds = min(_FOLDS, int(np.bincount(y)[np.unique(y)].min()))
+        x, y, groups = x[chosen], y[chosen], groups[chosen]
+    n_folds = min(_FOLDS, min(len(np.unique(groups[y == label])) for label in np.unique(y)))
     accuracy = float("nan")
     model = make_pipeline(
         StandardScaler(), LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=200)
@@ -55,7 +64,9 @@ def fit_probe(features: Tensor, labels: Tensor, n_classes: int, seed: int) -> Pr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a ranking needs no last digit
         if n_folds >= 2:
-            folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+            held_out = grouped_folds(y, groups, n_folds, seed)
+            every = np.arange(len(y))
+            folds = [(np.setdiff1d(every, part), part) for part in held_out]
             accuracy = float(np.mean(cross_val_predict(model, x, y, cv=folds) == y))
         return Probe(accuracy, _as_head(model.fit(x, y), x.shape[1], n_classes))
 

@@ -125,6 +125,7 @@ class EpochResult:
     """Counted from 1."""
     train_loss: float
     train_accuracy: float
+    train_macro_f1: float
     val_loss: float
     val_accuracy: float
     val_macro_f1: float
@@ -232,7 +233,7 @@ class Trainer:
         with torch.random.fork_rng():
             # Of dropout and stochastic depth; torch takes no seed beyond 64 bits.
             torch.manual_seed((self._seed * 100_003 + self.epoch) % 2**63)
-            loss_sum, n_right = self._train_pass()
+            loss_sum, labels, predicted = self._train_pass()
         train_seconds = perf_counter() - started
         n = len(self._train_rows)
         train_loss = loss_sum / n
@@ -244,7 +245,8 @@ class Trainer:
         result = EpochResult(
             epoch=self.epoch,
             train_loss=train_loss,
-            train_accuracy=n_right / n,
+            train_accuracy=float((predicted == labels).float().mean()),
+            train_macro_f1=_macro_f1(labels, predicted, self._pictures.n_classes),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             val_macro_f1=val_macro_f1,
@@ -264,15 +266,26 @@ class Trainer:
 
     def predict_logits(self, rows: Tensor) -> Tensor:
         """Return logits of unaugmented pictures: float32 [n, classes] on the CPU."""
+        return self.predict(rows)[1]
+
+    def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pooled features and logits of unaugmented pictures.
+
+        Returns:
+            float32 [n, feature_size] and [n, classes], on the CPU.
+        """
         self.model.eval()
         depth = self.config.freeze_depth
-        parts = [torch.empty(0, self._pictures.n_classes)]
+        features = [torch.empty(0, self.model.backbone.feature_size)]
+        logits = [torch.empty(0, self._pictures.n_classes)]
         with torch.no_grad():
             for batch in rows.split(_EVALUATION_BATCH):
                 x = self._inputs.clean(batch).to(self._device, non_blocking=True)
                 with mixed_precision(self._device):
-                    parts.append(self.model(x, depth).float().cpu())
-        return torch.cat(parts)
+                    made = self.model.features_and_logits(x, depth)
+                features.append(made[0].float().cpu())
+                logits.append(made[1].float().cpu())
+        return torch.cat(features), torch.cat(logits)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to go on as if nothing had happened."""
@@ -303,16 +316,17 @@ class Trainer:
                 f" (lr {self.config.lr:g}, {self.config.optimizer})"
             )
 
-    def _train_pass(self) -> tuple[float, int]:
-        """Visit every training picture once; return the summed loss and how many were right."""
+    def _train_pass(self) -> tuple[float, Tensor, Tensor]:
+        """Visit every training picture once; return summed loss, labels and what was predicted."""
         loss_sum = torch.zeros((), device=self._device)
-        n_right = torch.zeros((), device=self._device, dtype=torch.long)
+        labels, predicted = [], []
         for step, (x, y) in enumerate(self._batches()):
             self._set_lr(step)
             loss, logits = self._step(x, y)
             loss_sum += loss * len(y)
-            n_right += (logits.argmax(1) == y).sum()
-        return float(loss_sum), int(n_right)
+            labels.append(y)
+            predicted.append(logits.argmax(1))
+        return float(loss_sum), torch.cat(labels).cpu(), torch.cat(predicted).cpu()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self._train_rows), generator=self._generator)

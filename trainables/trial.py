@@ -18,9 +18,11 @@ import numpy as np
 import ray
 import torch
 from ray import tune
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from spaces.base import TrialConfig, Value
 from trainables.backbones import Backbone, create_backbone
+from trainables.disk import is_disk_full
 from trainables.fusion import fused
 from trainables.images import as_tensor
 from trainables.model import Weights
@@ -30,13 +32,16 @@ from trainables.viewbank import ViewBank, as_features, build_view, view_magnitud
 FAILURE = "failure"
 """Key of a result that says why a trial failed."""
 
+DISK_FULL = "disk_full"
+"""Key of a result that says why a trial cannot go on, though it did not fail."""
+
 
 @dataclass(frozen=True)
 class Bench:
     """What all trainings of a run share. Large things are in the object store.
 
     Attributes:
-        table: The packed pictures, uint8 [N, S, S, 3]: a reference, or a file to be mapped.
+        table: The packed pictures, uint8 [N, S, S, 3]; see `open_table`.
         labels: int64 [N].
         n_classes: Labels are in [0, n_classes).
         image_size: Side in pixels that a backbone sees.
@@ -49,6 +54,8 @@ class Bench:
         epochs: The full length of a trial.
         patience: See `Space.patience`.
         seed: Of the run.
+        groups: int64 [N]; pictures of equal numbers are near-duplicates, and stay in one fold.
+            None is each on its own.
     """
 
     table: Any
@@ -63,6 +70,7 @@ class Bench:
     epochs: int
     patience: int | None
     seed: int
+    groups: np.ndarray | None = None
 
     def pictures(self, device: torch.device) -> PictureSet:
         """Open the shared table: without a copy, or once a worker on the GPU where it fits."""
@@ -85,15 +93,28 @@ class Bench:
     def _lend(self, backbone: str, boundary: int, augment: float) -> ViewBank | None:
         if self.banks is None or boundary == 0:
             return None
-        lent = ray.get(
-            self.banks.lend.remote(backbone, boundary, views_up_to(augment, self.n_views))
-        )
-        if lent is None:
-            return None
-        views, row_of, block_size = lent
-        tensors = tuple(tuple(as_features(bits) for bits in ray.get(blocks)) for blocks in views)
-        return ViewBank(tensors, self.n_views, as_tensor(ray.get(row_of)), block_size)
+        attempts_left = 3
+        while True:
+            lent = ray.get(
+                self.banks.lend.remote(backbone, boundary, views_up_to(augment, self.n_views))
+            )
+            if lent is None:
+                return None
+            views, row_of, block_size = lent
+            try:
+                arrays = [ray.get(blocks, timeout=LENT_PATIENCE_SECONDS) for blocks in views]
+                tensors = tuple(tuple(map(as_features, blocks)) for blocks in arrays)
+                return ViewBank(tensors, self.n_views, as_tensor(ray.get(row_of)), block_size)
+            except GetTimeoutError:
+                continue  # perhaps lost with a machine since: who owns them looks again
+            except ObjectLostError:  # with the actor that owned them; it is there again, and builds
+                attempts_left -= 1
+                if not attempts_left:
+                    raise
 
+
+LENT_PATIENCE_SECONDS = 30.0
+"""How long a view is waited for before its owner is asked again."""
 
 GPU_TABLE_SHARE = 0.2
 """Of a GPU's free memory: packed pictures up to that are kept on the card."""
@@ -105,10 +126,15 @@ def open_table(table: Any, device: torch.device) -> torch.Tensor:
     """Open the packed pictures, shared by all workers of a node; a GPU gets its own copy.
 
     Args:
-        table: A reference into the object store, or the path of a file to be mapped.
+        table: A reference into the object store, the path of a file to be mapped, or a
+            `search.machinefile.MachineFile`, whose copy on this machine is.
         device: Where they are wanted. They stay on the CPU where they would crowd the GPU.
     """
-    shared = np.load(table, mmap_mode="r") if isinstance(table, Path) else ray.get(table)
+    if isinstance(table, ray.ObjectRef):
+        shared = ray.get(table)
+    else:
+        path = table if isinstance(table, Path) else table.local_path()
+        shared = np.load(path, mmap_mode="r")
     if device.type == "cpu":
         return as_tensor(shared)
     if (table, device) not in _tables:
@@ -210,15 +236,15 @@ class ImageTrial(tune.Trainable):
     """One configuration of a search; workers go from one to the next (`reuse_actors`).
 
     After each epoch the keeper has a checkpoint before the result is told. So a trial that goes on
-    elsewhere, after its worker or the whole run was lost, tells its last epoch if nobody heard of
-    it, and trains no epoch twice but the one it was in.
+    elsewhere, after its worker or the whole run was lost, tells its last epoch once more, and
+    trains none twice but the one it was in.
     """
 
     _number: int
     _trainer: Trainer | None
     _best_weights: Weights
     _untold: dict[str, Any] | None
-    _failure: dict[str, Any] | None
+    _stuck: dict[str, Any] | None
     _trained_seconds: float
 
     def setup(
@@ -232,11 +258,11 @@ class ImageTrial(tune.Trainable):
         """Begin a trial.
 
         Args:
-            config: Its `number` in the study, its `params`, and the last epoch `reported` to it.
+            config: Its `number` in the study and its `params`.
             bench: What all trainings share.
             train_rows: int64, table rows to train on.
             val_rows: int64, table rows to validate on.
-            keeper: Actor handle of `search.keeper.Keeper`.
+            keeper: A `search.keeper.KeeperHandle`.
         """
         if bench is None or train_rows is None or val_rows is None or keeper is None:
             raise ValueError("ImageTrial needs tune.with_parameters(bench, rows, keeper)")
@@ -256,12 +282,12 @@ class ImageTrial(tune.Trainable):
         if self._untold is not None:
             told, self._untold = self._untold, None
             return told
-        if self._failure is None:
+        if self._stuck is None:
             try:
                 return self._run_epoch()
-            except Exception as error:  # whatever it is, it is this trial's failure
-                self._failure = _describe_failure(error)
-        return self._failure
+            except Exception as error:
+                self._stuck = _describe_failure(error)
+        return self._stuck
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Do nothing: the keeper has a checkpoint of every epoch."""
@@ -272,13 +298,13 @@ class ImageTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
         self._trainer, self._best_weights = None, {}
-        self._untold = self._failure = None
+        self._untold = self._stuck = None
         self._trained_seconds = 0.0
         try:
             self._trainer = self._create_trainer(settled(config["params"]))
-            self._carry_on(self._trainer, int(config["reported"]))
+            self._carry_on(self._trainer)
         except Exception as error:
-            self._failure = _describe_failure(error)
+            self._stuck = _describe_failure(error)
 
     def _create_trainer(self, config: TrialConfig) -> Trainer:
         return create_trainer(
@@ -292,9 +318,12 @@ class ImageTrial(tune.Trainable):
             head_start=self._bench.heads.get(config.backbone),
         )
 
-    def _carry_on(self, trainer: Trainer, reported: int) -> None:
-        """Go back to the last checkpoint, if there is one that can be read."""
-        content = ray.get(self._keeper.last_checkpoint.remote(self._number))
+    def _carry_on(self, trainer: Trainer) -> None:
+        """Go back to the last checkpoint, if there is one that can be read.
+
+        Its epoch is told once more: whoever heard of it may not have decided on it.
+        """
+        content = self._keeper.last_checkpoint(self._number)
         if content is None:
             return
         try:
@@ -304,8 +333,7 @@ class ImageTrial(tune.Trainable):
         trainer.load_state_dict(state["trainer"])
         self._best_weights = state["best_weights"]
         self._trained_seconds = state["told"]["trained_seconds"]
-        if state["told"]["epoch"] > reported or trainer.finished:
-            self._untold = state["told"]
+        self._untold = state["told"]
 
     def _run_epoch(self) -> dict[str, Any]:
         trainer = self._trainer
@@ -329,13 +357,12 @@ class ImageTrial(tune.Trainable):
         if trainer.finished:
             self._offer_weights((best.val_accuracy, -best.val_loss))
         state = {"trainer": trainer.state_dict(), "best_weights": self._best_weights, "told": told}
-        ray.get(self._keeper.checkpoint.remote(self._number, _as_file(state)))
+        self._keeper.checkpoint(self._number, _as_file(state))
         return told
 
     def _offer_weights(self, score: tuple[float, float]) -> None:
-        if ray.get(self._keeper.wants.remote(self._number, score)):
-            content = _as_file(self._best_weights)
-            ray.get(self._keeper.offer.remote(self._number, score, content))
+        if self._keeper.wants(self._number, score):
+            self._keeper.offer(self._number, score, _as_file(self._best_weights))
 
 
 def _as_file(content: object) -> bytes:
@@ -345,6 +372,16 @@ def _as_file(content: object) -> bytes:
 
 
 def _describe_failure(error: Exception) -> dict[str, Any]:
+    """Return the result that tells a trial's failure, or that the disk is full.
+
+    Raises:
+        RayError: the cluster lost something, which is not the trial's failure: it goes on in
+            another worker.
+    """
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        raise error
+    if is_disk_full(error):
+        return {DISK_FULL: "no space left for checkpoints"}
     reason = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
     trace = "".join(traceback.format_exception(error))
     return {FAILURE: reason[:500], "traceback": trace, "done": True}

@@ -21,7 +21,24 @@ def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["step", "bank", "memory", "overhead", "scale", "vs_tutorial", "gpu"]
+    "name",
+    [
+        "step",
+        "bank",
+        "lpft",
+        "memory",
+        "overhead",
+        "scale",
+        "vs_tutorial",
+        "gpu",
+        "search_quality",
+        "serve",
+        "ensemble",
+        "label_issues",
+        "doubt",
+        "intervals",
+        "calibration",
+    ],
 )
 def test_smoke_prints_a_ratio_and_writes_json(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
@@ -159,3 +176,20 @@ def test_an_interval_is_students() -> None:
     centre, low, high = bank.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert centre == 3.0
     assert (low, high) == (pytest.approx(3 - 1.9632, abs=1e-3), pytest.approx(3 + 1.9632, abs=1e-3))
+
+
+def test_studies_are_summarised_over_their_seeds() -> None:
+    from benchmarks import studies
+
+    def run(accuracy: float, gain: float | None) -> dict[str, object]:
+        scores = {"n": 40, "accuracy": accuracy, "macro_f1": 0.9, "ece": 0.01}
+        made = {"test": scores, "kfold": {"accuracy_mean": 0.95}, "stages": {"search": 120.0}}
+        return made if gain is None else made | {"comparison": {"difference": gain}}
+
+    row = studies.summarise("tools", [run(0.9, 0.02), run(1.0, None)])
+    assert (row["n"], row["runs"], row["minutes"]) == (40, 2, 2.0)
+    assert row["held-out"] == "0.9500 ± 0.0707"
+    assert (row["over trial 0"], row["external"]) == ("0.0200", "–")
+    assert {f"{name}.py" for name in studies.STUDIES} <= {
+        path.name for path in (ROOT / "spaces").glob("*.py")
+    }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from injection import Count, Process, Search, break_often
 
-from search.interruption import INTERRUPTED
+from search.interruption import INTERRUPTED, TERMINATED
 from search.keeper import CHECKPOINT
 
 pytestmark = pytest.mark.slow
@@ -36,18 +36,24 @@ def test_killed_in_the_search(tmp_path: Path) -> None:
     assert count.left_over == 0
 
 
-def test_interrupted_in_the_search_with_damaged_files(tmp_path: Path) -> None:
-    """Ctrl-C, and then a truncated checkpoint and summary."""
-    search, count = Search(tmp_path, n_trials=6), Count("SIGINT")
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)]
+)
+def test_interrupted_in_the_search_with_damaged_files(
+    number: signal.Signals, exit_code: int, tmp_path: Path
+) -> None:
+    """A stop in good order, and then a truncated checkpoint and summary."""
+    search, count = Search(tmp_path, n_trials=6), Count(number.name)
 
     def inject(process: Process) -> None:
         in_the_search(search, process)
-        process.popen.send_signal(signal.SIGINT)
+        process.popen.send_signal(number)
         shown, _ = process.popen.communicate(timeout=60)
-        assert process.popen.returncode == INTERRUPTED, shown
+        assert process.popen.returncode == exit_code, shown
         assert "Traceback" not in shown
         assert f"--resume {search.run}" in shown
-        assert (search.run / "report.html").is_file()
+        if number == signal.SIGINT:  # SIGTERM leaves little time for a report
+            assert (search.run / "report.html").is_file()
         for path in (search.run / "summary.json", *search.run.glob(f"trials/*/{CHECKPOINT}")):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

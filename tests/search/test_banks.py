@@ -119,3 +119,25 @@ def test_the_least_recently_used_makes_room(log: list[dict[str, Any]]) -> None:
     owner.lend("small", 4, 2)
     assert set(owner.sizes_bytes()) == {"small/2", "large/5", "small/4"}
     assert sum(owner.sizes_bytes().values()) == 250 + 100 + 50
+
+
+def test_what_is_lost_with_a_machine_is_built_again_without_a_cpu(
+    log: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"small/5/view0/1", "small/5/view1/1", "small/5/view1/7"}
+
+    def wait(blocks: list[str], **_: object) -> tuple[list[str], list[str]]:
+        ready = [block for block in blocks if block in there]
+        return ready, [block for block in blocks if block not in there]
+
+    monkeypatch.setattr(banks.ray, "wait", wait)
+    owner = Banks(plan(10_000))
+    owner.build("small", (5,), 2)
+    owner.lend("small", 5, 2)
+    assert len(log) == 4, "what is on its way is not lost"
+    owner.built()
+    owner.lend("small", 5, 1)
+    (again,) = log[4:]
+    assert (again["num_cpus"], again["view"], again["seed"]) == (0, 0, log[1]["seed"])
+    owner.lend("small", 5, 2)
+    assert len(log) == 5, "nor is what is being built again"

@@ -1,9 +1,8 @@
-import csv
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,137 +10,12 @@ import ray
 import torch
 from PIL import Image
 
-from search.dataset import (
-    DataError,
-    Listing,
-    Packed,
-    Problem,
-    as_tensor,
-    check_counts,
-    pack,
-    scan,
-    split,
-    write_audit_csv,
-    write_split_csv,
-)
+from search import dataset
+from search.dataset import Packed, pack
+from search.layout import DataError
+from search.listing import Listing, check_counts, scan
 from spaces.sources import caltech101, digits, folder
-from trainables.images import fit, read_picture
-
-
-def listing_of(
-    counts: dict[str, int], official: dict[str, dict[str, int]] | None = None, root: str = "/data"
-) -> Listing:
-    """List made-up pictures: {class: count}, and {split: {class: count}}."""
-    entries: list[tuple[str, str, str | None]] = [
-        (f"{c}/{i:04d}.jpg", c, None) for c, n in counts.items() for i in range(n)
-    ]
-    entries += [
-        (f"{part}/{c}/{i:04d}.jpg", c, part)
-        for part, of_class in (official or {}).items()
-        for c, n in of_class.items()
-        for i in range(n)
-    ]
-    entries.sort(key=lambda entry: entry[0])
-    classes = tuple(sorted({c for _, c, _ in entries}))
-    return Listing(
-        classes=classes,
-        names=tuple(name for name, *_ in entries),
-        labels=np.array([classes.index(c) for _, c, _ in entries], dtype=np.int64),
-        splits=tuple(part for *_, part in entries),
-        paths=tuple(Path(root) / name for name, *_ in entries),
-        images=None,
-    )
-
-
-def everything(listing: Listing) -> np.ndarray:
-    return np.arange(len(listing.names))
-
-
-def divided(listing: Listing, seed: int = 0, folds: int = 2) -> dict[tuple[str, str], int]:
-    parts = split(listing, everything(listing), 0.2, 0.2, seed, folds)
-    classes = (listing.classes[label] for label in listing.labels)
-    return dict(Counter(zip(classes, (str(part) for part in parts), strict=True)))
-
-
-# --- split -------------------------------------------------------------------------------------
-
-
-def test_split_is_stratified() -> None:
-    assert divided(listing_of({"a": 100, "b": 50})) == {
-        **{("a", "train"): 64, ("a", "val"): 16, ("a", "test"): 20},
-        **{("b", "train"): 32, ("b", "val"): 8, ("b", "test"): 10},
-    }
-
-
-@pytest.mark.parametrize("count", range(3, 30))
-@pytest.mark.parametrize("fractions", [(0.05, 0.05), (0.2, 0.2), (0.5, 0.5)])
-def test_small_classes_are_in_every_split(count: int, fractions: tuple[float, float]) -> None:
-    listing = listing_of({"a": count, "b": 40})
-    parts = split(listing, everything(listing), *fractions, seed=3)
-    assert set(parts[listing.labels == 0]) == {"train", "val", "test"}
-
-
-@pytest.mark.parametrize("folds", [2, 3, 5, 10])
-@pytest.mark.parametrize("spare", range(1, 12))
-def test_the_test_split_leaves_enough_for_the_folds(folds: int, spare: int) -> None:
-    listing = listing_of({"a": folds + spare, "b": 40})
-    check_counts(listing, everything(listing), folds)
-    for fraction in (0.05, 0.2, 0.5):
-        parts = split(listing, everything(listing), 0.2, fraction, seed=0, folds=folds)
-        mine = parts[listing.labels == 0]
-        assert (mine != "test").sum() >= folds
-        assert set(mine) == {"train", "val", "test"}
-
-
-def test_tiny_classes_are_trained_on_first() -> None:
-    assert divided(listing_of({"a": 1, "b": 2})) == {
-        **{("a", "train"): 1, ("b", "train"): 1, ("b", "val"): 1}
-    }
-
-
-def test_official_test_split_stays() -> None:
-    listing = listing_of({}, {"train": {"a": 50, "b": 30}, "test": {"a": 7, "b": 1}})
-    assert divided(listing) == {
-        **{("a", "train"): 40, ("a", "val"): 10, ("a", "test"): 7},
-        **{("b", "train"): 24, ("b", "val"): 6, ("b", "test"): 1},
-    }
-    parts = split(listing, everything(listing), 0.2, 0.2, seed=0)
-    official = np.array(listing.splits)
-    assert ((parts == "test") == (official == "test")).all()
-
-
-def test_official_splits_all_stay() -> None:
-    official = {"train": {"a": 9, "b": 8}, "val": {"a": 4, "b": 2}, "test": {"a": 5, "b": 5}}
-    listing = listing_of({}, official)
-    parts = split(listing, everything(listing), 0.2, 0.2, seed=0)
-    assert tuple(parts) == listing.splits
-
-
-def test_official_val_split_stays_and_a_test_is_drawn() -> None:
-    listing = listing_of({}, {"train": {"a": 40, "b": 3}, "val": {"a": 10, "b": 1}})
-    assert divided(listing) == {
-        **{("a", "train"): 30, ("a", "val"): 10, ("a", "test"): 10},
-        **{("b", "train"): 2, ("b", "val"): 1, ("b", "test"): 1},
-    }
-
-
-def test_split_depends_on_seed_and_names_alone() -> None:
-    listing = listing_of({"a": 60, "b": 60})
-    kept = everything(listing)
-    first = split(listing, kept, 0.2, 0.2, seed=0)
-    moved = listing_of({"a": 60, "b": 60}, root="/elsewhere")
-    np.testing.assert_array_equal(split(moved, kept, 0.2, 0.2, seed=0), first)
-    assert (split(listing, kept, 0.2, 0.2, seed=1) != first).any()
-
-
-def test_an_unreadable_picture_moves_few_others() -> None:
-    listing = listing_of({"a": 60, "b": 60})
-    first = split(listing, everything(listing), 0.2, 0.2, seed=0)
-    kept = np.delete(everything(listing), 7)
-    later = split(listing, kept, 0.2, 0.2, seed=0)
-    assert len(later) == 119
-    assert (later != first[kept]).sum() <= 2
-
+from trainables.images import as_tensor, fit, read_picture
 
 # --- pack --------------------------------------------------------------------------------------
 
@@ -183,6 +57,27 @@ def test_pack_decodes_every_picture_in_order(tmp_path: Path, block_size: int | N
     assert listing.paths is not None
     for row, path in enumerate(listing.paths):
         np.testing.assert_array_equal(table[row], fit(read_picture(path), 16, 13))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_files_that_other_machines_do_not_have_are_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = scanned(save_pictures(tmp_path))
+    here = table_of(pack(listing, 16, quiet, block_size=5))
+    decode = dataset._decode_files
+
+    def decode_elsewhere(files: list[Path | bytes], *sizes: Any) -> Any:
+        missing = [file.with_name("not here") if isinstance(file, Path) else file for file in files]
+        return decode(missing, *sizes)
+
+    monkeypatch.setattr(dataset, "_decode_files", decode_elsewhere)
+    assert len(pack(listing, 16, quiet, block_size=5).problems) == 12
+    sent = pack(listing, 16, quiet, block_size=5, send_files=True)
+    np.testing.assert_array_equal(table_of(sent), here)
+    (tmp_path / "class 0" / "0.png").unlink()
+    (problem,) = pack(listing, 16, quiet, block_size=5, send_files=True).problems
+    assert problem.detail == "there is no such file"
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -338,49 +233,3 @@ def test_packing_caltech_takes_seconds(shared_data: Path, tmp_path: Path) -> Non
     seconds = time.perf_counter() - start
     assert len(packed.kept) == 988
     assert seconds < 15  # 1.0 to 1.5 s on two free cores
-
-
-# --- files -------------------------------------------------------------------------------------
-
-ODD_NAMES = ('a, "b"/мяу.jpg', 'a, "b"/größe 1\n2.jpg', "c/'; drop.jpg", "c/\udcff.jpg")
-
-
-def rows_of(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.reader(file))
-
-
-def test_split_csv_round_trips(tmp_path: Path) -> None:
-    listing = Listing(
-        classes=('a, "b"', "c"),
-        names=ODD_NAMES,
-        labels=np.array([0, 0, 1, 1]),
-        splits=(None,) * 4,
-        paths=tuple(Path(name) for name in ODD_NAMES),
-        images=None,
-    )
-    path = tmp_path / "split.csv"
-    write_split_csv(path, listing, np.array([0, 1, 3]), np.array(["train", "val", "test"]))
-    assert rows_of(path) == [
-        ["name", "label", "split"],
-        [ODD_NAMES[0], 'a, "b"', "train"],
-        [ODD_NAMES[1], 'a, "b"', "val"],
-        [ODD_NAMES[3], "c", "test"],
-    ]
-
-
-def test_split_csv_needs_a_split_a_picture(tmp_path: Path) -> None:
-    listing = listing_of({"a": 3})
-    with pytest.raises(ValueError, match="shorter"):
-        write_split_csv(tmp_path / "split.csv", listing, np.arange(3), ["train"])
-
-
-def test_audit_csv_round_trips(tmp_path: Path) -> None:
-    path = tmp_path / "audit.csv"
-    write_audit_csv(path, [Problem(name, "unreadable", 'is "empty", really') for name in ODD_NAMES])
-    assert rows_of(path) == [
-        ["name", "problem", "detail"],
-        *([name, "unreadable", 'is "empty", really'] for name in ODD_NAMES),
-    ]
-    write_audit_csv(path, [])
-    assert rows_of(path) == [["name", "problem", "detail"]]

@@ -11,8 +11,9 @@ import torch
 from sklearn import metrics
 
 from search import evaluate
-from search.evaluate import score, top_accuracy, wilson_interval, write_predictions
+from search.evaluate import score, top_accuracy, write_predictions
 from search.folder import RunFolder
+from search.intervals import wilson_interval
 
 CLASSES = ("ant", "bee", "cow", "dog")
 
@@ -67,6 +68,10 @@ def test_metrics_by_hand():
     judged = score(labels, probabilities, CLASSES)
     assert judged["accuracy"] == 0.6
     assert judged["accuracy_ci95"] == wilson_interval(3, 5)
+    assert judged["top3_accuracy_ci95"] == wilson_interval(4, 5)
+    for name in ("macro_precision", "macro_recall", "macro_f1"):
+        low, high = judged[f"{name}_ci95"]
+        assert 0 < low < judged[name] < high < 1
     assert judged["confusion"] == [[2, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
     # Means are over ant, bee and dog: nobody can be right about a cow.
     assert judged["macro_precision"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
@@ -103,21 +108,6 @@ def test_certainty_in_the_wrong_stays_finite():
 def test_one_picture():
     judged = score(np.array([2]), np.array([[0.1, 0.2, 0.3, 0.4]]), CLASSES)
     assert (judged["n"], judged["accuracy"], judged["top3_accuracy"]) == (1, 0.0, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("n_right", "n", "low", "high"),
-    [  # R: binom::binom.wilson(x, n); Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (20, 20, 0.8389, 1.0),
-        (1, 1, 0.2065, 1.0),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_wilson_interval(n_right, n, low, high):
-    assert wilson_interval(n_right, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_top_three():
@@ -180,9 +170,18 @@ def test_two_classes_have_two_likeliest(tmp_path):
 class Oracle:
     """Knows the class of each picture, which is the value of its pixels; errs on 9."""
 
-    def probabilities(self, pictures: torch.Tensor) -> torch.Tensor:
+    card = SimpleNamespace(temperature=2.0)
+
+    def logits(self, pictures: torch.Tensor) -> torch.Tensor:
         values = pictures[:, 0, 0, 0].long()
-        return torch.eye(4)[torch.where(values == 9, 0, values)] * 0.6 + 0.1
+        return torch.eye(4)[None, torch.where(values == 9, 0, values)] * 4
+
+    def examine(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return doubt too: half of the pixels' value."""
+        return self.logits(pictures), pictures[:, 0, 0, 0].float() / 2
+
+    def probabilities(self, pictures: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.logits(pictures)[0] / 2, 1)
 
 
 def table_of(values: list[int], path: Path) -> Path:
@@ -192,13 +191,26 @@ def table_of(values: list[int], path: Path) -> Path:
     return path
 
 
-def evaluated(tmp_path: Path, external: Any) -> RunFolder:
+@pytest.fixture(autouse=True)
+def exhibited(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """By part, the first pixel of each picture that people may be shown; see `search.exhibits`."""
+    parts: dict[str, list[int]] = {}
+
+    def keep(_folder: RunFolder, _model: Any, part: str, pictures: torch.Tensor) -> None:
+        parts[part] = pictures[:, 0, 0, 0].tolist()
+
+    monkeypatch.setattr(evaluate, "keep_exhibits", keep)
+    return parts
+
+
+def evaluated(tmp_path: Path, external: Any, twins: Any = None) -> RunFolder:
     """Evaluate the oracle on six pictures, of which rows 1, 3 and 5 are the test split."""
     material = SimpleNamespace(
         listing=SimpleNamespace(classes=CLASSES),
         packed=SimpleNamespace(table=table_of([0, 1, 2, 9, 3, 3], tmp_path / "table.npy")),
         bench=SimpleNamespace(labels=np.array([0, 1, 2, 2, 3, 3])),
         external=external,
+        external_twins=twins,
         rows=lambda split: np.array({"test": [1, 3, 5]}[split]),
         names=lambda rows: [f"row {row}" for row in rows],
     )
@@ -229,6 +241,22 @@ def test_the_test_split_is_judged_and_written(tmp_path):
         ("row 3", "cow", "ant"),
         ("row 5", "dog", "dog"),
     ]
+    sure = np.exp(2) / (np.exp(2) + 3)
+    assert lines[0]["first_probability"] == f"{sure:.6f}", "the temperature is used"
+    assert [(line["doubt"], line["unlike"]) for line in lines] == [
+        ("0.5000", "0"),
+        ("4.5000", "1"),
+        ("1.5000", "1"),
+    ]
+    assert folder.summary["test"]["n_unlike"] == 2
+    calibration = folder.summary["calibration"]
+    assert calibration["temperature"] == 2.0
+    before, after = (calibration["test"][when] for when in ("before", "after"))
+    assert after["ece"] == pytest.approx(abs(2 / 3 - sure), abs=1e-6)
+    assert before["ece"] > after["ece"]
+    assert after["bins"] == [
+        {"confidence": pytest.approx(sure, abs=1e-6), "accuracy": pytest.approx(2 / 3), "n": 3}
+    ]
     assert "external" not in folder.summary
     assert not (tmp_path / "external_predictions.csv").exists()
 
@@ -247,10 +275,24 @@ def test_external_pictures_are_judged_where_labelled(tmp_path):
 
 def test_external_pictures_without_labels_are_only_predicted(tmp_path):
     folder = evaluated(tmp_path, outside([-1, -1, -1, -1], tmp_path))
-    assert folder.summary["external"] == {"n": 3, "accuracy": None, "top3_accuracy": None}
+    assert folder.summary["external"] == {
+        "n": 3,
+        "accuracy": None,
+        "top3_accuracy": None,
+        "n_unlike": 1,
+    }
     lines = rows_of(tmp_path / "external_predictions.csv")
     assert [(line["name"], line["label"], line["first"]) for line in lines] == [
         ("e0", "", "ant"),
         ("e1", "", "bee"),
         ("e3", "", "ant"),
     ]
+
+
+def test_external_near_duplicates_are_predicted_and_not_judged(tmp_path):
+    twins = np.array([False, False, True])
+    folder = evaluated(tmp_path, outside([0, 1, 2, 3], tmp_path), twins)
+    judged = folder.summary["external"]
+    assert (judged["n"], judged["n_labelled"], judged["n_twins"]) == (3, 2, 1)
+    assert judged["accuracy"] == 1.0
+    assert len(rows_of(tmp_path / "external_predictions.csv")) == 3

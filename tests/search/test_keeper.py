@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from search.keeper import BEST_WEIGHTS, Keeper
+from search.keeper import BEST_WEIGHTS, Keeper, start_keeper
+from search.storage import SharedFiles
 
 
 def kept_on_disk(trials: Path) -> dict[int, bytes]:
@@ -112,3 +113,22 @@ def test_a_running_trial_has_one_checkpoint_until_it_ends(tmp_path):
     keeper.forget(3)
     keeper.forget(3)
     assert keeper.last_checkpoint(3) is None
+
+
+def test_weights_in_shared_storage_come_home(tmp_path, ray_session):
+    shared = SharedFiles(str(tmp_path / "storage"), "run").within("trials")
+    home = tmp_path / "run" / "trials"
+    keeper = start_keeper(home, 1, {}, shared)
+    keeper.checkpoint(0, b"epoch 1")
+    keeper.offer(0, (0.5, -1.0), b"good")
+    keeper.offer(1, (0.9, -1.0), b"better")
+    assert keeper.wants(2, (0.6, -1.0)) is False
+    assert keeper.last_checkpoint(0) == b"epoch 1"
+    assert kept_on_disk(tmp_path / "storage") == {1: b"better"}
+    assert not home.exists(), "nothing passes through the driver"
+    keeper.bring_home(home)
+    assert kept_on_disk(home) == {1: b"better"}
+    keeper.forget(0)
+    again = start_keeper(home, 1, {1: (0.9, -1.0)}, shared)
+    assert again.wants(2, (0.6, -1.0)) is False, "what an earlier session kept is known"
+    assert again.last_checkpoint(0) is None

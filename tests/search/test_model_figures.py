@@ -1,23 +1,8 @@
-import pytest
-
 from search.model_figures import (
     draw_agreement,
     draw_confusion,
     draw_reliability,
-    expected_calibration_error,
 )
-
-
-def test_calibration_error_is_the_mean_gap_weighted_by_bin() -> None:
-    # Three of four in the bin from 0.9 are right, where 0.95 would be; one in the bin from 0.5.
-    confidences = [0.95, 0.95, 0.95, 0.95, 0.5]
-    correct = [True, True, True, False, True]
-    expected = 0.8 * abs(0.95 - 0.75) + 0.2 * abs(0.5 - 1.0)
-    assert expected_calibration_error(confidences, correct) == pytest.approx(expected)
-
-
-def test_a_certain_and_right_model_has_no_calibration_error() -> None:
-    assert expected_calibration_error([1.0, 1.0], [True, True]) == 0.0
 
 
 def test_only_cells_with_pictures_are_drawn_and_each_is_counted() -> None:

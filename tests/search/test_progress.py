@@ -8,15 +8,10 @@ from rich.console import Console
 
 from search import progress
 from search.folder import RunFolder
-from search.progress import Progress, describe
+from search.progress import Progress
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PARAMS = {"backbone": "cnn", "lr": 0.00123456, "freeze_depth": 2}
-SUMMARY: dict[str, Any] = {
-    "test": {"accuracy": 0.98765, "accuracy_ci95": (0.9612, 0.9987), "n": 359},
-    "kfold": {"folds": 5, "accuracy_mean": 0.9811, "accuracy_std": 0.0042},
-    "best": {"val_accuracy": 0.9912, "config": PARAMS},
-}
 
 
 class Clock:
@@ -46,11 +41,14 @@ def result_of(epoch: int, accuracy: float) -> dict[str, Any]:
     return {"epoch": epoch, "best_val_accuracy": accuracy}
 
 
-def folder_of(path: Path, **more: Any) -> RunFolder:
-    path.mkdir(parents=True, exist_ok=True)
+def make_finished(path: Path) -> RunFolder:
+    """Make the folder of a finished run, with what the closing table needs."""
+    path.mkdir()
     folder = RunFolder(path)
-    for section, values in {**SUMMARY, **more}.items():
-        folder.note(section, values)
+    folder.note("test", {"accuracy": 0.98765, "accuracy_ci95": (0.9612, 0.9987), "n": 359})
+    folder.note("kfold", {"folds": 5, "accuracy_mean": 0.9811, "accuracy_std": 0.0042})
+    best = {"trial": 7, "name": "trial 7, 8 epochs", "val_accuracy": 0.9912, "config": PARAMS}
+    folder.note("best", best)
     return folder
 
 
@@ -124,10 +122,10 @@ def test_a_quiet_one_tells_warnings_and_the_result_alone(capsys, clock, tmp_path
         shown.advance(3, 20)
         shown.say("20 pictures")
         run_trials(shown)
-        assert capsys.readouterr().out == (
-            "warning: trial 2 failed: the training loss is nan in epoch 1\n"
-        )
-        shown.show_result(folder_of(tmp_path / "run"))
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err == "warning: trial 2 failed: the training loss is nan in epoch 1\n"
+        shown.show_result(make_finished(tmp_path / "run"))
     assert "0.9877" in capsys.readouterr().out
 
 
@@ -239,49 +237,39 @@ def test_time_left_does_not_count_what_an_earlier_session_did(clock):
     assert shown._time_left() == "00:05, about 00:05 left"
 
 
-def test_the_result_names_figures_files_and_the_next_commands(capsys, tmp_path):
-    path = tmp_path / "run-1"
-    Progress().show_result(folder_of(path))
-    out = capsys.readouterr().out
-    lines = {line.split("  ", 1)[0]: line for line in out.splitlines()}
-    assert "0.9877  (95 % 0.9612 to 0.9987, n = 359)" in lines["held-out accuracy"]
-    assert "0.9811 ± 0.0042  (the search said 0.9912)" in lines["5 folds"]
-    assert "backbone cnn, lr 0.00123, freeze_depth 2" in lines["configuration"]
-    assert f"{path}/report.html" in lines["report"]
-    assert f"{path}/model.pt" in lines["model"]
-    assert f"\nnext:\n  python -m search.predict {path} PICTURE…\n" in out
-    assert f"\n  tensorboard --logdir {path}/tensorboard\n" in out
-    assert "external" not in out
-    assert not ANSI.search(out)
+@pytest.mark.parametrize("width", [20, 60, 160])
+def test_the_display_has_no_line_wider_than_the_terminal(clock, width):
+    console = person(width)
+    shown = Progress(console=console)
+    shown.begin_trials(100, 0, 8, (0.98, 3, PARAMS))
+    for number in range(40):
+        shown.trial_started(number, {**PARAMS, "dropout": 0.25, "augment": 0.5})
+    with console.capture() as drawn_lines:
+        console.print(shown)
+    lines = ANSI.sub("", drawn_lines.get()).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) < console.height
+    assert any("more" in line for line in lines), "trials without room are counted"
+    assert ("━" in lines[0]) == (width >= 60)
 
 
-@pytest.mark.parametrize(
-    ("external", "line"),
-    [
-        ({"n": 40, "accuracy": 0.975}, "external accuracy  0.9750  (n = 40)"),
-        ({"n": 40, "accuracy": None}, "external pictures  40 predicted"),
-    ],
-)
-def test_the_result_names_the_external_pictures(capsys, tmp_path, external, line):
-    Progress().show_result(folder_of(tmp_path, external=external))
-    assert line in capsys.readouterr().out
+def test_a_verbose_one_tells_each_epoch(capsys, clock):
+    shown = Progress(verbose=True)
+    shown.begin_trials(1, 0, 8, None)
+    shown.trial_started(0, PARAMS)
+    result = {"train_loss": 0.5, "val_accuracy": 0.75, "lr": 0.001, "images_per_second": 1234.5}
+    shown.trial_epoch(0, {**result_of(1, 0.8), **result})
+    assert capsys.readouterr().out.splitlines() == [
+        "00:00  trials      trial 0 begins: backbone cnn, lr 0.00123, freeze_depth 2",
+        "00:00  trials      trial 0 epoch 1/8: loss 0.5000, validation 0.7500, lr 0.001,"
+        " 1,234 pictures/s",
+    ]
 
 
-@pytest.mark.parametrize("width", [80, 30])
-def test_a_path_can_be_copied_whole_from_the_result(tmp_path, width):
-    """However long it is, and whatever characters it has."""
-    path = tmp_path / "my photos [old]" / ("deep " * 20).strip() / ":smile:"
-    console = Console(file=io.StringIO(), width=width, highlight=False)
-    Progress(console=console).show_result(folder_of(path))
+def test_no_color_leaves_no_colour(monkeypatch, clock):
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = person()
+    with Progress(console=console) as shown:
+        run_trials(shown)
     assert isinstance(console.file, io.StringIO)
-    out = console.file.getvalue()
-    assert f"{path}/report.html\n" in out
-    assert f"{path}/model.pt\n" in out
-    assert f"  python -m search.predict '{path}' PICTURE…\n" in out
-    assert f"  tensorboard --logdir '{path}/tensorboard'\n" in out
-
-
-def test_parameters_as_one_line():
-    params = {"lr": 1.23456e-05, "batch_size": 32, "class_weights": True, "dropout": 0.5}
-    assert describe(params) == "lr 1.23e-05, batch_size 32, class_weights True, dropout 0.5"
-    assert describe({}) == ""
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-9]|9[0-7])m", console.file.getvalue())

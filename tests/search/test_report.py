@@ -16,7 +16,10 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from search.comparison import compare
 from search.folder import RunFolder
+from search.gallery import Gallery
+from search.label_issues import LabelIssue, summarise, write_issues
 from search.report import main, write_report
 from search.study import STUDY_NAME as STUDY_NAME_OF_THE_SEARCH
 from search.study import storage_url
@@ -110,9 +113,46 @@ def test_mistakes_come_most_confident_first(finished: Path) -> None:
     assert "cat taken for <b>&: 2 of 10" in page.words
 
 
+def test_pictures_are_shown_where_they_are_kept(run: Path) -> None:
+    page = Page(run / "report.html")
+    assert page.find("img") == []
+    assert "This run keeps no pictures, so only their names are shown." in page.words
+    gallery = Gallery(run)
+    for name in ("test/3.jpg", "test/7.jpg", "test/0.jpg"):
+        gallery.keep("data", [name], [np.zeros((32, 32, 3), np.uint8)], 32)
+    gallery.keep_heat("data", "test/7.jpg", np.eye(4))
+    gallery.keep("external", ["outside/1.jpg"], [np.zeros((32, 32, 3), np.uint8)], 32)
+    note(run, exhibits={"data": {"pictures": 3, "attributed": 1, "problem": None}})
+    write_report(RunFolder.open(run))
+    page = Page(run / "report.html")
+    assert [picture["alt"] for picture in page.find("img")] == [
+        "test/7.jpg",
+        "The same, glowing where the model found <b>&",
+        "test/3.jpg",
+        "test/0.jpg",
+        "outside/1.jpg",
+    ]
+    assert all(str(p["src"]).startswith("data:image/jpeg;base64,") for p in page.find("img"))
+    assert "the same one glows where the model found the class it said (Grad-CAM)" in page.words
+    assert page.words.count("This run keeps no pictures") == 1  # of elsewhere
+
+
+def test_why_nothing_glows_is_told(run: Path) -> None:
+    note(run, exhibits={"data": {"pictures": 0, "attributed": 0, "problem": "out of <memory>"}})
+    write_report(RunFolder.open(run))
+    words = Page(run / "report.html").words
+    assert "Where the model looked cannot be told: out of <memory>." in words
+    assert "Grad-CAM" not in words
+
+
+def test_guessing_is_told_beside_the_accuracy(finished: Path) -> None:
+    assert "saying the commonest class 25.00 %" in Page(finished / "report.html").words
+
+
 def test_doubt_about_pictures_from_elsewhere_is_told(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert "outside/1.jpg cat wrong , in doubt <b>& 40.0 % , cat 35.0 %" in page.words
+    assert "wrong , in doubt , it is cat <b>& 40.0 % cat 35.0 % $x_1$ 25.0 %" in page.words
 
 
 def test_the_space_and_the_command_are_shown(finished: Path) -> None:
@@ -238,6 +278,7 @@ def test_a_search_that_was_interrupted_has_no_winner_yet(run: Path) -> None:
     )
     assert "Trial 0, at epoch 6: 99.00 % of the validation pictures. No fold has" in words
     assert "ensemble of its folds" not in words
+    assert "What the search gained" not in words
     assert "complete, best so far" in words
 
 
@@ -270,6 +311,19 @@ def test_pictures_of_unknown_class_are_listed(run: Path) -> None:
     assert "2 pictures from another source, whose classes are not known." in page.words
     assert "b.jpg in doubt cat 50.0 %" in page.words
     assert "a.jpg sure cat 90.0 %" in page.words
+
+
+def test_pictures_unlike_the_training_pictures_are_marked(run: Path) -> None:
+    path = run / "external_predictions.csv"
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    marked = [f"{header},doubt,unlike", f"{lines[0]},1.5,1", *(f"{x},0.5,0" for x in lines[1:])]
+    path.write_text("\n".join(marked) + "\n", encoding="utf-8")
+    summary = json.loads((run / "summary.json").read_text())
+    note(run, external=summary["external"] | {"n_unlike": 1})
+    write_report(RunFolder.open(run))
+    words = Page(run / "report.html").words
+    assert "1 of 4 are unlike the training pictures" in words
+    assert words.count(", unlike the training pictures") == 2  # its card, and its row
 
 
 @pytest.mark.slow
@@ -485,6 +539,12 @@ def note(folder: Path, **sections: Any) -> None:
     path.write_text(json.dumps(old | sections))
 
 
+def written(folder: Path) -> Page:
+    """Write a run's report and read it."""
+    write_report(RunFolder.open(folder))
+    return Page(folder / "report.html")
+
+
 def remove(folder: Path, name: str) -> None:
     """Remove a file or folder of a run, or "summary:<section>"."""
     if name.startswith("summary:"):
@@ -495,3 +555,76 @@ def remove(folder: Path, name: str) -> None:
         (folder / name).rename(folder / f"{name}.gone")
     else:
         (folder / name).unlink()
+
+
+# --- what the numbers are worth ------------------------------------------------------------------
+
+
+def test_what_is_not_known_is_not_shown(finished: Path) -> None:
+    page = Page(finished / "report.html")
+    for words in ("Labels that look wrong", "The ladder", "can be believed"):
+        assert words not in page.words
+
+
+def test_what_the_search_gained_is_told(run: Path) -> None:
+    labels = np.zeros(40, np.int64)
+    model, baseline = np.repeat([0, 1], [38, 2]), np.repeat([0, 1], [30, 10])
+    note(run, comparison=compare(labels, model, baseline).as_json())
+    words = written(run).words
+    assert "has 75.0 % of the held-out pictures right, the model 95.0 %." in words
+    assert "Only the model is right about 8, only the first trial about 0." in words
+    assert "That is beyond chance: the search gained something." in words
+    note(run, comparison=compare(labels, model, model).as_json())
+    assert "That is no difference beyond chance" in written(run).words
+
+
+def test_the_first_trial_may_have_won(run: Path) -> None:
+    assert "Nothing over its first trial" in written(run).words
+
+
+def test_calibration_is_told_before_and_after(run: Path) -> None:
+    judged = {"n": 40, "before": {"ece": 0.05, "log_loss": 0.3}}
+    judged["after"] = {"ece": 0.0123, "log_loss": 0.2}
+    note(run, calibration={"temperature": 1.7, "out_of_fold": judged, "test": judged})
+    words = written(run).words
+    assert "divided by a temperature of 1.70" in words
+    assert "held-out pictures 40 5.00 % 1.23 % 0.3000 0.2000" in words
+
+
+def test_labels_that_look_wrong_are_listed(run: Path) -> None:
+    issues = [LabelIssue("train/<i>.jpg", "cat", "<b>&", 0.97)]
+    write_issues(run / "folds" / "label_issues.csv", issues)
+    note(run, label_issues=summarise(issues, 160))
+    words = written(run).words
+    assert "1 label, 0.6 % of the pictures" in words
+    assert "labelled cat, looks like <b>&: 1" in words
+    assert "train/<i>.jpg cat <b>& 97.0 %" in words
+    write_issues(run / "folds" / "label_issues.csv", [])
+    note(run, label_issues=summarise([], 160))
+    assert "No label looks wrong to the models that did not see it." in written(run).words
+
+
+def test_the_ladder_is_a_table_and_curves(run: Path) -> None:
+    rung = {"train_accuracy": 0.95, "val_accuracy": 0.78, "best_val_accuracy": 0.8}
+    rung |= {"best_epoch": 2, "seconds": 31.0}
+    names = ("plain CNN", "+ dropout")
+    note(run, ladder=[{"name": name, **rung} for name in names])
+    header = ("rung", "name", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    lines = [
+        (place, name, epoch, 1 / epoch, 0.4 * epoch, 1.0, 0.3 * epoch)
+        for place, name in enumerate(names, start=1)
+        for epoch in (1, 2)
+    ]
+    write_csv(run / "ladder.csv", header, lines)
+    page = written(run)
+    assert "plain CNN 95.0 % 78.0 % 80.0 % 2 31" in page.words
+    (figure,) = [f for f in page.find("div", role="img") if "At the end" in str(f["aria-label"])]
+    assert "plain CNN 80.0\u00a0% and 60.0\u00a0%" in str(figure["aria-label"])
+    assert (run / "figures" / "ladder.png").is_file()
+
+
+def test_how_many_pictures_are_unlike_the_training_ones(run: Path) -> None:
+    outside = json.loads((run / "summary.json").read_text())["external"]
+    assert "not like the training pictures" not in written(run).words
+    note(run, external=outside | {"n_unlike": 1})
+    assert "1 picture of these is not like the training pictures" in written(run).words

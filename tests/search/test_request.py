@@ -33,7 +33,7 @@ def test_nothing_asked_is_the_embedded_space():
     assert re.fullmatch(r"digits-\d{8}-\d{6}", asked.name)
     assert (asked.out, asked.folder) == (Path("results"), Path("results") / asked.name)
     assert (asked.seed, asked.sampler, asked.scheduler) == (0, "tpe", "asha")
-    assert (asked.finalists, asked.probe, asked.quiet) == (1, True, False)
+    assert (asked.finalists, asked.probe, asked.quiet) == (None, True, False)
     assert load_requested_space(asked) == load_space(asked.space)
     for name in ("data", "external", "weights", "backbones", "limit", "trials", "epochs", "folds"):
         assert getattr(asked, name) is None
@@ -51,12 +51,14 @@ def test_everything_asked():
         *("--epochs", "3", "--folds", "4", "--finalists", "2", "--time-budget", "30m"),
         *("--concurrent", "2", "--seed", "9", "--sampler", "grid", "--scheduler", "none"),
         *("--no-probe", "--out", "o", "--name", "n", "--address", "auto"),
+        *("--storage", "s3://bucket/searches"),
         "--quiet",
     )
     assert asked == Request(
         space=Path(CATS_DOGS),
         data=Path("d"),
         external=Path("e"),
+        exclude=None,
         weights=Path("w"),
         backbones=("cnn", "resnet18"),
         limit=100,
@@ -74,12 +76,15 @@ def test_everything_asked():
         name="n",
         resume=None,
         address="auto",
+        storage="s3://bucket/searches",
         quiet=True,
+        verbose=False,
+        names_space=True,
     )
     space = load_requested_space(asked)
     assert (space.trials, space.epochs, space.folds) == (7, 3, 4)
     assert space.backbones == ("cnn", "resnet18")
-    assert [first["backbone"] for first in space.first_trials] == ["cnn"] * 4
+    assert [first["backbone"] for first in space.first_trials] == ["cnn"]
 
 
 @pytest.mark.parametrize(
@@ -195,3 +200,11 @@ def test_a_run_that_is_carried_on_does_what_is_said_anew():
     assert carried.time_budget_seconds == 120
     assert (carried.finalists, carried.concurrent, carried.quiet) == (3, 1, True)
     assert carried.seed == 3, "another seed would split the pictures anew"
+
+
+def test_the_runs_folder_in_storage():
+    assert request().shared is None
+    shared = request("--storage", "s3://b/searches", "--name", "mine").shared
+    assert (shared.url, shared.folder) == ("s3://b/searches", "mine")
+    shared = request("--storage", "/nfs/s", "--resume", "results/yours").shared
+    assert (shared.url, shared.folder) == ("/nfs/s", "yours")

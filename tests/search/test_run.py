@@ -16,6 +16,8 @@ import torch
 from optuna.trial import TrialState
 from PIL import Image
 
+from search.folder import RunFolder
+from search.request import parse_request
 from search.run import main
 from search.study import STUDY_NAME
 
@@ -59,9 +61,9 @@ SPACE = Space(
 """
 
 
-def make_pictures(folder: Path, counts: dict[str, int], size: int = 40) -> Path:
+def make_pictures(folder: Path, counts: dict[str, int], size: int = 40, seed: int = 0) -> Path:
     """Draw pictures whose class is their colour: red ones, green ones and so on."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for channel, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
         for index in range(count):
@@ -109,6 +111,8 @@ def run_command(*arguments: str | Path, **environment: str) -> subprocess.Comple
         (["--space", "spaces/tools.py"], "give --data DIR"),
         (["--name", "a/b"], "a run's name is made of at most 60 letters, digits, '.', '_' and '-'"),
         (["--time-budget", "soon"], "must be a time such as 90s, 30m or 2h, but got 'soon'"),
+        (["--storage", "results"], "--storage must be a URL such as s3://bucket/folder"),
+        (["--storage", "/proc/nowhere"], "--storage /proc/nowhere cannot be written to"),
     ],
 )
 def test_bad_arguments(
@@ -199,6 +203,52 @@ def check_refused(
     return shown
 
 
+def begun(tmp_path: Path, space: str = SPACE, **request: object) -> Path:
+    """Make the folder of a run, as it is when its first stage begins; return it."""
+    (tmp_path / "space.py").write_text(space)
+    arguments = ["--space", str(tmp_path / "space.py"), "--out", str(tmp_path), "--name", "run"]
+    asked = parse_request(arguments)
+    folder = RunFolder.create(tmp_path, "run")
+    folder.write_origin(asked.space, {**asked.as_json(), **request})
+    return folder.path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_resume_with_a_space_that_was_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path)
+    (tmp_path / "space.py").write_text(SPACE.replace("epochs=3", "epochs=5"))
+    shown = refused(capsys, "--resume", run)
+    assert "epochs was 3 and is 5" in shown
+    assert f"--space {run / 'space.py'}" in shown
+    other = tmp_path / "other.py"
+    other.write_text(SPACE.replace('"batch_size": 16', '"batch_size": 32'))
+    assert "params was" in refused(capsys, "--resume", run, "--space", other)
+    # As it was: the next thing that is wrong is that no pictures are named.
+    assert "give --data DIR" in refused(capsys, "--resume", run, "--space", run / "space.py")
+    (tmp_path / "space.py").write_text(SPACE + "# a remark changes nothing\n")
+    assert "give --data DIR" in refused(capsys, "--resume", run)
+    (run / "space.py").write_text(SPACE.replace("trials=4", "trials=9"))
+    assert "was changed since the run began" in refused(capsys, "--resume", run)
+    assert run.is_dir()
+
+
+def test_resume_with_what_a_run_cannot_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path, backbones=["cnn"], seed=3)
+    shown = refused(capsys, "--resume", run, "--backbones", "tinynet")
+    assert "--backbones of a run cannot change: it began with ('cnn',)" in shown
+    shown = refused(capsys, "--resume", run, "--seed", "4")
+    assert "--seed of a run cannot change: it began with 3, but got 4" in shown
+    assert "--limit of a run cannot change" in refused(capsys, "--resume", run, "--limit", "20")
+
+
 # --- the flow ----------------------------------------------------------------------------------
 
 
@@ -209,7 +259,7 @@ def test_whole_flow(space_file: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "red" / "cut short.png").write_bytes(whole[: len(whole) // 2])
     (pictures / "red" / "empty.jpg").write_bytes(b"")
     (pictures / "blue" / "notes.jpg").write_text("no picture")
-    outside = make_pictures(tmp_path / "outside", {"red": 3, "grün und blau": 3})
+    outside = make_pictures(tmp_path / "outside", {"red": 3, "grün und blau": 3}, seed=1)
     done = run_command(
         "--space", space_file, "--data", pictures, "--external", outside,
         "--out", tmp_path, "--name", "run", "--seed", "3",

@@ -1,3 +1,5 @@
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,7 @@ def epoch(number: int) -> dict[str, Any]:
         "epoch": number,
         "train_loss": 1 / number,
         "train_accuracy": 0.8,
+        "train_macro_f1": 0.75,
         "val_loss": 2 / number,
         "val_accuracy": accuracy,
         "val_macro_f1": accuracy - 0.1,
@@ -123,15 +126,26 @@ def test_every_trial_is_a_session_group_of_its_own_with_all_there_is_to_know(fol
         name: {metric.name.tag: metric.value for metric in group.metric_values}
         for name, group in groups.items()
     }
-    best = pytest.approx(0.9)
-    assert shown["spring/0000"] == {"best_val_accuracy": best, "best_epoch": 2.0, "seconds": 4.5}
-    assert shown["spring/0001"] == {"best_val_accuracy": 0.5, "best_epoch": 1.0, "seconds": 1.5}
-    assert shown["spring/0002"] == {"best_val_accuracy": best, "best_epoch": 2.0, "seconds": 3.0}
-    assert shown["spring/0004"] == shown["spring/0001"]
-    assert shown["spring/0003"] == shown["spring/0005"] == {}  # they have ended no epoch
+    nothing = pytest.approx(math.nan, nan_ok=True)
+    assert shown["spring/0000"] == metrics(pytest.approx(0.9), 2, 4.5, "complete")
+    assert shown["spring/0001"] == metrics(0.5, 1, 1.5, "pruned")
+    assert shown["spring/0002"] == metrics(pytest.approx(0.9), 2, 3.0, "failed")
+    assert shown["spring/0003"] == metrics(nothing, 0, 0.0, "failed")
+    assert shown["spring/0004"] == metrics(0.5, 1, 1.5, "running")
+    assert shown["spring/0005"] == metrics(nothing, 0, 0.0, "running")
     statuses = [groups[f"spring/000{number}"].sessions[0].status for number in range(6)]
     good, bad, no_end = Status.STATUS_SUCCESS, Status.STATUS_FAILURE, Status.STATUS_UNKNOWN
     assert statuses == [good, good, bad, bad, no_end, no_end]
+
+
+def metrics(accuracy: Any, epoch: int, seconds: float, status: str) -> dict[str, Any]:
+    statuses = ("running", "complete", "pruned", "failed")
+    return {
+        "trial/best_validation_accuracy": accuracy,
+        "trial/best_epoch": epoch,
+        "trial/seconds": seconds,
+        "trial/status": statuses.index(status),
+    }
 
 
 def _value(value: Any) -> Any:
@@ -159,8 +173,8 @@ def test_parameters_have_their_domains_and_metrics_their_names(folder: Path) -> 
         "class_weights": [False, True],
         "mixup": [0.0, 0.2],
     }
-    tags = [info.name.tag for info in experiment.metric_infos]
-    assert tags == ["best_val_accuracy", "best_epoch", "seconds"]
+    titles = [info.display_name for info in experiment.metric_infos]
+    assert titles == ["best validation accuracy", "best epoch", "seconds", "status"]
 
 
 def test_curves_have_a_point_an_epoch_as_soon_as_it_ends(folder: Path) -> None:
@@ -177,16 +191,15 @@ def test_curves_have_a_point_an_epoch_as_soon_as_it_ends(folder: Path) -> None:
     assert last == pytest.approx(
         {
             "loss/train": 0.5,
-            "loss/val": 1.0,
+            "loss/validation": 1.0,
             "accuracy/train": 0.8,
-            "accuracy/val": 0.9,
-            "macro_f1/val": 0.8,
-            "lr": 0.01,
-            "images_per_second": 100.0,
-            "gpu_memory_mb": 12.0,
-            "best_val_accuracy": 0.9,
-            "best_epoch": 2.0,
-            "seconds": 3.0,
+            "accuracy/validation": 0.9,
+            "macro_f1/train": 0.75,
+            "macro_f1/validation": 0.8,
+            "training/learning_rate": 0.01,
+            "training/images_per_second": 100.0,
+            "training/gpu_memory_mb": 12.0,
+            **metrics(0.9, 2, 3.0, "running"),
         }
     )
 
@@ -225,8 +238,9 @@ def test_a_run_that_is_carried_on_doubles_nothing(folder: Path) -> None:
     assert [group.name for group in response.session_groups] == [
         f"spring/000{number}" for number in range(3)
     ]
-    assert all(len(group.metric_values) == 3 for group in response.session_groups)
-    assert [point.step for point in read_trial(folder, 1).Scalars("lr")] == [1, 2]
+    assert all(len(group.metric_values) == 4 for group in response.session_groups)
+    steps = [point.step for point in read_trial(folder, 1).Scalars("training/learning_rate")]
+    assert steps == [1, 2]
     assert response.session_groups[1].sessions[0].status == Status.STATUS_SUCCESS
 
 
@@ -243,7 +257,59 @@ def test_no_file_stays_open_and_files_are_small(folder: Path) -> None:
     assert path.stat().st_size < 20_000
 
 
-def test_a_trial_that_failed_before_it_started_is_no_error(folder: Path) -> None:
+def test_the_longest_trial_has_a_small_file_and_its_last_word(folder: Path) -> None:
+    boards = TrialBoards(folder, dataclasses.replace(SPACE, epochs=10_000))
+    boards.trial_started(0, PARAMS)
+    for i in range(1, 10_001):
+        boards.trial_epoch(0, epoch(i))
+    boards.trial_ended(0, "complete", epoch(10_000))
+
+    (path,) = (folder / "trials" / "0").iterdir()
+    assert path.stat().st_size <= 200_000
+    events = read_trial(folder, 0)
+    assert events.Scalars("loss/train")[0].step == 1
+    assert len(events.Scalars("loss/train")) > 300
+    assert events.Scalars("trial/seconds")[-1].value == 15_000.0
+
+
+def test_no_gpu_has_no_curve_of_its_memory(folder: Path) -> None:
     boards = TrialBoards(folder, SPACE)
-    boards.trial_ended(3, "failed", {"reason": "the worker died"})
-    assert read_hparams(folder)[1].total_size == 0
+    boards.trial_started(0, PARAMS)
+    boards.trial_epoch(0, {**epoch(1), "gpu_memory_mb": 0.0})
+    assert "training/gpu_memory_mb" not in read_trial(folder, 0).Tags()["scalars"]
+
+
+def test_what_is_written_after_a_crash_is_read(folder: Path) -> None:
+    boards = TrialBoards(folder, SPACE)
+    boards.trial_started(0, PARAMS)
+    boards.trial_epoch(0, epoch(1))
+    path = folder / "trials" / "0" / "events.out.tfevents.trial"
+    path.write_bytes(path.read_bytes()[:-5])
+
+    boards = TrialBoards(folder, SPACE)
+    boards.trial_started(0, PARAMS)
+    boards.trial_epoch(0, epoch(2))
+
+    assert [point.step for point in read_trial(folder, 0).Scalars("loss/train")] == [1, 2]
+
+
+def test_trials_that_ended_as_the_run_was_killed_are_closed(folder: Path) -> None:
+    boards = TrialBoards(folder, SPACE)
+    run_trial(boards, 0, 2, "complete")
+    whole = (folder / "trials" / "0" / "events.out.tfevents.trial").read_bytes()
+    boards.trial_started(1, PARAMS)
+    boards.trial_epoch(1, epoch(1))
+
+    ended = [
+        (0, PARAMS, "complete", epoch(2)),
+        (1, PARAMS, "pruned", epoch(1)),
+        (2, PARAMS, "failed", {"reason": "no memory"}),
+    ]
+    TrialBoards(folder, SPACE).catch_up(ended)
+
+    assert (folder / "trials" / "0" / "events.out.tfevents.trial").read_bytes() == whole
+    groups = read_hparams(folder)[1].session_groups
+    statuses = [group.sessions[0].status for group in groups]
+    good, bad = Status.STATUS_SUCCESS, Status.STATUS_FAILURE
+    assert statuses == [good, good, bad]
+    assert [group.metric_values[3].value for group in groups] == [1.0, 2.0, 3.0]

@@ -23,6 +23,7 @@ from search.trials import SearchPlan, run_trials
 from spaces.base import Space
 from spaces.sources import digits
 from trainables import trial as trial_module
+from trainables.disk import is_disk_full
 from trainables.trial import Bench, ImageTrial
 
 pytestmark = pytest.mark.slow
@@ -87,17 +88,18 @@ def run(
     bench: Bench, space: Space, folder: Path, n_trials: int, listener: Any = None, **plan: Any
 ) -> optuna.Study:
     study = open_study(f"sqlite:///{folder / 'study.db'}", space)
-    fields = {"scheduler": "none", "time_budget_seconds": None, "concurrent": 1, **plan}
+    fields = {
+        "sampler": "random",
+        "scheduler": "none",
+        "time_is_up": lambda: False,
+        "concurrent": 1,
+        "interrupted": lambda: False,
+        **plan,
+    }
     rows = {"train": np.arange(36), "val": np.arange(36, N_PICTURES)}
     keeper = start_keeper(folder / "trials", 1, {})
     run_trials(
-        SearchPlan(
-            n_trials=n_trials,
-            sampler="random",
-            interrupted=lambda: False,
-            gpu_shares={"tinynet": 0.0},
-            **fields,
-        ),
+        SearchPlan(n_trials=n_trials, gpu_shares={"tinynet": 0.0}, **fields),
         study,
         space,
         bench,
@@ -149,6 +151,79 @@ def test_a_trial_goes_on_after_its_worker_was_killed(bench: Bench, tmp_path: Pat
     epochs = [event[2] for event in listener.seen if event[:2] == ("epoch", 0)]
     assert epochs == [1, 2, 3, 4]  # each told once
     assert listener.seen.count(("ended", 0, "complete")) == 1
+
+
+class StopAfter(Events):
+    """Asks to stop after a number of epochs."""
+
+    def __init__(self, n_epochs: int) -> None:
+        super().__init__()
+        self._left = n_epochs
+
+    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
+        super().trial_epoch(number, result)
+        self._left -= 1
+
+    def asked(self) -> bool:
+        return self._left <= 0
+
+
+def outcome(study: optuna.Study) -> list[tuple[Any, ...]]:
+    return [(t.state, t.params, t.value, t.intermediate_values) for t in study.trials]
+
+
+def test_a_search_in_pieces_decides_as_one_in_one_piece(bench: Bench, tmp_path: Path) -> None:
+    """The same seed, a trial at a time: the same trials, rungs, and epochs, bit by bit."""
+    # Of these, some are stopped at the first rung, before the breaks and after.
+    space = make_space()
+    space = replace(
+        space,
+        params={**space.params, "lr": FloatDistribution(1e-3, 1e-1, log=True)},
+        first_trials=tuple({"lr": lr} for lr in (3e-2, 2e-2, 3e-3, 2.5e-2)),
+    )
+    folders = [tmp_path / name for name in ("whole", "pieces")]
+    plan = {"n_trials": 6, "sampler": "tpe", "scheduler": "asha"}
+    (folders[0]).mkdir()
+    whole = run(bench, space, folders[0], **plan)
+    folders[1].mkdir()
+    epochs: list[tuple[int, int]] = []
+    for n_epochs in (1, 2, 3, 1, 1):  # each break comes within a trial
+        events = StopAfter(n_epochs)
+        pieces = run(bench, space, folders[1], listener=events, interrupted=events.asked, **plan)
+        epochs += [event[1:] for event in events.seen if event[0] == "epoch"]
+        assert pieces.get_trials(states=(TrialState.RUNNING,))
+    last = Events()
+    pieces = run(bench, space, folders[1], listener=last, **plan)
+    epochs += [event[1:] for event in last.seen if event[0] == "epoch"]
+    assert outcome(pieces) == outcome(whole)
+    assert {trial.state for trial in whole.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len(epochs) == len(set(epochs)) == sum(map(len, curves(whole).values()))
+
+
+class FullDisk(Events):
+    """There is no room for a trial's second checkpoint."""
+
+    def __init__(self, trials: Path) -> None:
+        super().__init__()
+        self._trials = trials
+
+    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
+        super().trial_epoch(number, result)
+        (self._trials / str(number) / "checkpoint.pt.partial").symlink_to("/dev/full")
+
+
+def test_a_full_disk_ends_the_search_and_fails_no_trial(bench: Bench, tmp_path: Path) -> None:
+    space = make_space()
+    with pytest.raises(OSError, match="no space left") as caught:
+        run(bench, space, tmp_path, 2, FullDisk(tmp_path / "trials"))
+    assert is_disk_full(caught.value)
+    study = open_study(f"sqlite:///{tmp_path / 'study.db'}", space)
+    assert [t.state for t in study.trials] == [TrialState.RUNNING]
+    assert {number: sorted(curve) for number, curve in curves(study).items()} == {0: [1]}
+    (tmp_path / "trials" / "0" / "checkpoint.pt.partial").unlink()  # room was made
+    done = run(bench, space, tmp_path, 2)
+    assert [trial.state for trial in done.trials] == [TrialState.COMPLETE] * 2
+    assert all(sorted(curve) == [1, 2, 3, 4] for curve in curves(done).values())
 
 
 class LocalKeeper:

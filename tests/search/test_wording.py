@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from search.wording import compact, count, duration, interval, percent
+from search.wording import compact, count, describe, duration, interval, percent, readable
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,14 @@ def test_only_real_numbers_are_rounded() -> None:
 
 def test_one_thing_has_no_s() -> None:
     assert [count(n, "trial") for n in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
+
+
+def test_bytes_that_are_no_text_are_marked() -> None:
+    assert readable(os.fsdecode(b"caf\xe9.jpg")) == "caf\ufffd.jpg"
+    assert readable("café 日本.jpg") == "café 日本.jpg"
+
+
+def test_parameters_as_one_line() -> None:
+    params = {"lr": 1.23456e-05, "batch_size": 32, "class_weights": True, "dropout": 0.5}
+    assert describe(params) == "lr 1.23e-05, batch_size 32, class_weights True, dropout 0.5"
+    assert describe({}) == ""

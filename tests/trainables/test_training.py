@@ -204,7 +204,7 @@ def test_macro_f1_is_over_the_classes_that_occur():
 
 
 def test_the_best_epoch_has_the_lower_loss_among_equals():
-    low = EpochResult(1, 0, 0, 0.5, 0.8, 0.8, 0.1, 1, 1, 0)
+    low = EpochResult(1, 0, 0, 0, 0.5, 0.8, 0.8, 0.1, 1, 1, 0)
     assert training._better(replace(low, val_loss=0.4), low)
     assert not training._better(replace(low, val_loss=0.6), low)
     assert not training._better(low, low)

@@ -1,0 +1,118 @@
+"""Make the pictures of the README and docs, `docs/pictures/*.png`, from a finished run's report.
+
+    python -m search.run --name digits
+    python -m scripts.readme_pictures results/digits
+
+The report is written again first, and names the run as this command does. Needs Chromium (Debian:
+`apt-get install chromium`) and the extra `dev`. Take a run whose pictures may be shown to everyone:
+they are in the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import FloatRect, Locator, Page, sync_playwright
+
+from search.folder import FolderError, RunFolder
+from search.report import write_report
+
+WIDTH = 1160
+"""Of the pictures, in pixels: a README is shown about 900 wide."""
+
+COLOURS = 128
+MOST_BYTES = 300_000
+"""Of all pictures together."""
+
+_MARGIN = 16
+_TWO_ROWS = 6  # cards
+
+
+def take_pictures(page: Page, report: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Yield each picture's name, and the picture."""
+    page.set_viewport_size({"width": WIDTH, "height": 900})
+    page.goto(report.absolute().as_uri())
+    yield "report", _clip(page, 0, _bottom(page.locator("#answer")))
+    charts = page.locator("#search > .charts")
+    yield "search", _clip(page, _top(charts), _bottom(charts))
+    outside = page.locator("#elsewhere .cards")
+    cards = (outside if outside.count() else page.locator("#evaluation .cards")).first
+    each = cards.locator(":scope > li")
+    last = each.nth(min(each.count(), _TWO_ROWS) - 1)
+    yield "pictures", _clip(page, _top(cards), _bottom(last))
+
+
+@contextmanager
+def open_page() -> Iterator[Page]:
+    """Open an empty page in Chromium.
+
+    Raises:
+        FileNotFoundError: there is no Chromium.
+    """
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise FileNotFoundError("no chromium on this machine (Debian: apt-get install chromium)")
+    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses root without it
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=as_root)
+        yield browser.new_page()
+        browser.close()
+
+
+def _top(element: Locator) -> float:
+    return _box(element)["y"] - _MARGIN
+
+
+def _bottom(element: Locator) -> float:
+    box = _box(element)
+    return box["y"] + box["height"] + _MARGIN
+
+
+def _box(element: Locator) -> FloatRect:
+    box = element.bounding_box()
+    if box is None:
+        raise ValueError("the report lacks a part of a finished run; give another run")
+    return box
+
+
+def _clip(page: Page, top: float, bottom: float) -> Image.Image:
+    top = max(0.0, top)
+    clip: FloatRect = {"x": 0, "y": top, "width": WIDTH, "height": bottom - top}
+    return Image.open(io.BytesIO(page.screenshot(clip=clip, full_page=True)))
+
+
+def main() -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(description="Make the README's pictures.")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a finished run's folder")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "pictures")
+    options = parser.parse_args()
+    n_bytes = 0
+    try:
+        write_report(RunFolder.open(options.run))
+        options.out.mkdir(parents=True, exist_ok=True)
+        with open_page() as page:
+            for name, picture in take_pictures(page, options.run / "report.html"):
+                path = options.out / f"{name}.png"
+                picture.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+                n_bytes += path.stat().st_size
+                print(f"{path}: {picture.width} × {picture.height}, {path.stat().st_size:,} bytes")
+    except (FolderError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if n_bytes > MOST_BYTES:
+        print(f"error: {n_bytes:,} bytes are more than {MOST_BYTES:,}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

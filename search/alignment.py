@@ -1,0 +1,219 @@
+"""Laying one picture over another: the affine map that makes two sketches agree best.
+
+Lucas and Kanade's method (1981) in its inverse compositional form (Baker and Matthews, IJCV 2004),
+for many pairs at once. Gain and offset of the light are fitted along the way, so that a brightened
+copy agrees as well as the original.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+_STEPS = 6
+"""Gauss-Newton steps at each of two levels, half and whole resolution."""
+_EDGE_SHARE = 0.08  # of the side, along the edges, moves nothing: an added border would
+_DAMPING = 1e-3
+_BLOCK_PAIRS = 256  # that are worked on at a time: their pixels stay in the cache
+_MARGIN_SHARE = 0.04  # of the side, along the edges, is not judged: a turned copy has empty corners
+_PROMISE = 0.6
+"""Detail at half resolution below which a pair is not looked at more closely."""
+_LEAST_OVERLAP = 0.5
+_MOST_STRETCH = 1.5
+_MOST_TURN = 0.2  # the sine of 11 degrees
+_MOST_SHIFT = 0.4  # of half a side
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How well pairs agree where they overlap, after the best map.
+
+    Attributes:
+        detail: float32 [P] in [-1, 1], correlation of gradients: of edges and texture. 0 where the
+            map is no slight change.
+        agreement: float32 [P] in [-1, 1], correlation of brightness.
+        maps: float32 [P, 3, 3], from the first's coordinates to the second's; both run from -1 to
+            1 across the picture.
+    """
+
+    detail: np.ndarray
+    agreement: np.ndarray
+    maps: np.ndarray
+
+
+def align(first: np.ndarray, second: np.ndarray, scale: np.ndarray | float = 1.0) -> Alignment:
+    """Align pairs of sketches.
+
+    Args:
+        first: uint8 [P, S, S], S even.
+        second: The same.
+        scale: [P] or one for all, the map to begin with: how much larger the first's content is in
+            the second.
+    """
+    maps = np.tile(np.eye(3, dtype=np.float32), (len(first), 1, 1))
+    maps[:, 0, 0] = maps[:, 1, 1] = scale
+    result = Alignment(np.zeros(len(first), np.float32), np.zeros(len(first), np.float32), maps)
+    for start in range(0, len(first), _BLOCK_PAIRS):
+        rows = np.arange(start, min(start + _BLOCK_PAIRS, len(first)))
+        for level in (_halved, _whole):
+            one, two = level(first[rows]), level(second[rows])
+            maps[rows] = _improve(one, two, maps[rows])
+            result.detail[rows], result.agreement[rows] = _judge(one, two, maps[rows])
+            rows = rows[result.detail[rows] >= _PROMISE]
+            if not len(rows):
+                break
+    return result
+
+
+def zoom(pictures: np.ndarray, share: float) -> np.ndarray:
+    """Return the inner part of pictures, `share` of each side, at their own size: float32."""
+    maps = np.tile(np.diag(np.array([share, share, 1], np.float32)), (len(pictures), 1, 1))
+    return _warp(pictures.astype(np.float32), maps)[0]
+
+
+def _halved(pictures: np.ndarray) -> np.ndarray:
+    n, side = len(pictures), pictures.shape[1] // 2
+    small = pictures.reshape(n, side, 2, side, 2).mean((2, 4), dtype=np.float32)
+    return _blurred(small, 0.7)
+
+
+def _whole(pictures: np.ndarray) -> np.ndarray:
+    return _blurred(pictures.astype(np.float32), 0.7)
+
+
+def _judge(
+    first: np.ndarray, second: np.ndarray, maps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the correlation of gradients and of brightness, of the second warped to the first."""
+    margin = round(_MARGIN_SHARE * first.shape[1])
+    other, inside = _warp(second, maps, margin)
+    inside[:, :margin] = inside[:, -margin:] = False
+    inside[:, :, :margin] = inside[:, :, -margin:] = False
+    one, two = (np.stack(_gradients(pictures), 1) for pictures in (first, other))
+    detail = _correlation(one, two, inside[:, None])
+    one, two = (_centred(pictures, inside)[:, None] for pictures in (first, other))
+    agreement = _correlation(one, two, inside[:, None])
+    usable = _is_slight(maps) & (inside.mean((1, 2)) >= _LEAST_OVERLAP)
+    return np.where(usable, detail, 0), np.where(usable, agreement, 0)
+
+
+def _improve(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Take Gauss-Newton steps that make the second picture, warped, equal the first."""
+    n, side = len(first), first.shape[1]
+    x, y = _grid(side)
+    by_x, by_y = (slope * (side / 2) for slope in _gradients(first))
+    # How the first picture changes with each of the six numbers of an affine map: [P, 6, S²].
+    slopes = np.stack([by_x * x, by_x * y, by_x, by_y * x, by_y * y, by_y], 1)
+    edge = round(_EDGE_SHARE * side)
+    core = np.zeros((side, side), np.bool_)
+    core[edge:-edge, edge:-edge] = True
+    slopes = (slopes * core).reshape(n, 6, -1)
+    steepness = slopes @ slopes.transpose(0, 2, 1)
+    diagonal = np.arange(6)
+    steepness[:, diagonal, diagonal] *= 1 + _DAMPING
+    steepness[:, diagonal, diagonal] += 1e-3
+    inverse = np.linalg.inv(steepness)
+    for _ in range(_STEPS):
+        other, inside = _warp(second, maps, edge)
+        inside &= core
+        error = _relit(other, first, inside) - first
+        error *= inside
+        descent = inverse @ (slopes @ error.reshape(n, -1, 1))
+        step = np.tile(np.eye(3, dtype=np.float32), (n, 1, 1))
+        step[:, :2] += descent.reshape(n, 2, 3)
+        moved = maps @ _inverse(step)
+        # A pair that runs away has nothing in common: it stays where it was.
+        maps = np.where(_is_slight(moved)[:, None, None], moved, maps)
+    return maps
+
+
+def _warp(pictures: np.ndarray, maps: np.ndarray, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Sample pictures at mapped coordinates, bilinearly; tell which lie inside, margin aside."""
+    n, side = len(pictures), pictures.shape[1]
+    x, y = (axis.ravel() for axis in _grid(side))
+    half = side / 2
+    at_x = maps[:, 0, :1] * x + maps[:, 0, 1:2] * y + maps[:, 0, 2:]
+    at_y = maps[:, 1, :1] * x + maps[:, 1, 1:2] * y + maps[:, 1, 2:]
+    at_x, at_y = (at_x + 1) * half - 0.5, (at_y + 1) * half - 0.5
+    last = side - 1
+    low, high = margin - 0.5, last - margin + 0.5
+    inside = (at_x >= low) & (at_x <= high) & (at_y >= low) & (at_y <= high)
+    np.clip(at_x, 0, last - 1e-3, out=at_x)
+    np.clip(at_y, 0, last - 1e-3, out=at_y)
+    left, top = at_x.astype(np.int32), at_y.astype(np.int32)
+    at_x -= left
+    at_y -= top
+    index = top * side + left + (np.arange(n, dtype=np.int32) * (side * side))[:, None]
+    flat = pictures.ravel()
+    upper = flat[index] * (1 - at_x) + flat[index + 1] * at_x
+    index += side
+    lower = flat[index] * (1 - at_x) + flat[index + 1] * at_x
+    sampled = upper * (1 - at_y) + lower * at_y
+    return sampled.reshape(n, side, side), inside.reshape(n, side, side)
+
+
+def _relit(pictures: np.ndarray, like: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Change pictures' light (gain and offset) so that they are nearest to others."""
+    count = np.maximum(inside.sum((1, 2), keepdims=True, dtype=np.float32), 1)
+    mean = (pictures * inside).sum((1, 2), keepdims=True) / count
+    goal = (like * inside).sum((1, 2), keepdims=True) / count
+    centred, wanted = (pictures - mean) * inside, (like - goal) * inside
+    variance = (centred * centred).sum((1, 2), keepdims=True) + 1e-3
+    gain = (centred * wanted).sum((1, 2), keepdims=True) / variance
+    # A gain near 0 would call any two pictures alike.
+    return np.asarray((pictures - mean) * np.clip(gain, 0.4, 2.5) + goal)
+
+
+def _centred(pictures: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    count = np.maximum(inside.sum((1, 2), keepdims=True, dtype=np.float32), 1)
+    return np.asarray(pictures - (pictures * inside).sum((1, 2), keepdims=True) / count)
+
+
+def _correlation(one: np.ndarray, two: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return the cosine of [P, C, S, S] fields over the pixels inside, [P]."""
+    one, two = one * inside, two * inside
+    ones, twos, both = (
+        np.einsum("pcij,pcij->p", a, b) for a, b in ((one, one), (two, two), (one, two))
+    )
+    return np.asarray(both / np.sqrt(ones * twos + 1e-3))
+
+
+def _gradients(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return central differences along x and y, a pixel as the unit."""
+    by_y, by_x = np.gradient(pictures, axis=(1, 2))
+    return by_x, by_y
+
+
+def _blurred(pictures: np.ndarray, sigma: float) -> np.ndarray:
+    for axis in (1, 2):
+        pictures = gaussian_filter1d(pictures, sigma, axis=axis, mode="nearest", truncate=2.5)
+    return pictures
+
+
+def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y of the pixels' centres, float32 [S, S], from -1 to 1."""
+    line = (np.arange(side, dtype=np.float32) + 0.5) / (side / 2) - 1
+    return np.broadcast_to(line, (side, side)), np.broadcast_to(line[:, None], (side, side))
+
+
+def _inverse(maps: np.ndarray) -> np.ndarray:
+    """Invert affine maps, [P, 3, 3]."""
+    a, b, c, d = maps[:, 0, 0], maps[:, 0, 1], maps[:, 1, 0], maps[:, 1, 1]
+    scale = 1 / np.where(np.abs(a * d - b * c) < 1e-3, 1e-3, a * d - b * c)
+    result = np.zeros_like(maps)
+    result[:, 0, 0], result[:, 0, 1] = d * scale, -b * scale
+    result[:, 1, 0], result[:, 1, 1] = -c * scale, a * scale
+    result[:, :2, 2] = -(result[:, :2, :2] @ maps[:, :2, 2:])[:, :, 0]
+    result[:, 2, 2] = 1
+    return result
+
+
+def _is_slight(maps: np.ndarray) -> np.ndarray:
+    """Tell which maps stretch, turn and shift by as little as a crop or a border does."""
+    stretch = np.stack([maps[:, 0, 0], maps[:, 1, 1]], 1)
+    turn = np.abs(np.stack([maps[:, 0, 1], maps[:, 1, 0]], 1)).max(1)
+    shift = np.abs(maps[:, :2, 2]).max(1)
+    size = (stretch >= 1 / _MOST_STRETCH).all(1) & (stretch <= _MOST_STRETCH).all(1)
+    return np.asarray(size & (turn <= _MOST_TURN) & (shift <= _MOST_SHIFT))

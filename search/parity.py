@@ -1,0 +1,135 @@
+"""Whether an exported model gives what the model itself gives."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from search.held_out import RunPictures
+from search.wording import count, percent
+from trainables.deployed import Deployed, central
+from trainables.model import Ensemble, ModelCard
+
+TOLERANCE = 1e-3
+"""How far a probability of an exported model may lie from PyTorch's."""
+_BATCH = 64
+_CHANGED = 0.1  # a probability that differs by so much is not rounding
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an exported model compares with the model that it was made from.
+
+    Attributes:
+        pictures: "held-out", or "generated" where a model comes without its run.
+        n: How many.
+        n_missing: Held-out pictures that are not there any more.
+        largest_difference: Of any probability.
+        n_other: Pictures with another likeliest class, ties (within twice the tolerance) aside.
+        accuracy: Of the exported model; None on generated pictures.
+        accuracy_before: Of the model itself in float32; None on generated pictures.
+        quantised: Whether it is in 8-bit integers: then the accuracy speaks, not the difference.
+    """
+
+    pictures: str
+    n: int
+    n_missing: int
+    largest_difference: float
+    n_other: int
+    accuracy: float | None
+    accuracy_before: float | None
+    quantised: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether the export may be used; of a quantised one, its user judges."""
+        return self.quantised or (self.largest_difference <= TOLERANCE and self.n_other == 0)
+
+    def in_words(self) -> str:
+        """Say it in one line."""
+        missing = f" ({self.n_missing} more are not there any more)" if self.n_missing else ""
+        words = (
+            f"{count(self.n, f'{self.pictures} picture')}{missing}: probabilities differ by at most"
+            f" {self.largest_difference:.2g}"
+        )
+        words += "" if self.quantised else f" (allowed: {TOLERANCE:g})"
+        words += f", another likeliest class for {self.n_other}"
+        if self.accuracy is None or self.accuracy_before is None:
+            return words
+        return (
+            words
+            + f"; accuracy {percent(self.accuracy)} (PyTorch: {percent(self.accuracy_before)})"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is kept of it."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def expected_probabilities(ensemble: Ensemble, packed: np.ndarray) -> np.ndarray:
+    """Return what PyTorch gives in float32: [n, classes]."""
+    deployed = Deployed(ensemble)
+    with torch.no_grad():
+        parts = [
+            deployed(torch.from_numpy(central_pixels(ensemble.card, packed[i : i + _BATCH])))
+            for i in range(0, len(packed), _BATCH)
+        ]
+    return torch.cat(parts).numpy()
+
+
+def central_pixels(card: ModelCard, packed: np.ndarray) -> np.ndarray:
+    """Cut out what an exported model takes: uint8 [n, image_size, image_size, 3]."""
+    return central(torch.from_numpy(packed), card.image_size).numpy()
+
+
+def compare(
+    expected: np.ndarray,
+    found: np.ndarray,
+    pictures: RunPictures,
+    checked_on: str,
+    quantised: bool,
+) -> Parity:
+    """Compare an export's probabilities [n, classes] with those that are expected."""
+    ours, theirs = expected.argmax(1), found.argmax(1)
+    rows = np.arange(len(expected))
+    no_tie = expected[rows, ours] - expected[rows, theirs] > 2 * TOLERANCE
+    judged = checked_on == "held-out"
+    return Parity(
+        pictures=checked_on,
+        n=len(expected),
+        n_missing=pictures.n_missing,
+        largest_difference=float(np.abs(expected - found).max()),
+        n_other=int(((ours != theirs) & no_tie).sum()),
+        accuracy=float((theirs == pictures.labels).mean()) if judged else None,
+        accuracy_before=float((ours == pictures.labels).mean()) if judged else None,
+        quantised=quantised,
+    )
+
+
+def count_changed(run: Path, card: ModelCard, pictures: RunPictures, expected: np.ndarray) -> int:
+    """Count the pictures that the run predicted clearly otherwise: they were changed since."""
+    path = run / "test_predictions.csv"
+    if not path.is_file():
+        return 0
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    before = [
+        [float(rows[name][f"p:{known}"]) for known in card.classes] if name in rows else now
+        for name, now in zip(pictures.names, expected, strict=True)
+    ]
+    return int((np.abs(np.array(before) - expected).max(1) > _CHANGED).sum())
+
+
+def generate_pictures(card: ModelCard, n: int) -> RunPictures:
+    """Make pictures of soft random shapes, for a model that comes without its run."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(n, 3, 8, 8, generator=generator)
+    size = (card.packed_size, card.packed_size)
+    soft = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
+    packed = (soft * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return RunPictures(tuple(f"generated {i}" for i in range(n)), np.zeros(n, np.int64), packed, 0)

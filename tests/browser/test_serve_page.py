@@ -1,0 +1,169 @@
+"""The served page in Chromium, from the picture that is chosen to its class."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("playwright", reason="needs the extra: dev")
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra: serve")
+
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
+from PIL import Image  # noqa: E402
+from playwright.sync_api import Page, expect  # noqa: E402
+
+from search.limits import Limits  # noqa: E402
+from search.predictor import load  # noqa: E402
+from search.service import Service  # noqa: E402
+from search.web import build_app  # noqa: E402
+from trainables.doubt import Doubt  # noqa: E402
+
+expect.set_options(timeout=30_000)
+
+pytestmark = pytest.mark.browser
+
+TOKEN = "a-token-of-some-length"
+
+
+def serve(run: Path, token: str | None, doubt: float | None = None) -> Iterator[str]:
+    """The application on 127.0.0.1, in a thread."""
+    limits = Limits()
+    before = Image.MAX_IMAGE_PIXELS
+    predictor = load(run)
+    if doubt is not None:
+        n = predictor.model.card.n_members
+        scale = torch.tensor([0.0, 0.0, doubt])
+        predictor.model.doubt = Doubt(torch.zeros(n, 128), torch.zeros(n, 1, 128), scale)
+    app = build_app(Service(predictor, limits.pixels, 8), limits, token, ("127.0.0.1",))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+    Image.MAX_IMAGE_PIXELS = before
+
+
+@pytest.fixture(scope="module")
+def url(colour_run: Path) -> Iterator[str]:
+    yield from serve(colour_run, None)
+
+
+@pytest.fixture(scope="module")
+def guarded_url(colour_run: Path) -> Iterator[str]:
+    yield from serve(colour_run, TOKEN)
+
+
+@pytest.fixture(scope="module")
+def doubtful_url(colour_run: Path) -> Iterator[str]:
+    yield from serve(colour_run, None, doubt=2.5)
+
+
+def test_a_picture_that_is_chosen_is_named(url, page: Page, complaints, colour_pictures):
+    page.goto(url)
+    page.set_input_files("#files", colour_pictures / "grün und blau" / "012.png")
+    result = page.locator("article").first
+    expect(result.locator(".answer")).to_have_text("grün und blau")
+    expect(result.locator("h2")).to_have_text("012.png")
+    lines = result.locator("li")
+    expect(lines).to_have_count(3)
+    expect(lines.first).to_contain_text("grün und blau")
+    told = result.locator(".line span:last-child").all_inner_texts()
+    shares = [float(text.split()[0]) for text in told]
+    assert shares[0] > 90
+    assert shares == sorted(shares, reverse=True)
+    widths = [bar.bounding_box()["width"] for bar in result.locator(".bar div").all()]
+    assert widths[0] > 5 * widths[1]
+    expect(page.get_by_role("status")).to_contain_text("012.png: grün und blau, 9")
+    assert complaints == []
+
+
+def test_it_says_when_a_picture_is_unlike_those_it_knows(doubtful_url, page: Page, colour_pictures):
+    page.goto(doubtful_url)
+    page.set_input_files("#files", colour_pictures / "red" / "012.png")
+    expect(page.locator(".doubt")).to_contain_text("Not like the pictures")
+    expect(page.get_by_role("status")).to_contain_text("but unlike the training pictures")
+
+
+def test_it_shows_where_the_model_sees_it(url, page: Page, colour_pictures):
+    page.goto(url)
+    page.set_input_files("#files", colour_pictures / "blue" / "012.png")
+    picture = page.get_by_role("img", name="where the model sees blue is marked")
+    expect(picture).to_be_visible()
+    drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0)"
+    assert page.locator("canvas.places").evaluate(drawn)
+    page.get_by_label("Show where the model sees it").uncheck()
+    expect(page.locator("canvas.places")).to_be_hidden()
+
+
+def test_pictures_that_are_dropped_or_pasted(url, page: Page, colour_pictures):
+    page.goto(url)
+    content = list((colour_pictures / "red" / "013.png").read_bytes())
+    for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        page.evaluate(
+            """([event, field, content]) => {
+                const data = new DataTransfer();
+                const bytes = new Uint8Array(content);
+                data.items.add(new File([bytes], event + ".png", {type: "image/png"}));
+                const kind = event === "drop" ? DragEvent : ClipboardEvent;
+                document.dispatchEvent(new kind(event, {[field]: data, cancelable: true}));
+            }""",
+            [event, field, content],
+        )
+        result = page.locator("article", has_text=f"{event}.png")
+        expect(result.locator(".answer")).to_have_text("red")
+
+
+def test_a_file_that_is_no_picture(url, page: Page, tmp_path):
+    (tmp_path / "notes.png").write_text("no picture")
+    page.goto(url)
+    page.set_input_files("#files", tmp_path / "notes.png")
+    expect(page.get_by_role("status")).to_have_text(
+        "notes.png: no picture could be read: notes.png: is not a picture, or of a format that"
+        " cannot be read"
+    )
+    expect(page.locator("article")).to_have_count(0)
+
+
+def test_by_keyboard_alone(url, page: Page, colour_pictures):
+    page.goto(url)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "files"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(colour_pictures / "red" / "012.png")
+    expect(page.locator(".answer")).to_have_text("red")
+
+
+def test_with_a_token(guarded_url, page: Page, colour_pictures):
+    page.goto(guarded_url)
+    page.set_input_files("#files", colour_pictures / "red" / "012.png")
+    expect(page.get_by_role("status")).to_contain_text("The token is missing or wrong")
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Use").click()
+    page.set_input_files("#files", colour_pictures / "red" / "012.png")
+    expect(page.locator(".answer")).to_have_text("red")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["", "docs"])
+def test_nothing_keeps_people_out(url, page: Page, complaints, colour_pictures, scheme, path):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(url + path)
+    if not path:
+        page.set_input_files("#files", colour_pictures / "red" / "012.png")
+        expect(page.locator(".answer")).to_have_text("red")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert complaints == []
+    found = Axe().run(page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []

@@ -1,0 +1,273 @@
+"""Every command that the documentation shows is held against the program that takes it.
+
+The quick ones run, on a small stand-in of a run. Of the others (a cluster, a server, an account)
+the program's own parser reads the line, and the files that it names are there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    page for pattern in ("*.md", "docs/*.md", "clusters/*.md") for page in ROOT.glob(pattern)
+)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def find_commands() -> list[tuple[str, str]]:
+    """Return the commands of all pages, each with its page; a line ending in \\ goes on."""
+    found = []
+    for page in PAGES:
+        for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+            lines = [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+            if language in ("bash", "sh") or (
+                not language and lines and program(lines[0]) in CHECKS
+            ):
+                found += [(str(page.relative_to(ROOT)), " ".join(line.split())) for line in lines]
+    return [(page, line) for page, line in found if not line.startswith("#")]
+
+
+def split_words(line: str) -> list[str]:
+    """Return a command's words, without the variables that are set before it."""
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError:  # a drawing, no command
+        return [""]
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        del words[0]
+    return words or [""]
+
+
+def program(line: str) -> str:
+    return Path(split_words(line)[0]).name
+
+
+@pytest.fixture(scope="module")
+def place(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where what the commands name exists, made small."""
+    place = tmp_path_factory.mktemp("place")
+    for name in ("clusters", "spaces", "benchmarks", "scripts", "tests/faults"):
+        shutil.copytree(ROOT / name, place / name)
+    for name in ("Makefile", "cluster.yaml", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, place / name)
+    shutil.copy(place / "spaces" / "products.py", place / "spaces" / "mine.py")
+    shutil.copytree(digits_run, place / "results" / "RUN")
+    pictures = ("photo.jpg", "photos/cat/1.jpg", "folder-of-photos/1.jpg", "more/trip/1.png")
+    for name in pictures:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (200, 120, 40)).save(place / name)
+    return place
+
+
+def check_python(words: Sequence[str], place: Path) -> None:
+    if words[0] == "-m":
+        check_module(words[1], words[2:], place)
+        return
+    script = place / words[0]
+    known = script.read_text() + (place / "benchmarks" / "workbench.py").read_text()
+    for word in words[1:]:
+        assert not word.startswith("--") or f'"{word.split("=")[0]}"' in known, f"no {word}"
+
+
+def check_module(module: str, arguments: Sequence[str], place: Path) -> None:
+    """Run what is quick; let the program's own parser read the rest."""
+    runs = module in ("search.predict", "search.report")
+    if runs and not {"--help", "-"} & {*arguments}:  # "-" reads what another program lists
+        assert importlib.import_module(module).main(arguments) == 0
+    elif module == "search.run":
+        request = importlib.import_module("search.request")
+        if "--help" in arguments:
+            with pytest.raises(SystemExit, match="0"):
+                request.parse_request(arguments)
+            return
+        asked = request.parse_request(arguments)
+        assert asked.resume or asked.space.is_file(), f"there is no space {asked.space}"
+    elif module == "pip":
+        check_pip(arguments, place)
+    elif module == "venv":
+        assert len(arguments) == 1
+    elif module == "pytest":
+        assert all(word.startswith("-") or (ROOT / word).exists() for word in arguments)
+    else:
+        assert module.startswith("search.")
+        importlib.import_module(module)._parser().parse_args(arguments)
+
+
+def check_make(words: Sequence[str], place: Path) -> None:
+    subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
+
+
+def check_tensorboard(words: Sequence[str], place: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what its plugins import
+        from tensorboard import default, program
+
+        program.TensorBoard(default.get_plugins()).configure(["tensorboard", *words])
+    check_present(words[words.index("--logdir") + 1], place)
+
+
+def check_dashboard(words: Sequence[str], place: Path) -> None:
+    pytest.importorskip("optuna_dashboard", reason="the extra 'dashboard' is not installed")
+    check_present(words[-1].removeprefix("sqlite:///"), place)
+
+
+def check_present(name: str, place: Path) -> None:
+    """Hold that a file of this machine is there; those of the cluster's machines begin with ~."""
+    assert name.startswith("~") or (place / name).exists(), f"there is no {name}"
+
+
+def check_pip(words: Sequence[str], place: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert words[0] == "install"
+    for word in words[1:]:
+        if named := re.search(r"\[(.+)\]", word):
+            assert set(named[1].split(",")) <= extras.keys(), f"no extra {named[1]}"
+
+
+def check_ray(words: Sequence[str], place: Path) -> None:
+    """Let Ray's own command line read it, and check what is to run on the cluster as well."""
+    from ray.scripts.scripts import cli
+
+    command: click.Command = cli
+    rest = list(words)
+    while isinstance(command, click.Group):
+        command = command.commands[rest.pop(0)]
+    command.make_context(command.name, list(rest), resilient_parsing=False)
+    for word in rest:
+        if word.endswith(".yaml"):
+            check_present(word, place)
+    inner = " ".join(rest[rest.index("--") + 1 :]) if "--" in rest else ""
+    for part in [inner, *(word for word in rest if " " in word)]:
+        for line in part.split("&&"):
+            if program(line) in ("python", "tensorboard"):
+                CHECKS[program(line)](split_words(line)[1:], place)
+
+
+def check_aws(words: Sequence[str], place: Path) -> None:
+    """AWS' own program needs an account; what it reads must be there, and be JSON."""
+    assert words[0] in ("s3", "iam", "ssm", "ec2")
+    for word in words:
+        if word.startswith("file://"):
+            json.loads((place / word.removeprefix("file://")).read_text())
+        elif word.startswith("{"):
+            json.loads(word)
+
+
+def check_ssh(words: Sequence[str], place: Path) -> None:
+    if shutil.which("ssh") is None:
+        assert "-L" not in words or re.fullmatch(r"\d+:[\d.]+:\d+", words[words.index("-L") + 1])
+        return
+    subprocess.run(["ssh", "-G", *words], check=True, capture_output=True)
+
+
+def check_sed(words: Sequence[str], place: Path) -> None:
+    before = (place / words[-1]).read_text()
+    subprocess.run(["sed", *words], cwd=place, check=True)
+    assert (place / words[-1]).read_text() != before
+
+
+def check_plain(words: Sequence[str], place: Path) -> None:
+    """Hold that the project's files that a line names are there."""
+    for word in words:
+        if re.fullmatch(r"[\w./-]+\.(py|sh|yaml|yml|service|conf|json|toml)", word):
+            check_present(word, place if (place / word).exists() else ROOT)
+
+
+CHECKS: dict[str, Callable[[Sequence[str], Path], None]] = {
+    "python": check_python,
+    "python3": check_python,
+    "python3.11": check_python,
+    "make": check_make,
+    "tensorboard": check_tensorboard,
+    "optuna-dashboard": check_dashboard,
+    "pip": check_pip,
+    "ray": check_ray,
+    "aws": check_aws,
+    "ssh": check_ssh,
+    "sed": check_sed,
+    **dict.fromkeys(
+        (
+            "curl",
+            "docker",
+            "podman",
+            "systemctl",
+            "sudo",
+            "cp",
+            "cd",
+            "git",
+            "export",
+            "pre-commit",
+            "rsync",
+            "find",
+        ),
+        check_plain,
+    ),
+}
+"""By program, what holds its line to be right. A program that is not here fails the test."""
+
+COMMANDS = find_commands()
+
+
+def test_the_pages_show_commands() -> None:
+    pages = {page for page, _ in COMMANDS}
+    assert pages >= {"README.md", "docs/writing-a-space.md", "docs/dashboards.md"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{p}: {c[:50]}" for p, c in COMMANDS])
+def test_a_command_is_understood(
+    page: str, line: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    for part in re.split(r"\s(?:&&|\|)\s", line) if program(line) != "ray" else [line]:
+        name = program(part)
+        assert name in CHECKS, f"{page}: nobody checks {name!r}; add it to CHECKS"
+        words = split_words(part)
+        words = words[: words.index(">")] if ">" in words else words
+        CHECKS[name](words[1:], place)
+
+
+@pytest.mark.parametrize("module", ["search.request", "search.predict", "search.export"])
+def test_examples_of_the_help_are_understood(module: str) -> None:
+    shown = importlib.import_module(module)._parser().format_help()
+    examples = re.findall(r"^\s+python -m (search\.\w+)(.*)$", shown, re.MULTILINE)
+    for name, arguments in examples:
+        where = "search.request" if name == "search.run" else name
+        importlib.import_module(where)._parser().parse_args(shlex.split(arguments))
+    assert examples or module != "search.request"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_example_space_is_one(tmp_path: Path) -> None:
+    from spaces.base import RULES, load_space
+
+    text = (ROOT / "docs" / "writing-a-space.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "mine.py"
+    path.write_text(example)
+    assert load_space(path).trials == 24
+    described = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert described >= RULES.keys()

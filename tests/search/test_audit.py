@@ -1,0 +1,141 @@
+"""The audit end to end, on pictures that the tests draw."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawing import CHANGES, draw, save
+
+from search.audit import look, main
+from search.exclusion import read_exclusion
+from search.findings import examine
+from search.listing import find_pictures
+from search.splitting import split
+from spaces.sources import folder
+from trainables.folding import grouped_folds
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """train/ and test/ of two classes; copies across them, across classes and outside."""
+    root = tmp_path_factory.mktemp("photos")
+    for seed in range(24):
+        part, name = ("train", "test")[seed >= 16], ("cat", "dog")[seed % 2]
+        save(draw(seed), root / "in" / part / name / f"{seed:02}.png")
+    at = root / "in" / "train"
+    shutil.copy(at / "cat" / "00.png", at / "cat" / "same.png")
+    save(CHANGES["cropped"](draw(2)), at / "cat" / "cropped.jpg")
+    save(CHANGES["brightened"](draw(4)), at / "dog" / "was a cat.png")
+    save(CHANGES["mirrored"](draw(17)), at / "dog" / "leaked.png")
+    save(draw(50).point(lambda value: 9), at / "dog" / "blank.png")
+    save(CHANGES["grey"](draw(51)), at / "dog" / "grey.png")
+    save(draw(52, 600, 60), at / "dog" / "long.png")
+    save(draw(53).resize((24, 24)), at / "cat" / "tiny.png")
+    (at / "cat" / "torn.png").write_bytes((at / "cat" / "00.png").read_bytes()[:99])
+    save(CHANGES["re-encoded"](draw(6)), root / "out" / "cat" / "taken.jpg")
+    save(draw(60), root / "out" / "dog" / "new.jpg")
+    return root
+
+
+def test_the_command_finds_what_was_planted(photos, tmp_path, capsys):
+    out = tmp_path / "audit.csv"
+    code = main([str(photos / "in"), "--external", str(photos / "out"), "--out", str(out)])
+    assert code == 0
+    found = {(row["problem"], row["name"], row["twin"]) for row in rows_of(out)}
+    assert found == {
+        ("conflict", "train/cat/04.png", "train/dog/was a cat.png"),
+        ("conflict", "train/dog/was a cat.png", "train/cat/04.png"),
+        ("left out", "train/dog/leaked.png", "test/dog/17.png"),
+        ("external twin", "external:cat/taken.jpg", "train/cat/06.png"),
+        ("exact duplicate", "train/cat/same.png", "train/cat/00.png"),
+        ("near-duplicate", "train/cat/cropped.jpg", "train/cat/02.png"),
+        ("unreadable", "train/cat/torn.png", ""),
+        ("blank", "train/dog/blank.png", ""),
+        ("odd size", "train/cat/tiny.png", ""),
+        ("odd shape", "train/dog/long.png", ""),
+        ("grey", "train/dog/grey.png", ""),
+        ("grey", "train/dog/blank.png", ""),
+    }
+    shown = capsys.readouterr().out
+    assert "4 groups of near-duplicates kept together, 2 pictures whose near-duplicates" in shown
+    assert "1 taken out of training, 1 external pictures not judged, 1 unreadable" in shown
+
+
+def test_what_the_audit_lists_can_be_excluded(photos, tmp_path):
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    external = ["--external", str(photos / "out")]
+    assert main([str(photos / "in"), *external, "--out", str(first)]) == 0
+    more = ["--exclude", str(first), "--out", str(second)]
+    assert main([str(photos / "in"), *external, *more]) == 0
+    assert (
+        rows_of(second) == [row for row in rows_of(first) if row["name"].endswith("torn.png")][:0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{}/nowhere"], "--data must name a folder, but there is no"),
+        (["{}/in", "--external", "{}/gone"], "--external must name a folder"),
+        (["{}/in", "--exclude", "{}/gone.csv"], "--exclude must name a file"),
+        (["{}/in", "--out", "{}/gone/audit.csv"], "--out must lie in a folder that is there"),
+    ],
+)
+def test_mistakes_are_told(photos, capsys, arguments, message):
+    assert main([argument.format(photos) for argument in arguments]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert message in shown
+
+
+def test_no_planted_copy_straddles_a_split(tmp_path):
+    """Pictures on disk, found, grouped, split and folded."""
+    rng = np.random.default_rng(0)
+    planted: dict[str, int] = {}
+    for seed in range(60):
+        name = ("cat", "dog", "cow")[seed % 3]
+        for copy, change in enumerate(["", *rng.choice(list(CHANGES), rng.integers(0, 3), False)]):
+            image = CHANGES[change](draw(seed)) if change else draw(seed)
+            path = tmp_path / name / f"{rng.integers(10**9)}-{copy}.png"
+            save(image, path)
+            planted[path.relative_to(tmp_path).as_posix()] = seed
+    listing = find_pictures(folder(), tmp_path, tmp_path)
+    pictures = look(listing, lambda done: None)
+    groups = examine(pictures, None, flip=True).groups
+    origin = np.array([planted[name] for name in listing.names])
+    for seed in range(25):
+        parts = split(listing, pictures.kept, 0.2, 0.2, seed, 4, groups)
+        rows = np.flatnonzero(parts != "test")
+        place = parts.astype("<U9")
+        held_out = grouped_folds(listing.labels[rows], groups[rows], 4, seed)
+        for fold, positions in enumerate(held_out):
+            place[rows[positions]] = [f"{part} {fold}" for part in parts[rows[positions]]]
+        straddling = sum(len(set(place[origin == one])) > 1 for one in range(60))
+        assert straddling == 0
+
+
+def test_the_real_copies_of_caltech_are_found(shared_data):
+    root = shared_data / "caltech101" / "101_ObjectCategories"
+    listing = find_pictures(folder(("ketch", "watch")), root, root)
+    audit = examine(look(listing, lambda done: None), None, flip=True)
+    pairs = {(problem.name, problem.twin) for problem in audit.problems if problem.twin}
+    assert pairs >= {
+        ("ketch/image_0041.jpg", "ketch/image_0035.jpg"),
+        ("watch/image_0211.jpg", "watch/image_0173.jpg"),
+        ("watch/image_0212.jpg", "watch/image_0172.jpg"),
+        ("watch/image_0160.jpg", "watch/image_0125.jpg"),
+    }
+    assert len(pairs) <= 5
+
+
+def test_exclusions_of_an_audit_are_read_as_they_are_written(photos, tmp_path):
+    out = tmp_path / "audit.csv"
+    main([str(photos / "in"), "--external", str(photos / "out"), "--out", str(out)])
+    assert "external:cat/taken.jpg" in read_exclusion(out).names

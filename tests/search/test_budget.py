@@ -1,0 +1,125 @@
+"""A time budget on a simulated clock: the whole run ends in time, and uses the time it has."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from optuna.distributions import FloatDistribution
+
+from search.budget import CLOSING_SECONDS, FOLD_SECONDS, MOST_RESERVED, TimeBudget, fold_growth
+from spaces.base import Space
+from spaces.sources import folder
+
+EPOCHS, FOLDS, PLACES = 10, 5, 2
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+
+def make(seconds: float, clock: Clock, finalists: int = 1) -> TimeBudget:
+    space = Space(
+        source=folder(),
+        params={"backbone": "tinynet", "lr": FloatDistribution(1e-4, 1e-2, log=True)},
+        epochs=EPOCHS,
+        folds=FOLDS,
+    )
+    growth = fold_growth(800, 200, FOLDS)
+    return TimeBudget(seconds, lambda: clock.now, space, finalists, lambda _: PLACES, growth)
+
+
+def epoch(number: int, accuracy: float, seconds: float) -> dict[str, float]:
+    return {
+        "epoch": number,
+        "best_epoch": number,
+        "best_val_accuracy": accuracy,
+        "trained_seconds": seconds * number,
+    }
+
+
+def simulate(seconds: float, finalists: int, epoch_seconds: list[float]) -> tuple[float, float]:
+    """Run trials one after the other, then folds; return when the search and the run ended."""
+    clock, generator = Clock(5.0), np.random.default_rng(1)
+    budget = make(seconds, clock, finalists)
+    complete: list[tuple[float, float]] = []
+    first_cost = 0.0
+    for number in itertools.count():
+        cost = epoch_seconds[number % len(epoch_seconds)]
+        accuracy = float(generator.uniform(0.5, 1.0))
+        budget.trial_started(number, {})
+        for at in range(1, EPOCHS + 1):
+            clock.now += cost
+            if budget.is_up():
+                break
+            budget.trial_epoch(number, epoch(at, accuracy, cost))
+        if budget.is_up():
+            break
+        first_cost = first_cost or cost
+        complete.append((accuracy, cost))
+        budget.trial_ended(number, "complete", epoch(EPOCHS, accuracy, cost))
+    searched = clock.now
+    costs = [cost for _, cost in sorted(complete, reverse=True)[:finalists]]
+    if complete and (complete[0] not in sorted(complete, reverse=True)[:finalists]):
+        costs.append(first_cost)  # the first trial is always retrained
+    rounds = -(-FOLDS // PLACES)
+    clock.now += sum(rounds * (FOLD_SECONDS + EPOCHS * cost) for cost in costs)
+    clock.now += rounds * FOLD_SECONDS + CLOSING_SECONDS
+    return searched, clock.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "finalists", "epoch_seconds"),
+    [
+        (120, 1, [0.05]),
+        (120, 1, [0.3, 0.05, 0.6]),
+        (1800, 1, [2.0, 0.1, 5.0, 8.0]),
+        (1800, 3, [2.0, 0.1, 5.0, 3.0]),
+        (7200, 2, [30.0, 1.0, 12.0]),
+    ],
+)
+def test_the_run_ends_in_time_and_uses_it(
+    seconds: float, finalists: int, epoch_seconds: list[float]
+) -> None:
+    searched, ended = simulate(seconds, finalists, epoch_seconds)
+    longest = max(epoch_seconds)
+    assert ended <= 1.02 * seconds + longest
+    assert searched >= (1 - MOST_RESERVED) * seconds
+    if len(set(epoch_seconds)) == 1:  # nothing dearer could have come: no time is given away
+        assert ended >= 0.9 * seconds
+
+
+def test_what_is_reserved_follows_from_what_trials_took() -> None:
+    clock = Clock()
+    budget = make(1000, clock)
+    rounds = 3  # of 5 folds, 2 at a time
+    none_yet = rounds * FOLD_SECONDS + CLOSING_SECONDS
+    assert budget.reserved_seconds() == none_yet
+    budget.trial_started(0, {})
+    budget.trial_epoch(0, epoch(1, 0.8, 2.0))
+    assert budget.reserved_seconds() == none_yet + rounds * (FOLD_SECONDS + EPOCHS * 2.0)
+    budget.trial_ended(0, "complete", {"best_epoch": 4})
+    first = rounds * (FOLD_SECONDS + 4 * 2.0)
+    assert budget.reserved_seconds() == none_yet + first
+    budget.trial_started(1, {})
+    budget.trial_epoch(1, epoch(1, 0.7, 9.0))
+    assert budget.reserved_seconds() == none_yet + first, "it would be no finalist"
+    budget.trial_epoch(1, epoch(2, 0.9, 9.0))
+    dear = rounds * (FOLD_SECONDS + EPOCHS * 9.0)
+    assert budget.reserved_seconds() == none_yet + first + dear
+    budget.trial_ended(1, "pruned", {})
+    assert budget.reserved_seconds() == none_yet + first
+    clock.now = 1000 - none_yet - first - 1
+    assert not budget.is_up()
+    clock.now += 2
+    assert budget.is_up()
+
+
+def test_most_of_the_budget_is_never_reserved() -> None:
+    budget = make(100, Clock())
+    budget.trial_started(0, {})
+    budget.trial_epoch(0, epoch(1, 0.8, 50.0))
+    assert budget.reserved_seconds() == MOST_RESERVED * 100

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from search import parity
+from search.export import main
+from search.graphs import run_onnx, run_program
+from search.held_out import read_split
+from search.layout import DataError
+from search.predict import load
+from trainables.deployed import Deployed, central
+from trainables.images import crop_and_normalise
+from trainables.model import load_model
+
+onnx = pytest.importorskip("onnx", reason="needs the extra: export")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: export")
+pytest.importorskip("onnxscript", reason="needs the extra: export")
+
+
+@pytest.fixture
+def run(colour_run: Path, tmp_path: Path) -> Path:
+    """A run of one's own to write into."""
+    return Path(shutil.copytree(colour_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def exported(colour_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its ONNX file, made once."""
+    run = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(colour_run, run)
+    assert main([str(run)]) == 0
+    return run
+
+
+def test_one_graph_gives_what_the_ensemble_gives(colour_run, colour_pictures):
+    ensemble = load_model(colour_run / "model.pt")
+    packed = read_split(colour_run, ensemble.card, "test", None).packed
+    pixels = central(torch.from_numpy(packed), ensemble.card.image_size)
+    with torch.no_grad():
+        x = crop_and_normalise(torch.from_numpy(packed), 32)
+        expected = torch.softmax(ensemble(x) / 1.25, 2).mean(0)
+        torch.testing.assert_close(Deployed(ensemble)(pixels), expected, atol=1e-5, rtol=0)
+
+
+def test_onnx_is_checked_on_held_out_pictures_and_says_so(exported, capsys):
+    record = json.loads((exported / "export" / "export.json").read_text())["model.onnx"]
+    assert record["passed"] is True
+    assert record["pictures"] == "held-out"
+    assert (record["n"], record["n_missing"], record["n_other"]) == (18, 0, 0)
+    assert record["largest_difference"] <= parity.TOLERANCE
+    assert record["accuracy"] == record["accuracy_before"] == 1.0
+    assert record["members"] == 5
+    assert {p.name for p in (exported / "export").iterdir()} == {"model.onnx", "export.json"}
+
+
+def test_onnx_tells_its_user_what_it_takes(exported):
+    session = onnxruntime.InferenceSession(exported / "export" / "model.onnx")
+    (taken,) = session.get_inputs()
+    assert (taken.name, taken.type, taken.shape[1:]) == ("pictures", "tensor(uint8)", [32, 32, 3])
+    assert isinstance(taken.shape[0], str)
+    (given,) = session.get_outputs()
+    assert (given.name, given.type, given.shape[1]) == ("probabilities", "tensor(float)", 3)
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == ["red", "grün und blau", "blue"]
+    assert json.loads(about["card"])["temperature"] == 1.25
+    assert "shorter side resized to 36 pixels" in about["preprocessing"]
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_onnx_takes_any_number_of_pictures(exported, n):
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    probabilities = run_onnx(exported / "export" / "model.onnx", pixels)
+    assert probabilities.shape == (n, 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+
+
+def test_the_frozen_stages_are_in_the_graph_once(exported):
+    graph = onnx.load(exported / "export" / "model.onnx").graph
+    backbone = load_model(exported / "model.pt").classifiers[0].backbone
+    n_convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in backbone.modules())
+    assert sum(node.op_type == "Conv" for node in graph.node) == n_convolutions
+    assert sum(node.op_type in ("Gemm", "MatMul") for node in graph.node) == 5
+
+
+def test_as_the_docs_say_with_pillow_and_onnxruntime_alone(exported, colour_pictures):
+    path = colour_pictures / "blue" / "014.png"
+    picture = Image.open(path).convert("RGB")
+    scale = 36 / min(picture.size)
+    width, height = (int(side * scale) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - 32) / 2), round((height - 32) / 2)
+    pixels = np.asarray(picture.crop((left, top, left + 32, top + 32)))[None]
+    probabilities = run_onnx(exported / "export" / "model.onnx", pixels)[0]
+    made = load(exported).predict([path], top=1)[0]
+    assert probabilities.argmax() == 2
+    assert made.probabilities[0] == pytest.approx(probabilities[2], abs=0.02)
+
+
+def test_a_member_alone(run, capsys):
+    assert main([str(run), "--member", "2"]) == 0
+    ensemble = load_model(run / "model.pt")
+    packed = read_split(run, ensemble.card, "test", None).packed
+    pixels = parity.central_pixels(ensemble.card, packed)
+    with torch.no_grad():
+        x = crop_and_normalise(torch.from_numpy(packed), 32)
+        expected = torch.softmax(ensemble.classifiers[1](x) / 1.25, 1).numpy()
+    found = run_onnx(run / "export" / "model-member2.onnx", pixels)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_member_that_is_not_there(run, capsys):
+    assert main([str(run), "--member", "6"]) == 2
+    assert capsys.readouterr().err == "error: 1 <= --member <= 5 must hold, but got 6\n"
+
+
+def test_int8_is_smaller_and_its_accuracy_is_measured(run, exported, capsys):
+    assert main([str(run), "--int8"]) == 0
+    out = capsys.readouterr().out
+    assert "accuracy 100.0 % (PyTorch: 100.0 %)" in out.replace("\u00a0", " ")
+    record = json.loads((run / "export" / "export.json").read_text())["model-int8.onnx"]
+    assert record["quantised"] is True
+    assert record["accuracy"] >= 0.9
+    assert 0 < record["largest_difference"] < 0.5
+    whole = (exported / "export" / "model.onnx").stat().st_size
+    assert record["bytes"] == (run / "export" / "model-int8.onnx").stat().st_size < 0.5 * whole
+    about = onnxruntime.InferenceSession(run / "export" / "model-int8.onnx").get_modelmeta()
+    assert json.loads(about.custom_metadata_map["classes"])[2] == "blue"
+
+
+def test_a_program(run):
+    assert main([str(run), "--format", "pt2"]) == 0
+    ensemble = load_model(run / "model.pt")
+    pictures = read_split(run, ensemble.card, "test", None)
+    found = run_program(
+        run / "export" / "model.pt2", parity.central_pixels(ensemble.card, pictures.packed)
+    )
+    np.testing.assert_allclose(
+        found, parity.expected_probabilities(ensemble, pictures.packed), atol=1e-5
+    )
+    assert [path.name for path in (run / "export").glob("*partial*")] == []
+
+
+def test_pictures_that_moved(run, colour_pictures, tmp_path, capsys):
+    environment = json.loads((run / "environment.json").read_text())
+    environment["request"]["data"] = str(tmp_path / "gone")
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert main([str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --data must name a folder, but there is no {tmp_path}/gone\n"
+    )
+    (tmp_path / "gone").mkdir()
+    assert main([str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: none of the 18 test pictures of {run} is in {tmp_path}/gone any more, such as"
+        " 'red/012.png': say with --data where they are now\n"
+    )
+    moved = Path(shutil.copytree(colour_pictures, tmp_path / "moved"))
+    (moved / "red" / "012.png").unlink()
+    (moved / "red" / "013.png").write_bytes(b"damaged")
+    assert main([str(run), "--format", "pt2", "--data", str(moved)]) == 0
+    out = capsys.readouterr().out
+    assert "checked  16 held-out pictures (2 more are not there any more): " in out
+
+
+def test_pictures_that_were_changed_are_told(run, colour_pictures, tmp_path, capsys):
+    other = Path(shutil.copytree(colour_pictures, tmp_path / "other"))
+    shutil.copy(other / "blue" / "012.png", other / "red" / "012.png")
+    assert main([str(run), "--format", "pt2", "--data", str(other)]) == 0
+    assert capsys.readouterr().err == (
+        "warning: 1 of 18 held-out pictures are not predicted as in the run: they are no longer"
+        " the same pictures\n"
+    )
+
+
+def test_a_model_file_alone_is_checked_on_generated_pictures_and_runs_no_code(
+    colour_run, tmp_path, capsys
+):
+    shutil.copy(colour_run / "model.pt", tmp_path / "model.pt")
+    (tmp_path / "space.py").write_text("raise SystemExit('run')")
+    assert main([str(tmp_path / "model.pt"), "--format", "pt2"]) == 0
+    assert "checked  32 generated pictures: " in capsys.readouterr().out
+    assert {p.name for p in tmp_path.iterdir()} == {"model.pt", "model.pt2", "space.py"}
+    assert main([str(tmp_path / "model.pt"), "--int8"]) == 2
+    assert "--int8 needs the run's folder" in capsys.readouterr().err
+
+
+def test_an_export_that_differs_is_not_written(run, monkeypatch, capsys):
+    def wrong(path: Path, pixels: np.ndarray) -> np.ndarray:
+        return run_program(path, pixels) * 0.99 + 0.01 / 3
+
+    monkeypatch.setattr("search.graphs.run_program", wrong)
+    assert main([str(run), "--format", "pt2"]) == 1
+    assert "error: model.pt2 is not written: 18 held-out" in capsys.readouterr().err
+    assert list((run / "export").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "pt2", "--int8"], "--int8 goes with --format onnx, not with pt2"),
+        (["--data", "nowhere"], "--data must name a folder, but there is no nowhere"),
+    ],
+)
+def test_requests_that_cannot_be(run, capsys, arguments, message):
+    assert main([str(run), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_has_no_split(run, capsys):
+    (run / "split.csv").unlink()
+    assert main([str(run)]) == 2
+    assert "has no split.csv: its search did not come so far" in capsys.readouterr().err
+
+
+def test_a_split_of_another_model(run, colour_run):
+    card = load_model(colour_run / "model.pt").card
+    with pytest.raises(DataError, match="does not belong to the model beside it"):
+        read_split(run, replace(card, classes=("a", "b", "c")), "test", None)
+    with pytest.raises(DataError, match="lists no val pictures"):
+        read_split(run, card, "val", None)
+
+
+def test_ties_are_no_difference(colour_run):
+    card = load_model(colour_run / "model.pt").card
+    pictures = parity.generate_pictures(card, 3)
+    expected = np.array([[0.5, 0.4995, 0.0005], [0.6, 0.4, 0.0], [0.2, 0.3, 0.5]])
+    found = np.array([[0.4995, 0.5, 0.0005], [0.4, 0.6, 0.0], [0.2, 0.3, 0.5]])
+    result = parity.compare(expected, found, pictures, "generated", False)
+    assert result.n_other == 1
+    assert not result.passed
+    assert parity.compare(expected, found, pictures, "generated", True).passed
+    assert parity.compare(expected[[0, 2]], found[[0, 2]], pictures, "generated", False).passed

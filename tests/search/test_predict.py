@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.predict import as_json, expand, load, main, table_writer
+from search.predictor import Prediction
+from trainables.images import PictureError
+from trainables.model import ModelError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(colour_pictures: Path, tmp_path: Path) -> Path:
+    """Three pictures, each the first of its class, and one file that is none."""
+    for name in ("red", "blue", "grün und blau"):
+        (tmp_path / f"{name}.png").write_bytes((colour_pictures / name / "012.png").read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def test_from_python(colour_run, colour_pictures):
+    predictor = load(colour_run)
+    made = predictor.predict([colour_pictures / "blue" / "013.png"], top=2)
+    assert len(made) == 1
+    assert made[0].name == str(colour_pictures / "blue" / "013.png")
+    assert made[0].classes[0] == "blue"
+    assert len(made[0].classes) == len(made[0].probabilities) == 2
+    assert made[0].probabilities[0] > 0.9 > made[0].probabilities[1]
+    whole = predictor.predict([str(colour_pictures / "red" / "000.png")], top=99)[0]
+    assert len(whole.classes) == 3
+    assert sum(whole.probabilities) == pytest.approx(1, abs=1e-5)
+
+
+def test_from_a_model_file_alone(colour_run, colour_pictures):
+    picture = colour_pictures / "red" / "012.png"
+    assert load(colour_run / "model.pt").predict([picture]) == load(colour_run).predict([picture])
+
+
+def test_from_python_an_unreadable_picture_is_an_error(colour_run, folder):
+    with pytest.raises(PictureError, match=r"broken\.png"):
+        load(colour_run).predict([folder / "red.png", folder / "broken.png"])
+
+
+def test_a_run_without_a_model(tmp_path):
+    with pytest.raises(ModelError, match=f"^there is no model at {tmp_path}/model.pt$"):
+        load(tmp_path)
+
+
+def test_order_is_kept_over_batches_with_unreadable_ones_between(colour_run, folder, monkeypatch):
+    monkeypatch.setattr("search.predictor._BATCH", 2)
+    names = ["red", "broken", "blue", "grün und blau", "broken", "broken", "blue"]
+    made = list(load(colour_run).predict_each(folder / f"{name}.png" for name in names))
+    assert ["broken" if isinstance(one, PictureError) else one.classes[0] for one in made] == names
+
+
+def test_probabilities_are_those_of_the_run(colour_run, colour_pictures):
+    with (colour_run / "test_predictions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    made = load(colour_run).predict([colour_pictures / row["name"] for row in rows], top=1)
+    assert [one.classes[0] for one in made] == [row["first"] for row in rows]
+    for one, row in zip(made, rows, strict=True):
+        assert one.probabilities[0] == pytest.approx(float(row["first_probability"]), abs=0.02)
+
+
+def test_a_table_of_a_folder(colour_run, folder, capsys):
+    assert main([str(colour_run), str(folder)]) == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        str(folder / "blue.png"),
+        str(folder / "grün"),
+        str(folder / "red.png"),
+    ]
+    assert "  blue 0.9" in lines[0]
+    assert "broken.png" in err
+    assert "cannot be read: " in err
+    assert err.endswith("1 of 4 pictures could not be read\n")
+
+
+def test_json(colour_run, folder, capsys):
+    assert main([str(colour_run), str(folder), "--json", "--top", "1"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert [one["picture"] for one in content] == [
+        str(folder / f"{name}.png") for name in ("blue", "broken", "grün und blau", "red")
+    ]
+    assert "error" in content[1]
+    assert content[2]["classes"][0]["class"] == "grün und blau"
+    assert content[2]["classes"][0]["probability"] > 0.9
+    assert len(content[2]["classes"]) == 1
+
+
+def test_csv(colour_run, folder, capsys):
+    assert main([str(colour_run), str(folder / "red.png"), "--csv", "--top", "2"]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    likeliest = ["class_1", "probability_1", "class_2", "probability_2"]
+    assert rows[0] == ["picture", *likeliest, "doubt", "error"]
+    assert rows[1][:2] == [str(folder / "red.png"), "red"]
+    assert rows[1][-1] == ""
+
+
+def test_a_picture_that_is_not_like_the_training_pictures_is_told(capsys):
+    known = Prediction("a.jpg", ("red",), (0.9,), 0.25)
+    strange = Prediction("b.jpg", ("red",), (0.9,), 3.5)
+    write = table_writer(5)
+    for one in (known, strange):
+        write(one)
+    assert capsys.readouterr().out.splitlines() == [
+        "a.jpg  red 0.9000",
+        "b.jpg  red 0.9000   not like the training pictures",
+    ]
+    assert as_json(strange)["unlike"] is True
+    assert as_json(known) == {
+        "picture": "a.jpg",
+        "classes": [{"class": "red", "probability": 0.9}],
+        "doubt": 0.25,
+        "unlike": False,
+    }
+    assert "doubt" not in as_json(Prediction("c.jpg", ("red",), (0.9,)))
+
+
+def test_a_list_on_standard_input(colour_run, folder, capsys, monkeypatch):
+    names = [str(folder / "red.png"), "", "nowhere.png", str(folder / "blue.png")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\r\n".join(names) + "\n"))
+    assert main([str(colour_run), "-", "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert [one["picture"] for one in content] == [names[0], names[2], names[3]]
+    assert content[1]["error"] == "there is no such file"
+
+
+def test_patterns_and_folders(folder):
+    (folder / "deep").mkdir()
+    (folder / "deep" / "x.jpg").write_bytes(b"")
+    (folder / "[odd].png").write_bytes(b"")
+    found = [path.name for path in expand([f"{folder}/**/*.jpg", f"{folder}/r*.png"], [])]
+    assert found == ["x.jpg", "red.png"]
+    assert [p.name for p in expand([str(folder / "[odd].png")], [])] == ["[odd].png"]
+    assert "notes.txt" not in {path.name for path in expand([str(folder)], [])}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("nowhere.png", "there is no picture {0}/nowhere.png"),
+        ("*.jpeg", "no file matches {0}/*.jpeg"),
+        ("empty", "there are no pictures in {0}/empty"),
+    ],
+)
+def test_an_argument_that_names_nothing(colour_run, tmp_path, capsys, argument, message):
+    (tmp_path / "empty").mkdir()
+    assert main([str(colour_run), str(tmp_path / argument)]) == 2
+    assert capsys.readouterr().err == f"error: {message.format(tmp_path)}\n"
+
+
+def test_an_empty_list(colour_run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert main([str(colour_run), "-"]) == 2
+    assert capsys.readouterr().err == "error: the list holds no picture's path\n"
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "many"])
+def test_top_is_a_whole_number(colour_run, capsys, top):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(colour_run), "x.png", "--top", top])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: argument --top: must be a whole number >= 1, but got '{top}' (see --help)\n"
+    )
+
+
+def test_a_file_that_is_no_model(folder, capsys):
+    assert main([str(folder / "red.png"), str(folder / "red.png")]) == 2
+    assert "red.png cannot be read as a model: " in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8_and_a_reader_that_has_enough(colour_run, folder):
+    odd = os.fsencode(folder) + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes((folder / "red.png").read_bytes())
+    command = [sys.executable, "-m", "search.predict", colour_run, odd, "--csv"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert b"\xff.png,red,0.9" in done.stdout
+    command = f"{sys.executable} -m search.predict {colour_run} {folder}/r*.png --json | true"
+    piped = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, check=False
+    )
+    assert (piped.returncode, piped.stderr) == (0, b"")
