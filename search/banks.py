@@ -144,8 +144,8 @@ class Banks:
         """Hand out the first views of a bank.
 
         A bank that is not there is built when it is asked for the second time (the first trial
-        might have been the only one, and stopped after an epoch), and the least recently used make
-        room for it.
+        might have been the only one, and stopped after an epoch). The least recently used make room
+        for it, but for those at a deeper boundary: they save more, in fewer bytes.
 
         Returns:
             By view, references to its blocks; a reference to each table row's place in a view;
@@ -156,9 +156,9 @@ class Banks:
         if key not in self._views:
             self._asked[key] += 1
             is_wanted = self._asked[key] > 1 or self._is_anew
-            if size > self._plan.budget_bytes // 2 or not is_wanted:
+            is_large = size > self._plan.budget_bytes // 2
+            if is_large or not is_wanted or not self._make_room(size, boundary):
                 return None
-            self._make_room(size)
             self._views[key] = []
         while len(self._views[key]) < n_views:
             self._views[key].append(self._rebuild(backbone, boundary, len(self._views[key])))
@@ -175,13 +175,25 @@ class Banks:
             for (name, boundary), views in self._views.items()
         }
 
-    def _make_room(self, size: int) -> None:
-        """Forget the banks least recently used until one of `size` bytes fits."""
+    def _make_room(self, size: int, boundary: int) -> bool:
+        """Forget banks at boundaries no deeper, least recently used first, until `size` bytes fit.
+
+        Returns:
+            Whether they fit; if not, none is forgotten.
+        """
         taken = {key: self._plan.sizes[key[0]][key[1] - 1] for key in self._views}
-        while taken and sum(taken.values()) + size > self._plan.budget_bytes:
-            key, _ = self._views.popitem(last=False)
+        room = self._plan.budget_bytes - sum(taken.values())
+        forgotten = []
+        for key in self._views:
+            if room < size and key[1] <= boundary:
+                room += taken[key]
+                forgotten.append(key)
+        if room < size:
+            return False
+        for key in forgotten:
+            del self._views[key]
             self._first = {block for block in self._first if block[:2] != key}
-            del taken[key]
+        return True
 
     def _replace_lost(self, backbone: str, boundary: int, n_views: int) -> None:
         """Start building again what was lost with its machine.

@@ -121,6 +121,17 @@ def test_the_least_recently_used_makes_room(log: list[dict[str, Any]]) -> None:
     assert sum(owner.sizes_bytes().values()) == 250 + 100 + 50
 
 
+def test_a_shallow_bank_never_makes_a_deeper_one_go(log: list[dict[str, Any]]) -> None:
+    owner = Banks(plan(620))
+    owner.build("small", (3,), 2)
+    owner.build("large", (4,), 2)
+    held = set(owner.sizes_bytes())
+    n_tasks = len(log)
+    assert [owner.lend("small", 2, 1) for _ in range(3)] == [None] * 3
+    assert set(owner.sizes_bytes()) == held
+    assert len(log) == n_tasks
+
+
 def test_what_is_lost_with_a_machine_is_built_again_without_a_cpu(
     log: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
