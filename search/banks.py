@@ -50,7 +50,9 @@ class BankPlan:
     gpus_per_task: float
 
     def first_boundaries(self, depths: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """Choose what is built before the first trial: smallest first, while the budget lasts.
+        """Choose what is built before the first trial, while the budget lasts.
+
+        The deepest boundaries first, which save most, and of those the smallest.
 
         Args:
             depths: Boundaries that trials may ask for.
@@ -60,11 +62,13 @@ class BankPlan:
         """
         left = self.budget_bytes
         chosen: dict[str, list[int]] = {name: [] for name in self.sizes}
-        by_size = sorted((self.sizes[name][d - 1], name, d) for name in self.sizes for d in depths)
-        for size, name, depth in by_size:
+        by_worth = sorted(
+            (-d, self.sizes[name][d - 1], name) for name in self.sizes for d in depths
+        )
+        for minus_depth, size, name in by_worth:
             if size <= left:
                 left -= size
-                chosen[name].append(depth)
+                chosen[name].append(-minus_depth)
         return {name: tuple(sorted(kept)) for name, kept in chosen.items()}
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,19 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (9, (), ()),
     ],
 )
-def test_first_boundaries_smallest_first(
+def test_the_deepest_boundaries_are_built_first(
     budget: int, small: tuple[int, ...], large: tuple[int, ...]
 ) -> None:
     chosen = plan(budget).first_boundaries((1, 2, 3, 4, 5))
     assert chosen == {"small": small, "large": large}
     sizes = [SIZES[name][boundary - 1] for name in chosen for boundary in chosen[name]]
     assert sum(sizes) <= budget
+
+
+def test_of_two_boundaries_of_a_size_the_deeper_is_built_first() -> None:
+    sizes = {"squeezenet1_0": (100, 60, 100, 30, 1)}
+    chosen = replace(plan(191), sizes=sizes).first_boundaries((1, 2, 3, 4, 5))
+    assert chosen == {"squeezenet1_0": (2, 3, 4, 5)}
 
 
 def test_only_depths_of_the_space_are_built_first() -> None:
