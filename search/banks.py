@@ -215,7 +215,7 @@ class Banks:
         if not first:
             return
         waited_for = list(first.values())
-        _, lost = ray.wait(waited_for, num_returns=len(first), timeout=1.0, fetch_local=False)
+        _, lost = ray.wait(waited_for, num_returns=len(first), timeout=5.0, fetch_local=False)
         for key, block in first.items():
             if block in lost:
                 view, place = key[2:]
