@@ -44,6 +44,7 @@ from benchmarks.workbench import (
 from spaces.base import TrialConfig
 from trainables.images import crop_and_normalise
 from trainables.model import Classifier, Weights, create_head
+from trainables.process import compute_with
 from trainables.training import PictureSet, Trainer
 from trainables.viewbank import ViewBank, mixed_precision
 
@@ -89,7 +90,7 @@ def main() -> None:
     parser = command_line(__doc__, data=True)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; a trial has one CPU")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    compute_with(arguments.threads)
     plan = PLANS[arguments.mode]
     report = Report("step", "Training pictures a second: our epoch over the bare model step.")
     data = find_data(arguments)

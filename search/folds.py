@@ -22,6 +22,7 @@ from trainables.doubt import MOST_PICTURES, Subspace, fit_subspace, residual
 from trainables.folding import grouped_folds
 from trainables.model import Weights
 from trainables.probe import fit_head
+from trainables.process import compute_with
 from trainables.trial import Bench, create_trainer, threads_of_worker
 
 
@@ -174,7 +175,7 @@ def _train_fold(
     index: int,
 ) -> Fold:
     started = perf_counter()
-    torch.set_num_threads(threads_of_worker())
+    compute_with(threads_of_worker())
     config = recipe.config
     rows = torch.from_numpy(train_rows.copy())
     trainer = create_trainer(

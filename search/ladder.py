@@ -23,6 +23,7 @@ from search.material import Material
 from search.progress import Progress
 from search.trials import CPUS_A_TRIAL
 from spaces.base import Space, TrialConfig
+from trainables.process import compute_with
 from trainables.training import EpochResult
 from trainables.trial import Bench, create_trainer, threads_of_worker
 
@@ -156,7 +157,7 @@ def _write_table(path: Path, climbed: Sequence[Climbed]) -> None:
 def _climb_rung(
     bench: Bench, config: TrialConfig, train_rows: np.ndarray, val_rows: np.ndarray
 ) -> tuple[EpochResult, ...]:
-    torch.set_num_threads(threads_of_worker())
+    compute_with(threads_of_worker())
     trainer = create_trainer(
         bench,
         config,

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import serve
 
 from search.limits import App, Limits
 from search.predictor import load
 from search.service import Service
 from search.web import build_app
+from trainables.process import compute_with
 
 _BEYOND_ANY = 1_000_000
 """Requests that Serve may hand to a replica: the replica's own `Guard` says when it is enough."""
@@ -43,7 +43,7 @@ class Replica:
     """Loads the model and answers requests."""
 
     def __init__(self, setup: Setup) -> None:
-        torch.set_num_threads(setup.threads)
+        compute_with(setup.threads)
         self._setup = setup
         self._service = Service(load(setup.model), setup.limits.pixels, setup.batch_size)
 

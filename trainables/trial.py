@@ -26,6 +26,7 @@ from trainables.disk import is_disk_full
 from trainables.fusion import fused
 from trainables.images import as_tensor
 from trainables.model import Weights
+from trainables.process import compute_with, give_memory_back
 from trainables.training import PictureSet, Trainer, TrainingError
 from trainables.viewbank import ViewBank, as_features, build_view, view_magnitude, views_up_to
 
@@ -173,7 +174,7 @@ def build_block(
     seed: int,
 ) -> list[np.ndarray]:
     """Compute one view of some pictures, given by their table rows, at each boundary."""
-    torch.set_num_threads(threads_of_worker())
+    compute_with(threads_of_worker())
     device = training_device()
     if (backbone, device) not in _fused:
         _fused[backbone, device] = fused(fresh_backbone(bench, backbone, 5, device))
@@ -269,7 +270,7 @@ class ImageTrial(tune.Trainable):
         self._bench, self._keeper = bench, keeper
         self._train_rows = torch.as_tensor(train_rows.copy())
         self._val_rows = torch.as_tensor(val_rows.copy())
-        torch.set_num_threads(threads_of_worker())
+        compute_with(threads_of_worker())
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -298,6 +299,7 @@ class ImageTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
         self._trainer, self._best_weights = None, {}
+        give_memory_back()
         self._untold = self._stuck = None
         self._trained_seconds = 0.0
         try:
