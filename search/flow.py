@@ -55,12 +55,12 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
     """
     request, folder = checked.request, checked.folder
     weights = read_weights(checked)
-    folder.note("settings", settings(checked))
-    overview = Overview(folder, checked.space.trials)
-    overview.describe()
     # 1. Pictures are decoded once, and features of frozen stages are computed once.
     with stage("pictures", folder):
         material = pack_pictures(checked, weights, progress)
+    folder.note("settings", settings(checked))
+    overview = Overview(folder, checked.space.trials)
+    overview.describe()
     with stage("probe", folder):
         progress.begin("probe")
         wait_for_gpu(progress.say)
