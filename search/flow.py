@@ -244,8 +244,8 @@ def read_weights(checked: Checked) -> dict[str, dict[str, Tensor]]:
         try:
             backbone = create_backbone(name, weights.get(name))
             backbone.boundary_shapes(checked.space.image_size)
-        except WeightsError:
-            raise
+        except WeightsError as error:
+            raise WeightsError(f"{checked.weights[name]}: {error}") from None
         except ValueError as error:
             raise RequestError(f"{name}: {error}") from None
     return weights
