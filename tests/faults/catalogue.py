@@ -249,7 +249,6 @@ def clock_jumping(folder: Path) -> Tally:
 
 
 FAULTS: tuple[Callable[[Path], Tally], ...] = (
-    killed_at_any_moment,
     killed_one_at_a_time,
     interrupted,
     interrupted_twice,
@@ -264,6 +263,7 @@ FAULTS: tuple[Callable[[Path], Tally], ...] = (
     loss_not_a_number,
     out_of_memory,
     clock_jumping,
+    killed_at_any_moment,
 )
 
 
