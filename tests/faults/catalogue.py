@@ -250,19 +250,19 @@ def clock_jumping(folder: Path) -> Tally:
 
 FAULTS: tuple[Callable[[Path], Tally], ...] = (
     killed_one_at_a_time,
-    interrupted,
-    interrupted_twice,
-    terminated,
     workers_killed,
     keeper_killed,
     banks_killed,
     node_killed,
-    checkpoints_truncated,
-    summary_truncated,
-    disk_full,
     loss_not_a_number,
     out_of_memory,
     clock_jumping,
+    disk_full,
+    terminated,
+    interrupted,
+    interrupted_twice,
+    checkpoints_truncated,
+    summary_truncated,
     killed_at_any_moment,
 )
 
