@@ -14,6 +14,7 @@ the one reason to train a trial's epochs again from the first.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Break searches and carry them on.")
     parser.add_argument("words", nargs="*", help="of the names of the faults; none is all")
     words = parser.parse_args().words
+    # A shell lets its background jobs ignore Ctrl-C, and they would hand that on to searches.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
     print(_LINE.format("fault", *_HEAD, ""), flush=True)
     failed = 0
