@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -36,6 +37,8 @@ class Packed:
     """The files left out, in the order of their names."""
     sketches: Sketches
     """Of each picture of the table."""
+    digests: tuple[str, ...]
+    """Of each picture of the table, what tells its content from any other."""
 
 
 def pack(
@@ -78,6 +81,7 @@ def pack(
         mapped = np.lib.format.open_memmap(overflow, "w+", np.uint8, shape)
     table = np.empty(shape, np.uint8) if mapped is None else mapped
     sketches = Sketches.empty(total)
+    digests = [""] * total
     reasons: dict[int, str] = {}
     starts = iter(range(0, total, block_size))
     waiting: dict[ray.ObjectRef[Block], int] = {}
@@ -89,9 +93,10 @@ def pack(
             break
         ready = ray.wait(list(waiting), num_returns=1)[0][0]
         start = waiting.pop(ready)
-        block, drawn, failed = ray.get(ready)
+        block, drawn, told_apart, failed = ray.get(ready)
         table[start : start + len(block)] = block
         sketches.put(start, drawn)
+        digests[start : start + len(block)] = told_apart
         reasons |= {start + row: reason for row, reason in failed.items()}
         done += len(block)
         on_progress(done, total)
@@ -101,15 +106,16 @@ def pack(
             table[row] = table[index]
     unreadable = [Problem(listing.names[i], "unreadable", reason) for i, reason in reasons.items()]
     problems = tuple(sorted((*unreadable, *listing.skipped), key=lambda problem: problem.name))
-    sketches = sketches.take(kept)
+    of_kept = sketches.take(kept), tuple(digests[i] for i in kept)
     if mapped is not None and overflow is not None:
         mapped.flush()
-        return Packed(overflow, kept, problems, sketches)
-    return Packed(ray.put(table[: len(kept)]), kept, problems, sketches)
+        return Packed(overflow, kept, problems, *of_kept)
+    return Packed(ray.put(table[: len(kept)]), kept, problems, *of_kept)
 
 
-Block = tuple[np.ndarray, Sketches, dict[int, str]]
-"""uint8 [n, S, S, 3], its sketches, and by row why a picture of it could not be read."""
+Block = tuple[np.ndarray, Sketches, list[str], dict[int, str]]
+"""uint8 [n, S, S, 3], its sketches, its digests, and by row why a picture of it could not be read.
+"""
 
 
 def _block_tasks(
@@ -152,16 +158,19 @@ def _read_file(path: Path) -> Path | bytes:
 def _decode_files(files: Sequence[Path | bytes], packed_size: int, image_size: int | None) -> Block:
     block = np.zeros((len(files), packed_size, packed_size, 3), np.uint8)
     sketches = Sketches.empty(len(files))
+    digests = [""] * len(files)
     reasons: dict[int, str] = {}
     for row, file in enumerate(files):
+        content = _read_file(file) if isinstance(file, Path) else file
         try:
-            picture = read_picture(BytesIO(file) if isinstance(file, bytes) else file)
+            picture = read_picture(BytesIO(content) if isinstance(content, bytes) else content)
         except PictureError as error:
             reasons[row] = error.reason
             continue
         block[row] = fit(picture, packed_size, image_size)
         sketches.draw(row, picture)
-    return block, sketches, reasons
+        digests[row] = "" if isinstance(content, Path) else _digest(content)
+    return block, sketches, digests, reasons
 
 
 def _resize_arrays(
@@ -174,7 +183,11 @@ def _resize_arrays(
         picture = Image.fromarray(pixels).convert("RGB")
         block[row] = fit(picture, packed_size, image_size)
         sketches.draw(row, picture)
-    return block, sketches, {}
+    return block, sketches, [_digest(pixels.tobytes()) for pixels in part], {}
+
+
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=8).hexdigest()
 
 
 def _block_size(n_pictures: int, n_cpus: int, in_files: bool) -> int:

@@ -55,12 +55,12 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
     """
     request, folder = checked.request, checked.folder
     weights = read_weights(checked)
-    folder.note("settings", settings(checked))
-    overview = Overview(folder, checked.space.trials)
-    overview.describe()
     # 1. Pictures are decoded once, and features of frozen stages are computed once.
     with stage("pictures", folder):
         material = pack_pictures(checked, weights, progress)
+    folder.note("settings", settings(checked))
+    overview = Overview(folder, checked.space.trials)
+    overview.describe()
     with stage("probe", folder):
         progress.begin("probe")
         wait_for_gpu(progress.say)
@@ -244,8 +244,8 @@ def read_weights(checked: Checked) -> dict[str, dict[str, Tensor]]:
         try:
             backbone = create_backbone(name, weights.get(name))
             backbone.boundary_shapes(checked.space.image_size)
-        except WeightsError:
-            raise
+        except WeightsError as error:
+            raise WeightsError(f"{checked.weights[name]}: {error}") from None
         except ValueError as error:
             raise RequestError(f"{name}: {error}") from None
     return weights

@@ -15,9 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from search.storage import LocalFiles
+
 BEST_WEIGHTS = "best.pt"
 CHECKPOINT = "checkpoint.pt"
 """Files of a trial, in `trials/<number>/`."""
+
+STUDY = "study.db"
+"""The study's database."""
 
 _SUMMARY = "summary.json"
 _ENVIRONMENT = "environment.json"
@@ -80,11 +85,18 @@ class RunFolder:
         """Open the folder of an earlier run.
 
         Raises:
-            FolderError: it is none.
+            FolderError: it is none, or what says how the run began is damaged.
         """
         if not (path / _ENVIRONMENT).is_file() or not (path / "space.py").is_file():
             raise FolderError(f"{path} is no run: a run's folder holds {_ENVIRONMENT} and space.py")
         folder = cls(path)
+        try:
+            _ = folder.environment["request"]
+        except (ValueError, KeyError, TypeError):
+            raise FolderError(
+                f"{path / _ENVIRONMENT} is damaged, and says no longer how the run began: put a"
+                " copy of it back, or begin a new run"
+            ) from None
         try:
             folder._summary = json.loads((path / _SUMMARY).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -123,7 +135,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run; what is not a finite number becomes null."""
-        self.write_text(name, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, _as_json(content))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run."""
@@ -133,19 +145,27 @@ class RunFolder:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
 
+    @property
+    def has_trials(self) -> bool:
+        """Whether the search has begun, so that there is something to carry on."""
+        return (self.path / STUDY).is_file()
+
     def discard(self) -> None:
         """Remove the folder of a run that ended before it made anything."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def remember(self, request: Mapping[str, Any]) -> None:
         """Keep what a later command asked for anew, so that the next one need not say it again."""
-        self.write_json(_ENVIRONMENT, {**self.environment, "request": dict(request)})
+        self._write_environment({**self.environment, "request": dict(request)})
+
+    def _write_environment(self, content: Mapping[str, Any]) -> None:
+        """Write what no stage could make again, so that a power cut leaves it whole."""
+        LocalFiles(self.path).write(_ENVIRONMENT, _as_json(content).encode())
 
     def write_origin(self, space_file: Path, request: Mapping[str, Any]) -> None:
         """Keep what the run began with: the space, the request, the versions and the machine."""
         shutil.copyfile(space_file, self.path / "space.py")
-        self.write_json(
-            _ENVIRONMENT,
+        self._write_environment(
             {
                 "command": [Path(sys.executable).name, "-m", "search.run", *sys.argv[1:]],
                 "request": dict(request),
@@ -164,6 +184,10 @@ class RunFolder:
 def digest(path: Path) -> str:
     """Return what tells a file's content from any other."""
     return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
 
 
 def _finite(content: Any) -> Any:

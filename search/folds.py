@@ -150,7 +150,8 @@ class FoldStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         arrays = {key: torch.tensor(getattr(fold, key)) for key in _ARRAYS}
         partial = self._path(index).with_suffix(".partial")
-        torch.save({**vars(fold), **arrays}, partial)
+        with partial.open("wb") as file:  # to a path, torch would not say that the disk is full
+            torch.save({**vars(fold), **arrays}, file)
         partial.replace(self._path(index))
 
     def _path(self, index: int) -> Path:

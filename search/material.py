@@ -20,10 +20,12 @@ from search.exclusion import EXTERNAL
 from search.findings import COPIES, UNUSED, Audit, Pictures, examine, sum_up, write_audit_csv
 from search.folder import RunFolder
 from search.gallery import Gallery
+from search.layout import DataError
 from search.listing import Listing, check_counts
 from search.machinefile import share_file
 from search.progress import Progress
 from search.splitting import OUT, read_split_csv, split, straddling, write_split_csv
+from search.wording import count
 from spaces.base import Space
 from trainables.trial import Bench, open_table
 
@@ -89,8 +91,11 @@ def pack_pictures(
                 send_files=request.address is not None,
             ),
         )
-    audit = _examine(listing, packed, outside, space, folder, progress)
+    external_pictures = None if outside is None else _pictures(*outside)
+    audit = examine(_pictures(listing, packed), external_pictures, space.flip)
+    # A run that is refused here is left as it was.
     splits, groups = _split(checked, packed, audit)
+    _tell(audit, listing, packed, outside, space, folder, progress)
     table: Any = packed.table
     if isinstance(table, Path) and request.address is not None:
         table = share_file(table)
@@ -131,17 +136,16 @@ def pack_pictures(
     return material
 
 
-def _examine(
+def _tell(
+    audit: Audit,
     listing: Listing,
     packed: Packed,
     outside: tuple[Listing, Packed] | None,
     space: Space,
     folder: RunFolder,
     progress: Progress,
-) -> Audit:
-    """Audit the pictures, tell what was found, and keep the pictures of some pairs."""
-    external = None if outside is None else _pictures(*outside)
-    audit = examine(_pictures(listing, packed), external, space.flip)
+) -> None:
+    """Tell what was found in the pictures, and keep those of some pairs."""
     write_audit_csv(folder.path / "audit.csv", audit.problems)
     folder.note("audit", audit.as_json())
     unused = [problem for problem in audit.problems if problem.kind in UNUSED]
@@ -164,7 +168,6 @@ def _examine(
     if outside is not None:
         names = {n.removeprefix(EXTERNAL) for n in wanted if n.startswith(EXTERNAL)}
         _keep(gallery, "external", names, *outside, space)
-    return audit
 
 
 def _keep(
@@ -189,10 +192,13 @@ def _split(checked: Checked, packed: Packed, audit: Audit) -> tuple[np.ndarray, 
     """
     request, space, listing, kept = checked.request, checked.space, checked.listing, packed.kept
     path = checked.folder.path / "split.csv"
-    if path.exists():
-        return read_split_csv(path, listing, kept)
-    stays = ~straddling(listing, kept, audit.groups)
-    check_counts(listing, kept[stays], space.folds, audit.groups[stays])
+    try:
+        if path.exists():
+            return read_split_csv(path, listing, kept, packed.digests)
+        stays = ~straddling(listing, kept, audit.groups)
+        check_counts(listing, kept[stays], space.folds, audit.groups[stays])
+    except DataError as error:
+        raise DataError(f"{error}{_unreadable(packed)}") from None
     splits = split(
         listing,
         kept,
@@ -202,5 +208,16 @@ def _split(checked: Checked, packed: Packed, audit: Audit) -> tuple[np.ndarray, 
         space.folds,
         audit.groups,
     )
-    write_split_csv(path, listing, kept, splits, audit.groups)
+    write_split_csv(path, listing, kept, splits, audit.groups, packed.digests)
     return splits, audit.groups
+
+
+def _unreadable(packed: Packed) -> str:
+    """Return what is to be said of files that could not be read, where pictures are missing."""
+    found = [problem for problem in packed.problems if problem.kind == "unreadable"]
+    if not found:
+        return ""
+    return (
+        f" ({count(len(found), 'file')} could not be read, such as {found[0].name}:"
+        f" {found[0].detail}; python -m search.audit lists them all)"
+    )

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.audit_page import Finding
-from search.folder import RunFolder
+from search.folder import STUDY, RunFolder
 from search.label_issues import LabelIssue, read_issues
 
 STUDY_NAME = "search"
@@ -146,7 +146,7 @@ class Record:
 def read_record(folder: RunFolder) -> Record:
     """Read what there is in a run's folder."""
     path = folder.path
-    study = _open_study(path / "study.db")
+    study = _open_study(path / STUDY)
     frozen = study.get_trials(deepcopy=False) if study is not None else []
     counts: dict[str, Counter[str]] = {}
     for row in _rows(path / "split.csv"):

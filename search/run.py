@@ -64,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MISTAKES as error:
         print(f"error: {error}", file=sys.stderr)
         if checked is not None and request.resume is None:
-            checked.folder.discard()  # nothing is in it yet, and its name is free again
+            if checked.folder.has_trials:
+                show_best_so_far(checked)
+            else:
+                checked.folder.discard()  # nothing is in it yet, and its name is free again
         return 2
     except KeyboardInterrupt:
         show_best_so_far(checked)

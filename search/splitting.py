@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
-from search.layout import DataError
+from search.layout import DataError, some
 from search.listing import Listing, deal
+from search.storage import LocalFiles
 
 OUT = "out"
 """What `split.csv` says of a picture that is used for nothing: it is a near-duplicate of one that
@@ -148,18 +150,24 @@ def write_split_csv(
     kept: np.ndarray,
     splits: Sequence[str] | np.ndarray,
     groups: np.ndarray,
+    digests: Sequence[str],
 ) -> None:
-    """Write each kept picture's name, class, split and group."""
-    # A file's name may hold bytes that are no UTF-8; they are written as they are.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("name", "label", "split", "group"))
-        for i, part, group in zip(kept, splits, groups, strict=True):
-            name, label = listing.names[i], listing.classes[listing.labels[i]]
-            writer.writerow((name, label, str(part), int(group)))
+    """Write each kept picture's name, class, split, group and digest of its content."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("name", "label", "split", "group", "digest"))
+    for i, part, group, digest in zip(kept, splits, groups, digests, strict=True):
+        name, label = listing.names[i], listing.classes[listing.labels[i]]
+        writer.writerow((name, label, str(part), int(group), digest))
+    # A file's name may hold bytes that are no UTF-8; they are written as they are. Half a table
+    # would be one of other pictures.
+    content = text.getvalue().encode("utf-8", "surrogateescape")
+    LocalFiles(path.parent).write(path.name, content)
 
 
-def read_split_csv(path: Path, listing: Listing, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def read_split_csv(
+    path: Path, listing: Listing, kept: np.ndarray, digests: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Read the split and the groups that a run began with, of the same pictures.
 
     Raises:
@@ -174,6 +182,16 @@ def read_split_csv(path: Path, listing: Listing, kept: np.ndarray) -> tuple[np.n
             f"the pictures are not those that the run began with: {len(changed)} lines of"
             f" {path} differ, such as {f'{name},{label}'!r}; give back the pictures, or begin a"
             " new run"
+        )
+    replaced = [
+        key[0]
+        for key, digest in zip(now, digests, strict=True)
+        if rows[key].get("digest", "") not in ("", digest)  # an earlier version kept none
+    ]
+    if replaced:
+        raise DataError(
+            "the pictures are not those that the run began with: these have other contents under"
+            f" the same names: {some(replaced)}; give back the pictures, or begin a new run"
         )
     splits = np.array([rows[key]["split"] for key in now], dtype="<U5")
     groups = [int(rows[key].get("group") or row) for row, key in enumerate(now)]

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.folder import STUDY
 from search.samplers import Grid, create_sampler
 from spaces.base import Space, Value
 from trainables.trial import FAILURE
@@ -50,7 +51,7 @@ STATES = {
 
 def storage_url(run_folder: Path) -> str:
     """Return where a run's study lies unless it is told otherwise."""
-    return f"sqlite:///{(run_folder / 'study.db').absolute()}"
+    return f"sqlite:///{(run_folder / STUDY).absolute()}"
 
 
 def open_study(storage: str, space: Space) -> optuna.Study:

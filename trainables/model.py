@@ -218,7 +218,8 @@ class Ensemble(nn.Module):
         if self.doubt is not None:
             content["doubt"] = self.doubt.state()
         partial = path.with_name(path.name + ".partial")
-        torch.save(content, partial)
+        with partial.open("wb") as file:  # to a path, torch would not say that the disk is full
+            torch.save(content, file)
         partial.replace(path)
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -57,6 +58,24 @@ def test_pack_decodes_every_picture_in_order(tmp_path: Path, block_size: int | N
     assert listing.paths is not None
     for row, path in enumerate(listing.paths):
         np.testing.assert_array_equal(table[row], fit(read_picture(path), 16, 13))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_digests_tell_contents_whatever_the_times_of_files(tmp_path: Path) -> None:
+    root = save_pictures(tmp_path)
+    (root / "class 0" / "1.png").write_bytes(b"no picture")
+    listing = scanned(root)
+    began = pack(listing, 16, quiet, block_size=5)
+    assert len(set(began.digests)) == len(began.kept) == 11
+    changed, copied = root / "class 0" / "2.png", root / "class 1" / "3.png"
+    before = changed.stat()
+    changed.write_bytes(changed.read_bytes()[:-1] + b"\0")  # of the same size
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(copied, (1, 1))
+    now = pack(listing, 16, quiet, block_size=3, send_files=True)
+    names = [listing.names[i] for i in began.kept]
+    pairs = zip(names, began.digests, now.digests, strict=True)
+    assert [name for name, one, other in pairs if one != other] == ["class 0/2.png"]
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -93,6 +93,14 @@ def test_a_folder_that_is_no_run(tmp_path, missing):
         )
 
 
+@pytest.mark.parametrize("content", ["", '{"request": {"se', "{}", "[]"])
+def test_a_run_whose_beginning_is_no_longer_known(tmp_path, content):
+    folder = begun(tmp_path)
+    (folder.path / "environment.json").write_text(content, encoding="utf-8")
+    with pytest.raises(FolderError, match=r"environment\.json is damaged.*put a copy of it back"):
+        RunFolder.open(folder.path)
+
+
 def test_a_run_is_opened_with_what_it_noted(tmp_path):
     folder = begun(tmp_path, seed=3, backbones=("cnn",), data=None)
     folder.note("data", {"n": 7})

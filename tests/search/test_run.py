@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import optuna
@@ -16,9 +18,11 @@ import torch
 from optuna.trial import TrialState
 from PIL import Image
 
+from search.checks import Checked
 from search.folder import RunFolder
 from search.request import parse_request
 from search.run import main
+from search.session import SessionError
 from search.study import STUDY_NAME
 
 ROOT = Path(__file__).parents[2]
@@ -249,6 +253,61 @@ def test_resume_with_what_a_run_cannot_change(
     assert "--limit of a run cannot change" in refused(capsys, "--resume", run, "--limit", "20")
 
 
+@pytest.fixture
+def no_new_ray(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line finds a Ray that runs already."""
+    monkeypatch.setattr("search.run.ray_session", lambda address: nullcontext())
+
+
+@pytest.mark.usefixtures("no_new_ray")
+def test_weights_that_do_not_fit_leave_no_folder(
+    space_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "weights").mkdir()
+    weights = tmp_path / "weights" / "squeezenet1_1.pth"
+    torch.save({"classifier.1.weight": torch.zeros(2, 2)}, weights)
+    arguments = ["--space", space_file, "--data", pictures, "--backbones", "squeezenet1_1"]
+    arguments += ["--weights", tmp_path / "weights", "--out", tmp_path / "out", "--name", "run"]
+    assert str(weights) in refused(capsys, *arguments)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_new_ray")
+def test_too_few_readable_pictures_leave_no_folder(
+    space_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted((pictures / "blue").iterdir())[1:]:
+        path.write_bytes(b"no picture")
+    arguments = ["--space", space_file, "--data", pictures, "--backbones", "tinynet"]
+    shown = refused(capsys, *arguments, "--out", tmp_path / "out", "--name", "run")
+    assert "every class needs at least 3 pictures" in shown
+    assert "'blue' has 1" in shown
+    assert "(23 files could not be read, such as blue/001.png: " in shown
+    assert str(tmp_path / "out") not in shown, "nothing is there to be looked at"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_new_ray")
+def test_a_mistake_that_is_found_late_removes_no_trials(
+    space_file: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def found_late(checked: Checked, *_: object) -> int:
+        (checked.folder.path / "study.db").touch()
+        raise SessionError("no machine came")
+
+    monkeypatch.setattr("search.flow.run", found_late)
+    arguments = ["--space", space_file, "--data", pictures, "--out", tmp_path, "--name", "run"]
+    assert main([str(argument) for argument in (*arguments, "--backbones", "tinynet")]) == 2
+    assert (tmp_path / "run" / "study.db").is_file()
+    shown = capsys.readouterr()
+    assert "error: no machine came" in shown.err
+    assert f"carry on: python -m search.run --resume {tmp_path / 'run'}" in shown.out
+
+
 # --- the flow ----------------------------------------------------------------------------------
 
 
@@ -342,12 +401,17 @@ def test_finished_run_is_extended(space_file: Path, pictures: Path, tmp_path: Pa
         "--trials", "2", "--scheduler", "none", "--no-probe",
     )  # fmt: skip
     assert first.returncode == 0, first.stderr
-    more = run_command("--resume", tmp_path / "run", "--trials", "3")
+    run = tmp_path / "run"
+    more = run_command("--resume", run, "--trials", "3")
     assert more.returncode == 0, more.stderr
-    with (tmp_path / "run" / "trials.csv").open() as file:
+    with (run / "trials.csv").open() as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["complete"] * 3
-    (pictures / "red" / "005.png").unlink()
-    other = run_command("--resume", tmp_path / "run", "--trials", "4")
+    before = [(run / name).read_bytes() for name in ("audit.csv", "split.csv", "summary.json")]
+    os.utime(pictures / "red" / "004.png")  # a copy is the same picture
+    shutil.copyfile(pictures / "blue" / "005.png", pictures / "red" / "005.png")
+    other = run_command("--resume", run, "--trials", "4")
     assert other.returncode == 2
     assert "the pictures are not those that the run began with" in other.stderr
-    assert "red/005.png" in other.stderr
+    assert "other contents under the same names: red/005.png; give back" in other.stderr
+    after = [(run / name).read_bytes() for name in ("audit.csv", "split.csv", "summary.json")]
+    assert after == before

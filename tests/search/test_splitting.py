@@ -264,6 +264,7 @@ def test_class_shares_stay_near_those_asked_for() -> None:
 # --- files -------------------------------------------------------------------------------------
 
 ODD_NAMES = ('a, "b"/мяу.jpg', 'a, "b"/größe 1\n2.jpg', "c/'; drop.jpg", "c/\udcff.jpg")
+DIGESTS = ["d0", "d1", "d2", "d3"]
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -285,33 +286,44 @@ def odd_listing() -> Listing:
 def test_split_csv_round_trips(tmp_path: Path) -> None:
     path, listing, kept = tmp_path / "split.csv", odd_listing(), np.array([0, 1, 3])
     splits, groups = np.array(["train", "val", OUT]), np.array([0, 1, 0])
-    write_split_csv(path, listing, kept, splits, groups)
+    write_split_csv(path, listing, kept, splits, groups, DIGESTS[:3])
     assert rows_of(path) == [
-        ["name", "label", "split", "group"],
-        [ODD_NAMES[0], 'a, "b"', "train", "0"],
-        [ODD_NAMES[1], 'a, "b"', "val", "1"],
-        [ODD_NAMES[3], "c", "out", "0"],
+        ["name", "label", "split", "group", "digest"],
+        [ODD_NAMES[0], 'a, "b"', "train", "0", "d0"],
+        [ODD_NAMES[1], 'a, "b"', "val", "1", "d1"],
+        [ODD_NAMES[3], "c", "out", "0", "d2"],
     ]
-    found_splits, found_groups = read_split_csv(path, listing, kept)
+    found_splits, found_groups = read_split_csv(path, listing, kept, DIGESTS[:3])
     assert found_splits.tolist() == splits.tolist()
     assert found_groups.tolist() == groups.tolist()
 
 
 def test_split_csv_of_other_pictures_is_refused(tmp_path: Path) -> None:
     path, listing = tmp_path / "split.csv", odd_listing()
-    write_split_csv(path, listing, np.arange(4), ["train"] * 4, np.arange(4))
+    write_split_csv(path, listing, np.arange(4), ["train"] * 4, np.arange(4), DIGESTS)
     with pytest.raises(DataError) as error:
-        read_split_csv(path, listing, np.array([0, 1, 3]))
+        read_split_csv(path, listing, np.array([0, 1, 3]), DIGESTS[:3])
     assert str(error.value) == (
         f"the pictures are not those that the run began with: 1 lines of {path} differ, such as"
         ' "c/\'; drop.jpg,c"; give back the pictures, or begin a new run'
     )
 
 
+def test_split_csv_of_pictures_with_other_contents_is_refused(tmp_path: Path) -> None:
+    path, listing = tmp_path / "split.csv", odd_listing()
+    write_split_csv(path, listing, np.arange(4), ["train"] * 4, np.arange(4), DIGESTS)
+    with pytest.raises(DataError) as error:
+        read_split_csv(path, listing, np.arange(4), ["d0", "d1", "other", "d3"])
+    assert str(error.value) == (
+        "the pictures are not those that the run began with: these have other contents under the"
+        " same names: c/'; drop.jpg; give back the pictures, or begin a new run"
+    )
+
+
 def test_split_csv_without_groups_is_one_of_pictures_on_their_own(tmp_path: Path) -> None:
     path = tmp_path / "split.csv"
     path.write_text("name,label,split\na/0000.jpg,a,train\nb/0000.jpg,b,val\n")
-    splits, groups = read_split_csv(path, listing_of({"a": 1, "b": 1}), np.arange(2))
+    splits, groups = read_split_csv(path, listing_of({"a": 1, "b": 1}), np.arange(2), DIGESTS[:2])
     assert splits.tolist() == ["train", "val"]
     assert len(set(groups.tolist())) == 2
 
@@ -319,4 +331,6 @@ def test_split_csv_without_groups_is_one_of_pictures_on_their_own(tmp_path: Path
 def test_split_csv_needs_a_split_a_picture(tmp_path: Path) -> None:
     listing = listing_of({"a": 3})
     with pytest.raises(ValueError, match="shorter"):
-        write_split_csv(tmp_path / "split.csv", listing, np.arange(3), ["train"], np.arange(3))
+        write_split_csv(
+            tmp_path / "split.csv", listing, np.arange(3), ["train"], np.arange(3), DIGESTS[:3]
+        )

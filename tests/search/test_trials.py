@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,10 +134,10 @@ class KillOnce(Events):
     def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
         super().trial_epoch(number, result)
         if result["epoch"] == 2 and ("killed",) not in self.seen:
-            self.seen.append(("killed",))
-            for process in psutil.process_iter(["name", "cmdline"]):
-                if "ray::ImageTrial" in " ".join(process.info["cmdline"] or []):
-                    os.kill(process.pid, signal.SIGKILL)
+            for process in psutil.Process().children(recursive=True):
+                if "Trainable" in process.name() + "".join(process.cmdline()):
+                    self.seen.append(("killed",))
+                    process.kill()
 
 
 def test_a_trial_goes_on_after_its_worker_was_killed(bench: Bench, tmp_path: Path) -> None:
