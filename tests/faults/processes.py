@@ -20,9 +20,20 @@ class Process:
     """A command that runs in a process group of its own."""
 
     def __init__(
-        self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        listens: bool = False,
     ) -> None:
-        """Start it; what it prints goes to a file."""
+        """Start it; what it prints goes to a file.
+
+        Args:
+            command: And its arguments.
+            log: That file.
+            environment: Beside this process's own.
+            listens: Whether it reads what is written to `popen.stdin`, until that is closed.
+        """
         self._mark = uuid.uuid4().hex
         self._segments_before = _segments()
         self._log = log
@@ -33,10 +44,10 @@ class Process:
                 env={
                     **os.environ,
                     "PYTHONPATH": str(ROOT),
-                    **(environment or {}),
+                    **environment,
                     "FAULT_MARK": self._mark,
                 },
-                stdin=subprocess.PIPE,
+                stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
                 stdout=shown,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -85,7 +96,7 @@ class Process:
         """Return the processes that it started whose command line holds a word."""
         return [process for process in self._ours() if word in " ".join(_command_line(process))]
 
-    def left_over(self, patience_seconds: float = 20.0) -> int:
+    def left_over(self, patience_seconds: float = 60.0) -> int:
         """Count its processes that are still there after a while, and end them."""
         until = time.monotonic() + patience_seconds
         while (found := self._ours()) and time.monotonic() < until:
