@@ -107,18 +107,21 @@ def interrupted_twice(folder: Path) -> Tally:
 
 
 def workers_killed(folder: Path) -> Tally:
-    """Kill the process of a running trial."""
-    return _processes_killed(Ordeal("a worker killed", folder, n_trials=12), "Trainable", 3)
+    """Kill the process that has just trained an epoch."""
+    ordeal = Ordeal("a worker killed", folder, n_trials=12)
+    return _processes_killed(ordeal, lambda process: int(ordeal.log("epoch")[-1][4]), times=3)
 
 
 def keeper_killed(folder: Path) -> Tally:
     """Kill the process that keeps checkpoints."""
-    return _processes_killed(Ordeal("the keeper's process killed", folder), "ray::Keeper", 2)
+    ordeal = Ordeal("the keeper's process killed", folder)
+    return _processes_killed(ordeal, lambda process: process.named("ray::Keeper"), times=2)
 
 
 def banks_killed(folder: Path) -> Tally:
     """Kill the process that owns the view banks."""
-    return _processes_killed(Ordeal("the banks' process killed", folder), "RestartableBanks", 2)
+    ordeal = Ordeal("the banks' process killed", folder)
+    return _processes_killed(ordeal, lambda process: process.named("RestartableBanks"), times=2)
 
 
 def node_killed(folder: Path) -> Tally:
@@ -267,18 +270,14 @@ FAULTS: tuple[Callable[[Path], Tally], ...] = (
 )
 
 
-def _processes_killed(ordeal: Ordeal, name: str, times: int) -> Tally:
-    """Kill a process of a search that goes on."""
+def _processes_killed(ordeal: Ordeal, find: Callable[[Process], int], times: int) -> Tally:
+    """Kill a process, by its id, of a search that is to go on."""
 
     def inject(process: Process) -> None:
         for _ in range(times):
             ordeal.in_the_search(process)
-            found = process.named(name)
-            if not found:
-                raise AssertionError(f"no process is called {name}:\n{process.shown()}")
-            found[0].kill()
-            ordeal.tally.injected += 1
-        ordeal.tally.injected -= 1  # `session` counts one
+            os.kill(find(process), signal.SIGKILL)
+        ordeal.tally.injected += times - 1  # `session` counts one
         finish(process)
 
     ordeal.session(inject)

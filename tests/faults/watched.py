@@ -56,7 +56,7 @@ class WatchedTrial(ImageTrial):
         def run_epoch() -> Any:
             break_within(number, trainer)
             result = train()
-            log("epoch", number, result.epoch, ray.util.get_node_ip_address())
+            log("epoch", number, result.epoch, ray.util.get_node_ip_address(), os.getpid())
             return result
 
         trainer.run_epoch = run_epoch
