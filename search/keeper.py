@@ -7,6 +7,7 @@ a moment and takes little memory.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from search.cluster import on_driver_machine
 from search.folder import BEST_WEIGHTS as BEST_WEIGHTS
 from search.folder import CHECKPOINT as CHECKPOINT
 from search.storage import Files, LocalFiles, SharedFiles
+
+_KEPT = "kept.json"
+"""Whose weights are kept, with their scores: Ray starts a lost keeper anew, knowing nothing."""
 
 Score = tuple[float, float]
 """Higher is better: validation accuracy, then the negative validation loss."""
@@ -35,7 +39,7 @@ class Keeper:
         self._keep = keep
         self._kept = {
             number: score
-            for number, score in kept.items()
+            for number, score in (kept | self._noted()).items()
             if self._files.has(f"{number}/{BEST_WEIGHTS}")
         }
 
@@ -56,6 +60,7 @@ class Keeper:
         for loser in ranked[self._keep :]:
             self._files.remove(f"{loser}/{BEST_WEIGHTS}")
             del self._kept[loser]
+        self._files.write(_KEPT, json.dumps(list(self._kept.items())).encode())
 
     def checkpoint(self, number: int, content: bytes) -> None:
         """Replace a running trial's checkpoint."""
@@ -72,6 +77,13 @@ class Keeper:
     def kept(self) -> list[int]:
         """Return the numbers of the trials whose weights are kept."""
         return sorted(self._kept)
+
+    def _noted(self) -> dict[int, Score]:
+        """Return what was kept when this process's forerunner was lost, if there was one."""
+        try:
+            return {number: (a, b) for number, (a, b) in json.loads(self._files.read(_KEPT) or b"")}
+        except (ValueError, TypeError):  # none, or damaged
+            return {}
 
 
 @dataclass(frozen=True)

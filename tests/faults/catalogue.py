@@ -270,13 +270,17 @@ FAULTS: tuple[Callable[[Path], Tally], ...] = (
 )
 
 
-def _processes_killed(ordeal: Ordeal, find: Callable[[Process], int], times: int) -> Tally:
+def _processes_killed(ordeal: Ordeal, find: Callable[[Process], int | None], times: int) -> Tally:
     """Kill a process, by its id, of a search that is to go on."""
 
     def inject(process: Process) -> None:
         for _ in range(times):
             ordeal.in_the_search(process)
-            os.kill(find(process), signal.SIGKILL)
+            # One that was lost before may still be starting.
+            process.wait_until(lambda: find(process) is not None)
+            number = find(process)
+            assert number is not None
+            os.kill(number, signal.SIGKILL)
         ordeal.tally.injected += times - 1  # `session` counts one
         finish(process)
 

@@ -14,12 +14,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from processes import Process
 
-from search.folder import CHECKPOINT, STUDY
+from search.folder import BEST_WEIGHTS, CHECKPOINT, STUDY
 from search.study import STUDY_NAME
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 FINISH_SECONDS = 300.0
 N_PICTURES = 300
+N_KEPT = 2
 
 SPACE = """
 from optuna.distributions import FloatDistribution, IntDistribution
@@ -36,6 +37,7 @@ SPACE = Space(
         "batch_size": 64,
     },
     image_size=32, resize_size=32, epochs=6, trials=8, folds=2, views=3, flip=False,
+    keep=2,
 )
 """
 
@@ -226,6 +228,9 @@ class Ordeal:
             self.tally.doubled += len(kept) - len(set(kept))
             if sorted(set(kept)) != told:
                 self.tally.problems.append(f"trial {trial.number} kept the epochs {kept}")
+        n_kept = len(list(self.run.glob(f"trials/*/{BEST_WEIGHTS}")))
+        if n_kept > N_KEPT:
+            self.tally.problems.append(f"the weights of {n_kept} trials are kept, not of {N_KEPT}")
         if self.checkpoints():
             self.tally.problems.append(f"checkpoints stay: {self.checkpoints()}")
 

@@ -92,16 +92,10 @@ class Process:
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
 
-    def named(self, word: str) -> int:
-        """Return the id of a process that it started, whose command line holds a word.
-
-        Raises:
-            AssertionError: there is none.
-        """
-        for process in self._ours():
-            if word in " ".join(_command_line(process)):
-                return int(process.pid)
-        raise AssertionError(f"no process is called {word}:\n{self.shown()}")
+    def named(self, word: str) -> int | None:
+        """Return the id of a process that it started, whose command line holds a word."""
+        found = (p.pid for p in self._ours() if word in " ".join(_command_line(p)))
+        return next(found, None)
 
     def left_over(self, patience_seconds: float = 60.0) -> int:
         """Count its processes that are still there after a while, and end them."""

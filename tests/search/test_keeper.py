@@ -84,6 +84,18 @@ def test_what_an_earlier_session_kept_is_let_go_when_beaten(tmp_path):
     assert kept_on_disk(tmp_path) == {4: b"earlier", 8: b"weights 8"}
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_keeper_that_is_started_anew_knows_what_was_kept(tmp_path, damaged):
+    offer_all(Keeper(tmp_path, 1, {}), {0: (0.9, -0.1), 1: (0.95, -0.1)})
+    if damaged:
+        (tmp_path / "kept.json").write_bytes(b"[[1, [0.9")
+    anew = Keeper(tmp_path, 1, {})  # as Ray calls it: with what it was begun with
+    assert anew.wants(2, (0.5, -0.1)) is damaged
+    offer_all(anew, {3: (0.99, -0.1)})
+    assert 3 in kept_on_disk(tmp_path)
+    assert (kept_on_disk(tmp_path).keys() == {3}) is not damaged
+
+
 def test_a_crash_while_writing_leaves_the_old_weights(tmp_path, monkeypatch):
     keeper = Keeper(tmp_path, 2, {})
     keeper.offer(0, (0.5, -1.0), b"whole")
