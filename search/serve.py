@@ -226,32 +226,20 @@ def _parser() -> Parser:
         help=f"pictures computed together at most (default: {_CPU_BATCH}; with GPUs {_GPU_BATCH})",
     )
     limits = parser.add_argument_group("limits")
-    for name, default, what in (
-        ("megabytes", 32, "of a request's body"),
-        ("megapixels", 50, "of a picture, millions"),
-        ("pictures", 32, "of a request"),
+    for name, default, unit, what in (
+        ("--max-megabytes", 32, "N", "of a request's body"),
+        ("--max-megapixels", 50, "N", "of a picture, millions"),
+        ("--max-pictures", 32, "N", "of a request"),
+        ("--timeout", 30, "SECONDS", "for a request to arrive and be answered"),
+        ("--queue", 256, "N", "requests a replica works on at a time; others get 429"),
     ):
         limits.add_argument(
-            f"--max-{name}",
+            name,
             type=whole_number(1),
             default=default,
-            metavar="N",
+            metavar=unit,
             help=f"{what} (default: %(default)s)",
         )
-    limits.add_argument(
-        "--timeout",
-        type=whole_number(1),
-        default=30,
-        metavar="SECONDS",
-        help="for a request to arrive and be answered (default: %(default)s)",
-    )
-    limits.add_argument(
-        "--queue",
-        type=whole_number(1),
-        default=256,
-        metavar="N",
-        help="requests a replica works on at a time; others get 429 (default: %(default)s)",
-    )
     return parser
 
 
