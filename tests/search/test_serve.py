@@ -130,6 +130,19 @@ def test_addresses():
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "host", ""))
 
 
+@pytest.mark.parametrize(
+    ("n_replicas", "n_gpus", "share"), [(1, 0, 0), (1, 1, 1), (4, 2, 0.5), (2, 8, 1)]
+)
+def test_replicas_share_the_gpus(colour_run, n_replicas, n_gpus, share):
+    from search.limits import Limits
+    from search.replica import Setup, create_application
+
+    setup = Setup(colour_run, Limits(), None, (), batch_size=8, threads=1)
+    deployment = create_application(setup, n_replicas, n_gpus)._bound_deployment
+    assert deployment.num_replicas == n_replicas
+    assert deployment.ray_actor_options == {"num_cpus": 0, "num_gpus": share}
+
+
 @pytest.mark.slow
 def test_a_file_that_is_no_model_ends_it(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"no model")
