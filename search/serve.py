@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -182,9 +183,20 @@ def _run(options: argparse.Namespace, interruption: Interruption) -> None:
             while not interruption.asked():
                 time.sleep(0.2)
     except KeyboardInterrupt:
-        serve.delete("classifier")  # waits for the requests that are being worked on
+        _delete(limits.seconds)
         serve.shutdown()
         print("stopped", file=sys.stderr)
+
+
+def _delete(seconds: float) -> None:
+    """Take no more requests, and wait for those that are being worked on."""
+    from ray import serve
+
+    deadline = time.monotonic() + seconds + 10
+    while time.monotonic() < deadline:
+        with suppress(TimeoutError):  # it waits a minute at most; a request may take longer
+            serve.delete("classifier")
+            return
 
 
 def _is_usable(token: str) -> bool:
