@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from search.serve import is_loopback, main, wait_for_port
+from search.serve import _delete, is_loopback, main, wait_for_port
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
@@ -142,6 +142,20 @@ def test_replicas_share_the_gpus(colour_run, n_replicas, n_gpus, share):
     deployment = create_application(setup, n_replicas, n_gpus)._bound_deployment
     assert deployment.num_replicas == n_replicas
     assert deployment.ray_actor_options == {"num_cpus": 0, "num_gpus": share}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray Serve imports
+def test_a_stop_waits_for_the_longest_request(monkeypatch):
+    asked = []
+
+    def delete(name: str) -> None:
+        asked.append(name)
+        if len(asked) == 1:
+            raise TimeoutError("not deleted after 60s")
+
+    monkeypatch.setattr("ray.serve.delete", delete)
+    _delete(120.0)
+    assert asked == ["classifier"] * 2
 
 
 @pytest.mark.parametrize("content", [b"no model", b"PK\x03\x04"])
