@@ -183,8 +183,7 @@ def _run(options: argparse.Namespace, interruption: Interruption) -> None:
             while not interruption.asked():
                 time.sleep(0.2)
     except KeyboardInterrupt:
-        _delete(limits.seconds)
-        serve.shutdown()
+        _delete(limits.seconds)  # the rest ends with Ray
         print("stopped", file=sys.stderr)
 
 
