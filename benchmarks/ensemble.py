@@ -26,7 +26,7 @@ from benchmarks.reporting import Ratio, Report, command_line, say
 from benchmarks.serve import Plan as ServedModel
 from benchmarks.serve import save_model
 from search.export import one_member
-from search.graphs import INPUT, OUTPUT, write_onnx
+from search.graphs import INPUT, write_onnx
 from search.parity import central_pixels
 from trainables.model import Ensemble, load_model
 
@@ -90,7 +90,7 @@ def _onnx(model: Ensemble, path: Path) -> Callable[[], object]:
     write_onnx(model, path)
     session = onnxruntime.InferenceSession(path.read_bytes())
     taken = {INPUT: central_pixels(model.card, _pictures(model))}
-    return lambda: session.run([OUTPUT], taken)
+    return lambda: session.run(None, taken)
 
 
 def _in_turn(sides: list[Callable[[], object]], n_rounds: int) -> tuple[float, float]:

@@ -6,7 +6,8 @@ python -m search.export results/caltech-1 --int8     # export/model-int8.onnx, s
 python -m search.export results/caltech-1 --format pt2
 ```
 
-The graph takes uint8 [N, H, W, 3] and gives probabilities [N, classes]; see docs/deploy.md.
+The graph takes uint8 [N, H, W, 3] and gives probabilities [N, classes] and doubt [N]; see
+docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _export(options: argparse.Namespace) -> int:
     path = options.out or _default_out(options)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_stem(path.stem + "-partial")  # torch.export reads no other suffix
-    expected = parity.expected_probabilities(ensemble, pictures.packed)
+    expected = parity.expected_outputs(ensemble, pictures.packed)
     try:
         if options.int8:
             training = read_split(
@@ -134,7 +135,8 @@ def one_member(ensemble: Ensemble, number: int) -> Ensemble:
     if number > n_members:
         raise ExportError(f"1 <= --member <= {n_members} must hold, but got {number}")
     card = replace(ensemble.card, n_members=1)
-    return Ensemble(card, ensemble.prefix, [ensemble.member_weights()[number - 1]])
+    doubt = None if ensemble.doubt is None else ensemble.doubt.of_member(number - 1)
+    return Ensemble(card, ensemble.prefix, [ensemble.member_weights()[number - 1]], doubt)
 
 
 def _keep(run: Path, path: Path, result: Parity, n_members: int) -> None:

@@ -16,13 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search.parity import central_pixels
+from search.parity import Outputs, central_pixels
 from trainables.deployed import Deployed
 from trainables.model import Ensemble
 
-INPUT, OUTPUT = "pictures", "probabilities"
+INPUT, PROBABILITIES, DOUBT = "pictures", "probabilities", "doubt"
 _BATCH = 16
 _QUANTISED = ("Conv", "MatMul", "Gemm", "Add", "Concat", "MaxPool", "GlobalAveragePool")
+
+
+def output_names(ensemble: Ensemble) -> list[str]:
+    """Return what a graph of a model gives, by name."""
+    return [PROBABILITIES] if ensemble.doubt is None else [PROBABILITIES, DOUBT]
 
 
 def write_onnx(ensemble: Ensemble, path: Path) -> None:
@@ -35,7 +40,7 @@ def write_onnx(ensemble: Ensemble, path: Path) -> None:
             (_example(ensemble),),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=output_names(ensemble),
             dynamic_shapes={"pictures": {0: torch.export.Dim("n")}},
             verbose=False,
         )
@@ -70,6 +75,7 @@ def write_int8(ensemble: Ensemble, packed: np.ndarray, path: Path) -> None:
             _Batches(pixels),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTISED),
+            nodes_to_exclude=_of_doubt_alone(prepared),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -79,18 +85,36 @@ def write_int8(ensemble: Ensemble, packed: np.ndarray, path: Path) -> None:
     path.write_bytes(graph.SerializeToString())
 
 
-def run_onnx(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """Run an ONNX file on the CPU; return probabilities [n, classes]."""
+def _of_doubt_alone(path: Path) -> list[str]:
+    """Name the nodes that only the doubt needs: few, and made of differences of large numbers."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    maker = {name: node for node in graph.node for name in node.output}
+
+    def needed(output: str) -> set[str]:
+        found: dict[str, Any] = {}
+        wanted = [output]
+        while wanted:
+            node = maker.get(wanted.pop())
+            if node is not None and node.name not in found:
+                found[node.name] = node
+                wanted += node.input
+        return set(found)
+
+    return sorted(needed(DOUBT) - needed(PROBABILITIES))
+
+
+def run_onnx(path: Path, pixels: np.ndarray) -> Outputs:
+    """Run an ONNX file on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    parts = [
-        session.run([OUTPUT], {INPUT: pixels[i : i + _BATCH]})[0]
-        for i in range(0, len(pixels), _BATCH)
-    ]
-    return np.concatenate(parts)
+    return Outputs.join(
+        session.run(None, {INPUT: pixels[i : i + _BATCH]}) for i in range(0, len(pixels), _BATCH)
+    )
 
 
 def write_program(ensemble: Ensemble, path: Path) -> None:
@@ -104,14 +128,12 @@ def write_program(ensemble: Ensemble, path: Path) -> None:
         torch.export.save(program, path, extra_files={"card.json": _card(ensemble)})
 
 
-def run_program(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """Run a torch.export program; return probabilities [n, classes]."""
+def run_program(path: Path, pixels: np.ndarray) -> Outputs:
+    """Run a torch.export program."""
     with _quiet():
         model = torch.export.load(path).module()
-    tensor = torch.from_numpy(pixels)
     with torch.no_grad():
-        parts = [model(part) for part in tensor.split(_BATCH)]
-    return torch.cat(parts).numpy()
+        return Outputs.join(model(part) for part in torch.from_numpy(pixels).split(_BATCH))
 
 
 class _Batches:
@@ -149,6 +171,12 @@ def _describe(graph: Any, ensemble: Ensemble) -> None:
         " Normalisation, softmax and temperature are in the graph.",
     }.items():
         graph.metadata_props.add(key=key, value=value)
+    if ensemble.doubt is not None:
+        graph.metadata_props.add(
+            key="doubt",
+            value="[N]: how unlike the training pictures each is; 95 of 100 of those do not exceed"
+            " 1, above it do not rely on the answer.",
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,33 @@ from trainables.model import Ensemble, ModelCard
 
 TOLERANCE = 1e-3
 """How far a probability of an exported model may lie from PyTorch's."""
+DOUBT_TOLERANCE = 0.01
+"""How far a doubt may lie from PyTorch's: of 1, or of itself where it is larger."""
 _BATCH = 64
 _CHANGED = 0.1  # a probability that differs by so much is not rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a model gives for pictures.
+
+    Attributes:
+        probabilities: [n, classes].
+        doubt: [n]; None where the model cannot tell.
+    """
+
+    probabilities: np.ndarray
+    doubt: np.ndarray | None
+
+    @classmethod
+    def join(cls, batches: Iterable[Sequence[Any]]) -> Outputs:
+        """Put together what a graph gave, batch by batch: probabilities, and doubt where it has it.
+
+        Raises:
+            ValueError: there is no batch.
+        """
+        columns = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+        return cls(columns[0], columns[1] if len(columns) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,8 @@ class Parity:
         n_missing: Held-out pictures that are not there any more.
         largest_difference: Of any probability.
         n_other: Pictures with another likeliest class, ties (within twice the tolerance) aside.
+        doubt_difference: Of any doubt, as a share of it where it is above 1; None without doubt.
+        n_other_side: Pictures whose doubt lies on the other side of 1, ties aside.
         accuracy: Of the exported model; None on generated pictures.
         accuracy_before: Of the model itself in float32; None on generated pictures.
         quantised: Whether it is in 8-bit integers: then the accuracy speaks, not the difference.
@@ -41,6 +69,8 @@ class Parity:
     n_missing: int
     largest_difference: float
     n_other: int
+    doubt_difference: float | None
+    n_other_side: int
     accuracy: float | None
     accuracy_before: float | None
     quantised: bool
@@ -48,7 +78,11 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether the export may be used; of a quantised one, its user judges."""
-        return self.quantised or (self.largest_difference <= TOLERANCE and self.n_other == 0)
+        return self.quantised or (
+            self.largest_difference <= TOLERANCE
+            and self.n_other == 0
+            and (self.doubt_difference or 0.0) <= DOUBT_TOLERANCE
+        )
 
     def in_words(self) -> str:
         """Say it in one line."""
@@ -59,6 +93,10 @@ class Parity:
         )
         words += "" if self.quantised else f" (allowed: {TOLERANCE:g})"
         words += f", another likeliest class for {self.n_other}"
+        if self.doubt_difference is not None:
+            words += f"; doubt differs by at most {self.doubt_difference:.2g}"
+            words += "" if self.quantised else f" (allowed: {DOUBT_TOLERANCE:g})"
+            words += f", on the other side of 1 for {self.n_other_side}"
         if self.accuracy is None or self.accuracy_before is None:
             return words
         return (
@@ -71,15 +109,14 @@ class Parity:
         return {**asdict(self), "passed": self.passed}
 
 
-def expected_probabilities(ensemble: Ensemble, packed: np.ndarray) -> np.ndarray:
-    """Return what PyTorch gives in float32: [n, classes]."""
+def expected_outputs(ensemble: Ensemble, packed: np.ndarray) -> Outputs:
+    """Return what PyTorch gives in float32."""
     deployed = Deployed(ensemble)
     with torch.no_grad():
-        parts = [
+        return Outputs.join(
             deployed(torch.from_numpy(central_pixels(ensemble.card, packed[i : i + _BATCH])))
             for i in range(0, len(packed), _BATCH)
-        ]
-    return torch.cat(parts).numpy()
+        )
 
 
 def central_pixels(card: ModelCard, packed: np.ndarray) -> np.ndarray:
@@ -88,30 +125,45 @@ def central_pixels(card: ModelCard, packed: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    expected: np.ndarray,
-    found: np.ndarray,
+    expected: Outputs,
+    found: Outputs,
     pictures: RunPictures,
     checked_on: str,
     quantised: bool,
 ) -> Parity:
-    """Compare an export's probabilities [n, classes] with those that are expected."""
-    ours, theirs = expected.argmax(1), found.argmax(1)
-    rows = np.arange(len(expected))
-    no_tie = expected[rows, ours] - expected[rows, theirs] > 2 * TOLERANCE
+    """Compare what an export gives with what is expected."""
+    before = expected.probabilities
+    ours, theirs = before.argmax(1), found.probabilities.argmax(1)
+    rows = np.arange(len(before))
+    no_tie = before[rows, ours] - before[rows, theirs] > 2 * TOLERANCE
     judged = checked_on == "held-out"
+    doubt_difference, n_other_side = _compare_doubt(expected.doubt, found.doubt)
     return Parity(
         pictures=checked_on,
-        n=len(expected),
+        n=len(before),
         n_missing=pictures.n_missing,
-        largest_difference=float(np.abs(expected - found).max()),
+        largest_difference=float(np.abs(before - found.probabilities).max()),
         n_other=int(((ours != theirs) & no_tie).sum()),
+        doubt_difference=doubt_difference,
+        n_other_side=n_other_side,
         accuracy=float((theirs == pictures.labels).mean()) if judged else None,
         accuracy_before=float((ours == pictures.labels).mean()) if judged else None,
         quantised=quantised,
     )
 
 
-def count_changed(run: Path, card: ModelCard, pictures: RunPictures, expected: np.ndarray) -> int:
+def _compare_doubt(
+    expected: np.ndarray | None, found: np.ndarray | None
+) -> tuple[float | None, int]:
+    """Return the largest difference, and how many lie on the other side of 1, ties aside."""
+    if expected is None or found is None:
+        return None, 0
+    difference = np.abs(expected - found) / np.maximum(1.0, np.abs(expected))
+    other_side = ((expected > 1) != (found > 1)) & (np.abs(expected - 1) > DOUBT_TOLERANCE)
+    return float(difference.max()), int(other_side.sum())
+
+
+def count_changed(run: Path, card: ModelCard, pictures: RunPictures, expected: Outputs) -> int:
     """Count the pictures that the run predicted clearly otherwise: they were changed since."""
     path = run / "test_predictions.csv"
     if not path.is_file():
@@ -120,9 +172,9 @@ def count_changed(run: Path, card: ModelCard, pictures: RunPictures, expected: n
         rows = {row["name"]: row for row in csv.DictReader(file)}
     before = [
         [float(rows[name][f"p:{known}"]) for known in card.classes] if name in rows else now
-        for name, now in zip(pictures.names, expected, strict=True)
+        for name, now in zip(pictures.names, expected.probabilities, strict=True)
     ]
-    return int((np.abs(np.array(before) - expected).max(1) > _CHANGED).sum())
+    return int((np.abs(np.array(before) - expected.probabilities).max(1) > _CHANGED).sum())
 
 
 def generate_pictures(card: ModelCard, n: int) -> RunPictures:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -182,9 +183,19 @@ def _run(options: argparse.Namespace, interruption: Interruption) -> None:
             while not interruption.asked():
                 time.sleep(0.2)
     except KeyboardInterrupt:
-        serve.delete("classifier")  # waits for the requests that are being worked on
-        serve.shutdown()
+        _delete(limits.seconds)  # the rest ends with Ray
         print("stopped", file=sys.stderr)
+
+
+def _delete(seconds: float) -> None:
+    """Take no more requests, and wait for those that are being worked on."""
+    from ray import serve
+
+    deadline = time.monotonic() + seconds + 10
+    while time.monotonic() < deadline:
+        with suppress(TimeoutError):  # it waits a minute at most; a request may take longer
+            serve.delete("classifier")
+            return
 
 
 def _is_usable(token: str) -> bool:
@@ -226,32 +237,20 @@ def _parser() -> Parser:
         help=f"pictures computed together at most (default: {_CPU_BATCH}; with GPUs {_GPU_BATCH})",
     )
     limits = parser.add_argument_group("limits")
-    for name, default, what in (
-        ("megabytes", 32, "of a request's body"),
-        ("megapixels", 50, "of a picture, millions"),
-        ("pictures", 32, "of a request"),
+    for name, default, unit, what in (
+        ("--max-megabytes", 32, "N", "of a request's body"),
+        ("--max-megapixels", 50, "N", "of a picture, millions"),
+        ("--max-pictures", 32, "N", "of a request"),
+        ("--timeout", 30, "SECONDS", "for a request to arrive and be answered"),
+        ("--queue", 256, "N", "requests a replica works on at a time; others get 429"),
     ):
         limits.add_argument(
-            f"--max-{name}",
+            name,
             type=whole_number(1),
             default=default,
-            metavar="N",
+            metavar=unit,
             help=f"{what} (default: %(default)s)",
         )
-    limits.add_argument(
-        "--timeout",
-        type=whole_number(1),
-        default=30,
-        metavar="SECONDS",
-        help="for a request to arrive and be answered (default: %(default)s)",
-    )
-    limits.add_argument(
-        "--queue",
-        type=whole_number(1),
-        default=256,
-        metavar="N",
-        help="requests a replica works on at a time; others get 429 (default: %(default)s)",
-    )
     return parser
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from search.evaluate import write_predictions
 from search.folder import RunFolder
 from trainables.backbones import create_backbone
+from trainables.doubt import energy, fit_doubt, fit_subspace, residual
 from trainables.images import crop_and_normalise, fit
 from trainables.model import Classifier, Ensemble, ModelCard, create_head
 from trainables.weights import PACKAGED, load_weights
@@ -69,7 +70,7 @@ def colour_run(tmp_path_factory: pytest.TempPathFactory, colour_pictures: Path) 
         features = backbone(crop_and_normalise(torch.from_numpy(np.stack(packed)), 32), 0, 5)
     labels = torch.tensor([label for _, label, _ in names])
     train = torch.tensor([split == "train" for *_, split in names])
-    members = []
+    members, subspaces, signs = [], [], []
     for fold in range(5):
         chosen = train & (torch.arange(len(names)) % 5 != fold)
         head = create_head(backbone.feature_size, 3, 0, 0.0)
@@ -79,8 +80,13 @@ def colour_run(tmp_path_factory: pytest.TempPathFactory, colour_pictures: Path) 
         with torch.no_grad():
             head[1].weight.copy_(solved[:-1].T)
             head[1].bias.copy_(solved[-1])
+            left_out = features[train & ~chosen]
+            subspaces.append(fit_subspace(features[chosen]))
+            signs.append((residual(left_out, subspaces[-1]), energy(head(left_out))))
         members.append(Classifier(backbone, head).member_weights())
-    ensemble = Ensemble(card, backbone.stages.state_dict(), members)
+    residuals, energies = (torch.cat(both) for both in zip(*signs, strict=True))
+    doubt = fit_doubt(subspaces, residuals, energies)
+    ensemble = Ensemble(card, backbone.stages.state_dict(), members, doubt)
     run = tmp_path_factory.mktemp("runs") / "colours"
     run.mkdir()
     folder = RunFolder(run)

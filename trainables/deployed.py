@@ -1,10 +1,11 @@
-"""The ensemble as others run it: one graph from uint8 pixels to probabilities."""
+"""The ensemble as others run it: one graph from uint8 pixels to probabilities and the doubt."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from trainables.doubt import Doubt
 from trainables.images import MEAN, STD
 from trainables.model import Ensemble, mean_probabilities
 
@@ -15,29 +16,45 @@ class Deployed(nn.Module):
     All in float32, whatever the processor: what is exported gives the same everywhere.
     """
 
-    scale: Tensor
-    shift: Tensor
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+    doubt_means: Tensor
+    doubt_components: Tensor
+    doubt_scale: Tensor
 
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
         self.ensemble = ensemble.to(memory_format=torch.contiguous_format)
         self.temperature = float(ensemble.card.temperature)
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
-        self.register_buffer("scale", (1 / (255 * std)).view(3, 1, 1))
-        self.register_buffer("shift", (mean / std).view(3, 1, 1))
+        self.register_buffer("pixel_scale", (1 / (255 * std)).view(3, 1, 1))
+        self.register_buffer("pixel_shift", (mean / std).view(3, 1, 1))
+        self.tells_doubt = ensemble.doubt is not None
+        if ensemble.doubt is not None:
+            self.register_buffer("doubt_means", ensemble.doubt.means.float())
+            self.register_buffer("doubt_components", ensemble.doubt.components.float())
+            self.register_buffer("doubt_scale", ensemble.doubt.scale.float())
         self.eval().requires_grad_(False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         """Classify pictures.
 
         Args:
             pictures: uint8 [N, H, W, 3], RGB, H = W = the card's `image_size`.
 
         Returns:
-            Probabilities: float32 [N, classes].
+            Probabilities: float32 [N, classes]; and, where the model has it, the doubt: float32
+            [N] (see `trainables.doubt`).
         """
         pixels = pictures.permute(0, 3, 1, 2).to(torch.float32)
-        return mean_probabilities(self.ensemble(pixels * self.scale - self.shift), self.temperature)
+        features, logits = self.ensemble.features_and_logits(
+            pixels * self.pixel_scale - self.pixel_shift
+        )
+        probabilities = mean_probabilities(logits, self.temperature)
+        if not self.tells_doubt:
+            return (probabilities,)
+        doubt = Doubt(self.doubt_means, self.doubt_components, self.doubt_scale)
+        return probabilities, doubt.judge(features, logits)
 
 
 def central(packed: Tensor, image_size: int) -> Tensor:

@@ -80,12 +80,17 @@ class Doubt:
         Returns:
             float32 [N]; above 1 a picture is not like the training pictures.
         """
-        of_residual, of_energy, offset = self.scale.tolist()
+        of_residual, of_energy, offset = self.scale.unbind()  # no numbers: it is exported too
         total = torch.zeros(features.shape[1])
         for index, (x, z) in enumerate(zip(features, logits, strict=True)):
             subspace = {"mean": self.means[index], "components": self.components[index]}
-            total += of_residual * residual(x, subspace) + of_energy * energy(z) + offset
+            total = total + of_residual * residual(x, subspace) + of_energy * energy(z) + offset
         return total / len(features)
+
+    def of_member(self, index: int) -> Doubt:
+        """Return the doubt by one member alone; the scale is one member's already."""
+        kept = slice(index, index + 1)
+        return Doubt(self.means[kept], self.components[kept], self.scale)
 
     def state(self) -> dict[str, Tensor]:
         """Return what a file keeps: half precision will do for all but the scale."""

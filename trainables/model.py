@@ -169,9 +169,15 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return each member's logits, [members, N, classes], from normalised pixels."""
+        return self.features_and_logits(x)[1]
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled features, [members, N, feature_size], too."""
         depth = self.card.freeze_depth
         shared = self.classifiers[0].backbone(x, 0, depth)
-        return torch.stack([classifier(shared, depth) for classifier in self.classifiers])
+        made = [classifier.features_and_logits(shared, depth) for classifier in self.classifiers]
+        features, logits = (torch.stack(both) for both in zip(*made, strict=True))
+        return features, logits
 
     def logits(self, pictures: Tensor) -> Tensor:
         """Return each member's logits for packed pictures; see `examine`."""
@@ -188,16 +194,14 @@ class Ensemble(nn.Module):
             float32 [members, N, classes] on the CPU; and the doubt, float32 [N] (see
             `trainables.doubt`), or None where the model has none.
         """
-        device, depth = next(self.parameters()).device, self.card.freeze_depth
+        device = next(self.parameters()).device
         parts = [torch.empty(len(self.classifiers), 0, len(self.card.classes))]
         doubts = [torch.empty(0)]
         for start in range(0, len(pictures), _PREDICT_BATCH):
             batch = pictures[start : start + _PREDICT_BATCH].to(device)
             with mixed_precision(device):
-                pixels = crop_and_normalise(batch, self.card.image_size)
-                shared = self.classifiers[0].backbone(pixels, 0, depth)
-                made = [one.features_and_logits(shared, depth) for one in self.classifiers]
-            features, logits = (torch.stack(both).float().cpu() for both in zip(*made, strict=True))
+                made = self.features_and_logits(crop_and_normalise(batch, self.card.image_size))
+            features, logits = (both.float().cpu() for both in made)
             parts.append(logits)
             if self.doubt is not None:
                 doubts.append(self.doubt.judge(features, logits))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,17 +9,14 @@ import pytest
 import torch
 
 pytest.importorskip("playwright", reason="needs the extra: dev")
-uvicorn = pytest.importorskip("uvicorn", reason="needs the extra: serve")
 
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from PIL import Image  # noqa: E402
-from playwright.sync_api import Page, expect  # noqa: E402
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
 
-from search.limits import Limits  # noqa: E402
-from search.predictor import load  # noqa: E402
-from search.service import Service  # noqa: E402
-from search.web import build_app  # noqa: E402
-from trainables.doubt import Doubt  # noqa: E402
+from search.limits import Limits
+from search.predictor import load
+from tests.serving import serving
+from trainables.doubt import Doubt
 
 expect.set_options(timeout=30_000)
 
@@ -31,26 +26,14 @@ TOKEN = "a-token-of-some-length"
 
 
 def serve(run: Path, token: str | None, doubt: float | None = None) -> Iterator[str]:
-    """The application on 127.0.0.1, in a thread."""
-    limits = Limits()
-    before = Image.MAX_IMAGE_PIXELS
+    """The page's address."""
     predictor = load(run)
     if doubt is not None:
         n = predictor.model.card.n_members
         scale = torch.tensor([0.0, 0.0, doubt])
         predictor.model.doubt = Doubt(torch.zeros(n, 128), torch.zeros(n, 1, 128), scale)
-    app = build_app(Service(predictor, limits.pixels, 8), limits, token, ("127.0.0.1",))
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
-    Image.MAX_IMAGE_PIXELS = before
+    with serving(predictor, Limits(), token) as url:
+        yield f"{url}/"
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,13 @@ def place(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, place / name)
     shutil.copy(place / "spaces" / "products.py", place / "spaces" / "mine.py")
     shutil.copytree(digits_run, place / "results" / "RUN")
-    pictures = ("photo.jpg", "photos/cat/1.jpg", "folder-of-photos/1.jpg", "more/trip/1.png")
+    pictures = (
+        "photo.jpg",
+        "other.jpg",
+        "photos/cat/1.jpg",
+        "folder-of-photos/1.jpg",
+        "more/trip/1.png",
+    )
     for name in pictures:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), (200, 120, 40)).save(place / name)
@@ -85,7 +91,7 @@ def check_python(words: Sequence[str], place: Path) -> None:
 
 def check_module(module: str, arguments: Sequence[str], place: Path) -> None:
     """Run what is quick; let the program's own parser read the rest."""
-    runs = module in ("search.predict", "search.report")
+    runs = module in ("search.predict", "search.report", "search.export")
     if runs and not {"--help", "-"} & {*arguments}:  # "-" reads what another program lists
         assert importlib.import_module(module).main(arguments) == 0
     elif module == "search.run":
@@ -169,6 +175,24 @@ def check_aws(words: Sequence[str], place: Path) -> None:
             json.loads(word)
 
 
+def check_curl(words: Sequence[str], place: Path) -> None:
+    """Send it to the server's application, wherever that listens now."""
+    from search.limits import Limits
+    from search.predictor import load
+    from tests.serving import serving
+
+    if shutil.which("curl") is None:
+        check_plain(words, place)
+        return
+    with serving(load(place / "results" / "RUN"), Limits()) as url:
+        sent = [re.sub("^http://127.0.0.1:8000", url, word) for word in words]
+        assert url in sent[-1]
+        done = subprocess.run(
+            ["curl", "--silent", "--fail", *sent], cwd=place, check=True, capture_output=True
+        )
+    assert len(json.loads(done.stdout)["predictions"]) == words.count("-F")
+
+
 def check_ssh(words: Sequence[str], place: Path) -> None:
     if shutil.which("ssh") is None:
         assert "-L" not in words or re.fullmatch(r"\d+:[\d.]+:\d+", words[words.index("-L") + 1])
@@ -201,9 +225,9 @@ CHECKS: dict[str, Callable[[Sequence[str], Path], None]] = {
     "aws": check_aws,
     "ssh": check_ssh,
     "sed": check_sed,
+    "curl": check_curl,
     **dict.fromkeys(
         (
-            "curl",
             "docker",
             "podman",
             "systemctl",
@@ -259,6 +283,27 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.slow
+def test_the_examples_in_python_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from search.export import main
+    from search.predict import load
+
+    monkeypatch.chdir(place)
+    assert main(["results/RUN"]) == 0
+    capsys.readouterr()
+    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for example in examples:
+        exec(example, {})
+    (made,) = load("results/RUN").predict(["photo.jpg"], top=1)
+    first, _, last = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == ["photo.jpg", made.classes[0]]
+    assert last.split()[0] == made.classes[0]
+    assert len(examples) == 2
 
 
 def test_the_example_space_is_one(tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def _fuzz(pid: int, n_bodies: int) -> int:
         for start in range(0, n_bodies, 1000):
             statuses.update(pool.map(send, range(start, min(start + 1000, n_bodies))))
             memory.append(_replica_bytes(pid) / 2**20)
-            print(f"{start + 1000:6} bodies: {dict(sorted(statuses.items()))}, {memory[-1]:.0f} MB")
+            print(
+                f"{start + 1000:6} bodies: {dict(sorted(statuses.items()))}, {memory[-1]:.0f} MB",
+                flush=True,
+            )
     growth = memory[-1] / memory[min(1, len(memory) - 1)]
     n_failed = sum(count for status, count in statuses.items() if status >= 500)
     print(f"5xx: {n_failed}; memory grew by {growth:.3f} from the second thousand to the last")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import random
+from dataclasses import asdict
 
 import numpy as np
+import torch
 from PIL import Image
+
+from trainables.model import FORMAT, ModelCard
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "ICO", "TGA", "AVIF")
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
@@ -21,6 +26,16 @@ def sound_pictures() -> list[bytes]:
         Image.fromarray(pixels).save(file, kind)
         made.append(file.getvalue())
     return made
+
+
+def tiny_model() -> bytes:
+    """Make a file that is read as a model as far as its weights, which it lacks."""
+    card = ModelCard("tinynet", ("a", "b"), 32, 36, 5, 0, n_members=1)
+    tensors = {"head.1.weight": torch.zeros(2, 4)}
+    content = {"format": FORMAT, "card": json.dumps(asdict(card)), "prefix": tensors}
+    file = io.BytesIO()
+    torch.save({**content, "members": [tensors], "doubt": tensors}, file)
+    return file.getvalue()
 
 
 def mutate(rng: random.Random, content: bytes) -> bytes:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import collections
 import random
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from mutations import draw_body, sound_pictures
-from PIL import Image
 
 from search.limits import Limits
 from search.predictor import load
+from tests.serving import serving
 
-uvicorn = pytest.importorskip("uvicorn", reason="needs the extra: serve")
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
 pytest.importorskip("schemathesis", reason="needs the extra: dev")
 
@@ -30,24 +27,8 @@ LIMITS = Limits(body_bytes=100_000, pixels=1_000_000, pictures=4, seconds=20.0)
 
 @pytest.fixture(scope="module")
 def url(colour_run: Path) -> Iterator[str]:
-    """The application on 127.0.0.1, in a thread."""
-    from search.service import Service
-    from search.web import build_app
-
-    before = Image.MAX_IMAGE_PIXELS
-    app = build_app(Service(load(colour_run), LIMITS.pixels, 8), LIMITS, None, ("127.0.0.1",))
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
-    Image.MAX_IMAGE_PIXELS = before
+    with serving(load(colour_run), LIMITS) as url:
+        yield url
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from search import parity
-from search.export import main
+from search.export import main, one_member
 from search.graphs import run_onnx, run_program
 from search.held_out import read_split
 from search.layout import DataError
@@ -47,7 +47,12 @@ def test_one_graph_gives_what_the_ensemble_gives(colour_run, colour_pictures):
     with torch.no_grad():
         x = crop_and_normalise(torch.from_numpy(packed), 32)
         expected = torch.softmax(ensemble(x) / 1.25, 2).mean(0)
-        torch.testing.assert_close(Deployed(ensemble)(pixels), expected, atol=1e-5, rtol=0)
+        probabilities, doubt = Deployed(ensemble)(pixels)
+        torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
+        told = ensemble.examine(torch.from_numpy(packed))[1]  # in bfloat16 where there is that
+        torch.testing.assert_close(doubt, told, atol=0.1, rtol=0.02)
+        ensemble.doubt = None
+        assert len(Deployed(ensemble)(pixels)) == 1
 
 
 def test_onnx_is_checked_on_held_out_pictures_and_says_so(exported, capsys):
@@ -56,6 +61,8 @@ def test_onnx_is_checked_on_held_out_pictures_and_says_so(exported, capsys):
     assert record["pictures"] == "held-out"
     assert (record["n"], record["n_missing"], record["n_other"]) == (18, 0, 0)
     assert record["largest_difference"] <= parity.TOLERANCE
+    assert record["doubt_difference"] <= parity.DOUBT_TOLERANCE
+    assert record["n_other_side"] == 0
     assert record["accuracy"] == record["accuracy_before"] == 1.0
     assert record["members"] == 5
     assert {p.name for p in (exported / "export").iterdir()} == {"model.onnx", "export.json"}
@@ -66,20 +73,25 @@ def test_onnx_tells_its_user_what_it_takes(exported):
     (taken,) = session.get_inputs()
     assert (taken.name, taken.type, taken.shape[1:]) == ("pictures", "tensor(uint8)", [32, 32, 3])
     assert isinstance(taken.shape[0], str)
-    (given,) = session.get_outputs()
+    given, doubt = session.get_outputs()
     assert (given.name, given.type, given.shape[1]) == ("probabilities", "tensor(float)", 3)
+    assert (doubt.name, doubt.type, len(doubt.shape)) == ("doubt", "tensor(float)", 1)
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["red", "grün und blau", "blue"]
     assert json.loads(about["card"])["temperature"] == 1.25
     assert "shorter side resized to 36 pixels" in about["preprocessing"]
+    assert "95 of 100 of those do not exceed 1" in about["doubt"]
 
 
 @pytest.mark.parametrize("n", [1, 7])
 def test_onnx_takes_any_number_of_pictures(exported, n):
     pixels = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-    probabilities = run_onnx(exported / "export" / "model.onnx", pixels)
-    assert probabilities.shape == (n, 3)
-    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    found = run_onnx(exported / "export" / "model.onnx", pixels)
+    assert found.probabilities.shape == (n, 3)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-5)
+    assert found.doubt is not None
+    assert found.doubt.shape == (n,)
+    assert (found.doubt > 1).all(), "noise is not like the training pictures"
 
 
 def test_the_frozen_stages_are_in_the_graph_once(exported):
@@ -98,10 +110,12 @@ def test_as_the_docs_say_with_pillow_and_onnxruntime_alone(exported, colour_pict
     picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - 32) / 2), round((height - 32) / 2)
     pixels = np.asarray(picture.crop((left, top, left + 32, top + 32)))[None]
-    probabilities = run_onnx(exported / "export" / "model.onnx", pixels)[0]
+    found = run_onnx(exported / "export" / "model.onnx", pixels)
     made = load(exported).predict([path], top=1)[0]
-    assert probabilities.argmax() == 2
-    assert made.probabilities[0] == pytest.approx(probabilities[2], abs=0.02)
+    assert found.probabilities[0].argmax() == 2
+    assert made.probabilities[0] == pytest.approx(found.probabilities[0][2], abs=0.02)
+    assert found.doubt is not None
+    assert made.doubt == pytest.approx(found.doubt[0], abs=0.1)
 
 
 def test_a_member_alone(run, capsys):
@@ -113,7 +127,9 @@ def test_a_member_alone(run, capsys):
         x = crop_and_normalise(torch.from_numpy(packed), 32)
         expected = torch.softmax(ensemble.classifiers[1](x) / 1.25, 1).numpy()
     found = run_onnx(run / "export" / "model-member2.onnx", pixels)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-4)
+    alone = one_member(ensemble, 2).examine(torch.from_numpy(packed))[1]
+    np.testing.assert_allclose(found.doubt, alone, atol=0.1)
     assert "warning" not in capsys.readouterr().err
 
 
@@ -130,6 +146,7 @@ def test_int8_is_smaller_and_its_accuracy_is_measured(run, exported, capsys):
     assert record["quantised"] is True
     assert record["accuracy"] >= 0.9
     assert 0 < record["largest_difference"] < 0.5
+    assert record["doubt_difference"] is not None
     whole = (exported / "export" / "model.onnx").stat().st_size
     assert record["bytes"] == (run / "export" / "model-int8.onnx").stat().st_size < 0.5 * whole
     about = onnxruntime.InferenceSession(run / "export" / "model-int8.onnx").get_modelmeta()
@@ -143,9 +160,9 @@ def test_a_program(run):
     found = run_program(
         run / "export" / "model.pt2", parity.central_pixels(ensemble.card, pictures.packed)
     )
-    np.testing.assert_allclose(
-        found, parity.expected_probabilities(ensemble, pictures.packed), atol=1e-5
-    )
+    expected = parity.expected_outputs(ensemble, pictures.packed)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(found.doubt, expected.doubt, atol=1e-3)
     assert [path.name for path in (run / "export").glob("*partial*")] == []
 
 
@@ -194,8 +211,9 @@ def test_a_model_file_alone_is_checked_on_generated_pictures_and_runs_no_code(
 
 
 def test_an_export_that_differs_is_not_written(run, monkeypatch, capsys):
-    def wrong(path: Path, pixels: np.ndarray) -> np.ndarray:
-        return run_program(path, pixels) * 0.99 + 0.01 / 3
+    def wrong(path: Path, pixels: np.ndarray) -> parity.Outputs:
+        found = run_program(path, pixels)
+        return replace(found, probabilities=found.probabilities * 0.99 + 0.01 / 3)
 
     monkeypatch.setattr("search.graphs.run_program", wrong)
     assert main([str(run), "--format", "pt2"]) == 1
@@ -234,8 +252,33 @@ def test_ties_are_no_difference(colour_run):
     pictures = parity.generate_pictures(card, 3)
     expected = np.array([[0.5, 0.4995, 0.0005], [0.6, 0.4, 0.0], [0.2, 0.3, 0.5]])
     found = np.array([[0.4995, 0.5, 0.0005], [0.4, 0.6, 0.0], [0.2, 0.3, 0.5]])
-    result = parity.compare(expected, found, pictures, "generated", False)
-    assert result.n_other == 1
-    assert not result.passed
-    assert parity.compare(expected, found, pictures, "generated", True).passed
-    assert parity.compare(expected[[0, 2]], found[[0, 2]], pictures, "generated", False).passed
+
+    def compare(rows: list[int], quantised: bool = False) -> parity.Parity:
+        both = parity.Outputs(expected[rows], None), parity.Outputs(found[rows], None)
+        return parity.compare(*both, pictures, "generated", quantised)
+
+    assert compare([0, 1, 2]).n_other == 1
+    assert not compare([0, 1, 2]).passed
+    assert compare([0, 1, 2], quantised=True).passed
+    assert compare([0, 2]).passed
+
+
+def test_a_doubt_that_differs(colour_run):
+    card = load_model(colour_run / "model.pt").card
+    pictures = parity.generate_pictures(card, 3)
+    shares = np.full((3, 3), 1 / 3)
+
+    def compare(*found: float) -> parity.Parity:
+        before = parity.Outputs(shares, np.array([0.5, 0.999, 40.0]))
+        after = parity.Outputs(shares, np.array(found))
+        return parity.compare(before, after, pictures, "generated", False)
+
+    close = compare(0.505, 1.001, 40.3)
+    assert close.passed
+    assert close.doubt_difference == pytest.approx(0.3 / 40)
+    far = compare(1.5, 0.999, 40.0)
+    assert not far.passed
+    assert far.n_other_side == 1
+    assert "; doubt differs by at most 1 (allowed: 0.01), on the other side of 1 for 1" in (
+        far.in_words()
+    )

@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from search.serve import is_loopback, main, wait_for_port
+from search.serve import _delete, is_loopback, main, wait_for_port
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
@@ -130,14 +130,41 @@ def test_addresses():
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "host", ""))
 
 
-@pytest.mark.slow
-def test_a_file_that_is_no_model_ends_it(tmp_path):
-    (tmp_path / "model.pt").write_bytes(b"no model")
-    server = Server(tmp_path, free_port())
-    out, _ = server.process.communicate(timeout=120)
-    assert server.process.returncode == 2
-    assert out.startswith(f"error: {tmp_path}/model.pt cannot be read as a model: ")
-    assert "Traceback" not in out
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray Serve imports
+@pytest.mark.parametrize(
+    ("n_replicas", "n_gpus", "share"), [(1, 0, 0), (1, 1, 1), (4, 2, 0.5), (2, 8, 1)]
+)
+def test_replicas_share_the_gpus(colour_run, n_replicas, n_gpus, share):
+    from search.limits import Limits
+    from search.replica import Setup, create_application
+
+    setup = Setup(colour_run, Limits(), None, (), batch_size=8, threads=1)
+    deployment = create_application(setup, n_replicas, n_gpus)._bound_deployment
+    assert deployment.num_replicas == n_replicas
+    assert deployment.ray_actor_options == {"num_cpus": 0, "num_gpus": share}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray Serve imports
+def test_a_stop_waits_for_the_longest_request(monkeypatch):
+    asked = []
+
+    def delete(name: str) -> None:
+        asked.append(name)
+        if len(asked) == 1:
+            raise TimeoutError("not deleted after 60s")
+
+    monkeypatch.setattr("ray.serve.delete", delete)
+    _delete(120.0)
+    assert asked == ["classifier"] * 2
+
+
+@pytest.mark.parametrize("content", [b"no model", b"PK\x03\x04"])
+def test_a_file_that_is_no_model_ends_it(tmp_path, capsys, monkeypatch, content):
+    """It is read while Ray starts, which here it does not."""
+    monkeypatch.setattr("search.session.ray_session", lambda address: nullcontext())
+    (tmp_path / "model.pt").write_bytes(content)
+    (message,) = refused(capsys, tmp_path, "--port", free_port()).splitlines()
+    assert message.startswith(f"error: {tmp_path}/model.pt cannot be read as a model: ")
 
 
 @pytest.mark.slow

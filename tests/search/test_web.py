@@ -121,8 +121,8 @@ def test_doubt_is_told(colour_run, picture):
     shapes = torch.zeros(members, size), torch.zeros(members, 1, size)
     answers = []
     for offset in (None, 1.5, float("inf")):
-        if offset is not None:
-            predictor.model.doubt = Doubt(*shapes, torch.tensor([0.0, 0.0, offset]))
+        scale = torch.tensor([0.0, 0.0, offset or 0.0])
+        predictor.model.doubt = None if offset is None else Doubt(*shapes, scale)
         app = build_app(Service(predictor, LIMITS.pixels, 8), LIMITS, None)
         answers.append(post(app, picture).json()["predictions"][0]["doubt"])
     assert answers == [None, 1.5, None]
