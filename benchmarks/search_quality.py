@@ -54,9 +54,9 @@ CACHE = ROOT / "results" / "curves"
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("caltech", n_train=120, n_pool=320, image_size=96, epochs=8),
-        Recipe("cats_dogs", n_train=120, n_pool=320, image_size=96, epochs=8),
-        Recipe("products", n_train=120, n_pool=320, image_size=96, epochs=8),
+        Recipe("caltech", n_train=120, n_pool=868, n_val=160, image_size=96, epochs=8),
+        Recipe("cats_dogs", n_train=120, n_pool=780, n_val=160, image_size=96, epochs=8),
+        Recipe("products", n_train=120, n_pool=435, n_val=160, image_size=96, epochs=8),
     )
 }
 _FOLDERS = {"caltech": "caltech101"}  # of the test data; the others are called as their space is
@@ -158,7 +158,9 @@ def build(arguments: argparse.Namespace, name: str, n_configs: int) -> CurveTabl
 
 def build_generated(folder: Path, n_configs: int) -> CurveTable:
     """Train a few configurations on generated pictures, from scratch."""
-    recipe = Recipe("generated", n_train=12, n_pool=24, image_size=32, epochs=2, n_views=2)
+    recipe = Recipe(
+        "generated", n_train=12, n_pool=24, n_val=12, image_size=32, epochs=2, n_views=2
+    )
     pictures = pack_pictures(generate_pictures(folder, 36), recipe.image_size)
     states = dict.fromkeys(BACKBONES)
     return extend_table(folder / "generated.npz", recipe, pictures, states, n_configs)
@@ -256,8 +258,8 @@ def _about(table: CurveTable) -> dict[str, Any]:
         "configurations": len(table.params),
         "epochs": recipe.epochs,
         "training pictures": recipe.n_train,
-        "validation": len(table.labels) // 2,
-        "held out": len(table.labels) - len(table.labels) // 2,
+        "validation": recipe.n_val,
+        "held out": len(table.labels) - recipe.n_val,
         "px": recipe.image_size,
         "best": float(best.max()),
         "median": float(np.median(best)),

@@ -10,6 +10,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from search.asha import RebuiltASHA, grace_epochs
+from search.score import score
 
 
 def trial(number: int, reported: int = 0, session: str = "one") -> Any:
@@ -24,12 +25,15 @@ def feed(
     reported: int = 0,
     first: int = 1,
     session: str = "one",
+    losses: list[float] | None = None,
 ) -> int:
     """Tell a trial's epochs from `first`; return the epoch it was stopped at, or 0."""
+    told_losses = losses or [0.0] * len(curve)
     told = trial(number, reported, session)
     scheduler.on_trial_add(None, told)
     for epoch in range(first, len(curve) + 1):
-        result = {"epoch": epoch, "best_val_accuracy": max(curve[:epoch])}
+        best = max(zip(curve[:epoch], [-loss for loss in told_losses[:epoch]], strict=True))
+        result = {"epoch": epoch, "best_val_accuracy": best[0], "best_val_loss": -best[1]}
         if scheduler.on_trial_result(None, told, result) == TrialScheduler.STOP:
             return epoch if epoch < len(curve) else 0  # at its full length every trial ends
     return 0
@@ -60,6 +64,31 @@ def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
         later = [feed(rest, number, curves[number]) for number in range(cut, 30)]
         assert later == stopped[cut:]
         assert rest.rungs() == whole.rungs()
+
+
+def test_of_equal_accuracies_a_third_goes_on_by_the_lower_loss() -> None:
+    losses = list(np.random.default_rng(0).permutation(30) / 30)
+    scheduler = RebuiltASHA(4, {})
+    stopped = [
+        feed(scheduler, number, [0.975] * 4, losses=[loss] * 4)
+        for number, loss in enumerate(losses)
+    ]
+    assert 7 <= sum(not epoch for epoch in stopped) <= 13
+    on = [loss for loss, epoch in zip(losses[10:], stopped[10:], strict=True) if not epoch]
+    off = [loss for loss, epoch in zip(losses[10:], stopped[10:], strict=True) if epoch]
+    assert max(on) < min(off) + 0.2
+    assert feed(scheduler, 30, [0.98] * 4, losses=[9.0] * 4) == 0, "accuracy comes first"
+
+
+def test_rungs_of_equal_accuracies_are_rebuilt() -> None:
+    losses = np.random.default_rng(1).permutation(20) / 20
+    whole = RebuiltASHA(4, {})
+    stopped = [feed(whole, n, [0.9] * 4, losses=[loss] * 4) for n, loss in enumerate(losses)]
+    earlier = {n: {1: score(0.9, losses[n])} for n in range(12)}
+    rest = RebuiltASHA(4, earlier)
+    later = [feed(rest, n, [0.9] * 4, losses=[losses[n]] * 4) for n in range(12, 20)]
+    assert later == stopped[12:]
+    assert rest.rungs() == whole.rungs()
 
 
 def whole_and_cut(last: dict[int, float]) -> tuple[RebuiltASHA, list[int], RebuiltASHA]:

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search.samplers import create_sampler
+from search.score import score
 from search.study import (
     MOST_LOST_WORKERS,
     STUDY_NAME,
@@ -335,7 +336,7 @@ def test_trials_that_were_cut_off_go_on_first_under_their_numbers():
     earlier.on_trial_complete("a", epoch(1, 0.5, finished=True))
     study = opened(storage=storage)  # the session was killed here
     assert count_unfinished(study) == 2
-    assert curves(study) == {0: {1: 0.5}, 1: {1: 0.6, 2: 0.7}}
+    assert curves(study) == {0: {1: score(0.5, 0.5)}, 1: {1: score(0.6, 0.4), 2: score(0.7, 0.3)}}
     searcher = searching(study, 6)
     second, third, new = (searcher.suggest(name) for name in "xyz")
     assert second == {**begun[1], "reported": 2}
@@ -346,6 +347,15 @@ def test_trials_that_were_cut_off_go_on_first_under_their_numbers():
     searcher.on_trial_complete("x", epoch(3, 0.8, finished=True))
     assert study.trials[1].intermediate_values == {1: 0.6, 2: 0.7, 3: 0.8}
     assert study.trials[1].value == 0.8
+
+
+def test_an_epoch_that_was_no_best_counts_less_than_the_best_of_the_same_accuracy():
+    study = opened()
+    searcher = searching(study, 5)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", {**epoch(1, 0.7), "best_val_loss": 0.3})
+    searcher.on_trial_result("a", {**epoch(2, 0.7), "best_val_loss": 0.3, "best_epoch": 1})
+    assert curves(study)[0][1] == score(0.7, 0.3) > curves(study)[0][2]
 
 
 def test_the_study_is_kept_on_disk(tmp_path):
