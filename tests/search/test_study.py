@@ -149,6 +149,7 @@ def test_a_full_length_trial_is_complete_with_its_best_epochs_value():
     assert trial.intermediate_values == {1: 0.7, 2: 0.9, 3: 0.8}
     assert trial.user_attrs == {
         "best_epoch": 2,
+        "val_losses": {"1": pytest.approx(0.3), "2": pytest.approx(0.1)},
         "best_val_loss": pytest.approx(0.1),
         "seconds": 4.5,
         "node": "10.0.0.7",
@@ -180,7 +181,7 @@ def test_a_trial_that_failed_keeps_its_reason_and_has_no_value():
     searcher.on_trial_complete("a", failure)
     trial = study.trials[0]
     assert (trial.state, trial.value) == (TrialState.FAIL, None)
-    assert trial.user_attrs == {"reason": "the training loss is nan in epoch 2"}
+    assert trial.user_attrs["reason"] == "the training loss is nan in epoch 2"
     assert trial.intermediate_values == {1: 0.7}
     assert not searcher.goes_on(0)
 
@@ -217,7 +218,7 @@ def test_a_trial_that_loses_worker_after_worker_has_failed():
     assert not searcher.goes_on(0)
     assert searcher.suggest("d") == Searcher.FINISHED
     assert study.trials[0].state == TrialState.FAIL
-    assert study.trials[0].user_attrs == {"reason": "its worker was lost again and again"}
+    assert study.trials[0].user_attrs["reason"] == "its worker was lost again and again"
 
 
 def test_once_the_study_cannot_be_written_nothing_more_is_told(monkeypatch):
