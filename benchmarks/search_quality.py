@@ -82,8 +82,8 @@ class Plan:
 
 
 PLANS = {
-    "full": Plan(tuple(RECIPES), 400, 60, 48),
-    "quick": Plan(tuple(RECIPES), 400, 20, 24),
+    "full": Plan(tuple(RECIPES), 340, 60, 48),
+    "quick": Plan(tuple(RECIPES), 340, 20, 24),
     "smoke": Plan(("generated",), 12, 3, 6, 2),
 }
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser = command_line(__doc__, data=True)
     parser.add_argument("--build", action="store_true", help="train the tables, and stop")
     parser.add_argument("--sets", metavar="A,B", help=f"of {', '.join(RECIPES)} (default: all)")
-    parser.add_argument("--configs", type=int, metavar="N", help="of each table (default: 400)")
+    parser.add_argument("--configs", type=int, metavar="N", help="of each table (default: 340)")
     parser.add_argument("--tables", type=Path, metavar="DIR", default=CACHE, help="kept there")
     parser.add_argument("--parts", action="store_true", help="our parts one at a time, too")
     parser.add_argument("--figure", type=Path, metavar="SVG", help="regret curves, drawn")
