@@ -126,12 +126,14 @@ class Listed(Searcher):
         self.rows = iter(rows)
         self.table = table
         self.told: list[tuple[str, str, int]] = []
+        self.losses: list[float] = []
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         return dict(self.table.params[next(self.rows)])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.told.append(("result", trial_id, result["epoch"]))
+        self.losses.append(result["val_loss"] + result["best_val_loss"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -163,6 +165,14 @@ def test_searchers_are_told_what_tune_would_tell_them() -> None:
         ("complete", "0", 4),
     ]
     assert (found.n_trials, found.n_full) == (4, 1)
+    assert all(searcher.losses)
+
+
+def test_a_side_that_sees_no_losses_is_told_none() -> None:
+    searcher = Listed(TABLE, [3, 5])
+    side = Side(lambda seed: searcher, lambda epochs: FIFOScheduler(), sees_losses=False)
+    race(side, TABLE, TABLE.split(0), budget=EPOCHS, workers=1, seed=0)
+    assert searcher.losses == [0.0] * (EPOCHS - 1)
 
 
 def test_the_best_so_far_is_a_full_length_trial_once_there_is_one() -> None:
