@@ -6,11 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.storages import InMemoryStorage
 from ray.tune.schedulers import TrialScheduler
 
 from search.asha import RebuiltASHA, grace_epochs
 from search.score import score
+from search.study import StudySearcher, curves, open_study
+from spaces.base import Space
+from spaces.sources import folder
 
 
 def trial(number: int, reported: int = 0, session: str = "one") -> Any:
@@ -130,3 +136,66 @@ def test_a_trial_that_goes_on_in_the_same_session_has_one_place() -> None:
     before = whole.rungs()
     feed(whole, 3, CURVES[3], reported=2, first=2, session="another worker")
     assert whole.rungs() == before
+
+
+COARSE = Space(
+    source=folder(),
+    params={"backbone": "cnn", "lr": FloatDistribution(1e-4, 1e-1, log=True)},
+)
+
+
+def told_by(lr: float, epoch: int) -> dict[str, Any]:
+    """Make an epoch's result of a few validation pictures: many accuracies are equal."""
+    far = abs(np.log10(lr) + 2.3)
+    losses = [far + 1 / at for at in range(1, epoch + 1)]
+    accuracies = [round(1 - 0.2 * loss, 1) for loss in losses]
+    best = max(range(epoch), key=lambda at: (accuracies[at], -losses[at]))
+    return {
+        "epoch": epoch,
+        "val_accuracy": accuracies[-1],
+        "val_loss": losses[-1],
+        "best_val_accuracy": accuracies[best],
+        "best_val_loss": losses[best],
+        "best_epoch": best + 1,
+        "trained_seconds": 1.0 * epoch,
+        "node": "10.0.0.7",
+        "finished": epoch == 9,
+    }
+
+
+def session(storage: InMemoryStorage, n_trials: int, n_epochs: int) -> optuna.Study:
+    """Search with a trial at a time, and be killed after so many epochs."""
+    study = open_study(storage, COARSE)  # type: ignore[arg-type]
+    searcher = StudySearcher(study, COARSE, n_trials, "tpe", seed=3)
+    scheduler = RebuiltASHA(9, curves(study))
+    while isinstance(suggested := searcher.suggest(name := f"{id(study)} {n_epochs}"), dict):
+        told = SimpleNamespace(trial_id=name, config=suggested)
+        scheduler.on_trial_add(None, told)
+        # The last epoch before a break is told once more, from its checkpoint.
+        for epoch in range(max(1, suggested["reported"]), 10):
+            if n_epochs == 0:
+                return study
+            n_epochs -= epoch != suggested["reported"]
+            result = told_by(suggested["params"]["lr"], epoch)
+            if not result["finished"]:
+                decision = scheduler.on_trial_result(None, told, result)
+            if result["finished"] or decision == TrialScheduler.STOP:
+                scheduler.on_trial_complete(None, told, result)
+                searcher.on_trial_complete(name, result)
+                break
+            searcher.on_trial_result(name, result)
+    return study
+
+
+def test_a_search_cut_anywhere_decides_as_a_whole_one() -> None:
+    whole = session(InMemoryStorage(), 24, 999)
+    expected = [(t.params, t.state, t.intermediate_values) for t in whole.trials]
+    accuracies = [max(values.values()) for _, _, values in expected]
+    assert len(set(accuracies)) < 12, "ties are what this is about"
+    for step in (1, 4, 7):
+        storage = InMemoryStorage()
+        for _ in range(300):
+            pieces = session(storage, 24, step)
+            if sum(trial.state.is_finished() for trial in pieces.trials) == 24:
+                break
+        assert [(t.params, t.state, t.intermediate_values) for t in pieces.trials] == expected
