@@ -75,6 +75,7 @@ class Recipe:
         name: Of the set.
         n_train: Pictures to train on, the same share of each class.
         n_pool: Most pictures to judge on, drawn the same way from the others.
+        n_val: How many of those validate; the others are held out.
         image_size: Side in pixels that a backbone sees.
         epochs: Of every training.
         n_views: V of the view banks.
@@ -83,6 +84,7 @@ class Recipe:
     name: str
     n_train: int
     n_pool: int
+    n_val: int
     image_size: int
     epochs: int
     n_views: int = 8
@@ -142,9 +144,8 @@ class CurveTable:
         object.__setattr__(self, "_cells", cells)
 
     def split(self, seed: int) -> View:
-        """Split the pool in halves, each class alike: what validates, and what is held out."""
-        n_val = len(self.labels) // 2
-        val = choose_stratified(self.labels, n_val, seed)
+        """Split the pool, each class alike: what validates, and what is held out."""
+        val = choose_stratified(self.labels, self.recipe.n_val, seed)
         held = np.setdiff1d(np.arange(len(self.labels)), val)
         return View(
             self.right[:, :, val].mean(2),

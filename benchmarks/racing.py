@@ -33,10 +33,12 @@ class Side:
     Attributes:
         searcher: Makes one, given a seed.
         scheduler: Makes one, given the full length of a trial.
+        sees_losses: Whether losses tell equal accuracies apart for them.
     """
 
     searcher: Callable[[int], Searcher]
     scheduler: Callable[[int], TrialScheduler]
+    sees_losses: bool = True
 
 
 def our_searcher(sampler: str) -> Callable[[int], Searcher]:
@@ -80,6 +82,7 @@ PARTS = {
     "stock search, our ASHA": Side(stock_searcher, our_asha),
     "our search, stock ASHA": Side(our_searcher("tpe"), stock_asha),
     "random + our ASHA": Side(our_searcher("random"), our_asha),
+    "ours without losses": Side(our_searcher("tpe"), our_asha, sees_losses=False),
 }
 """One part changed at a time: which of them makes a difference."""
 
@@ -138,6 +141,8 @@ def race(side: Side, table: CurveTable, view: View, budget: int, workers: int, s
     for used in range(budget):
         now, name, running = heapq.heappop(queue)
         result = running.end_epoch(view)
+        if not side.sees_losses:
+            result = {**result, "val_loss": 0.0, "best_val_loss": 0.0}
         finished = result["done"]
         decision = TrialScheduler.STOP
         if not finished:

@@ -1,7 +1,7 @@
 """Our search against random search, random + ASHA and stock Ray Tune, at equal epochs.
 
     python benchmarks/search_quality.py --build       # once: trains the tables, in parts if need be
-    python benchmarks/search_quality.py [--quick] [--parts]
+    python benchmarks/search_quality.py [--quick] [--parts] [--first-seed N]
 
 The searches are real, the trainings are looked up: configurations of the Caltech space, drawn at
 random and each trained in full (`benchmarks/curves.py`), answer whatever is proposed by the curve
@@ -54,9 +54,9 @@ CACHE = ROOT / "results" / "curves"
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("caltech", n_train=120, n_pool=320, image_size=96, epochs=8),
-        Recipe("cats_dogs", n_train=120, n_pool=320, image_size=96, epochs=8),
-        Recipe("products", n_train=120, n_pool=320, image_size=96, epochs=8),
+        Recipe("caltech", n_train=120, n_pool=868, n_val=160, image_size=96, epochs=8),
+        Recipe("cats_dogs", n_train=120, n_pool=780, n_val=160, image_size=96, epochs=8),
+        Recipe("products", n_train=120, n_pool=435, n_val=160, image_size=96, epochs=8),
     )
 }
 _FOLDERS = {"caltech": "caltech101"}  # of the test data; the others are called as their space is
@@ -82,8 +82,8 @@ class Plan:
 
 
 PLANS = {
-    "full": Plan(tuple(RECIPES), 400, 60, 48),
-    "quick": Plan(tuple(RECIPES), 400, 20, 24),
+    "full": Plan(tuple(RECIPES), 340, 60, 48),
+    "quick": Plan(tuple(RECIPES), 340, 20, 24),
     "smoke": Plan(("generated",), 12, 3, 6, 2),
 }
 
@@ -109,9 +109,10 @@ def main() -> None:
     parser = command_line(__doc__, data=True)
     parser.add_argument("--build", action="store_true", help="train the tables, and stop")
     parser.add_argument("--sets", metavar="A,B", help=f"of {', '.join(RECIPES)} (default: all)")
-    parser.add_argument("--configs", type=int, metavar="N", help="of each table (default: 400)")
+    parser.add_argument("--configs", type=int, metavar="N", help="of each table (default: 340)")
     parser.add_argument("--tables", type=Path, metavar="DIR", default=CACHE, help="kept there")
     parser.add_argument("--parts", action="store_true", help="our parts one at a time, too")
+    parser.add_argument("--first-seed", type=int, metavar="N", default=0, help="(default: 0)")
     parser.add_argument("--figure", type=Path, metavar="SVG", help="regret curves, drawn")
     arguments = parser.parse_args()
     plan = PLANS[arguments.mode]
@@ -129,7 +130,8 @@ def main() -> None:
             return
         tables = {name: _read(arguments, name) for name in sets}
     sides = {**SIDES, **(PARTS if arguments.parts else {})}
-    found = {name: compare(table, plan, sides) for name, table in tables.items()}
+    seeds = range(arguments.first_seed, arguments.first_seed + plan.n_seeds)
+    found = {name: compare(table, plan, sides, seeds) for name, table in tables.items()}
     fill(report, plan, tables, found)
     report.publish(arguments)
     if arguments.figure:
@@ -158,20 +160,24 @@ def build(arguments: argparse.Namespace, name: str, n_configs: int) -> CurveTabl
 
 def build_generated(folder: Path, n_configs: int) -> CurveTable:
     """Train a few configurations on generated pictures, from scratch."""
-    recipe = Recipe("generated", n_train=12, n_pool=24, image_size=32, epochs=2, n_views=2)
+    recipe = Recipe(
+        "generated", n_train=12, n_pool=24, n_val=12, image_size=32, epochs=2, n_views=2
+    )
     pictures = pack_pictures(generate_pictures(folder, 36), recipe.image_size)
     states = dict.fromkeys(BACKBONES)
     return extend_table(folder / "generated.npz", recipe, pictures, states, n_configs)
 
 
-def compare(table: CurveTable, plan: Plan, sides: Mapping[str, Side]) -> Found:
+def compare(
+    table: CurveTable, plan: Plan, sides: Mapping[str, Side], seeds: Sequence[int]
+) -> Found:
     """Let every side search, once a seed."""
     budget = plan.full_trainings * table.recipe.epochs
     ends = np.arange(1, plan.full_trainings + 1) * table.recipe.epochs - 1
     found = Found(races={name: [] for name in sides})
     val: dict[str, list[np.ndarray]] = {name: [] for name in sides}
     held: dict[str, list[np.ndarray]] = {name: [] for name in sides}
-    for seed in range(plan.n_seeds):
+    for n_done, seed in enumerate(seeds, start=1):
         view = table.split(seed)
         best = (np.arange(len(table.params)), view.best_epochs())
         for name, side in sides.items():
@@ -179,8 +185,8 @@ def compare(table: CurveTable, plan: Plan, sides: Mapping[str, Side]) -> Found:
             found.races[name].append(run)
             val[name].append(100 * (view.val_accuracy[best].max() - run.val[ends]))
             held[name].append(100 * (view.held_accuracy[best].max() - run.held[ends]))
-        if (seed + 1) % 10 == 0:
-            say(f"{table.recipe.name}: {seed + 1} of {plan.n_seeds} seeds")
+        if n_done % 10 == 0:
+            say(f"{table.recipe.name}: {n_done} of {len(seeds)} seeds")
     found.val.update({name: np.stack(rows) for name, rows in val.items()})
     found.held.update({name: np.stack(rows) for name, rows in held.items()})
     return found
@@ -256,8 +262,8 @@ def _about(table: CurveTable) -> dict[str, Any]:
         "configurations": len(table.params),
         "epochs": recipe.epochs,
         "training pictures": recipe.n_train,
-        "validation": len(table.labels) // 2,
-        "held out": len(table.labels) - len(table.labels) // 2,
+        "validation": recipe.n_val,
+        "held out": len(table.labels) - recipe.n_val,
         "px": recipe.image_size,
         "best": float(best.max()),
         "median": float(np.median(best)),

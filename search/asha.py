@@ -8,7 +8,10 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
+from search.score import score
+
 REDUCTION_FACTOR = 3
+_SCORE = "score"  # key of a result, added here
 
 
 def grace_epochs(epochs: int) -> int:
@@ -34,9 +37,10 @@ class LetsWorkersStart:
 class RebuiltASHA(LetsWorkersStart, ASHAScheduler):
     """Ray's ASHA, told at its beginning what trials of earlier sessions came to.
 
-    It compares trials by their best validation accuracy so far. A trial is known by its number in
-    the study: one that goes on, in a later session or after its worker was lost, stands where it
-    stood.
+    It compares trials by their best validation accuracy so far, and equals by its loss: where a few
+    hundred pictures validate, every other trial would be among the best otherwise. A trial is known
+    by its number in the study: one that goes on, in a later session or after its worker was lost,
+    stands where it stood.
     """
 
     def __init__(self, epochs: int, earlier: Mapping[int, Mapping[int, float]]) -> None:
@@ -44,11 +48,11 @@ class RebuiltASHA(LetsWorkersStart, ASHAScheduler):
 
         Args:
             epochs: The full length of a trial.
-            earlier: By trial number, the validation accuracy of each of its epochs.
+            earlier: By trial number, the score of each of its epochs; see `search.score`.
         """
         super().__init__(
             time_attr="epoch",
-            metric="best_val_accuracy",
+            metric=_SCORE,
             mode="max",
             max_t=epochs,
             grace_period=grace_epochs(epochs),
@@ -83,7 +87,11 @@ class RebuiltASHA(LetsWorkersStart, ASHAScheduler):
             for milestone, recorded in self._brackets[0]._rungs:
                 if milestone == last_told:
                     recorded.pop(trial.trial_id, None)
-        return str(super().on_trial_result(tune_controller, trial, result))
+        return str(super().on_trial_result(tune_controller, trial, _scored(result)))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Let a trial go; what it ended with may stand at a rung."""
+        super().on_trial_complete(tune_controller, trial, _scored(result))
 
     def rungs(self) -> dict[float, list[float]]:
         """Return what has been recorded at each rung, ascending."""
@@ -96,3 +104,10 @@ class RebuiltASHA(LetsWorkersStart, ASHAScheduler):
         for milestone, recorded in self._brackets[0]._rungs:
             if milestone in curve:
                 recorded[name] = max(v for epoch, v in curve.items() if epoch <= milestone)
+
+
+def _scored(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what a result is compared by; a failure has none."""
+    if "best_val_accuracy" not in result:
+        return dict(result)
+    return {**result, _SCORE: score(result["best_val_accuracy"], result["best_val_loss"])}

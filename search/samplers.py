@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import (
@@ -18,6 +19,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from search.score import BEST_LOSS, score
 from spaces.base import Space, Value
 
 RANDOM_SHARE = 0.25  # of the trials are random before TPE takes over, at most 10
@@ -45,9 +47,62 @@ def create_sampler(
     n_random = min(10, max(len(space.first_trials) + 1, round(RANDOM_SHARE * n_trials)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(
-            n_startup_trials=n_random, multivariate=True, constant_liar=True, seed=seed
-        )
+        return TPE(n_startup_trials=n_random, multivariate=True, constant_liar=True, seed=seed)
+
+
+class TPE(TPESampler):
+    """TPE to which equal accuracies are not equal: the lower validation loss is better.
+
+    Optuna's own counts only the earliest of equals among the good, and keeps away from the others.
+    """
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        """Propose parameters together."""
+        return super().sample_relative(_Scored.of(study), trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Propose one parameter."""
+        return super().sample_independent(_Scored.of(study), trial, param_name, param_distribution)
+
+
+class _Scored:
+    """A study as TPE reads it, with scores in place of accuracies."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> optuna.Study:
+        return cast("optuna.Study", cls(study))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        return [_scored(trial) for trial in self._study._get_trials(*args, **kwargs)]
+
+
+def _scored(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial whose value, or last epoch's where it was stopped, is a score."""
+    loss = trial.user_attrs.get(BEST_LOSS, math.inf)
+    scored = copy.copy(trial)
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        scored.value = score(trial.value, loss)
+    elif trial.state == TrialState.PRUNED and trial.intermediate_values:
+        last = max(trial.intermediate_values)
+        scored.intermediate_values = {last: score(trial.intermediate_values[last], loss)}
+    return scored
 
 
 class Grid(GridSampler):

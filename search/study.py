@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search.folder import STUDY
 from search.samplers import Grid, create_sampler
+from search.score import BEST_LOSS, score
 from spaces.base import Space, Value
 from trainables.trial import FAILURE
 
@@ -32,7 +33,7 @@ STUDY_NAME = "search"
 
 # What is kept beside each trial's parameters and values (`trial.user_attrs`).
 BEST_EPOCH = "best_epoch"
-BEST_LOSS = "best_val_loss"
+LOSSES = "val_losses"
 REASON = "reason"
 NODE = "node"
 SECONDS = "seconds"
@@ -74,12 +75,19 @@ def open_study(storage: str, space: Space) -> optuna.Study:
 
 
 def curves(study: optuna.Study) -> dict[int, dict[int, float]]:
-    """Return, by trial number, the validation accuracy of each epoch."""
-    return {
-        trial.number: dict(trial.intermediate_values)
-        for trial in study.get_trials(deepcopy=False)
-        if trial.intermediate_values
-    }
+    """Return, by trial number, the score of each epoch; see `search.score`.
+
+    Losses are kept of the epochs that were a trial's best so far; of the others none counts.
+    """
+    found = {}
+    for trial in study.get_trials(deepcopy=False):
+        losses = trial.user_attrs.get(LOSSES, {})
+        if trial.intermediate_values:
+            found[trial.number] = {
+                epoch: score(accuracy, losses.get(str(epoch), math.inf))
+                for epoch, accuracy in trial.intermediate_values.items()
+            }
+    return found
 
 
 def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -239,6 +247,10 @@ class StudySearcher(Searcher):
     def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         epochs = self._epochs[trial.number]
         if result["epoch"] not in epochs:
+            if result["best_epoch"] == result["epoch"]:
+                losses = trial.user_attrs.get(LOSSES, {})
+                losses[str(result["epoch"])] = result["best_val_loss"]
+                trial.set_user_attr(LOSSES, losses)
             trial.report(result["val_accuracy"], step=result["epoch"])
             epochs.add(result["epoch"])
             del self._lost[trial.number]

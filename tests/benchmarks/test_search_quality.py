@@ -33,7 +33,9 @@ def made(n: int = 80, seconds: float | None = None) -> CurveTable:
     loss = np.where(right, 0.1, 2.0).astype(np.float16)
     taken = rng.uniform(1, 9, n) if seconds is None else np.full(n, seconds)
     labels = np.arange(POOL) % 3
-    return CurveTable(Recipe("made", 10, POOL, 32, EPOCHS), params, labels, right, loss, taken)
+    return CurveTable(
+        Recipe("made", 10, POOL, POOL // 3, 32, EPOCHS), params, labels, right, loss, taken
+    )
 
 
 TABLE = made()
@@ -99,12 +101,12 @@ def test_neighbours_foretell_where_what_is_asked_for_matters() -> None:
     assert abs(shuffled.neighbour_correlation()) < 0.4
 
 
-def test_each_seed_halves_the_pool_anew_and_each_class_alike() -> None:
+def test_each_seed_splits_the_pool_anew_and_holds_out_what_does_not_validate() -> None:
     one, same, other = (TABLE.split(seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.val_accuracy, same.val_accuracy)
     assert (one.val_accuracy != other.val_accuracy).any()
     whole = TABLE.right.mean(2)
-    np.testing.assert_allclose((one.val_accuracy + one.held_accuracy) / 2, whole)
+    np.testing.assert_allclose((one.val_accuracy + 2 * one.held_accuracy) / 3, whole)
 
 
 def test_the_best_epoch_of_equals_has_the_lower_loss() -> None:
@@ -124,12 +126,14 @@ class Listed(Searcher):
         self.rows = iter(rows)
         self.table = table
         self.told: list[tuple[str, str, int]] = []
+        self.losses: list[float] = []
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         return dict(self.table.params[next(self.rows)])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.told.append(("result", trial_id, result["epoch"]))
+        self.losses.append(result["val_loss"] + result["best_val_loss"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -161,6 +165,14 @@ def test_searchers_are_told_what_tune_would_tell_them() -> None:
         ("complete", "0", 4),
     ]
     assert (found.n_trials, found.n_full) == (4, 1)
+    assert all(searcher.losses)
+
+
+def test_a_side_that_sees_no_losses_is_told_none() -> None:
+    searcher = Listed(TABLE, [3, 5])
+    side = Side(lambda seed: searcher, lambda epochs: FIFOScheduler(), sees_losses=False)
+    race(side, TABLE, TABLE.split(0), budget=EPOCHS, workers=1, seed=0)
+    assert searcher.losses == [0.0] * (EPOCHS - 1)
 
 
 def test_the_best_so_far_is_a_full_length_trial_once_there_is_one() -> None:
@@ -230,7 +242,7 @@ def test_an_unknown_set_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_table_goes_on_where_it_was_left_and_refuses_another_recipe(tmp_path: Path) -> None:
     from benchmarks.workbench import generate_pictures, pack_pictures
 
-    recipe = Recipe("tiny", n_train=9, n_pool=12, image_size=32, epochs=2, n_views=2)
+    recipe = Recipe("tiny", n_train=9, n_pool=12, n_val=6, image_size=32, epochs=2, n_views=2)
     pictures = pack_pictures(generate_pictures(tmp_path / "pictures", 24), recipe.image_size)
     states = dict.fromkeys(curves.BACKBONES)
     path = tmp_path / "tiny.npz"

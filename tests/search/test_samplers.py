@@ -1,12 +1,16 @@
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
 
 from search.samplers import Grid, create_sampler
+from search.score import BEST_LOSS
 from spaces.base import Space, load_space
 from spaces.sources import folder
 
@@ -100,3 +104,25 @@ def test_the_seed_and_how_far_the_search_is_decide(sampler, seed):
     first, again, later = (tried(space, sampler, 6, seed, n) for n in (0, 0, 4))
     assert first == again
     assert not {p["lr"] for p in first} & {p["lr"] for p in later}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_tpe_learns_from_losses_where_all_accuracies_are_equal(stopped):
+    """Optuna's own would take the first trials for the best."""
+    space = space_of(lr=FloatDistribution(1e-5, 1e-1, log=True))
+    proposed = []
+    for seed in range(5):
+        study = optuna.create_study(direction="maximize")
+        for index in range(40):
+            study.sampler = create_sampler("tpe", space, 99, seed, index)
+            trial = study.ask(space.distributions)
+            far = abs(math.log10(trial.params["lr"]) + 2)
+            trial.set_user_attr(BEST_LOSS, far)
+            trial.report(0.975, step=1)
+            if stopped:
+                study.tell(trial, state=TrialState.PRUNED)
+            else:
+                study.tell(trial, 0.975)
+            proposed += [far] if index >= 20 else []
+    assert np.median(proposed) < 0.5, "at random it would be 1"
+    assert [trial.intermediate_values for trial in study.trials] == [{1: 0.975}] * 40

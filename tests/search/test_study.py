@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search.samplers import create_sampler
+from search.score import score
 from search.study import (
     MOST_LOST_WORKERS,
     STUDY_NAME,
@@ -148,6 +149,7 @@ def test_a_full_length_trial_is_complete_with_its_best_epochs_value():
     assert trial.intermediate_values == {1: 0.7, 2: 0.9, 3: 0.8}
     assert trial.user_attrs == {
         "best_epoch": 2,
+        "val_losses": {"1": pytest.approx(0.3), "2": pytest.approx(0.1)},
         "best_val_loss": pytest.approx(0.1),
         "seconds": 4.5,
         "node": "10.0.0.7",
@@ -179,7 +181,7 @@ def test_a_trial_that_failed_keeps_its_reason_and_has_no_value():
     searcher.on_trial_complete("a", failure)
     trial = study.trials[0]
     assert (trial.state, trial.value) == (TrialState.FAIL, None)
-    assert trial.user_attrs == {"reason": "the training loss is nan in epoch 2"}
+    assert trial.user_attrs["reason"] == "the training loss is nan in epoch 2"
     assert trial.intermediate_values == {1: 0.7}
     assert not searcher.goes_on(0)
 
@@ -216,7 +218,7 @@ def test_a_trial_that_loses_worker_after_worker_has_failed():
     assert not searcher.goes_on(0)
     assert searcher.suggest("d") == Searcher.FINISHED
     assert study.trials[0].state == TrialState.FAIL
-    assert study.trials[0].user_attrs == {"reason": "its worker was lost again and again"}
+    assert study.trials[0].user_attrs["reason"] == "its worker was lost again and again"
 
 
 def test_once_the_study_cannot_be_written_nothing_more_is_told(monkeypatch):
@@ -335,7 +337,7 @@ def test_trials_that_were_cut_off_go_on_first_under_their_numbers():
     earlier.on_trial_complete("a", epoch(1, 0.5, finished=True))
     study = opened(storage=storage)  # the session was killed here
     assert count_unfinished(study) == 2
-    assert curves(study) == {0: {1: 0.5}, 1: {1: 0.6, 2: 0.7}}
+    assert curves(study) == {0: {1: score(0.5, 0.5)}, 1: {1: score(0.6, 0.4), 2: score(0.7, 0.3)}}
     searcher = searching(study, 6)
     second, third, new = (searcher.suggest(name) for name in "xyz")
     assert second == {**begun[1], "reported": 2}
@@ -346,6 +348,15 @@ def test_trials_that_were_cut_off_go_on_first_under_their_numbers():
     searcher.on_trial_complete("x", epoch(3, 0.8, finished=True))
     assert study.trials[1].intermediate_values == {1: 0.6, 2: 0.7, 3: 0.8}
     assert study.trials[1].value == 0.8
+
+
+def test_an_epoch_that_was_no_best_counts_less_than_the_best_of_the_same_accuracy():
+    study = opened()
+    searcher = searching(study, 5)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", {**epoch(1, 0.7), "best_val_loss": 0.3})
+    searcher.on_trial_result("a", {**epoch(2, 0.7), "best_val_loss": 0.3, "best_epoch": 1})
+    assert curves(study)[0][1] == score(0.7, 0.3) > curves(study)[0][2]
 
 
 def test_the_study_is_kept_on_disk(tmp_path):
