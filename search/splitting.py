@@ -129,7 +129,7 @@ class _Draw:
                 chosen.append(group)
                 room -= len(self._members[group])
         if not chosen:  # none is small enough: the smallest, rather than none
-            mixed = [g for g in free if g not in pure and self._can_go(g, leave)]
+            mixed = (g for g in free if len(self._classes[g]) > 1 and self._can_go(g, leave))
             chosen = sorted(pure or mixed, key=lambda group: len(self._members[group]))[:1]
         for group in chosen:
             self._result[self._members[group]] = part
