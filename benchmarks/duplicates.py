@@ -46,7 +46,7 @@ PHOTOS = {
     "elsewhere": "external/caltech6",
 }
 COPIES = Path(__file__).with_name("duplicates_seen.csv")
-_SIZES = {"full": (300, 20_000), "quick": (100, 4_000), "smoke": (10, 200)}
+_SIZES = {"full": (300, 10_000), "quick": (100, 4_000), "smoke": (10, 200)}
 """Copies of each kind from each set, and small pictures taken."""
 _MOST_SHOWN = 80
 

@@ -142,6 +142,8 @@ def main() -> int:
                     found.get((where, name, way), []), found[where, name, PLAIN], strict=False
                 )
             ]
+            if not gains:
+                continue
             centre, low, high = interval(gains)
             means = {
                 name: fmean(found[where, name, way]) if (where, name, way) in found else None

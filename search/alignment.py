@@ -7,6 +7,8 @@ copy agrees as well as the original.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +57,8 @@ def align(first: np.ndarray, second: np.ndarray, scale: np.ndarray | float = 1.0
     maps = np.tile(np.eye(3, dtype=np.float32), (len(first), 1, 1))
     maps[:, 0, 0] = maps[:, 1, 1] = scale
     result = Alignment(np.zeros(len(first), np.float32), np.zeros(len(first), np.float32), maps)
-    for start in range(0, len(first), _BLOCK_PAIRS):
+
+    def work(start: int) -> None:
         rows = np.arange(start, min(start + _BLOCK_PAIRS, len(first)))
         for level in (_halved, _whole):
             one, two = level(first[rows]), level(second[rows])
@@ -64,13 +67,21 @@ def align(first: np.ndarray, second: np.ndarray, scale: np.ndarray | float = 1.0
             rows = rows[result.detail[rows] >= _PROMISE]
             if not len(rows):
                 break
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy lets others run while it computes
+        list(threads.map(work, range(0, len(first), _BLOCK_PAIRS)))
     return result
 
 
 def zoom(pictures: np.ndarray, share: float) -> np.ndarray:
     """Return the inner part of pictures, `share` of each side, at their own size: float32."""
-    maps = np.tile(np.diag(np.array([share, share, 1], np.float32)), (len(pictures), 1, 1))
-    return _warp(pictures.astype(np.float32), maps)[0]
+    side = pictures.shape[1]
+    at = ((np.arange(side) + 0.5) / side - 0.5) * share * side + side / 2 - 0.5
+    left = np.clip(np.floor(at), 0, side - 2).astype(np.int64)
+    pick = np.zeros((side, side), np.float32)  # bilinear, along one side
+    pick[np.arange(side), left] = 1 - (at - left)
+    pick[np.arange(side), left + 1] = at - left
+    return np.asarray(pick @ pictures.astype(np.float32) @ pick.T)
 
 
 def _halved(pictures: np.ndarray) -> np.ndarray:
