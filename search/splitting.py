@@ -88,7 +88,9 @@ class _Draw:
     def __init__(
         self, labels: np.ndarray, groups: np.ndarray, result: np.ndarray, order: np.ndarray
     ) -> None:
-        self._labels, self._groups, self._result = labels, groups, result
+        self._groups, self._result = groups, result
+        ends = np.cumsum(np.bincount(labels))[:-1]
+        self._rows_of = np.split(np.argsort(labels, kind="stable"), ends)
         self._members: dict[int, list[int]] = {}
         self._classes: dict[int, set[int]] = {}
         self._of_class: dict[int, list[int]] = {}
@@ -135,7 +137,10 @@ class _Draw:
             self._result[self._members[group]] = part
 
     def _rows(self, label: int, parts: Sequence[str]) -> np.ndarray:
-        return np.flatnonzero(np.isin(self._result, parts) & (self._labels == label))
+        if label >= len(self._rows_of):  # no picture of the last classes could be read
+            return np.zeros(0, np.int64)
+        mine = self._rows_of[label]
+        return np.asarray(mine[np.isin(self._result[mine], parts)])
 
     def _is_in_training(self, group: int) -> bool:
         return bool(self._result[self._members[group][0]] == "train")
