@@ -19,7 +19,7 @@ from scipy.fft import dctn
 from search.alignment import align, zoom
 from search.sketch import SIDE, Sketches
 
-LEAST_DETAIL = 0.97
+LEAST_DETAIL = 0.975
 """Correlation of gradients from which two pictures are near-duplicates."""
 LEAST_DETAIL_TINY = 0.995
 """The same for pictures smaller than a sketch: 28 × 28 pixels of trousers are all alike."""
