@@ -47,12 +47,12 @@ _PHOTOS = "--weights {data}/weights --backbones mobilenet_v2"
 STUDIES: Mapping[str, str] = {
     "caltech": "--data {data}/caltech101 --external {data}/external/caltech6 "
     + _PHOTOS
-    + " --trials 8 --epochs 8 --time-budget 120s",
-    "tools": "--data {data}/tools " + _PHOTOS + " --trials 12 --epochs 15 --time-budget 120s",
-    "cats_dogs": "--data {data}/cats_dogs " + _PHOTOS + " --trials 8 --epochs 8 --time-budget 120s",
+    + " --trials 8 --epochs 8 --time-budget 90s",
+    "tools": "--data {data}/tools " + _PHOTOS + " --trials 12 --epochs 15 --time-budget 90s",
+    "cats_dogs": "--data {data}/cats_dogs " + _PHOTOS + " --trials 8 --epochs 8 --time-budget 90s",
     "fashion_mnist": "--data {data} --backbones tinynet --limit 4000 --trials 4 --epochs 8"
     " --folds 3",
-    "products": "--data {data}/products " + _PHOTOS + " --trials 8 --epochs 8 --time-budget 120s",
+    "products": "--data {data}/products " + _PHOTOS + " --trials 8 --epochs 8 --time-budget 90s",
 }
 """By space, what its command has besides the space, the seed and where the run goes."""
 
