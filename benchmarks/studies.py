@@ -6,8 +6,8 @@ Runs the command of each study, from pictures to model, once a seed, one after t
 mean and standard deviation of what each run says of itself. Beside it stands a plain linear probe:
 one logistic regression on MobileNetV2's pooled features of the same training and validation
 pictures, judged on the same held-out ones. The ladder of cats and dogs is climbed in a run of its
-own. With --runs the run folders are kept, and those that are whole are not run again; --quick is
-one seed. docs/studies.md puts the figures beside those of the studies.
+own (--only ladder). With --runs the run folders are kept, and those that are whole are not run
+again; --quick is one seed. docs/studies.md puts the figures beside those of the studies.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ TARGETS = {("caltech", "held-out"): 0.99, ("caltech", "external"): 0.97}
 GAIN = 0.01
 """Asked of each photo set over the plain probe, where there is that much to gain."""
 
+_LADDER = "ladder"
 _BACKBONE = "mobilenet_v2"
 
 
@@ -81,10 +82,13 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="A,B", help="these studies (default: all)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="keep the run folders here")
     arguments = parser.parse_args()
-    names = arguments.only.split(",") if arguments.only else list(STUDIES)
-    unknown = [name for name in names if name not in STUDIES]
+    every = [*STUDIES, _LADDER]
+    names = arguments.only.split(",") if arguments.only else every
+    unknown = [name for name in names if name not in every]
     if unknown:
-        stop(f"there is no study {unknown[0]!r} (there are: {', '.join(STUDIES)})")
+        stop(f"there is no study {unknown[0]!r} (there are: {', '.join(every)})")
+    climbs = _LADDER in names
+    names = [name for name in names if name != _LADDER]
     report = Report("studies", "Mean and standard deviation over seeds of whole runs.")
     seeds = range({"smoke": 1, "quick": 1, "full": 3}[arguments.mode])
     with tempfile.TemporaryDirectory() as scratch:
@@ -98,8 +102,8 @@ def main() -> int:
             for name in names
             if _PHOTOS in STUDIES[name]
         }
-        if "cats_dogs" in names and arguments.mode == "full":
-            climbed = _run(arguments, "cats_dogs", LADDER, 0, out, name="ladder")
+        if climbs:
+            climbed = _run(arguments, "cats_dogs", LADDER, 0, out, name=_LADDER)
             report.tables["the ladder, accuracies at the last epoch"] = tabulate_ladder(climbed)
     rows = [summarise(name, made, probes.get(name)) for name, made in runs.items()]
     report.tables = {"by study": rows, **report.tables}
