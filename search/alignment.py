@@ -7,8 +7,6 @@ copy agrees as well as the original.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +55,7 @@ def align(first: np.ndarray, second: np.ndarray, scale: np.ndarray | float = 1.0
     maps = np.tile(np.eye(3, dtype=np.float32), (len(first), 1, 1))
     maps[:, 0, 0] = maps[:, 1, 1] = scale
     result = Alignment(np.zeros(len(first), np.float32), np.zeros(len(first), np.float32), maps)
-
-    def work(start: int) -> None:
+    for start in range(0, len(first), _BLOCK_PAIRS):
         rows = np.arange(start, min(start + _BLOCK_PAIRS, len(first)))
         for level in (_halved, _whole):
             one, two = level(first[rows]), level(second[rows])
@@ -67,9 +64,6 @@ def align(first: np.ndarray, second: np.ndarray, scale: np.ndarray | float = 1.0
             rows = rows[result.detail[rows] >= _PROMISE]
             if not len(rows):
                 break
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy lets others run while it computes
-        list(threads.map(work, range(0, len(first), _BLOCK_PAIRS)))
     return result
 
 

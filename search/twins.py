@@ -8,10 +8,7 @@ their texture agree.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from scipy.fft import dctn
@@ -30,7 +27,6 @@ _N_WAVES = 9  # of each direction, in a descriptor
 _LEAST_LIKENESS, _LEAST_LIKENESS_TINY = 0.75, 0.995  # of descriptors
 _MOST_CANDIDATES = 4  # nearest of each picture, and of its mirror image
 _BLOCK_ROWS = 512
-_MOST_VALUES = 16_000_000  # compared at a time, by each thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,19 +126,27 @@ def _nearest(pixels: np.ndarray, tiny: np.ndarray, flip: bool) -> _Candidates:
     n = len(pixels)
     blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, n, _BLOCK_ROWS)]
     nothing = [np.zeros((0, len(_used())), np.float32)]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy lets others run while it computes
-        whole = np.concatenate(nothing + list(threads.map(lambda b: describe(pixels[b]), blocks)))
-        inner = np.concatenate(
-            nothing + list(threads.map(lambda b: describe(zoom(pixels[b], _INNER_SHARE)), blocks))
-        )
-        n_rows = max(1, min(_BLOCK_ROWS, _MOST_VALUES // max(n, 1)))
-        work = [
-            (slice(start, start + n_rows), mirrored)
-            for mirrored in ((False, True) if flip else (False,))
-            for start in range(0, n, n_rows)
-        ]
-        compare = partial(_nearest_of_block, whole, inner, tiny)
-        found = [np.zeros((0, 5)), *threads.map(lambda one: compare(*one), work)]
+    whole = np.concatenate(nothing + [describe(pixels[b]) for b in blocks])
+    inner = np.concatenate(nothing + [describe(zoom(pixels[b], _INNER_SHARE)) for b in blocks])
+    least = np.where(tiny, _LEAST_LIKENESS_TINY, _LEAST_LIKENESS).astype(np.float32)
+    found = [np.zeros((0, 5))]
+    for mirrored in (False, True) if flip else (False,):
+        # The cosine transform of a mirrored row is that of the row with odd waves negated.
+        signs = (1 - 2 * (_frequencies()[1][_used()] % 2) if mirrored else 1) * np.float32(1)
+        for rows in blocks:
+            likeness = (whole[rows] * signs) @ whole.T
+            cropped = (inner[rows] * signs) @ whole.T
+            is_cropped = cropped > likeness
+            np.maximum(likeness, cropped, out=likeness)
+            own = np.arange(len(likeness))
+            likeness[own, own + rows.start] = -1
+            i, j = np.nonzero(likeness >= np.maximum(least[rows, None], least))
+            value, scale = likeness[i, j], np.where(is_cropped[i, j], 1 / _INNER_SHARE, 1)
+            order = np.lexsort((-value, i))
+            place = np.arange(len(order)) - np.searchsorted(i[order], i[order])
+            kept = order[place < _MOST_CANDIDATES]
+            columns = (i + rows.start, j, np.full(len(i), mirrored), scale, value)
+            found.append(np.stack([column[kept] for column in columns], 1))
     pairs = np.concatenate(found)
     swapped = pairs[:, 0] > pairs[:, 1]
     pairs[swapped, :2] = pairs[swapped, 1::-1]
@@ -157,34 +161,6 @@ def _nearest(pixels: np.ndarray, tiny: np.ndarray, flip: bool) -> _Candidates:
         mirrored_too.astype(np.bool_),
         scale.astype(np.float32),
     )
-
-
-def _nearest_of_block(
-    whole: np.ndarray, inner: np.ndarray, tiny: np.ndarray, rows: slice, mirrored: bool
-) -> np.ndarray:
-    """Compare some pictures with all.
-
-    Returns:
-        float64 [pairs, 5]: the picture, its near one, whether mirrored, how much larger it is in
-        that one, and how like their descriptors are.
-    """
-    # The cosine transform of a mirrored row is that of the row with odd waves negated.
-    signs = (1 - 2 * (_frequencies()[1][_used()] % 2) if mirrored else 1) * np.float32(1)
-    likeness = (whole[rows] * signs) @ whole.T
-    cropped = (inner[rows] * signs) @ whole.T
-    highest = np.maximum(likeness, cropped)
-    own = np.arange(len(highest))
-    highest[own, own + rows.start] = -1
-    i, j = np.nonzero(highest >= (_LEAST_LIKENESS_TINY if tiny.all() else _LEAST_LIKENESS))
-    sure = ~(tiny[rows][i] | tiny[j]) | (highest[i, j] >= _LEAST_LIKENESS_TINY)
-    i, j = i[sure], j[sure]
-    value = highest[i, j]
-    scale = np.where(cropped[i, j] > likeness[i, j], 1 / _INNER_SHARE, 1)
-    order = np.lexsort((-value, i))
-    place = np.arange(len(order)) - np.searchsorted(i[order], i[order])
-    kept = order[place < _MOST_CANDIDATES]
-    columns = (i + rows.start, j, np.full(len(i), mirrored), scale, value)
-    return np.stack([column[kept] for column in columns], 1)
 
 
 def _frequencies() -> tuple[np.ndarray, np.ndarray]:
