@@ -11,7 +11,8 @@ Differences from the plain probe are paired by seed, with Student's 95 % interva
 the pairs and seeds. Sets with nothing from elsewhere are judged on held-out pictures alone.
 Fine-tuning from the probe's head (LP-FT) is in lpft.py.
 
-Features are kept in results/outside/; delete it to compute them anew.
+--quick is the pairs of Caltech-101 and of digits, with one backbone. Features are kept in
+results/outside/; delete it to compute them anew.
 """
 
 from __future__ import annotations
@@ -202,10 +203,12 @@ def _pairs(arguments: argparse.Namespace) -> dict[str, Pair]:
         return pairs
     data = need_data(arguments)
     weights = find_weights_folder(arguments, data)
-    sets = picture_sets(data)
+    sets, backbones = picture_sets(data), PHOTOS
+    if arguments.mode == "quick":
+        sets, backbones = {"caltech": sets["caltech"]}, PHOTOS[:1]
 
     def photos(name: str, pictures: PictureSet) -> list[np.ndarray]:
-        return [_features(name, pictures, backbone, weights) for backbone in PHOTOS]
+        return [_features(name, pictures, backbone, weights) for backbone in backbones]
 
     labels = {name: one.labels for name, one in sets.items()}
     inside = {name: photos(name, pack_pictures(one, 224)) for name, one in sets.items()}
