@@ -1,6 +1,6 @@
 """The five studies: what a whole run gets on the pictures at hand, over seeds.
 
-    python benchmarks/studies.py [--only caltech,tools] [--runs DIR] [--quick]
+    python benchmarks/studies.py [--only caltech,tools] [--time-budget 5m] [--runs DIR] [--quick]
 
 Runs the command of each study, from pictures to model, once a seed, one after the other, and gives
 mean and standard deviation of what each run says of itself. Beside it stands a plain linear probe:
@@ -47,12 +47,12 @@ _PHOTOS = "--weights {data}/weights --backbones mobilenet_v2"
 STUDIES: Mapping[str, str] = {
     "caltech": "--data {data}/caltech101 --external {data}/external/caltech6 "
     + _PHOTOS
-    + " --trials 8 --epochs 8 --time-budget 90s",
-    "tools": "--data {data}/tools " + _PHOTOS + " --trials 12 --epochs 15 --time-budget 90s",
-    "cats_dogs": "--data {data}/cats_dogs " + _PHOTOS + " --trials 8 --epochs 8 --time-budget 90s",
+    + " --trials 8 --epochs 8",
+    "tools": "--data {data}/tools " + _PHOTOS + " --trials 12 --epochs 15",
+    "cats_dogs": "--data {data}/cats_dogs " + _PHOTOS + " --trials 8 --epochs 8",
     "fashion_mnist": "--data {data} --backbones tinynet --limit 4000 --trials 4 --epochs 8"
     " --folds 3",
-    "products": "--data {data}/products " + _PHOTOS + " --trials 8 --epochs 8 --time-budget 90s",
+    "products": "--data {data}/products " + _PHOTOS + " --trials 8 --epochs 8",
 }
 """By space, what its command has besides the space, the seed and where the run goes."""
 
@@ -80,6 +80,7 @@ def main() -> int:
     """Run the studies, print tables, and keep them as JSON."""
     parser = command_line(__doc__ or "", data=True)
     parser.add_argument("--only", default="", metavar="A,B", help="these studies (default: all)")
+    parser.add_argument("--time-budget", metavar="5m", help="of each run (default: none)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="keep the run folders here")
     arguments = parser.parse_args()
     every = [*STUDIES, _LADDER]
@@ -142,6 +143,8 @@ def _run(
     words = shlex.split(options.format(data=shlex.quote(str(need_data(arguments)))))
     if arguments.mode == "smoke":
         words += ["--trials", "1", "--epochs", "1", "--folds", "2", "--limit", "60"]
+    elif arguments.time_budget is not None and name != _LADDER:
+        words += ["--time-budget", arguments.time_budget]
     say(f"{name or space}, seed {seed}")
     command = [sys.executable, "-m", "search.run", "--space", f"spaces/{space}.py", *words]
     command += ["--seed", str(seed), "--out", str(out), "--name", folder.name, "--quiet"]
