@@ -43,10 +43,11 @@ class AuditPage:
 def lay_out(findings: Sequence[Finding]) -> AuditPage:
     """Sort findings for the page."""
     counts = Counter(finding.problem for finding in findings)
-    pairs = [finding for finding in findings if finding.problem in COPIES and finding.twin]
+    is_pair = [finding.problem in COPIES and bool(finding.twin) for finding in findings]
+    pairs = [finding for finding, paired in zip(findings, is_pair, strict=True) if paired]
     return AuditPage(
         kinds=tuple((kind, what, counts[kind]) for kind, what in KINDS.items() if counts[kind]),
         pairs=tuple(pairs[:MOST_PAIRS]),
         n_pairs=len(pairs),
-        others=tuple(finding for finding in findings if finding not in set(pairs)),
+        others=tuple(f for f, paired in zip(findings, is_pair, strict=True) if not paired),
     )

@@ -54,7 +54,9 @@ def macro_intervals(confusion: Sequence[Sequence[int]], seed: int = 0) -> dict[s
 
     Each class's predictions are drawn from their Dirichlet posterior (a Bayesian bootstrap, Rubin
     1981), to whose counts one more mistake is added, spread over all wrong cells: it keeps the
-    interval open where no mistake was made.
+    interval open where no mistake was made. The counts of a class of n pictures weigh (n - 1) / n,
+    which gives the draws of a share p the variance p (1 - p) / n instead of p (1 - p) / (n + 1):
+    the intervals of small classes would be too narrow without.
 
     Args:
         confusion: Counts, rows the true class; at least one picture.
@@ -66,7 +68,8 @@ def macro_intervals(confusion: Sequence[Sequence[int]], seed: int = 0) -> dict[s
     wrong = ~np.eye(n_classes, dtype=bool)
     prior = wrong / (n_classes * (n_classes - 1))
     # A class without pictures has no part in any mean, and none in the draws.
-    alpha = np.where(per_class > 0, counts + prior, 0.0)
+    weight = np.maximum(per_class - 1, 1) / np.maximum(per_class, 1)
+    alpha = np.where(per_class > 0, (counts + prior) * weight, 0.0)
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[np.ndarray]] = {}
     at_a_time = max(1, _MOST_VALUES // counts.size)

@@ -88,7 +88,9 @@ class _Draw:
     def __init__(
         self, labels: np.ndarray, groups: np.ndarray, result: np.ndarray, order: np.ndarray
     ) -> None:
-        self._labels, self._groups, self._result = labels, groups, result
+        self._groups, self._result = groups, result
+        ends = np.cumsum(np.bincount(labels))[:-1]
+        self._rows_of = np.split(np.argsort(labels, kind="stable"), ends)
         self._members: dict[int, list[int]] = {}
         self._classes: dict[int, set[int]] = {}
         self._of_class: dict[int, list[int]] = {}
@@ -129,13 +131,16 @@ class _Draw:
                 chosen.append(group)
                 room -= len(self._members[group])
         if not chosen:  # none is small enough: the smallest, rather than none
-            mixed = [g for g in free if g not in pure and self._can_go(g, leave)]
+            mixed = (g for g in free if len(self._classes[g]) > 1 and self._can_go(g, leave))
             chosen = sorted(pure or mixed, key=lambda group: len(self._members[group]))[:1]
         for group in chosen:
             self._result[self._members[group]] = part
 
     def _rows(self, label: int, parts: Sequence[str]) -> np.ndarray:
-        return np.flatnonzero(np.isin(self._result, parts) & (self._labels == label))
+        if label >= len(self._rows_of):  # no picture of the last classes could be read
+            return np.zeros(0, np.int64)
+        mine = self._rows_of[label]
+        return np.asarray(mine[np.isin(self._result[mine], parts)])
 
     def _is_in_training(self, group: int) -> bool:
         return bool(self._result[self._members[group][0]] == "train")

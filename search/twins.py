@@ -16,7 +16,7 @@ from scipy.fft import dctn
 from search.alignment import align, zoom
 from search.sketch import SIDE, Sketches
 
-LEAST_DETAIL = 0.97
+LEAST_DETAIL = 0.975
 """Correlation of gradients from which two pictures are near-duplicates."""
 LEAST_DETAIL_TINY = 0.995
 """The same for pictures smaller than a sketch: 28 × 28 pixels of trousers are all alike."""
@@ -24,7 +24,7 @@ LEAST_DETAIL_TINY = 0.995
 _BLANK_SPREAD = 2.0  # levels of 255: a picture of less shows nothing to compare
 _INNER_SHARE = 0.9  # of the sides: the part that a crop or an added border leaves
 _N_WAVES = 9  # of each direction, in a descriptor
-_LEAST_LIKENESS, _LEAST_LIKENESS_TINY = 0.75, 0.985  # of descriptors
+_LEAST_LIKENESS, _LEAST_LIKENESS_TINY = 0.75, 0.995  # of descriptors
 _MOST_CANDIDATES = 4  # nearest of each picture, and of its mirror image
 _BLOCK_ROWS = 512
 

@@ -41,7 +41,9 @@ def _unite(fold_of: np.ndarray, labels: np.ndarray, groups: np.ndarray, n_folds:
     if not len(united):
         return
     # 1. Groups, the largest first, each where its class has fewest pictures of other groups.
-    members_of = {group: np.flatnonzero(group_of == group) for group in united}
+    ends = np.cumsum(sizes)
+    by_group = np.argsort(group_of, kind="stable")
+    members_of = {group: by_group[ends[group] - sizes[group] : ends[group]] for group in united}
     counts = np.zeros((len(classes), n_folds), np.int64)
     for group in sorted(united, key=lambda group: (-sizes[group], members_of[group][0])):
         members = members_of[group]

@@ -38,6 +38,9 @@ def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         "doubt",
         "intervals",
         "calibration",
+        "duplicates",
+        "audit",
+        "outside",
     ],
 )
 def test_smoke_prints_a_ratio_and_writes_json(name: str, tmp_path: Path) -> None:
@@ -186,10 +189,12 @@ def test_studies_are_summarised_over_their_seeds() -> None:
         made = {"test": scores, "kfold": {"accuracy_mean": 0.95}, "stages": {"search": 120.0}}
         return made if gain is None else made | {"comparison": {"difference": gain}}
 
-    row = studies.summarise("tools", [run(0.9, 0.02), run(1.0, None)])
+    probes = [{"held-out": 0.9}, {"held-out": 0.9, "external": 0.8}]
+    row = studies.summarise("tools", [run(0.9, 0.02), run(1.0, None)], probes)
     assert (row["n"], row["runs"], row["minutes"]) == (40, 2, 2.0)
     assert row["held-out"] == "0.9500 ± 0.0707"
     assert (row["over trial 0"], row["external"]) == ("0.0200", "–")
+    assert (row["probe, held-out"], row["probe, external"]) == ("0.9000 ± 0.0000", "0.8000")
     assert {f"{name}.py" for name in studies.STUDIES} <= {
         path.name for path in (ROOT / "spaces").glob("*.py")
     }

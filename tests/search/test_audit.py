@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from search.audit import look, main
 from search.exclusion import read_exclusion
 from search.findings import examine
 from search.listing import find_pictures
-from search.splitting import split
+from search.splitting import OUT, split
 from spaces.sources import folder
 from trainables.folding import grouped_folds
 
@@ -95,30 +96,40 @@ def test_mistakes_are_told(photos, capsys, arguments, message):
     assert message in shown
 
 
-def test_no_planted_copy_straddles_a_split(tmp_path):
-    """Pictures on disk, found, grouped, split and folded."""
+def test_no_planted_copy_straddles_a_split_in_a_thousand_random_cases(tmp_path):
+    """Pictures on disk, found and grouped; classes, official splits, shares and folds by chance."""
     rng = np.random.default_rng(0)
     planted: dict[str, int] = {}
     for seed in range(60):
-        name = ("cat", "dog", "cow")[seed % 3]
         for copy, change in enumerate(["", *rng.choice(list(CHANGES), rng.integers(0, 3), False)]):
             image = CHANGES[change](draw(seed)) if change else draw(seed)
-            path = tmp_path / name / f"{rng.integers(10**9)}-{copy}.png"
+            path = tmp_path / ("cat", "dog")[seed % 2] / f"{rng.integers(10**9)}-{copy}.png"
             save(image, path)
             planted[path.relative_to(tmp_path).as_posix()] = seed
-    listing = find_pictures(folder(), tmp_path, tmp_path)
-    pictures = look(listing, lambda done: None)
+    found = find_pictures(folder(), tmp_path, tmp_path)
+    pictures = look(found, lambda done: None)
     groups = examine(pictures, None, flip=True).groups
-    origin = np.array([planted[name] for name in listing.names])
-    for seed in range(25):
-        parts = split(listing, pictures.kept, 0.2, 0.2, seed, 4, groups)
-        rows = np.flatnonzero(parts != "test")
+    origin = np.array([planted[name] for name in found.names])
+    n_copies = len(origin) - 60
+    assert n_copies > 50
+    for case in range(1000):
+        n_classes, folds = int(rng.integers(1, 4)), int(rng.integers(2, 4))
+        official = [None, None, "test", "val"][: rng.choice([1, 3, 4])]
+        listing = replace(
+            found,
+            classes=tuple("abc"[:n_classes]),
+            labels=rng.integers(0, n_classes, 60)[origin],
+            splits=tuple(official[i] for i in rng.integers(0, len(official), len(origin))),
+        )
+        parts = split(listing, pictures.kept, *rng.uniform(0.1, 0.3, 2), case, folds, groups)
         place = parts.astype("<U9")
-        held_out = grouped_folds(listing.labels[rows], groups[rows], 4, seed)
+        rows = np.flatnonzero(np.isin(parts, ("train", "val")))
+        held_out = grouped_folds(listing.labels[rows], groups[rows], folds, case)
         for fold, positions in enumerate(held_out):
             place[rows[positions]] = [f"{part} {fold}" for part in parts[rows[positions]]]
-        straddling = sum(len(set(place[origin == one])) > 1 for one in range(60))
-        assert straddling == 0
+        used = parts != OUT
+        places = {(one, at) for one, at in zip(origin[used], place[used], strict=True)}
+        assert len(places) == len(set(origin[used].tolist()))
 
 
 def test_the_real_copies_of_caltech_are_found(shared_data):

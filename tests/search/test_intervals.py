@@ -54,12 +54,15 @@ def test_more_pictures_narrow_the_interval() -> None:
     assert widths[1] / widths[2] == pytest.approx(2, rel=0.15)
 
 
-def test_intervals_of_macro_f1_cover_the_truth() -> None:
+@pytest.mark.parametrize(
+    ("counts", "right"), [((10, 20, 87, 48, 23, 10), 0.97), ((3, 6, 4, 10, 10), 0.9)]
+)
+def test_intervals_of_macro_f1_cover_the_truth(counts: tuple[int, ...], right: float) -> None:
     """In 95 of 100 experiments; benchmarks/intervals.py has the whole table."""
     rng = np.random.default_rng(0)
-    sizes, covered = np.array([10, 20, 87, 48, 23, 10]), []
+    sizes, covered = np.array(counts), []
     for _ in range(200):
-        truth = np.eye(6) * 0.97 + 0.03 / 6
+        truth = np.eye(len(sizes)) * right + (1 - right) / len(sizes)
         truth /= truth.sum(1, keepdims=True)
         target = macro_scores(truth * sizes[:, None])["macro_f1"]
         drawn = [rng.multinomial(n, row) for n, row in zip(sizes, truth, strict=True)]
