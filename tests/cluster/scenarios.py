@@ -5,29 +5,29 @@ make cluster-test
 ```
 
 prints, scenario by scenario and host by host, which trials and folds ran, and what was lost. Needs
-root (see `hosts`); about fifteen minutes on 2 cores.
+root (see `hosts`); about twenty minutes on 2 cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hosts import BASE, Host, Hosts, missing
-from launcher import ROOT, Cluster
-from runs import SPACE, Outcome, Run, shape
+from hosts import BASE, Hosts, missing, planned_hosts
+from launcher import ROOT, Cluster, python
+from runs import CALTECH, CALTECH_OPTIONS, SPACE, Outcome, Run, give_caltech, shape
 
 CUT_SECONDS = 20.0
 GONE_PATIENCE_SECONDS = 120.0
-CALTECH = Path("caltech101") / "101_ObjectCategories"
+BACKBONE = "squeezenet1_0"
 N_TRIALS = 12
 DIGITS = ("--space", "~/space.py", "--limit", "600")
+TRIAL, FOLD = "Trainable.train", "_train_fold"
+"""What Ray calls a process that trains a trial, or a fold."""
 
 
 class Scenarios:
@@ -62,21 +62,25 @@ class Scenarios:
         return "joined: " + ", ".join(self.cluster.addresses())
 
     def refused(self) -> str:
-        """A client without the token, and one with a wrong one."""
+        """Clients without a token, with none where they say it is, and with a wrong one."""
         host = self.hosts.all[1]
         address = f"{self.cluster.head.address}:6379"
         host.put(ROOT, "~/client")
-        command = (
-            f"cd ~/client && PATH={Path(sys.executable).parent}:$PATH RAY_AUTH_MODE=token {{}}"
-            f" python -m search.run --address {address}"
-        )
-        for token in ("RAY_AUTH_TOKEN_PATH=/root/none", "RAY_AUTH_TOKEN=wrong"):
-            done = host.run(command.format(token), check=False)
-            shown = done.stdout + done.stderr
-            check(done.returncode == 2, f"exit code {done.returncode}: {shown}")
+        for variables in (
+            "HOME=/root/client",
+            "RAY_AUTH_TOKEN_PATH=/root/none",
+            "RAY_AUTH_TOKEN=wrong",
+        ):
+            done = host.run(
+                f"cd ~/client && RAY_AUTH_MODE=token {variables}"
+                f" {python()} -m search.run --address {address}",
+                check=False,
+            )
+            shown = f"{variables}: exit code {done.returncode}: {done.stdout}{done.stderr}"
+            check(done.returncode == 2, shown)
             check("refuses this machine" in shown, shown)
             check("Traceback" not in shown, shown)
-        return "refused twice, exit code 2"
+        return "refused three times, exit code 2"
 
     def added(self) -> str:
         """A host that was off joins while a search runs, and gets trials."""
@@ -93,40 +97,47 @@ class Scenarios:
         return f"{describe(outcome)}; first trial of the host {seconds:.0f} s after it was started"
 
     def cut(self) -> str:
-        """A host is unplugged for a while."""
+        """A host is unplugged for a while, in the middle of a trial."""
         self._all_there()
+        n_given_up = self.cluster.n_given_up()
         run = self._start("cut")
-        run.wait_until(lambda: run.epochs() >= 3)
         host = self.hosts.all[1]
+        run.wait_until(lambda: run.epochs() >= 3 and bool(host.processes(TRIAL)))
         host.cut()
         time.sleep(CUT_SECONDS)
         host.mend()
         outcome = run.finish()
         self.cluster.wait_for(3)
+        check(self.cluster.n_given_up() == n_given_up, f"{host.name} was given up")
         return f"{host.name} unplugged for {CUT_SECONDS:.0f} s; {describe(outcome)}"
 
     def killed_in_the_search(self) -> str:
-        """A host dies while trials run, and comes back."""
-        address = self.hosts.all[2].address
-        return self._killed("killed-search", lambda run: address in run.hosts(), 2 * N_TRIALS)
+        """A host dies in the middle of a trial, after it has ended others, and comes back."""
+        host = self.hosts.all[2]
+        return self._killed(
+            "killed-search",
+            lambda run: host.address in run.hosts() and bool(host.processes(TRIAL)),
+            2 * N_TRIALS,
+        )
 
     def killed_in_the_folds(self) -> str:
-        """A host dies while folds are trained, and comes back."""
-        return self._killed("killed-folds", Run.folds_begun, N_TRIALS)
+        """A host dies in the middle of a fold, and comes back."""
+        host = self.hosts.all[2]
+        return self._killed(
+            "killed-folds", lambda run: run.folds_begun() and bool(host.processes(FOLD)), N_TRIALS
+        )
 
     def caltech(self) -> str:
         """Real pictures, which only the head has."""
         self._all_there()
         if self.data is None:
             return "skipped: no pictures (give their folder with --data)"
-        self.cluster.head.put(self.data / CALTECH, f"~/pictures/{CALTECH}")
-        self.cluster.head.put(self.data / "weights", "~/weights")
+        give_caltech(self.cluster.head, self.data, BACKBONE)
         run = Run(
             self.cluster.head,
             "caltech",
-            *("--space", "spaces/caltech.py", "--data", "~/pictures/caltech101", "--weights"),
-            *("~/weights", "--backbones", "squeezenet1_0", "--epochs", "4", "--folds", "3"),
-            *("--limit", "300"),
+            *CALTECH_OPTIONS,
+            *("--backbones", BACKBONE, "--epochs", "4", "--folds", "3", "--limit", "300"),
             n_trials=9,
         )
         outcome = run.finish(3600)
@@ -205,34 +216,28 @@ def same_shape_as_alone(run_folder: Path) -> str:
 
 
 def main() -> int:
-    """Run all; exit code 1 where something was lost."""
+    """Run all; exit code 1 where something was lost, 2 where there can be no hosts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="those whose name holds such a word")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     arguments = parser.parse_args()
     if reason := missing():
-        print(f"skipped: {reason}")
-        return 0
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
     data = arguments.data if (arguments.data / CALTECH).is_dir() else None
-    os.environ.pop("RAY_ADDRESS", None)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # hosts are removed then, too
-    with Hosts(3, visible=[Path(sys.prefix)]) as hosts:
+    began = time.monotonic()
+    with planned_hosts(3) as hosts:
         head, *workers = hosts.all
         scenarios = Scenarios(hosts, Cluster(head, workers), data)
         try:
             scenarios.run(arguments.only)
             if not arguments.only:
-                print("format                " + same_shape_as_alone(head_run(head, "cut")))
+                print("format                " + same_shape_as_alone(head.home / "results" / "cut"))
         except AssertionError as error:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1
-    print("nothing was lost")
+    print(f"nothing was lost; {(time.monotonic() - began) / 60:.0f} minutes")
     return 0
-
-
-def head_run(head: Host, name: str) -> Path:
-    """Return the folder of a run on the head, as seen from outside."""
-    return head.home / "results" / name
 
 
 if __name__ == "__main__":
