@@ -89,6 +89,12 @@ class Run:
         if code != INTERRUPTED:
             raise AssertionError(f"{self.name} ended with {code}:\n{self.log()}")
 
+    def abandon(self) -> None:
+        """End it at once, if it is still there."""
+        if self.process.poll() is None:
+            self.head.run(f"kill -KILL $(cat ~/{self.name}.pid)", check=False)
+            self.process.wait(60)
+
     def _begin(self, *options: str) -> subprocess.Popen[bytes]:
         command = (
             f"cd ~/classifier-search && echo $$ > ~/{self.name}.pid && RAY_AUTH_MODE=token exec"

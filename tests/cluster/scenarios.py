@@ -35,7 +35,8 @@ class Scenarios:
 
     def __init__(self, hosts: Hosts, cluster: Cluster, data: Path | None) -> None:
         self.hosts, self.cluster, self.data = hosts, cluster, data
-        self.rows: list[tuple[str, str]] = []
+        self.failed: list[str] = []
+        self._run: Run | None = None
 
     def run(self, wanted: list[str]) -> None:
         """Run those whose name holds one of these words; all where there is none."""
@@ -47,11 +48,14 @@ class Scenarios:
             self.killed_in_the_search,
             self.killed_in_the_folds,
             self.caltech,
+            self.alone,
             self.ended,
         ):
             always = scenario in (self.started, self.ended)
             if always or not wanted or any(word in scenario.__name__ for word in wanted):
                 self._tell(scenario)
+            if self.failed == ["started"]:
+                break
 
     def started(self) -> str:
         """`ray up` from the example file; the third host is off."""
@@ -133,8 +137,7 @@ class Scenarios:
         if self.data is None:
             return "skipped: no pictures (give their folder with --data)"
         give_caltech(self.cluster.head, self.data, BACKBONE)
-        run = Run(
-            self.cluster.head,
+        run = self._search(
             "caltech",
             *CALTECH_OPTIONS,
             *("--backbones", BACKBONE, "--epochs", "4", "--folds", "3", "--limit", "300"),
@@ -145,6 +148,12 @@ class Scenarios:
         for worker in self.cluster.workers:
             check(not (worker.home / "pictures").exists(), "a worker has pictures")
         return describe(outcome)
+
+    def alone(self) -> str:
+        """The same search on a single machine has the same files, columns and keys."""
+        with_others = self.cluster.head.home / "results" / "cut"
+        check(with_others.is_dir(), "it is compared with the run of `cut`, which is not there")
+        return same_shape_as_alone(with_others)
 
     def ended(self) -> str:
         """`clusters/down.py` leaves no process on any host."""
@@ -173,13 +182,23 @@ class Scenarios:
         self.cluster.wait_for(len(self.hosts.all), patience_seconds=600)
 
     def _start(self, name: str, trials: int = N_TRIALS) -> Run:
-        return Run(self.cluster.head, name, *DIGITS, n_trials=trials)
+        return self._search(name, *DIGITS, n_trials=trials)
+
+    def _search(self, name: str, *options: str, n_trials: int) -> Run:
+        self._run = Run(self.cluster.head, name, *options, n_trials=n_trials)
+        return self._run
 
     def _tell(self, scenario: Callable[[], str]) -> None:
+        """Run one and print what it came to; one that fails keeps no other from running."""
         name = scenario.__name__.replace("_", " ")
         began = time.monotonic()
-        told = scenario()
-        self.rows.append((name, told))
+        try:
+            told = scenario()
+        except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
+            self.failed.append(name)
+            if self._run is not None:
+                self._run.abandon()
+            told = f"FAILED: {error}"
         print(f"{name:<22}{time.monotonic() - began:6.0f} s  {told}", flush=True)
 
 
@@ -229,14 +248,12 @@ def main() -> int:
     with planned_hosts(3) as hosts:
         head, *workers = hosts.all
         scenarios = Scenarios(hosts, Cluster(head, workers), data)
-        try:
-            scenarios.run(arguments.only)
-            if not arguments.only:
-                print("format                " + same_shape_as_alone(head.home / "results" / "cut"))
-        except AssertionError as error:
-            print(f"FAILED: {error}", file=sys.stderr)
-            return 1
-    print(f"nothing was lost; {(time.monotonic() - began) / 60:.0f} minutes")
+        scenarios.run(arguments.only)
+    minutes = f"{(time.monotonic() - began) / 60:.0f} minutes"
+    if scenarios.failed:
+        print(f"FAILED: {', '.join(scenarios.failed)}; {minutes}", file=sys.stderr)
+        return 1
+    print(f"nothing was lost; {minutes}")
     return 0
 
 

@@ -22,10 +22,10 @@ from runs import CALTECH, CALTECH_OPTIONS, Outcome, Run, give_caltech
 TARGET = 0.6
 BACKBONE = "mobilenet_v2"
 OPTIONS = (
-    *("--backbones", BACKBONE, "--limit", "400", "--epochs", "4", "--folds", "4"),
+    *("--backbones", BACKBONE, "--limit", "400", "--epochs", "3", "--folds", "4"),
     *("--sampler", "random", "--scheduler", "none"),
 )
-N_TRIALS = 8
+N_TRIALS = 12
 
 
 def search(hosts: Hosts, n_hosts: int, data: Path) -> Outcome:
