@@ -7,7 +7,8 @@ some of its own, tinted by its class. So they are about as like one another as p
 the audit has as many pairs to look at. They are JPEG files in a folder for temporary files, which
 goes away in the end. On them runs the very command, `search.run`, with `tinynet`, 4 views, 2 trials
 of 2 epochs and 2 folds. Memory is what all of its processes take together, shared pages counted
-once (PSS), at its most; the ratio is the slowest stage's share of the whole.
+once (PSS), at its most; the processor's time is theirs, too, which a busy machine changes less than
+the clock's. The ratio is the slowest stage's share of the whole.
 
 `--mapped` runs as where the pictures exceed the object store: the packed table is a file.
 """
@@ -71,14 +72,21 @@ _STEPS: dict[str, tuple[Any, str]] = {
     "report": (search.flow, "report"),
 }
 """What is timed, and where it is looked up."""
+_WHOLE = "the whole command"
 
 
 @dataclass
 class Stopwatch:
-    """When each step began and ended, and what memory was taken meanwhile, in MB by moment."""
+    """When each step began and ended, and what all processes took meanwhile.
+
+    Attributes:
+        spans: Of each step.
+        samples: Moment, MB of all processes, MB of this one, seconds of the processor so far.
+    """
 
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
-    memory: list[tuple[float, float, float]] = field(default_factory=list)
+    samples: list[tuple[float, float, float, float]] = field(default_factory=list)
+    _cpu_seconds: dict[int, float] = field(default_factory=dict)
 
     def timed(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return the step, which notes its time."""
@@ -100,7 +108,7 @@ class Stopwatch:
 
         def watch() -> None:
             while not ended.wait(1.0):
-                self.memory.append((time.monotonic(), *_memory_mb()))
+                self._sample()
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -108,11 +116,30 @@ class Stopwatch:
         ended.set()
         thread.join()
 
-    def most(self, name: str) -> tuple[float, float]:
-        """Return the most that all processes and the driver took during a step."""
-        began, ended = self.spans[name]
-        inside = [m for m in self.memory if began <= m[0] <= ended + 1.0] or [(0.0, 0.0, 0.0)]
-        return max(m[1] for m in inside), max(m[2] for m in inside)
+    def row(self, name: str, began: float, ended: float, n: int) -> dict[str, Any]:
+        """Sum up what was taken between two moments, with n pictures."""
+        inside = [s for s in self.samples if began <= s[0] <= ended + 1.0] or [(0.0,) * 4]
+        return {
+            "stage": name,
+            "seconds": ended - began,
+            "CPU seconds": inside[-1][3] - inside[0][3],
+            "ms/picture": 1000 * (ended - began) / n,
+            "memory MB": max(sample[1] for sample in inside),
+            "of the driver MB": max(sample[2] for sample in inside),
+        }
+
+    def _sample(self) -> None:
+        me = psutil.Process()
+        together = own = 0.0
+        for process in [me, *me.children(recursive=True)]:
+            with suppress(psutil.Error):
+                pss = process.memory_full_info().pss / 2**20
+                times = process.cpu_times()
+                self._cpu_seconds[process.pid] = times.user + times.system
+                together += pss
+                own = pss if process.pid == me.pid else own
+        taken = sum(self._cpu_seconds.values())
+        self.samples.append((time.monotonic(), together, own, taken))
 
 
 def main() -> None:
@@ -139,11 +166,11 @@ def main() -> None:
                     *("--out", str(folder / "out"), "--name", "run", "--quiet"),
                 ]
             )
-        whole = time.monotonic() - began
+        watch.spans[_WHOLE] = (began, time.monotonic())
         if code:
             stop(f"the search ended with {code}", code)
         mapped = (folder / "out" / "run" / "cache" / "pictures.npy").is_file()
-    tell(report, watch, n, whole)
+    tell(report, watch, n)
     report.notes.append(
         f"{n:,} JPEG files of {side} × {side}, {n_bytes / 2**20:,.0f} MB; packed"
         f" {n * side * side * 3 / 2**20:,.0f} MB, "
@@ -199,48 +226,15 @@ def pink(rng: np.random.Generator, n: int, side: int) -> np.ndarray:
     return np.asarray(fields[..., None] * rng.uniform(0.7, 1.3, (n, 1, 1, 3)).astype(np.float32))
 
 
-def tell(report: Report, watch: Stopwatch, n: int, whole: float) -> None:
+def tell(report: Report, watch: Stopwatch, n: int) -> None:
     """Fill the report."""
-    rows = []
-    for name in _STEPS:
-        if name not in watch.spans:
-            continue
-        seconds = watch.spans[name][1] - watch.spans[name][0]
-        together, driver = watch.most(name)
-        rows.append(
-            {
-                "stage": name,
-                "seconds": seconds,
-                "ms/picture": 1000 * seconds / n,
-                "memory MB": together,
-                "of the driver MB": driver,
-            }
-        )
-    rows.append(
-        {
-            "stage": "the whole command",
-            "seconds": whole,
-            "ms/picture": 1000 * whole / n,
-            "memory MB": max((m[1] for m in watch.memory), default=0.0),
-            "of the driver MB": max((m[2] for m in watch.memory), default=0.0),
-        }
-    )
+    names = [name for name in _STEPS if name in watch.spans]
+    rows = [watch.row(name, *watch.spans[name], n) for name in (*names, _WHOLE)]
     report.tables[f"{n:,} pictures"] = rows
-    slowest = max(rows[:-1], key=lambda row: float(str(row["seconds"])))
-    share = float(str(slowest["seconds"])) / whole
+    *steps, whole = rows
+    slowest = max(steps, key=lambda row: float(row["seconds"]))
+    share = slowest["seconds"] / whole["seconds"]
     report.ratios.append(Ratio(f"{slowest['stage']}, share of the whole", share))
-
-
-def _memory_mb() -> tuple[float, float]:
-    """Return what this process and its children take together, and what this one does."""
-    me = psutil.Process()
-    total = own = 0.0
-    for process in [me, *me.children(recursive=True)]:
-        with suppress(psutil.Error):
-            pss = process.memory_full_info().pss / 2**20
-            total += pss
-            own = pss if process.pid == me.pid else own
-    return total, own
 
 
 if __name__ == "__main__":

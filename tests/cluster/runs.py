@@ -200,17 +200,24 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def shape(folder: Path) -> dict[str, object]:
-    """Return what the files of a run look like, whatever their contents: names, columns, keys."""
+    """Return what the files of a run look like, whatever their contents: names, columns, keys.
+
+    What comes or goes with a search's luck is left out: the figure of importances, which needs
+    enough full-length trials, and the comparison with the first trial, which may have won.
+    """
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        # Trials that ASHA stops, and those whose weights are kept, differ from run to run.
-        name = re.sub(r"^(trials|tensorboard)/.*", r"\1/", name)
-        name = re.sub(r"^folds/state/.*", "folds/state/", name)
+        # Trials that ASHA stops, those whose weights are kept, and the pictures that are shown
+        # differ from run to run.
+        name = re.sub(r"^(trials|tensorboard|gallery|folds/state)/.*", r"\1/", name)
+        if name.startswith("figures/importances."):
+            continue
         if path.suffix == ".csv":
             found[name] = path.read_text(encoding="utf-8").split("\n", 1)[0]
         elif path.name == "summary.json":
             summary = json.loads(path.read_text())
+            summary.pop("comparison", None)
             found[name] = {k: sorted(v) for k, v in summary.items() if isinstance(v, dict)}
         else:
             found[name] = None

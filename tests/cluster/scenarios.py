@@ -226,6 +226,7 @@ def same_shape_as_alone(run_folder: Path) -> str:
         ],
         cwd=ROOT,
         check=True,
+        capture_output=True,
         timeout=1800,
     )
     ours, theirs = shape(out / "alone"), shape(run_folder)

@@ -28,13 +28,13 @@ OPTIONS = (
 N_TRIALS = 12
 
 
-def search(hosts: Hosts, n_hosts: int, data: Path) -> Outcome:
+def search(hosts: Hosts, n_hosts: int, data: Path, n_trials: int) -> Outcome:
     """Run the search on a cluster of the first hosts, and take the cluster down."""
     head, *workers = hosts.all[:n_hosts]
     cluster = Cluster(head, workers)
     cluster.up(n_hosts)
     give_caltech(head, data, BACKBONE)
-    outcome = Run(head, f"on-{n_hosts}", *CALTECH_OPTIONS, *OPTIONS, n_trials=N_TRIALS).finish()
+    outcome = Run(head, f"on-{n_hosts}", *CALTECH_OPTIONS, *OPTIONS, n_trials=n_trials).finish()
     cluster.down()
     return outcome
 
@@ -58,6 +58,7 @@ def main() -> int:
     """Time both; exit code 1 where the target is missed or something was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--trials", type=int, default=N_TRIALS)
     arguments = parser.parse_args()
     if reason := missing():
         print(f"error: {reason}", file=sys.stderr)
@@ -66,7 +67,7 @@ def main() -> int:
         print(f"error: there is no {arguments.data / CALTECH}; give --data", file=sys.stderr)
         return 2
     with planned_hosts(2) as hosts:
-        one, two = (search(hosts, n, arguments.data) for n in (1, 2))
+        one, two = (search(hosts, n, arguments.data, arguments.trials) for n in (1, 2))
     ratio = tell(one, two)
     met = ratio <= TARGET and one.lost == two.lost == 0
     print(f"two hosts over one: {ratio:.2f}, target ≤ {TARGET}: {'met' if met else 'MISSED'}")
