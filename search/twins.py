@@ -27,8 +27,8 @@ _INNER_SHARE = 0.9  # of the sides: the part that a crop or an added border leav
 _N_WAVES = 9  # of each direction, in a descriptor
 _LEAST_LIKENESS, _LEAST_LIKENESS_TINY = 0.75, 0.985  # of descriptors
 _MOST_CANDIDATES = 4  # nearest of each picture, and of its mirror image
-_BLOCK_ROWS = 512
-_BLOCK_LIKENESSES = 2**25  # that are worked on at a time: 128 MB, and a few times that meanwhile
+_FEWEST_ROWS, _BLOCK_ROWS = 32, 512
+_BLOCK_LIKENESSES = 2**23  # that are worked on at a time: 32 MB, and a few times that meanwhile
 _BLOCK_PAIRS = 8192
 
 
@@ -146,7 +146,7 @@ def _nearest(pixels: np.ndarray, tiny: np.ndarray, flip: bool, spread: Spread) -
         np.concatenate([nothing, *(inner for _, inner in both)]),
         np.where(tiny, _LEAST_LIKENESS_TINY, _LEAST_LIKENESS).astype(np.float32),
     )
-    n_rows = min(_BLOCK_ROWS, max(1, _BLOCK_LIKENESSES // max(n, 1)))
+    n_rows = min(_BLOCK_ROWS, max(_FEWEST_ROWS, _BLOCK_LIKENESSES // max(n, 1)))
     blocks = [(m, b) for m in ((False, True) if flip else (False,)) for b in _parts(n, n_rows)]
     found = [np.zeros((0, 5)), *spread(_nearest_of, described, blocks)]
     pairs = np.concatenate(found)
@@ -179,14 +179,17 @@ def _nearest_of(described: _Described, block: tuple[bool, slice]) -> np.ndarray:
     whole, least = described.whole, described.least
     # The cosine transform of a mirrored row is that of the row with odd waves negated.
     signs = (1 - 2 * (_frequencies()[1][_used()] % 2) if mirrored else 1) * np.float32(1)
-    likeness = (whole[rows] * signs) @ whole.T
-    cropped = (described.inner[rows] * signs) @ whole.T
-    is_cropped = cropped > likeness
-    np.maximum(likeness, cropped, out=likeness)
+    uncropped = (whole[rows] * signs) @ whole.T
+    likeness = (described.inner[rows] * signs) @ whole.T
+    np.maximum(likeness, uncropped, out=likeness)
     own = np.arange(len(likeness))
     likeness[own, own + rows.start] = -1
-    i, j = np.nonzero(likeness >= np.maximum(least[rows, None], least))
-    value, scale = likeness[i, j], np.where(is_cropped[i, j], 1 / _INNER_SHARE, 1)
+    # What costs time is how often all pairs are looked at.
+    i, j = np.nonzero(likeness >= least.min())
+    near = likeness[i, j] >= np.maximum(least[rows][i], least[j])
+    i, j = i[near], j[near]
+    value = likeness[i, j]
+    scale = np.where(value > uncropped[i, j], 1 / _INNER_SHARE, 1)
     order = np.lexsort((-value, i))
     place = np.arange(len(order)) - np.searchsorted(i[order], i[order])
     kept = order[place < _MOST_CANDIDATES]

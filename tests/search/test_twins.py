@@ -58,7 +58,7 @@ def test_comparing_in_small_parts_by_tasks_finds_the_same(ray_session, monkeypat
     originals = [draw(seed) for seed in range(20)]
     sketches = sketched(originals + [CHANGES["grey"](image) for image in originals])
     here = find_twins(sketches, flip=True)
-    monkeypatch.setattr(twins, "_BLOCK_LIKENESSES", 5 * len(sketches))
+    monkeypatch.setattr(twins, "_BLOCK_ROWS", 5)
     monkeypatch.setattr(twins, "_BLOCK_PAIRS", 4)
     spread = find_twins(sketches, flip=True, spread=on_all_machines)
     np.testing.assert_array_equal(spread.pairs, here.pairs)
