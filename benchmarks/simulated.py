@@ -1,18 +1,25 @@
 """Trials that only sleep and report: what remains is what running a trial costs.
 
 Workers import this file, so it imports nothing heavy: 64 of them on a small machine start sooner.
+More than fit into its memory sit in a few processes together (`seated`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
+from unittest import mock
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
+from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,17 @@ class Gate:
         self._n_awaited = n_awaited
         self._n_arrived = 0
         self._opened_at: float | None = None
+        self._is_open = asyncio.Event()
 
-    def arrive(self) -> None:
-        """Note one more worker; the last one opens the gate."""
+    async def arrive(self) -> None:
+        """Let one more worker wait until the last one has come."""
         self._n_arrived += 1
-        if self._n_arrived >= self._n_awaited:
+        if self._n_arrived >= self._n_awaited and self._opened_at is None:
             self._opened_at = time.time()
+            self._is_open.set()
+        await self._is_open.wait()
 
-    def opened_at(self) -> float | None:
+    async def opened_at(self) -> float | None:
         """Return when the gate opened, on the machine's clock; None while it is shut."""
         return self._opened_at
 
@@ -140,11 +150,8 @@ class SimulatedTrial(tune.Trainable):
 
     def _wait_at_gate(self) -> None:
         gate = self._bench.gate
-        if gate is None or self._number >= self._bench.n_workers:
-            return
-        ray.get(gate.arrive.remote())
-        while ray.get(gate.opened_at.remote()) is None:
-            time.sleep(0.2)
+        if gate is not None and self._number < self._bench.n_workers:
+            ray.get(gate.arrive.remote())
 
     def _result(self, accuracy: float) -> dict[str, Any]:
         """Report what `ImageTrial` does."""
@@ -170,3 +177,96 @@ class SimulatedTrial(tune.Trainable):
             "finished": finished,
             "done": finished,
         }
+
+
+class Room:
+    """A process in which many simulated workers sit; each works in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._workers: dict[int, Any] = {}
+        self._kinds: dict[bytes, type] = {}
+
+    def seat(self, number: int, kind: bytes, kwargs: dict[str, Any]) -> None:
+        """Begin a worker: an instance of a pickled class."""
+        if kind not in self._kinds:
+            self._kinds[kind] = cloudpickle.loads(kind)
+        self._workers[number] = self._kinds[kind](**kwargs)
+
+    def call(self, number: int, method: str, args: Any, kwargs: Any) -> Any:
+        """Call a worker's method; one that is to end leaves its seat."""
+        if method == _ENDS:
+            return self._workers.pop(number, None) is not None
+        return getattr(self._workers[number], method)(*args, **kwargs)
+
+
+_READY, _ENDS = "__ray_ready__", "__ray_terminate__"
+
+
+class _Seat:
+    """What Tune takes for the handle of an actor."""
+
+    def __init__(self, room: Any, number: int, kind: Any, kwargs: dict[str, Any]) -> None:
+        self._room, self._number = room, number
+        self._begun = room.seat.remote(number, kind, kwargs)
+
+    def __getattr__(self, name: str) -> _Call:
+        if name.startswith("__") and name not in (_READY, _ENDS):
+            raise AttributeError(name)
+        return _Call(self, name)
+
+
+@dataclass(frozen=True)
+class _Call:
+    seat: _Seat
+    method: str
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method in the worker's room, as a task."""
+        seat = self.seat
+        if self.method == _READY:
+            return seat._begun
+        return seat._room.call.remote(seat._number, self.method, args, kwargs)
+
+
+@dataclass(frozen=True)
+class _SeatedClass:
+    """What Tune takes for the class of an actor; `remote` begins one."""
+
+    rooms: Any
+    kind: Any
+
+    def remote(self, **kwargs: Any) -> _Seat:
+        """Seat a worker in the next room."""
+        rooms, numbers = self.rooms
+        number = next(numbers)
+        return _Seat(rooms[number % len(rooms)], number, self.kind, kwargs)
+
+
+@contextmanager
+def seated(n_workers: int, seats: int) -> Iterator[None]:
+    """Let `seats` of Tune's workers share a process while this lasts; Ray must be running.
+
+    Tune still reserves each worker's resources, and waits for each one's results. What is left out
+    is the workers' own processes, which are on other machines where there are many of them.
+    """
+    n_rooms = -(-n_workers // seats)
+    room = ray.remote(num_cpus=0, max_concurrency=seats + 8)(Room)
+    rooms = ([room.remote() for _ in range(n_rooms)], count())
+    kinds: dict[int, Any] = {}
+
+    def annotate(_: Any, entity: Any, *__: Any, **___: Any) -> _SeatedClass:
+        if id(entity) not in kinds:
+            kinds[id(entity)] = ray.put(cloudpickle.dumps(entity.__ray_metadata__.modified_class))
+        return _SeatedClass(rooms, kinds[id(entity)])
+
+    end = ray.kill
+
+    def kill(actor: Any, **options: Any) -> None:
+        if not isinstance(actor, _Seat):
+            end(actor, **options)
+
+    with (
+        mock.patch.object(PlacementGroupAcquiredResources, "_annotate_remote_entity", annotate),
+        mock.patch.object(ray, "kill", kill),
+    ):
+        yield

@@ -26,6 +26,7 @@ from search.intervals import macro_intervals, wilson_interval
 from search.judged import Judged
 from search.listing import Listing
 from search.material import Material
+from trainables.images import PictureRows
 from trainables.model import Ensemble, mean_probabilities
 from trainables.trial import open_table
 
@@ -51,7 +52,7 @@ def evaluate(
     classes, rows = material.listing.classes, material.rows("test")
     table = open_table(material.packed.table, torch.device("cpu"))
     labels = material.bench.labels[rows]
-    pictures = table[torch.from_numpy(rows)]
+    pictures = PictureRows(table, torch.from_numpy(rows))
     logits, doubt = ensemble.examine(pictures)
     before, probabilities = (
         mean_probabilities(logits, temperature).numpy()
@@ -83,8 +84,7 @@ def evaluate(
         of_baseline = baseline.probabilities(pictures).numpy().argmax(1)
         compared = compare(labels, probabilities.argmax(1), of_baseline)
         folder.note("comparison", compared.as_json())
-    places = np.arange(len(labels))
-    held_out = Judged(material.names(rows), pictures, places, labels, probabilities)
+    held_out = Judged(material.names(rows), table, rows, labels, probabilities)
     if material.external is None:
         return held_out, None
     return held_out, _evaluate_external(material, material.external, ensemble, folder)

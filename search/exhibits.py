@@ -12,6 +12,7 @@ from search.folder import RunFolder
 from search.gallery import Gallery
 from search.record import Prediction, read_predictions
 from search.wording import readable
+from trainables.images import PictureRows
 from trainables.model import Ensemble
 
 MOST_MISTAKES = 60
@@ -52,7 +53,9 @@ def exhibits(part: str, predictions: Sequence[Prediction]) -> list[Prediction]:
     return mistakes(predictions)[:MOST_MISTAKES] + least_sure(predictions)[:MOST_UNSURE]
 
 
-def keep_exhibits(folder: RunFolder, ensemble: Ensemble, part: str, pictures: Tensor) -> None:
+def keep_exhibits(
+    folder: RunFolder, ensemble: Ensemble, part: str, pictures: Tensor | PictureRows
+) -> None:
     """Keep the pictures that the report will show, and where the model looked in the first of them.
 
     Args:

@@ -15,6 +15,7 @@ from search.exclusion import EXTERNAL
 from search.listing import Listing, Problem
 from search.sketch import Sketches
 from search.splitting import straddling
+from search.spread import Spread, one_by_one
 from search.twins import Twins, find_twins, groups_of
 from search.wording import count
 
@@ -114,17 +115,20 @@ def sum_up(audit: Audit) -> str:
     return ", ".join(parts)
 
 
-def examine(pictures: Pictures, external: Pictures | None, flip: bool) -> Audit:
+def examine(
+    pictures: Pictures, external: Pictures | None, flip: bool, spread: Spread = one_by_one
+) -> Audit:
     """Look for everything that could mislead a training or its judgement.
 
     Args:
         pictures: The set.
         external: The external pictures, if there are any.
         flip: Whether a mirror image counts as a copy.
+        spread: Who compares them.
     """
     n = len(pictures.kept)
     both = [pictures] if external is None else [pictures, external]
-    twins = find_twins(Sketches.join([part.sketches for part in both]), flip)
+    twins = find_twins(Sketches.join([part.sketches for part in both]), flip, spread)
     links = _Links(both, twins)
     groups = groups_of(n, links.pairs[(links.pairs < n).all(1)])
     problems = [*pictures.problems, *_copies(links, pictures.listing, pictures.kept, groups)]

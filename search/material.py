@@ -25,6 +25,7 @@ from search.listing import Listing, check_counts
 from search.machinefile import share_file
 from search.progress import Progress
 from search.splitting import OUT, read_split_csv, split, straddling, write_split_csv
+from search.spread import on_all_machines
 from search.wording import count
 from spaces.base import Space
 from trainables.trial import Bench, open_table
@@ -92,7 +93,7 @@ def pack_pictures(
             ),
         )
     external_pictures = None if outside is None else _pictures(*outside)
-    audit = examine(_pictures(listing, packed), external_pictures, space.flip)
+    audit = examine(_pictures(listing, packed), external_pictures, space.flip, on_all_machines)
     # A run that is refused here is left as it was.
     splits, groups = _split(checked, packed, audit)
     _tell(audit, listing, packed, outside, space, folder, progress)

@@ -15,6 +15,7 @@ from scipy.fft import dctn
 
 from search.alignment import align, zoom
 from search.sketch import SIDE, Sketches
+from search.spread import Spread, one_by_one
 
 LEAST_DETAIL = 0.975
 """Correlation of gradients from which two pictures are near-duplicates."""
@@ -26,7 +27,9 @@ _INNER_SHARE = 0.9  # of the sides: the part that a crop or an added border leav
 _N_WAVES = 9  # of each direction, in a descriptor
 _LEAST_LIKENESS, _LEAST_LIKENESS_TINY = 0.75, 0.995  # of descriptors
 _MOST_CANDIDATES = 4  # nearest of each picture, and of its mirror image
-_BLOCK_ROWS = 512
+_FEWEST_ROWS, _BLOCK_ROWS = 32, 512
+_BLOCK_LIKENESSES = 2**23  # that are worked on at a time: 32 MB, and a few times that meanwhile
+_BLOCK_PAIRS = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +49,13 @@ class Twins:
     blank: np.ndarray
 
 
-def find_twins(sketches: Sketches, flip: bool) -> Twins:
+def find_twins(sketches: Sketches, flip: bool, spread: Spread = one_by_one) -> Twins:
     """Find the near-duplicates among pictures.
 
     Args:
         sketches: Of n pictures.
         flip: Whether a mirror image counts as well.
+        spread: Who compares.
     """
     pixels = sketches.pixels
     blank = pixels.std((1, 2), dtype=np.float32) < _BLANK_SPREAD
@@ -66,21 +70,23 @@ def find_twins(sketches: Sketches, flip: bool) -> Twins:
     equal = equal[equal[:, 0] != equal[:, 1]]
     rows = shown[np.sort(first)]
     tiny = sketches.sizes.min(1) < SIDE
-    candidates = _nearest(pixels[rows], tiny[rows], flip)
+    candidates = _nearest(pixels[rows], tiny[rows], flip, spread)
     one, two = rows[candidates.one], rows[candidates.two]
-    left = pixels[one]
-    left[candidates.mirrored] = left[candidates.mirrored, :, ::-1]
-    detail = align(left, pixels[two], candidates.scale).detail
+    pairs = [
+        (one[part], two[part], candidates.mirrored[part], candidates.scale[part])
+        for part in _parts(len(one), _BLOCK_PAIRS)
+    ]
+    detail = np.concatenate([np.zeros(0, np.float32), *spread(_details, pixels, pairs)])
     same = detail >= np.where(tiny[one] | tiny[two], LEAST_DETAIL_TINY, LEAST_DETAIL)
-    pairs = np.concatenate([equal, np.stack([one, two], 1)[same]])
+    found = np.concatenate([equal, np.stack([one, two], 1)[same]])
     similarity = np.concatenate([np.ones(len(equal), np.float32), detail[same]])
     mirrored = np.concatenate([np.zeros(len(equal), np.bool_), candidates.mirrored[same]])
     # A symmetrical picture is like another and like its mirror image: the better one counts.
-    order = np.lexsort((mirrored, -similarity, pairs[:, 1], pairs[:, 0]))
-    pairs, similarity, mirrored = pairs[order], similarity[order], mirrored[order]
-    new = np.ones(len(pairs), np.bool_)
-    new[1:] = (pairs[1:] != pairs[:-1]).any(1)
-    return Twins(pairs[new], np.minimum(similarity[new], 1), mirrored[new], blank)
+    order = np.lexsort((mirrored, -similarity, found[:, 1], found[:, 0]))
+    found, similarity, mirrored = found[order], similarity[order], mirrored[order]
+    new = np.ones(len(found), np.bool_)
+    new[1:] = (found[1:] != found[:-1]).any(1)
+    return Twins(found[new], np.minimum(similarity[new], 1), mirrored[new], blank)
 
 
 def describe(pixels: np.ndarray) -> np.ndarray:
@@ -121,32 +127,28 @@ class _Candidates:
     scale: np.ndarray
 
 
-def _nearest(pixels: np.ndarray, tiny: np.ndarray, flip: bool) -> _Candidates:
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """Descriptors of n pictures, whole and of their inner part, and how near others must be."""
+
+    whole: np.ndarray
+    inner: np.ndarray
+    least: np.ndarray
+
+
+def _nearest(pixels: np.ndarray, tiny: np.ndarray, flip: bool, spread: Spread) -> _Candidates:
     """Find each picture's nearest by their descriptors; every pair once, the first below."""
     n = len(pixels)
-    blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, n, _BLOCK_ROWS)]
-    nothing = [np.zeros((0, len(_used())), np.float32)]
-    whole = np.concatenate(nothing + [describe(pixels[b]) for b in blocks])
-    inner = np.concatenate(nothing + [describe(zoom(pixels[b], _INNER_SHARE)) for b in blocks])
-    least = np.where(tiny, _LEAST_LIKENESS_TINY, _LEAST_LIKENESS).astype(np.float32)
-    found = [np.zeros((0, 5))]
-    for mirrored in (False, True) if flip else (False,):
-        # The cosine transform of a mirrored row is that of the row with odd waves negated.
-        signs = (1 - 2 * (_frequencies()[1][_used()] % 2) if mirrored else 1) * np.float32(1)
-        for rows in blocks:
-            likeness = (whole[rows] * signs) @ whole.T
-            cropped = (inner[rows] * signs) @ whole.T
-            is_cropped = cropped > likeness
-            np.maximum(likeness, cropped, out=likeness)
-            own = np.arange(len(likeness))
-            likeness[own, own + rows.start] = -1
-            i, j = np.nonzero(likeness >= np.maximum(least[rows, None], least))
-            value, scale = likeness[i, j], np.where(is_cropped[i, j], 1 / _INNER_SHARE, 1)
-            order = np.lexsort((-value, i))
-            place = np.arange(len(order)) - np.searchsorted(i[order], i[order])
-            kept = order[place < _MOST_CANDIDATES]
-            columns = (i + rows.start, j, np.full(len(i), mirrored), scale, value)
-            found.append(np.stack([column[kept] for column in columns], 1))
+    nothing = np.zeros((0, len(_used())), np.float32)
+    both = [_describe_both(pixels[part]) for part in _parts(n, _BLOCK_ROWS)]
+    described = _Described(
+        np.concatenate([nothing, *(whole for whole, _ in both)]),
+        np.concatenate([nothing, *(inner for _, inner in both)]),
+        np.where(tiny, _LEAST_LIKENESS_TINY, _LEAST_LIKENESS).astype(np.float32),
+    )
+    n_rows = min(_BLOCK_ROWS, max(_FEWEST_ROWS, _BLOCK_LIKENESSES // max(n, 1)))
+    blocks = [(m, b) for m in ((False, True) if flip else (False,)) for b in _parts(n, n_rows)]
+    found = [np.zeros((0, 5)), *spread(_nearest_of, described, blocks)]
     pairs = np.concatenate(found)
     swapped = pairs[:, 0] > pairs[:, 1]
     pairs[swapped, :2] = pairs[swapped, 1::-1]
@@ -161,6 +163,48 @@ def _nearest(pixels: np.ndarray, tiny: np.ndarray, flip: bool) -> _Candidates:
         mirrored_too.astype(np.bool_),
         scale.astype(np.float32),
     )
+
+
+def _parts(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _describe_both(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return describe(pixels), describe(zoom(pixels, _INNER_SHARE))
+
+
+def _nearest_of(described: _Described, block: tuple[bool, slice]) -> np.ndarray:
+    """Find the nearest of some pictures: float64 [k, 5], both numbers, mirrored, scale, value."""
+    mirrored, rows = block
+    whole, least = described.whole, described.least
+    # The cosine transform of a mirrored row is that of the row with odd waves negated.
+    signs = (1 - 2 * (_frequencies()[1][_used()] % 2) if mirrored else 1) * np.float32(1)
+    uncropped = (whole[rows] * signs) @ whole.T
+    likeness = (described.inner[rows] * signs) @ whole.T
+    np.maximum(likeness, uncropped, out=likeness)
+    own = np.arange(len(likeness))
+    likeness[own, own + rows.start] = -1
+    # What costs time is how often all pairs are looked at.
+    i, j = np.nonzero(likeness >= least.min())
+    near = likeness[i, j] >= np.maximum(least[rows][i], least[j])
+    i, j = i[near], j[near]
+    value = likeness[i, j]
+    scale = np.where(value > uncropped[i, j], 1 / _INNER_SHARE, 1)
+    order = np.lexsort((-value, i))
+    place = np.arange(len(order)) - np.searchsorted(i[order], i[order])
+    kept = order[place < _MOST_CANDIDATES]
+    columns = (i + rows.start, j, np.full(len(i), mirrored), scale, value)
+    return np.stack([column[kept] for column in columns], 1)
+
+
+def _details(
+    pixels: np.ndarray, pairs: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Align some pairs: both numbers, whether the first is mirrored, and the scale; see `align`."""
+    one, two, mirrored, scale = pairs
+    left = pixels[one]
+    left[mirrored] = left[mirrored, :, ::-1]
+    return align(left, pixels[two], scale).detail
 
 
 def _frequencies() -> tuple[np.ndarray, np.ndarray]:

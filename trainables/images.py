@@ -7,6 +7,7 @@ PyTorch is imported where it is used: the processes that only decode then start 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -158,6 +159,26 @@ def crop_and_normalise(
     scale, shift = _row_constants(image_size, pictures.device)
     rows = crop.reshape(count, image_size, image_size * 3).to(torch.float32).mul_(scale).sub_(shift)
     return rows.view(count, image_size, image_size, 3).permute(0, 3, 1, 2).to(dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class PictureRows:
+    """Some pictures of a table, read as they are asked for: together they may exceed the memory.
+
+    Attributes:
+        table: uint8 [N, S, S, 3].
+        rows: int64 [n], where these pictures lie in it.
+    """
+
+    table: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: slice | Tensor) -> Tensor:
+        """Return some of them, given by their places among these: uint8 [m, S, S, 3]."""
+        return self.table[self.rows[which]]
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

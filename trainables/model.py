@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainables.backbones import Backbone, create_backbone
 from trainables.doubt import Doubt, read_doubt
-from trainables.images import crop_and_normalise
+from trainables.images import PictureRows, crop_and_normalise
 from trainables.viewbank import mixed_precision
 
 FORMAT = "classifier-search model 1"
@@ -179,12 +179,12 @@ class Ensemble(nn.Module):
         features, logits = (torch.stack(both) for both in zip(*made, strict=True))
         return features, logits
 
-    def logits(self, pictures: Tensor) -> Tensor:
+    def logits(self, pictures: Tensor | PictureRows) -> Tensor:
         """Return each member's logits for packed pictures; see `examine`."""
         return self.examine(pictures)[0]
 
     @torch.no_grad()
-    def examine(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+    def examine(self, pictures: Tensor | PictureRows) -> tuple[Tensor, Tensor | None]:
         """Return each member's logits for packed pictures, and how far these are to be doubted.
 
         Args:
@@ -207,7 +207,7 @@ class Ensemble(nn.Module):
                 doubts.append(self.doubt.judge(features, logits))
         return torch.cat(parts, dim=1), None if self.doubt is None else torch.cat(doubts)
 
-    def probabilities(self, pictures: Tensor) -> Tensor:
+    def probabilities(self, pictures: Tensor | PictureRows) -> Tensor:
         """Return the members' mean probability of each class: float32 [N, classes], on the CPU."""
         return mean_probabilities(self.logits(pictures), self.card.temperature)
 

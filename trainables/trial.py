@@ -24,7 +24,7 @@ from spaces.base import TrialConfig, Value
 from trainables.backbones import Backbone, create_backbone
 from trainables.disk import is_disk_full
 from trainables.fusion import fused
-from trainables.images import as_tensor
+from trainables.images import PictureRows, as_tensor
 from trainables.model import Weights
 from trainables.process import compute_with, give_memory_back
 from trainables.training import PictureSet, Trainer, TrainingError
@@ -179,10 +179,10 @@ def build_block(
     if (backbone, device) not in _fused:
         _fused[backbone, device] = fused(fresh_backbone(bench, backbone, 5, device))
     network = _fused[backbone, device]
-    pictures = open_table(bench.table, torch.device("cpu"))[torch.from_numpy(rows.copy())]
+    table = open_table(bench.table, torch.device("cpu"))
     kept = build_view(
         network,
-        pictures,
+        PictureRows(table, torch.from_numpy(rows.copy())),
         bench.image_size,
         view_magnitude(view, n_views),
         bench.flip,

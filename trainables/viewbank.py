@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainables.augment import augment_and_normalise
 from trainables.backbones import Backbone
-from trainables.images import as_tensor
+from trainables.images import PictureRows, as_tensor
 
 _BYTES_A_VALUE = 2
 _BUILD_BATCH = 32
@@ -56,7 +56,7 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 @torch.no_grad()
 def build_view(
     backbone: Backbone,
-    pictures: Tensor,
+    pictures: Tensor | PictureRows,
     image_size: int,
     magnitude: float,
     flip: bool,

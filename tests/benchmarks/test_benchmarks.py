@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks import bank, reporting, scale, vs_tutorial, workbench
+from benchmarks import bank, many_pictures, reporting, scale, vs_tutorial, workbench
 from benchmarks.reporting import ROOT, Ratio, Report, format_table
 
 
@@ -198,3 +198,12 @@ def test_studies_are_summarised_over_their_seeds() -> None:
     assert {f"{name}.py" for name in studies.STUDIES} <= {
         path.name for path in (ROOT / "spaces").glob("*.py")
     }
+
+
+def test_generated_pictures_are_one_a_name_and_all_different(tmp_path: Path) -> None:
+    n_bytes = many_pictures.generate(tmp_path, 60, 16)
+    files = sorted(tmp_path.rglob("*.jpg"))
+    assert len(files) == len({file.name for file in files}) == 60
+    assert len({file.read_bytes() for file in files}) == 60
+    assert sum(file.stat().st_size for file in files) == n_bytes
+    assert len({file.parent for file in files}) == 20

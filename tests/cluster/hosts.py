@@ -28,6 +28,7 @@ BASE = Path("/var/tmp/classifier-search-hosts")
 USER_KEY, HOST_KEY = BASE / "user-key", BASE / "host-key"
 TOOLS = ("ip", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "taskset")
 SSHD = "/usr/sbin/sshd"
+PACKAGES = ("iproute2", "openssh-client", "openssh-server", "rsync", "util-linux")
 SSH_OPTIONS = [
     *("-i", str(USER_KEY), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
     *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=30"),
@@ -35,15 +36,27 @@ SSH_OPTIONS = [
 
 
 def missing() -> str | None:
-    """Say what keeps hosts from being made here; None where nothing does."""
+    """Say what keeps hosts from being made here; None where nothing does.
+
+    What Debian's packages have is installed where it is absent.
+    """
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
-    absent = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if not Path(SSHD).is_file():
-        absent.append("sshd")
-    if absent:
-        return f"needs {', '.join(absent)} (iproute2, openssh-server, rsync)"
+    if _absent() and shutil.which("apt-get"):
+        print(f"installing {', '.join(PACKAGES)}", flush=True)
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
+            subprocess.run(
+                ["apt-get", "--quiet", *command],
+                capture_output=True,
+                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            )
+    if absent := _absent():
+        return f"needs {', '.join(absent)} (of {', '.join(PACKAGES)})"
     return None
+
+
+def _absent() -> list[str]:
+    return [tool for tool in (*TOOLS, SSHD) if shutil.which(tool) is None]
 
 
 @dataclass(frozen=True)
@@ -180,7 +193,7 @@ class Hosts:
     def __enter__(self) -> Hosts:
         self.remove()
         BASE.mkdir(parents=True)
-        Path("/run/sshd").mkdir(exist_ok=True)
+        Path("/run/sshd").mkdir(parents=True, exist_ok=True)
         for key in (USER_KEY, HOST_KEY):
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
@@ -228,6 +241,13 @@ class Hosts:
         _run("ip", "-n", name, "route", "add", "default", "via", f"{NETWORK}.254")
 
 
+def planned_hosts(n: int) -> Hosts:
+    """Plan hosts that see this machine's Python, and are removed on SIGTERM, too."""
+    os.environ.pop("RAY_ADDRESS", None)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    return Hosts(n, visible=[Path(sys.prefix), Path(sys.base_prefix)])
+
+
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -240,7 +260,7 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 2
     n = int(sys.argv[2]) if len(sys.argv) > 2 else 3
-    with Hosts(n, visible=[Path(sys.prefix)]) as hosts:
+    with planned_hosts(n) as hosts:
         for host in hosts.all:
             print(" ".join(host.ssh("")), flush=True)
         try:

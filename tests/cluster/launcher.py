@@ -21,8 +21,13 @@ import json, os
 os.environ["RAY_AUTH_MODE"] = "token"
 import ray
 ray.init("auto", log_to_driver=False, logging_level="ERROR")
-print(json.dumps([n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]]))
+print(json.dumps([[n["NodeManagerAddress"], n["Alive"]] for n in ray.nodes()]))
 """
+
+
+def python() -> Path:
+    """Return this machine's Python, which the hosts share."""
+    return Path(sys.executable)
 
 
 class Cluster:
@@ -30,7 +35,7 @@ class Cluster:
 
     def __init__(self, head: Host, workers: list[Host]) -> None:
         self.head, self.workers = head, workers
-        self.home = BASE / "launcher"
+        self.home = BASE / f"launcher-{len(workers)}"
         self.home.mkdir()
         self.file = self.home / "local.yaml"
         self._environment = {
@@ -39,14 +44,10 @@ class Cluster:
             "RAY_TMPDIR": str(self.home),
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{python().parent}:{os.environ['PATH']}",
         }
         self._ray("get-auth-token", "--generate")
         self._edit()
-
-    @property
-    def token(self) -> str:
-        return (self.home / ".ray" / "auth_token").read_text()
 
     def up(self, n: int) -> None:
         """Start the cluster, and wait until so many machines have joined."""
@@ -59,9 +60,16 @@ class Cluster:
 
     def addresses(self) -> list[str]:
         """Return the machines that are in the cluster, ascending."""
-        done = self.head.run(f"cd / && python -c '{NODES}'", check=False)
+        return sorted(address for address, is_alive in self._nodes() if is_alive)
+
+    def n_given_up(self) -> int:
+        """Count the machines that were in the cluster and are not any more."""
+        return sum(not is_alive for _, is_alive in self._nodes())
+
+    def _nodes(self) -> list[tuple[str, bool]]:
+        done = self.head.run(f"cd / && {python()} -c '{NODES}'", check=False)
         try:
-            return sorted(json.loads(done.stdout.strip().splitlines()[-1]))
+            return [(a, alive) for a, alive in json.loads(done.stdout.splitlines()[-1])]
         except (IndexError, ValueError):
             return []
 
@@ -83,9 +91,8 @@ class Cluster:
         config["provider"]["worker_ips"] = [worker.address for worker in self.workers]
         config["auth"] = {"ssh_user": "root", "ssh_private_key": str(USER_KEY)}
         config["file_mounts"]["~/classifier-search"] = str(ROOT)
-        python = Path(sys.executable).parent
         *_, path = config["setup_commands"]
-        config["setup_commands"] = [path.replace("$HOME/venv/bin", str(python))]
+        config["setup_commands"] = [path.replace("$HOME/venv/bin", str(python().parent))]
         small = (
             # Several hosts share a core: they take longer than machines do.
             "RAY_raylet_start_wait_time_s=300 RAY_agent_register_timeout_ms=300000"
@@ -96,7 +103,7 @@ class Cluster:
         self.file.write_text(yaml.safe_dump(config))
 
     def _ray(self, *arguments: str) -> None:
-        self._do(str(Path(sys.executable).parent / "ray"), *arguments)
+        self._do(str(python().parent / "ray"), *arguments)
 
     def _do(self, *command: str) -> None:
         done = subprocess.run(

@@ -18,6 +18,14 @@ from typing import Any
 from hosts import BASE, Host
 
 from search.interruption import INTERRUPTED
+from spaces.base import load_space
+
+ROOT = Path(__file__).parents[2]
+CALTECH = Path("caltech101") / "101_ObjectCategories"
+CALTECH_OPTIONS = (
+    *("--space", "spaces/caltech.py", "--data", "~/pictures/caltech101"),
+    *("--weights", "~/weights"),
+)
 
 SPACE = """
 from optuna.distributions import FloatDistribution, IntDistribution
@@ -45,14 +53,17 @@ class Outcome:
     Attributes:
         trials: By address, trials that ended there.
         folds: By address, folds that were trained there.
-        lost: Trials that failed, never ended, or told an epoch twice or not at all.
+        lost: Trials that failed, never ended, or told an epoch twice or not at all; folds that are
+            missing; pictures that no fold, or more than one, has predicted.
         seconds: From the command to its end.
+        stages: Seconds by stage.
     """
 
     trials: Counter[str]
     folds: Counter[str]
     lost: int
     seconds: float
+    stages: dict[str, float]
 
 
 class Run:
@@ -77,6 +88,12 @@ class Run:
         code = self.process.wait(300)
         if code != INTERRUPTED:
             raise AssertionError(f"{self.name} ended with {code}:\n{self.log()}")
+
+    def abandon(self) -> None:
+        """End it at once, if it is still there."""
+        if self.process.poll() is None:
+            self.head.run(f"kill -KILL $(cat ~/{self.name}.pid)", check=False)
+            self.process.wait(60)
 
     def _begin(self, *options: str) -> subprocess.Popen[bytes]:
         command = (
@@ -122,18 +139,35 @@ class Run:
         if code:
             raise AssertionError(f"{self.name} ended with {code}:\n{self.log()}")
         trials = read_csv(self.folder / "trials.csv")
+        folds = read_csv(self.folder / "folds" / "folds.csv")
+        summary = self._summary()
+        return Outcome(
+            Counter(trial["node"] for trial in trials),
+            Counter(fold["node"] for fold in folds),
+            self._lost_trials(trials) + self._lost_of_folds(folds, summary),
+            seconds,
+            summary["stages"],
+        )
+
+    def _lost_trials(self, trials: list[dict[str, str]]) -> int:
         lost = abs(self.n_trials - len(trials))
         for trial in trials:
             curve = read_csv(self.folder / "trials" / trial["number"] / "progress.csv")
             told = [int(epoch["epoch"]) for epoch in curve]
             whole = told == list(range(1, int(trial["epochs"]) + 1))
             lost += trial["state"] not in ("complete", "pruned") or not whole
-        folds = read_csv(self.folder / "folds" / "folds.csv")
-        return Outcome(
-            Counter(trial["node"] for trial in trials),
-            Counter(fold["node"] for fold in folds),
-            lost,
-            seconds,
+        return lost
+
+    def _lost_of_folds(self, folds: list[dict[str, str]], summary: dict[str, Any]) -> int:
+        kfold, data = summary["kfold"], summary["data"]
+        trained = {(fold["trial"], fold["fold"]) for fold in folds}
+        predicted = read_csv(self.folder / "folds" / "oof_predictions.csv")
+        names = {line["name"] for line in predicted}
+        return (
+            abs(len(kfold["finalists"]) * kfold["folds"] - len(trained))
+            + (len(folds) - len(trained))
+            + abs(data["train"] + data["val"] - len(names))
+            + (len(predicted) - len(names))
         )
 
     def log(self) -> str:
@@ -141,11 +175,9 @@ class Run:
         self._log.flush()
         return Path(self._log.name).read_text()
 
-    def _summary(self) -> dict[str, dict[str, float]]:
+    def _summary(self) -> dict[str, Any]:
         try:
-            summary: dict[str, dict[str, float]] = json.loads(
-                (self.folder / "summary.json").read_text()
-            )
+            summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
         except (OSError, ValueError):
             return {}
         return summary
@@ -168,18 +200,32 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def shape(folder: Path) -> dict[str, object]:
-    """Return what the files of a run look like, whatever their contents: names, columns, keys."""
+    """Return what the files of a run look like, whatever their contents: names, columns, keys.
+
+    What comes or goes with a search's luck is left out: the figure of importances, which needs
+    enough full-length trials, and the comparison with the first trial, which may have won.
+    """
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        # Trials that ASHA stops, and those whose weights are kept, differ from run to run.
-        name = re.sub(r"^(trials|tensorboard)/.*", r"\1/", name)
-        name = re.sub(r"^folds/state/.*", "folds/state/", name)
+        # Trials that ASHA stops, those whose weights are kept, and the pictures that are shown
+        # differ from run to run.
+        name = re.sub(r"^(trials|tensorboard|gallery|folds/state)/.*", r"\1/", name)
+        if name.startswith("figures/importances."):
+            continue
         if path.suffix == ".csv":
             found[name] = path.read_text(encoding="utf-8").split("\n", 1)[0]
         elif path.name == "summary.json":
             summary = json.loads(path.read_text())
+            summary.pop("comparison", None)
             found[name] = {k: sorted(v) for k, v in summary.items() if isinstance(v, dict)}
         else:
             found[name] = None
     return found
+
+
+def give_caltech(head: Host, data: Path, backbone: str) -> None:
+    """Copy the pictures of the Caltech space, and a backbone's weights, to the head alone."""
+    for name in load_space(ROOT / "spaces" / "caltech.py").source.classes or ():
+        head.put(data / CALTECH / name, f"~/pictures/{CALTECH}/{name}")
+    head.put(data / "weights" / f"{backbone}.pth", f"~/weights/{backbone}.pth")

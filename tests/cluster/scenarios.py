@@ -5,29 +5,29 @@ make cluster-test
 ```
 
 prints, scenario by scenario and host by host, which trials and folds ran, and what was lost. Needs
-root (see `hosts`); about fifteen minutes on 2 cores.
+root (see `hosts`); about twenty minutes on 2 cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hosts import BASE, Host, Hosts, missing
-from launcher import ROOT, Cluster
-from runs import SPACE, Outcome, Run, shape
+from hosts import BASE, Hosts, missing, planned_hosts
+from launcher import ROOT, Cluster, python
+from runs import CALTECH, CALTECH_OPTIONS, SPACE, Outcome, Run, give_caltech, shape
 
 CUT_SECONDS = 20.0
 GONE_PATIENCE_SECONDS = 120.0
-CALTECH = Path("caltech101") / "101_ObjectCategories"
+BACKBONE = "squeezenet1_0"
 N_TRIALS = 12
 DIGITS = ("--space", "~/space.py", "--limit", "600")
+TRIAL, FOLD = "Trainable.train", "_train_fold"
+"""What Ray calls a process that trains a trial, or a fold."""
 
 
 class Scenarios:
@@ -35,7 +35,8 @@ class Scenarios:
 
     def __init__(self, hosts: Hosts, cluster: Cluster, data: Path | None) -> None:
         self.hosts, self.cluster, self.data = hosts, cluster, data
-        self.rows: list[tuple[str, str]] = []
+        self.failed: list[str] = []
+        self._run: Run | None = None
 
     def run(self, wanted: list[str]) -> None:
         """Run those whose name holds one of these words; all where there is none."""
@@ -47,11 +48,14 @@ class Scenarios:
             self.killed_in_the_search,
             self.killed_in_the_folds,
             self.caltech,
+            self.alone,
             self.ended,
         ):
             always = scenario in (self.started, self.ended)
             if always or not wanted or any(word in scenario.__name__ for word in wanted):
                 self._tell(scenario)
+            if self.failed == ["started"]:
+                break
 
     def started(self) -> str:
         """`ray up` from the example file; the third host is off."""
@@ -62,21 +66,25 @@ class Scenarios:
         return "joined: " + ", ".join(self.cluster.addresses())
 
     def refused(self) -> str:
-        """A client without the token, and one with a wrong one."""
+        """Clients without a token, with none where they say it is, and with a wrong one."""
         host = self.hosts.all[1]
         address = f"{self.cluster.head.address}:6379"
         host.put(ROOT, "~/client")
-        command = (
-            f"cd ~/client && PATH={Path(sys.executable).parent}:$PATH RAY_AUTH_MODE=token {{}}"
-            f" python -m search.run --address {address}"
-        )
-        for token in ("RAY_AUTH_TOKEN_PATH=/root/none", "RAY_AUTH_TOKEN=wrong"):
-            done = host.run(command.format(token), check=False)
-            shown = done.stdout + done.stderr
-            check(done.returncode == 2, f"exit code {done.returncode}: {shown}")
+        for variables in (
+            "HOME=/root/client",
+            "RAY_AUTH_TOKEN_PATH=/root/none",
+            "RAY_AUTH_TOKEN=wrong",
+        ):
+            done = host.run(
+                f"cd ~/client && RAY_AUTH_MODE=token {variables}"
+                f" {python()} -m search.run --address {address}",
+                check=False,
+            )
+            shown = f"{variables}: exit code {done.returncode}: {done.stdout}{done.stderr}"
+            check(done.returncode == 2, shown)
             check("refuses this machine" in shown, shown)
             check("Traceback" not in shown, shown)
-        return "refused twice, exit code 2"
+        return "refused three times, exit code 2"
 
     def added(self) -> str:
         """A host that was off joins while a search runs, and gets trials."""
@@ -93,40 +101,46 @@ class Scenarios:
         return f"{describe(outcome)}; first trial of the host {seconds:.0f} s after it was started"
 
     def cut(self) -> str:
-        """A host is unplugged for a while."""
+        """A host is unplugged for a while, in the middle of a trial."""
         self._all_there()
+        n_given_up = self.cluster.n_given_up()
         run = self._start("cut")
-        run.wait_until(lambda: run.epochs() >= 3)
         host = self.hosts.all[1]
+        run.wait_until(lambda: run.epochs() >= 3 and bool(host.processes(TRIAL)))
         host.cut()
         time.sleep(CUT_SECONDS)
         host.mend()
         outcome = run.finish()
         self.cluster.wait_for(3)
+        check(self.cluster.n_given_up() == n_given_up, f"{host.name} was given up")
         return f"{host.name} unplugged for {CUT_SECONDS:.0f} s; {describe(outcome)}"
 
     def killed_in_the_search(self) -> str:
-        """A host dies while trials run, and comes back."""
-        address = self.hosts.all[2].address
-        return self._killed("killed-search", lambda run: address in run.hosts(), 2 * N_TRIALS)
+        """A host dies in the middle of a trial, after it has ended others, and comes back."""
+        host = self.hosts.all[2]
+        return self._killed(
+            "killed-search",
+            lambda run: host.address in run.hosts() and bool(host.processes(TRIAL)),
+            2 * N_TRIALS,
+        )
 
     def killed_in_the_folds(self) -> str:
-        """A host dies while folds are trained, and comes back."""
-        return self._killed("killed-folds", Run.folds_begun, N_TRIALS)
+        """A host dies in the middle of a fold, and comes back."""
+        host = self.hosts.all[2]
+        return self._killed(
+            "killed-folds", lambda run: run.folds_begun() and bool(host.processes(FOLD)), N_TRIALS
+        )
 
     def caltech(self) -> str:
         """Real pictures, which only the head has."""
         self._all_there()
         if self.data is None:
             return "skipped: no pictures (give their folder with --data)"
-        self.cluster.head.put(self.data / CALTECH, f"~/pictures/{CALTECH}")
-        self.cluster.head.put(self.data / "weights", "~/weights")
-        run = Run(
-            self.cluster.head,
+        give_caltech(self.cluster.head, self.data, BACKBONE)
+        run = self._search(
             "caltech",
-            *("--space", "spaces/caltech.py", "--data", "~/pictures/caltech101", "--weights"),
-            *("~/weights", "--backbones", "squeezenet1_0", "--epochs", "4", "--folds", "3"),
-            *("--limit", "300"),
+            *CALTECH_OPTIONS,
+            *("--backbones", BACKBONE, "--epochs", "4", "--folds", "3", "--limit", "300"),
             n_trials=9,
         )
         outcome = run.finish(3600)
@@ -134,6 +148,12 @@ class Scenarios:
         for worker in self.cluster.workers:
             check(not (worker.home / "pictures").exists(), "a worker has pictures")
         return describe(outcome)
+
+    def alone(self) -> str:
+        """The same search on a single machine has the same files, columns and keys."""
+        with_others = self.cluster.head.home / "results" / "cut"
+        check(with_others.is_dir(), "it is compared with the run of `cut`, which is not there")
+        return same_shape_as_alone(with_others)
 
     def ended(self) -> str:
         """`clusters/down.py` leaves no process on any host."""
@@ -162,13 +182,23 @@ class Scenarios:
         self.cluster.wait_for(len(self.hosts.all), patience_seconds=600)
 
     def _start(self, name: str, trials: int = N_TRIALS) -> Run:
-        return Run(self.cluster.head, name, *DIGITS, n_trials=trials)
+        return self._search(name, *DIGITS, n_trials=trials)
+
+    def _search(self, name: str, *options: str, n_trials: int) -> Run:
+        self._run = Run(self.cluster.head, name, *options, n_trials=n_trials)
+        return self._run
 
     def _tell(self, scenario: Callable[[], str]) -> None:
+        """Run one and print what it came to; one that fails keeps no other from running."""
         name = scenario.__name__.replace("_", " ")
         began = time.monotonic()
-        told = scenario()
-        self.rows.append((name, told))
+        try:
+            told = scenario()
+        except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
+            self.failed.append(name)
+            if self._run is not None:
+                self._run.abandon()
+            told = f"FAILED: {error}"
         print(f"{name:<22}{time.monotonic() - began:6.0f} s  {told}", flush=True)
 
 
@@ -196,6 +226,7 @@ def same_shape_as_alone(run_folder: Path) -> str:
         ],
         cwd=ROOT,
         check=True,
+        capture_output=True,
         timeout=1800,
     )
     ours, theirs = shape(out / "alone"), shape(run_folder)
@@ -205,34 +236,26 @@ def same_shape_as_alone(run_folder: Path) -> str:
 
 
 def main() -> int:
-    """Run all; exit code 1 where something was lost."""
+    """Run all; exit code 1 where something was lost, 2 where there can be no hosts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="those whose name holds such a word")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     arguments = parser.parse_args()
     if reason := missing():
-        print(f"skipped: {reason}")
-        return 0
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
     data = arguments.data if (arguments.data / CALTECH).is_dir() else None
-    os.environ.pop("RAY_ADDRESS", None)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # hosts are removed then, too
-    with Hosts(3, visible=[Path(sys.prefix)]) as hosts:
+    began = time.monotonic()
+    with planned_hosts(3) as hosts:
         head, *workers = hosts.all
         scenarios = Scenarios(hosts, Cluster(head, workers), data)
-        try:
-            scenarios.run(arguments.only)
-            if not arguments.only:
-                print("format                " + same_shape_as_alone(head_run(head, "cut")))
-        except AssertionError as error:
-            print(f"FAILED: {error}", file=sys.stderr)
-            return 1
-    print("nothing was lost")
+        scenarios.run(arguments.only)
+    minutes = f"{(time.monotonic() - began) / 60:.0f} minutes"
+    if scenarios.failed:
+        print(f"FAILED: {', '.join(scenarios.failed)}; {minutes}", file=sys.stderr)
+        return 1
+    print(f"nothing was lost; {minutes}")
     return 0
-
-
-def head_run(head: Host, name: str) -> Path:
-    """Return the folder of a run on the head, as seen from outside."""
-    return head.home / "results" / name
 
 
 if __name__ == "__main__":

@@ -173,12 +173,12 @@ class Oracle:
     card = SimpleNamespace(temperature=2.0)
 
     def logits(self, pictures: torch.Tensor) -> torch.Tensor:
-        values = pictures[:, 0, 0, 0].long()
+        values = pictures[:][:, 0, 0, 0].long()
         return torch.eye(4)[None, torch.where(values == 9, 0, values)] * 4
 
     def examine(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return doubt too: half of the pixels' value."""
-        return self.logits(pictures), pictures[:, 0, 0, 0].float() / 2
+        return self.logits(pictures), pictures[:][:, 0, 0, 0].float() / 2
 
     def probabilities(self, pictures: torch.Tensor) -> torch.Tensor:
         return torch.softmax(self.logits(pictures)[0] / 2, 1)
@@ -197,7 +197,7 @@ def exhibited(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     parts: dict[str, list[int]] = {}
 
     def keep(_folder: RunFolder, _model: Any, part: str, pictures: torch.Tensor) -> None:
-        parts[part] = pictures[:, 0, 0, 0].tolist()
+        parts[part] = pictures[:][:, 0, 0, 0].tolist()
 
     monkeypatch.setattr(evaluate, "keep_exhibits", keep)
     return parts

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from drawing import CHANGES, draw, sketched
 
+from search import twins
 from search.alignment import align, zoom
 from search.sketch import SIDE
+from search.spread import on_all_machines
 from search.twins import find_twins, groups_of
 
 
@@ -11,13 +13,13 @@ from search.twins import find_twins, groups_of
 def test_changed_copies_are_found_and_nothing_else(change):
     originals = [draw(seed) for seed in range(40)]
     copies = [CHANGES[change](image) for image in originals]
-    twins = find_twins(sketched(originals + copies), flip=True)
+    made = find_twins(sketched(originals + copies), flip=True)
     planted = {(row, row + 40) for row in range(40)}
-    found = set(map(tuple, twins.pairs.tolist()))
+    found = set(map(tuple, made.pairs.tolist()))
     assert found <= planted
     assert len(found) >= 39
-    assert twins.mirrored.all() == (change == "mirrored")
-    assert twins.mirrored.any() == (change == "mirrored")
+    assert made.mirrored.all() == (change == "mirrored")
+    assert made.mirrored.any() == (change == "mirrored")
 
 
 def test_mirror_images_count_only_where_flips_are_allowed():
@@ -27,16 +29,16 @@ def test_mirror_images_count_only_where_flips_are_allowed():
 
 
 def test_equal_sketches_are_paired_with_the_first():
-    twins = find_twins(sketched([draw(1), draw(0), draw(0), draw(2), draw(0)]), flip=True)
-    assert twins.pairs.tolist() == [[1, 2], [1, 4]]
-    assert twins.similarity.tolist() == [1, 1]
+    found = find_twins(sketched([draw(1), draw(0), draw(0), draw(2), draw(0)]), flip=True)
+    assert found.pairs.tolist() == [[1, 2], [1, 4]]
+    assert found.similarity.tolist() == [1, 1]
 
 
 def test_blank_pictures_are_like_nothing():
     white = draw(0).point(lambda value: 255)
-    twins = find_twins(sketched([white, white, draw(0)]), flip=True)
-    assert len(twins.pairs) == 0
-    assert twins.blank.tolist() == [True, True, False]
+    found = find_twins(sketched([white, white, draw(0)]), flip=True)
+    assert len(found.pairs) == 0
+    assert found.blank.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -50,6 +52,17 @@ def test_small_pictures_are_near_duplicates_only_where_they_are_nearly_equal():
     assert len(find_twins(sketched(small + likes), flip=True).pairs) == 0
     greys = [CHANGES["grey"](image) for image in small]
     assert len(find_twins(sketched(small + greys), flip=True).pairs) == 30
+
+
+def test_comparing_in_small_parts_by_tasks_finds_the_same(ray_session, monkeypatch):
+    originals = [draw(seed) for seed in range(20)]
+    sketches = sketched(originals + [CHANGES["grey"](image) for image in originals])
+    here = find_twins(sketches, flip=True)
+    monkeypatch.setattr(twins, "_BLOCK_ROWS", 5)
+    monkeypatch.setattr(twins, "_BLOCK_PAIRS", 4)
+    spread = find_twins(sketches, flip=True, spread=on_all_machines)
+    np.testing.assert_array_equal(spread.pairs, here.pairs)
+    np.testing.assert_allclose(spread.similarity, here.similarity, atol=1e-5)
 
 
 def test_alignment_finds_the_map():
