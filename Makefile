@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint faults cluster-test fuzz clean
+.PHONY: demo test check lint faults cluster-test cluster-speed fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m search.run
@@ -26,6 +26,10 @@ faults: $(INSTALLED)
 # Searches on three hosts made of network namespaces (root needed): about 20 minutes on 2 cores.
 cluster-test: $(INSTALLED)
 	$(BIN)/python tests/cluster/scenarios.py
+
+# A search on two of these hosts with a core each, against one: about 10 minutes, nothing else running.
+cluster-speed: $(INSTALLED)
+	$(BIN)/python tests/cluster/two_hosts.py
 
 # 10,000 damaged bodies against a running server, and atheris on the readers: about 15 minutes.
 fuzz: $(INSTALLED)
