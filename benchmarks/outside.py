@@ -126,7 +126,7 @@ def main() -> int:
     """Measure, print tables, and keep them as JSON."""
     parser = command_line(__doc__ or "", data=True)
     arguments = parser.parse_args()
-    n_seeds = {"full": 5, "quick": 2, "smoke": 2}[arguments.mode]
+    n_seeds = {"full": 5, "quick": 5, "smoke": 2}[arguments.mode]
     report = Report("outside", "What makes a head err less on pictures from elsewhere.")
     pairs = _pairs(arguments)
     found: dict[tuple[str, str, str], list[float]] = {}

@@ -31,6 +31,7 @@ from search.layout import DataError
 from search.listing import Listing, Problem, find_pictures, scan_external
 from search.progress import Progress
 from search.sketch import Sketches
+from search.spread import on_all_cores
 from spaces.base import SpaceError, load_space
 from spaces.sources import SourceError, folder
 from trainables.images import PictureError, read_picture
@@ -136,6 +137,7 @@ def _run(options: argparse.Namespace) -> int:
             looked[0],
             looked[1] if len(looked) > 1 else None,
             flip=True if space is None else space.flip,
+            spread=on_all_cores,
         )
     try:
         write_audit_csv(options.out, audit.problems)

@@ -5,7 +5,7 @@ from drawing import CHANGES, draw, sketched
 from search import twins
 from search.alignment import align, zoom
 from search.sketch import SIDE
-from search.spread import on_all_machines
+from search.spread import on_all_cores, on_all_machines
 from search.twins import find_twins, groups_of
 
 
@@ -54,13 +54,14 @@ def test_small_pictures_are_near_duplicates_only_where_they_are_nearly_equal():
     assert len(find_twins(sketched(small + greys), flip=True).pairs) == 30
 
 
-def test_comparing_in_small_parts_by_tasks_finds_the_same(ray_session, monkeypatch):
+@pytest.mark.parametrize("by", [on_all_cores, on_all_machines])
+def test_comparing_in_small_parts_by_others_finds_the_same(ray_session, monkeypatch, by):
     originals = [draw(seed) for seed in range(20)]
     sketches = sketched(originals + [CHANGES["grey"](image) for image in originals])
     here = find_twins(sketches, flip=True)
     monkeypatch.setattr(twins, "_BLOCK_ROWS", 5)
     monkeypatch.setattr(twins, "_BLOCK_PAIRS", 4)
-    spread = find_twins(sketches, flip=True, spread=on_all_machines)
+    spread = find_twins(sketches, flip=True, spread=by)
     np.testing.assert_array_equal(spread.pairs, here.pairs)
     np.testing.assert_allclose(spread.similarity, here.similarity, atol=1e-5)
 
