@@ -19,7 +19,7 @@ lint: $(INSTALLED)
 
 check: lint test
 
-# Searches broken at random moments and carried on: about half an hour on 2 cores.
+# Searches broken in fifteen ways and carried on; the full disk needs root, and is skipped without.
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults/injection.py
 
