@@ -19,6 +19,8 @@ INTERRUPTED = 130
 TERMINATED = 143
 """Exit code of a run that SIGTERM ended: `docker stop`, Slurm, `timeout`."""
 
+_PUT_OFF_SECONDS = 0.01
+
 PATIENCE_SECONDS = 8.0
 """What a stop by SIGTERM may take; `docker stop` kills after 10 s."""
 
@@ -44,13 +46,15 @@ class Interruption:
     @contextmanager
     def watching(self) -> Iterator[Interruption]:
         """Handle the signals within; call it in the main thread."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+        before = {number: signal.getsignal(number) for number in numbers}
         self.watch()
         try:
             yield self
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -83,9 +87,22 @@ class Interruption:
             self._timer = Timer(PATIENCE_SECONDS, self._end_at_once)
             self._timer.daemon = True
             self._timer.start()
-        if not self._in_good_order:
+        if self._in_good_order:
+            print("stopping in good order; once more stops at once", file=sys.stderr)
+        else:
+            self._raise(signal.SIGALRM, frame)
+
+    def _raise(self, _number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt where it is heard.
+
+        What arrives during a fork is handled by the first Python code after it, which is a hook of
+        `logging` whose exceptions are ignored. There it is put off.
+        """
+        if frame is not None and frame.f_globals.get("__name__") == "logging":
+            signal.signal(signal.SIGALRM, self._raise)
+            signal.setitimer(signal.ITIMER_REAL, _PUT_OFF_SECONDS)
+        elif not self._in_good_order:
             raise KeyboardInterrupt
-        print("stopping in good order; once more stops at once", file=sys.stderr)
 
     def _end_at_once(self) -> None:
         try:

@@ -38,6 +38,18 @@ HANGS = """
                 time.sleep(0.01)
 """
 
+AT_FORK = """
+        import os, signal
+        os.register_at_fork(after_in_parent=eval(
+            "lambda: kill(pid, number)",
+            dict(__name__="logging", kill=os.kill, pid=os.getpid(), number=signal.SIGINT),
+        ))
+        print("ready", flush=True)
+        if os.fork() == 0:
+            os._exit(0)
+        time.sleep(30)
+"""
+
 
 def stopped(body: str, *signals: signal.Signals) -> tuple[int, str]:
     """Send signals to a stage; return the exit code and what was shown."""
@@ -75,3 +87,11 @@ def test_nobody_is_waited_for_long_after_sigterm() -> None:
     exit_code, shown = stopped(HANGS, signal.SIGTERM)
     assert exit_code == 143
     assert "carry on: that way" in shown
+
+
+def test_a_signal_that_comes_during_a_fork_is_not_lost() -> None:
+    """The hooks of `logging` run then, and what they raise is ignored."""
+    code, shown = stopped(AT_FORK)
+    assert code == 130
+    assert "Exception ignored" not in shown
+    assert "in good order" in shown
