@@ -3,6 +3,8 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,34 +21,53 @@ def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "step",
-        "bank",
-        "lpft",
-        "memory",
-        "overhead",
-        "scale",
-        "vs_tutorial",
-        "gpu",
-        "search_quality",
-        "serve",
-        "ensemble",
-        "label_issues",
-        "doubt",
-        "intervals",
-        "calibration",
-        "duplicates",
-        "audit",
-        "outside",
-    ],
+SMOKES = (
+    "step",
+    "bank",
+    "lpft",
+    "memory",
+    "overhead",
+    "scale",
+    "vs_tutorial",
+    "gpu",
+    "search_quality",
+    "serve",
+    "ensemble",
+    "label_issues",
+    "doubt",
+    "intervals",
+    "calibration",
+    "duplicates",
+    "audit",
+    "outside",
 )
-def test_smoke_prints_a_ratio_and_writes_json(name: str, tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    extra = ("--device", "cpu") if name == "gpu" else ()
-    done = run(name, "--smoke", "--out", out, *extra)
+
+
+@pytest.fixture(scope="module")
+def smokes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Path, Future[subprocess.CompletedProcess[str]]]]]:
+    """Of each benchmark that a test asks for, its JSON and its run; two run at a time."""
+    folder = tmp_path_factory.mktemp("smokes")
+    asked = {name for name in SMOKES for item in request.session.items if f"[{name}]" in item.name}
+    running = {}
+    with ThreadPoolExecutor(2) as pool:
+        for name in SMOKES:
+            if name in asked:
+                out = folder / f"{name}.json"
+                extra = ("--device", "cpu") if name == "gpu" else ()
+                running[name] = out, pool.submit(run, name, "--smoke", "--out", out, *extra)
+        yield running
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMOKES)
+def test_smoke_prints_a_ratio_and_writes_json(
+    name: str, smokes: dict[str, tuple[Path, Future[subprocess.CompletedProcess[str]]]]
+) -> None:
+    out, running = smokes[name]
+    done = running.result()
     assert done.returncode == 0, done.stderr[-3000:]
     assert "\nratio  " in done.stdout
     content = json.loads(out.read_text())

@@ -107,8 +107,8 @@ def test_words_are_folded_for_a_person_and_not_for_a_pipe(tmp_path: Path) -> Non
 
 def opened(path: Path) -> Path:
     """Add what a folder must have to be a run's."""
-    for name in ("environment.json", "space.py"):
-        (path / name).write_text("{}")
+    (path / "environment.json").write_text('{"request": {}}')
+    (path / "space.py").write_text("")
     return path
 
 

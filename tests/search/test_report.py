@@ -285,7 +285,7 @@ def test_a_search_that_was_interrupted_has_no_winner_yet(run: Path) -> None:
 def test_a_run_that_was_killed_at_once_has_a_report(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "environment.json").write_text("{}")
+    (folder / "environment.json").write_text('{"request": {}}')
     (folder / "space.py").write_text("")
     (folder / "study.db").write_bytes(b"")
     write_report(RunFolder.open(folder))
