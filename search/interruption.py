@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Timer
 from types import FrameType
+from typing import Any
 
 FAILED = 1
 """Exit code of a run that came to nothing, through no fault of the request."""
@@ -48,13 +49,17 @@ class Interruption:
         """Handle the signals within; call it in the main thread."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
         before = {number: signal.getsignal(number) for number in numbers}
+        hook = sys.unraisablehook
         self.watch()
+        signal.signal(signal.SIGALRM, self._raise)
+        sys.unraisablehook = lambda ignored: self._on_ignored(ignored, hook)
         try:
             yield self
         finally:
             if self._timer is not None:
                 self._timer.cancel()
             signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = hook
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -90,19 +95,22 @@ class Interruption:
         if self._in_good_order:
             print("stopping in good order; once more stops at once", file=sys.stderr)
         else:
-            self._raise(signal.SIGALRM, frame)
-
-    def _raise(self, _number: int, frame: FrameType | None) -> None:
-        """Raise KeyboardInterrupt where it is heard.
-
-        What arrives during a fork is handled by the first Python code after it, which is a hook of
-        `logging` whose exceptions are ignored. There it is put off.
-        """
-        if frame is not None and frame.f_globals.get("__name__") == "logging":
-            signal.signal(signal.SIGALRM, self._raise)
-            signal.setitimer(signal.ITIMER_REAL, _PUT_OFF_SECONDS)
-        elif not self._in_good_order:
             raise KeyboardInterrupt
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if not self._in_good_order:
+            raise KeyboardInterrupt
+
+    def _on_ignored(self, ignored: Any, hook: Callable[[Any], object]) -> None:
+        """Raise again, a moment later, what came where exceptions are ignored.
+
+        A signal is handled by whatever Python code runs next: during a fork that is a hook of
+        `logging`, at other times the callback of a weak reference.
+        """
+        if ignored.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, _PUT_OFF_SECONDS)
+        else:
+            hook(ignored)
 
     def _end_at_once(self) -> None:
         try:

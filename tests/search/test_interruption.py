@@ -38,17 +38,22 @@ HANGS = """
                 time.sleep(0.01)
 """
 
-AT_FORK = """
+IGNORED = {
+    "a hook of a fork": """
         import os, signal
-        os.register_at_fork(after_in_parent=eval(
-            "lambda: kill(pid, number)",
-            dict(__name__="logging", kill=os.kill, pid=os.getpid(), number=signal.SIGINT),
-        ))
-        print("ready", flush=True)
+        os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
         if os.fork() == 0:
             os._exit(0)
-        time.sleep(30)
-"""
+""",
+    "the callback of a weak reference": """
+        import signal, weakref
+        class Thing:
+            pass
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+""",
+}
 
 
 def stopped(body: str, *signals: signal.Signals) -> tuple[int, str]:
@@ -89,9 +94,11 @@ def test_nobody_is_waited_for_long_after_sigterm() -> None:
     assert "carry on: that way" in shown
 
 
-def test_a_signal_that_comes_during_a_fork_is_not_lost() -> None:
-    """The hooks of `logging` run then, and what they raise is ignored."""
-    code, shown = stopped(AT_FORK)
+@pytest.mark.parametrize("where", IGNORED)
+def test_a_signal_that_comes_where_exceptions_are_ignored_is_not_lost(where: str) -> None:
+    code, shown = stopped(
+        "print('ready', flush=True)" + IGNORED[where] + " " * 8 + "time.sleep(30)"
+    )
     assert code == 130
     assert "Exception ignored" not in shown
     assert "in good order" in shown
