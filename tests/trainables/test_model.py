@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -236,8 +236,8 @@ def test_saving_replaces_the_file_whole_and_leaves_no_other(tmp_path, monkeypatc
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
     assert load_model(path).card.temperature == 2.0
 
-    def crash(content: Any, partial: Path) -> None:
-        partial.write_bytes(b"half a mod")
+    def crash(content: Any, partial: BinaryIO) -> None:
+        partial.write(b"half a mod")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", crash)
