@@ -107,7 +107,7 @@ class Process:
         return len(found)
 
     def left_segments(self) -> int:
-        """Count new segments of shared memory that no living process uses."""
+        """Count new segments of shared memory that no living process uses, whoever made them."""
         new = _segments() - self._segments_before
         return sum(not _is_used(name) for name in new)
 
