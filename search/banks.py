@@ -149,7 +149,7 @@ class Banks:
 
         A bank that is not there is built when it is asked for the second time (the first trial
         might have been the only one, and stopped after an epoch). The least recently used make room
-        for it, but for those at a deeper boundary: they save more, in fewer bytes.
+        for it, but for those at a deeper boundary: they save more.
 
         Returns:
             By view, references to its blocks; a reference to each table row's place in a view;
