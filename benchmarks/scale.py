@@ -4,11 +4,11 @@
     python benchmarks/scale.py --workers 64 128 256 512 --seats 64 --epoch-seconds 5
 
 Workers sleep through their epochs (0.2 s to 2 s, the lengths of real ones scaled down) and report
-synthetic learning curves; everything else is real: `search.trials.run_trials` with its searcher,
-study.db, ASHA and reused workers, 20 epochs at most. The ideal is a list schedule of the very
-epochs that were run: each worker takes the next trial the moment it is free. The start of the
-workers is told apart: the first trial of each waits until all have come. What the controller, the
-keeper and Ray's own processes take is sampled as it goes, and tells what saturates first.
+recorded learning curves, of 8 epochs; everything else is real: `search.trials.run_trials` with its
+searcher, study.db, ASHA and reused workers. The ideal is a list schedule of the very epochs that
+were run: each worker takes the next trial the moment it is free. The start of the workers is told
+apart: the first trial of each waits until all have come. What the controller, the keeper and Ray's
+own processes take is sampled as it goes, and tells what saturates first.
 
 A worker is a process; with `--seats N`, N of them share one, since hundreds of processes fit into
 no small machine (see `benchmarks.simulated.seated`).
@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from benchmarks.many_cpus import start_ray  # isort: skip  # quiets Ray
 
 from benchmarks.overhead import Clock, run_ours
 from benchmarks.reporting import ROOT, Ratio, Report, command_line, say
-from benchmarks.simulated import Gate, SimulatedBench, epoch_seconds, seated
+from benchmarks.simulated import Gate, SimulatedBench, epoch_seconds, recorded_curves, seated
 from spaces.base import load_space
 
 import ray  # isort: skip
@@ -182,7 +182,8 @@ def search(
     profile: cProfile.Profile | None,
 ) -> Searched:
     """Run one simulated search."""
-    space = load_space(ROOT / "spaces" / "caltech.py")
+    n_epochs = len(recorded_curves()[0].accuracy)
+    space = replace(load_space(ROOT / "spaces" / "caltech.py"), epochs=n_epochs)
     clock = Clock()
     sampler = Sampler(clock)
     if seats > 1:  # Ray starts a process for each of the logical CPUs otherwise

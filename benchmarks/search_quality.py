@@ -16,6 +16,7 @@ seed; intervals are 95 % bootstrap intervals of the mean over seeds.
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 import sys
 import tempfile
@@ -39,6 +40,7 @@ from benchmarks.curves import (
 from benchmarks.racing import OURS, PARTS, SIDES, Race, Side, race
 from benchmarks.regrets import bootstrap, draw_regrets
 from benchmarks.reporting import ROOT, Ratio, Report, command_line, say, stop
+from benchmarks.simulated import RECORDED
 from benchmarks.workbench import (
     PictureFiles,
     find_weights_folder,
@@ -108,6 +110,9 @@ def main() -> None:
     """Build tables, or compare on them, and report."""
     parser = command_line(__doc__, data=True)
     parser.add_argument("--build", action="store_true", help="train the tables, and stop")
+    parser.add_argument(
+        "--record", action="store_true", help=f"write Caltech's curves to {RECORDED.name}, and stop"
+    )
     parser.add_argument("--sets", metavar="A,B", help=f"of {', '.join(RECIPES)} (default: all)")
     parser.add_argument("--configs", type=int, metavar="N", help="of each table (default: 340)")
     parser.add_argument("--tables", type=Path, metavar="DIR", default=CACHE, help="kept there")
@@ -123,6 +128,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             tables = {"generated": build_generated(Path(scratch), plan.n_configs)}
     else:
+        if arguments.record:
+            record(_read(arguments, "caltech"))
+            return
         sets = _sets(arguments)
         if arguments.build:
             for name in sets:
@@ -156,6 +164,20 @@ def build(arguments: argparse.Namespace, name: str, n_configs: int) -> CurveTabl
         return extend_table(_path(arguments, name), recipe, pictures, states, n_configs)
     except ValueError as error:
         return stop(str(error))
+
+
+def record(table: CurveTable) -> None:
+    """Write a table's validation curves for the simulated trials of other benchmarks."""
+    view, epochs = table.split(0), range(1, table.recipe.epochs + 1)
+    with RECORDED.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        names = [f"{what}_{epoch}" for what in ("accuracy", "loss") for epoch in epochs]
+        writer.writerow(["backbone", "lr", "freeze_depth", *names])
+        for row, params in enumerate(table.params):
+            scores = [*view.val_accuracy[row], *view.val_loss[row]]
+            about = [params["backbone"], f"{params['lr']:.3g}", params["freeze_depth"]]
+            writer.writerow([*about, *(f"{score:.4g}" for score in scores)])
+    print(f"{len(table.params)} curves in {RECORDED}")
 
 
 def build_generated(folder: Path, n_configs: int) -> CurveTable:

@@ -7,13 +7,16 @@ More than fit into its memory sit in a few processes together (`seated`).
 from __future__ import annotations
 
 import asyncio
+import csv
 import math
 import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,13 +24,16 @@ import ray
 from ray import cloudpickle, tune
 from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources
 
+RECORDED = Path(__file__).parent / "recorded_curves.csv"
+"""Validation curves of Caltech-101's six classes, a row each."""
+
 
 @dataclass(frozen=True)
 class SimulatedBench:
     """What simulated trials share; stands in for `trainables.trial.Bench`.
 
     Attributes:
-        epochs: The full length of a trial.
+        epochs: The full length of a trial; at most that of the recorded curves.
         median_epoch_seconds: That workers sleep an epoch; 0 makes a trial a no-op.
         gate: Actor handle of `Gate`, which the first trial of each worker waits at; None is open.
         n_workers: Trials below this number wait at the gate.
@@ -76,26 +82,58 @@ def epoch_seconds(bench: SimulatedBench, number: int) -> float:
     return bench.median_epoch_seconds * min(max(factor, 0.2), 2.0)
 
 
-def accuracy_at(bench: SimulatedBench, number: int, params: dict[str, Any], epoch: int) -> float:
-    """Return a trial's validation accuracy after an epoch.
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve that a real training left.
 
-    An exponential rise to an asymptote that depends on the learning rate and the freeze depth, with
-    the noise of a validation split of some 160 pictures.
+    Attributes:
+        backbone, lr, freeze_depth: Of its configuration.
+        accuracy, loss: Of validation, after each epoch; the loss in nats.
     """
-    rng = random.Random(f"{bench.seed}/{number}/curve")
-    off_best = math.log10(float(params.get("lr", 1e-3))) + 3.3
-    depth = int(params.get("freeze_depth", 3))
-    ceiling = 0.985 - 0.035 * off_best**2 - 0.012 * abs(depth - 3) + rng.gauss(0.0, 0.01)
-    pace = rng.uniform(0.8, 2.5) * (1.5 if off_best < -0.7 else 1.0)
-    rise = ceiling - (ceiling - 0.2) * math.exp(-epoch / pace)
-    noise = random.Random(f"{bench.seed}/{number}/{epoch}").gauss(0.0, 0.012)
-    return min(max(rise + noise, 0.0), 1.0)
+
+    backbone: str
+    lr: float
+    freeze_depth: int
+    accuracy: tuple[float, ...]
+    loss: tuple[float, ...]
+
+
+@cache
+def recorded_curves() -> tuple[Curve, ...]:
+    """Read the curves that `benchmarks/search_quality.py --record` wrote."""
+    with RECORDED.open(newline="") as file:
+        rows = [list(row.values()) for row in csv.DictReader(file)]
+    n_epochs = (len(rows[0]) - 3) // 2
+    return tuple(
+        Curve(
+            row[0],
+            float(row[1]),
+            int(row[2]),
+            tuple(map(float, row[3 : 3 + n_epochs])),
+            tuple(map(float, row[3 + n_epochs :])),
+        )
+        for row in rows
+    )
+
+
+def curve_of(bench: SimulatedBench, number: int, params: dict[str, Any]) -> Curve:
+    """Return the curve that a trial reports: one of the eight nearest, drawn by its number.
+
+    Nearest in the learning rate, a decade counting as much as a freeze depth. Two trainings of much
+    the same come out otherwise; so do two trials here.
+    """
+    lr, depth = math.log10(float(params.get("lr", 1e-3))), int(params.get("freeze_depth", 5))
+    nearest = sorted(
+        recorded_curves(),
+        key=lambda curve: abs(math.log10(curve.lr) - lr) + abs(curve.freeze_depth - depth),
+    )
+    return random.Random(f"{bench.seed}/{number}/curve").choice(nearest[:8])
 
 
 class SimulatedTrial(tune.Trainable):
     """Stands in for `trainables.trial.ImageTrial`: the same results, no training."""
 
-    _best: tuple[float, int]
+    _best: tuple[float, float, int]
 
     def setup(
         self,
@@ -123,10 +161,10 @@ class SimulatedTrial(tune.Trainable):
             self._wait_at_gate()
         time.sleep(self._seconds)
         self._epoch += 1
-        accuracy = accuracy_at(self._bench, self._number, self._params, self._epoch)
-        if accuracy > self._best[0]:
-            self._best = (accuracy, self._epoch)
-        result = self._result(accuracy)
+        accuracy = self._curve.accuracy[self._epoch - 1]
+        loss = self._curve.loss[self._epoch - 1]
+        self._best = max(self._best, (accuracy, -loss, self._epoch), key=lambda best: best[:2])
+        result = self._result(accuracy, loss)
         self._keep(result["finished"])
         return result
 
@@ -138,12 +176,13 @@ class SimulatedTrial(tune.Trainable):
         self._params = config["params"]
         self._seconds = epoch_seconds(self._bench, self._number)
         self._epoch = 0
-        self._best = (-1.0, 0)
+        self._best = (-1.0, 0.0, 0)
+        self._curve = curve_of(self._bench, self._number, self._params)
         self._keeper.last_checkpoint(self._number)
 
     def _keep(self, finished: bool) -> None:
         """Hand the keeper what `ImageTrial` does."""
-        content, score = bytes(self._bench.checkpoint_bytes), (self._best[0], 0.0)
+        content, score = bytes(self._bench.checkpoint_bytes), self._best[:2]
         if finished and self._keeper.wants(self._number, score):
             self._keeper.offer(self._number, score, content)
         self._keeper.checkpoint(self._number, content)
@@ -153,16 +192,16 @@ class SimulatedTrial(tune.Trainable):
         if gate is not None and self._number < self._bench.n_workers:
             ray.get(gate.arrive.remote())
 
-    def _result(self, accuracy: float) -> dict[str, Any]:
+    def _result(self, accuracy: float, loss: float) -> dict[str, Any]:
         """Report what `ImageTrial` does."""
         finished = self._epoch >= self._bench.epochs
-        best_accuracy, best_epoch = self._best
+        best_accuracy, best_loss, best_epoch = self._best[0], -self._best[1], self._best[2]
         return {
             "epoch": self._epoch,
-            "train_loss": 1 - accuracy,
+            "train_loss": loss,
             "train_accuracy": accuracy,
             "train_macro_f1": accuracy,
-            "val_loss": 1 - accuracy,
+            "val_loss": loss,
             "val_accuracy": accuracy,
             "val_macro_f1": accuracy,
             "lr": float(self._params.get("lr", 1e-3)),
@@ -170,7 +209,7 @@ class SimulatedTrial(tune.Trainable):
             "images_per_second": 0.0,
             "gpu_memory_mb": 0.0,
             "best_val_accuracy": best_accuracy,
-            "best_val_loss": 1 - best_accuracy,
+            "best_val_loss": best_loss,
             "best_epoch": best_epoch,
             "trained_seconds": self._seconds * self._epoch,
             "node": self._node,
