@@ -12,13 +12,14 @@ import math
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from search.folder import STUDY
 from search.samplers import Grid, create_sampler
 from search.score import BEST_LOSS, score
+from search.sole_writer import SoleWriter
 from spaces.base import Space, Value
 from trainables.trial import FAILURE
 
@@ -55,16 +57,20 @@ def storage_url(run_folder: Path) -> str:
     return f"sqlite:///{(run_folder / STUDY).absolute()}"
 
 
-def open_study(storage: str, space: Space) -> optuna.Study:
+def open_study(storage: str | BaseStorage, space: Space) -> optuna.Study:
     """Open a run's study, or begin it with the space's first trials enqueued.
 
     Args:
-        storage: Any Optuna storage URL.
+        storage: The URL of a database, or any storage of Optuna's. Until the study is let go of,
+            nobody else may write to it.
         space: What is searched.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        storage=storage, study_name=STUDY_NAME, direction="maximize", load_if_exists=True
+        storage=SoleWriter(storage),
+        study_name=STUDY_NAME,
+        direction="maximize",
+        load_if_exists=True,
     )
     # A session that was killed here may have enqueued some of them already.
     if all(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False)):
@@ -271,9 +277,11 @@ class StudySearcher(Searcher):
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        """Keep an error of the study's storage; nothing is told to it after that."""
+        """Write at once, or not at all; an error is kept, and nothing is told after that."""
+        storage = self._study._storage
         try:
-            yield
+            with storage.together() if isinstance(storage, SoleWriter) else nullcontext():
+                yield
         except (StorageInternalError, SQLAlchemyError) as error:
             self.broken = error
 
