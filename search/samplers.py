@@ -27,7 +27,12 @@ _GRID_POINTS = 3  # of each continuous parameter
 
 
 def create_sampler(
-    name: str, space: Space, n_trials: int, seed: int, n_proposed: int = 0
+    name: str,
+    space: Space,
+    n_trials: int,
+    seed: int,
+    n_proposed: int = 0,
+    memory: dict[int, FrozenTrial] | None = None,
 ) -> BaseSampler:
     """Create the sampler of a study.
 
@@ -38,6 +43,7 @@ def create_sampler(
         seed: Of the sampler.
         n_proposed: Trials that the study holds already: a search that is carried on must not
             propose them once more.
+        memory: What a sampler works out of the study's finished trials, for the next one of it.
     """
     if name == "grid":
         return Grid({k: _grid_values(d) for k, d in space.distributions.items()}, seed)
@@ -47,7 +53,7 @@ def create_sampler(
     n_random = min(10, max(len(space.first_trials) + 1, round(RANDOM_SHARE * n_trials)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPE(n_startup_trials=n_random, multivariate=True, constant_liar=True, seed=seed)
+        return TPE(space, n_random, seed, {} if memory is None else memory)
 
 
 class TPE(TPESampler):
@@ -56,6 +62,26 @@ class TPE(TPESampler):
     Optuna's own counts only the earliest of equals among the good, and keeps away from the others.
     """
 
+    def __init__(
+        self, space: Space, n_random: int, seed: int, memory: dict[int, FrozenTrial]
+    ) -> None:
+        """Begin; after `n_random` trials that ended, proposals are no longer random."""
+        super().__init__(
+            n_startup_trials=n_random, multivariate=True, constant_liar=True, seed=seed
+        )
+        self._searched = {
+            name: distribution
+            for name, distribution in sorted(space.distributions.items())
+            if not distribution.single()
+        }
+        self._memory = memory
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return what is searched: it is known, where Optuna looks through all trials for it."""
+        return self._searched
+
     def sample_relative(
         self,
         study: optuna.Study,
@@ -63,7 +89,7 @@ class TPE(TPESampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         """Propose parameters together."""
-        return super().sample_relative(_Scored.of(study), trial, search_space)
+        return super().sample_relative(self._scored(study), trial, search_space)
 
     def sample_independent(
         self,
@@ -73,28 +99,37 @@ class TPE(TPESampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Propose one parameter."""
-        return super().sample_independent(_Scored.of(study), trial, param_name, param_distribution)
+        return super().sample_independent(
+            self._scored(study), trial, param_name, param_distribution
+        )
+
+    def _scored(self, study: optuna.Study) -> optuna.Study:
+        return cast("optuna.Study", _Scored(study, self._memory))
 
 
 class _Scored:
     """A study as TPE reads it, with scores in place of accuracies."""
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(self, study: optuna.Study, memory: dict[int, FrozenTrial]) -> None:
         self._study = study
-
-    @classmethod
-    def of(cls, study: optuna.Study) -> optuna.Study:
-        return cast("optuna.Study", cls(study))
+        self._memory = memory
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
-        return [_scored(trial) for trial in self._study._get_trials(*args, **kwargs)]
+        return [self._score(trial) for trial in self._study._get_trials(*args, **kwargs)]
+
+    def _score(self, trial: FrozenTrial) -> FrozenTrial:
+        if not trial.state.is_finished():
+            return trial
+        if trial.number not in self._memory:
+            self._memory[trial.number] = _scored(trial)
+        return self._memory[trial.number]
 
 
 def _scored(trial: FrozenTrial) -> FrozenTrial:
-    """Return a trial whose value, or last epoch's where it was stopped, is a score."""
+    """Return a finished trial whose value, or last epoch's if it was stopped, is a score."""
     loss = trial.user_attrs.get(BEST_LOSS, math.inf)
     scored = copy.copy(trial)
     if trial.state == TrialState.COMPLETE and trial.value is not None:

@@ -151,6 +151,7 @@ class StudySearcher(Searcher):
         self._space = space
         self._n_trials = n_trials
         self._sampler, self._seed = sampler, seed
+        self._memory: dict[int, FrozenTrial] = {}
         self._running: dict[str, optuna.Trial] = {}
         # Reading the study takes longer the more trials it holds; so it is read once, here.
         trials = study.get_trials(deepcopy=False)
@@ -248,7 +249,9 @@ class StudySearcher(Searcher):
 
         So a search that is carried on draws what it would have drawn without the break.
         """
-        return create_sampler(self._sampler, self._space, self._n_trials, self._seed, n_proposed)
+        return create_sampler(
+            self._sampler, self._space, self._n_trials, self._seed, n_proposed, self._memory
+        )
 
     def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         epochs = self._epochs[trial.number]
