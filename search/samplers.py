@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from heapq import nlargest
 from typing import Any, cast
 
 import optuna
@@ -22,6 +23,10 @@ from optuna.trial import FrozenTrial, TrialState
 from search.score import BEST_LOSS, score
 from spaces.base import Space, Value
 
+MOST_REMEMBERED = 1000
+"""Finished trials that TPE looks at, beside the best; its time grows with them."""
+
+_N_BEST = 25  # what TPE takes for good are a tenth of the trials, at most so many
 RANDOM_SHARE = 0.25  # of the trials are random before TPE takes over, at most 10
 _GRID_POINTS = 3  # of each continuous parameter
 
@@ -118,7 +123,14 @@ class _Scored:
         return getattr(self._study, name)
 
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
-        return [self._score(trial) for trial in self._study._get_trials(*args, **kwargs)]
+        """Return trials in the order of their numbers; of very many the best and the latest."""
+        trials = [self._score(trial) for trial in self._study._get_trials(*args, **kwargs)]
+        if len(trials) <= MOST_REMEMBERED:
+            return trials
+        older, latest = trials[:-MOST_REMEMBERED], trials[-MOST_REMEMBERED:]
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        best = {t.number for t in nlargest(_N_BEST, complete, key=lambda t: t.value or 0.0)}
+        return [t for t in older if t.number in best or not t.state.is_finished()] + latest
 
     def _score(self, trial: FrozenTrial) -> FrozenTrial:
         if not trial.state.is_finished():

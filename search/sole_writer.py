@@ -36,7 +36,7 @@ class SoleWriter(BaseStorage):
             storage = RDBStorage(storage)
             self._sessions = scoped_session(sessionmaker(storage.engine, class_=_Session))
             storage.scoped_session = self._sessions  # type: ignore[assignment]  # narrower
-        self._backend = get_storage(storage)
+        self._storage, self._backend = storage, get_storage(storage)
         self._trials: dict[int, list[FrozenTrial]] = {}  # by study, in the order of their numbers
         self._places: dict[int, tuple[int, int]] = {}  # by trial: its study and number
 
@@ -56,8 +56,7 @@ class SoleWriter(BaseStorage):
             yield
             session.end_together()
         except BaseException:
-            self._trials.clear()  # what is there is read again
-            self._places.clear()
+            self._forget()
             raise
         finally:
             session.close_together()
@@ -193,6 +192,12 @@ class SoleWriter(BaseStorage):
             self._trials[study_id] = trials
             self._places |= {t._trial_id: (study_id, t.number) for t in trials}
         return self._trials[study_id]
+
+    def _forget(self) -> None:
+        """Read what is there again, when it is asked for."""
+        self._backend = get_storage(self._storage)  # it remembers trials, too
+        self._trials.clear()
+        self._places.clear()
 
     @contextmanager
     def _changing(self, trial_id: int) -> Iterator[FrozenTrial]:

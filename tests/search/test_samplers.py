@@ -9,6 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
+from search import samplers
 from search.samplers import Grid, create_sampler
 from search.score import BEST_LOSS
 from spaces.base import Space, load_space
@@ -126,3 +127,21 @@ def test_tpe_learns_from_losses_where_all_accuracies_are_equal(stopped):
             proposed += [far] if index >= 20 else []
     assert np.median(proposed) < 0.5, "at random it would be 1"
     assert [trial.intermediate_values for trial in study.trials] == [{1: 0.975}] * 40
+
+
+def test_of_very_many_trials_tpe_sees_the_best_and_the_latest(monkeypatch):
+    monkeypatch.setattr(samplers, "MOST_REMEMBERED", 30)
+    space = space_of(lr=FloatDistribution(1e-5, 1e-1, log=True))
+    study, memory = optuna.create_study(direction="maximize"), {}
+    for index in range(100):
+        study.sampler = create_sampler("random", space, 200, 0, index)
+        trial = study.ask(space.distributions)
+        if index != 40:  # goes on all the while
+            study.tell(trial, float(index % 50))
+    seen = samplers._Scored(study, memory)._get_trials(deepcopy=False)
+    numbers = [trial.number for trial in seen]
+    assert numbers == sorted(numbers)
+    assert numbers[-30:] == list(range(70, 100))
+    assert set(numbers[:-30]) == {*range(37, 50), 40}, "the best of the others, and what runs"
+    study.sampler = create_sampler("tpe", space, 200, 0, 100, memory)
+    assert 1e-5 <= study.ask(space.distributions).params["lr"] <= 1e-1
