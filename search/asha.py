@@ -15,11 +15,12 @@ _SCORE = "score"  # key of a result, added here
 
 
 def grace_epochs(epochs: int) -> int:
-    """Return the epochs that every trial is given, where the lower of two rungs lies.
+    """Return the epochs that every trial is given, where the lowest rung lies.
 
-    8 epochs have rungs at 1 and 3; 20 have them at 2 and 6.
+    8 epochs have a rung at 2; 20 have them at 2 and 6. After one epoch a trial is still much the
+    probe's head that it began with, and little is seen of its own parameters.
     """
-    return max(1, epochs // REDUCTION_FACTOR**2)
+    return max(1, min(2, epochs // REDUCTION_FACTOR), epochs // REDUCTION_FACTOR**2)
 
 
 class LetsWorkersStart:

@@ -46,9 +46,9 @@ def feed(
 
 
 @pytest.mark.parametrize(
-    ("epochs", "rungs"), [(1, []), (2, [1]), (8, [1, 3]), (10, [1, 3]), (20, [2, 6]), (30, [3, 9])]
+    ("epochs", "rungs"), [(1, []), (2, [1]), (8, [2]), (12, [2, 6]), (20, [2, 6]), (30, [3, 9])]
 )
-def test_two_rungs_well_before_the_full_length(epochs: int, rungs: list[int]) -> None:
+def test_rungs_well_before_the_full_length(epochs: int, rungs: list[int]) -> None:
     assert sorted(RebuiltASHA(epochs, {}).rungs()) == rungs
     assert grace_epochs(epochs) == (rungs or [1])[0]
 
