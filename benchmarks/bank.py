@@ -40,8 +40,9 @@ from benchmarks.workbench import (
     read_state,
 )
 from spaces.base import TrialConfig
+from trainables.inputs import PictureSet
 from trainables.model import Weights
-from trainables.training import PictureSet, Trainer
+from trainables.training import Trainer
 from trainables.viewbank import ViewBank, bytes_a_picture
 
 BACKBONE = "squeezenet1_0"

@@ -30,9 +30,10 @@ from spaces.base import Space, TrialConfig, Value
 from spaces.sources import folder
 from trainables.backbones import Backbone
 from trainables.fusion import fused
+from trainables.inputs import PictureSet
 from trainables.model import Classifier, Weights
 from trainables.probe import fit_head
-from trainables.training import PictureSet, Trainer
+from trainables.training import Trainer
 from trainables.viewbank import (
     ViewBank,
     as_features,

@@ -40,8 +40,9 @@ from benchmarks.workbench import (
 )
 from spaces.base import TrialConfig
 from trainables.images import crop_and_normalise
+from trainables.inputs import PictureSet
 from trainables.model import Classifier, create_head
-from trainables.training import PictureSet, Trainer
+from trainables.training import Trainer
 from trainables.viewbank import mixed_precision
 
 BATCH = 32

@@ -40,9 +40,10 @@ from benchmarks.workbench import (
     read_state,
 )
 from spaces.base import TrialConfig
+from trainables.inputs import PictureSet
 from trainables.model import Weights
 from trainables.probe import fit_head
-from trainables.training import PictureSet, Trainer
+from trainables.training import Trainer
 from trainables.viewbank import ViewBank
 
 BACKBONE = "mobilenet_v2"

@@ -52,7 +52,7 @@ from benchmarks.workbench import (
 from search.folds import split_folds
 from spaces.sources import Arrays, digits, fashion_mnist, rendered_digits
 from trainables.images import fit
-from trainables.training import PictureSet
+from trainables.inputs import PictureSet
 
 N_VIEWS = 8
 VIEWS = (0, 1, 2, 4, 7)

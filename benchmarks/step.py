@@ -43,9 +43,10 @@ from benchmarks.workbench import (
 )
 from spaces.base import TrialConfig
 from trainables.images import crop_and_normalise
+from trainables.inputs import PictureSet
 from trainables.model import Classifier, Weights, create_head
 from trainables.process import compute_with
-from trainables.training import PictureSet, Trainer
+from trainables.training import Trainer
 from trainables.viewbank import ViewBank, mixed_precision
 
 BACKBONES = ("squeezenet1_0", "mobilenet_v2", "resnet18")

@@ -14,8 +14,8 @@ from PIL import Image
 from benchmarks.reporting import DEFAULT_DATA, stop
 from trainables.backbones import Backbone, create_backbone
 from trainables.images import PICTURE_SUFFIXES, as_tensor, fit, read_picture
+from trainables.inputs import PictureSet
 from trainables.model import Weights
-from trainables.training import PictureSet
 from trainables.viewbank import ViewBank, as_features, build_view
 from trainables.weights import load_weights
 

@@ -25,9 +25,10 @@ from trainables.backbones import Backbone, create_backbone
 from trainables.disk import is_disk_full
 from trainables.fusion import fused
 from trainables.images import PictureRows, as_tensor
+from trainables.inputs import PictureSet
 from trainables.model import Weights
 from trainables.process import compute_with, give_memory_back
-from trainables.training import PictureSet, Trainer, TrainingError
+from trainables.training import Trainer, TrainingError
 from trainables.viewbank import ViewBank, as_features, build_view, view_magnitude, views_up_to
 
 FAILURE = "failure"

@@ -15,12 +15,8 @@ from torch import Tensor, nn
 from spaces.base import TrialConfig
 from trainables import training
 from trainables.backbones import Backbone, create_backbone
-from trainables.training import (
-    EpochResult,
-    PictureSet,
-    Trainer,
-    TrainingError,
-)
+from trainables.inputs import PictureSet
+from trainables.training import EpochResult, Trainer, TrainingError
 from trainables.trial import settled
 from trainables.viewbank import ViewBank, as_features, build_view
 from trainables.weights import PACKAGED, load_weights
