@@ -132,6 +132,7 @@ def node_killed(folder: Path) -> Tally:
         [sys.executable, str(Path(__file__).with_name("nodes.py"))],
         folder / "nodes.log",
         environment,
+        listens=True,
     )
 
     def ask(line: str) -> None:
