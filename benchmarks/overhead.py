@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import search.trials
 from benchmarks.reporting import ROOT, Ratio, Report, command_line, say
 from benchmarks.simulated import SimulatedBench, SimulatedTrial
-from search.asha import REDUCTION_FACTOR, grace_epochs
+from search.asha import REDUCTION_FACTOR
 from search.keeper import start_keeper
 from search.session import ray_session
 from search.study import open_study, storage_url
@@ -176,7 +176,6 @@ def _time_stock(space: Space, n_trials: int, concurrent: int) -> Clock:
                 metric="accuracy",
                 mode="max",
                 max_t=1,
-                grace_period=grace_epochs(1),
                 reduction_factor=REDUCTION_FACTOR,
             ),
             num_samples=n_trials,

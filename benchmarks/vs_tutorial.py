@@ -3,7 +3,7 @@
     python benchmarks/vs_tutorial.py [--quick] [--tutorial-configs N]
 
 The same 24 configurations of SqueezeNet 1.0 (drawn once, by seed, from `spaces/caltech.py`), at
-most 8 epochs, the same ASHA, split and pictures (Caltech-101, six classes, 224 px), both sides in
+most 8 epochs, ASHA, the same split and pictures (Caltech-101, six classes, 224 px), both sides in
 one run, one after the other, each as a process of its own timed from its command. Ours is
 `python -m search.run`, with pictures, probe and banks counted; its folds and its evaluation, which
 the tutorial has not, are told apart. The other side is `benchmarks/tutorial.py`.
@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.reporting import ROOT, Ratio, Report, command_line, say, stop
 from benchmarks.tutorial import Job
 from benchmarks.workbench import find_weights_folder, generate_pictures, need_data
-from search.asha import REDUCTION_FACTOR, grace_epochs
+from search.asha import REDUCTION_FACTOR, rung_epochs
 from spaces.base import load_space
 from trainables.images import fit, read_picture
 from trainables.model import Ensemble, ModelCard
@@ -362,7 +362,7 @@ def run_tutorial(work: Work, configs: Sequence[Config], scratch: Path) -> Side:
     job = Job(
         configs=tuple(configs),
         epochs=work.epochs,
-        grace_epochs=grace_epochs(work.epochs),
+        grace_epochs=rung_epochs(work.epochs)[0],
         reduction_factor=REDUCTION_FACTOR,
         image_size=work.image_size,
         n_classes=len(classes),
@@ -442,8 +442,8 @@ def tell(report: Report, work: Work, ours: Side, theirs: Side, details: dict[str
         ),
     ]
     report.notes += [
-        f"{work.concurrent} trials at a time, one CPU each; ASHA after"
-        f" {grace_epochs(work.epochs)} epoch(s), by {REDUCTION_FACTOR}",
+        f"{work.concurrent} trials at a time, one CPU each; ASHA by {REDUCTION_FACTOR}, ours after"
+        f" epochs {rung_epochs(work.epochs)}, the tutorial's by that factor from the first on",
         f"held-out: {details['test_n']} pictures; our ensemble of {work.folds} folds gets"
         f" {details['ensemble_test_accuracy']:.4f} of them right",
         f"ours has a first usable model after {details['first_model_seconds'] or float('nan'):.1f}"

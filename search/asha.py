@@ -14,13 +14,16 @@ REDUCTION_FACTOR = 3
 _SCORE = "score"  # key of a result, added here
 
 
-def grace_epochs(epochs: int) -> int:
-    """Return the epochs that every trial is given, where the lowest rung lies.
+def rung_epochs(epochs: int) -> list[int]:
+    """Return the epochs after which trials are judged, ascending, given a trial's full length.
 
-    8 epochs have a rung at 2; 20 have them at 2 and 6. After one epoch a trial is still much the
-    probe's head that it began with, and little is seen of its own parameters.
+    8 epochs have rungs at 2 and 3; 20 have them at 2 and 6. After one epoch a trial is still much
+    the probe's head that it began with, so those of six and more are not judged there. A rung near
+    the full length would save next to nothing, and cost a finished trial.
     """
-    return max(1, min(2, epochs // REDUCTION_FACTOR), epochs // REDUCTION_FACTOR**2)
+    third = epochs // REDUCTION_FACTOR
+    first = max(1, min(2, third), third // REDUCTION_FACTOR)
+    return [at for at in (first, max(first + 1, third)) if at <= epochs / 2]
 
 
 class LetsWorkersStart:
@@ -56,12 +59,9 @@ class RebuiltASHA(LetsWorkersStart, ASHAScheduler):
             metric=_SCORE,
             mode="max",
             max_t=epochs,
-            grace_period=grace_epochs(epochs),
             reduction_factor=REDUCTION_FACTOR,
         )
-        # A rung near the full length would save next to nothing, and cost a finished trial.
-        bracket = self._brackets[0]
-        bracket._rungs = [(at, rung) for at, rung in bracket._rungs if at <= epochs / 2]
+        self._brackets[0]._rungs = [(at, {}) for at in reversed(rung_epochs(epochs))]
         self._names: dict[int, str] = {}
         self._last_told: dict[str, int] = {}
         for number, curve in sorted(earlier.items()):

@@ -28,8 +28,8 @@ MOST_REMEMBERED = 1000
 
 _N_BEST = 25  # what TPE takes for good are a tenth of the trials, at most so many
 _N_CANDIDATES = 4  # of which TPE proposes the most promising; Optuna's 24 are greedier
-RANDOM_EVERY = 2
-"""Every second proposal is random: a few hundred validation pictures cannot tell the best region
+RANDOM_EVERY = 4
+"""Every fourth proposal is random: a few hundred validation pictures cannot tell the best region
 from the second best, and TPE alone soon proposes nothing else. BOHB (arXiv 1807.01774) has a share
 of random ones, too."""
 RANDOM_SHARE = 0.25  # of the trials are random before TPE takes over, at most 10

@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import InMemoryStorage
 from ray.tune.schedulers import TrialScheduler
 
-from search.asha import RebuiltASHA, grace_epochs
+from search.asha import RebuiltASHA, rung_epochs
 from search.score import score
 from search.study import StudySearcher, curves, open_study
 from spaces.base import Space
@@ -46,11 +46,21 @@ def feed(
 
 
 @pytest.mark.parametrize(
-    ("epochs", "rungs"), [(1, []), (2, [1]), (8, [2]), (12, [2, 6]), (20, [2, 6]), (30, [3, 9])]
+    ("epochs", "rungs"),
+    [
+        (1, []),
+        (2, [1]),
+        (3, [1]),
+        (4, [1, 2]),
+        (6, [2, 3]),
+        (8, [2, 3]),
+        (20, [2, 6]),
+        (30, [3, 10]),
+    ],
 )
 def test_rungs_well_before_the_full_length(epochs: int, rungs: list[int]) -> None:
     assert sorted(RebuiltASHA(epochs, {}).rungs()) == rungs
-    assert grace_epochs(epochs) == (rungs or [1])[0]
+    assert rung_epochs(epochs) == rungs
 
 
 def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
