@@ -18,12 +18,13 @@ def rung_epochs(epochs: int) -> list[int]:
     """Return the epochs after which trials are judged, ascending, given a trial's full length.
 
     8 epochs have rungs at 2 and 3; 20 have them at 2 and 6. After one epoch a trial is still much
-    the probe's head that it began with, so those of six and more are not judged there. A rung near
-    the full length would save next to nothing, and cost a finished trial.
+    the probe's head that it began with, so those of six and more are not judged there. A rung in
+    the second half would save little, and cost a nearly finished trial.
     """
     third = epochs // REDUCTION_FACTOR
     first = max(1, min(2, third), third // REDUCTION_FACTOR)
-    return [at for at in (first, max(first + 1, third)) if at <= epochs / 2]
+    second = max(first + 1, third)
+    return [first] * (epochs > 1) + [second] * (2 * second < epochs)
 
 
 class LetsWorkersStart:
