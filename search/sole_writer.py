@@ -66,7 +66,8 @@ class SoleWriter(BaseStorage):
         known = self._known(study_id)
         trial_id = self._backend.create_new_trial(study_id, template_trial)
         trial = self._backend.get_trial(trial_id)
-        assert trial.number == len(known)
+        if trial.number != len(known):
+            raise StorageInternalError("somebody else writes to the study, too")
         known.append(trial)
         self._places[trial_id] = (study_id, trial.number)
         return trial_id

@@ -139,3 +139,12 @@ def test_it_serves_any_storage():
         study.tell(study.ask(SEARCHED), 0.5)
     study.set_user_attr("a", 1)
     assert (study.best_value, study.user_attrs, len(study.trials)) == (0.5, {"a": 1}, 1)
+
+
+def test_another_writer_is_noticed(tmp_path):
+    (study, _), (other, _) = begin(tmp_path), begin(tmp_path)
+    study.ask(SEARCHED)
+    other.get_trials()
+    study.ask(SEARCHED)
+    with pytest.raises(StorageInternalError, match="somebody else"):
+        other.ask(SEARCHED)
