@@ -115,6 +115,8 @@ def wait_for_port(host: str, port: int, seconds: float = _PORT_WAIT_SECONDS) -> 
 
 def _serve(options: argparse.Namespace, interruption: Interruption) -> int:
     """Start Ray while the model is read once to see that it is one; then serve until asked."""
+    if listens_itself(options):
+        os.environ.update(_without_proxy(options.port))
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(_read_model, options.run)
         # Ray must start in the main thread: its processes end with the thread that started them.
@@ -129,6 +131,29 @@ def _serve(options: argparse.Namespace, interruption: Interruption) -> int:
             with interruption.watching():
                 _run(options, interruption)
     return 0
+
+
+def listens_itself(options: argparse.Namespace) -> bool:
+    """Tell whether the replica takes requests itself, instead of Serve's proxy before it.
+
+    The proxy, a process that hands every request on, costs as much CPU time as a small network.
+    Several replicas need it: each would have a port of its own. And it listens all the same, at a
+    port of its own: that is nobody's business on this machine, and a surprise on others.
+    """
+    return bool(options.replicas == 1 and is_loopback(options.host))
+
+
+def _without_proxy(port: int) -> dict[str, str]:
+    """Return the environment, of all of Ray's processes, in which a replica listens itself."""
+    return {
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),  # the first one beyond
+        # No load balancer stands before it, to be told first that it ends; and a replica that
+        # died leaves its port to the next at once.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_PORT_QUARANTINE_S": "0",
+    }
 
 
 def _read_model(run: Path) -> str | None:
@@ -169,7 +194,7 @@ def _run(options: argparse.Namespace, interruption: Interruption) -> None:
         proxy_location="HeadOnly",
         http_options={
             "host": options.host,
-            "port": options.port,
+            "port": 0 if listens_itself(options) else options.port,
             "request_timeout_s": limits.seconds + 5,
         },
         logging_config=quiet,

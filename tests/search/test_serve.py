@@ -214,6 +214,15 @@ def test_a_server_from_start_to_end(colour_run, colour_pictures):
             assert "Traceback" not in out
 
 
+@pytest.mark.slow
+def test_several_replicas_share_one_port(colour_run, colour_pictures):
+    port = free_port()
+    picture = ("x.png", (colour_pictures / "blue" / "012.png").read_bytes())
+    with serving(colour_run, port, "--replicas", "2") as server:
+        made = httpx2.post(f"{server.url}/predict", files={"pictures": picture}, timeout=60).json()
+        assert made["predictions"][0]["classes"][0]["class"] == "blue"
+
+
 def _listens_on_loopback_alone(port: int) -> bool:
     """Read Linux's table of listening sockets."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
