@@ -6,7 +6,7 @@ python tests/cluster/two_hosts.py
 
 The whole command is timed, from its first line to its last: pictures, probe, banks, trials, folds,
 evaluation and report. All trials are drawn at random and run to their end, so that both sides do
-the same work. Needs root (see `hosts`), two free cores and about ten minutes.
+the same work. Needs root (see `hosts`), two free cores and about a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPTIONS = (
     *("--backbones", BACKBONE, "--limit", "400", "--epochs", "3", "--folds", "4"),
     *("--sampler", "random", "--scheduler", "none"),
 )
-N_TRIALS = 12
+N_TRIALS = 16
 
 
 def search(hosts: Hosts, n_hosts: int, data: Path, n_trials: int) -> Outcome:
