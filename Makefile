@@ -27,7 +27,7 @@ faults: $(INSTALLED)
 cluster-test: $(INSTALLED)
 	$(BIN)/python tests/cluster/scenarios.py
 
-# A search on two of these hosts with a core each, against one: about 10 minutes, nothing else running.
+# A search on two of these hosts with a core each, against one: a quarter of an hour, nothing else running.
 cluster-speed: $(INSTALLED)
 	$(BIN)/python tests/cluster/two_hosts.py
 
