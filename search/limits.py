@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -137,6 +138,27 @@ class Guard:
             raise Refusal(413, _too_large(self._limits.body_bytes))
 
 
+class Gate:
+    """Refuses what Serve itself would fail on: it reads headers as UTF-8, before any `Guard`."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or answer it."""
+        if all(_is_text(value) for _, value in scope.get("headers", ())):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await _Answer(send).refuse(Refusal(400, "a header's value is not UTF-8"))
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+def before_serve() -> list[Middleware]:
+    """Return what Serve is to have requests pass first; it calls this where it listens."""
+    return [Middleware(Gate)]
+
+
 class _Body:
     """A request's body, counted as it is read."""
 
@@ -186,6 +208,14 @@ class _Answer:
             {"type": "http.response.start", "status": refusal.status_code, "headers": headers}
         )
         await self.send({"type": "http.response.body", "body": body})
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _without_port(host: str) -> str:

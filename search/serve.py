@@ -115,6 +115,7 @@ def wait_for_port(host: str, port: int, seconds: float = _PORT_WAIT_SECONDS) -> 
 
 def _serve(options: argparse.Namespace, interruption: Interruption) -> int:
     """Start Ray while the model is read once to see that it is one; then serve until asked."""
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "search.limits.before_serve"
     if listens_itself(options):
         os.environ.update(_without_proxy(options.port))
     with ThreadPoolExecutor(1) as reader:

@@ -73,7 +73,7 @@ class Problem(BaseModel):
 
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The body is no multipart form."},
+    400: {"model": Problem, "description": "The body is no form, or a header is not UTF-8."},
     401: {"model": Problem, "description": "The token is missing or wrong."},
     408: {"model": Problem, "description": "The request did not arrive in time."},
     413: {"model": Problem, "description": "The body is too large, or has too many pictures."},
@@ -132,7 +132,7 @@ def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
             raise HTTPException(422, f"no picture could be read: {named}{results[0].error}")
         return Predictions(predictions=results)
 
-    @app.get("/classes", responses={n: _PROBLEMS[n] for n in (401, 408, 421, 429)})
+    @app.get("/classes", responses={n: _PROBLEMS[n] for n in (400, 401, 408, 421, 429)})
     async def classes() -> Classes:
         """List the classes that the model knows."""
         card = service.card
@@ -140,7 +140,7 @@ def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
             classes=list(card.classes), kept=round(card.image_size / card.packed_size, 6)
         )
 
-    @app.get("/healthz", responses={n: _PROBLEMS[n] for n in (408, 421, 429)})
+    @app.get("/healthz", responses={n: _PROBLEMS[n] for n in (400, 408, 421, 429)})
     async def healthz() -> Health:
         """Tell that the model is ready."""
         return Health(status="ready")

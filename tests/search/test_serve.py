@@ -177,6 +177,7 @@ def test_a_server_from_start_to_end(colour_run, colour_pictures):
     def post(client: Any, **more: Any) -> Any:
         return client.post("/predict", files={"pictures": picture}, headers=headers, **more)
 
+    unreadable = {"headers": [(b"x-request-id", b"\xff")]}
     options = ("--max-megabytes", "1", "--timeout", "20")
     with serving(colour_run, port, *options, CLASSIFIER_TOKEN=TOKEN) as server:
         with httpx2.Client(base_url=server.url, timeout=60) as client:
@@ -186,6 +187,7 @@ def test_a_server_from_start_to_end(colour_run, colour_pictures):
             large = {"pictures": ("x.png", bytes(2**21))}
             assert client.post("/predict", files=large, headers=headers).status_code == 413
             assert client.get("/healthz").json() == {"status": "ready"}
+            assert client.get("/healthz", **unreadable).status_code == 400
             with ThreadPoolExecutor(40) as pool:
                 statuses = list(pool.map(lambda _: post(client).status_code, range(80)))
             assert set(statuses) == {200}
@@ -221,6 +223,8 @@ def test_several_replicas_share_one_port(colour_run, colour_pictures):
     with serving(colour_run, port, "--replicas", "2") as server:
         made = httpx2.post(f"{server.url}/predict", files={"pictures": picture}, timeout=60).json()
         assert made["predictions"][0]["classes"][0]["class"] == "blue"
+        unreadable = [(b"x-request-id", b"\xff")]
+        assert httpx2.get(f"{server.url}/healthz", headers=unreadable).status_code == 400
 
 
 def _listens_on_loopback_alone(port: int) -> bool:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from search.limits import Guard, Limits
+from search.limits import Gate, Guard, Limits
 from search.predictor import load
 from trainables.doubt import Doubt
 
@@ -301,6 +301,22 @@ def test_another_name_for_this_machine_is_refused(service):
     assert get(app, "/healthz").status_code == 200
     for host, status in {"localhost:81": 200, "[::1]:8000": 200, "evil.example": 421}.items():
         assert get(app, "/healthz", headers={"host": host}).status_code == status
+
+
+def test_a_header_that_serve_could_not_read():
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the application was asked")
+
+    async def close(message: Any) -> None:
+        closed.append(message)
+
+    closed: list[Any] = []
+    headers = [(b"x-request-id", b"\xff")]
+    answer = ask(Gate(reached), ("GET", "/", {"headers": headers}))[0]
+    assert answer.status_code == 400
+    assert answer.json() == {"detail": "a header's value is not UTF-8"}
+    asyncio.run(Gate(reached)({"type": "websocket", "headers": headers}, None, close))
+    assert closed == [{"type": "websocket.close", "code": 1008}]
 
 
 def test_an_error_inside_is_not_shown_to_the_client(caplog):
