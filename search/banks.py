@@ -252,18 +252,20 @@ class Banks:
 def start_banks(plan: BankPlan) -> Any:
     """Start the actor that owns a run's banks, beside the driver: the banks are lost with it."""
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RestartableBanks)
-    return actor.options(scheduling_strategy=on_driver_machine()).remote(cloudpickle.dumps(plan))
+    pickled_reference = cloudpickle.dumps(ray.put(plan))
+    return actor.options(scheduling_strategy=on_driver_machine()).remote(pickled_reference)
 
 
 class _RestartableBanks(Banks):
-    """Banks that begin from bytes.
+    """Banks that begin from a pickled reference to their plan.
 
-    Ray does not vouch for references in the arguments of an actor that it starts again, and says so
-    on the terminal. Pickled by us they stay valid for as long as the driver lives.
+    Ray does not vouch for references in the arguments of an actor that it starts again, nor for
+    arguments so large that it makes references of them, and says so on the terminal. References
+    that we pickle stay valid for as long as the driver lives.
     """
 
-    def __init__(self, plan: bytes) -> None:
-        super().__init__(cloudpickle.loads(plan))
+    def __init__(self, pickled_reference: bytes) -> None:
+        super().__init__(ray.get(cloudpickle.loads(pickled_reference)))
 
 
 @ray.remote(max_retries=5)

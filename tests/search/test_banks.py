@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from search import banks
-from search.banks import BankPlan, Banks
+from search.banks import BankPlan, Banks, start_banks
 
 SIZES = {"small": (600, 250, 90, 50, 10), "large": (6000, 2500, 900, 500, 100)}
 
@@ -159,3 +160,13 @@ def test_what_is_lost_with_a_machine_is_built_again_without_a_cpu(
     assert (again["num_cpus"], again["view"], again["seed"]) == (0, 0, log[1]["seed"])
     owner.lend("small", 5, 2)
     assert len(log) == 5, "nor is what is being built again"
+
+
+def test_an_actor_that_crashed_is_back_also_with_many_pictures(
+    ray_session: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    actor = start_banks(BankPlan(ray.put(None), 0, np.arange(20_000), 2, SIZES, 1, 0.0))
+    ray.kill(actor, no_restart=False)
+    assert ray.get(actor.sizes_bytes.remote(), timeout=60) == {}
+    ray.kill(actor)
+    assert "arguments in the object store" not in capfd.readouterr().err
