@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from search.serve import _delete, is_loopback, main, wait_for_port
+from search.serve import _delete, is_loopback, listens_itself, main, wait_for_port
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
@@ -98,6 +99,14 @@ def test_a_token_that_is_none(colour_run, capsys, token):
     )
 
 
+@pytest.mark.parametrize(
+    ("host", "replicas", "itself"),
+    [("127.0.0.1", 1, True), ("::1", 1, True), ("127.0.0.1", 2, False), ("0.0.0.0", 1, False)],
+)
+def test_one_replica_on_this_machine_listens_itself(host, replicas, itself):
+    assert listens_itself(argparse.Namespace(host=host, replicas=replicas)) is itself
+
+
 def test_a_model_that_is_not_there(tmp_path, capsys):
     assert refused(capsys, tmp_path) == f"error: there is no model at {tmp_path}/model.pt\n"
 
@@ -169,7 +178,10 @@ def test_a_file_that_is_no_model_ends_it(tmp_path, capsys, monkeypatch, content)
 
 @pytest.mark.slow
 def test_a_server_from_start_to_end(colour_run, colour_pictures):
-    """Answers, refuses, is killed, starts again at once, and ends in good order."""
+    """Answers, refuses, is killed, starts again at once, and ends in good order.
+
+    First two replicas behind Serve's proxy, then one that listens itself.
+    """
     port = free_port()
     picture = ("x.png", (colour_pictures / "blue" / "012.png").read_bytes())
     headers = {"authorization": f"Bearer {TOKEN}"}
@@ -178,7 +190,7 @@ def test_a_server_from_start_to_end(colour_run, colour_pictures):
         return client.post("/predict", files={"pictures": picture}, headers=headers, **more)
 
     unreadable = {"headers": [(b"x-request-id", b"\xff")]}
-    options = ("--max-megabytes", "1", "--timeout", "20")
+    options = ("--max-megabytes", "1", "--timeout", "20", "--replicas", "2")
     with serving(colour_run, port, *options, CLASSIFIER_TOKEN=TOKEN) as server:
         with httpx2.Client(base_url=server.url, timeout=60) as client:
             made = post(client).json()["predictions"][0]["classes"][0]
@@ -195,6 +207,8 @@ def test_a_server_from_start_to_end(colour_run, colour_pictures):
         server.stop(signal.SIGKILL)
         with serving(colour_run, port, "--timeout", "20") as again:
             assert httpx2.get(f"{again.url}/healthz", timeout=60).status_code == 200
+            assert httpx2.get(f"{again.url}/healthz", timeout=60, **unreadable).status_code == 400
+            assert _listens_on_loopback_alone(port)
             # A request that is still arriving when the server is asked to end is answered.
             with socket.create_connection(("127.0.0.1", port)) as slow:
                 form = httpx2.Request("POST", again.url, files={"pictures": picture})
@@ -214,17 +228,6 @@ def test_a_server_from_start_to_end(colour_run, colour_pictures):
             assert again.process.returncode == 0
             assert out.endswith("stopped\n")
             assert "Traceback" not in out
-
-
-@pytest.mark.slow
-def test_several_replicas_share_one_port(colour_run, colour_pictures):
-    port = free_port()
-    picture = ("x.png", (colour_pictures / "blue" / "012.png").read_bytes())
-    with serving(colour_run, port, "--replicas", "2") as server:
-        made = httpx2.post(f"{server.url}/predict", files={"pictures": picture}, timeout=60).json()
-        assert made["predictions"][0]["classes"][0]["class"] == "blue"
-        unreadable = [(b"x-request-id", b"\xff")]
-        assert httpx2.get(f"{server.url}/healthz", headers=unreadable).status_code == 400
 
 
 def _listens_on_loopback_alone(port: int) -> bool:
