@@ -299,7 +299,6 @@ def tell(report: Report, done: Searched) -> None:
         f" (median), {named} on {len(os.sched_getaffinity(0))} cores:"
         f" {n_epochs / makespan:.1f} results a second"
     )
-    report.extra[f"samples, {named}"] = done.sampler.samples
 
 
 def _moment(sampler: Sampler, first: dict[str, float], n_ended: int) -> dict[str, Any]:
