@@ -115,9 +115,7 @@ def wait_for_port(host: str, port: int, seconds: float = _PORT_WAIT_SECONDS) -> 
 
 def _serve(options: argparse.Namespace, interruption: Interruption) -> int:
     """Start Ray while the model is read once to see that it is one; then serve until asked."""
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "search.limits.before_serve"
-    if listens_itself(options):
-        os.environ.update(_without_proxy(options.port))
+    os.environ.update(_serve_settings(options))
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(_read_model, options.run)
         # Ray must start in the main thread: its processes end with the thread that started them.
@@ -144,12 +142,13 @@ def listens_itself(options: argparse.Namespace) -> bool:
     return bool(options.replicas == 1 and is_loopback(options.host))
 
 
-def _without_proxy(port: int) -> dict[str, str]:
-    """Return the environment, of all of Ray's processes, in which a replica listens itself."""
+def _serve_settings(options: argparse.Namespace) -> dict[str, str]:
+    """Return the variables that Serve reads in all of Ray's processes."""
     return {
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),  # the first one beyond
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "search.limits.before_serve",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1" if listens_itself(options) else "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(options.port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(options.port + 1),  # the first one beyond
         # No load balancer stands before it, to be told first that it ends; and a replica that
         # died leaves its port to the next at once.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
