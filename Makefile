@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint faults cluster-test cluster-speed fuzz clean
+.PHONY: demo test test-long check lint faults cluster-test cluster-speed fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m search.run
@@ -18,6 +18,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 check: lint test
+
+# What would take CI beyond twenty minutes on 2 cores; about three minutes.
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long
 
 # Searches broken in fifteen ways and carried on; the full disk needs root, and is skipped without.
 faults: $(INSTALLED)

@@ -42,6 +42,8 @@ SMOKES = (
     "outside",
 )
 
+LONG = ("memory", "vs_tutorial")
+
 
 @pytest.fixture(scope="module")
 def smokes(
@@ -62,7 +64,9 @@ def smokes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMOKES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.long] if n in LONG else []) for n in SMOKES]
+)
 def test_smoke_prints_a_ratio_and_writes_json(
     name: str, smokes: dict[str, tuple[Path, Future[subprocess.CompletedProcess[str]]]]
 ) -> None:

@@ -28,6 +28,7 @@ def test_killed_in_the_search(tmp_path: Path) -> None:
     assert tally.is_clean, tally
 
 
+@pytest.mark.long
 def test_interrupted_in_the_search_with_damaged_files(tmp_path: Path) -> None:
     """A stop in good order, and then a truncated checkpoint and summary."""
     ordeal = Ordeal("SIGINT", tmp_path, n_trials=6)
