@@ -135,9 +135,10 @@ def _serve(options: argparse.Namespace, interruption: Interruption) -> int:
 def listens_itself(options: argparse.Namespace) -> bool:
     """Tell whether the replica takes requests itself, instead of Serve's proxy before it.
 
-    The proxy, a process that hands every request on, costs as much CPU time as a small network.
-    Several replicas need it: each would have a port of its own. And it listens all the same, at a
-    port of its own: that is nobody's business on this machine, and a surprise on others.
+    The proxy, a process that hands every request on, costs 9 ms of CPU time for each, its part in
+    the replica included; SqueezeNet 1.0 takes 11. Several replicas need it: each would have a port
+    of its own. It listens all the same, at some free port of the host: harmless on loopback, but
+    for other machines that would be a second way in.
     """
     return bool(options.replicas == 1 and is_loopback(options.host))
 
