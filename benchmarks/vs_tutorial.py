@@ -41,7 +41,7 @@ from benchmarks.tutorial import Job
 from benchmarks.workbench import find_weights_folder, generate_pictures, need_data
 from search.asha import REDUCTION_FACTOR, rung_epochs
 from spaces.base import load_space
-from trainables.images import fit, read_picture
+from trainables.images import read_picture
 from trainables.model import Ensemble, ModelCard
 from trainables.weights import load_weights
 
@@ -337,9 +337,7 @@ def judge_kept_trial(work: Work, run: Path, trial: dict[str, Any]) -> float:
         n_members=1,
     )
     model = Ensemble(card, _prefix(work, run), [torch.load(kept, weights_only=True)])
-    table = np.stack(
-        [fit(read_picture(p), card.packed_size, card.image_size) for p, _ in samples["test"]]
-    )
+    table = np.stack([card.fit(read_picture(p)) for p, _ in samples["test"]])
     predicted = model.logits(torch.from_numpy(table))[0].argmax(1)
     right = [
         summary_classes[guess] == classes[label]

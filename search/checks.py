@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ def check(request: Request) -> Checked:
     else:
         RunFolder.check_free(request.out, request.name)
     space = load_requested_space(request)
+    if folder is not None and "framing" not in folder.summary.get("settings", {"framing": None}):
+        space = replace(space, framing="crop")  # it began when there was no other
     cache = cache_folder()
     listing = scan(
         space.source, request.data, cache, space.folds, request.limit, request.seed, exclusion

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import ray
@@ -21,6 +22,7 @@ from PIL import Image
 from search.cluster import EVERYWHERE
 from search.listing import Listing, Problem
 from search.sketch import Sketches
+from spaces.base import Framing
 from trainables.images import PictureError, fit, read_picture
 
 
@@ -46,6 +48,7 @@ def pack(
     packed_size: int,
     on_progress: Callable[[int, int], None],
     image_size: int | None = None,
+    framing: Framing = "crop",
     block_size: int | None = None,
     budget_bytes: int | None = None,
     overflow: Path | None = None,
@@ -57,7 +60,8 @@ def pack(
         listing: the pictures.
         packed_size: side of the table's squares, in pixels.
         on_progress: called with the number of pictures done and of all, also at the start.
-        image_size: side in pixels of the evaluation crop, see `trainables.images.fit`.
+        image_size: side in pixels of the evaluation crop.
+        framing: what is kept of a picture that is no square, see `trainables.images.fit`.
         block_size: pictures a task; None chooses.
         budget_bytes: what the object store can spare for them; None is no bound.
         overflow: the file that holds a larger table, mapped by all; needed with a budget.
@@ -71,7 +75,8 @@ def pack(
     resources: dict[str, float] = ray.cluster_resources()
     n_cpus = max(1, int(resources.get("CPU", 1)))
     block_size = block_size or _block_size(total, n_cpus, in_files=listing.paths is not None)
-    submit = _block_tasks(listing, packed_size, image_size, block_size, send_files)
+    square = Square(packed_size, image_size, framing)
+    submit = _block_tasks(listing, square, block_size, send_files)
     # The blocks are gathered here while others are still being decoded; so the object store holds
     # few of them at a time, and the table once, in one piece.
     shape = (total, packed_size, packed_size, 3)
@@ -113,6 +118,14 @@ def pack(
     return Packed(ray.put(table[: len(kept)]), kept, problems, *of_kept)
 
 
+class Square(NamedTuple):
+    """What a picture becomes: the arguments of `trainables.images.fit`."""
+
+    packed_size: int
+    image_size: int | None
+    framing: Framing
+
+
 Block = tuple[np.ndarray, Sketches, list[str], dict[int, str]]
 """uint8 [n, S, S, 3], its sketches, its digests, and by row why a picture of it could not be read.
 """
@@ -120,8 +133,7 @@ Block = tuple[np.ndarray, Sketches, list[str], dict[int, str]]
 
 def _block_tasks(
     listing: Listing,
-    packed_size: int,
-    image_size: int | None,
+    square: Square,
     block_size: int,
     send_files: bool,
 ) -> Callable[[int], ray.ObjectRef[Block]]:
@@ -129,7 +141,7 @@ def _block_tasks(
     if listing.images is not None:
         resize = ray.remote(_resize_arrays).options(scheduling_strategy=EVERYWHERE)
         images = ray.put(listing.images)
-        return lambda start: resize.remote(images, start, block_size, packed_size, image_size)
+        return lambda start: resize.remote(images, start, block_size, square)
     decode = ray.remote(_decode_files).options(scheduling_strategy=EVERYWHERE)
     paths = listing.paths or ()
 
@@ -138,7 +150,7 @@ def _block_tasks(
         if send_files:
             with ThreadPoolExecutor(_READERS) as readers:
                 files = list(readers.map(_read_file, paths[start : start + block_size]))
-        return decode.remote(files, packed_size, image_size)
+        return decode.remote(files, square)
 
     return submit
 
@@ -155,8 +167,8 @@ def _read_file(path: Path) -> Path | bytes:
         return path
 
 
-def _decode_files(files: Sequence[Path | bytes], packed_size: int, image_size: int | None) -> Block:
-    block = np.zeros((len(files), packed_size, packed_size, 3), np.uint8)
+def _decode_files(files: Sequence[Path | bytes], square: Square) -> Block:
+    block = np.zeros((len(files), square.packed_size, square.packed_size, 3), np.uint8)
     sketches = Sketches.empty(len(files))
     digests = [""] * len(files)
     reasons: dict[int, str] = {}
@@ -167,21 +179,19 @@ def _decode_files(files: Sequence[Path | bytes], packed_size: int, image_size: i
         except PictureError as error:
             reasons[row] = error.reason
             continue
-        block[row] = fit(picture, packed_size, image_size)
+        block[row] = fit(picture, *square)
         sketches.draw(row, picture)
         digests[row] = "" if isinstance(content, Path) else _digest(content)
     return block, sketches, digests, reasons
 
 
-def _resize_arrays(
-    images: np.ndarray, start: int, block_size: int, packed_size: int, image_size: int | None
-) -> Block:
+def _resize_arrays(images: np.ndarray, start: int, block_size: int, square: Square) -> Block:
     part = images[start : start + block_size]
-    block = np.empty((len(part), packed_size, packed_size, 3), np.uint8)
+    block = np.empty((len(part), square.packed_size, square.packed_size, 3), np.uint8)
     sketches = Sketches.empty(len(part))
     for row, pixels in enumerate(part):
         picture = Image.fromarray(pixels).convert("RGB")
-        block[row] = fit(picture, packed_size, image_size)
+        block[row] = fit(picture, *square)
         sketches.draw(row, picture)
     return block, sketches, [_digest(pixels.tobytes()) for pixels in part], {}
 

@@ -217,9 +217,9 @@ def _note_trials(study: optuna.Study, space: Space, folder: RunFolder, seconds: 
 def settings(checked: Checked) -> dict[str, object]:
     """Return what applied to the run, the command line's changes to the space included."""
     request, space = checked.request, checked.space
-    fields = ("trials", "epochs", "folds", "image_size", "patience", "views", "weights", "keep")
+    fields = ("trials", "epochs", "folds", "image_size", "framing", "patience", "views", "weights")
     return {
-        **{name: getattr(space, name) for name in fields},
+        **{name: getattr(space, name) for name in (*fields, "keep")},
         "packed_size": space.packed_size,
         "searched": {name: str(value) for name, value in space.distributions.items()},
         "constants": space.constants,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from search.parity import Outputs, central_pixels
 from trainables.deployed import Deployed
-from trainables.model import Ensemble
+from trainables.images import MOST_SQUEEZED
+from trainables.model import Ensemble, ModelCard
 
 INPUT, PROBABILITIES, DOUBT = "pictures", "probabilities", "doubt"
 _BATCH = 16
@@ -166,8 +167,7 @@ def _describe(graph: Any, ensemble: Ensemble) -> None:
     for key, value in {
         "classes": json.dumps(list(card.classes), ensure_ascii=False),
         "card": _card(ensemble),
-        "preprocessing": f"RGB; shorter side resized to {card.packed_size} pixels (bilinear,"
-        f" antialiased), central {card.image_size} x {card.image_size} cut out; uint8 [N, H, W, 3]."
+        "preprocessing": f"RGB; {_framed(card)}; uint8 [N, H, W, 3]."
         " Normalisation, softmax and temperature are in the graph.",
     }.items():
         graph.metadata_props.add(key=key, value=value)
@@ -177,6 +177,20 @@ def _describe(graph: Any, ensemble: Ensemble) -> None:
             value="[N]: how unlike the training pictures each is; 95 of 100 of those do not exceed"
             " 1, above it do not rely on the answer.",
         )
+
+
+def _framed(card: ModelCard) -> str:
+    size = card.image_size
+    if card.framing == "crop":
+        return (
+            f"shorter side resized to {card.packed_size} pixels (bilinear, antialiased), central"
+            f" {size} x {size} cut out"
+        )
+    return (
+        f"the longer side resized to {size} pixels, the shorter to the lesser of {size} and"
+        f" {MOST_SQUEEZED:g} times its proportion (bilinear, antialiased), centred in a square of"
+        f" {size} x {size} up to whose edges the outermost pixels go on"
+    )
 
 
 @contextmanager

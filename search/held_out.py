@@ -19,7 +19,7 @@ from search.folder import RunFolder
 from search.layout import DataError
 from spaces.base import load_space
 from spaces.sources import Arrays
-from trainables.images import PictureError, fit, read_picture
+from trainables.images import PictureError, read_picture
 from trainables.model import ModelCard
 
 
@@ -101,7 +101,7 @@ def _read_files(root: Path, names: Sequence[str], card: ModelCard) -> list[np.nd
     pictures: list[np.ndarray | None] = []
     for name in names:
         try:
-            pictures.append(fit(read_picture(root / name), card.packed_size, card.image_size))
+            pictures.append(card.fit(read_picture(root / name)))
         except PictureError:
             pictures.append(None)
     return pictures
@@ -111,10 +111,6 @@ def _read_arrays(arrays: Arrays, names: Sequence[str], card: ModelCard) -> list[
     row_of = {name: row for row, name in enumerate(arrays.names)}
     rows = [row_of.get(name) for name in names]
     return [
-        None
-        if row is None
-        else fit(
-            Image.fromarray(arrays.images[row]).convert("RGB"), card.packed_size, card.image_size
-        )
+        None if row is None else card.fit(Image.fromarray(arrays.images[row]).convert("RGB"))
         for row in rows
     ]

@@ -76,6 +76,7 @@ def pack_pictures(
         space.packed_size,
         progress.advance,
         space.image_size,
+        space.framing,
         budget_bytes=store_bytes(PICTURES_SHARE),
         overflow=(folder.path / "cache" / "pictures.npy").absolute(),
         send_files=request.address is not None,
@@ -89,6 +90,7 @@ def pack_pictures(
                 space.packed_size,
                 lambda *_: None,
                 space.image_size,
+                space.framing,
                 send_files=request.address is not None,
             ),
         )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from search.commands import model_path
-from trainables.images import PictureError, PictureFile, fit, read_picture
+from trainables.images import PictureError, PictureFile, read_picture
 from trainables.model import Ensemble, load_model, mean_probabilities
 
 _BATCH = 64
@@ -93,8 +93,7 @@ class Predictor:
         Raises:
             PictureError: it cannot be read.
         """
-        card = self.model.card
-        return fit(read_picture(picture), card.packed_size, card.image_size)
+        return self.model.card.fit(read_picture(picture))
 
     def predict_packed(
         self, names: Sequence[str], packed: Sequence[np.ndarray], top: int

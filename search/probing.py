@@ -141,6 +141,7 @@ def save_probe(material: Material, backbone: str, probe: Probe, path: Path) -> N
         classes=material.listing.classes,
         image_size=space.image_size,
         packed_size=space.packed_size,
+        framing=space.framing,
         freeze_depth=5,
         hidden_units=0,
         n_members=1,

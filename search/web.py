@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from search.limits import App, Guard, Limits
 from search.predictor import Prediction
 from search.service import Service
-from trainables.images import PictureError
+from trainables.images import MOST_SQUEEZED, PictureError
 
 _FILES = Path(__file__).parent / "templates" / "serve"
 _TYPES = {"page.css": "text/css", "page.js": "text/javascript"}
@@ -57,7 +57,9 @@ class Classes(BaseModel):
     """The classes that the model knows."""
 
     classes: list[str]
-    kept: float = Field(description="Share of a picture's shorter side that the model looks at.")
+    framing: str = Field(description="What the model looks at: a whole picture, or a crop of it.")
+    kept: float = Field(description="Share of the shorter side that a crop has.")
+    squeezed: float = Field(description="How far a whole picture's longer side may be squeezed.")
 
 
 class Health(BaseModel):
@@ -137,7 +139,10 @@ def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
         """List the classes that the model knows."""
         card = service.card
         return Classes(
-            classes=list(card.classes), kept=round(card.image_size / card.packed_size, 6)
+            classes=list(card.classes),
+            framing=card.framing,
+            kept=round(card.image_size / card.packed_size, 6),
+            squeezed=MOST_SQUEEZED,
         )
 
     @app.get("/healthz", responses={n: _PROBLEMS[n] for n in (400, 408, 421, 429)})

@@ -152,6 +152,7 @@ def build_ensemble(
         classes=material.listing.classes,
         image_size=space.image_size,
         packed_size=space.packed_size,
+        framing=space.framing,
         freeze_depth=config.freeze_depth,
         hidden_units=config.hidden_units,
         n_members=len(members),

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from optuna.distributions import (
     BaseDistribution,
@@ -53,6 +53,9 @@ BACKBONES: tuple[str, ...] = (
 )
 """Every backbone that `trainables.backbones` can build."""
 
+Framing = Literal["whole", "crop"]
+"""How a picture becomes a square: see `Space.framing`."""
+
 Value = str | int | float | bool
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
@@ -82,6 +85,9 @@ class TrialConfig:
     """Weigh the loss by inverse class frequency."""
     mixup: float = 0.0
     """Alpha of the Beta distribution that mixes pictures (arXiv 1710.09412); 0 mixes none."""
+    batch_norm: str = "trained"
+    """What BatchNorm layers of trained stages normalise by: the statistics of each batch
+    ("trained"), or those that come with the pretrained weights ("frozen")."""
 
     @classmethod
     def from_params(cls, params: Mapping[str, Value]) -> TrialConfig:
@@ -130,6 +136,7 @@ RULES: dict[str, _Rule] = {
     "label_smoothing": _Rule(0.0, 0.9),
     "class_weights": _Rule(choices=(False, True)),
     "mixup": _Rule(0.0, 10.0),
+    "batch_norm": _Rule(choices=("trained", "frozen")),
 }
 """The parameters a space may search or fix, with the values each may take."""
 
@@ -160,8 +167,11 @@ class Space:
     image_size: int = 224
     """Side in pixels of the square that a backbone sees."""
     resize_size: int | None = None
-    """Length in pixels that a picture's shorter side is resized to before the central crop to
-    `image_size`; None is `image_size / 0.875`, as torchvision's own recipes do."""
+    """Side in pixels of the square that a picture is kept at, of which `image_size` is the middle;
+    None is `image_size / 0.875`, as torchvision's own recipes do."""
+    framing: Framing = "whole"
+    """How a picture becomes a square: "whole" shows all of it, its outermost pixels going on to the
+    square's edges; "crop" shows the middle, as torchvision's recipes do."""
     epochs: int = 20
     trials: int = 48
     folds: int = 5
@@ -329,6 +339,10 @@ def _number_problems(space: Space) -> Iterable[str]:
         yield (
             f"resize_size >= image_size must hold, but got {space.resize_size} < {space.image_size}"
         )
+    if space.framing not in get_args(Framing):
+        yield f"framing must be 'whole' or 'crop', but got {space.framing!r}"
+    if space.weights == "none" and "frozen" in values_of(space.params.get("batch_norm", "")):
+        yield "batch_norm 'frozen' keeps pretrained statistics, but weights='none' brings none"
     if space.patience is not None and space.patience < 1:
         yield f"patience >= 1 must hold, but got {space.patience}"
     if not isinstance(space.ladder, bool):

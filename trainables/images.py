@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from spaces.base import Framing
+
 MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green and blue, of values in [0, 1]."""
 STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -44,6 +46,10 @@ file's content says: for PostScript, Pillow would start another program."""
 
 CROP_SHARE = 0.875
 """Share of the shorter side that evaluation keeps, as in torchvision's own recipes (224 of 256)."""
+
+MOST_SQUEEZED = 2.0
+"""Photos of 4:3 and 3:2 become squares of nothing but picture; a screwdriver stays long. Measured:
+docs/benchmarks.md."""
 
 _WIDEST = 64
 """Aspect ratio above which only the part that is kept is resized: one pixel by 10,000, resized
@@ -93,22 +99,33 @@ def read_picture(path_or_file: PictureFile) -> Image.Image:
         raise PictureError(_name_of(path_or_file), _reason(error, path_or_file)) from error
 
 
-def fit(image: Image.Image, packed_size: int, image_size: int | None = None) -> np.ndarray:
-    """Resize the shorter side to `packed_size` and keep the square at the centre.
+def fit(
+    image: Image.Image,
+    packed_size: int,
+    image_size: int | None = None,
+    framing: Framing = "crop",
+) -> np.ndarray:
+    """Make a picture the square that is packed.
 
-    The pixels are those of torchvision's `Resize(packed_size)`. The square lies where
-    `crop_and_normalise` later finds just the pixels of `CenterCrop(image_size)`.
+    Framed "whole", the evaluation crop sees all of it: its longer side is squeezed to that of the
+    shorter, by a factor of `MOST_SQUEEZED` at most, and the outermost pixels go on from there to
+    the edges. Framed "crop", its shorter side is resized to `packed_size` and the square at the
+    centre is kept: the pixels are those of torchvision's `Resize(packed_size)`, and the square lies
+    where `crop_and_normalise` later finds just the pixels of `CenterCrop(image_size)`.
 
     Args:
         image: an RGB picture.
         packed_size: side of the square, in pixels.
         image_size: side in pixels of the evaluation crop that will be taken; None is
             `CROP_SHARE` of `packed_size`.
+        framing: "whole" or "crop".
 
     Returns:
         uint8 [packed_size, packed_size, 3].
     """
     image_size = image_size or round(packed_size * CROP_SHARE)
+    if framing == "whole":
+        return _fit_whole(image, packed_size, image_size)
     width, height = image.size
     short, long = min(width, height), max(width, height)
     long_packed = int(packed_size * long / short)  # torchvision's rounding
@@ -130,12 +147,27 @@ def fit(image: Image.Image, packed_size: int, image_size: int | None = None) -> 
     return np.asarray(image)
 
 
+def _fit_whole(image: Image.Image, packed_size: int, image_size: int) -> np.ndarray:
+    longer = max(image.size)
+    width, height = (
+        max(1, round(image_size * min(1.0, MOST_SQUEEZED * side / longer))) for side in image.size
+    )
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    # What fills the evaluation crop starts where `crop_and_normalise` cuts.
+    left, top = (
+        _centre(packed_size, image_size) + (image_size - side) // 2 for side in (width, height)
+    )
+    right, bottom = packed_size - left - width, packed_size - top - height
+    return np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
+
+
 def crop_and_normalise(
     pictures: Tensor, image_size: int, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Turn packed pictures into the evaluation pixels.
 
-    They equal torchvision's `Resize → CenterCrop → ToTensor → Normalize` to within rounding.
+    Of pictures framed "crop" they equal torchvision's `Resize → CenterCrop → ToTensor → Normalize`
+    to within rounding.
 
     Args:
         pictures: uint8 [N, packed_size, packed_size, 3], as `fit` makes them.

@@ -11,14 +11,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from spaces.base import Framing
 from trainables.backbones import Backbone, create_backbone
 from trainables.doubt import Doubt, read_doubt
-from trainables.images import PictureRows, crop_and_normalise
+from trainables.images import PictureRows, crop_and_normalise, fit
 from trainables.viewbank import mixed_precision
 
 FORMAT = "classifier-search model 1"
@@ -39,11 +42,16 @@ class ModelCard:
     classes: tuple[str, ...]
     image_size: int
     packed_size: int
-    """Side in pixels that pictures are resized and cropped to before `image_size` is cut out."""
+    """Side in pixels of the square that pictures become before `image_size` is cut out of it."""
     freeze_depth: int
     hidden_units: int
     n_members: int
     temperature: float = 1.0
+    framing: Framing = "crop"  # as all were before a file said so
+
+    def fit(self, picture: Image.Image) -> np.ndarray:
+        """Make an RGB picture what the model takes: uint8 [packed_size, packed_size, 3]."""
+        return fit(picture, self.packed_size, self.image_size, self.framing)
 
 
 def create_head(feature_size: int, n_classes: int, hidden_units: int, dropout: float) -> nn.Module:
@@ -270,6 +278,8 @@ def _read_card(text: str) -> ModelCard:
             f"1 <= image_size <= packed_size must hold, but its card has {card.image_size} and"
             f" {card.packed_size}"
         )
+    if card.framing not in get_args(Framing):
+        raise ModelError(f"its framing must be 'whole' or 'crop', but is {card.framing!r}")
     if not (isinstance(card.temperature, int | float) and 0 < card.temperature < math.inf):
         raise ModelError(f"its temperature must be a number above 0, but is {card.temperature!r}")
     if not (len(card.classes) >= 2 and all(isinstance(name, str) for name in card.classes)):

@@ -40,6 +40,8 @@ SMOKES = (
     "duplicates",
     "audit",
     "outside",
+    "framing",
+    "batch_norm",
 )
 
 LONG = ("memory", "vs_tutorial")

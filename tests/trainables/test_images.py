@@ -404,3 +404,44 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
 def test_picture_errors_travel_between_processes() -> None:
     error = pickle.loads(pickle.dumps(PictureError("a.jpg", "is empty")))
     assert (error.path, error.reason, str(error)) == ("a.jpg", "is empty", "a.jpg: is empty")
+
+
+# --- the whole picture -------------------------------------------------------------------------
+
+
+def whole(image: Image.Image, packed_size: int, image_size: int) -> np.ndarray:
+    packed = fit(image, packed_size, image_size, "whole")
+    assert packed.shape == (packed_size, packed_size, 3)
+    start = round((packed_size - image_size) / 2)
+    return packed[start : start + image_size, start : start + image_size]
+
+
+@pytest.mark.parametrize("sizes", [(256, 224), (37, 32), (33, 32), (32, 32)])
+@pytest.mark.parametrize("shape", [(300, 223), (223, 300), (256, 256), (400, 200), (200, 400)])
+def test_up_to_twice_as_long_as_wide_the_model_sees_a_squeezed_picture(
+    shape: tuple[int, int], sizes: tuple[int, int]
+) -> None:
+    image = noise(*shape)
+    resized = image.resize((sizes[1], sizes[1]), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(whole(image, *sizes), np.asarray(resized))
+
+
+@pytest.mark.parametrize(("shape", "n_rows"), [((640, 80), 56), ((900, 100), 50), ((5000, 1), 1)])
+def test_beyond_that_edges_go_on(shape: tuple[int, int], n_rows: int) -> None:
+    image = noise(*shape)
+    for turned in (False, True):
+        picture = image.transpose(Image.Transpose.TRANSPOSE) if turned else image
+        seen = whole(picture, 256, 224)
+        seen = seen.transpose(1, 0, 2) if turned else seen
+        first = (224 - n_rows) // 2
+        middle = np.asarray(image.resize((224, n_rows), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(seen[first : first + n_rows], middle)
+        np.testing.assert_array_equal(seen[:first], np.repeat(middle[:1], first, 0))
+        below = seen[first + n_rows :]
+        np.testing.assert_array_equal(below, np.repeat(middle[-1:], len(below), 0))
+
+
+def test_the_margin_for_augmentation_repeats_the_edges() -> None:
+    packed = fit(noise(300, 200), 256, 224, "whole")
+    np.testing.assert_array_equal(packed[:16], np.repeat(packed[16:17], 16, 0))
+    np.testing.assert_array_equal(packed[:, 240:], np.repeat(packed[:, 239:240], 16, 1))

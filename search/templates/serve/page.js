@@ -1,7 +1,7 @@
 const status = document.getElementById("status");
 const results = document.getElementById("results");
 const drop = document.getElementById("drop");
-let kept = null; // share of a picture's shorter side that the model looks at
+let model = null; // what it looks at, as the server tells
 let queue = Promise.resolve();
 
 function headers() {
@@ -33,7 +33,7 @@ async function classify(file) {
   const name = file.name || "pasted picture";
   status.textContent = `Looking at ${name} …`;
   try {
-    if (kept === null) kept = (await ask("classes")).kept;
+    model ??= await ask("classes");
     const form = new FormData();
     form.append("pictures", file, name);
     const content = await ask("predict?attribution=true", { method: "POST", body: form });
@@ -75,7 +75,19 @@ function tellDoubt(place, { doubt, unlike }) {
     : `Like the pictures that the model was trained on (doubt ${doubt.toFixed(2)}, at most 1).`;
 }
 
-// Draws the central square, which is all that the model sees, and over it where it sees the class.
+// Which part of a picture the model sees, in its pixels, and how much of the model's square that fills.
+function seen({ width, height }) {
+  if (model.framing === "crop") {
+    const side = Math.min(width, height) * model.kept;
+    return { width: side, height: side, across: 1, down: 1 };
+  }
+  const [across, down] = [width, height].map((side) =>
+    Math.min(1, (model.squeezed * side) / Math.max(width, height)),
+  );
+  return { width, height, across, down };
+}
+
+// Draws what the model sees of a picture, and over it where it sees the class.
 async function draw(card, name, file, result, label) {
   let bitmap;
   try {
@@ -83,29 +95,35 @@ async function draw(card, name, file, result, label) {
   } catch {
     return; // a format that the browser cannot show
   }
-  const side = Math.min(bitmap.width, bitmap.height) * kept;
-  const size = Math.min(480, Math.max(160, Math.round(side)));
+  const part = seen(bitmap);
+  const longer = Math.max(part.width, part.height);
+  const scale = Math.min(480, Math.max(160, longer)) / longer;
   const [picture, places] = card.querySelectorAll("canvas");
-  for (const canvas of [picture, places]) canvas.width = canvas.height = size;
-  const [left, top] = [(bitmap.width - side) / 2, (bitmap.height - side) / 2];
-  picture.getContext("2d").drawImage(bitmap, left, top, side, side, 0, 0, size, size);
-  picture.setAttribute("aria-label", `The middle of ${name}`);
+  for (const canvas of [picture, places]) {
+    canvas.width = Math.max(1, Math.round(part.width * scale));
+    canvas.height = Math.max(1, Math.round(part.height * scale));
+  }
+  const [left, top] = [(bitmap.width - part.width) / 2, (bitmap.height - part.height) / 2];
+  const to = [0, 0, picture.width, picture.height];
+  picture.getContext("2d").drawImage(bitmap, left, top, part.width, part.height, ...to);
+  const shown = model.framing === "crop" ? `The middle of ${name}` : name;
+  picture.setAttribute("aria-label", shown);
   card.querySelector("figure").hidden = false;
   if (!result.attribution) return;
-  drawPlaces(places, result.attribution);
+  drawPlaces(places, result.attribution, part);
   const toggle = card.querySelector(".toggle");
   const box = toggle.querySelector("input");
   const update = () => {
     places.hidden = !box.checked;
     const what = box.checked ? `; where the model sees ${label} is marked` : "";
-    picture.setAttribute("aria-label", `The middle of ${name}${what}`);
+    picture.setAttribute("aria-label", `${shown}${what}`);
   };
   box.addEventListener("change", update);
   toggle.hidden = false;
   update();
 }
 
-function drawPlaces(canvas, rows) {
+function drawPlaces(canvas, rows, { across, down }) {
   const small = document.createElement("canvas");
   small.width = rows[0].length;
   small.height = rows.length;
@@ -117,7 +135,9 @@ function drawPlaces(canvas, rows) {
   context.putImageData(pixels, 0, 0);
   const large = canvas.getContext("2d");
   large.imageSmoothingQuality = "high";
-  large.drawImage(small, 0, 0, canvas.width, canvas.height);
+  const [width, height] = [small.width * across, small.height * down];
+  const [left, top] = [(small.width - width) / 2, (small.height - height) / 2];
+  large.drawImage(small, left, top, width, height, 0, 0, canvas.width, canvas.height);
 }
 
 for (const id of ["files", "camera"]) {

@@ -1,0 +1,203 @@
+"""How much of a picture should the model see?
+
+    python benchmarks/framing.py [--quick] [--data DIR]
+
+A picture becomes a square in one of five ways: the middle of torchvision's recipes, the whole
+central square, and the whole picture, squeezed, padded (its outermost pixels go on to the edges) or
+ours: squeezed to half its length at most, then padded. Each set is judged by five folds of a linear
+probe on pooled features; Caltech-101 and photos of its classes from elsewhere by a probe of the one
+set that is asked for the other. Differences from the middle are paired by seed, with Student's 95 %
+interval over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.bank import interval
+from benchmarks.reporting import Ratio, Report, command_line, say, stop
+from benchmarks.workbench import (
+    CALTECH_SIX,
+    PictureFiles,
+    build_bank,
+    choose_per_class,
+    class_folders,
+    find_weights_folder,
+    generate_pictures,
+    need_data,
+    new_backbone,
+    picture_sets,
+    read_state,
+)
+from search.folds import split_folds
+from trainables.images import fit, read_picture
+from trainables.inputs import PictureSet
+from trainables.model import Weights
+from trainables.probe import fit_head
+
+BACKBONE = "mobilenet_v2"
+_FEW = 20
+"""Pictures of a class, where a probe learns from few."""
+
+
+def main() -> int:
+    """Measure, print tables, and keep them as JSON."""
+    arguments = command_line(__doc__ or "", data=True).parse_args()
+    n_seeds = {"full": 5, "quick": 2, "smoke": 2}[arguments.mode]
+    image_size = 64 if arguments.mode == "smoke" else 224
+    with tempfile.TemporaryDirectory() as scratch:
+        sets, state = _sets(arguments, Path(scratch))
+        found = {name: _features(name, files, image_size, state) for name, files in sets.items()}
+    right: dict[str, dict[str, list[float]]] = {}
+    for name, files in sets.items():
+        if name != "elsewhere":
+            right[name] = {
+                way: [_folds(x, files.labels, seed) for seed in range(n_seeds)]
+                for way, x in found[name].items()
+            }
+    if "elsewhere" in sets:
+        right |= _across(sets, found, n_seeds)
+    report = Report("framing", "How much of a picture the model should see: accuracies.")
+    report.tables[f"accuracy, mean of {n_seeds} seeds"] = [
+        {"judged": name, **{way: fmean(seeds) for way, seeds in by_way.items()}}
+        for name, by_way in right.items()
+    ]
+    for name, by_way in right.items():
+        gains = [ours - middle for ours, middle in zip(by_way[OURS], by_way[MIDDLE], strict=True)]
+        centre, low, high = interval(gains)
+        report.ratios.append(Ratio(f"{name}: gained by {OURS} over {MIDDLE}", centre))
+        report.notes.append(f"{name}: 95 % interval {low:+.4f} to {high:+.4f}")
+    report.publish(arguments)
+    return 0
+
+
+# --- the ways ----------------------------------------------------------------------------------
+
+
+def middle(image: Image.Image, size: int) -> np.ndarray:
+    """Return the central `size` of a shorter side of `size / 0.875`."""
+    packed = fit(image, round(size / 0.875), size)
+    start = round((len(packed) - size) / 2)
+    return packed[start : start + size, start : start + size]
+
+
+def squeezed(image: Image.Image, size: int) -> np.ndarray:
+    """Return the whole picture in other proportions."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def padded(image: Image.Image, size: int) -> np.ndarray:
+    """Return the whole picture in its proportions, its outermost pixels going on to the edges."""
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    left, top = (size - width) // 2, (size - height) // 2
+    margins = ((top, size - top - height), (left, size - left - width), (0, 0))
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.pad(pixels, margins, mode="edge")
+
+
+MIDDLE, OURS = "the middle", "ours"
+WAYS: Mapping[str, Callable[[Image.Image, int], np.ndarray]] = {
+    MIDDLE: middle,
+    "the square": lambda image, size: fit(image, size, size),
+    "squeezed": squeezed,
+    "padded": padded,
+    OURS: lambda image, size: fit(image, size, size, "whole"),
+}
+
+
+# --- measuring ---------------------------------------------------------------------------------
+
+
+def _sets(
+    arguments: argparse.Namespace, scratch: Path
+) -> tuple[dict[str, PictureFiles], Weights | None]:
+    if arguments.mode == "smoke":
+        return {"generated": generate_pictures(scratch, 24)}, None
+    data = need_data(arguments)
+    state = read_state(BACKBONE, find_weights_folder(arguments, data))
+    if state is None:
+        stop(f"there are no weights of {BACKBONE}; give the folder with --weights")
+    sets = picture_sets(data)
+    if arguments.mode == "quick":
+        return {"tools": sets["tools"]}, state
+    elsewhere = class_folders(data / "external" / "caltech6", "elsewhere")
+    labels = np.array([CALTECH_SIX.index(name) for name in elsewhere.classes])[elsewhere.labels]
+    theirs = PictureFiles(elsewhere.paths, labels, CALTECH_SIX, "elsewhere")
+    return {**sets, "elsewhere": theirs}, state
+
+
+def _features(
+    name: str, files: PictureFiles, image_size: int, state: Weights | None
+) -> dict[str, torch.Tensor]:
+    """Return pooled features by way: float32 [n, feature_size]."""
+    labels = torch.from_numpy(files.labels.astype(np.int64))
+    rows = torch.arange(len(labels))
+    made = {}
+    for way, frame in WAYS.items():
+        say(f"{name}: {way}")
+        table = np.stack([frame(read_picture(path), image_size) for path in files.paths])
+        pictures = PictureSet(
+            torch.from_numpy(table), labels, len(files.classes), image_size, flip=True
+        )
+        bank = build_bank(new_backbone(BACKBONE, state), pictures, rows, boundary=5, n_views=1)
+        made[way] = bank.clean(rows).float()
+    return made
+
+
+def _folds(x: torch.Tensor, labels: np.ndarray, seed: int) -> float:
+    """Return the share of pictures that five folds have right, each picture once."""
+    every = np.arange(len(labels))
+    n_right = 0
+    for held_out in split_folds(every, labels, 5, seed):
+        predicted = _asked(x, labels, np.setdiff1d(every, held_out), x[held_out])
+        n_right += int((predicted == labels[held_out]).sum())
+    return n_right / len(labels)
+
+
+def _asked(x: torch.Tensor, labels: np.ndarray, train: np.ndarray, of: torch.Tensor) -> np.ndarray:
+    head = fit_head(x[train], torch.from_numpy(labels[train]), int(labels.max()) + 1)
+    return np.asarray((of @ head["weight"].T + head["bias"]).argmax(1).numpy())
+
+
+def _across(
+    sets: Mapping[str, PictureFiles],
+    found: Mapping[str, Mapping[str, torch.Tensor]],
+    n_seeds: int,
+) -> dict[str, dict[str, list[float]]]:
+    """Judge a probe of Caltech-101 on photos from elsewhere, and the other way round."""
+    ours, theirs = sets["caltech"].labels, sets["elsewhere"].labels
+    known = np.isin(ours, theirs)
+    right: dict[str, dict[str, list[float]]] = {}
+    for way in WAYS:
+        x, y = found["caltech"][way], found["elsewhere"][way]
+        score = partial(_score, right, way)
+        for seed in range(n_seeds):
+            few = choose_per_class(ours, _FEW, seed)
+            score("Caltech → elsewhere", _asked(x, ours, np.arange(len(ours)), y) == theirs)
+            score(f"Caltech, {_FEW} a class → elsewhere", _asked(x, ours, few, y) == theirs)
+            back = _asked(y, theirs, np.arange(len(theirs)), x[known]) == ours[known]
+            score("elsewhere → Caltech", back)
+    return right
+
+
+def _score(
+    right: dict[str, dict[str, list[float]]], way: str, judged: str, correct: np.ndarray
+) -> None:
+    right.setdefault(judged, {}).setdefault(way, []).append(float(correct.mean()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
