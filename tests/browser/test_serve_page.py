@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("playwright", reason="needs the extra: dev")
 
@@ -47,6 +50,15 @@ def guarded_url(colour_run: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def whole_url(colour_run: Path) -> Iterator[str]:
+    """Of a model that sees whole pictures."""
+    predictor = load(colour_run)
+    predictor.model.card = replace(predictor.model.card, framing="whole")
+    with serving(predictor, Limits()) as url:
+        yield f"{url}/"
+
+
+@pytest.fixture(scope="module")
 def doubtful_url(colour_run: Path) -> Iterator[str]:
     yield from serve(colour_run, None, doubt=2.5)
 
@@ -68,6 +80,23 @@ def test_a_picture_that_is_chosen_is_named(url, page: Page, complaints, colour_p
     assert widths[0] > 5 * widths[1]
     expect(page.get_by_role("status")).to_contain_text("012.png: grün und blau, 9")
     assert complaints == []
+
+
+def test_a_whole_picture_is_shown_in_its_proportions(whole_url, url, page: Page, tmp_path):
+    Image.new("RGB", (600, 200), (20, 160, 20)).save(tmp_path / "long.png")
+    sizes = []
+    for address in (whole_url, url):
+        page.goto(address)
+        page.set_input_files("#files", tmp_path / "long.png")
+        expect(page.locator("canvas.picture")).to_be_visible()
+        sizes.append(
+            page.locator("canvas").evaluate_all("all => all.map(c => [c.width, c.height])")
+        )
+    assert sizes[0] == [[480, 160], [480, 160]]
+    assert sizes[1][0][0] == sizes[1][0][1]
+    expect(page.locator("canvas.picture")).to_have_attribute(
+        "aria-label", re.compile("^The middle of long.png")
+    )
 
 
 def test_it_says_when_a_picture_is_unlike_those_it_knows(doubtful_url, page: Page, colour_pictures):

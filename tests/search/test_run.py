@@ -18,7 +18,7 @@ import torch
 from optuna.trial import TrialState
 from PIL import Image
 
-from search.checks import Checked
+from search.checks import Checked, check
 from search.folder import RunFolder
 from search.request import parse_request
 from search.run import main
@@ -242,6 +242,17 @@ def test_resume_with_a_space_that_was_changed(
     (run / "space.py").write_text(SPACE.replace("trials=4", "trials=9"))
     assert "was changed since the run began" in refused(capsys, "--resume", run)
     assert run.is_dir()
+
+
+def test_a_run_of_before_there_was_a_choice_is_carried_on_with_crops(
+    tmp_path: Path, pictures: Path
+) -> None:
+    for settings, framing in (({"framing": "whole"}, "whole"), ({"epochs": 3}, "crop")):
+        run = begun(tmp_path, data=str(pictures))
+        RunFolder.open(run).note("settings", settings)
+        checked = check(parse_request(["--resume", str(run), "--data", str(pictures)]))
+        assert checked.space.framing == framing
+        shutil.rmtree(run)
 
 
 def test_resume_with_what_a_run_cannot_change(

@@ -356,5 +356,7 @@ def test_health_and_classes(app):
     assert get(app, "/healthz").json() == {"status": "ready"}
     assert get(app, "/classes").json() == {
         "classes": ["red", "grün und blau", "blue"],
+        "framing": "crop",
         "kept": round(32 / 36, 6),
+        "squeezed": 2.0,
     }

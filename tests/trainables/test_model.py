@@ -7,12 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from trainables.backbones import create_backbone
-from trainables.images import crop_and_normalise
+from trainables.images import crop_and_normalise, fit
 from trainables.model import (
     FORMAT,
     Classifier,
@@ -213,6 +215,21 @@ def test_save_and_load_is_exact(tmp_path, depth, hidden_units):
         assert torch.equal(again.state_dict()[key], value), key
 
 
+def test_a_model_says_how_it_frames_pictures_and_one_of_before_crops(tmp_path):
+    path = tmp_path / "model.pt"
+    ensemble(replace(CARD, framing="whole")).save(path)
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    )
+    sizes = CARD.packed_size, CARD.image_size
+    np.testing.assert_array_equal(load_model(path).card.fit(picture), fit(picture, *sizes, "whole"))
+    content = torch.load(path, weights_only=True)
+    card = json.loads(content["card"])
+    del card["framing"]
+    torch.save({**content, "card": json.dumps(card)}, path)
+    np.testing.assert_array_equal(load_model(path).card.fit(picture), fit(picture, *sizes, "crop"))
+
+
 def test_a_file_holds_tensors_and_json_and_the_prefix_once(saved, tmp_path):
     content = torch.load(saved, weights_only=True)
     assert set(content) == {"format", "card", "prefix", "members"}
@@ -318,6 +335,7 @@ def test_a_hostile_file_runs_nothing(tmp_path, zipped):
         ({"packed_size": 70_000}, "out of range"),
         ({"freeze_depth": 6}, "0 <= freeze_depth <= 5 must hold, but got 6"),
         ({"hidden_units": -1}, "out of range"),
+        ({"framing": "tall"}, "its framing must be 'whole' or 'crop', but is 'tall'"),
         ({"temperature": 0}, "its temperature must be a number above 0, but is 0"),
         ({"temperature": float("nan")}, "its temperature must be a number above 0, but is nan"),
         ({"temperature": "hot"}, "its temperature must be a number above 0, but is 'hot'"),
