@@ -5,9 +5,10 @@
 Runs the command of each study, from pictures to model, once a seed, one after the other, and gives
 mean and standard deviation of what each run says of itself. Beside it stands a plain linear probe:
 one logistic regression on MobileNetV2's pooled features of the same training and validation
-pictures, judged on the same held-out ones. The ladder of cats and dogs is climbed in a run of its
-own (--only ladder). With --runs the run folders are kept, and those that are whole are not run
-again; --quick is one seed. docs/studies.md puts the figures beside those of the studies.
+pictures, framed as torchvision's recipes do, judged on the same held-out ones. The ladder of cats
+and dogs is climbed in a run of its own (--only ladder). With --runs the run folders are kept, and
+those that are whole are not run again; --quick is one seed. docs/studies.md puts the figures beside
+those of the studies.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def _probe(
 
 def _features(listing: Any, backbone: Any, image_size: int) -> Tensor:
     files = PictureFiles(listing.paths, listing.labels, listing.classes, "")
-    return pooled_features(files, backbone, image_size)
+    return pooled_features(files, backbone, image_size, "crop")
 
 
 def _predict(head: Mapping[str, Tensor], x: Tensor) -> np.ndarray:

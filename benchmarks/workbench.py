@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.reporting import DEFAULT_DATA, stop
+from spaces.base import Framing
 from trainables.backbones import Backbone, create_backbone
 from trainables.images import PICTURE_SUFFIXES, as_tensor, fit, read_picture
 from trainables.inputs import PictureSet
@@ -153,10 +154,12 @@ def choose_per_class(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndar
     return np.concatenate(members)
 
 
-def pack_pictures(pictures: PictureFiles, image_size: int) -> PictureSet:
+def pack_pictures(
+    pictures: PictureFiles, image_size: int, framing: Framing = "whole"
+) -> PictureSet:
     """Decode pictures into the table that trainings read."""
-    packed_size = round(image_size / 0.875)
-    table = np.stack([fit(read_picture(path), packed_size, image_size) for path in pictures.paths])
+    sizes = round(image_size / 0.875), image_size
+    table = np.stack([fit(read_picture(path), *sizes, framing) for path in pictures.paths])
     labels = torch.from_numpy(pictures.labels.astype(np.int64))
     return PictureSet(torch.from_numpy(table), labels, len(pictures.classes), image_size, flip=True)
 
@@ -173,9 +176,11 @@ def new_backbone(name: str, state: Weights | None, device: str = "cpu") -> Backb
     return backbone.to(device).to(memory_format=torch.channels_last)
 
 
-def pooled_features(pictures: PictureFiles, backbone: Backbone, image_size: int) -> torch.Tensor:
+def pooled_features(
+    pictures: PictureFiles, backbone: Backbone, image_size: int, framing: Framing = "whole"
+) -> torch.Tensor:
     """Return what a frozen backbone makes of pictures: float32 [n, feature_size]."""
-    packed = pack_pictures(pictures, image_size)
+    packed = pack_pictures(pictures, image_size, framing)
     rows = torch.arange(len(pictures.paths))
     return build_bank(backbone, packed, rows, boundary=5, n_views=1).clean(rows).float()
 
