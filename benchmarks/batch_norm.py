@@ -109,7 +109,7 @@ def _cases(arguments: argparse.Namespace, scratch: Path) -> list[Case]:
     if state is None:
         stop("there are no weights of mobilenet_v2; give the folder with --weights")
     sets = picture_sets(data)
-    names = ("tools",) if arguments.mode == "quick" else ("tools", "products", "cats_dogs")
+    names = ("tools",) if arguments.mode == "quick" else ("tools", "products")
     cases = [Case(name, pack_pictures(sets[name], 224), state, photo, 8) for name in names]
     tinynet = read_state("tinynet", ROOT / "trainables" / "weights")
     return [*cases, Case("digits", _digits(), tinynet, glyph, 8)]

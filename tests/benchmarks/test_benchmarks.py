@@ -44,7 +44,7 @@ SMOKES = (
     "batch_norm",
 )
 
-LONG = ("memory", "vs_tutorial")
+LONG = ("memory", "vs_tutorial", "gpu", "serve")
 
 
 @pytest.fixture(scope="module")
