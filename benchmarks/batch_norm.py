@@ -43,7 +43,9 @@ from trainables.model import Weights
 from trainables.probe import fit_head
 from trainables.training import Trainer
 
-N_VIEWS = 4
+N_VIEWS = 8
+VIEWS = (0, 1, 2)
+"""Those of magnitudes up to 0.29, which is what `augment` 0.3 draws from."""
 SIDES = ("trained", "frozen")
 
 
@@ -100,7 +102,7 @@ def main() -> int:
 
 def _cases(arguments: argparse.Namespace, scratch: Path) -> list[Case]:
     photo = TrialConfig("mobilenet_v2", 1e-4, 4, augment=0.3, scheduler="cosine")
-    glyph = TrialConfig("tinynet", 1e-3, 3, augment=0.2, scheduler="cosine", batch_size=64)
+    glyph = TrialConfig("tinynet", 1e-3, 3, augment=0.3, scheduler="cosine", batch_size=64)
     if arguments.mode == "smoke":
         generated = pack_pictures(generate_pictures(scratch, 24), 64)
         return [Case("generated", generated, None, replace(photo, freeze_depth=4), 1)]
@@ -130,7 +132,7 @@ def _folds(case: Case) -> dict[str, np.ndarray]:
     rows = torch.arange(len(pictures.labels))
     network = new_backbone(case.config.backbone, case.state)
     pooled = build_bank(network, pictures, rows, boundary=5, n_views=1).clean(rows).float()
-    bank = build_bank(network, pictures, rows, depth, N_VIEWS)
+    bank = build_bank(network, pictures, rows, depth, N_VIEWS, VIEWS)
     made = {side: np.empty(len(rows), np.int64) for side in ("probe", *SIDES)}
     every = np.arange(len(rows))
     for fold, held_out in enumerate(split_folds(every, pictures.labels.numpy(), 5, seed=0)):

@@ -56,7 +56,8 @@ def main() -> int:
     """Measure, print tables, and keep them as JSON."""
     arguments = command_line(__doc__ or "", data=True).parse_args()
     n_seeds = {"full": 5, "quick": 2, "smoke": 2}[arguments.mode]
-    image_size = 64 if arguments.mode == "smoke" else 224
+    image_size, n_folds = (64, 2) if arguments.mode == "smoke" else (224, 5)
+    report = Report("framing", "How much of a picture the model should see: accuracies.")
     with tempfile.TemporaryDirectory() as scratch:
         sets, state = _sets(arguments, Path(scratch))
         found = {name: _features(name, files, image_size, state) for name, files in sets.items()}
@@ -64,12 +65,11 @@ def main() -> int:
     for name, files in sets.items():
         if name != "elsewhere":
             right[name] = {
-                way: [_folds(x, files.labels, seed) for seed in range(n_seeds)]
+                way: [_folds(x, files.labels, n_folds, seed) for seed in range(n_seeds)]
                 for way, x in found[name].items()
             }
     if "elsewhere" in sets:
         right |= _across(sets, found, n_seeds)
-    report = Report("framing", "How much of a picture the model should see: accuracies.")
     report.tables[f"accuracy, mean of {n_seeds} seeds"] = [
         {"judged": name, **{way: fmean(seeds) for way, seeds in by_way.items()}}
         for name, by_way in right.items()
@@ -157,11 +157,11 @@ def _features(
     return made
 
 
-def _folds(x: torch.Tensor, labels: np.ndarray, seed: int) -> float:
-    """Return the share of pictures that five folds have right, each picture once."""
+def _folds(x: torch.Tensor, labels: np.ndarray, n_folds: int, seed: int) -> float:
+    """Return the share of pictures that the folds have right, each picture once."""
     every = np.arange(len(labels))
     n_right = 0
-    for held_out in split_folds(every, labels, 5, seed):
+    for held_out in split_folds(every, labels, n_folds, seed):
         predicted = _asked(x, labels, np.setdiff1d(every, held_out), x[held_out])
         n_right += int((predicted == labels[held_out]).sum())
     return n_right / len(labels)
