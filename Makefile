@@ -19,7 +19,7 @@ lint: $(INSTALLED)
 
 check: lint test
 
-# What would take CI beyond twenty minutes on 2 cores; about four minutes.
+# What would take CI beyond twenty minutes on 2 cores; about six minutes.
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long
 

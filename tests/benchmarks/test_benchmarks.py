@@ -44,7 +44,11 @@ SMOKES = (
     "batch_norm",
 )
 
-LONG = ("memory", "vs_tutorial", "gpu", "serve")
+LONG = (
+    *("memory", "vs_tutorial", "gpu", "serve", "overhead", "scale"),
+    *("lpft", "ensemble", "batch_norm", "framing"),
+)
+"""Left to `make test-long`: these twenty seconds each would take CI beyond its twenty minutes."""
 
 
 @pytest.fixture(scope="module")
