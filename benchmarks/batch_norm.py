@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.outside import array_set
 from benchmarks.reporting import ROOT, Ratio, Report, command_line, say, stop
 from benchmarks.workbench import (
     build_bank,
@@ -36,8 +36,7 @@ from benchmarks.workbench import (
 from search.comparison import compare
 from search.folds import split_folds
 from spaces.base import TrialConfig
-from spaces.sources import Arrays, digits
-from trainables.images import fit
+from spaces.sources import digits
 from trainables.inputs import PictureSet
 from trainables.model import Weights
 from trainables.probe import fit_head
@@ -105,7 +104,7 @@ def _cases(arguments: argparse.Namespace, scratch: Path) -> list[Case]:
     glyph = TrialConfig("tinynet", 1e-3, 3, augment=0.3, scheduler="cosine", batch_size=64)
     if arguments.mode == "smoke":
         generated = pack_pictures(generate_pictures(scratch, 24), 64)
-        return [Case("generated", generated, None, replace(photo, freeze_depth=4), 1)]
+        return [Case("generated", generated, None, photo, 1)]
     data = need_data(arguments)
     state = read_state("mobilenet_v2", find_weights_folder(arguments, data))
     if state is None:
@@ -114,16 +113,8 @@ def _cases(arguments: argparse.Namespace, scratch: Path) -> list[Case]:
     names = ("tools",) if arguments.mode == "quick" else ("tools", "products")
     cases = [Case(name, pack_pictures(sets[name], 224), state, photo, 8) for name in names]
     tinynet = read_state("tinynet", ROOT / "trainables" / "weights")
-    return [*cases, Case("digits", _digits(), tinynet, glyph, 8)]
-
-
-def _digits() -> PictureSet:
-    found = digits().open(None, ROOT)
-    if not isinstance(found, Arrays):
-        raise TypeError("the digits are read as arrays")
-    table = np.stack([fit(Image.fromarray(x).convert("RGB"), 32, 32) for x in found.images])
-    labels = torch.from_numpy(found.labels.astype(np.int64))
-    return PictureSet(torch.from_numpy(table), labels, 10, 32, flip=False)
+    drawn = array_set(digits(), 32, flip=False)
+    return [*cases, Case("digits", drawn, tinynet, glyph, 8)]
 
 
 def _folds(case: Case) -> dict[str, np.ndarray]:

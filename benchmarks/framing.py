@@ -42,7 +42,8 @@ from benchmarks.workbench import (
     read_state,
 )
 from search.folds import split_folds
-from trainables.images import fit, read_picture
+from trainables.deployed import central
+from trainables.images import CROP_SHARE, fit, read_picture
 from trainables.inputs import PictureSet
 from trainables.model import Weights
 from trainables.probe import fit_head
@@ -88,9 +89,8 @@ def main() -> int:
 
 def middle(image: Image.Image, size: int) -> np.ndarray:
     """Return the central `size` of a shorter side of `size / 0.875`."""
-    packed = fit(image, round(size / 0.875), size)
-    start = round((len(packed) - size) / 2)
-    return packed[start : start + size, start : start + size]
+    packed = torch.from_numpy(fit(image, round(size / CROP_SHARE), size))
+    return central(packed[None], size)[0].numpy()
 
 
 def squeezed(image: Image.Image, size: int) -> np.ndarray:

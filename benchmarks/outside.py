@@ -200,7 +200,7 @@ def _measure(pair: Pair, way: Way, seed: int) -> dict[str, float]:
 
 def _pairs(arguments: argparse.Namespace) -> dict[str, Pair]:
     none: tuple[list[np.ndarray], np.ndarray] = ([], np.zeros(0, np.int64))
-    drawn, fonts = (_array_set(source, 32, flip=False) for source in (digits(), rendered_digits()))
+    drawn, fonts = (array_set(source, 32, flip=False) for source in (digits(), rendered_digits()))
     ours = [_features("digits", drawn, "tinynet", None)]
     theirs = [_features("fonts", fonts, "tinynet", None)]
     pairs = {"digits → fonts": Pair(ours, drawn.labels.numpy(), theirs, fonts.labels.numpy())}
@@ -246,7 +246,7 @@ def _features(
     views: tuple[int, ...] = VIEWS,
 ) -> np.ndarray:
     """Return pooled features of every view, float32 [views, n, d], from an earlier time if kept."""
-    path = _STORE / f"{name}-{backbone}-{len(views)}.npy"
+    path = _STORE / f"{name}-{backbone}-{len(views)}-whole.npy"
     if path.is_file():
         return np.asarray(np.load(path))
     say(f"features of {name}, {backbone}")
@@ -264,7 +264,8 @@ def _features(
     return features
 
 
-def _array_set(source: Any, size: int, flip: bool) -> PictureSet:
+def array_set(source: Any, size: int, flip: bool) -> PictureSet:
+    """Pack a set that comes as arrays."""
     found = source.open(None, ROOT)
     if not isinstance(found, Arrays):
         raise TypeError("these sets are read as arrays")
@@ -286,7 +287,9 @@ def _fashion(data: Path, classes: tuple[str, ...]) -> PictureSet:
 
 def _as_set(images: np.ndarray, labels: np.ndarray, size: int, flip: bool) -> PictureSet:
     packed = size if size < 64 else round(size / 0.875)
-    table = np.stack([fit(Image.fromarray(x).convert("RGB"), packed, size) for x in images])
+    table = np.stack(
+        [fit(Image.fromarray(x).convert("RGB"), packed, size, "whole") for x in images]
+    )
     y = torch.from_numpy(labels.astype(np.int64))
     return PictureSet(torch.from_numpy(table), y, int(y.max()) + 1, size, flip)
 
