@@ -5,8 +5,8 @@
 Experiments are drawn from known truths, at the sizes and accuracies of our sets. Shares: the exact
 coverage of Wilson's interval, by summing binomials, averaged over accuracies around each. Macro F1:
 confusion matrices are drawn with recalls that differ by class, and ours is compared with the
-percentile bootstrap. Differences: pairs of models are drawn, and ours, after Bonett and Price, is
-compared with the bootstrap.
+percentile bootstrap. Differences: pairs of models are drawn that have half to one and a half of the
+errors and disagree more or less one-sidedly; ours is compared with the bootstrap.
 """
 
 from __future__ import annotations
@@ -135,19 +135,20 @@ def _bootstrap_macro(drawn: np.ndarray, rng: np.random.Generator) -> tuple[float
 def _cover_difference(
     name: str, n: int, accuracy: float, n_experiments: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Draw two models that both err, disagree, and differ by half of the errors."""
-    missed = 1 - accuracy
-    shares = np.array([accuracy - missed / 4, missed * 3 / 4, missed / 4, missed / 4])
-    shares /= shares.sum()
-    truth = shares[1] - shares[2]
-    drawn = rng.multinomial(n, shares, size=n_experiments)
-    ours = np.array([difference_interval(b, c, n) for _, b, c, _ in drawn.tolist()])
+    """Draw pairs of models, one of which alone has right half or more of what tells them apart."""
+    apart = (1 - accuracy) * rng.uniform(0.5, 1.5, n_experiments)
+    gained = apart * rng.uniform(0.5, 0.9, n_experiments)
+    shares = np.stack([gained, apart - gained, 1 - apart], axis=1)
+    truth = shares[:, 0] - shares[:, 1]
+    drawn = np.stack([rng.multinomial(n, row) for row in shares])
+    intervals = {(b, c): difference_interval(b, c, n) for b, c, _ in drawn.tolist()}
+    ours = np.array([intervals[b, c] for b, c, _ in drawn.tolist()])
     resampled = [rng.multinomial(n, row / n, size=_BOOTSTRAPS) for row in drawn]
-    gaps = [(one[:, 1] - one[:, 2]) / n for one in resampled]
+    gaps = [(one[:, 0] - one[:, 1]) / n for one in resampled]
     bootstrap = np.array([np.quantile(gap, (0.025, 0.975)) for gap in gaps])
     return {
         "set": name,
-        "difference": truth,
+        "pictures apart": float(apart.mean() * n),
         **{
             key: float(((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean())
             for key, bounds in (("ours", ours), ("bootstrap", bootstrap))

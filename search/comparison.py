@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
-_Z = 1.959964  # of 95 %
 _SURE = 0.05
-_ADDED = 0.5  # pictures
+_DRAWS = 20_000
+_PRIOR = 3 / 8
+"""Pictures added to each side. Between the neutral 1/3 (Kerman 2011) and Jeffreys' 1/2, which cover
+too seldom and too often where a handful of pictures tell two models apart."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,21 @@ def compare(labels: np.ndarray, model: np.ndarray, baseline: np.ndarray) -> Comp
 
 
 def difference_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a difference of paired shares, after Bonett and Price (2012).
+    """Return the 95 % interval of a difference of paired shares, by draws from their posterior.
 
-    They add a picture to each side, so that it holds where the models hardly differ: there a
-    bootstrap would resample nothing. Half a picture covers closer to 95 %.
+    What is added to each side keeps it open where the models hardly differ: there a bootstrap would
+    resample nothing.
 
     Args:
         gained: Pictures that the first alone has right.
         lost: Pictures that the second alone has right.
         n: Pictures in all.
     """
-    whole = n + 2 * _ADDED
-    plus, minus = (gained + _ADDED) / whole, (lost + _ADDED) / whole
-    centre = plus - minus
-    reach = _Z * math.sqrt((plus + minus - centre**2) / whole)
-    return max(-1.0, centre - reach), min(1.0, centre + reach)
+    counts = np.array([gained + _PRIOR, lost + _PRIOR, n - gained - lost + 1])
+    drawn = np.random.default_rng(0).standard_gamma(counts, (_DRAWS, 3))
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / drawn.sum(axis=1), (0.025, 0.975))
+    seen = (gained - lost) / n
+    return min(float(low), seen), max(float(high), seen)
 
 
 def _describe(difference: float, p_value: float, gained: int, lost: int) -> str:

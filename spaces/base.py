@@ -85,9 +85,6 @@ class TrialConfig:
     """Weigh the loss by inverse class frequency."""
     mixup: float = 0.0
     """Alpha of the Beta distribution that mixes pictures (arXiv 1710.09412); 0 mixes none."""
-    batch_norm: str = "trained"
-    """What BatchNorm layers of trained stages normalise by: the statistics of each batch
-    ("trained"), or those that come with the pretrained weights ("frozen")."""
 
     @classmethod
     def from_params(cls, params: Mapping[str, Value]) -> TrialConfig:
@@ -136,7 +133,6 @@ RULES: dict[str, _Rule] = {
     "label_smoothing": _Rule(0.0, 0.9),
     "class_weights": _Rule(choices=(False, True)),
     "mixup": _Rule(0.0, 10.0),
-    "batch_norm": _Rule(choices=("trained", "frozen")),
 }
 """The parameters a space may search or fix, with the values each may take."""
 
@@ -341,8 +337,6 @@ def _number_problems(space: Space) -> Iterable[str]:
         )
     if space.framing not in get_args(Framing):
         yield f"framing must be 'whole' or 'crop', but got {space.framing!r}"
-    if space.weights == "none" and "frozen" in values_of(space.params.get("batch_norm", "")):
-        yield "batch_norm 'frozen' keeps pretrained statistics, but weights='none' brings none"
     if space.patience is not None and space.patience < 1:
         yield f"patience >= 1 must hold, but got {space.patience}"
     if not isinstance(space.ladder, bool):

@@ -25,7 +25,6 @@ SPACE = Space(
         "augment": FloatDistribution(0.0, 1.0),
         "weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
         "scheduler": "cosine",
-        "batch_norm": "frozen",
     },
     image_size=224,
     epochs=30,

@@ -29,7 +29,6 @@ SPACE = Space(
         "scheduler": CategoricalDistribution(["plateau", "cosine"]),
         "class_weights": CategoricalDistribution([True, False]),
         "optimizer": "adam",
-        "batch_norm": "frozen",
     },
     image_size=224,
     epochs=30,

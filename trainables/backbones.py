@@ -40,7 +40,6 @@ class Backbone(nn.Module):
         stages: Exactly five.
         feature_size: Number of features of a picture.
         freeze_depth: Leading stages that are frozen, as last set by `freeze`.
-        keeps_statistics: Whether BatchNorm statistics of the other stages stand still as well.
     """
 
     def __init__(self, name: str, stages: Sequence[nn.Module], feature_size: int) -> None:
@@ -51,7 +50,6 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.feature_size = feature_size
         self.freeze_depth = 0
-        self.keeps_statistics = False
 
     def forward(self, x: Tensor, first: int = 0, last: int = N_STAGES) -> Tensor:
         """Run stages[first:last].
@@ -68,7 +66,7 @@ class Backbone(nn.Module):
             x = stage(x)
         return x
 
-    def freeze(self, depth: int, keep_statistics: bool = False) -> None:
+    def freeze(self, depth: int) -> None:
         """Freeze the first `depth` stages and make the others trainable.
 
         A frozen stage has no gradients and stays in eval mode: its BatchNorm statistics stand
@@ -76,7 +74,6 @@ class Backbone(nn.Module):
 
         Args:
             depth: In [0, 5]; 5 leaves nothing to train here.
-            keep_statistics: Whether the other stages, too, normalise by the statistics they have.
 
         Raises:
             ValueError: the depth is out of range.
@@ -84,20 +81,15 @@ class Backbone(nn.Module):
         if not 0 <= depth <= N_STAGES:
             raise ValueError(f"0 <= freeze_depth <= {N_STAGES} must hold, but got {depth}")
         self.freeze_depth = depth
-        self.keeps_statistics = keep_statistics
         for index, stage in enumerate(self.stages):
             stage.requires_grad_(index >= depth)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set train or eval mode; frozen stages and kept statistics stay in eval mode."""
+        """Set train or eval mode; frozen stages stay in eval mode."""
         super().train(mode)
         for stage in itertools.islice(self.stages, self.freeze_depth):
             stage.eval()
-        if self.keeps_statistics:
-            for module in self.stages.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
         return self
 
     @torch.no_grad()

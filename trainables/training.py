@@ -96,7 +96,7 @@ class Trainer:
         self._epoch_lrs = epoch_lrs
         self._generator = torch.Generator().manual_seed(seed)
         self._seed = seed
-        backbone.freeze(config.freeze_depth, keep_statistics=config.batch_norm == "frozen")
+        backbone.freeze(config.freeze_depth)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = create_head(

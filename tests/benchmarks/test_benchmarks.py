@@ -41,12 +41,11 @@ SMOKES = (
     "audit",
     "outside",
     "framing",
-    "batch_norm",
 )
 
 LONG = (
     *("memory", "vs_tutorial", "gpu", "serve", "overhead", "scale"),
-    *("lpft", "ensemble", "batch_norm", "framing"),
+    *("lpft", "ensemble", "framing"),
 )
 """Left to `make test-long`: these twenty seconds each would take CI beyond its twenty minutes."""
 

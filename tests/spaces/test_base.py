@@ -140,10 +140,6 @@ def test_a_parameter_out_of_its_range(name, parameter, problem):
         ({"test_fraction": 0.9}, "0.05 <= test_fraction <= 0.5 must hold, but got 0.9"),
         ({"resize_size": 200}, "resize_size >= image_size must hold, but got 200 < 224"),
         ({"framing": "square"}, "framing must be 'whole' or 'crop', but got 'square'"),
-        (
-            {"weights": "none", "params": {**PARAMS, "batch_norm": "frozen"}},
-            "batch_norm 'frozen' keeps pretrained statistics, but weights='none' brings none",
-        ),
         ({"patience": 0}, "patience >= 1 must hold, but got 0"),
         ({"ladder": 1}, "ladder must be True or False, but got 1"),
         ({"weights": "imagenet"}, "weights must be 'pretrained' or 'none', but got 'imagenet'"),
