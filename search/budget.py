@@ -1,9 +1,12 @@
-"""A time budget: trials go on until what is left is what folds and evaluation will take."""
+"""A time budget: trials go on until what is left is what folds and evaluation will take.
+
+And none is begun that there is no time for: it is frozen deeper, which is cheaper.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +14,7 @@ import optuna
 
 from search.evidence import FIRST
 from search.study import SECONDS, STATES, best_epoch, best_value
-from spaces.base import Space
+from spaces.base import Space, TrialConfig
 
 FOLD_SECONDS = 1.0
 """What a fold takes besides its epochs: a worker, weights, the probe's head, predictions."""
@@ -55,6 +58,8 @@ class TimeBudget:
         n_finalists: int,
         places: Callable[[str], int],
         growth: float,
+        paces: Mapping[str, Sequence[float]],
+        n_train: int,
     ) -> None:
         """Begin.
 
@@ -65,6 +70,8 @@ class TimeBudget:
             n_finalists: Trials that are retrained by k-fold.
             places: Says how many folds of a backbone run at a time.
             growth: Pictures that a fold trains on, over those that a trial does.
+            paces: See `search.pace.measure_paces`.
+            n_train: Pictures that a trial trains on.
         """
         self._seconds = seconds
         self._elapsed = elapsed
@@ -72,35 +79,32 @@ class TimeBudget:
         self._n_finalists = n_finalists
         self._places = places
         self._growth = growth
+        self._paces = paces
+        self._n_train = n_train
         self._costs: dict[int, TrialCost] = {}
-        self._backbones: dict[int, str] = {}
+        self._kinds: dict[int, tuple[str, int]] = {}
+        self._seen: dict[str, tuple[float, float]] = {}
 
     def catch_up(self, study: optuna.Study) -> None:
         """Take in the trials of earlier sessions."""
         for trial in study.get_trials(deepcopy=False):
-            params = {**self._space.constants, **trial.params}
             if trial.state in STATES and SECONDS in trial.user_attrs:
-                self._costs[trial.number] = TrialCost(
-                    best_value(trial),
-                    best_epoch(trial),
-                    trial.user_attrs[SECONDS] / len(trial.intermediate_values),
-                    str(params["backbone"]),
-                )
+                self.trial_started(trial.number, trial.params)
+                seconds = trial.user_attrs[SECONDS] / len(trial.intermediate_values)
+                self._see(trial.number, best_value(trial), best_epoch(trial), seconds)
                 ended = STATES[trial.state]
                 self.trial_ended(trial.number, ended, {"best_epoch": best_epoch(trial)})
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
         """See `search.trials.TrialListener`."""
-        self._backbones[number] = str({**self._space.constants, **params}["backbone"])
+        full = {**self._space.constants, **params}
+        depth = int(full.get("freeze_depth", TrialConfig.freeze_depth))
+        self._kinds[number] = str(full["backbone"]), depth
 
     def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
         """See `search.trials.TrialListener`."""
-        self._costs[number] = TrialCost(
-            result["best_val_accuracy"],
-            self._space.epochs,
-            result["trained_seconds"] / result["epoch"],
-            self._backbones[number],
-        )
+        seconds = result["trained_seconds"] / result["epoch"]
+        self._see(number, result["best_val_accuracy"], self._space.epochs, seconds)
 
     def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
         """See `search.trials.TrialListener`."""
@@ -119,17 +123,50 @@ class TimeBudget:
         """Say whether no trial may go on."""
         return self._elapsed() + self.reserved_seconds() > self._seconds
 
+    def shallowest(self, backbone: str) -> int:
+        """Return the least depth at which a trial, and its folds should it win, would end in time.
+
+        5, at which no stage is trained, is always allowed.
+        """
+        left = self._seconds - self._elapsed() - self._closing_seconds()
+        if FIRST in self._costs:  # which is retrained, too
+            left -= self._folds_seconds(self._costs[FIRST])
+        for depth in range(5):
+            cost = TrialCost(0.0, self._space.epochs, self._expected(backbone, depth), backbone)
+            if cost.epochs * cost.epoch_seconds + self._folds_seconds(cost) <= left:
+                return depth
+        return 5
+
     def reserved_seconds(self) -> float:
         """Return what folds, evaluation and report are expected to take."""
         ranked = sorted(self._costs, key=lambda number: -self._costs[number].accuracy)
         finalists = set(ranked[: self._n_finalists]) | ({FIRST} & self._costs.keys())
         folds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
-        probe = self._rounds(self._space.backbones[0]) * FOLD_SECONDS
-        return min(folds + probe + CLOSING_SECONDS, MOST_RESERVED * self._seconds)
+        return min(folds + self._closing_seconds(), MOST_RESERVED * self._seconds)
 
     def __getstate__(self) -> dict[str, object]:
         """Save nothing: Tune pickles what it runs with, and nobody carries on from that."""
         return {}
+
+    def _see(self, number: int, accuracy: float, epochs: int, epoch_seconds: float) -> None:
+        backbone, depth = self._kinds[number]
+        self._costs[number] = TrialCost(accuracy, epochs, epoch_seconds, backbone)
+        measured = self._measured(backbone, depth)
+        # The more of the network is trained, the more the trial tells of all the others.
+        if measured > 0 and measured >= self._seen.get(backbone, (0.0, 0.0))[0]:
+            self._seen[backbone] = measured, epoch_seconds
+
+    def _expected(self, backbone: str, depth: int) -> float:
+        """Return the seconds that an epoch of a trial may take, by what was seen so far."""
+        measured, seen = self._seen.get(backbone, (1.0, 1.0))
+        return self._measured(backbone, depth) * seen / measured
+
+    def _measured(self, backbone: str, depth: int) -> float:
+        return self._n_train * sum(self._paces[backbone][depth:])
+
+    def _closing_seconds(self) -> float:
+        """Return what the probe's folds, evaluation and report take."""
+        return self._rounds(self._space.backbones[0]) * FOLD_SECONDS + CLOSING_SECONDS
 
     def _folds_seconds(self, cost: TrialCost) -> float:
         epoch_seconds = cost.epoch_seconds * self._growth

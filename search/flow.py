@@ -22,6 +22,7 @@ from search.keeper import start_keeper
 from search.ladder import climb
 from search.material import Material, pack_pictures
 from search.overview import Overview
+from search.pace import measure_paces
 from search.probing import build_banks, open_banks, probe_backbones
 from search.progress import Progress
 from search.request import Request, RequestError
@@ -120,6 +121,7 @@ def search(
         scheduler=request.scheduler,
         interrupted=interruption.asked,
         time_is_up=lambda: budget is not None and budget.is_up(),
+        shallowest=budget.shallowest if budget is not None else None,
         concurrent=request.concurrent,
         gpu_shares=shares,
     )
@@ -164,6 +166,7 @@ def time_budget(
     seconds, space = checked.request.time_budget_seconds, checked.space
     if seconds is None:
         return None
+    rows = material.rows("train")
     capacities = {name: Capacity(CPUS_A_TRIAL, [share]) for name, share in shares.items()}
     budget = TimeBudget(
         seconds,
@@ -171,7 +174,9 @@ def time_budget(
         space,
         checked.request.finalists or 1,
         lambda backbone: capacities[backbone](),
-        fold_growth(len(material.rows("train")), len(material.rows("val")), space.folds),
+        fold_growth(len(rows), len(material.rows("val")), space.folds),
+        measure_paces(material.bench, rows, shares),
+        len(rows),
     )
     budget.catch_up(study)
     return budget

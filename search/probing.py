@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from optuna.distributions import IntDistribution
 
 from search.banks import BankPlan, start_banks, store_bytes
 from search.folder import RunFolder
 from search.material import Material
 from search.progress import Progress
-from spaces.base import Space, TrialConfig, values_of
+from spaces.base import Space, values_of
 from trainables.model import Ensemble, ModelCard
 from trainables.probe import Probe, fit_probe
 from trainables.trial import fresh_backbone
@@ -158,11 +157,7 @@ def strongest(space: Space) -> float:
 
 def frozen_depths(space: Space) -> tuple[int, ...]:
     """Return the depths, from 1, that a trial may freeze to."""
-    parameter = space.params.get("freeze_depth", TrialConfig.freeze_depth)
-    values = [int(value) for value in values_of(parameter)]
-    if isinstance(parameter, IntDistribution):
-        values = list(range(parameter.low, parameter.high + 1, parameter.step))
-    return tuple(depth for depth in sorted(values) if depth > 0)
+    return tuple(depth for depth in space.freeze_depths if depth > 0)
 
 
 def _start_probe(material: Material, name: str, rows: np.ndarray) -> Any:

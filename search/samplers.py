@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import nlargest
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from the second best, and TPE alone soon proposes nothing else. BOHB (arXiv 1807
 of random ones, too."""
 RANDOM_SHARE = 0.25  # of the trials are random before TPE takes over, at most 10
 _GRID_POINTS = 3  # of each continuous parameter
+_DEPTH = "freeze_depth"
 
 
 def create_sampler(
@@ -159,6 +160,53 @@ def _scored(trial: FrozenTrial) -> FrozenTrial:
         last = max(trial.intermediate_values)
         scored.intermediate_values = {last: score(trial.intermediate_values[last], loss)}
     return scored
+
+
+class Affordable(BaseSampler):
+    """Proposes what another sampler does, frozen at least as deep as there is time for."""
+
+    def __init__(
+        self, sampler: BaseSampler, space: Space, shallowest: Callable[[str], int]
+    ) -> None:
+        """Begin; `shallowest` says, of a backbone, the least depth that there is time for."""
+        self._sampler = sampler
+        self._space = space
+        self._shallowest = shallowest
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """See the other sampler."""
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Propose parameters together."""
+        params = self._sampler.sample_relative(study, trial, search_space)
+        if _DEPTH in params:
+            params = {**params, _DEPTH: self._deepen(params[_DEPTH], {**trial.params, **params})}
+        return params
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Propose one parameter."""
+        value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
+        return self._deepen(value, trial.params) if param_name == _DEPTH else value
+
+    def _deepen(self, depth: int, params: Mapping[str, Any]) -> int:
+        """Return a depth that there is time for, and the deepest where there is for none."""
+        chosen = {**self._space.constants, **params}.get("backbone")
+        # A backbone that is not drawn yet may be any.
+        backbones = self._space.backbones if chosen is None else (str(chosen),)
+        least = max(self._shallowest(name) for name in backbones)
+        depths = self._space.freeze_depths
+        return max(depth, next((one for one in depths if one >= least), depths[-1]))
 
 
 class Grid(GridSampler):

@@ -64,8 +64,7 @@ def heaviest_config(space: Space, backbone: str) -> TrialConfig:
         for name in ("batch_size", "hidden_units")
         if name in space.params
     }
-    depth = min(values_of(space.params.get("freeze_depth", TrialConfig.freeze_depth)))
-    config = TrialConfig(backbone=backbone, freeze_depth=int(depth), augment=0.5)
+    config = TrialConfig(backbone=backbone, freeze_depth=space.freeze_depths[0], augment=0.5)
     return settled(vars(replace(config, **largest)))  # type: ignore[arg-type]
 
 

@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.folder import STUDY
-from search.samplers import Grid, create_sampler
+from search.samplers import Affordable, Grid, create_sampler
 from search.score import BEST_LOSS, score
 from search.sole_writer import SoleWriter
 from spaces.base import Space, Value
@@ -141,9 +141,18 @@ class StudySearcher(Searcher):
     """
 
     def __init__(
-        self, study: optuna.Study, space: Space, n_trials: int, sampler: str, seed: int
+        self,
+        study: optuna.Study,
+        space: Space,
+        n_trials: int,
+        sampler: str,
+        seed: int,
+        shallowest: Callable[[str], int] | None = None,
     ) -> None:
-        """Search until the study holds `n_trials` trials that ended, well or not."""
+        """Search until the study holds `n_trials` trials that ended, well or not.
+
+        `shallowest` says how deep a backbone must be frozen at least, where time is short.
+        """
         super().__init__(metric="val_accuracy", mode="max")
         self.broken: Exception | None = None
         self.on_suggested: Callable[[int, dict[str, Value]], None] = lambda number, params: None
@@ -151,6 +160,7 @@ class StudySearcher(Searcher):
         self._space = space
         self._n_trials = n_trials
         self._sampler, self._seed = sampler, seed
+        self._shallowest = shallowest
         self._memory: dict[int, FrozenTrial] = {}
         self._running: dict[str, optuna.Trial] = {}
         # Reading the study takes longer the more trials it holds; so it is read once, here.
@@ -249,9 +259,12 @@ class StudySearcher(Searcher):
 
         So a search that is carried on draws what it would have drawn without the break.
         """
-        return create_sampler(
+        sampler = create_sampler(
             self._sampler, self._space, self._n_trials, self._seed, n_proposed, self._memory
         )
+        if self._shallowest is None or isinstance(sampler, Grid):  # a grid is to have every point
+            return sampler
+        return Affordable(sampler, self._space, self._shallowest)
 
     def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         epochs = self._epochs[trial.number]

@@ -55,6 +55,8 @@ class SearchPlan:
         time_is_up: Says whether no trial may go on.
         concurrent: Trials at a time; None is as many as the machines take, as they come and go.
         gpu_shares: By backbone, the share of a GPU that a trial asks for; 0 without GPUs.
+        shallowest: Of a backbone, the least depth that there is time for; None where time is not
+            limited.
     """
 
     n_trials: int
@@ -64,6 +66,7 @@ class SearchPlan:
     time_is_up: Callable[[], bool]
     concurrent: int | None
     gpu_shares: Mapping[str, float]
+    shallowest: Callable[[str], int] | None = None
 
 
 def run_trials(
@@ -92,7 +95,7 @@ def run_trials(
         trials_folder: Where each trial's `progress.csv` goes.
         listeners: Are told of each event.
     """
-    searcher = StudySearcher(study, space, plan.n_trials, plan.sampler, bench.seed)
+    searcher = StudySearcher(study, space, plan.n_trials, plan.sampler, bench.seed, plan.shallowest)
     # Tune pickles what it runs with, and a plan reaches too far for that.
     shares, concurrent = dict(plan.gpu_shares), plan.concurrent
     capacity = Capacity(CPUS_A_TRIAL, list(shares.values()))

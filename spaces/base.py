@@ -218,6 +218,14 @@ class Space:
         """The backbones that a trial may have."""
         return tuple(str(value) for value in values_of(self.params["backbone"]))
 
+    @property
+    def freeze_depths(self) -> tuple[int, ...]:
+        """The depths that trials may freeze to, ascending."""
+        parameter = self.params.get("freeze_depth", TrialConfig.freeze_depth)
+        if isinstance(parameter, IntDistribution):
+            return tuple(range(parameter.low, parameter.high + 1, parameter.step))
+        return tuple(sorted(int(value) for value in values_of(parameter)))
+
     def with_backbones(self, names: Sequence[str]) -> Space:
         """Return this space searching `names` instead of its own backbones.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from search.budget import CLOSING_SECONDS, FOLD_SECONDS, MOST_RESERVED, TimeBudget, fold_growth
 from spaces.base import Space
@@ -21,15 +21,33 @@ class Clock:
     now: float = 0.0
 
 
+N_TRAIN = 800
+PACE = (0.004, 0.003, 0.002, 0.001, 0.0005)
+"""Seconds that a picture takes to train each stage: 8.4 an epoch for all, 0.4 for the last."""
+
+
 def make(seconds: float, clock: Clock, finalists: int = 1) -> TimeBudget:
     space = Space(
         source=folder(),
-        params={"backbone": "tinynet", "lr": FloatDistribution(1e-4, 1e-2, log=True)},
+        params={
+            "backbone": "tinynet",
+            "lr": FloatDistribution(1e-4, 1e-2, log=True),
+            "freeze_depth": IntDistribution(0, 5),
+        },
         epochs=EPOCHS,
         folds=FOLDS,
     )
-    growth = fold_growth(800, 200, FOLDS)
-    return TimeBudget(seconds, lambda: clock.now, space, finalists, lambda _: PLACES, growth)
+    growth = fold_growth(N_TRAIN, 200, FOLDS)
+    return TimeBudget(
+        seconds,
+        lambda: clock.now,
+        space,
+        finalists,
+        lambda _: PLACES,
+        growth,
+        {"tinynet": PACE},
+        N_TRAIN,
+    )
 
 
 def epoch(number: int, accuracy: float, seconds: float) -> dict[str, float]:
@@ -123,3 +141,39 @@ def test_most_of_the_budget_is_never_reserved() -> None:
     budget.trial_started(0, {})
     budget.trial_epoch(0, epoch(1, 0.8, 50.0))
     assert budget.reserved_seconds() == MOST_RESERVED * 100
+
+
+def test_no_trial_is_begun_that_there_is_no_time_for() -> None:
+    """Whatever depth is allowed, the trial and its folds end in time; one less would not."""
+    rounds = 3  # of 5 folds, 2 at a time
+    closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
+    for seconds in (20, 60, 120, 200, 300, 500):
+        clock = Clock(7.0)
+        allowed = make(seconds, clock).shallowest("tinynet")
+
+        def whole(depth: int) -> float:
+            epoch_seconds = N_TRAIN * sum(PACE[depth:])
+            folds = rounds * (FOLD_SECONDS + EPOCHS * epoch_seconds)  # each on 800 pictures, too
+            return EPOCHS * epoch_seconds + folds + closing + 7.0
+
+        assert allowed == next((depth for depth in range(5) if whole(depth) <= seconds), 5)
+    assert make(500, Clock()).shallowest("tinynet") == 0
+    assert make(20, Clock(7.0)).shallowest("tinynet") == 5
+
+
+def test_trials_correct_what_was_expected_of_the_others() -> None:
+    clock = Clock()
+    budget = make(200, clock)
+    before = budget.shallowest("tinynet")
+    budget.trial_started(0, {"freeze_depth": 3})
+    expected = N_TRAIN * sum(PACE[3:])
+    budget.trial_epoch(0, epoch(1, 0.8, expected))
+    assert budget.shallowest("tinynet") == before
+    budget.trial_epoch(0, epoch(1, 0.8, 3 * expected))
+    slower = budget.shallowest("tinynet")
+    assert slower > before
+    # One that trains less of the network tells less; one that trains nothing, nothing.
+    for number, depth in ((1, 4), (2, 5)):
+        budget.trial_started(number, {"freeze_depth": depth})
+        budget.trial_epoch(number, epoch(1, 0.8, 100 * expected))
+        assert budget.shallowest("tinynet") == slower

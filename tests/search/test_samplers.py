@@ -10,7 +10,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from search import samplers
-from search.samplers import Grid, create_sampler
+from search.samplers import Affordable, Grid, create_sampler
 from search.score import BEST_LOSS
 from spaces.base import Space, load_space
 from spaces.sources import folder
@@ -145,3 +145,33 @@ def test_of_very_many_trials_tpe_sees_the_best_and_the_latest(monkeypatch):
     assert set(numbers[:-30]) == {*range(37, 50), 40}, "the best of the others, and what runs"
     study.sampler = create_sampler("tpe", space, 200, 0, 100, memory)
     assert 1e-5 <= study.ask(space.distributions).params["lr"] <= 1e-1
+
+
+@pytest.mark.parametrize("depths", [IntDistribution(0, 4), CategoricalDistribution([4, 0, 2])])
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_trials_are_frozen_as_deep_as_time_asks_for(depths):
+    """And else are as they would have been; where there is no depth as deep, the deepest is."""
+    space = space_of(
+        backbone=CategoricalDistribution(["cnn", "tinynet"]),
+        freeze_depth=depths,
+        lr=FloatDistribution(1e-4, 1e-2, log=True),
+    )
+    assert space.freeze_depths in ((0, 1, 2, 3, 4), (0, 2, 4))
+
+    def ask(least: dict[str, int] | None) -> list[dict[str, Any]]:
+        study = optuna.create_study(direction="maximize")
+        for number in range(40):
+            sampler = create_sampler("tpe", space, 40, 0, number)
+            study.sampler = sampler if least is None else Affordable(sampler, space, least.get)
+            study.tell(study.ask(space.distributions), 0.5)
+        return [trial.params for trial in study.trials]
+
+    proposed = ask({"cnn": 3, "tinynet": 1})
+    seen = {
+        name: {params["freeze_depth"] for params in proposed if params["backbone"] == name}
+        for name in ("cnn", "tinynet")
+    }
+    for name, least in (("cnn", 3), ("tinynet", 1)):
+        assert seen[name] == {depth for depth in space.freeze_depths if depth >= least}
+    assert {params["freeze_depth"] for params in ask({"cnn": 5, "tinynet": 5})} == {4}
+    assert ask({"cnn": 0, "tinynet": 0}) == ask(None)

@@ -1,0 +1,58 @@
+"""How fast the machines are, before any trial has run: what a time budget asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+
+import numpy as np
+import ray
+import torch
+
+from search.trials import CPUS_A_TRIAL
+from trainables.images import crop_and_normalise
+from trainables.process import compute_with
+from trainables.trial import Bench, fresh_backbone, threads_of_worker, training_device
+from trainables.viewbank import mixed_precision
+
+_PICTURES = 16
+_TRAINING = 3.0
+"""Of a stage's time forward: backward takes about twice that."""
+
+
+def measure_paces(
+    bench: Bench, rows: np.ndarray, shares: Mapping[str, float]
+) -> dict[str, tuple[float, ...]]:
+    """Return, by backbone, the seconds that one picture takes to train each of the five stages.
+
+    Args:
+        bench: What all trainings share.
+        rows: Table rows of the pictures that trials train on.
+        shares: By backbone, the share of a GPU that a trial takes.
+    """
+    few = rows[:_PICTURES]
+    measured = {
+        name: _measure.options(num_cpus=CPUS_A_TRIAL, num_gpus=share).remote(bench, name, few)
+        for name, share in shares.items()
+    }
+    return {name: ray.get(pace) for name, pace in measured.items()}
+
+
+@ray.remote(max_retries=3)
+@torch.no_grad()
+def _measure(bench: Bench, backbone: str, rows: np.ndarray) -> tuple[float, ...]:
+    compute_with(threads_of_worker())
+    device = training_device()
+    network = fresh_backbone(bench, backbone, 5, device).eval()
+    pictures = bench.pictures(device).take(torch.from_numpy(rows.copy()), device)
+    for _ in range(2):  # the first time finds out how
+        x = crop_and_normalise(pictures, bench.image_size)
+        seconds = []
+        for stage in range(5):
+            started = perf_counter()
+            with mixed_precision(device):
+                x = network(x, stage, stage + 1)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append((perf_counter() - started) * _TRAINING / len(rows))
+    return tuple(seconds)
