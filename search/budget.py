@@ -25,6 +25,9 @@ CLOSING_SECONDS = 12.0
 MOST_RESERVED = 0.6
 """Of the budget: a winner whose folds take longer than this is worth the delay."""
 
+MOST_COMPARED = 0.2
+"""Of the budget: what the first trial's folds may take where it is there to be compared with."""
+
 
 @dataclass(frozen=True)
 class TrialCost:
@@ -47,7 +50,7 @@ class TimeBudget:
     """Listens to trials, and says when the search must end for the whole run to end in time.
 
     The finalists would be the best trials of now, those among them that are still running taken
-    at their full length; besides them the first trial and the probe, which are always retrained.
+    at their full length; besides them the probe, and the first trial if its folds are no delay.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class TimeBudget:
         5, at which no stage is trained, is always allowed.
         """
         left = self._seconds - self._elapsed() - self._closing_seconds()
-        if FIRST in self._costs:  # which is retrained, too
+        if self._is_compared():
             left -= self._folds_seconds(self._costs[FIRST])
         for depth in range(5):
             cost = TrialCost(0.0, self._space.epochs, self._expected(backbone, depth), backbone)
@@ -140,9 +143,13 @@ class TimeBudget:
     def reserved_seconds(self) -> float:
         """Return what folds, evaluation and report are expected to take."""
         ranked = sorted(self._costs, key=lambda number: -self._costs[number].accuracy)
-        finalists = set(ranked[: self._n_finalists]) | ({FIRST} & self._costs.keys())
+        finalists = {*ranked[: self._n_finalists], *([FIRST] if self._is_compared() else [])}
         folds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
         return min(folds + self._closing_seconds(), MOST_RESERVED * self._seconds)
+
+    def leaves_first_out(self) -> bool:
+        """Say whether there is no time to retrain the first trial just to compare with it."""
+        return FIRST in self._costs and not self._is_compared()
 
     def __getstate__(self) -> dict[str, object]:
         """Save nothing: Tune pickles what it runs with, and nobody carries on from that."""
@@ -167,6 +174,10 @@ class TimeBudget:
     def _closing_seconds(self) -> float:
         """Return what the probe's folds, evaluation and report take."""
         return self._rounds(self._space.backbones[0]) * FOLD_SECONDS + CLOSING_SECONDS
+
+    def _is_compared(self) -> bool:
+        first = self._costs.get(FIRST)
+        return first is not None and self._folds_seconds(first) <= MOST_COMPARED * self._seconds
 
     def _folds_seconds(self, cost: TrialCost) -> float:
         epoch_seconds = cost.epoch_seconds * self._growth

@@ -34,12 +34,13 @@ class Candidate:
 
 
 def choose_candidates(
-    study: optuna.Study, space: Space, n: int, folder: RunFolder
+    study: optuna.Study, space: Space, n: int, folder: RunFolder, with_first: bool = True
 ) -> list[Candidate]:
     """Return the n best trials of different configurations, the best linear probe, and trial 0.
 
     A validation score is the best of many, and flatters: the probe and the first trial, which is
-    the space's own recipe, are always finalists, so that no search falls short of them.
+    the space's own recipe, are finalists, too, so that no search falls short of them. Without
+    `with_first`, the first trial is one only if it is among the best.
     """
     chosen: list[FrozenTrial] = []
     for trial in ranked_trials(study):
@@ -56,7 +57,7 @@ def choose_candidates(
         name, probe = next(iter(probes.items()))
         recipe = Recipe(TrialConfig(backbone=name, freeze_depth=5), 0, None)
         candidates.append(Candidate(None, recipe, probe["accuracy"]))
-    if chosen and all(candidate.number != FIRST for candidate in candidates):
+    if with_first and chosen and all(candidate.number != FIRST for candidate in candidates):
         first = study.get_trials(deepcopy=False)[FIRST]
         is_new = all(first.params != trial.params for trial in chosen)
         if is_new and first.intermediate_values and first.state != TrialState.FAIL:

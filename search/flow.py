@@ -15,6 +15,7 @@ from search.candidates import choose_candidates
 from search.checks import Checked
 from search.cluster import wait_for_gpu
 from search.evaluate import evaluate
+from search.evidence import FIRST
 from search.folder import RunFolder
 from search.interruption import FAILED, Interruption
 from search.judged import judge_out_of_fold
@@ -73,9 +74,13 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
     overview.show_augmentation(material)
     # 2. Trials are judged on the validation split; the folds use both, and choose a winner.
     with stage("search", folder):
-        study = search(checked, material, progress, interruption)
+        study, leaves_first_out = search(checked, material, progress, interruption)
     with stage("folds", folder):
-        candidates = choose_candidates(study, material.space, request.finalists or 1, folder)
+        candidates = choose_candidates(
+            study, material.space, request.finalists or 1, folder, with_first=not leaves_first_out
+        )
+        if leaves_first_out and all(candidate.number != FIRST for candidate in candidates):
+            progress.warn("the first trial is not compared with: its folds would take too long")
         if not candidates:
             progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
             report(folder, progress)
@@ -101,8 +106,11 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
 
 def search(
     checked: Checked, material: Material, progress: Progress, interruption: Interruption
-) -> optuna.Study:
+) -> tuple[optuna.Study, bool]:
     """Run trials until the study holds as many as are asked for, or the time is up.
+
+    Returns:
+        The study, and whether there is no time to retrain the first trial as a comparison.
 
     Raises:
         KeyboardInterrupt: the user asked to stop; all that was finished is kept.
@@ -152,7 +160,7 @@ def search(
         save_best_trial(material, study, folder)  # until the folds have made a better model
         if interruption.asked():
             report(folder, progress)
-    return study
+    return study, budget is not None and budget.leaves_first_out()
 
 
 def time_budget(

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from search.budget import CLOSING_SECONDS, FOLD_SECONDS, MOST_RESERVED, TimeBudget, fold_growth
+from search.budget import (
+    CLOSING_SECONDS,
+    FOLD_SECONDS,
+    MOST_COMPARED,
+    MOST_RESERVED,
+    TimeBudget,
+    fold_growth,
+)
 from spaces.base import Space
 from spaces.sources import folder
 
@@ -81,8 +88,9 @@ def simulate(seconds: float, finalists: int, epoch_seconds: list[float]) -> tupl
         budget.trial_ended(number, "complete", epoch(EPOCHS, accuracy, cost))
     searched = clock.now
     costs = [cost for _, cost in sorted(complete, reverse=True)[:finalists]]
-    if complete and (complete[0] not in sorted(complete, reverse=True)[:finalists]):
-        costs.append(first_cost)  # the first trial is always retrained
+    is_finalist = complete and complete[0] in sorted(complete, reverse=True)[:finalists]
+    if complete and not is_finalist and not budget.leaves_first_out():
+        costs.append(first_cost)
     rounds = -(-FOLDS // PLACES)
     clock.now += sum(rounds * (FOLD_SECONDS + EPOCHS * cost) for cost in costs)
     clock.now += rounds * FOLD_SECONDS + CLOSING_SECONDS
@@ -177,3 +185,26 @@ def test_trials_correct_what_was_expected_of_the_others() -> None:
         budget.trial_started(number, {"freeze_depth": depth})
         budget.trial_epoch(number, epoch(1, 0.8, 100 * expected))
         assert budget.shallowest("tinynet") == slower
+
+
+def test_a_slow_first_trial_that_is_not_the_best_is_not_compared_with() -> None:
+    budget = make(1000, Clock())
+    rounds = 3  # of 5 folds, 2 at a time
+    closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
+    assert not budget.leaves_first_out()
+    slow = MOST_COMPARED * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
+    budget.trial_started(0, {"freeze_depth": 0})
+    budget.trial_epoch(0, epoch(1, 0.8, slow))
+    budget.trial_started(1, {"freeze_depth": 5})
+    budget.trial_epoch(1, epoch(1, 0.9, 0.1))
+    best = rounds * (FOLD_SECONDS + EPOCHS * 0.1)
+    assert budget.leaves_first_out()
+    assert budget.reserved_seconds() == closing + best
+    budget.trial_epoch(0, epoch(2, 0.95, slow))
+    first = rounds * (FOLD_SECONDS + EPOCHS * slow)
+    assert budget.reserved_seconds() == closing + first, "the best is worth it"
+    budget.trial_epoch(0, epoch(2, 0.8, 0.9 * slow))
+    assert not budget.leaves_first_out()
+    assert budget.reserved_seconds() == pytest.approx(
+        closing + best + rounds * (FOLD_SECONDS + EPOCHS * 0.9 * slow)
+    )

@@ -58,6 +58,17 @@ def test_the_first_trial_is_always_a_finalist(tmp_path: Path) -> None:
     ]
 
 
+def test_a_first_trial_that_there_is_no_time_for_is_one_only_where_it_is_best(
+    tmp_path: Path,
+) -> None:
+    good = (1e-3, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.85))
+    best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
+    for trials, number in (((good, best), 1), ((best, good), 0)):
+        study, folder = study_of(*trials), RunFolder(tmp_path)
+        candidates = choose_candidates(study, space_of(), 1, folder, with_first=False)
+        assert [candidate.number for candidate in candidates] == [number]
+
+
 def test_once_if_it_is_the_best(tmp_path: Path) -> None:
     best = (1e-3, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
     other = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.8, 0.8))
