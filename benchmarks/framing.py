@@ -183,13 +183,17 @@ def _folds(features: Sequence[torch.Tensor], labels: np.ndarray, n_folds: int, s
     n_right = 0
     for held_out in split_folds(every, labels, n_folds, seed):
         train = np.setdiff1d(every, held_out)
-        logits = sum(_logits(x, labels, train, x[held_out]) for x in features)
-        n_right += int((np.argmax(logits, axis=1) == labels[held_out]).sum())
+        predicted = _asked([(x, x[held_out]) for x in features], labels, train)
+        n_right += int((predicted == labels[held_out]).sum())
     return n_right / len(labels)
 
 
-def _asked(x: torch.Tensor, labels: np.ndarray, train: np.ndarray, of: torch.Tensor) -> np.ndarray:
-    return np.asarray(_logits(x, labels, train, of).argmax(axis=1))
+def _asked(
+    looks: Sequence[tuple[torch.Tensor, torch.Tensor]], labels: np.ndarray, train: np.ndarray
+) -> np.ndarray:
+    """Return what the mean of probes says, each of its features of all and of what is asked."""
+    logits = [_logits(x, labels, train, of) for x, of in looks]
+    return np.asarray(np.sum(logits, axis=0).argmax(axis=1))
 
 
 def _logits(x: torch.Tensor, labels: np.ndarray, train: np.ndarray, of: torch.Tensor) -> np.ndarray:
@@ -206,14 +210,15 @@ def _across(
     ours, theirs = sets["caltech"].labels, sets["elsewhere"].labels
     known = np.isin(ours, theirs)
     right: dict[str, dict[str, list[float]]] = {}
-    for way in WAYS:
-        x, y = found["caltech"][way], found["elsewhere"][way]
+    for way, ways in LOOKS.items():
+        xs = [(found["caltech"][one], found["elsewhere"][one]) for one in ways]
+        ys = [(y, x[known]) for x, y in xs]
         score = partial(_score, right, way)
         for seed in range(n_seeds):
             few = choose_per_class(ours, _FEW, seed)
-            score("Caltech → elsewhere", _asked(x, ours, np.arange(len(ours)), y) == theirs)
-            score(f"Caltech, {_FEW} a class → elsewhere", _asked(x, ours, few, y) == theirs)
-            back = _asked(y, theirs, np.arange(len(theirs)), x[known]) == ours[known]
+            score("Caltech → elsewhere", _asked(xs, ours, np.arange(len(ours))) == theirs)
+            score(f"Caltech, {_FEW} a class → elsewhere", _asked(xs, ours, few) == theirs)
+            back = _asked(ys, theirs, np.arange(len(theirs))) == ours[known]
             score("elsewhere → Caltech", back)
     return right
 
