@@ -80,7 +80,7 @@ class Way:
     members: int = 1
     asked: int = 1
     backbones: int = 1
-    regularisation: float = 0.01
+    regularisation: float = 0.03
 
     def fits(self, features: list[np.ndarray]) -> bool:
         """Tell whether there are as many backbones and views as it needs."""
@@ -98,8 +98,8 @@ WAYS: Mapping[str, Way] = {
     "mean of 3 views when asked": Way(asked=3),
     "both, up to 0.29 and 3 views": Way(views=3, asked=3),
     "two backbones": Way(backbones=2),
-    "ten times the regularisation": Way(regularisation=0.001),
-    "a tenth of the regularisation": Way(regularisation=0.1),
+    "ten times the regularisation": Way(regularisation=0.003),
+    "a tenth of the regularisation": Way(regularisation=0.3),
 }
 
 

@@ -29,7 +29,7 @@ def clouds(
 
 
 def fitted(features: Tensor, labels: Tensor) -> Pipeline:
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=200))
     return model.fit(features.numpy(), labels.numpy())
 
 
