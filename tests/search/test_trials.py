@@ -14,10 +14,11 @@ import psutil
 import pytest
 import ray
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from search.keeper import Keeper, start_keeper
+from search.pace import measure_paces
 from search.study import curves, open_study
 from search.trials import SearchPlan, run_trials
 from spaces.base import Space
@@ -267,3 +268,33 @@ def test_a_reused_worker_gives_memory_back(reused: ImageTrial) -> None:
             sizes.append(process.memory_info().rss / 2**20)
     # The first trials fill caches; the 150 after them may leave 0.2 MB each at the most.
     assert sizes[-1] - sizes[4] < 30, sizes
+
+
+def test_a_search_short_of_time_freezes_deeper(bench: Bench, tmp_path: Path) -> None:
+    """A first trial stays as the space has it."""
+    space = make_space()
+    space = replace(
+        space,
+        params={**space.params, "freeze_depth": IntDistribution(0, 5)},
+        first_trials=({"backbone": "tinynet", "freeze_depth": 2},),
+    )
+    asked: list[str] = []
+
+    def shallowest(backbone: str) -> int:
+        asked.append(backbone)
+        return 4
+
+    study = run(bench, space, tmp_path, 6, shallowest=shallowest)
+    first, *others = [trial.params["freeze_depth"] for trial in study.trials]
+    assert first == 2
+    assert len(others) == 5
+    assert {4, 5} >= set(others)
+    assert set(asked) == {"tinynet"}
+
+
+def test_the_pace_is_measured_of_every_stage(bench: Bench) -> None:
+    paces = measure_paces(bench, np.arange(36), {"tinynet": 0.0, "cnn": 0.0})
+    assert set(paces) == {"tinynet", "cnn"}
+    for seconds in paces.values():
+        assert len(seconds) == 5
+        assert all(0 < one < 10 for one in seconds)
