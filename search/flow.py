@@ -20,7 +20,7 @@ from search.folder import RunFolder
 from search.interruption import FAILED, Interruption
 from search.judged import judge_out_of_fold
 from search.keeper import start_keeper
-from search.ladder import climb
+from search.ladder import climb, expected_seconds
 from search.material import Material, pack_pictures
 from search.overview import Overview
 from search.pace import measure_paces
@@ -42,7 +42,7 @@ from search.study import (
 from search.tensorboard import TrialBoards
 from search.trials import CPUS_A_TRIAL, SearchPlan, TrialListener, run_trials
 from search.winner import retrain_finalists, save_best_trial
-from search.wording import describe
+from search.wording import describe, duration
 from spaces.base import Space
 from trainables.backbones import create_backbone
 from trainables.weights import WeightsError, load_weights
@@ -193,11 +193,16 @@ def time_budget(
 def climb_in_time(
     request: Request, material: Material, folder: RunFolder, progress: Progress
 ) -> None:
-    """Climb the ladder, unless the time is up."""
-    budget = request.time_budget_seconds
-    if budget is not None and progress.elapsed_seconds > budget:
-        progress.warn("the ladder is left out: the time is up")
-        return
+    """Climb the ladder, unless there is not enough time left."""
+    if request.time_budget_seconds is not None:
+        left = request.time_budget_seconds - progress.elapsed_seconds
+        needed = expected_seconds(material, folder.summary["gpu_shares"])
+        if needed > left:
+            progress.warn(
+                f"the ladder is left out: it would take about {duration(needed)}, and"
+                f" {duration(max(left, 0))} of the time budget are left"
+            )
+            return
     with stage("ladder", folder):
         climb(material, folder, progress)
 

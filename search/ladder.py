@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import torch
 from search.cluster import EVERYWHERE
 from search.folder import RunFolder
 from search.material import Material
+from search.pace import measure_paces
 from search.progress import Progress
+from search.sharing import Capacity
 from search.trials import CPUS_A_TRIAL
 from spaces.base import Space, TrialConfig
 from trainables.process import compute_with
@@ -85,6 +88,20 @@ def rungs_of(space: Space, pretrained: str | None) -> list[Rung]:
     return rungs
 
 
+def expected_seconds(material: Material, shares: Mapping[str, float]) -> float:
+    """Return how long the climb will take, by the pace of the rungs that train a whole CNN.
+
+    Args:
+        material: What the run works on.
+        shares: By backbone, the share of a GPU that a training takes.
+    """
+    share, rows = _share("cnn", shares), material.rows("train")
+    pace = measure_paces(material.bench, rows, {"cnn": share})["cnn"]
+    n_rungs = len(rungs_of(material.space, None))
+    rounds = math.ceil(n_rungs / Capacity(CPUS_A_TRIAL, [share])())
+    return rounds * material.space.epochs * len(rows) * sum(pace)
+
+
 def climb(material: Material, folder: RunFolder, progress: Progress) -> None:
     """Train every rung that an earlier session did not, and write what they came to.
 
@@ -104,7 +121,7 @@ def climb(material: Material, folder: RunFolder, progress: Progress) -> None:
         _climb_rung.options(
             scheduling_strategy=EVERYWHERE,
             num_cpus=CPUS_A_TRIAL,
-            num_gpus=shares.get(rung.config.backbone, max(shares.values(), default=0.0)),
+            num_gpus=_share(rung.config.backbone, shares),
         ).remote(bench, rung.config, *rows): index
         for index, rung in enumerate(rungs)
         if index not in done
@@ -123,6 +140,11 @@ def climb(material: Material, folder: RunFolder, progress: Progress) -> None:
     climbed = [done[index] for index in range(len(rungs))]
     _write_table(folder.path / "ladder.csv", climbed)
     folder.note("ladder", [made.as_json() for made in climbed])
+
+
+def _share(backbone: str, shares: Mapping[str, float]) -> float:
+    """Return the share of a GPU for a backbone, which the search may not have had."""
+    return shares.get(backbone, max(shares.values(), default=0.0))
 
 
 def _load(store: Path, index: int, rung: Rung, bench: Bench) -> Climbed | None:

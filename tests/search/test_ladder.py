@@ -15,7 +15,7 @@ import ray
 import torch
 from optuna.distributions import CategoricalDistribution
 
-from search import ladder
+from search import flow, ladder
 from search.folder import RunFolder
 from search.ladder import climb, rungs_of
 from search.progress import Progress
@@ -135,3 +135,23 @@ def test_every_rung_is_trained_to_full_length_and_kept(
     material.bench = replace(material.bench, epochs=1)
     climb(material, folder, Progress(quiet=True))
     assert len(trained) == 5
+
+
+def test_the_ladder_is_climbed_only_where_there_is_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three rungs train the CNN, two at a time: twice two epochs of 36 pictures at 0.5 s."""
+    material = SimpleNamespace(
+        space=replace(space_of(), epochs=2), bench=None, rows={"train": np.arange(36)}.__getitem__
+    )
+    monkeypatch.setattr(ladder, "measure_paces", lambda *_: {"cnn": (0.1,) * 5})
+    monkeypatch.setattr(ladder, "Capacity", lambda *_: lambda: 2)
+    folder, progress = RunFolder(tmp_path), Progress(quiet=True)
+    folder.note("gpu_shares", {"tinynet": 0.0})
+    climbed = []
+    monkeypatch.setattr(flow, "climb", lambda *_: climbed.append(1))
+    for seconds, times in ((60.0, 0), (100.0, 1), (None, 2)):
+        request: Any = SimpleNamespace(time_budget_seconds=seconds)
+        flow.climb_in_time(request, material, folder, progress)
+        assert len(climbed) == times
+    assert "left out: it would take about 1 min 12 s, and 1 min" in capsys.readouterr().err
