@@ -23,7 +23,8 @@ CLOSING_SECONDS = 12.0
 """Evaluation, boards and report of a small set, measured on two cores."""
 
 MOST_RESERVED = 0.6
-"""Of the budget: a winner whose folds take longer than this is worth the delay."""
+"""Of the budget: a trial whose folds would take longer than this is no finalist, unless it is all
+there is; then it is worth the delay."""
 
 MOST_COMPARED = 0.2
 """Of the budget: what the first trial's folds may take where it is there to be compared with."""
@@ -63,6 +64,7 @@ class TimeBudget:
         growth: float,
         paces: Mapping[str, Sequence[float]],
         n_train: int,
+        has_probe: bool,
     ) -> None:
         """Begin.
 
@@ -75,6 +77,7 @@ class TimeBudget:
             growth: Pictures that a fold trains on, over those that a trial does.
             paces: See `search.pace.measure_paces`.
             n_train: Pictures that a trial trains on.
+            has_probe: Whether the probe is a finalist.
         """
         self._seconds = seconds
         self._elapsed = elapsed
@@ -84,6 +87,7 @@ class TimeBudget:
         self._growth = growth
         self._paces = paces
         self._n_train = n_train
+        self._has_probe = has_probe
         self._costs: dict[int, TrialCost] = {}
         self._kinds: dict[int, tuple[str, int]] = {}
         self._seen: dict[str, tuple[float, float]] = {}
@@ -142,10 +146,17 @@ class TimeBudget:
 
     def reserved_seconds(self) -> float:
         """Return what folds, evaluation and report are expected to take."""
-        ranked = sorted(self._costs, key=lambda number: -self._costs[number].accuracy)
+        able = self._costs.keys() - self.too_slow()
+        ranked = sorted(able, key=lambda number: -self._costs[number].accuracy)
         finalists = {*ranked[: self._n_finalists], *([FIRST] if self._is_compared() else [])}
         folds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
         return min(folds + self._closing_seconds(), MOST_RESERVED * self._seconds)
+
+    def too_slow(self) -> set[int]:
+        """Return the trials whose folds would take too much of the budget."""
+        most = MOST_RESERVED * self._seconds
+        slow = {n for n, cost in self._costs.items() if self._folds_seconds(cost) > most}
+        return slow if self._has_probe or slow < self._costs.keys() else set()
 
     def leaves_first_out(self) -> bool:
         """Say whether there is no time to retrain the first trial just to compare with it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,26 +35,33 @@ class Candidate:
 
 
 def choose_candidates(
-    study: optuna.Study, space: Space, n: int, folder: RunFolder, with_first: bool = True
+    study: optuna.Study,
+    space: Space,
+    n: int,
+    folder: RunFolder,
+    with_first: bool = True,
+    without: Collection[int] = (),
 ) -> list[Candidate]:
     """Return the n best trials of different configurations, the best linear probe, and trial 0.
 
     A validation score is the best of many, and flatters: the probe and the first trial, which is
     the space's own recipe, are finalists, too, so that no search falls short of them. Without
-    `with_first`, the first trial is one only if it is among the best.
+    `with_first`, the first trial is one only if it is among the best; those in `without` are none.
     """
     chosen: list[FrozenTrial] = []
-    for trial in ranked_trials(study):
-        if len(chosen) < n and all(trial.params != other.params for other in chosen):
+    probes = folder.summary.get("probe")
+    ranked = ranked_trials(study)
+    for trial in ranked:
+        is_new = all(trial.params != other.params for other in chosen)
+        if len(chosen) < n and is_new and trial.number not in without:
             chosen.append(trial)
     candidates = [
         Candidate(trial.number, read_recipe(trial, space, folder.path), best_value(trial))
         for trial in chosen
     ]
-    probes = folder.summary.get("probe")
     # Without an epoch of any trial, the probe is what there is, unless trials did not get that far
     # because they failed.
-    if probes and (candidates or not count_states(study)["failed"]):
+    if probes and (ranked or not count_states(study)["failed"]):
         name, probe = next(iter(probes.items()))
         recipe = Recipe(TrialConfig(backbone=name, freeze_depth=5), 0, None)
         candidates.append(Candidate(None, recipe, probe["accuracy"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from search.budget import TimeBudget, fold_growth
-from search.candidates import choose_candidates
+from search.candidates import Candidate, choose_candidates
 from search.checks import Checked
 from search.cluster import wait_for_gpu
 from search.evaluate import evaluate
@@ -74,13 +74,18 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
     overview.show_augmentation(material)
     # 2. Trials are judged on the validation split; the folds use both, and choose a winner.
     with stage("search", folder):
-        study, leaves_first_out = search(checked, material, progress, interruption)
+        study, time = search(checked, material, progress, interruption)
     with stage("folds", folder):
         candidates = choose_candidates(
-            study, material.space, request.finalists or 1, folder, with_first=not leaves_first_out
+            study,
+            material.space,
+            request.finalists or 1,
+            folder,
+            with_first=time is None or not time.leaves_first_out(),
+            without=time.too_slow() if time is not None else (),
         )
-        if leaves_first_out and all(candidate.number != FIRST for candidate in candidates):
-            progress.warn("the first trial is not compared with: its folds would take too long")
+        if time is not None:
+            tell_left_out(study, time, candidates, progress)
         if not candidates:
             progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
             report(folder, progress)
@@ -106,11 +111,11 @@ def run(checked: Checked, progress: Progress, interruption: Interruption) -> int
 
 def search(
     checked: Checked, material: Material, progress: Progress, interruption: Interruption
-) -> tuple[optuna.Study, bool]:
+) -> tuple[optuna.Study, TimeBudget | None]:
     """Run trials until the study holds as many as are asked for, or the time is up.
 
     Returns:
-        The study, and whether there is no time to retrain the first trial as a comparison.
+        The study, and what watched over the time.
 
     Raises:
         KeyboardInterrupt: the user asked to stop; all that was finished is kept.
@@ -160,7 +165,7 @@ def search(
         save_best_trial(material, study, folder)  # until the folds have made a better model
         if interruption.asked():
             report(folder, progress)
-    return study, budget is not None and budget.leaves_first_out()
+    return study, budget
 
 
 def time_budget(
@@ -185,9 +190,25 @@ def time_budget(
         fold_growth(len(rows), len(material.rows("val")), space.folds),
         measure_paces(material.bench, rows, shares),
         len(rows),
+        has_probe=bool(checked.folder.summary.get("probe")),
     )
     budget.catch_up(study)
     return budget
+
+
+def tell_left_out(
+    study: optuna.Study, time: TimeBudget, candidates: Sequence[Candidate], progress: Progress
+) -> None:
+    """Say which trials are no finalists for want of time."""
+    retrained = {candidate.number for candidate in candidates}
+    ranked = ranked_trials(study)
+    if ranked and ranked[0].number in time.too_slow() - retrained:
+        progress.warn(
+            f"trial {ranked[0].number}, {best_value(ranked[0]):.4f} in the search, is no finalist:"
+            " its folds would take too much of the time budget"
+        )
+    elif time.leaves_first_out() and FIRST not in retrained:
+        progress.warn("the first trial is not compared with: its folds would take too long")
 
 
 def climb_in_time(

@@ -33,7 +33,7 @@ PACE = (0.004, 0.003, 0.002, 0.001, 0.0005)
 """Seconds that a picture takes to train each stage: 8.4 an epoch for all, 0.4 for the last."""
 
 
-def make(seconds: float, clock: Clock, finalists: int = 1) -> TimeBudget:
+def make(seconds: float, clock: Clock, finalists: int = 1, has_probe: bool = False) -> TimeBudget:
     space = Space(
         source=folder(),
         params={
@@ -54,6 +54,7 @@ def make(seconds: float, clock: Clock, finalists: int = 1) -> TimeBudget:
         growth,
         {"tinynet": PACE},
         N_TRAIN,
+        has_probe,
     )
 
 
@@ -208,3 +209,25 @@ def test_a_slow_first_trial_that_is_not_the_best_is_not_compared_with() -> None:
     assert budget.reserved_seconds() == pytest.approx(
         closing + best + rounds * (FOLD_SECONDS + EPOCHS * 0.9 * slow)
     )
+
+
+def test_trials_whose_folds_would_take_too_long_are_no_finalists() -> None:
+    """Nothing is reserved for them, so the search goes on; but where there is nothing else."""
+    rounds = 3  # of 5 folds, 2 at a time
+    closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
+    slow = MOST_RESERVED * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
+    for has_probe in (True, False):
+        budget = make(1000, Clock(), has_probe=has_probe)
+        budget.trial_started(1, {"freeze_depth": 0})
+        budget.trial_epoch(1, epoch(1, 0.9, slow))
+        assert budget.too_slow() == ({1} if has_probe else set())
+        reserved = closing if has_probe else MOST_RESERVED * 1000
+        assert budget.reserved_seconds() == reserved
+        budget.trial_started(2, {"freeze_depth": 5})
+        budget.trial_epoch(2, epoch(1, 0.8, 0.1))
+        assert budget.too_slow() == {1}
+        best = rounds * (FOLD_SECONDS + EPOCHS * 0.1)
+        assert budget.reserved_seconds() == closing + best
+        # Its best epoch was an early one: its folds are short.
+        budget.trial_ended(1, "complete", {"best_epoch": EPOCHS // 2})
+        assert budget.too_slow() == set()

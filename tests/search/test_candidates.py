@@ -69,6 +69,16 @@ def test_a_first_trial_that_there_is_no_time_for_is_one_only_where_it_is_best(
         assert [candidate.number for candidate in candidates] == [number]
 
 
+def test_trials_that_are_too_slow_are_left_out(tmp_path: Path) -> None:
+    """The next best takes its place; the probe alone where there is none."""
+    trials = [(lr, TrialState.COMPLETE, (0.7, value)) for lr, value in ((1e-3, 0.8), (1e-2, 0.9))]
+    study, folder = study_of(*trials), RunFolder(tmp_path)
+    folder.note("probe", {"tinynet": {"accuracy": 0.5}})
+    for slow, numbers in (({1}, [0, None]), ({0, 1}, [None])):
+        candidates = choose_candidates(study, space_of(), 1, folder, with_first=False, without=slow)
+        assert [candidate.number for candidate in candidates] == numbers
+
+
 def test_once_if_it_is_the_best(tmp_path: Path) -> None:
     best = (1e-3, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
     other = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.8, 0.8))
