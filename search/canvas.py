@@ -64,6 +64,7 @@ Drawn = tuple[str, Figure, str, str]
 HALO = "halo"
 """The group id of a text that lines may cross: the page draws it with a rim."""
 
+_ROUNDING = 1e-9
 _PNG_DPI = 160
 SMALL = 11
 """Font size of numbers beside marks, in points."""
@@ -97,8 +98,12 @@ def count_in_whole_numbers(axes: Axes) -> None:
 
 
 def read_as_percent(axis: Axis) -> None:
-    """Write an axis of shares as percentages."""
-    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+    """Write an axis of shares as percentages; beyond 0 and 1 it has margins, and no numbers."""
+
+    def write(share: float, _: int | None) -> str:
+        return f"{100 * share:.4g}%" if -_ROUNDING <= share <= 1 + _ROUNDING else ""
+
+    axis.set_major_formatter(FuncFormatter(write))
 
 
 def put_legend_below(figure: Figure) -> None:

@@ -54,6 +54,14 @@ def test_a_poor_trial_does_not_flatten_the_others() -> None:
     assert [x for x, _ in lines(figure)["below the scale"]] == [20]
 
 
+def test_no_accuracy_is_above_100_percent() -> None:
+    figure = draw_history({0: 1.0, 1: 1.0}, complete=[0, 1], failed=[], winner=1)
+    axes = figure.axes[0]
+    assert axes.get_ylim()[1] > 1, "room for the points"
+    texts = [axes.yaxis.get_major_formatter()(tick, 0) for tick in (0.99, 1.0, 1.005)]
+    assert texts == ["99%", "100%", ""]
+
+
 def test_survival_counts_trials_by_epoch() -> None:
     (axes,) = draw_survival([1, 1, 3], full_length=3).axes
     assert [bar.get_height() for bar in axes.patches] == [3, 1, 1]
