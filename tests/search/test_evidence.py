@@ -18,7 +18,7 @@ SUMMARY = {
 
 def test_a_gain_is_told_with_its_interval() -> None:
     assert describe_gain(SUMMARY) == (
-        "+10.0 points (95 % +3.8 to +16.0, 10 pictures won, 0 lost, p = 0.002):"
+        "+10.0 points (95 % +4.5 to +16.5, 10 pictures won, 0 lost, p = 0.002):"
         " better beyond chance"
     )
 
