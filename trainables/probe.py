@@ -18,7 +18,7 @@ from trainables.folding import grouped_folds
 from trainables.model import Weights
 
 _FOLDS = 5
-_INVERSE_REGULARISATION = 0.03  # of standardised features: docs/benchmarks.md
+_INVERSE_REGULARISATION = 0.03  # of standardised features; chosen in docs/studies.md
 _MOST_PICTURES = 10_000  # a probe of more than these takes a stratified part: it is only a ranking
 
 
