@@ -41,6 +41,7 @@ def _measure(bench: Bench, backbone: str, rows: np.ndarray) -> tuple[float, ...]
     compute_with(threads_of_worker())
     device = training_device()
     network = fresh_backbone(bench, backbone, 0, device).train()
+    network.freeze(0)  # an earlier trial of this worker may have frozen what it is a copy of
     pictures = bench.pictures(device).take(torch.from_numpy(rows.copy()), device)
     for _ in range(2):  # the first time finds out how
         x = crop_and_normalise(pictures, bench.image_size)

@@ -17,6 +17,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from search import pace
 from search.keeper import Keeper, start_keeper
 from search.pace import measure_paces
 from search.study import curves, open_study
@@ -298,3 +299,13 @@ def test_the_pace_is_measured_of_every_stage(bench: Bench) -> None:
     for seconds in paces.values():
         assert len(seconds) == 5
         assert all(0 < one < 10 for one in seconds)
+
+
+def test_the_pace_is_measured_where_a_trial_froze_all_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "threads_of_worker", lambda: 1)
+    monkeypatch.setattr(pace, "compute_with", lambda threads: None)
+    trial_module.fresh_backbone(bench, "tinynet", 5, torch.device("cpu")).freeze(5)
+    seconds = pace._measure._function(bench, "tinynet", np.arange(36))
+    assert len(seconds) == 5
