@@ -127,8 +127,9 @@ def draw_history(
         spot = [winner], [accuracies[winner]]
         axes.plot(*spot, "o", color=WARM, markerfacecolor="none", ms=11, mew=1.8, label="winner")
     top = max(accuracies.values(), default=1.0)
-    pad = (top - low) * 0.06 or 0.01
-    axes.set_ylim(low - pad, top + pad)
+    pad = (top - low) * 0.06
+    # Where all are alike, there is more to see below them than above, which may be beyond 100 %.
+    axes.set_ylim(low - (pad or 0.01), top + (pad or 0.002))
     count_in_whole_numbers(axes)
     read_as_percent(axes.yaxis)
     put_legend_below(figure)
