@@ -46,6 +46,7 @@ def attribute(ensemble: Ensemble, pictures: Tensor, classes: Sequence[int]) -> n
     """
     # A copy in plain float32: gradients of half precision are coarse.
     model = copy.deepcopy(ensemble).float().to(memory_format=torch.contiguous_format).eval()
+    model.second_look = None  # it sees the same middle again, and its map would be of that alone
     device = next(model.parameters()).device
     maps = []
     for start in range(0, len(pictures), _BATCH):

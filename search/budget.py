@@ -6,18 +6,22 @@ And none is begun that there is no time for: it is frozen deeper, which is cheap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 
 from search.evidence import FIRST
+from search.second_look import takes_second_look
 from search.study import SECONDS, STATES, best_epoch, best_value
 from spaces.base import Space, TrialConfig
 
 FOLD_SECONDS = 1.0
 """What a fold takes besides its epochs: a worker, weights, the probe's head, predictions."""
+
+LOOK_SHARE = 1 / 3
+"""Of the time that a picture takes to train all of a network: what a second look at it takes."""
 
 CLOSING_SECONDS = 12.0
 """Evaluation, boards and report of a small set, measured on two cores."""
@@ -135,7 +139,7 @@ class TimeBudget:
 
         5, at which no stage is trained, is always allowed.
         """
-        left = self._seconds - self._elapsed() - self._closing_seconds()
+        left = self._seconds - self._elapsed() - self._closing_seconds({backbone})
         if self._is_compared():
             left -= self._folds_seconds(self._costs[FIRST])
         for depth in range(5):
@@ -150,7 +154,8 @@ class TimeBudget:
         ranked = sorted(able, key=lambda number: -self._costs[number].accuracy)
         finalists = {*ranked[: self._n_finalists], *([FIRST] if self._is_compared() else [])}
         folds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
-        return min(folds + self._closing_seconds(), MOST_RESERVED * self._seconds)
+        closing = self._closing_seconds({self._costs[number].backbone for number in finalists})
+        return min(folds + closing, MOST_RESERVED * self._seconds)
 
     def too_slow(self) -> set[int]:
         """Return the trials whose folds would take too much of the budget."""
@@ -182,9 +187,18 @@ class TimeBudget:
     def _measured(self, backbone: str, depth: int) -> float:
         return self._n_train * sum(self._paces[backbone][depth:])
 
-    def _closing_seconds(self) -> float:
-        """Return what the probe's folds, evaluation and report take."""
-        return self._rounds(self._space.backbones[0]) * FOLD_SECONDS + CLOSING_SECONDS
+    def _closing_seconds(self, backbones: Collection[str]) -> float:
+        """Return what the probe's folds, second looks, evaluation and report take."""
+        probed = self._space.backbones[0]  # whichever it will be
+        looks = sum(self._look_seconds(backbone) for backbone in {probed, *backbones})
+        return self._rounds(probed) * FOLD_SECONDS + looks + CLOSING_SECONDS
+
+    def _look_seconds(self, backbone: str) -> float:
+        """Return what looking at all pictures of the folds again takes."""
+        n = self._n_train * self._growth * self._space.folds / (self._space.folds - 1)
+        if not takes_second_look(self._space, n) or not self._has_probe:
+            return 0.0
+        return LOOK_SHARE * n * sum(self._paces[backbone]) / max(1, self._places(backbone))
 
     def _is_compared(self) -> bool:
         first = self._costs.get(FIRST)

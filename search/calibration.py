@@ -18,10 +18,7 @@ _LOWEST, _HIGHEST = 0.05, 20.0
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature of least log loss.
-
-    Targets fall short of 1 by 1 / (n + 2), as in Platt's scaling (1999): n pictures that are all
-    right do not prove that the next one will be, and would otherwise ask for a temperature of 0.
+    """Return the temperature of least log loss (see `log_losses`).
 
     Args:
         logits: [n, classes], n >= 1, of models that never saw the picture.
@@ -30,18 +27,27 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         A temperature in [0.05, 20]; above 1 the model was too sure of itself.
     """
-    n, n_classes = logits.shape
-    missing = 1.0 / (n + 2)
     doubles = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
-        each = log_softmax(doubles / np.exp(log_temperature), axis=1)
-        of_label = each[np.arange(n), labels]
-        of_others = (each.sum(axis=1) - of_label) / (n_classes - 1)
-        return float(-((1 - missing) * of_label + missing * of_others).mean())
+        return float(log_losses(doubles, labels, np.exp(log_temperature)).mean())
 
     bounds = (np.log(_LOWEST), np.log(_HIGHEST))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+
+
+def log_losses(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
+    """Return each picture's log loss at a temperature: [n], in nats.
+
+    Targets fall short of 1 by 1 / (n + 2), as in Platt's scaling (1999): n pictures that are all
+    right do not prove that the next one will be, and would otherwise ask for a temperature of 0.
+    """
+    n, n_classes = logits.shape
+    missing = 1.0 / (n + 2)
+    each = log_softmax(logits / temperature, axis=1)
+    of_label = each[np.arange(n), labels]
+    of_others = (each.sum(axis=1) - of_label) / (n_classes - 1)
+    return np.asarray(-((1 - missing) * of_label + missing * of_others))
 
 
 def reliability_bins(

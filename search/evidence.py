@@ -48,11 +48,25 @@ def describe_issues(summary: Mapping[str, Any]) -> str | None:
     return f"{count(issues['n'], 'label')} look{'s' if issues['n'] == 1 else ''} wrong"
 
 
+def describe_second_look(summary: Mapping[str, Any]) -> str | None:
+    """Say what a second look at each picture's middle does; None where none was tried."""
+    second = summary.get("kfold", {}).get("second_look")
+    if second is None:
+        return None
+    with_it, without = second["accuracy_mean"], second["accuracy_mean_without"]
+    losses = f"log loss {second['log_loss']:.3f} instead of {second['log_loss_without']:.3f}"
+    if second["kept"]:
+        return f"yes: folds {with_it:.4f} instead of {without:.4f}, {losses}"
+    return f"no: folds would be {with_it:.4f} instead of {without:.4f}, {losses}"
+
+
 def evidence_rows(summary: Mapping[str, Any], issues_file: str) -> list[tuple[str, str]]:
     """Return the closing lines of the terminal: what is said of, and what is said."""
     rows = []
     if gain := describe_gain(summary):
         rows.append(("over trial 0", gain))
+    if second_look := describe_second_look(summary):
+        rows.append(("looks twice", second_look))
     if calibration := describe_calibration(summary):
         rows.append(("calibration", calibration))
     if issues := describe_issues(summary):

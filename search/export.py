@@ -136,7 +136,11 @@ def one_member(ensemble: Ensemble, number: int) -> Ensemble:
         raise ExportError(f"1 <= --member <= {n_members} must hold, but got {number}")
     card = replace(ensemble.card, n_members=1)
     doubt = None if ensemble.doubt is None else ensemble.doubt.of_member(number - 1)
-    return Ensemble(card, ensemble.prefix, [ensemble.member_weights()[number - 1]], doubt)
+    second = ensemble.second_look_weights()
+    if second is not None:
+        second |= {key: second[key][number - 1 : number] for key in ("weight", "bias")}
+    members = [ensemble.member_weights()[number - 1]]
+    return Ensemble(card, ensemble.prefix, members, doubt, second)
 
 
 def _keep(run: Path, path: Path, result: Parity, n_members: int) -> None:

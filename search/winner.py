@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import optuna
@@ -19,9 +20,10 @@ from search.keeper import BEST_WEIGHTS
 from search.material import Material
 from search.out_of_fold import fold_interval, learn_doubt, learn_from_folds
 from search.progress import Progress
+from search.second_look import LookedTwice, SecondLooks
 from search.study import best_value, ranked_trials
 from search.trials import CPUS_A_TRIAL
-from trainables.model import Ensemble, ModelCard
+from trainables.model import Ensemble, ModelCard, Weights
 from trainables.trial import fresh_backbone
 
 
@@ -30,17 +32,39 @@ class Finalist:
     """A candidate that was retrained by k-fold."""
 
     candidate: Candidate
-    folds: list[Fold]
+    trained: list[Fold]
+    """What its members make of the pictures that they did not see, by themselves."""
+    second: LookedTwice | None = None
+    """What a second look makes of them; None where there is none."""
+
+    @property
+    def looks_twice(self) -> bool:
+        """Whether the second look helps."""
+        return self.second is not None and self.second.helps
+
+    @property
+    def folds(self) -> list[Fold]:
+        """Its folds as they would be used."""
+        return self.second.folds if self.second is not None and self.second.helps else self.trained
 
     @property
     def mean(self) -> float:
         """Mean accuracy over the folds."""
-        return float(np.mean([fold.accuracy for fold in self.folds]))
+        return _mean_accuracy(self.folds)
 
     @property
     def std(self) -> float:
         """Standard deviation (n - 1) of the folds' accuracies."""
         return float(np.std([fold.accuracy for fold in self.folds], ddof=1))
+
+    @property
+    def gap(self) -> float:
+        """How much the search flattered: its accuracy minus that of folds that look once, too."""
+        return self.candidate.search_accuracy - _mean_accuracy(self.trained)
+
+
+def _mean_accuracy(folds: Sequence[Fold]) -> float:
+    return float(np.mean([fold.accuracy for fold in folds]))
 
 
 @dataclass(frozen=True)
@@ -77,26 +101,39 @@ def retrain_finalists(
     """
     n_folds = material.space.folds
     progress.begin("folds", n_folds * len(candidates), "folds")
+    looks = SecondLooks(material, folder.summary["gpu_shares"])
     finalists = []
     for place, candidate in enumerate(candidates):
         folds = _retrain(material, candidate, use_probe, folder, progress, place * n_folds)
-        finalists.append(Finalist(candidate, folds))
-        mean, std = finalists[-1].mean, finalists[-1].std
-        progress.say(f"{candidate.name}: {mean:.4f} ± {std:.4f} over {n_folds} folds")
+        backbone = candidate.recipe.config.backbone
+        second = looks.look(backbone, folds) if looks.can_look(backbone) else None
+        one = Finalist(candidate, folds, second)
+        finalists.append(one)
+        progress.say(
+            f"{candidate.name}: {one.mean:.4f} ± {one.std:.4f} over {n_folds} folds"
+            + (", with a second look" if one.looks_twice else "")
+        )
     winner = max(finalists, key=lambda finalist: finalist.mean)
     _write_folds(finalists, winner, folder)
-    ensemble = _as_model(material, winner, learn_from_folds(material, winner.folds, folder))
+    temperature = learn_from_folds(material, winner.folds, folder)
+    ensemble = _as_model(material, winner, looks, temperature)
     ensemble.doubt = learn_doubt(winner.folds)
     ensemble.save(folder.path / "model.pt")
     first = next((one for one in finalists if one.candidate.number == FIRST), None)
     if first is None or first is winner:
         return Retrained(winner, ensemble, None)
-    return Retrained(winner, ensemble, _as_model(material, first, temperature=1.0))
+    return Retrained(winner, ensemble, _as_model(material, first, looks, temperature=1.0))
 
 
-def _as_model(material: Material, finalist: Finalist, temperature: float) -> Ensemble:
+def _as_model(
+    material: Material, finalist: Finalist, looks: SecondLooks, temperature: float
+) -> Ensemble:
+    recipe, second = finalist.candidate.recipe, None
+    if finalist.second is not None and finalist.second.helps:
+        config = recipe.config
+        second = looks.weights(config.backbone, config.freeze_depth, finalist.second.heads)
     weights = [fold.weights for fold in finalist.folds]
-    return build_ensemble(material, finalist.candidate.recipe, weights, temperature)
+    return build_ensemble(material, recipe, weights, temperature, second)
 
 
 def _retrain(
@@ -142,8 +179,9 @@ def save_best_trial(material: Material, study: optuna.Study, folder: RunFolder) 
 def build_ensemble(
     material: Material,
     recipe: Recipe,
-    members: Sequence[dict[str, torch.Tensor]],
+    members: Sequence[Weights],
     temperature: float = 1.0,
+    second_look: Weights | None = None,
 ) -> Ensemble:
     """Put members over the frozen stages that they were trained on."""
     space, config = material.space, recipe.config
@@ -157,12 +195,13 @@ def build_ensemble(
         hidden_units=config.hidden_units,
         n_members=len(members),
         temperature=temperature,
+        second_look=second_look is not None,
     )
     backbone = fresh_backbone(
         material.bench, config.backbone, config.freeze_depth, torch.device("cpu")
     )
     prefix = backbone.stages[: config.freeze_depth].state_dict()
-    return Ensemble(card, prefix, members)
+    return Ensemble(card, prefix, members, second_look=second_look)
 
 
 def _write_folds(finalists: Sequence[Finalist], winner: Finalist, folder: RunFolder) -> None:
@@ -184,7 +223,8 @@ def _write_folds(finalists: Sequence[Finalist], winner: Finalist, folder: RunFol
             "accuracy_mean": winner.mean,
             "accuracy_std": winner.std,
             "accuracy_ci95": fold_interval(winner.folds),
-            "gap": winner.candidate.search_accuracy - winner.mean,
+            "gap": winner.gap,
+            "second_look": _describe_second(winner),
             "finalists": [
                 {
                     "trial": finalist.candidate.number,
@@ -192,11 +232,25 @@ def _write_folds(finalists: Sequence[Finalist], winner: Finalist, folder: RunFol
                     "search_accuracy": finalist.candidate.search_accuracy,
                     "accuracy_mean": finalist.mean,
                     "accuracy_std": finalist.std,
+                    "second_look": finalist.looks_twice,
                 }
                 for finalist in finalists
             ],
         },
     )
+
+
+def _describe_second(winner: Finalist) -> dict[str, Any] | None:
+    """Return what the winner's second look does to pictures that its folds held out."""
+    if winner.second is None:
+        return None
+    return {
+        "kept": winner.second.helps,
+        "log_loss": winner.second.log_loss,
+        "log_loss_without": winner.second.log_loss_once,
+        "accuracy_mean": _mean_accuracy(winner.second.folds),
+        "accuracy_mean_without": _mean_accuracy(winner.trained),
+    }
 
 
 def _note_best(folder: RunFolder, candidate: Candidate) -> None:

@@ -187,6 +187,9 @@ class Space:
     """Augmented views of each training picture in the view bank."""
     keep: int = 3
     """How many of the best trials keep their weights on disk."""
+    second_look: bool = True
+    """Whether the model looks at the enlarged middle of each picture, too, where the folds predict
+    better with it; each prediction then takes up to twice as long."""
     ladder: bool = False
     """Whether the study's ladder is climbed too, beside the search: a plain CNN, then dropout, then
     augmentation, then transfer, each trained to full length."""
@@ -347,7 +350,9 @@ def _number_problems(space: Space) -> Iterable[str]:
         yield f"framing must be 'whole' or 'crop', but got {space.framing!r}"
     if space.patience is not None and space.patience < 1:
         yield f"patience >= 1 must hold, but got {space.patience}"
-    if not isinstance(space.ladder, bool):
-        yield f"ladder must be True or False, but got {space.ladder!r}"  # type: ignore[unreachable]
+    for name in ("second_look", "ladder"):
+        value = getattr(space, name)
+        if not isinstance(value, bool):
+            yield f"{name} must be True or False, but got {value!r}"
     if space.weights not in ("pretrained", "none"):
         yield f"weights must be 'pretrained' or 'none', but got {space.weights!r}"

@@ -1,5 +1,7 @@
 """Stages and a head make a classifier; K of them over one frozen prefix make the ensemble.
 
+It may look at each picture twice: see `trainables.second_look`.
+
 `model.pt` holds tensors and one JSON text, and needs no code of the space to be loaded.
 """
 
@@ -19,9 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spaces.base import Framing
-from trainables.backbones import Backbone, create_backbone
+from trainables.backbones import N_STAGES, Backbone, create_backbone
 from trainables.doubt import Doubt, read_doubt
 from trainables.images import PictureRows, crop_and_normalise, fit
+from trainables.second_look import SecondLook
 from trainables.viewbank import mixed_precision
 
 FORMAT = "classifier-search model 1"
@@ -48,6 +51,7 @@ class ModelCard:
     n_members: int
     temperature: float = 1.0
     framing: Framing = "crop"  # as all were before a file said so
+    second_look: bool = False
 
     def fit(self, picture: Image.Image) -> np.ndarray:
         """Make an RGB picture what the model takes: uint8 [packed_size, packed_size, 3]."""
@@ -90,12 +94,7 @@ class Classifier(nn.Module):
 
     def member_weights(self) -> Weights:
         """Copy what training changed, to the CPU: the unfrozen stages and the head."""
-        depth = self.backbone.freeze_depth
-        kept = {
-            f"stages.{key}": value
-            for key, value in self.backbone.stages.state_dict().items()
-            if int(key.split(".")[0]) >= depth
-        }
+        kept = stages_from(self.backbone, self.backbone.freeze_depth)
         kept |= {f"head.{key}": value for key, value in self.head.state_dict().items()}
         return {key: value.detach().to("cpu", copy=True) for key, value in kept.items()}
 
@@ -105,18 +104,32 @@ class Classifier(nn.Module):
         Raises:
             ModelError: they are not those of the unfrozen stages.
         """
-        stages = {k.removeprefix("stages."): v for k, v in weights.items() if k[:5] == "stage"}
+        _load_stages(self.backbone, self.backbone.freeze_depth, weights)
         head = {k.removeprefix("head."): v for k, v in weights.items() if k[:5] == "head."}
-        depth = self.backbone.freeze_depth
-        own = {k for k in self.backbone.stages.state_dict() if int(k.split(".")[0]) >= depth}
-        # A stage that kept its random weights would only show in wrong answers.
-        for what, keys in (("lack", own - stages.keys()), ("hold other", stages.keys() - own)):
-            if keys:
-                raise ModelError(
-                    f"the weights {what} stages' tensors: {', '.join(sorted(keys)[:3])}"
-                )
-        self.backbone.stages.load_state_dict(stages, strict=False)
         self.head.load_state_dict(head)
+
+
+def stages_from(backbone: Backbone, depth: int) -> Weights:
+    """Return the weights of a backbone's stages from a depth on: `stages.<stage>.…`."""
+    return {
+        f"stages.{key}": value
+        for key, value in backbone.stages.state_dict().items()
+        if int(key.split(".")[0]) >= depth
+    }
+
+
+def _load_stages(backbone: Backbone, depth: int, weights: Mapping[str, Tensor]) -> None:
+    """Put what `stages_from` returned back; other keys are none of its business."""
+    stages = {k: v for k, v in weights.items() if k.startswith("stages.")}
+    own = stages_from(backbone, depth).keys()
+    # A stage that kept its random weights would only show in wrong answers.
+    for what, keys in (("lack", own - stages.keys()), ("hold other", stages.keys() - own)):
+        if keys:
+            names = ", ".join(sorted(key.removeprefix("stages.") for key in keys)[:3])
+            raise ModelError(f"the weights {what} stages' tensors: {names}")
+    backbone.stages.load_state_dict(
+        {k.removeprefix("stages."): v for k, v in stages.items()}, strict=False
+    )
 
 
 class Ensemble(nn.Module):
@@ -128,6 +141,7 @@ class Ensemble(nn.Module):
         prefix: Weights,
         members: Sequence[Weights],
         doubt: Doubt | None = None,
+        second_look: Weights | None = None,
     ) -> None:
         """Rebuild the networks from their weights.
 
@@ -136,6 +150,7 @@ class Ensemble(nn.Module):
             prefix: Weights of the frozen stages.
             members: Each member's own.
             doubt: Tells what is unlike the training pictures; None where nothing is known of them.
+            second_look: As `second_look_weights` returns it, where the card tells of one.
 
         Raises:
             ModelError: the weights do not fit the card.
@@ -145,6 +160,8 @@ class Ensemble(nn.Module):
         self.doubt = doubt
         if len(members) != card.n_members:
             raise ModelError(f"the card tells of {card.n_members} members, not of {len(members)}")
+        if card.second_look != (second_look is not None):
+            raise ModelError("the card and the weights do not agree whether there is a second look")
         backbone = create_backbone(card.backbone)
         backbone.freeze(card.freeze_depth)
         head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
@@ -157,12 +174,30 @@ class Ensemble(nn.Module):
                 raise ModelError(f"the prefix lacks {', '.join(frozen.missing_keys[:3])}")
             for classifier, weights in zip(self.classifiers, members, strict=True):
                 classifier.load_member_weights(weights)
+            self.second_look = None if second_look is None else self._look_again(second_look)
         except (ModelError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"the weights do not fit {card.backbone}: {reason}") from None
         self._registered = nn.ModuleList(self.classifiers)  # what `to` and `eval` reach
         self.to(memory_format=torch.channels_last)
         self.eval()
+
+    def _look_again(self, weights: Weights) -> SecondLook:
+        """Build the second look, which shares the members' frozen stages."""
+        depth, frozen = self.card.freeze_depth, self.classifiers[0].backbone.stages
+        backbone = create_backbone(self.card.backbone)
+        for index in range(depth):
+            backbone.stages[index] = frozen[index]
+        backbone.freeze(N_STAGES)
+        _load_stages(backbone, depth, weights)
+        heads = {"weight": weights["weight"], "bias": weights["bias"]}
+        shape = (self.card.n_members, len(self.card.classes), backbone.feature_size)
+        if heads["weight"].shape != shape or heads["bias"].shape != shape[:2]:
+            raise ModelError(
+                f"the second look's heads must be [members, classes, features] = {shape}, but are"
+                f" {tuple(heads['weight'].shape)}"
+            )
+        return SecondLook(backbone, heads)
 
     @property
     def prefix(self) -> Weights:
@@ -175,6 +210,13 @@ class Ensemble(nn.Module):
         """The weights of each member's own stages and head."""
         return [classifier.member_weights() for classifier in self.classifiers]
 
+    def second_look_weights(self) -> Weights | None:
+        """The second look's heads, and those of its stages that no member shares."""
+        if self.second_look is None:
+            return None
+        stages = stages_from(self.second_look.backbone, self.card.freeze_depth)
+        return {k: v.detach().cpu() for k, v in stages.items()} | self.second_look.head_weights()
+
     def forward(self, x: Tensor) -> Tensor:
         """Return each member's logits, [members, N, classes], from normalised pixels."""
         return self.features_and_logits(x)[1]
@@ -185,6 +227,8 @@ class Ensemble(nn.Module):
         shared = self.classifiers[0].backbone(x, 0, depth)
         made = [classifier.features_and_logits(shared, depth) for classifier in self.classifiers]
         features, logits = (torch.stack(both) for both in zip(*made, strict=True))
+        if self.second_look is not None:
+            logits = logits + self.second_look(x)
         return features, logits
 
     def logits(self, pictures: Tensor | PictureRows) -> Tensor:
@@ -221,7 +265,7 @@ class Ensemble(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write `model.pt`; a crash in the middle leaves the old file whole."""
-        content = {
+        content: dict[str, Any] = {
             "format": FORMAT,
             "card": json.dumps(asdict(self.card)),
             "prefix": self.prefix,
@@ -229,6 +273,8 @@ class Ensemble(nn.Module):
         }
         if self.doubt is not None:
             content["doubt"] = self.doubt.state()
+        if self.second_look is not None:
+            content["second_look"] = self.second_look_weights()
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:  # to a path, torch would not say that the disk is full
             torch.save(content, file)
@@ -257,7 +303,9 @@ def load_model(path: Path) -> Ensemble:
         raise ModelError(f"{path} is no model of this program (it lacks the mark {FORMAT!r})")
     try:
         card = _read_card(content["card"])
-        ensemble = Ensemble(card, content["prefix"], content["members"])
+        ensemble = Ensemble(
+            card, content["prefix"], content["members"], second_look=content.get("second_look")
+        )
         if "doubt" in content:
             size = ensemble.classifiers[0].backbone.feature_size
             ensemble.doubt = read_doubt(content["doubt"], card.n_members, size)
@@ -280,6 +328,8 @@ def _read_card(text: str) -> ModelCard:
         )
     if card.framing not in get_args(Framing):
         raise ModelError(f"its framing must be 'whole' or 'crop', but is {card.framing!r}")
+    if not isinstance(card.second_look, bool):
+        raise ModelError(f"its second_look must be true or false, but is {card.second_look!r}")
     if not (isinstance(card.temperature, int | float) and 0 < card.temperature < math.inf):
         raise ModelError(f"its temperature must be a number above 0, but is {card.temperature!r}")
     if not (len(card.classes) >= 2 and all(isinstance(name, str) for name in card.classes)):

@@ -19,7 +19,8 @@ from trainables.model import Weights
 
 _FOLDS = 5
 _INVERSE_REGULARISATION = 0.03  # of standardised features; chosen in docs/studies.md
-_MOST_PICTURES = 10_000  # a probe of more than these takes a stratified part: it is only a ranking
+MOST_PICTURES = 10_000
+"""A probe of more than these takes a stratified part: it is only a ranking."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def fit_probe(
     """
     x, y = features.float().numpy(), labels.numpy()
     groups = np.arange(len(y)) if groups is None else groups
-    if len(y) > _MOST_PICTURES:
-        chosen = _stratified_part(y, _MOST_PICTURES / len(y), np.random.default_rng(seed))
+    if len(y) > MOST_PICTURES:
+        chosen = _stratified_part(y, MOST_PICTURES / len(y), np.random.default_rng(seed))
         x, y, groups = x[chosen], y[chosen], groups[chosen]
     n_folds = min(_FOLDS, min(len(np.unique(groups[y == label])) for label in np.unique(y)))
     accuracy = float("nan")

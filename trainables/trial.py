@@ -165,6 +165,13 @@ def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) ->
     return copy.deepcopy(pristine, shared)
 
 
+def fused_backbone(bench: Bench, name: str, device: torch.device) -> Backbone:
+    """Return a pretrained backbone that is made for inference, once a worker."""
+    if (name, device) not in _fused:
+        _fused[name, device] = fused(fresh_backbone(bench, name, 5, device))
+    return _fused[name, device]
+
+
 def build_block(
     bench: Bench,
     backbone: str,
@@ -177,9 +184,7 @@ def build_block(
     """Compute one view of some pictures, given by their table rows, at each boundary."""
     compute_with(threads_of_worker())
     device = training_device()
-    if (backbone, device) not in _fused:
-        _fused[backbone, device] = fused(fresh_backbone(bench, backbone, 5, device))
-    network = _fused[backbone, device]
+    network = fused_backbone(bench, backbone, device)
     table = open_table(bench.table, torch.device("cpu"))
     kept = build_view(
         network,

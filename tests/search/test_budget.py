@@ -12,6 +12,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from search.budget import (
     CLOSING_SECONDS,
     FOLD_SECONDS,
+    LOOK_SHARE,
     MOST_COMPARED,
     MOST_RESERVED,
     TimeBudget,
@@ -217,17 +218,18 @@ def test_trials_whose_folds_would_take_too_long_are_no_finalists() -> None:
     closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
     slow = MOST_RESERVED * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
     for has_probe in (True, False):
+        look = LOOK_SHARE * 1000 * sum(PACE) / PLACES if has_probe else 0.0
         budget = make(1000, Clock(), has_probe=has_probe)
         budget.trial_started(1, {"freeze_depth": 0})
         budget.trial_epoch(1, epoch(1, 0.9, slow))
         assert budget.too_slow() == ({1} if has_probe else set())
-        reserved = closing if has_probe else MOST_RESERVED * 1000
+        reserved = closing + look if has_probe else MOST_RESERVED * 1000
         assert budget.reserved_seconds() == reserved
         budget.trial_started(2, {"freeze_depth": 5})
         budget.trial_epoch(2, epoch(1, 0.8, 0.1))
         assert budget.too_slow() == {1}
         best = rounds * (FOLD_SECONDS + EPOCHS * 0.1)
-        assert budget.reserved_seconds() == closing + best
+        assert budget.reserved_seconds() == pytest.approx(closing + look + best)
         # Its best epoch was an early one: its folds are short.
         budget.trial_ended(1, "complete", {"best_epoch": EPOCHS // 2})
         assert budget.too_slow() == set()

@@ -1,7 +1,13 @@
 import numpy as np
 
 from search.comparison import compare
-from search.evidence import describe_calibration, describe_gain, describe_issues, evidence_rows
+from search.evidence import (
+    describe_calibration,
+    describe_gain,
+    describe_issues,
+    describe_second_look,
+    evidence_rows,
+)
 
 SUMMARY = {
     "best": {"trial": 5},
@@ -33,6 +39,8 @@ def test_nothing_is_said_of_what_is_not_known() -> None:
     assert describe_calibration({}) is None
     assert describe_calibration({"calibration": {"temperature": 1.2}}) is None
     assert describe_issues({}) is None
+    assert describe_second_look({}) is None
+    assert describe_second_look({"kfold": {"second_look": None}}) is None
     assert evidence_rows({}, "file") == []
 
 
@@ -43,5 +51,18 @@ def test_the_closing_lines() -> None:
         "probabilities are off by 0.0123 on average (0.0500 before the temperature 1.50)"
     )
     assert rows["labels"] == "1 label looks wrong: see folds/label_issues.csv"
+    second = {
+        "kept": True,
+        "log_loss": 0.04,
+        "log_loss_without": 0.05,
+        "accuracy_mean": 0.99,
+        "accuracy_mean_without": 0.98,
+    }
+    rows = dict(evidence_rows({"kfold": {"second_look": second}}, "file"))
+    assert rows == {
+        "looks twice": "yes: folds 0.9900 instead of 0.9800, log loss 0.040 instead of 0.050"
+    }
+    rows = dict(evidence_rows({"kfold": {"second_look": {**second, "kept": False}}}, "file"))
+    assert rows["looks twice"].startswith("no: folds would be 0.9900")
     none_found = {"label_issues": {"n": 0, "share": 0.0, "pairs": []}}
     assert evidence_rows(none_found, "file") == [("labels", "no label looks wrong")]

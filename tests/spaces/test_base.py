@@ -141,6 +141,7 @@ def test_a_parameter_out_of_its_range(name, parameter, problem):
         ({"resize_size": 200}, "resize_size >= image_size must hold, but got 200 < 224"),
         ({"framing": "square"}, "framing must be 'whole' or 'crop', but got 'square'"),
         ({"patience": 0}, "patience >= 1 must hold, but got 0"),
+        ({"second_look": "no"}, "second_look must be True or False, but got 'no'"),
         ({"ladder": 1}, "ladder must be True or False, but got 1"),
         ({"weights": "imagenet"}, "weights must be 'pretrained' or 'none', but got 'imagenet'"),
     ],
