@@ -9,8 +9,10 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/python -m search.run
 
+# Most tests wait more than they compute: two at a time, and then those that bear nothing beside them.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not long and not alone"
+	$(BIN)/python -m pytest -m "alone and not long"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import pytest
 from runs import SPACE, read_csv
 from two_machines import SECOND_ADDRESS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {

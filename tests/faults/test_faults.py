@@ -12,7 +12,7 @@ from processes import Process
 
 from search.interruption import INTERRUPTED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def test_killed_in_the_search(tmp_path: Path) -> None:
