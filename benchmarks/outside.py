@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -51,8 +52,10 @@ from benchmarks.workbench import (
 )
 from search.folds import split_folds
 from spaces.sources import Arrays, digits, fashion_mnist, rendered_digits
-from trainables.images import fit
+from trainables.images import crop_and_normalise, fit
 from trainables.inputs import PictureSet
+from trainables.second_look import enlarge_middle
+from trainables.viewbank import mixed_precision
 
 N_VIEWS = 8
 VIEWS = (0, 1, 2, 4, 7)
@@ -74,6 +77,7 @@ class Way:
         asked: How many of `VIEWS` of a picture are averaged.
         backbones: How many are averaged.
         regularisation: Inverse, of the probe.
+        looks: 2 adds the logits of a probe of the enlarged middle (see `trainables.second_look`).
     """
 
     views: int = 1
@@ -81,10 +85,11 @@ class Way:
     asked: int = 1
     backbones: int = 1
     regularisation: float = 0.03
+    looks: int = 1
 
     def fits(self, features: list[np.ndarray]) -> bool:
         """Tell whether there are as many backbones and views as it needs."""
-        n_views = len(features[0])
+        n_views = len(features[0]) - 1
         return len(features) >= self.backbones and n_views >= max(self.views, self.asked)
 
 
@@ -97,6 +102,7 @@ WAYS: Mapping[str, Way] = {
     "mean of five folds": Way(members=5),
     "mean of 3 views when asked": Way(asked=3),
     "both, up to 0.29 and 3 views": Way(views=3, asked=3),
+    "a second look": Way(looks=2),
     "two backbones": Way(backbones=2),
     "ten times the regularisation": Way(regularisation=0.003),
     "a tenth of the regularisation": Way(regularisation=0.3),
@@ -108,7 +114,8 @@ class Pair:
     """A set to learn from, and pictures from elsewhere.
 
     Attributes:
-        inside: Its features by backbone, float32 [views, n, d].
+        inside: Its features by backbone, float32 [views + 1, n, d]; the last are of the enlarged
+            middle.
         labels: int64 [n].
         outside: Those from elsewhere, the same backbones; empty where there are none.
         outside_labels: int64 [m].
@@ -181,21 +188,29 @@ def _measure(pair: Pair, way: Way, seed: int) -> dict[str, float]:
     sums = {where: np.zeros((len(y), n_classes)) for where, (_, y) in asked.items()}
     for place in range(way.backbones):
         for part in parts:
-            x = pair.inside[place][: way.views, part]
-            model = make_pipeline(
-                StandardScaler(),
-                LogisticRegression(C=way.regularisation / way.views, max_iter=200),
-            )
-            model.fit(x.reshape(-1, x.shape[2]), np.tile(pair.labels[part], way.views))
+            x = pair.inside[place][:, part]
+            model = _fit(x[: way.views], pair.labels[part], way)
+            middle = _fit(x[-1:], pair.labels[part], way) if way.looks > 1 else None
             for where, (features, y) in asked.items():
                 seen = features[place][: way.asked]
-                made = model.predict_proba(seen.reshape(-1, seen.shape[2]))
-                sums[where][:, model.classes_] += made.reshape(way.asked, len(y), -1).mean(0)
+                made = model.predict_log_proba(seen.reshape(-1, seen.shape[2]))
+                if middle is not None:
+                    made = log_softmax(made + middle.predict_log_proba(features[place][-1]), 1)
+                shares = np.exp(made).reshape(way.asked, len(y), -1)
+                sums[where][:, model.classes_] += shares.mean(0)
     return {
         where: float((sums[where].argmax(1) == y).mean())
         for where, (_, y) in asked.items()
         if len(y)
     }
+
+
+def _fit(x: np.ndarray, labels: np.ndarray, way: Way) -> Pipeline:
+    """Fit a probe on views of pictures, [views, n, d]."""
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(C=way.regularisation / len(x), max_iter=200)
+    )
+    return model.fit(x.reshape(-1, x.shape[2]), np.tile(labels, len(x)))
 
 
 def _pairs(arguments: argparse.Namespace) -> dict[str, Pair]:
@@ -245,23 +260,46 @@ def _features(
     weights: Path | None,
     views: tuple[int, ...] = VIEWS,
 ) -> np.ndarray:
-    """Return pooled features of every view, float32 [views, n, d], from an earlier time if kept."""
-    path = _STORE / f"{name}-{backbone}-{len(views)}-whole.npy"
-    if path.is_file():
-        return np.asarray(np.load(path))
-    say(f"features of {name}, {backbone}")
+    """Return pooled features of every view and of the middle, from an earlier time if kept.
+
+    Returns:
+        float32 [views + 1, n, d].
+    """
     if backbone == "tinynet":
         state = read_state(backbone, ROOT / "trainables" / "weights")
     else:
         state = read_state(backbone, weights)
     if state is None:
         stop(f"there are no weights of {backbone}; give the folder with --weights")
-    rows = torch.arange(len(pictures.labels))
-    made = build_bank(new_backbone(backbone, state), pictures, rows, 5, N_VIEWS, views)
-    features = np.stack([torch.cat(blocks).float().numpy() for blocks in made.views])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, features)
-    return features
+    network = new_backbone(backbone, state).eval()
+
+    def every_view() -> np.ndarray:
+        rows = torch.arange(len(pictures.labels))
+        made = build_bank(network, pictures, rows, 5, N_VIEWS, views)
+        return np.stack([torch.cat(blocks).float().numpy() for blocks in made.views])
+
+    @torch.no_grad()
+    def middle() -> np.ndarray:
+        parts = []
+        for batch in pictures.table.split(32):
+            pixels = crop_and_normalise(batch, pictures.image_size)
+            with mixed_precision(torch.device("cpu")):
+                parts.append(network(enlarge_middle(pixels)).float())
+        return torch.cat(parts)[None].numpy()
+
+    stem = f"{name}-{backbone}"
+    return np.concatenate(
+        [_kept(f"{stem}-{len(views)}-whole", every_view), _kept(f"{stem}-middle", middle)]
+    )
+
+
+def _kept(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    path = _STORE / f"{name}.npy"
+    if not path.is_file():
+        say(f"features: {name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, make())
+    return np.asarray(np.load(path))
 
 
 def array_set(source: Any, size: int, flip: bool) -> PictureSet:

@@ -140,7 +140,7 @@ def test_a_regression_that_has_not_converged_says_nothing(monkeypatch):
 
 def test_of_many_pictures_a_stratified_part_is_taken(monkeypatch):
     """A rare class must not vanish: the probe would then rank nothing."""
-    monkeypatch.setattr(probe, "_MOST_PICTURES", 120)
+    monkeypatch.setattr(probe, "MOST_PICTURES", 120)
     sizes = []
 
     def watched(model: Pipeline, x: np.ndarray, y: np.ndarray, cv: object) -> np.ndarray:
