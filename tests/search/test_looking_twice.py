@@ -18,7 +18,7 @@ from search.candidates import Candidate
 from search.folder import RunFolder
 from search.folds import Fold, Recipe, out_of_fold, split_folds
 from search.progress import Progress
-from search.second_look import SecondLooks
+from search.second_look import LEAST_GAIN, LookedTwice, SecondLooks
 from search.winner import Finalist, retrain_finalists
 from spaces.base import Space, TrialConfig
 from spaces.sources import folder
@@ -121,16 +121,26 @@ def test_a_middle_that_tells_the_class_helps_a_model_that_does_not_know(material
     np.testing.assert_allclose(logits, first + scale * second, atol=0.3)  # bfloat16 features
 
 
-def test_a_model_that_knows_better_is_left_alone(material: Any) -> None:
-    shuffled = np.random.default_rng(1).permutation(material.bench.labels)
+def test_middles_that_are_all_alike_do_not_help(material: Any) -> None:
+    table = material.pictures.clone()
+    table[:, 4:-4, 4:-4] = 128
     other = SimpleNamespace(**vars(material))
-    other.bench = replace(material.bench, labels=shuffled)
+    other.bench = replace(material.bench, table=ray.put(table.numpy()))
     folds = folds_of(other, sure=6.0, wrong=30)
     found = SecondLooks(other, SHARES).look("tinynet", folds)
     assert not found.helps
     one = Finalist(Candidate(0, Recipe(TrialConfig("tinynet"), 1, None), 0.9), folds, found)
     assert one.folds is folds
     assert not one.looks_twice
+
+
+def test_what_it_costs_must_be_worth_it() -> None:
+    def helps(log_loss: float) -> bool:
+        return LookedTwice([], {}, log_loss, log_loss_once=0.1).helps
+
+    assert helps((1 - LEAST_GAIN) * 0.1)
+    assert not helps(0.0995), "a probe that knows nothing may do as well by luck"
+    assert not helps(0.11)
 
 
 def test_where_there_is_no_second_look(material: Any) -> None:
