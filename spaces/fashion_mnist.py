@@ -44,7 +44,7 @@ SPACE = Space(
             "lr": 2e-3,
             "freeze_depth": 0,
             "dropout": 0.1,
-            "augment": 0.2,
+            "augment": 0.4,
             "weight_decay": 1e-4,
             "batch_size": 64,
         },
