@@ -181,7 +181,7 @@ def _decode_files(files: Sequence[Path | bytes], square: Square) -> Block:
             continue
         block[row] = fit(picture, *square)
         sketches.draw(row, picture)
-        digests[row] = "" if isinstance(content, Path) else _digest(content)
+        digests[row] = "" if isinstance(content, Path) else picture_digest(content)
     return block, sketches, digests, reasons
 
 
@@ -193,10 +193,11 @@ def _resize_arrays(images: np.ndarray, start: int, block_size: int, square: Squa
         picture = Image.fromarray(pixels).convert("RGB")
         block[row] = fit(picture, *square)
         sketches.draw(row, picture)
-    return block, sketches, [_digest(pixels.tobytes()) for pixels in part], {}
+    return block, sketches, [picture_digest(pixels.tobytes()) for pixels in part], {}
 
 
-def _digest(content: bytes) -> str:
+def picture_digest(content: bytes) -> str:
+    """Return what tells a picture's file, or the pixels of an array's, from any other."""
     return blake2b(content, digest_size=8).hexdigest()
 
 

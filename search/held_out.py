@@ -9,12 +9,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from search.checks import cache_folder
+from search.dataset import picture_digest
 from search.folder import RunFolder
 from search.layout import DataError
 from spaces.base import load_space
@@ -32,12 +35,14 @@ class RunPictures:
         labels: int64 [n], indices into the model's classes.
         packed: uint8 [n, S, S, 3], S the card's `packed_size`.
         n_missing: How many were asked for and are not there, or cannot be read, any more.
+        n_changed: How many of those that are there are no longer the same, by `split.csv`.
     """
 
     names: tuple[str, ...]
     labels: np.ndarray
     packed: np.ndarray
     n_missing: int
+    n_changed: int
 
 
 def read_split(
@@ -57,39 +62,51 @@ def read_split(
         FolderError, SpaceError, SourceError: the folder is no run, or its pictures cannot be had.
     """
     folder = RunFolder.open(run)
-    wanted = _names_and_labels(folder.path / "split.csv", card, split)
+    wanted = _read_rows(folder.path / "split.csv", card, split)
     if most is not None and len(wanted) > most:
         wanted = [wanted[i] for i in np.linspace(0, len(wanted) - 1, most).round().astype(int)]
     before = folder.environment["request"].get("data")
     where = data or (Path(before) if before else None)
     found = load_space(folder.path / "space.py").source.open(where, cache_folder())
-    names = [name for name, _ in wanted]
+    names = [row.name for row in wanted]
     if isinstance(found, Arrays):
         pictures = _read_arrays(found, names, card)
     else:
         pictures = _read_files(found, names, card)
-    kept = [i for i, picture in enumerate(pictures) if picture is not None]
-    if not kept:
+    there = [(row, *one) for row, one in zip(wanted, pictures, strict=True) if one is not None]
+    if not there:
         raise DataError(
             f"none of the {len(wanted)} {split} pictures of {run} is in"
             f" {found if isinstance(found, Path) else 'its source'} any more, such as"
-            f" {wanted[0][0]!r}: say with --data where they are now"
+            f" {names[0]!r}: say with --data where they are now"
         )
     return RunPictures(
-        names=tuple(wanted[i][0] for i in kept),
-        labels=np.array([wanted[i][1] for i in kept], dtype=np.int64),
-        packed=np.stack([picture for picture in pictures if picture is not None]),
-        n_missing=len(wanted) - len(kept),
+        names=tuple(row.name for row, *_ in there),
+        labels=np.array([row.label for row, *_ in there], dtype=np.int64),
+        packed=np.stack([packed for _, packed, _ in there]),
+        n_missing=len(wanted) - len(there),
+        n_changed=sum(row.digest not in ("", digest) for row, _, digest in there),
     )
 
 
-def _names_and_labels(path: Path, card: ModelCard, split: str) -> list[tuple[str, int]]:
+class _Row(NamedTuple):
+    """A line of `split.csv`; an earlier version kept no digest."""
+
+    name: str
+    label: int
+    digest: str
+
+
+def _read_rows(path: Path, card: ModelCard, split: str) -> list[_Row]:
     if not path.is_file():
         raise DataError(f"{path.parent} has no split.csv: its search did not come so far")
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [row for row in csv.DictReader(file) if row.get("split") == split]
     try:
-        wanted = [(row["name"], card.classes.index(row["label"])) for row in rows]
+        wanted = [
+            _Row(row["name"], card.classes.index(row["label"]), row.get("digest", ""))
+            for row in rows
+        ]
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} does not belong to the model beside it: {error}") from None
     if not wanted:
@@ -97,20 +114,31 @@ def _names_and_labels(path: Path, card: ModelCard, split: str) -> list[tuple[str
     return wanted
 
 
-def _read_files(root: Path, names: Sequence[str], card: ModelCard) -> list[np.ndarray | None]:
-    pictures: list[np.ndarray | None] = []
+_Read = tuple[np.ndarray, str] | None
+"""A packed picture and its digest; None where there is none."""
+
+
+def _read_files(root: Path, names: Sequence[str], card: ModelCard) -> list[_Read]:
+    pictures: list[_Read] = []
     for name in names:
         try:
-            pictures.append(card.fit(read_picture(root / name)))
-        except PictureError:
+            content = (root / name).read_bytes()
+            packed = card.fit(read_picture(BytesIO(content)))
+        except (OSError, PictureError):
             pictures.append(None)
+        else:
+            pictures.append((packed, picture_digest(content)))
     return pictures
 
 
-def _read_arrays(arrays: Arrays, names: Sequence[str], card: ModelCard) -> list[np.ndarray | None]:
+def _read_arrays(arrays: Arrays, names: Sequence[str], card: ModelCard) -> list[_Read]:
     row_of = {name: row for row, name in enumerate(arrays.names)}
-    rows = [row_of.get(name) for name in names]
-    return [
-        None if row is None else card.fit(Image.fromarray(arrays.images[row]).convert("RGB"))
-        for row in rows
-    ]
+    pictures: list[_Read] = []
+    for name in names:
+        if name not in row_of:
+            pictures.append(None)
+            continue
+        pixels = arrays.images[row_of[name]]
+        packed = card.fit(Image.fromarray(pixels).convert("RGB"))
+        pictures.append((packed, picture_digest(pixels.tobytes())))
+    return pictures

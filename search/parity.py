@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ TOLERANCE = 1e-3
 DOUBT_TOLERANCE = 0.01
 """How far a doubt may lie from PyTorch's: of 1, or of itself where it is larger."""
 _BATCH = 64
-_CHANGED = 0.1  # a probability that differs by so much is not rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,20 +160,6 @@ def _compare_doubt(
     return float(difference.max()), int(other_side.sum())
 
 
-def count_changed(run: Path, card: ModelCard, pictures: RunPictures, expected: Outputs) -> int:
-    """Count the pictures that the run predicted clearly otherwise: they were changed since."""
-    path = run / "test_predictions.csv"
-    if not path.is_file():
-        return 0
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
-    before = [
-        [float(rows[name][f"p:{known}"]) for known in card.classes] if name in rows else now
-        for name, now in zip(pictures.names, expected.probabilities, strict=True)
-    ]
-    return int((np.abs(np.array(before) - expected.probabilities).max(1) > _CHANGED).sum())
-
-
 def generate_pictures(card: ModelCard, n: int) -> RunPictures:
     """Make pictures of soft random shapes, for a model that comes without its run."""
     generator = torch.Generator().manual_seed(0)
@@ -184,4 +167,6 @@ def generate_pictures(card: ModelCard, n: int) -> RunPictures:
     size = (card.packed_size, card.packed_size)
     soft = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
     packed = (soft * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return RunPictures(tuple(f"generated {i}" for i in range(n)), np.zeros(n, np.int64), packed, 0)
+    return RunPictures(
+        tuple(f"generated {i}" for i in range(n)), np.zeros(n, np.int64), packed, 0, 0
+    )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from search.dataset import picture_digest
 from search.evaluate import write_predictions
 from search.folder import RunFolder
 from trainables.backbones import create_backbone
@@ -96,8 +97,10 @@ def colour_run(tmp_path_factory: pytest.TempPathFactory, colour_pictures: Path) 
     folder.write_origin(space, {"data": str(colour_pictures)})
     with (run / "split.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["name", "label", "split"])
-        writer.writerows((name, CLASSES[label], split) for name, label, split in names)
+        writer.writerow(["name", "label", "split", "digest"])
+        for name, label, part in names:
+            digest = picture_digest((colour_pictures / name).read_bytes())
+            writer.writerow((name, CLASSES[label], part, digest))
     held_out = torch.from_numpy(np.stack(packed))[~train]
     write_predictions(
         run / "test_predictions.csv",

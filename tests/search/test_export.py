@@ -194,8 +194,7 @@ def test_pictures_that_were_changed_are_told(run, colour_pictures, tmp_path, cap
     shutil.copy(other / "blue" / "012.png", other / "red" / "012.png")
     assert main([str(run), "--format", "pt2", "--data", str(other)]) == 0
     assert capsys.readouterr().err == (
-        "warning: 1 of 18 held-out pictures are not predicted as in the run: they are no longer"
-        " the same pictures\n"
+        "warning: 1 of 18 held-out pictures are no longer the same as in the run\n"
     )
 
 
