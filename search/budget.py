@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 
 from search.evidence import FIRST
-from search.second_look import takes_second_look
+from search.looking_twice import takes_second_look
 from search.study import SECONDS, STATES, best_epoch, best_value
 from spaces.base import Space, TrialConfig
 

@@ -17,10 +17,10 @@ from search.evidence import FIRST
 from search.folder import RunFolder
 from search.folds import Fold, FoldStore, Recipe, retrain
 from search.keeper import BEST_WEIGHTS
+from search.looking_twice import LookedTwice, SecondLooks
 from search.material import Material
 from search.out_of_fold import fold_interval, learn_doubt, learn_from_folds
 from search.progress import Progress
-from search.second_look import LookedTwice, SecondLooks
 from search.study import best_value, ranked_trials
 from search.trials import CPUS_A_TRIAL
 from trainables.model import Ensemble, ModelCard, Weights

@@ -17,8 +17,8 @@ from search.calibration import fit_temperature, log_losses
 from search.candidates import Candidate
 from search.folder import RunFolder
 from search.folds import Fold, Recipe, out_of_fold, split_folds
+from search.looking_twice import LEAST_GAIN, LookedTwice, SecondLooks
 from search.progress import Progress
-from search.second_look import LEAST_GAIN, LookedTwice, SecondLooks
 from search.winner import Finalist, retrain_finalists
 from spaces.base import Space, TrialConfig
 from spaces.sources import folder
