@@ -256,10 +256,10 @@ def _note_trials(study: optuna.Study, space: Space, folder: RunFolder, seconds: 
 def settings(checked: Checked) -> dict[str, object]:
     """Return what applied to the run, the command line's changes to the space included."""
     request, space = checked.request, checked.space
-    fields = ("trials", "epochs", "folds", "image_size", "framing", "patience", "views", "weights")
+    scope = ("trials", "epochs", "folds", "patience", "views", "keep")
+    pictures = ("image_size", "framing", "packed_size", "weights", "second_look")
     return {
-        **{name: getattr(space, name) for name in (*fields, "keep")},
-        "packed_size": space.packed_size,
+        **{name: getattr(space, name) for name in (*scope, *pictures)},
         "searched": {name: str(value) for name, value in space.distributions.items()},
         "constants": space.constants,
         "finalists": request.finalists or 1,
