@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import ray
 import torch
 
 from search.cluster import EVERYWHERE
+from search.sharing import Capacity
 from spaces.base import TrialConfig
 from trainables.doubt import MOST_PICTURES, Subspace, fit_subspace, residual
 from trainables.folding import grouped_folds
@@ -66,6 +68,9 @@ class Fold:
     node: str = ""
 
 
+_LOOK_SECONDS = 10.0
+"""How often machines are counted while folds train."""
+
 _ARRAYS = ("held_out", "logits", "residuals")
 
 
@@ -110,16 +115,21 @@ def retrain(
         for index, fold in before.items()
         if np.array_equal(fold.held_out, held_out[index])
     }
-    pending = {
-        task.remote(bench, recipe, np.setdiff1d(rows, part), part, use_probe, index): index
-        for index, part in enumerate(held_out)
-        if index not in done
-    }
-    while pending:
-        (ready,), _ = ray.wait(list(pending))
-        index = pending.pop(ready)
-        done[index] = ray.get(ready)
-        on_fold(index, done[index])
+    # A task that waits for an object gives its CPU back: Ray would begin another fold beside it.
+    places = Capacity(resources["num_cpus"], [resources["num_gpus"]])
+    waiting = [index for index in range(n_folds) if index not in done]
+    pending: dict[Any, int] = {}
+    while waiting or pending:
+        while waiting and len(pending) < places():
+            index = waiting.pop(0)
+            part = held_out[index]
+            work = (bench, recipe, np.setdiff1d(rows, part), part, use_probe, index)
+            pending[task.remote(*work)] = index
+        ended, _ = ray.wait(list(pending), timeout=_LOOK_SECONDS)  # a machine may have joined
+        for ready in ended:
+            index = pending.pop(ready)
+            done[index] = ray.get(ready)
+            on_fold(index, done[index])
     return [done[index] for index in range(n_folds)]
 
 
