@@ -146,8 +146,11 @@ def open_table(table: Any, device: torch.device) -> torch.Tensor:
     return _tables[table, device]
 
 
-_pristine: dict[tuple[str, torch.device], Backbone] = {}
-_fused: dict[tuple[str, torch.device], Backbone] = {}
+_Kind = tuple[str, torch.device, Any, int]
+"""A backbone's name, where it is, the reference to its weights, and the seed of random ones."""
+
+_pristine: dict[_Kind, Backbone] = {}
+_fused: dict[_Kind, Backbone] = {}
 
 
 def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) -> Backbone:
@@ -155,21 +158,23 @@ def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) ->
 
     A worker reads each backbone's weights once and keeps them for the trials to come.
     """
-    if (name, device) not in _pristine:
-        reference = bench.weights.get(name)
+    reference = bench.weights.get(name)
+    kind = (name, device, reference, bench.seed)
+    if kind not in _pristine:
         state_dict = None if reference is None else ray.get(reference)
         backbone = create_backbone(name, state_dict, seed=bench.seed)
-        _pristine[name, device] = backbone.to(device).to(memory_format=torch.channels_last)
-    pristine = _pristine[name, device]
+        _pristine[kind] = backbone.to(device).to(memory_format=torch.channels_last)
+    pristine = _pristine[kind]
     shared = {id(stage): stage for stage in pristine.stages[:depth]}
     return copy.deepcopy(pristine, shared)
 
 
 def fused_backbone(bench: Bench, name: str, device: torch.device) -> Backbone:
     """Return a pretrained backbone that is made for inference, once a worker."""
-    if (name, device) not in _fused:
-        _fused[name, device] = fused(fresh_backbone(bench, name, 5, device))
-    return _fused[name, device]
+    kind = (name, device, bench.weights.get(name), bench.seed)
+    if kind not in _fused:
+        _fused[kind] = fused(fresh_backbone(bench, name, 5, device))
+    return _fused[kind]
 
 
 def build_block(
