@@ -68,7 +68,7 @@ class Fold:
     node: str = ""
 
 
-_LOOK_SECONDS = 10.0
+_COUNT_SECONDS = 10.0
 """How often machines are counted while folds train."""
 
 _ARRAYS = ("held_out", "logits", "residuals")
@@ -125,7 +125,7 @@ def retrain(
             part = held_out[index]
             work = (bench, recipe, np.setdiff1d(rows, part), part, use_probe, index)
             pending[task.remote(*work)] = index
-        ended, _ = ray.wait(list(pending), timeout=_LOOK_SECONDS)  # a machine may have joined
+        ended, _ = ray.wait(list(pending), timeout=_COUNT_SECONDS)  # a machine may have joined
         for ready in ended:
             index = pending.pop(ready)
             done[index] = ray.get(ready)

@@ -1,8 +1,8 @@
 """Whether a second look at each picture's middle helps a finalist, by what its folds held out.
 
 A linear probe of the enlarged middle is fitted in each fold. Its logits are put on the scale of the
-fold's own and added: equal parts, which small sets cannot better by fitting a weight. Where that
-lowers the log loss of held-out pictures noticeably, the model looks twice.
+fold's own and added, in equal parts (docs/design.md). Where that lowers the log loss of held-out
+pictures noticeably, the model looks twice.
 """
 
 from __future__ import annotations

@@ -38,14 +38,14 @@ class Finalist:
     """What a second look makes of them; None where there is none."""
 
     @property
-    def looks_twice(self) -> bool:
-        """Whether the second look helps."""
-        return self.second is not None and self.second.helps
+    def kept(self) -> LookedTwice | None:
+        """The second look, where it helps."""
+        return self.second if self.second is not None and self.second.helps else None
 
     @property
     def folds(self) -> list[Fold]:
         """Its folds as they would be used."""
-        return self.second.folds if self.second is not None and self.second.helps else self.trained
+        return self.trained if self.kept is None else self.kept.folds
 
     @property
     def mean(self) -> float:
@@ -111,7 +111,7 @@ def retrain_finalists(
         finalists.append(one)
         progress.say(
             f"{candidate.name}: {one.mean:.4f} ± {one.std:.4f} over {n_folds} folds"
-            + (", with a second look" if one.looks_twice else "")
+            + (", with a second look" if one.kept else "")
         )
     winner = max(finalists, key=lambda finalist: finalist.mean)
     _write_folds(finalists, winner, folder)
@@ -129,9 +129,9 @@ def _as_model(
     material: Material, finalist: Finalist, looks: SecondLooks, temperature: float
 ) -> Ensemble:
     recipe, second = finalist.candidate.recipe, None
-    if finalist.second is not None and finalist.second.helps:
+    if finalist.kept is not None:
         config = recipe.config
-        second = looks.weights(config.backbone, config.freeze_depth, finalist.second.heads)
+        second = looks.weights(config.backbone, config.freeze_depth, finalist.kept.heads)
     weights = [fold.weights for fold in finalist.folds]
     return build_ensemble(material, recipe, weights, temperature, second)
 
@@ -232,7 +232,7 @@ def _write_folds(finalists: Sequence[Finalist], winner: Finalist, folder: RunFol
                     "search_accuracy": finalist.candidate.search_accuracy,
                     "accuracy_mean": finalist.mean,
                     "accuracy_std": finalist.std,
-                    "second_look": finalist.looks_twice,
+                    "second_look": finalist.kept is not None,
                 }
                 for finalist in finalists
             ],
@@ -245,7 +245,7 @@ def _describe_second(winner: Finalist) -> dict[str, Any] | None:
     if winner.second is None:
         return None
     return {
-        "kept": winner.second.helps,
+        "kept": winner.kept is not None,
         "log_loss": winner.second.log_loss,
         "log_loss_without": winner.second.log_loss_once,
         "accuracy_mean": _mean_accuracy(winner.second.folds),

@@ -147,10 +147,14 @@ def open_table(table: Any, device: torch.device) -> torch.Tensor:
 
 
 _Kind = tuple[str, torch.device, Any, int]
-"""A backbone's name, where it is, the reference to its weights, and the seed of random ones."""
 
 _pristine: dict[_Kind, Backbone] = {}
 _fused: dict[_Kind, Backbone] = {}
+
+
+def _kind(bench: Bench, name: str, device: torch.device) -> _Kind:
+    """Return what a worker tells backbones apart by: of one name there may be other weights."""
+    return name, device, bench.weights.get(name), bench.seed
 
 
 def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) -> Backbone:
@@ -158,9 +162,9 @@ def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) ->
 
     A worker reads each backbone's weights once and keeps them for the trials to come.
     """
-    reference = bench.weights.get(name)
-    kind = (name, device, reference, bench.seed)
+    kind = _kind(bench, name, device)
     if kind not in _pristine:
+        reference = bench.weights.get(name)
         state_dict = None if reference is None else ray.get(reference)
         backbone = create_backbone(name, state_dict, seed=bench.seed)
         _pristine[kind] = backbone.to(device).to(memory_format=torch.channels_last)
@@ -171,7 +175,7 @@ def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) ->
 
 def fused_backbone(bench: Bench, name: str, device: torch.device) -> Backbone:
     """Return a pretrained backbone that is made for inference, once a worker."""
-    kind = (name, device, bench.weights.get(name), bench.seed)
+    kind = _kind(bench, name, device)
     if kind not in _fused:
         _fused[kind] = fused(fresh_backbone(bench, name, 5, device))
     return _fused[kind]

@@ -97,7 +97,7 @@ def test_a_middle_that_tells_the_class_helps_a_model_that_does_not_know(material
     assert found.helps
     one = Finalist(Candidate(0, Recipe(TrialConfig("tinynet"), 1, None), 0.9), folds, found)
     once = float(np.mean([fold.accuracy for fold in folds]))
-    assert one.looks_twice
+    assert one.kept is found
     assert one.mean > once + 0.1
     assert one.gap == pytest.approx(0.9 - once), "what the search flattered had one look, too"
 
@@ -131,7 +131,7 @@ def test_middles_that_are_all_alike_do_not_help(material: Any) -> None:
     assert not found.helps
     one = Finalist(Candidate(0, Recipe(TrialConfig("tinynet"), 1, None), 0.9), folds, found)
     assert one.folds is folds
-    assert not one.looks_twice
+    assert one.kept is None
 
 
 def test_what_it_costs_must_be_worth_it() -> None:
