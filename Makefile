@@ -27,21 +27,21 @@ test-long: $(INSTALLED)
 
 # Searches broken in fifteen ways and carried on; the full disk needs root, and is skipped without.
 faults: $(INSTALLED)
-	$(BIN)/python tests/faults/injection.py
+	$(BIN)/python -m tests.system.faults.injection
 
 # Searches on three hosts made of network namespaces (root needed): about 20 minutes on 2 cores.
 cluster-test: $(INSTALLED)
-	$(BIN)/python tests/cluster/scenarios.py
+	$(BIN)/python -m tests.system.cluster.scenarios
 
 # A search on two of these hosts with a core each, against one: a quarter of an hour, nothing else running.
 cluster-speed: $(INSTALLED)
-	$(BIN)/python tests/cluster/two_hosts.py
+	$(BIN)/python -m tests.system.cluster.two_hosts
 
 # 10,000 damaged bodies against a running server, and atheris on the readers: about 15 minutes.
 fuzz: $(INSTALLED)
-	$(BIN)/python tests/fuzz/bodies.py
-	$(BIN)/python tests/fuzz/readers.py picture -runs=20000
-	$(BIN)/python tests/fuzz/readers.py model -runs=5000
+	$(BIN)/python -m tests.system.fuzz.bodies
+	$(BIN)/python -m tests.system.fuzz.readers picture -runs=20000
+	$(BIN)/python -m tests.system.fuzz.readers model -runs=5000
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

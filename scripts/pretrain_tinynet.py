@@ -7,7 +7,6 @@ versions.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -15,10 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from spaces.glyphs import CHARACTERS, EXTERNAL_FONTS, PRETRAINING_FONTS, render_glyphs
-from trainables.small import tinynet_stages
+from trainables.models.small_networks import tinynet_stages
 
 N_GLYPHS = 30_000
 N_CHECK_GLYPHS = 2_000

@@ -22,8 +22,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import FloatRect, Locator, Page, sync_playwright
 
-from search.folder import FolderError, RunFolder
-from search.report import write_report
+from search.reporting.page import write_report
+from search.runs.run_folder import FolderError, RunFolder
 
 WIDTH = 1160
 """Of the pictures, in pixels: a README is shown about 900 wide."""

@@ -22,16 +22,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.checks import cache_folder
-from search.commands import Parser
-from search.exclusion import read_exclusion
-from search.findings import KINDS, Audit, Pictures, examine, sum_up, write_audit_csv
-from search.interruption import INTERRUPTED
-from search.layout import DataError
-from search.listing import Listing, Problem, find_pictures, scan_external
-from search.progress import Progress
-from search.sketch import Sketches
-from search.spread import on_all_cores
+from search.cluster.parallel import on_all_cores
+from search.console.arguments import Parser
+from search.console.progress import Progress
+from search.console.signals import INTERRUPTED
+from search.data.audit import KINDS, Audit, Pictures, examine, sum_up, write_audit_csv
+from search.data.class_folders import DataError
+from search.data.exclusion import read_exclusion
+from search.data.manifest import Listing, Problem, find_pictures, scan_external
+from search.data.thumbnails import Sketches
+from search.pipeline.preflight import cache_folder
 from spaces.base import SpaceError, load_space
 from spaces.sources import SourceError, folder
 from trainables.images import PictureError, read_picture

@@ -21,15 +21,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.commands import Parser, add_run, model_path, whole_number
-from search.folder import FolderError, RunFolder
-from search.layout import DataError
+from search.console.arguments import Parser, add_run, model_path, whole_number
+from search.data.class_folders import DataError
+from search.runs.run_folder import FolderError, RunFolder
 from spaces.base import SpaceError
 from spaces.sources import SourceError
 
 if TYPE_CHECKING:
-    from search.parity import Parity
-    from trainables.model import Ensemble
+    from search.deployment.parity import Parity
+    from trainables.models.ensemble import Ensemble
 
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 _CALIBRATION_PICTURES = 256
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    from trainables.model import ModelError
+    from trainables.models.ensemble import ModelError
 
     try:
         return _export(options)
@@ -63,10 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     """Write the file, check it, print and keep what the check found."""
-    from search import parity
-    from search.graphs import run_onnx, run_program, write_int8, write_onnx, write_program
-    from search.held_out import read_split
-    from trainables.model import load_model
+    from search.deployment import parity
+    from search.deployment.exporters import (
+        run_onnx,
+        run_program,
+        write_int8,
+        write_onnx,
+        write_program,
+    )
+    from search.deployment.run_images import read_split
+    from trainables.models.ensemble import load_model
 
     if options.int8 and options.format != "onnx":
         raise ExportError(f"--int8 goes with --format onnx, not with {options.format}")
@@ -127,7 +133,7 @@ def one_member(ensemble: Ensemble, number: int) -> Ensemble:
     Raises:
         ExportError: there is no such member.
     """
-    from trainables.model import Ensemble
+    from trainables.models.ensemble import Ensemble
 
     n_members = ensemble.card.n_members
     if number > n_members:

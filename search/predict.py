@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from search.commands import Parser, add_run, whole_number
-from search.interruption import INTERRUPTED
-from search.layout import DataError, files
+from search.console.arguments import Parser, add_run, whole_number
+from search.console.signals import INTERRUPTED
+from search.data.class_folders import DataError, files
 from trainables.images import PICTURE_SUFFIXES, PictureError
 
 if TYPE_CHECKING:
-    from search.predictor import Prediction, Predictor
+    from search.deployment.predictor import Prediction, Predictor
 
 
 def load(run: str | Path) -> Predictor:
@@ -39,7 +39,7 @@ def load(run: str | Path) -> Predictor:
     Raises:
         ModelError: there is none, or it is damaged.
     """
-    from search.predictor import load as load_predictor
+    from search.deployment.predictor import load as load_predictor
 
     return load_predictor(run)
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # Imported here, as PyTorch takes seconds: what is wrong with the pictures is told before.
-    from trainables.model import ModelError
+    from trainables.models.ensemble import ModelError
 
     try:
         predictor = load(options.run)

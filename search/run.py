@@ -4,7 +4,7 @@
 python -m search.run --space spaces/caltech.py
 ```
 
-This file checks the request and starts Ray; the flow itself is in `search.flow`.
+This file checks the request and starts Ray; the flow itself is in `search.pipeline.flow`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Sequence
 from importlib import import_module
 from threading import Thread
 
-from search.checks import Checked, check
-from search.folder import FolderError
-from search.interruption import FAILED, Interruption
-from search.layout import DataError
-from search.mirror import mirrored
-from search.progress import Progress
-from search.request import RequestError, parse_request
-from search.session import SessionError, ray_session
-from search.storage import StorageError
-from search.wording import describe
+from search.cluster.session import SessionError, ray_session
+from search.console.formatting import describe
+from search.console.progress import Progress
+from search.console.signals import FAILED, Interruption
+from search.data.class_folders import DataError
+from search.pipeline.preflight import Checked, check
+from search.pipeline.request import RequestError, parse_request
+from search.runs.run_folder import FolderError
+from search.runs.storage import StorageError
+from search.runs.sync import mirrored
 from spaces.base import SpaceError
 from spaces.sources import SourceError
-from trainables.disk import is_disk_full
-from trainables.weights import WeightsError
+from trainables.disk_full import is_disk_full
+from trainables.models.weights import WeightsError
 
 MISTAKES = (
     SpaceError,
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         checked = check(request)
         # The flow imports PyTorch, which takes seconds: Ray starts meanwhile.
-        Thread(target=import_module, args=("search.flow",), daemon=True).start()
+        Thread(target=import_module, args=("search.pipeline.flow",), daemon=True).start()
         with (
             interruption.watching(),
             Progress(request.quiet, verbose=request.verbose) as progress,
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ray_session(request.address),
         ):
             interruption.watch()
-            from search import flow
+            from search.pipeline import flow
 
             return flow.run(checked, progress, interruption)
     except MISTAKES as error:

@@ -22,8 +22,8 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 
-from search.commands import Parser, add_run, model_path, whole_number
-from search.interruption import INTERRUPTED, Interruption
+from search.console.arguments import Parser, add_run, model_path, whole_number
+from search.console.signals import INTERRUPTED, Interruption
 
 TOKEN_VARIABLE = "CLASSIFIER_TOKEN"  # noqa: S105 - a name, no token
 _LEAST_TOKEN = 16
@@ -119,7 +119,7 @@ def _serve(options: argparse.Namespace, interruption: Interruption) -> int:
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(_read_model, options.run)
         # Ray must start in the main thread: its processes end with the thread that started them.
-        from search.session import ray_session
+        from search.cluster.session import ray_session
 
         with ray_session(None):
             problem = reading.result()
@@ -146,7 +146,7 @@ def listens_itself(options: argparse.Namespace) -> bool:
 def _serve_settings(options: argparse.Namespace) -> dict[str, str]:
     """Return the variables that Serve reads in all of Ray's processes."""
     return {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "search.limits.before_serve",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "search.deployment.middleware.before_serve",
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1" if listens_itself(options) else "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(options.port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(options.port + 1),  # the first one beyond
@@ -159,7 +159,7 @@ def _serve_settings(options: argparse.Namespace) -> dict[str, str]:
 
 def _read_model(run: Path) -> str | None:
     """Return what is wrong with a model; None if it is sound."""
-    from trainables.model import ModelError, load_model
+    from trainables.models.ensemble import ModelError, load_model
 
     try:
         load_model(model_path(run))
@@ -172,8 +172,8 @@ def _run(options: argparse.Namespace, interruption: Interruption) -> None:
     import ray
     from ray import serve
 
-    from search.limits import Limits
-    from search.replica import Setup, create_application
+    from search.deployment.middleware import Limits
+    from search.deployment.replica import Setup, create_application
 
     limits = Limits(
         body_bytes=options.max_megabytes * 2**20,

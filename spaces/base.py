@@ -51,7 +51,7 @@ BACKBONES: tuple[str, ...] = (
     "vit_b_16",
     "swin_t",
 )
-"""Every backbone that `trainables.backbones` can build."""
+"""Every backbone that `trainables.models.backbones` can build."""
 
 Framing = Literal["whole", "crop"]
 """How a picture becomes a square: see `Space.framing`."""

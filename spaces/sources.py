@@ -1,7 +1,7 @@
 """Where pictures come from: named sets, and any folder of class folders.
 
 A source finds a set in the folder that `--data` names, or downloads it where that is possible. It
-reads no picture file: that is the work of `search.dataset`. Only the driver opens a source; so no
+reads no picture file: that is the work of `data.packing`. Only the driver opens a source; so no
 worker ever downloads.
 """
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import ray
 
-import search.session  # noqa: F401 - sets the environment that Ray reads
+import search.cluster.session  # noqa: F401 - sets the environment that Ray reads
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray sets it for a trial; before torch is there
 
-pytest_plugins = ("tests.colours",)
+pytest_plugins = ("tests.fixtures.colours",)
 
 _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -88,7 +88,7 @@ def test_a_cycle_would_be_found():
 
 
 def test_all_packages_are_read(files):
-    for module in ("spaces.base", "spaces.digits", "trainables.training", "search.run"):
+    for module in ("spaces.base", "spaces.digits", "trainables.trainer", "search.run"):
         assert module in files
 
 

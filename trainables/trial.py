@@ -21,15 +21,15 @@ from ray import tune
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from spaces.base import TrialConfig, Value
-from trainables.backbones import Backbone, create_backbone
-from trainables.disk import is_disk_full
-from trainables.fusion import fused
+from trainables.batches import PictureSet
+from trainables.compute import compute_with, give_memory_back
+from trainables.disk_full import is_disk_full
+from trainables.feature_cache import ViewBank, as_features, build_view, view_magnitude, views_up_to
 from trainables.images import PictureRows, as_tensor
-from trainables.inputs import PictureSet
-from trainables.model import Weights
-from trainables.process import compute_with, give_memory_back
-from trainables.training import Trainer, TrainingError
-from trainables.viewbank import ViewBank, as_features, build_view, view_magnitude, views_up_to
+from trainables.models.backbones import Backbone, create_backbone
+from trainables.models.batchnorm_folding import fused
+from trainables.models.ensemble import Weights
+from trainables.trainer import Trainer, TrainingError
 
 FAILURE = "failure"
 """Key of a result that says why a trial failed."""
@@ -51,7 +51,7 @@ class Bench:
         weights: By backbone, a reference to its pretrained state dict; one that is missing starts
             from scratch.
         n_views: V, the views of each picture in a bank.
-        banks: Actor handle of `search.banks.Banks`; None computes all features as needed.
+        banks: Actor handle of `FeatureCacheActor`; None computes all features as needed.
         heads: By backbone, the probe's head that trainings begin with.
         epochs: The full length of a trial.
         patience: See `Space.patience`.
@@ -129,7 +129,7 @@ def open_table(table: Any, device: torch.device) -> torch.Tensor:
 
     Args:
         table: A reference into the object store, the path of a file to be mapped, or a
-            `search.machinefile.MachineFile`, whose copy on this machine is.
+            `search.cluster.shared_file.MachineFile`, whose copy on this machine is.
         device: Where they are wanted. They stay on the CPU where they would crowd the GPU.
     """
     if isinstance(table, ray.ObjectRef):
@@ -278,7 +278,7 @@ class ImageTrial(tune.Trainable):
             bench: What all trainings share.
             train_rows: int64, table rows to train on.
             val_rows: int64, table rows to validate on.
-            keeper: A `search.keeper.KeeperHandle`.
+            keeper: A `search.tuning.checkpoints.KeeperHandle`.
         """
         if bench is None or train_rows is None or val_rows is None or keeper is None:
             raise ValueError("ImageTrial needs tune.with_parameters(bench, rows, keeper)")

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks import bank, many_pictures, reporting, scale, vs_tutorial, workbench
-from benchmarks.reporting import ROOT, Ratio, Report, format_table
+from benchmarks.harness import reporting, workbench
+from benchmarks.harness.reporting import ROOT, Ratio, Report, format_table
+from benchmarks.models import feature_cache
+from benchmarks.speed import many_images, scale, vs_ray_tutorial
 
 
 def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -168,33 +168,33 @@ def test_a_list_schedule_gives_the_next_job_to_who_is_free_first() -> None:
 
 def test_configurations_are_spread_over_the_depths_and_keep_their_order() -> None:
     configs = [{"freeze_depth": depth, "id": i} for i, depth in enumerate([0, 0, 0, 5, 5, 3])]
-    chosen = vs_tutorial.spread_over_depths(configs, 3)
+    chosen = vs_ray_tutorial.spread_over_depths(configs, 3)
     assert [config["id"] for config in chosen] == [0, 3, 5]
-    assert vs_tutorial.spread_over_depths(configs, 6) == configs
+    assert vs_ray_tutorial.spread_over_depths(configs, 6) == configs
 
 
 def test_configurations_are_the_same_every_time() -> None:
-    work = vs_tutorial.Work(24, 24, 8, 5, 224, None, ROOT, None, "", 2)
-    configs = vs_tutorial.draw_configs(work)
-    assert configs == vs_tutorial.draw_configs(work)
+    work = vs_ray_tutorial.Work(24, 24, 8, 5, 224, None, ROOT, None, "", 2)
+    configs = vs_ray_tutorial.draw_configs(work)
+    assert configs == vs_ray_tutorial.draw_configs(work)
     assert len(configs) == 24
     assert {config["backbone"] for config in configs} == {"squeezenet1_0"}
     assert {config["freeze_depth"] for config in configs} == set(range(6))
 
 
-def side(epoch_seconds: dict[int, list[list[float]]]) -> vs_tutorial.Side:
+def side(epoch_seconds: dict[int, list[list[float]]]) -> vs_ray_tutorial.Side:
     pairs = [(depth, each) for depth, trials in epoch_seconds.items() for each in trials]
-    return vs_tutorial.Side(
+    return vs_ray_tutorial.Side(
         0, 0, [{"freeze_depth": depth} for depth, _ in pairs], [each for _, each in pairs], 1, 1
     )
 
 
 def test_extrapolation_is_our_epochs_times_their_seconds() -> None:
-    work = vs_tutorial.Work(4, 2, 8, 5, 224, None, ROOT, None, "", concurrent=2)
+    work = vs_ray_tutorial.Work(4, 2, 8, 5, 224, None, ROOT, None, "", concurrent=2)
     ours = side({0: [[1, 1, 1], [1]], 5: [[1], [1]]})
     theirs = side({0: [[100, 110, 120]], 5: [[10]]})
     # One of two trials is left at each depth: half of our 4 epochs at 110 s, half of our 2 at 10 s.
-    assert vs_tutorial.extrapolate_seconds(work, ours, theirs) == (2 * 110 + 1 * 10) / 2
+    assert vs_ray_tutorial.extrapolate_seconds(work, ours, theirs) == (2 * 110 + 1 * 10) / 2
 
 
 def test_pictures_are_chosen_by_the_share_of_their_class() -> None:
@@ -206,13 +206,13 @@ def test_pictures_are_chosen_by_the_share_of_their_class() -> None:
 
 
 def test_an_interval_is_students() -> None:
-    centre, low, high = bank.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    centre, low, high = feature_cache.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert centre == 3.0
     assert (low, high) == (pytest.approx(3 - 1.9632, abs=1e-3), pytest.approx(3 + 1.9632, abs=1e-3))
 
 
 def test_studies_are_summarised_over_their_seeds() -> None:
-    from benchmarks import studies
+    from benchmarks.models import studies
 
     def run(accuracy: float, gain: float | None) -> dict[str, object]:
         scores = {"n": 40, "accuracy": accuracy, "macro_f1": 0.9, "ece": 0.01}
@@ -231,7 +231,7 @@ def test_studies_are_summarised_over_their_seeds() -> None:
 
 
 def test_generated_pictures_are_one_a_name_and_all_different(tmp_path: Path) -> None:
-    n_bytes = many_pictures.generate(tmp_path, 60, 16)
+    n_bytes = many_images.generate(tmp_path, 60, 16)
     files = sorted(tmp_path.rglob("*.jpg"))
     assert len(files) == len({file.name for file in files}) == 60
     assert len({file.read_bytes() for file in files}) == 60

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks import curves, search_quality
-from benchmarks.curves import CurveTable, Recipe, draw_params
-from benchmarks.racing import SIDES, Side, race
-from benchmarks.regrets import bootstrap, draw_regrets
+from benchmarks.tuning import curve_tables, search_quality
+from benchmarks.tuning.curve_tables import CurveTable, Recipe, draw_params
+from benchmarks.tuning.regret_figure import bootstrap, draw_regrets
+from benchmarks.tuning.simulated_search import SIDES, Side, race
 
 EPOCHS, POOL = 4, 60
 
@@ -44,7 +41,7 @@ TABLE = made()
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "made.npz"
     TABLE.save(path)
-    again = curves.load_table(path)
+    again = curve_tables.load_table(path)
     assert (again.recipe, again.params) == (TABLE.recipe, TABLE.params)
     for name in ("labels", "right", "loss", "seconds"):
         np.testing.assert_array_equal(getattr(again, name), getattr(TABLE, name))
@@ -55,10 +52,10 @@ def test_configurations_lie_in_the_space_and_are_the_same_every_time() -> None:
     for number in range(50):
         params = draw_params(number)
         assert params == draw_params(number)
-        assert set(params) == set(curves.SPACE.distributions)
-        for name, distribution in curves.SPACE.distributions.items():
+        assert set(params) == set(curve_tables.SPACE.distributions)
+        for name, distribution in curve_tables.SPACE.distributions.items():
             assert distribution._contains(distribution.to_internal_repr(params[name]))
-    assert {draw_params(n)["freeze_depth"] for n in range(50)} == set(curves.DEPTHS)
+    assert {draw_params(n)["freeze_depth"] for n in range(50)} == set(curve_tables.DEPTHS)
 
 
 def test_a_configuration_of_the_table_is_its_own_nearest() -> None:
@@ -225,7 +222,7 @@ def test_a_table_that_is_not_there_names_the_command_that_makes_it(
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
         f"error: there is no table {tmp_path}/caltech.npz; train it with"
-        " python benchmarks/search_quality.py --build --sets caltech\n"
+        " python -m benchmarks.tuning.search_quality --build --sets caltech\n"
     )
 
 
@@ -240,17 +237,17 @@ def test_an_unknown_set_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_a_table_goes_on_where_it_was_left_and_refuses_another_recipe(tmp_path: Path) -> None:
-    from benchmarks.workbench import generate_pictures, pack_pictures
+    from benchmarks.harness.workbench import generate_pictures, pack_pictures
 
     recipe = Recipe("tiny", n_train=9, n_pool=12, n_val=6, image_size=32, epochs=2, n_views=2)
     pictures = pack_pictures(generate_pictures(tmp_path / "pictures", 24), recipe.image_size)
-    states = dict.fromkeys(curves.BACKBONES)
+    states = dict.fromkeys(curve_tables.BACKBONES)
     path = tmp_path / "tiny.npz"
-    curves.extend_table(path, recipe, pictures, states, 2)
-    grown = curves.extend_table(path, recipe, pictures, states, 5)
-    whole = curves.extend_table(tmp_path / "whole.npz", recipe, pictures, states, 5)
+    curve_tables.extend_table(path, recipe, pictures, states, 2)
+    grown = curve_tables.extend_table(path, recipe, pictures, states, 5)
+    whole = curve_tables.extend_table(tmp_path / "whole.npz", recipe, pictures, states, 5)
     assert grown.params == whole.params == tuple(map(draw_params, range(5)))
     np.testing.assert_array_equal(grown.right, whole.right)
     assert grown.right.shape == (5, 2, 12)
     with pytest.raises(ValueError, match=r"tiny\.npz was made by Recipe\(.*remove it first"):
-        curves.extend_table(path, replace(recipe, epochs=3), pictures, states, 5)
+        curve_tables.extend_table(path, replace(recipe, epochs=3), pictures, states, 5)

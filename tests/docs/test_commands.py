@@ -60,7 +60,7 @@ def program(line: str) -> str:
 def place(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where what the commands name exists, made small."""
     place = tmp_path_factory.mktemp("place")
-    for name in ("clusters", "spaces", "benchmarks", "scripts", "tests/faults"):
+    for name in ("clusters", "spaces", "benchmarks", "scripts", "tests/system/faults"):
         shutil.copytree(ROOT / name, place / name)
     for name in ("Makefile", "cluster.yaml", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, place / name)
@@ -95,7 +95,7 @@ def check_module(module: str, arguments: Sequence[str], place: Path) -> None:
     if runs and not {"--help", "-"} & {*arguments}:  # "-" reads what another program lists
         assert importlib.import_module(module).main(arguments) == 0
     elif module == "search.run":
-        request = importlib.import_module("search.request")
+        request = importlib.import_module("search.pipeline.request")
         if "--help" in arguments:
             with pytest.raises(SystemExit, match="0"):
                 request.parse_request(arguments)
@@ -177,9 +177,9 @@ def check_aws(words: Sequence[str], place: Path) -> None:
 
 def check_curl(words: Sequence[str], place: Path) -> None:
     """Send it to the server's application, wherever that listens now."""
-    from search.limits import Limits
-    from search.predictor import load
-    from tests.serving import serving
+    from search.deployment.middleware import Limits
+    from search.deployment.predictor import load
+    from tests.fixtures.serving import serving
 
     if shutil.which("curl") is None:
         check_plain(words, place)
@@ -267,14 +267,14 @@ def test_a_command_is_understood(
         CHECKS[name](words[1:], place)
 
 
-@pytest.mark.parametrize("module", ["search.request", "search.predict", "search.export"])
+@pytest.mark.parametrize("module", ["search.pipeline.request", "search.predict", "search.export"])
 def test_examples_of_the_help_are_understood(module: str) -> None:
     shown = importlib.import_module(module)._parser().format_help()
     examples = re.findall(r"^\s+python -m (search\.\w+)(.*)$", shown, re.MULTILINE)
     for name, arguments in examples:
-        where = "search.request" if name == "search.run" else name
+        where = "search.pipeline.request" if name == "search.run" else name
         importlib.import_module(where)._parser().parse_args(shlex.split(arguments))
-    assert examples or module != "search.request"
+    assert examples or module != "search.pipeline.request"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

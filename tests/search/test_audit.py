@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import CHANGES, draw, save
 
 from search.audit import look, main
-from search.exclusion import read_exclusion
-from search.findings import examine
-from search.listing import find_pictures
-from search.splitting import OUT, split
+from search.data.audit import examine
+from search.data.exclusion import read_exclusion
+from search.data.manifest import find_pictures
+from search.data.splits import OUT, split
 from spaces.sources import folder
-from trainables.folding import grouped_folds
+from tests.fixtures.drawing import CHANGES, draw, save
+from trainables.grouped_kfold import grouped_folds
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from search import parity
+from search.data.class_folders import DataError
+from search.deployment import parity
+from search.deployment.exporters import run_onnx, run_program
+from search.deployment.run_images import read_split
 from search.export import main, one_member
-from search.graphs import run_onnx, run_program
-from search.held_out import read_split
-from search.layout import DataError
 from search.predict import load
-from trainables.deployed import Deployed, central
 from trainables.images import crop_and_normalise
-from trainables.model import load_model
+from trainables.models.ensemble import load_model
+from trainables.models.export_module import Deployed, central
 
 onnx = pytest.importorskip("onnx", reason="needs the extra: export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: export")
@@ -215,7 +215,7 @@ def test_an_export_that_differs_is_not_written(run, monkeypatch, capsys):
         found = run_program(path, pixels)
         return replace(found, probabilities=found.probabilities * 0.99 + 0.01 / 3)
 
-    monkeypatch.setattr("search.graphs.run_program", wrong)
+    monkeypatch.setattr("search.deployment.exporters.run_program", wrong)
     assert main([str(run), "--format", "pt2"]) == 1
     assert "error: model.pt2 is not written: 18 held-out" in capsys.readouterr().err
     assert list((run / "export").iterdir()) == []

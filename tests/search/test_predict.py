@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from search.deployment.predictor import Prediction
 from search.predict import as_json, expand, load, main, table_writer
-from search.predictor import Prediction
 from trainables.images import PictureError
-from trainables.model import ModelError
+from trainables.models.ensemble import ModelError
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ def test_a_run_without_a_model(tmp_path):
 
 
 def test_order_is_kept_over_batches_with_unreadable_ones_between(colour_run, folder, monkeypatch):
-    monkeypatch.setattr("search.predictor._BATCH", 2)
+    monkeypatch.setattr("search.deployment.predictor._BATCH", 2)
     names = ["red", "broken", "blue", "grün und blau", "broken", "broken", "blue"]
     made = list(load(colour_run).predict_each(folder / f"{name}.png" for name in names))
     assert ["broken" if isinstance(one, PictureError) else one.classes[0] for one in made] == names

@@ -18,12 +18,12 @@ import torch
 from optuna.trial import TrialState
 from PIL import Image
 
-from search.checks import Checked, check
-from search.folder import RunFolder
-from search.request import parse_request
+from search.cluster.session import SessionError
+from search.pipeline.preflight import Checked, check
+from search.pipeline.request import parse_request
 from search.run import main
-from search.session import SessionError
-from search.study import STUDY_NAME
+from search.runs.run_folder import RunFolder
+from search.tuning.study import STUDY_NAME
 
 ROOT = Path(__file__).parents[2]
 
@@ -310,7 +310,7 @@ def test_a_mistake_that_is_found_late_removes_no_trials(
         (checked.folder.path / "study.db").touch()
         raise SessionError("no machine came")
 
-    monkeypatch.setattr("search.flow.run", found_late)
+    monkeypatch.setattr("search.pipeline.flow.run", found_late)
     arguments = ["--space", space_file, "--data", pictures, "--out", tmp_path, "--name", "run"]
     assert main([str(argument) for argument in (*arguments, "--backbones", "tinynet")]) == 2
     assert (tmp_path / "run" / "study.db").is_file()

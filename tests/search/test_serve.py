@@ -144,8 +144,8 @@ def test_addresses():
     ("n_replicas", "n_gpus", "share"), [(1, 0, 0), (1, 1, 1), (4, 2, 0.5), (2, 8, 1)]
 )
 def test_replicas_share_the_gpus(colour_run, n_replicas, n_gpus, share):
-    from search.limits import Limits
-    from search.replica import Setup, create_application
+    from search.deployment.middleware import Limits
+    from search.deployment.replica import Setup, create_application
 
     setup = Setup(colour_run, Limits(), None, (), batch_size=8, threads=1)
     deployment = create_application(setup, n_replicas, n_gpus)._bound_deployment
@@ -170,7 +170,7 @@ def test_a_stop_waits_for_the_longest_request(monkeypatch):
 @pytest.mark.parametrize("content", [b"no model", b"PK\x03\x04"])
 def test_a_file_that_is_no_model_ends_it(tmp_path, capsys, monkeypatch, content):
     """It is read while Ray starts, which here it does not."""
-    monkeypatch.setattr("search.session.ray_session", lambda address: nullcontext())
+    monkeypatch.setattr("search.cluster.session.ray_session", lambda address: nullcontext())
     (tmp_path / "model.pt").write_bytes(content)
     (message,) = refused(capsys, tmp_path, "--port", free_port()).splitlines()
     assert message.startswith(f"error: {tmp_path}/model.pt cannot be read as a model: ")

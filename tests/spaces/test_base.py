@@ -17,7 +17,7 @@ from spaces.base import (
     values_of,
 )
 from spaces.sources import folder
-from trainables import backbones
+from trainables.models import backbones
 
 PARAMS: dict[str, Any] = {
     "backbone": CategoricalDistribution(["tinynet", "cnn"]),

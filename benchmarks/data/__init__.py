@@ -1,0 +1,1 @@
+"""Benchmarks of the data audit and of near-duplicate detection."""

@@ -1,0 +1,199 @@
+"""The audit of very many pictures: time, memory, and near-duplicates found among so many others.
+
+    python -m benchmarks.data.audit [--quick] [--data DIR]
+
+Two sets: all of Fashion-MNIST, and 100,000 tiles cut out of the photos at hand, as different as
+photos are. Among them are 1,000 planted copies, changed in the ways of duplicates.py (of pictures
+as small as Fashion-MNIST's only nearly unchanged copies count). A stranger is a tile in a group
+with one of another photo. Sketches are drawn while pictures are decoded, by all cores, and are not
+counted; the rest runs in one process, and ends with the split and the folds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.data.near_duplicates import CHANGES, PHOTOS
+from benchmarks.harness.reporting import Ratio, Report, command_line, say
+from benchmarks.harness.workbench import need_data
+from search.data.audit import Pictures, examine
+from search.data.manifest import Listing
+from search.data.near_duplicates import find_twins, groups_of
+from search.data.splits import split
+from search.data.thumbnails import SIDE, Sketches
+from spaces.sources import Arrays, fashion_mnist
+from trainables.grouped_kfold import grouped_folds
+from trainables.images import PICTURE_SUFFIXES, read_picture
+
+_SIZES = {"full": (100_000, 1000), "quick": (10_000, 300), "smoke": (300, 30)}
+"""Pictures, and planted copies."""
+_GRIDS = (2, 3, 4, 5, 6)
+_LEAST_CONTRAST = 12.0  # levels: a tile of sky is like any other
+_SLIGHT = ("JPEG quality 50", "PNG to JPEG", "brightness ± 20 %", "contrast ± 30 %", "grey")
+
+
+def main() -> int:
+    """Measure, print a table, and keep it as JSON."""
+    arguments = command_line(__doc__ or "", data=True).parse_args()
+    n, n_copies = _SIZES[arguments.mode]
+    report = Report("audit", "The audit of very many pictures.")
+    rows = []
+    if arguments.mode == "smoke":
+        rows.append(_measure("noise", *_noise(n, n_copies)))
+    else:
+        data = need_data(arguments)
+        rows.append(_measure("Fashion-MNIST", *_small(data, n, n_copies)))
+        rows.append(_measure("tiles of photos", *_tiles(data, n, n_copies)))
+    report.tables["by set"] = rows
+    report.ratios = [
+        Ratio(f"seconds per 1,000 pictures, {row['set']}", row["audit, s"] / row["pictures"] * 1000)
+        for row in rows
+    ]
+    for row in rows:
+        if row["set"] == "tiles of photos":
+            report.ratios += [
+                Ratio(f"recall among tiles from {SIDE} px", row[f"recall from {SIDE} px"], 0.95),
+                Ratio("strangers per 1,000 tiles", row["strangers per 1,000"], 1.0, False),
+            ]
+    report.publish(arguments)
+    return 0
+
+
+def _measure(
+    name: str, sketches: Sketches, origin: np.ndarray, copy_of: np.ndarray
+) -> dict[str, Any]:
+    """Audit a set whose last pictures are copies.
+
+    Args:
+        name: Of the set.
+        sketches: Of all pictures.
+        origin: int64 [n], the photo that each was cut from; -1 is not known.
+        copy_of: int64 [m], of which picture each of the last m is a copy.
+    """
+    n = len(sketches)
+    say(f"{name}: {n:,} pictures")
+    labels = np.random.default_rng(1).integers(0, 10, n)
+    labels[n - len(copy_of) :] = labels[copy_of]
+    listing = Listing(
+        classes=tuple("abcdefghij"),
+        names=tuple(f"{row:06}" for row in range(n)),
+        labels=labels,
+        splits=(None,) * n,
+        paths=None,
+        images=sketches.pixels,
+    )
+    pictures = Pictures(listing, np.arange(n), sketches, ())
+    before = _peak_megabytes(anew=True)
+    started = time.perf_counter()
+    groups = examine(pictures, None, flip=True).groups
+    examined = time.perf_counter()
+    parts = split(listing, pictures.kept, 0.2, 0.2, 0, 5, groups)
+    rows = np.flatnonzero(parts != "test")
+    grouped_folds(labels[rows], groups[rows], 5, 0)
+    ended = time.perf_counter()
+    copies = np.arange(n - len(copy_of), n)
+    found = groups[copies] == groups[copy_of]
+    large = sketches.sizes[copies].min(1) >= SIDE
+    strange = int(((origin != origin[groups]) & (origin >= 0)).sum())
+    return {
+        "set": name,
+        "pictures": n,
+        "audit, s": ended - started,
+        "of which split and folds, s": ended - examined,
+        "memory added, MB": _peak_megabytes() - before,
+        "in groups": int((np.bincount(groups)[groups] > 1).sum()),
+        "recall": float(found.mean()),
+        f"recall from {SIDE} px": float(found[large].mean()) if large.any() else float("nan"),
+        "strangers per 1,000": 1000 * strange / n,
+    }
+
+
+def _peak_megabytes(anew: bool = False) -> float:
+    """Return this process's largest resident memory so far, or since it was last measured anew."""
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def _small(data: Path, n: int, n_copies: int) -> tuple[Sketches, np.ndarray, np.ndarray]:
+    """Sketch Fashion-MNIST, and copies of some of it."""
+    source = fashion_mnist().open(data, data)
+    if not isinstance(source, Arrays):
+        raise TypeError("Fashion-MNIST is read as arrays")
+    images = [Image.fromarray(x).convert("RGB") for x in source.images[:n]]
+    rng = np.random.default_rng(0)
+    copy_of = rng.permutation(len(images))[:n_copies]
+    for place, row in enumerate(copy_of.tolist()):
+        images.append(CHANGES[_SLIGHT[place % len(_SLIGHT)]](images[row], rng))
+    return _sketch(images), np.full(len(images), -1), copy_of
+
+
+def _tiles(data: Path, n: int, n_copies: int) -> tuple[Sketches, np.ndarray, np.ndarray]:
+    """Sketch tiles of all photos, in a random order, and copies of some of them."""
+    rng = np.random.default_rng(0)
+    photos = list(_photos(data))
+    alike = groups_of(len(photos), find_twins(_sketch(photos), flip=True).pairs)
+    places = [
+        (photo, grid, x, y)
+        for photo, image in enumerate(photos)
+        for grid in _GRIDS
+        if min(image.size) // grid >= SIDE
+        for x in range(grid)
+        for y in range(grid)
+    ]
+    sketches = Sketches.empty(n + n_copies)
+    origin = np.empty(n + n_copies, np.int64)
+    done, tiles = 0, {}
+    for photo, grid, x, y in (places[i] for i in rng.permutation(len(places))):
+        width, height = (side // grid for side in photos[photo].size)
+        box = (x * width, y * height, (x + 1) * width, (y + 1) * height)
+        tile = photos[photo].crop(box)
+        sketches.draw(done, tile)
+        if sketches.pixels[done].std() < _LEAST_CONTRAST:
+            continue
+        origin[done] = alike[photo]
+        if done < n_copies:
+            tiles[done] = tile
+        done += 1
+        if done == n:
+            break
+    # Fewer tiles than asked for: the copies follow the last.
+    for place, change in enumerate(np.resize(list(CHANGES), n_copies)):
+        sketches.draw(done + place, CHANGES[change](tiles[place], rng))
+        origin[done + place] = origin[place]
+    rows = np.arange(done + n_copies)
+    return sketches.take(rows), origin[rows], np.arange(n_copies)
+
+
+def _photos(data: Path) -> Iterator[Image.Image]:
+    for where in PHOTOS.values():
+        for path in sorted((data / where).rglob("*")):
+            if path.suffix.lower() in PICTURE_SUFFIXES:
+                yield read_picture(path)
+
+
+def _noise(n: int, n_copies: int) -> tuple[Sketches, np.ndarray, np.ndarray]:
+    sketches = Sketches.empty(n + n_copies)
+    sketches.pixels[:n] = np.random.default_rng(0).integers(0, 256, (n, SIDE, SIDE))
+    sketches.pixels[n:] = sketches.pixels[:n_copies]
+    copy_of = np.arange(n_copies)
+    return sketches, np.concatenate([np.arange(n), copy_of]), copy_of
+
+
+def _sketch(images: list[Image.Image]) -> Sketches:
+    sketches = Sketches.empty(len(images))
+    for row, image in enumerate(images):
+        sketches.draw(row, image)
+    return sketches
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Pictures, networks and banks for benchmarks of training alone, without Ray."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.harness.reporting import DEFAULT_DATA, stop
+from spaces.base import Framing
+from trainables.batches import PictureSet
+from trainables.feature_cache import ViewBank, as_features, build_view
+from trainables.images import PICTURE_SUFFIXES, as_tensor, fit, read_picture
+from trainables.models.backbones import Backbone, create_backbone
+from trainables.models.ensemble import Weights
+from trainables.models.weights import load_weights
+
+CALTECH_SIX = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
+_CALTECH_FOLDER = Path("caltech101") / "101_ObjectCategories"
+_GENERATED_SIZE = (300, 223)  # as most of Caltech-101's
+_BLOCK_PICTURES = 128
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Pictures on disk with their labels, and where they are from."""
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    origin: str
+
+    def take(self, indices: np.ndarray) -> PictureFiles:
+        """Return some of the pictures, given by their int64 indices."""
+        paths = tuple(self.paths[i] for i in indices)
+        return PictureFiles(paths, self.labels[indices], self.classes, self.origin)
+
+
+def find_data(arguments: argparse.Namespace) -> Path | None:
+    """Return the folder of the test data; None where there is none and none was named."""
+    data: Path = arguments.data or DEFAULT_DATA
+    if (data / _CALTECH_FOLDER).is_dir():
+        return data
+    if arguments.data is not None:
+        stop(f"{data} holds no {_CALTECH_FOLDER}/; give the folder that does with --data")
+    return None
+
+
+def need_data(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the test data, or end with a clear message."""
+    data = find_data(arguments)
+    if data is None:
+        stop(
+            f"this benchmark needs real pictures, and {DEFAULT_DATA} holds no {_CALTECH_FOLDER}/;"
+            " give the folder that does with --data"
+        )
+    return data
+
+
+def find_weights_folder(arguments: argparse.Namespace, data: Path | None) -> Path | None:
+    """Return the folder of <backbone>.pth files; None where there is none and none was named."""
+    if arguments.weights is not None:
+        if not arguments.weights.is_dir():
+            stop(f"there is no folder {arguments.weights}; give <backbone>.pth files by --weights")
+        return Path(arguments.weights)
+    folder = None if data is None else data / "weights"
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def caltech_six(data: Path) -> PictureFiles:
+    """List the six classes of the study, every picture, by class and name."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(CALTECH_SIX):
+        found = sorted((data / _CALTECH_FOLDER / name).glob("*.jpg"))
+        if not found:
+            stop(f"{data / _CALTECH_FOLDER} has no pictures of {name!r}")
+        paths += found
+        labels += [label] * len(found)
+    return PictureFiles(tuple(paths), np.array(labels), CALTECH_SIX, "Caltech-101, six classes")
+
+
+def picture_sets(data: Path) -> dict[str, PictureFiles]:
+    """List the photo sets that there are, each by class and name."""
+    sets = {"caltech": caltech_six(data)}
+    folders = {"cats_dogs": data / "cats_dogs" / "train", "products": data / "products"}
+    for name, folder in {**folders, "tools": data / "tools"}.items():
+        if folder.is_dir():
+            sets[name] = class_folders(folder, name)
+    return sets
+
+
+def background(data: Path) -> PictureFiles:
+    """List the pictures of BACKGROUND_Google, which are of no class."""
+    paths = tuple(sorted((data / _CALTECH_FOLDER / "BACKGROUND_Google").glob("*.jpg")))
+    if not paths:
+        stop(f"{data / _CALTECH_FOLDER} has no BACKGROUND_Google")
+    return PictureFiles(paths, np.full(len(paths), -1), (), "BACKGROUND_Google")
+
+
+def class_folders(folder: Path, origin: str) -> PictureFiles:
+    """List a folder per class, every picture, by class and name."""
+    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        inside = sorted((folder / name).iterdir())
+        found = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
+        paths += found
+        labels += [label] * len(found)
+    return PictureFiles(tuple(paths), np.array(labels), classes, origin)
+
+
+def generate_pictures(folder: Path, n_pictures: int, n_classes: int = 3) -> PictureFiles:
+    """Write JPEG pictures, a folder per class: noise around a colour and a stripe of the class."""
+    rng = np.random.default_rng(0)
+    width, height = _GENERATED_SIZE
+    paths, labels = [], np.arange(n_pictures) % n_classes
+    for index, label in enumerate(labels):
+        pixels = rng.normal(110, 40, (height, width, 3))
+        pixels[:, :, label % 3] += 40
+        pixels[20 * (label + 1) : 20 * (label + 2)] += 60
+        path = folder / f"class{label}" / f"{index:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+        paths.append(path)
+    classes = tuple(f"class{label}" for label in range(n_classes))
+    return PictureFiles(tuple(paths), labels, classes, "generated pictures")
+
+
+def choose_stratified(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Choose n pictures, each class by its share and at least once: int64 indices, shuffled."""
+    rng = np.random.default_rng(seed)
+    n = min(n, len(labels))
+    order = rng.permutation(len(labels))
+    # A picture's place within its class, as a share of the class: the lowest are taken.
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place[members] = np.arange(len(members)) / len(members)
+    chosen = order[np.argsort(place[order], kind="stable")[:n]]
+    return rng.permutation(chosen)
+
+
+def choose_per_class(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
+    """Choose the same number of pictures of every class: int64 indices."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    members = [order[labels[order] == label][:n_per_class] for label in np.unique(labels)]
+    return np.concatenate(members)
+
+
+def pack_pictures(
+    pictures: PictureFiles, image_size: int, framing: Framing = "whole"
+) -> PictureSet:
+    """Decode pictures into the table that trainings read."""
+    sizes = round(image_size / 0.875), image_size
+    table = np.stack([fit(read_picture(path), *sizes, framing) for path in pictures.paths])
+    labels = torch.from_numpy(pictures.labels.astype(np.int64))
+    return PictureSet(torch.from_numpy(table), labels, len(pictures.classes), image_size, flip=True)
+
+
+def read_state(backbone: str, weights: Path | None) -> Weights | None:
+    """Read pretrained weights; None where there is no such file."""
+    path = None if weights is None else weights / f"{backbone}.pth"
+    return load_weights(path) if path is not None and path.is_file() else None
+
+
+def new_backbone(name: str, state: Weights | None, device: str = "cpu") -> Backbone:
+    """Build a backbone as trainings want it: on its device, channels_last."""
+    backbone = create_backbone(name, state)
+    return backbone.to(device).to(memory_format=torch.channels_last)
+
+
+def pooled_features(
+    pictures: PictureFiles, backbone: Backbone, image_size: int, framing: Framing = "whole"
+) -> torch.Tensor:
+    """Return what a frozen backbone makes of pictures: float32 [n, feature_size]."""
+    packed = pack_pictures(pictures, image_size, framing)
+    rows = torch.arange(len(pictures.paths))
+    return build_bank(backbone, packed, rows, boundary=5, n_views=1).clean(rows).float()
+
+
+def build_bank(
+    backbone: Backbone,
+    pictures: PictureSet,
+    rows: torch.Tensor,
+    boundary: int,
+    n_views: int,
+    views: Sequence[int] | None = None,
+    seed: int = 0,
+) -> ViewBank:
+    """Build the view bank of some pictures at one boundary, in this process.
+
+    Args:
+        backbone: Whose frozen stages.
+        pictures: All pictures.
+        rows: int64 [n], those that the bank holds.
+        boundary: In 1 to 5.
+        n_views: V, which sets the magnitudes.
+        views: Which views, ascending from 0; None is all.
+        seed: Of the augmentation.
+    """
+    device = next(backbone.parameters()).device
+    backbone.eval()
+    built = []
+    for view in views or range(n_views):
+        magnitude = view / (n_views - 1) if n_views > 1 else 0.0
+        blocks = []
+        for place, part in enumerate(rows.split(_BLOCK_PICTURES)):
+            made = build_view(
+                backbone,
+                pictures.table[part],
+                pictures.image_size,
+                magnitude,
+                pictures.flip,
+                (boundary,),
+                (seed * 1009 + view) * 1_000_003 + place,
+                device,
+            )
+            blocks.append(as_features(made[boundary]))
+        built.append(tuple(blocks))
+    row_of = np.full(len(pictures.table), -1, np.int64)
+    row_of[rows.numpy()] = np.arange(len(rows))
+    return ViewBank(tuple(built), n_views, as_tensor(row_of), _BLOCK_PICTURES)

@@ -1,0 +1,1 @@
+"""Benchmarks of model quality: accuracy, calibration, intervals."""

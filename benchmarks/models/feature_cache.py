@@ -1,0 +1,302 @@
+"""Training from the view bank is as accurate as training from freshly augmented pictures.
+
+    python -m benchmarks.models.feature_cache [--quick]
+
+The same configurations, once with the bank and once without (features computed as they are needed,
+under the same law of augmentation), over 5 seeds, each of which draws its own few training pictures
+of Caltech-101's six classes; all others validate. What is quoted is the difference in validation
+accuracy at the last epoch, bank less no bank, paired by seed, with Student's 95 % interval of its
+mean: it should include 0, or lie above. Then the bank's bytes and the seconds it takes to build,
+and a head's accuracy, as the number of views V grows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median, stdev
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import t as student
+
+from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
+from benchmarks.harness.workbench import (
+    build_bank,
+    caltech_six,
+    choose_per_class,
+    choose_stratified,
+    find_weights_folder,
+    generate_pictures,
+    need_data,
+    new_backbone,
+    pack_pictures,
+    read_state,
+)
+from spaces.base import TrialConfig
+from trainables.batches import PictureSet
+from trainables.feature_cache import ViewBank, bytes_a_picture
+from trainables.models.ensemble import Weights
+from trainables.trainer import Trainer
+
+BACKBONE = "squeezenet1_0"
+# Few pictures and small batches, so that training has something to gain or to lose: accuracies lie
+# well below 1. Learning rates are those that the cached training does well with.
+_COMMON: dict[str, Any] = {"batch_size": 16, "scheduler": "cosine"}
+CONFIGS = (
+    TrialConfig(BACKBONE, lr=5e-3, freeze_depth=5, augment=0.3, **_COMMON),
+    TrialConfig(BACKBONE, lr=5e-3, freeze_depth=5, augment=0.8, **_COMMON),
+    TrialConfig(BACKBONE, lr=1e-3, freeze_depth=4, augment=0.5, **_COMMON),
+    TrialConfig(BACKBONE, lr=3e-4, freeze_depth=3, augment=0.8, **_COMMON),
+)
+N_VIEWS = 8  # the spaces' own
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        n_seeds: At least 2.
+        n_per_class: Training pictures of each class.
+        n_val: Validation pictures, the same share of each class.
+        epochs: Of every training.
+        image_size: Side in pixels.
+        configs: What is trained.
+        views: V of the second table.
+    """
+
+    n_seeds: int
+    n_per_class: int
+    n_val: int
+    epochs: int
+    image_size: int
+    configs: tuple[TrialConfig, ...]
+    views: tuple[int, ...]
+
+
+PLANS = {
+    "full": Plan(5, 10, 400, 20, 224, CONFIGS, (1, 2, 4, 8, 16)),
+    "quick": Plan(3, 6, 80, 8, 224, CONFIGS[1:3], (1, 2, 4)),
+    "smoke": Plan(2, 4, 12, 1, 64, CONFIGS[:1], (1, 2)),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to: at its last epoch, and the median seconds of its epochs."""
+
+    accuracy: float
+    loss: float
+    epoch_seconds: float
+
+
+def main() -> None:
+    """Measure, and report."""
+    parser = command_line(__doc__, data=True)
+    parser.add_argument("--threads", type=int, help="of PyTorch (default: all cores)")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    plan = PLANS[arguments.mode]
+    report = Report("bank", "Training from the view bank against training without it.")
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.mode == "smoke":
+            files, state = generate_pictures(Path(scratch), 48), None
+        else:
+            data = need_data(arguments)
+            files = caltech_six(data)
+            state = read_state(BACKBONE, find_weights_folder(arguments, data))
+            if state is None:
+                stop(f"there are no weights of {BACKBONE}; give the folder with --weights")
+        pictures = pack_pictures(files, plan.image_size)
+    pairs = compare(plan, pictures, state)
+    growth = grow(plan, pictures, state)
+    report.tables["Bank less no bank, paired by seed"] = [
+        *(_row(config, pairs[config]) for config in plan.configs),
+        _mean_row(plan, pairs),
+    ]
+    n_train = plan.n_per_class * pictures.n_classes
+    report.tables[f"The bank as V grows ({n_train} pictures; the head's augment is 1)"] = growth
+    report.ratios += _ratios(plan, pairs)
+    report.notes.append(
+        f"{plan.n_seeds} seeds, {plan.n_per_class} training pictures a class, {plan.n_val} to"
+        f" validate, {plan.epochs} epochs, V = {N_VIEWS}, {files.origin}, {plan.image_size} px"
+    )
+    report.extra["pairs"] = [
+        {
+            **vars(config),
+            "cached": [vars(a) for a, _ in found],
+            "uncached": [vars(b) for _, b in found],
+        }
+        for config, found in pairs.items()
+    ]
+    report.publish(arguments)
+
+
+def draw_rows(plan: Plan, pictures: PictureSet, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a seed's training rows, and validation rows among the others."""
+    labels = pictures.labels.numpy()
+    train = torch.from_numpy(choose_per_class(labels, plan.n_per_class, seed)).sort().values
+    left = torch.ones(len(labels), dtype=torch.bool)
+    left[train] = False
+    others = left.nonzero().squeeze(1)
+    chosen = choose_stratified(labels[others.numpy()], plan.n_val, seed)
+    return train, others[torch.from_numpy(chosen)]
+
+
+def compare(
+    plan: Plan, pictures: PictureSet, state: Weights | None
+) -> dict[TrialConfig, list[tuple[Outcome, Outcome]]]:
+    """Train every configuration with and without the bank; return both outcomes a seed."""
+    pairs: dict[TrialConfig, list[tuple[Outcome, Outcome]]] = {c: [] for c in plan.configs}
+    for seed in range(plan.n_seeds):
+        train, val = draw_rows(plan, pictures, seed)
+        for config in plan.configs:
+            backbone = new_backbone(BACKBONE, state)
+            bank = build_bank(backbone, pictures, train, config.freeze_depth, N_VIEWS, seed=seed)
+            both = tuple(
+                _train(plan, config, pictures, train, val, state, seed, source)
+                for source in (bank, None)
+            )
+            pairs[config].append(both)  # type: ignore[arg-type]
+            say(
+                f"seed {seed} depth {config.freeze_depth} augment {config.augment}: bank"
+                f" {both[0].accuracy:.4f}, none {both[1].accuracy:.4f}"
+            )
+    return pairs
+
+
+def _train(
+    plan: Plan,
+    config: TrialConfig,
+    pictures: PictureSet,
+    train: torch.Tensor,
+    val: torch.Tensor,
+    state: Weights | None,
+    seed: int,
+    bank: ViewBank | None,
+) -> Outcome:
+    """Train a configuration; the trainings of a pair differ in their inputs alone."""
+    trainer = Trainer(
+        config,
+        new_backbone(BACKBONE, state),
+        pictures,
+        train,
+        val[:0],
+        epochs=plan.epochs,
+        seed=seed,
+        bank=bank,
+    )
+    seconds = [trainer.run_epoch().seconds for _ in range(plan.epochs)]
+    # The bank holds the training pictures alone, so both are judged on the pictures themselves.
+    judge = Trainer(
+        config, trainer.model.backbone, pictures, train, val, epochs=1, seed=seed, bank=None
+    )
+    judge.model.head.load_state_dict(trainer.model.head.state_dict())
+    logits, labels = judge.predict_logits(val), pictures.labels[val]
+    accuracy = float((logits.argmax(1) == labels).float().mean())
+    return Outcome(accuracy, float(F.cross_entropy(logits, labels)), median(seconds))
+
+
+def grow(plan: Plan, pictures: PictureSet, state: Weights | None) -> list[dict[str, Any]]:
+    """Build banks of more and more views; train a head from each."""
+    config = TrialConfig(BACKBONE, lr=5e-3, freeze_depth=5, augment=1.0, **_COMMON)
+    n_train = plan.n_per_class * pictures.n_classes
+    a_picture = bytes_a_picture(new_backbone(BACKBONE, state), plan.image_size)
+    rows = []
+    for n_views in plan.views:
+        seconds, accuracies = [], []
+        for seed in range(plan.n_seeds):
+            train, val = draw_rows(plan, pictures, seed)
+            backbone = new_backbone(BACKBONE, state)
+            started = perf_counter()
+            bank = build_bank(backbone, pictures, train, 5, n_views, seed=seed)
+            seconds.append(perf_counter() - started)
+            found = _train(plan, config, pictures, train, val, state, seed, bank)
+            accuracies.append(found.accuracy)
+        say(f"V = {n_views}: {median(seconds):.1f} s, accuracy {mean(accuracies):.4f}")
+        sizes = {f"depth {b} MB": a_picture[b - 1] * n_train * n_views / 2**20 for b in (3, 4, 5)}
+        rows.append(
+            {
+                "V": n_views,
+                **sizes,
+                "build seconds": median(seconds),
+                "ms a view and picture": 1000 * median(seconds) / n_views / n_train,
+                "head's val accuracy": mean(accuracies),
+                "± sd": stdev(accuracies),
+            }
+        )
+    return rows
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the mean of values and Student's 95 % interval of it."""
+    centre = mean(values)
+    reach = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return centre, centre - reach, centre + reach
+
+
+def _row(config: TrialConfig, found: list[tuple[Outcome, Outcome]]) -> dict[str, Any]:
+    centre, low, high = interval([a.accuracy - b.accuracy for a, b in found])
+    loss, loss_low, loss_high = interval([a.loss - b.loss for a, b in found])
+    cached, uncached = (median(o[i].epoch_seconds for o in found) for i in (0, 1))
+    return {
+        "configuration": f"depth {config.freeze_depth}, augment {config.augment}",
+        "bank": mean(a.accuracy for a, _ in found),
+        "no bank": mean(b.accuracy for _, b in found),
+        "difference": centre,
+        "low": low,
+        "high": high,
+        "loss difference": loss,
+        "loss low": loss_low,
+        "loss high": loss_high,
+        "epoch s, bank": cached,
+        "epoch s, none": uncached,
+        "times faster": uncached / cached,
+    }
+
+
+def _mean_row(
+    plan: Plan, pairs: dict[TrialConfig, list[tuple[Outcome, Outcome]]]
+) -> dict[str, Any]:
+    """Average the configurations within each seed, then compare over the seeds."""
+    by_seed = _mean_differences(plan, pairs)
+    centre, low, high = interval(by_seed)
+    every = [outcome for found in pairs.values() for outcome in found]
+    return {
+        "configuration": "mean of all",
+        "bank": mean(a.accuracy for a, _ in every),
+        "no bank": mean(b.accuracy for _, b in every),
+        "difference": centre,
+        "low": low,
+        "high": high,
+    }
+
+
+def _mean_differences(
+    plan: Plan, pairs: dict[TrialConfig, list[tuple[Outcome, Outcome]]]
+) -> list[float]:
+    return [
+        mean(found[seed][0].accuracy - found[seed][1].accuracy for found in pairs.values())
+        for seed in range(plan.n_seeds)
+    ]
+
+
+def _ratios(plan: Plan, pairs: dict[TrialConfig, list[tuple[Outcome, Outcome]]]) -> list[Ratio]:
+    _, _, high = interval(_mean_differences(plan, pairs))
+    every = [outcome for found in pairs.values() for outcome in found]
+    accuracy = mean(a.accuracy for a, _ in every) / mean(b.accuracy for _, b in every)
+    seconds = median(b.epoch_seconds / a.epoch_seconds for a, b in every)
+    return [
+        Ratio("upper end of the interval of the mean accuracy difference", high, 0.0),
+        Ratio("accuracy, bank over no bank", accuracy),
+        Ratio("seconds an epoch, no bank over bank, median of all", seconds),
+    ]
+
+
+if __name__ == "__main__":
+    main()

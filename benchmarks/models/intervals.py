@@ -1,0 +1,157 @@
+"""Do 95 % intervals hold the truth in 95 of 100 experiments?
+
+    python -m benchmarks.models.intervals
+
+Experiments are drawn from known truths, at the sizes and accuracies of our sets. Shares: the exact
+coverage of Wilson's interval, by summing binomials, averaged over accuracies around each. Macro F1:
+confusion matrices are drawn with recalls that differ by class, and ours is compared with the
+percentile bootstrap. Differences: pairs of models are drawn that have half to one and a half of the
+errors and disagree more or less one-sidedly; ours is compared with the bootstrap.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom
+
+from benchmarks.harness.reporting import Ratio, Report, command_line
+from search.evaluation.comparison import difference_interval
+from search.evaluation.intervals import macro_intervals, macro_scores, wilson_interval
+
+SETS: Mapping[str, tuple[Sequence[int], float]] = {
+    "caltech, 198": ((10, 20, 87, 48, 23, 10), 0.99),
+    "cats_dogs, 300": ((150, 150), 0.98),
+    "products, 111": ((27, 28, 28, 28), 0.97),
+    "tools, 33": ((3, 6, 4, 10, 10), 0.91),
+    "digits, 359": ((36,) * 10, 0.994),
+    "fashion_mnist, 10,000": ((1000,) * 10, 0.93),
+}
+"""By set, the held-out pictures of each class, and an accuracy."""
+
+_LOWEST, _HIGHEST = 0.93, 0.97
+_BOOTSTRAPS = 500
+
+
+def main() -> int:
+    """Simulate, print tables, and keep them as JSON."""
+    arguments = command_line(__doc__ or "").parse_args()
+    n_experiments = {"smoke": 5, "quick": 200, "full": 600}[arguments.mode]
+    report = Report(
+        "intervals", "Share of experiments whose interval holds the truth; 0.95 is meant."
+    )
+    rng = np.random.default_rng(0)
+    shares = [_cover_share(name, sizes, accuracy) for name, (sizes, accuracy) in SETS.items()]
+    macros, differences = [], []
+    for name, (sizes, accuracy) in SETS.items():
+        macros.append(_cover_macro(name, np.array(sizes), accuracy, n_experiments, rng))
+        differences.append(_cover_difference(name, sum(sizes), accuracy, 10 * n_experiments, rng))
+    report.tables = {
+        "accuracy: Wilson, exact": shares,
+        f"macro F1, {n_experiments} experiments": macros,
+        f"difference of two models, {10 * n_experiments:,} experiments": differences,
+    }
+    for what, rows, key in (
+        ("Wilson", shares, "Wilson"),
+        ("macro F1", macros, "ours"),
+        ("difference", differences, "ours"),
+    ):
+        covered = [row[key] for row in rows]
+        report.ratios += [
+            Ratio(f"{what}, lowest of all sets", min(covered), _LOWEST),
+            Ratio(f"{what}, highest of all sets", max(covered), _HIGHEST, at_least=False),
+        ]
+    report.publish(arguments)
+    return 0
+
+
+def _cover_share(name: str, sizes: Sequence[int], accuracy: float) -> dict[str, Any]:
+    """Average the exact coverage over accuracies whose error is half to one and a half of ours."""
+    n = sum(sizes)
+    bounds = np.array([wilson_interval(k, n) for k in range(n + 1)])
+    truths = 1 - (1 - accuracy) * np.linspace(0.5, 1.5, 41)
+    covered = [
+        binom.pmf(np.flatnonzero((bounds[:, 0] <= p) & (p <= bounds[:, 1])), n, p).sum()
+        for p in truths
+    ]
+    return {
+        "set": name,
+        "accuracy": accuracy,
+        "Wilson": float(np.mean(covered)),
+        "lowest": float(min(covered)),
+        "highest": float(max(covered)),
+    }
+
+
+def _cover_macro(
+    name: str, sizes: np.ndarray, accuracy: float, n_experiments: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    hits = {"ours": 0, "bootstrap": 0}
+    widths = {"ours": 0.0, "bootstrap": 0.0}
+    for _ in range(n_experiments):
+        truth = _draw_truth(len(sizes), accuracy, rng)
+        target = macro_scores(truth * sizes[:, None])["macro_f1"]
+        drawn = np.stack([rng.multinomial(n, row) for n, row in zip(sizes, truth, strict=True)])
+        seed = int(rng.integers(2**31))
+        for key, (low, high) in {
+            "ours": macro_intervals(drawn.tolist(), seed)["macro_f1"],
+            "bootstrap": _bootstrap_macro(drawn, rng),
+        }.items():
+            hits[key] += bool(low <= target <= high)
+            widths[key] += (high - low) / n_experiments
+    return {
+        "set": name,
+        "accuracy": accuracy,
+        **{key: n / n_experiments for key, n in hits.items()},
+        **{f"width, {key}": width for key, width in widths.items()},
+    }
+
+
+def _draw_truth(n_classes: int, accuracy: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw how often each class is taken for each: classes differ, and mistakes gather."""
+    missed = np.minimum(0.6, (1 - accuracy) * rng.gamma(1.0, 1.0, n_classes))
+    truth = np.zeros((n_classes, n_classes))
+    for label in range(n_classes):
+        others = np.arange(n_classes) != label
+        truth[label, others] = missed[label] * rng.dirichlet(np.full(n_classes - 1, 0.5))
+        truth[label, label] = 1 - missed[label]
+    return truth
+
+
+def _bootstrap_macro(drawn: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    resampled = np.stack(
+        [rng.multinomial(row.sum(), row / row.sum(), size=_BOOTSTRAPS) for row in drawn], axis=1
+    )
+    low, high = np.quantile(macro_scores(resampled)["macro_f1"], (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _cover_difference(
+    name: str, n: int, accuracy: float, n_experiments: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Draw pairs of models, one of which alone has right half or more of what tells them apart."""
+    apart = (1 - accuracy) * rng.uniform(0.5, 1.5, n_experiments)
+    gained = apart * rng.uniform(0.5, 0.9, n_experiments)
+    shares = np.stack([gained, apart - gained, 1 - apart], axis=1)
+    truth = shares[:, 0] - shares[:, 1]
+    drawn = np.stack([rng.multinomial(n, row) for row in shares])
+    intervals = {(b, c): difference_interval(b, c, n) for b, c, _ in drawn.tolist()}
+    ours = np.array([intervals[b, c] for b, c, _ in drawn.tolist()])
+    resampled = [rng.multinomial(n, row / n, size=_BOOTSTRAPS) for row in drawn]
+    gaps = [(one[:, 0] - one[:, 1]) / n for one in resampled]
+    bootstrap = np.array([np.quantile(gap, (0.025, 0.975)) for gap in gaps])
+    return {
+        "set": name,
+        "pictures apart": float(apart.mean() * n),
+        **{
+            key: float(((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean())
+            for key, bounds in (("ours", ours), ("bootstrap", bootstrap))
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

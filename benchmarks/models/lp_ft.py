@@ -1,0 +1,208 @@
+"""Does a head that begins as the linear probe help (LP-FT, arXiv 2202.10054)?
+
+    python -m benchmarks.models.lp_ft [--quick]
+
+The same configurations of MobileNetV2 on Caltech-101's six classes, once with a random head and
+once with the probe's, several seeds, each with training pictures of its own. What is quoted is
+the difference in accuracy, probe less random, paired by seed, with Student's 95 % interval of its
+mean: on held-out pictures and on pictures from elsewhere, after one epoch (what ASHA judges by) and
+after the last. With many training pictures everything is right after an epoch or two, so a
+second table has few.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
+from benchmarks.harness.workbench import (
+    CALTECH_SIX,
+    PictureFiles,
+    build_bank,
+    caltech_six,
+    choose_stratified,
+    find_weights_folder,
+    generate_pictures,
+    need_data,
+    new_backbone,
+    pack_pictures,
+    read_state,
+)
+from benchmarks.models.feature_cache import interval
+from spaces.base import TrialConfig
+from trainables.batches import PictureSet
+from trainables.feature_cache import ViewBank
+from trainables.models.ensemble import Weights
+from trainables.models.linear_probe import fit_head
+from trainables.trainer import Trainer
+
+BACKBONE = "mobilenet_v2"
+N_VIEWS = 4
+_STARTS = ("random head", "probe's head")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        n_seeds: At least 2.
+        n_train: Training pictures, a table each; the rest of the set is held out.
+        depths: Freeze depths, from 1.
+        lrs: Learning rates.
+        epochs: Of every training.
+        image_size: Side in pixels.
+    """
+
+    n_seeds: int
+    n_train: tuple[int, ...]
+    depths: tuple[int, ...]
+    lrs: tuple[float, ...]
+    epochs: int
+    image_size: int
+
+
+PLANS = {
+    "full": Plan(3, (600, 60), (4, 5), (1e-4, 1e-3), 6, 224),
+    "quick": Plan(3, (60,), (4,), (1e-3,), 3, 224),
+    "smoke": Plan(2, (12,), (5,), (1e-3,), 1, 64),
+}
+
+Key = tuple[int, int, float, int, str]
+"""Training pictures, depth, learning rate, epoch, and where it was judged."""
+
+
+def main() -> None:
+    """Measure, and report."""
+    arguments = command_line(__doc__, data=True).parse_args()
+    plan = PLANS[arguments.mode]
+    report = Report("lpft", "Fine-tuning from the probe's head against a random one.")
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.mode == "smoke":
+            files, state = generate_pictures(Path(scratch), 48), None
+            n_inside = 36
+        else:
+            data = need_data(arguments)
+            inside = caltech_six(data)
+            files, n_inside = with_external(inside, data), len(inside.paths)
+            state = read_state(BACKBONE, find_weights_folder(arguments, data))
+            if state is None:
+                stop(f"there are no weights of {BACKBONE}; give the folder with --weights")
+        pictures = pack_pictures(files, plan.image_size)
+    found = compare(plan, pictures, state, n_inside)
+    for n_train in plan.n_train:
+        rows = [_row(key, pairs) for key, pairs in found.items() if key[0] == n_train]
+        report.tables[f"{n_train} training pictures, {plan.n_seeds} seeds"] = rows
+    for where in ("held-out", "external"):
+        for epoch in sorted({1, plan.epochs}):
+            chosen = [p for key, p in found.items() if key[3:] == (epoch, where)]
+            by_seed = [mean(p[s][1] - p[s][0] for p in chosen) for s in range(plan.n_seeds)]
+            centre, low, high = interval(by_seed)
+            report.ratios.append(Ratio(f"{where}, epoch {epoch}: accuracy gained", centre))
+            report.notes.append(f"{where}, epoch {epoch}: 95 % interval {low:+.4f} to {high:+.4f}")
+    report.publish(arguments)
+
+
+def with_external(files: PictureFiles, data: Path) -> PictureFiles:
+    """Add the pictures of the same classes that are from elsewhere."""
+    folder = data / "external" / "caltech6"
+    paths, labels = list(files.paths), list(files.labels)
+    for label, name in enumerate(CALTECH_SIX):
+        found = sorted(path for path in (folder / name).glob("*") if path.is_file())
+        paths += found
+        labels += [label] * len(found)
+    if len(paths) == len(files.paths):
+        stop(f"{folder} has no pictures in folders {', '.join(CALTECH_SIX)}")
+    return replace(files, paths=tuple(paths), labels=np.array(labels))
+
+
+def compare(
+    plan: Plan, pictures: PictureSet, state: Weights | None, n_inside: int
+) -> dict[Key, list[tuple[float, float]]]:
+    """Train everything from both heads; return by what, a pair of accuracies a seed."""
+    found: dict[Key, list[tuple[float, float]]] = {}
+    external = torch.arange(n_inside, len(pictures.labels))
+    every = torch.arange(len(pictures.labels))
+    banks: dict[int, ViewBank] = {}
+    for depth in {*plan.depths, 5}:
+        backbone = new_backbone(BACKBONE, state)
+        banks[depth] = build_bank(backbone, pictures, every, depth, N_VIEWS)
+        say(f"depth {depth}: bank of {N_VIEWS} views")
+    for n_train in plan.n_train:
+        for seed in range(plan.n_seeds):
+            chosen = choose_stratified(pictures.labels[:n_inside].numpy(), n_train, seed)
+            train = torch.from_numpy(chosen).sort().values
+            is_left = torch.ones(n_inside, dtype=torch.bool)
+            is_left[train] = False
+            parts = {"held-out": is_left.nonzero().squeeze(1), "external": external}
+            head = fit_head(banks[5].clean(train), pictures.labels[train], pictures.n_classes)
+            for depth in plan.depths:
+                for lr in plan.lrs:
+                    config = TrialConfig(BACKBONE, lr, depth, augment=0.5, scheduler="cosine")
+                    both = [
+                        _train(plan, config, pictures, train, parts, state, seed, banks, start)
+                        for start in (None, head)
+                    ]
+                    for (epoch, where), right in both[0].items():
+                        pair = (right, both[1][epoch, where])
+                        found.setdefault((n_train, depth, lr, epoch, where), []).append(pair)
+            say(f"{n_train} pictures, seed {seed}")
+    return found
+
+
+def _train(
+    plan: Plan,
+    config: TrialConfig,
+    pictures: PictureSet,
+    train: torch.Tensor,
+    parts: dict[str, torch.Tensor],
+    state: Weights | None,
+    seed: int,
+    banks: dict[int, ViewBank],
+    head: Weights | None,
+) -> dict[tuple[int, str], float]:
+    """Train a configuration; return accuracy by epoch (the first and the last) and part."""
+    trainer = Trainer(
+        config,
+        new_backbone(BACKBONE, state),
+        pictures,
+        train,
+        train[:0],
+        epochs=plan.epochs,
+        seed=seed,
+        bank=banks[config.freeze_depth],
+        head_start=head,
+    )
+    right = {}
+    for epoch in range(1, plan.epochs + 1):
+        trainer.run_epoch()
+        if epoch in (1, plan.epochs):
+            for where, rows in parts.items():
+                predicted = trainer.predict_logits(rows).argmax(1)
+                right[epoch, where] = float((predicted == pictures.labels[rows]).float().mean())
+    return right
+
+
+def _row(key: Key, pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    _, depth, lr, epoch, where = key
+    centre, low, high = interval([probe - random for random, probe in pairs])
+    return {
+        "configuration": f"depth {depth}, lr {lr:g}",
+        "epoch": epoch,
+        "judged on": where,
+        **{start: mean(pair[i] for pair in pairs) for i, start in enumerate(_STARTS)},
+        "difference": centre,
+        "low": low,
+        "high": high,
+    }
+
+
+if __name__ == "__main__":
+    main()

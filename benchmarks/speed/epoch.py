@@ -1,0 +1,316 @@
+"""Our training epoch feeds the model as fast as a tensor in memory does, at least 0.90 of it.
+
+    python -m benchmarks.speed.epoch [--quick]
+
+For three backbones, freeze depths and strengths of augmentation: training pictures a second of
+`Trainer.run_epoch` over those of the bare model step (forward, backward, optimiser) on one batch
+that lies in memory, with the same precision, memory format and threads. From depth 1 up both start
+at the frozen boundary, ours from the view bank. The two take turns, and the median over the turns
+is quoted; beside it the same by the process's CPU time, which other work on the machine disturbs
+less. Then, on the same pictures, an epoch the tutorial's way (`benchmarks/ray_tutorial.py`: files,
+DataLoader, PIL, float32, a full forward pass) over ours, at depth 0 and with the head alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.harness.reporting import Ratio, Report, command_line, say
+from benchmarks.harness.workbench import (
+    PictureFiles,
+    build_bank,
+    caltech_six,
+    choose_stratified,
+    find_data,
+    find_weights_folder,
+    generate_pictures,
+    new_backbone,
+    pack_pictures,
+    read_state,
+)
+from benchmarks.speed import ray_tutorial
+from spaces.base import TrialConfig
+from trainables.batches import PictureSet
+from trainables.compute import compute_with
+from trainables.feature_cache import ViewBank, mixed_precision
+from trainables.images import crop_and_normalise
+from trainables.models.ensemble import Classifier, Weights, create_head
+from trainables.trainer import Trainer
+
+BACKBONES = ("squeezenet1_0", "mobilenet_v2", "resnet18")
+DEPTHS = (0, 3, 4, 5)
+STRENGTHS = (0.0, 0.5)
+BATCH = 32
+N_VIEWS = 3  # magnitudes 0, 0.5 and 1: a trial of strength 0.5 draws from two of them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        n_pictures: An epoch's, whole batches.
+        image_size: Side in pixels.
+        backbones: Which.
+        depths: Which freeze depths.
+        turns: How often ours and the bare step take turns.
+        epochs_a_turn: Of ours, at depth 5, where an epoch is short.
+        tutorial_backbones: Which are compared with the tutorial's way.
+    """
+
+    n_pictures: int
+    image_size: int
+    backbones: tuple[str, ...]
+    depths: tuple[int, ...]
+    turns: int
+    epochs_a_turn: int
+    tutorial_backbones: tuple[str, ...]
+
+
+PLANS = {
+    "full": Plan(512, 224, BACKBONES, DEPTHS, 5, 20, BACKBONES),
+    "quick": Plan(96, 224, BACKBONES, DEPTHS, 3, 10, BACKBONES[:1]),
+    "smoke": Plan(32, 64, ("squeezenet1_0",), (0, 5), 1, 1, ("squeezenet1_0",)),
+}
+
+
+def main() -> None:
+    """Measure, and report."""
+    parser = command_line(__doc__, data=True)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; a trial has one CPU")
+    arguments = parser.parse_args()
+    compute_with(arguments.threads)
+    plan = PLANS[arguments.mode]
+    report = Report("step", "Training pictures a second: our epoch over the bare model step.")
+    data = find_data(arguments)
+    weights = find_weights_folder(arguments, data)
+    with tempfile.TemporaryDirectory() as scratch:
+        if data is None or arguments.mode == "smoke":
+            files = generate_pictures(Path(scratch), plan.n_pictures)
+        else:
+            every = caltech_six(data)
+            files = every.take(choose_stratified(every.labels, plan.n_pictures, seed=0))
+        pictures = pack_pictures(files, plan.image_size)
+        states = {name: read_state(name, weights) for name in plan.backbones}
+        steps = measure_steps(plan, pictures, states)
+        epochs = measure_epochs(plan, pictures, files, states, weights)
+    report.tables["Pictures a second of training"] = steps
+    report.tables["A training epoch, tutorial's way over ours, augment 0.5 (seconds)"] = epochs
+    report.ratios += compare(steps, epochs)
+    random = [name for name, state in states.items() if state is None]
+    report.notes += [
+        f"{plan.n_pictures} {files.origin}, {plan.image_size} px, batches of {BATCH},"
+        f" {arguments.threads} thread(s), median of {plan.turns} turns",
+        *([f"random weights, which cost the same: {', '.join(random)}"] if random else []),
+    ]
+    report.publish(arguments)
+
+
+def measure_steps(
+    plan: Plan, pictures: PictureSet, states: dict[str, Weights | None]
+) -> list[dict[str, Any]]:
+    """Compare our epoch with the bare step, for every backbone, depth and strength."""
+    rows = torch.arange(len(pictures.table))
+    found = []
+    for name in plan.backbones:
+        for depth in plan.depths:
+            bank = None
+            if depth > 0:
+                backbone = new_backbone(name, states[name])
+                bank = build_bank(backbone, pictures, rows, depth, N_VIEWS, range(2))
+            for augment in STRENGTHS:
+                config = TrialConfig(
+                    name, lr=1e-4, freeze_depth=depth, augment=augment, batch_size=BATCH
+                )
+                row = _measure_step(plan, config, pictures, bank, states[name])
+                say(f"{name} depth {depth} augment {augment}: {row['ratio']:.3f}")
+                found.append(row)
+    return found
+
+
+def _measure_step(
+    plan: Plan,
+    config: TrialConfig,
+    pictures: PictureSet,
+    bank: ViewBank | None,
+    state: Weights | None,
+) -> dict[str, Any]:
+    """Let our epoch and the bare step take turns."""
+    trainer = create_trainer(config, pictures, bank, state)
+    bare = BareStep(config, pictures, bank, state)
+    n_epochs = plan.epochs_a_turn if config.freeze_depth == 5 else 1
+    n_steps = trainer.steps_per_epoch
+    trainer.run_epoch()
+    bare.run(min(3, n_steps))
+    ours, theirs, by_cpu = [], [], []
+    for _ in range(plan.turns):
+        cpu_started = process_time()
+        seconds = sum(_train_seconds(trainer) for _ in range(n_epochs))
+        cpu_between = process_time()
+        ours.append(n_epochs * len(pictures.table) / seconds)
+        theirs.append(n_epochs * n_steps * BATCH / bare.run(n_epochs * n_steps))
+        by_cpu.append((process_time() - cpu_between) / (cpu_between - cpu_started))
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "backbone": config.backbone,
+        "depth": config.freeze_depth,
+        "augment": config.augment,
+        "inputs": "pictures" if bank is None else "bank",
+        "ours images/s": median(ours),
+        "bare images/s": median(theirs),
+        "ratio": median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "by CPU time": median(by_cpu),
+    }
+
+
+def create_trainer(
+    config: TrialConfig, pictures: PictureSet, bank: ViewBank | None, state: Weights | None
+) -> Trainer:
+    """Set up our training, without validation."""
+    rows = torch.arange(len(pictures.table))
+    return Trainer(
+        config,
+        new_backbone(config.backbone, state),
+        pictures,
+        rows,
+        rows[:0],
+        epochs=1_000_000,
+        seed=0,
+        bank=bank,
+    )
+
+
+class BareStep:
+    """The model step alone: one batch that lies in memory, again and again."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        pictures: PictureSet,
+        bank: ViewBank | None,
+        state: Weights | None,
+    ) -> None:
+        """Put the batch where a training's inputs begin."""
+        backbone = new_backbone(config.backbone, state)
+        backbone.freeze(config.freeze_depth)
+        self._depth = config.freeze_depth
+        head = create_head(backbone.feature_size, pictures.n_classes, 0, config.dropout)
+        self._model = Classifier(backbone, head)
+        self._model.train()
+        rows = torch.arange(BATCH)
+        self._labels = pictures.labels[rows]
+        self._inputs = (
+            crop_and_normalise(pictures.table[rows], pictures.image_size)
+            if bank is None
+            else bank.clean(rows)
+        )
+        parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(parameters, lr=config.lr, fused=True)
+
+    def run(self, n_steps: int) -> float:
+        """Take steps; return their seconds."""
+        started = perf_counter()
+        for _ in range(n_steps):
+            with mixed_precision(self._inputs.device):
+                logits = self._model(self._inputs, self._depth)
+            loss = F.cross_entropy(logits, self._labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self._optimizer.step()
+        return perf_counter() - started
+
+
+def measure_epochs(
+    plan: Plan,
+    pictures: PictureSet,
+    files: PictureFiles,
+    states: dict[str, Weights | None],
+    weights: Path | None,
+) -> list[dict[str, Any]]:
+    """Compare a training epoch of both ways, all layers and the head alone."""
+    rows = torch.arange(len(pictures.table))
+    found = []
+    for name in plan.tutorial_backbones:
+        for depth in (0, 5):
+            config = TrialConfig(name, lr=1e-4, freeze_depth=depth, augment=0.5, batch_size=BATCH)
+            bank = None
+            if depth == 5:
+                backbone = new_backbone(name, states[name])
+                bank = build_bank(backbone, pictures, rows, 5, N_VIEWS, range(2))
+            trainer = create_trainer(config, pictures, bank, states[name])
+            trainer.run_epoch()
+            n_epochs = plan.turns * (plan.epochs_a_turn if depth == 5 else 1)
+            ours = median(_train_seconds(trainer) for _ in range(n_epochs))
+            path = None if states[name] is None else weights and weights / f"{name}.pth"
+            theirs = _tutorial_seconds(config, files, plan.image_size, path)
+            say(f"{name} depth {depth}: tutorial {theirs:.1f} s, ours {ours:.3f} s")
+            found.append(
+                {
+                    "backbone": name,
+                    "depth": depth,
+                    "tutorial": theirs,
+                    "ours": ours,
+                    "ratio": theirs / ours,
+                }
+            )
+    return found
+
+
+def _tutorial_seconds(
+    config: TrialConfig, files: PictureFiles, image_size: int, weights: Path | None
+) -> float:
+    """Train one epoch the tutorial's way; the first batches warm up and are not counted."""
+    params = vars(config)
+    n_classes = len(files.classes)
+    model = ray_tutorial.create_model(params, None if weights is None else str(weights), n_classes)
+    optimizer, _ = ray_tutorial.create_optimizer(model, params, n_steps=1)
+    transform = ray_tutorial.training_transform(image_size, config.augment)
+    samples = [(str(p), int(y)) for p, y in zip(files.paths, files.labels, strict=True)]
+    warming = ray_tutorial.create_loader(samples[:BATCH], transform, BATCH, shuffle=True)
+    ray_tutorial.train_epoch(model, warming, optimizer)
+    loader = ray_tutorial.create_loader(samples, transform, BATCH, shuffle=True)
+    started = perf_counter()
+    ray_tutorial.train_epoch(model, loader, optimizer)
+    return perf_counter() - started
+
+
+def _train_seconds(trainer: Trainer) -> float:
+    """Run an epoch; return the seconds of its training pass, without the empty validation."""
+    result = trainer.run_epoch()
+    return len(trainer._train_rows) / result.images_per_second
+
+
+def compare(steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> list[Ratio]:
+    """Sum the tables up: the lowest of each kind."""
+    ratios = []
+    for augment in STRENGTHS:
+        lowest = min(r["ratio"] for r in steps if r["depth"] == 0 and r["augment"] == augment)
+        name = f"our epoch over the bare step, depth 0, augment {augment:g}, lowest backbone"
+        ratios.append(Ratio(name, lowest, 0.90))
+    frozen = [row["ratio"] for row in steps if row["depth"] > 0]
+    ratios.append(Ratio("our epoch over the bare step, from the bank, median", _median(frozen)))
+    for depth, target, what in ((0, 2.5, "depth 0"), (5, 100.0, "head alone")):
+        for row in epochs:
+            if row["depth"] == depth:
+                name = f"an epoch, tutorial over ours, {what}, {row['backbone']}"
+                ratios.append(Ratio(name, row["ratio"], target))
+    return ratios
+
+
+def _median(values: list[float]) -> float:
+    return float(np.median(values)) if values else float("nan")
+
+
+if __name__ == "__main__":
+    main()

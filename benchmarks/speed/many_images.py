@@ -1,0 +1,238 @@
+"""What each stage of a search takes with 100,000 pictures, in seconds and in memory.
+
+    python -m benchmarks.speed.many_images [--quick] [--pictures 100000] [--side 64] [--mapped]
+
+The pictures are generated: each mixes a dozen scenes of pink noise, which all of them share, and
+some of its own, tinted by its class. So they are about as like one another as photographs are, and
+the audit has as many pairs to look at. They are JPEG files in a folder for temporary files, which
+goes away in the end. On them runs the very command, `search.run`, with `tinynet`, 4 views, 2 trials
+of 2 epochs and 2 folds. Memory is what all of its processes take together, shared pages counted
+once (PSS), at its most; the processor's time is theirs, too, which a busy machine changes less than
+the clock's. The ratio is the slowest stage's share of the whole.
+
+`--mapped` runs as where the pictures exceed the object store: the packed table is a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import psutil
+from PIL import Image
+
+import search.run  # isort: skip  # sets Ray's environment first
+import search.pipeline.flow
+import search.pipeline.prepare
+from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
+
+_PICTURES = {"full": 100_000, "quick": 5_000, "smoke": 200}
+_N_CLASSES, _N_SCENES = 20, 12
+_BATCH = 1000
+_SPACE = """
+from optuna.distributions import FloatDistribution
+from spaces.base import Space
+from spaces.sources import folder
+
+SPACE = Space(
+    source=folder(),
+    params={{
+        "backbone": "tinynet",
+        "lr": FloatDistribution(1e-3, 1e-2, log=True),
+        "freeze_depth": 5,
+        "augment": 1.0,
+        "batch_size": 256,
+    }},
+    image_size={side}, resize_size={side}, epochs=2, trials=2, folds=2, views=4,
+)
+"""
+_STEPS: dict[str, tuple[Any, str]] = {
+    "names listed, weights read": (search.run, "check"),
+    "read, decoded, sketched, packed": (search.material, "pack"),
+    "audit": (search.material, "examine"),
+    "split": (search.material, "_split"),
+    "probe, with its clean view": (search.flow, "probe_backbones"),
+    "banks": (search.flow, "build_banks"),
+    "2 trials": (search.flow, "search"),
+    "2 or 4 folds": (search.flow, "retrain_finalists"),
+    "evaluation": (search.flow, "evaluate"),
+    "report": (search.flow, "report"),
+}
+"""What is timed, and where it is looked up."""
+_WHOLE = "the whole command"
+
+
+@dataclass
+class Stopwatch:
+    """When each step began and ended, and what all processes took meanwhile.
+
+    Attributes:
+        spans: Of each step.
+        samples: Moment, MB of all processes, MB of this one, seconds of the processor so far.
+    """
+
+    spans: dict[str, tuple[float, float]] = field(default_factory=dict)
+    samples: list[tuple[float, float, float, float]] = field(default_factory=list)
+    _cpu_seconds: dict[int, float] = field(default_factory=dict)
+
+    def timed(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the step, which notes its time."""
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            began = time.monotonic()
+            try:
+                return step(*arguments, **options)
+            finally:
+                self.spans[name] = (began, time.monotonic())
+                say(f"{name}: {time.monotonic() - began:.1f} s")
+
+        return run
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Sample the memory until the block ends."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(1.0):
+                self._sample()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        yield
+        ended.set()
+        thread.join()
+
+    def row(self, name: str, began: float, ended: float, n: int) -> dict[str, Any]:
+        """Sum up what was taken between two moments, with n pictures."""
+        inside = [s for s in self.samples if began <= s[0] <= ended + 1.0] or [(0.0,) * 4]
+        return {
+            "stage": name,
+            "seconds": ended - began,
+            "CPU seconds": inside[-1][3] - inside[0][3],
+            "ms/picture": 1000 * (ended - began) / n,
+            "memory MB": max(sample[1] for sample in inside),
+            "of the driver MB": max(sample[2] for sample in inside),
+        }
+
+    def _sample(self) -> None:
+        me = psutil.Process()
+        together = own = 0.0
+        for process in [me, *me.children(recursive=True)]:
+            with suppress(psutil.Error):
+                pss = process.memory_full_info().pss / 2**20
+                times = process.cpu_times()
+                self._cpu_seconds[process.pid] = times.user + times.system
+                together += pss
+                own = pss if process.pid == me.pid else own
+        taken = sum(self._cpu_seconds.values())
+        self.samples.append((time.monotonic(), together, own, taken))
+
+
+def main() -> None:
+    """Generate the pictures, run the search on them, and report."""
+    arguments = parse()
+    n, side = arguments.pictures or _PICTURES[arguments.mode], arguments.side
+    report = Report("many_pictures", "What each stage takes with many pictures.")
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory(prefix="many-pictures-") as name, ExitStack() as patched:
+        folder = Path(name)
+        say(f"{n:,} pictures of {side} × {side} are generated")
+        n_bytes = generate(folder / "pictures", n, side)
+        (folder / "space.py").write_text(_SPACE.format(side=side))
+        for step, (where, function) in _STEPS.items():
+            timed = watch.timed(step, getattr(where, function))
+            patched.enter_context(mock.patch.object(where, function, timed))
+        if arguments.mapped:
+            patched.enter_context(mock.patch.object(search.material, "PICTURES_SHARE", 0.0))
+        began = time.monotonic()
+        with watch.watching():
+            code = search.run.main(
+                [
+                    *("--space", str(folder / "space.py"), "--data", str(folder / "pictures")),
+                    *("--out", str(folder / "out"), "--name", "run", "--quiet"),
+                ]
+            )
+        watch.spans[_WHOLE] = (began, time.monotonic())
+        if code:
+            stop(f"the search ended with {code}", code)
+        mapped = (folder / "out" / "run" / "cache" / "pictures.npy").is_file()
+    tell(report, watch, n)
+    report.notes.append(
+        f"{n:,} JPEG files of {side} × {side}, {n_bytes / 2**20:,.0f} MB; packed"
+        f" {n * side * side * 3 / 2**20:,.0f} MB, "
+        + ("in a file that is mapped" if mapped else "in the object store")
+    )
+    report.publish(arguments)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("--pictures", type=int, metavar="N", help="how many (default: 100,000)")
+    parser.add_argument("--side", type=int, default=64, metavar="PIXELS", help="(default: 64)")
+    parser.add_argument("--mapped", action="store_true", help="keep the packed table in a file")
+    arguments = parser.parse_args()
+    if arguments.pictures is not None and arguments.pictures < 10 * _N_CLASSES:
+        parser.error(f"--pictures must be at least {10 * _N_CLASSES}, but got {arguments.pictures}")
+    return arguments
+
+
+def generate(folder: Path, n: int, side: int) -> int:
+    """Write n pictures into a folder per class; return their bytes."""
+    rng = np.random.default_rng(0)
+    scenes = pink(rng, _N_SCENES, side)
+    tints = rng.uniform(-25, 25, (_N_CLASSES, 3))
+    for label in range(_N_CLASSES):
+        (folder / f"class-{label:02d}").mkdir(parents=True)
+
+    def write(place: int, pixels: np.ndarray) -> int:
+        path = folder / f"class-{place % _N_CLASSES:02d}" / f"{place:07d}.jpg"
+        Image.fromarray(pixels).save(path, quality=90)
+        return path.stat().st_size
+
+    n_bytes = 0
+    with ThreadPoolExecutor(2) as writers:
+        for start in range(0, n, _BATCH):
+            places = range(start, min(start + _BATCH, n))
+            mixed = np.tensordot(rng.normal(size=(len(places), _N_SCENES)), scenes, 1)
+            mixed = mixed / np.sqrt(_N_SCENES) + 0.5 * pink(rng, len(places), side)
+            tint = tints[np.arange(start, places.stop) % _N_CLASSES]
+            pixels = np.clip(128 + 45 * mixed + tint[:, None, None], 0, 255).astype(np.uint8)
+            n_bytes += sum(writers.map(write, places, pixels))
+    return n_bytes
+
+
+def pink(rng: np.random.Generator, n: int, side: int) -> np.ndarray:
+    """Return noise whose waves fall off as 1 / frequency, as photographs do: [n, side, side, 3]."""
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
+    frequency[0, 0] = np.inf
+    grey = np.fft.rfft2(rng.normal(size=(n, side, side))) / frequency
+    fields = np.fft.irfft2(grey, s=(side, side)).astype(np.float32)
+    fields /= fields.std((1, 2), keepdims=True)
+    return np.asarray(fields[..., None] * rng.uniform(0.7, 1.3, (n, 1, 1, 3)).astype(np.float32))
+
+
+def tell(report: Report, watch: Stopwatch, n: int) -> None:
+    """Fill the report."""
+    names = [name for name in _STEPS if name in watch.spans]
+    rows = [watch.row(name, *watch.spans[name], n) for name in (*names, _WHOLE)]
+    report.tables[f"{n:,} pictures"] = rows
+    *steps, whole = rows
+    slowest = max(steps, key=lambda row: float(row["seconds"]))
+    share = slowest["seconds"] / whole["seconds"]
+    report.ratios.append(Ratio(f"{slowest['stage']}, share of the whole", share))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""A node holds the pictures and each bank once, however many trials run on it.
+
+    python -m benchmarks.speed.memory [--quick] [--megabytes 256]
+
+1, 2, 4 and 8 trials at a time, each in a worker of its own, over one packed table and one view bank
+in the object store, as `trainables.trial.Bench` hands them out: every trial trains an epoch on some
+pictures, then reads every byte of both. While all of them hold on, the proportional set size (PSS,
+which counts a page that k processes share as 1/k in each) of all of the node's Ray processes is
+added up: what lies in the object store, and the rest. The other side gives every trial a copy of
+its own, as a Dataset that decodes into memory does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness.logical_cpus import start_ray  # isort: skip  # quiets Ray
+
+from benchmarks.harness.reporting import Ratio, Report, command_line, say
+
+import ray  # isort: skip
+
+IMAGE_SIZE = 64
+N_CLASSES = 4
+N_VIEWS = 2
+BACKBONE = "tinynet"
+DEPTH = 1
+N_TRAINED = 128
+_SHARED_MEMORY = re.compile(r"/dev/shm/|/plasma|plasma")
+_SPARE_BYTES = 512 * 2**20  # of the object store, for the bank and the weights
+_SIZES = {"full": (256, (1, 2, 4, 8)), "quick": (64, (1, 2, 4)), "smoke": (8, (1, 2))}
+"""Megabytes of the table, and trials at a time."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Proportional set sizes of a node's Ray processes, in MB.
+
+    Attributes:
+        store: What lies in the object store's shared memory.
+        private: Everything else of the trials' workers.
+        node: All of the node's Ray processes together.
+    """
+
+    store: float
+    private: float
+    node: float
+
+
+class Trial:
+    """One trial's worker: opens the shared data as trials do, and holds on."""
+
+    def open(self, bench: Any, n_pictures: int, as_copies: bool) -> int:
+        """Train an epoch, read all of the data, and keep it; return this worker's process id."""
+        import torch
+
+        from spaces.base import TrialConfig
+        from trainables.trial import create_trainer
+
+        torch.set_num_threads(1)
+        self._table = bench.pictures(torch.device("cpu")).table
+        config = TrialConfig(BACKBONE, freeze_depth=DEPTH, augment=1.0)
+        self._bank = bench.bank(config)
+        rows = torch.arange(min(N_TRAINED, n_pictures))
+        self._trainer = create_trainer(bench, config, rows, rows[:0], seed=0, epochs=1)
+        self._trainer.run_epoch()
+        data = [self._table, *_tensors(self._bank)]
+        if as_copies:
+            self._copies = [tensor.clone() for tensor in data]
+            data = self._copies
+        for tensor in data:
+            for part in tensor.split(64):
+                part.view(torch.uint8).max()
+        return os.getpid()
+
+
+def main() -> None:
+    """Measure, and report."""
+    parser = command_line(__doc__)
+    parser.add_argument("--megabytes", type=int, metavar="N", help="of the table (default: 256)")
+    arguments = parser.parse_args()
+    megabytes, counts = _SIZES[arguments.mode]
+    megabytes = arguments.megabytes or megabytes
+    report = Report("memory", "A node's memory as more trials share the pictures and a bank.")
+    start_ray(max(counts), 2 * megabytes * 2**20 + _SPARE_BYTES)
+    table = make_table(megabytes)
+    bench, data_mb = make_bench(table)
+    rows = []
+    for as_copies in (False, True):
+        for n_trials in counts:
+            row = measure(bench, len(table), n_trials, as_copies, data_mb)
+            say(f"{row['data']}, {n_trials} trials: {row['data MB']:.0f} MB of data")
+            rows.append(row)
+    ray.shutdown()
+    report.tables["Proportional set size of the node's Ray processes"] = rows
+    report.ratios += compare(rows, max(counts))
+    report.notes.append(
+        f"{len(table)} generated pictures, {table.nbytes / 2**20:.0f} MB, and a bank of {N_VIEWS}"
+        f" views at depth {DEPTH}: {data_mb:.0f} MB together, once; {BACKBONE}, {IMAGE_SIZE} px"
+    )
+    report.publish(arguments)
+
+
+def make_table(megabytes: int) -> np.ndarray:
+    """Make packed pictures of random pixels: uint8 [N, S, S, 3]."""
+    packed_size = round(IMAGE_SIZE / 0.875)
+    n_pictures = max(64, megabytes * 2**20 // (packed_size**2 * 3))
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (n_pictures, packed_size, packed_size, 3), np.uint8)
+
+
+def make_bench(table: np.ndarray) -> tuple[Any, float]:
+    """Put the table and a bank into the object store; return the bench and the MB of both."""
+    from dataclasses import replace
+
+    from search.cluster.feature_cache_actor import BankPlan, start_banks
+    from trainables.feature_cache import bytes_a_picture
+    from trainables.trial import Bench, fresh_backbone
+
+    import torch  # isort: skip
+
+    known: dict[str, Any] = {
+        "table": ray.put(table),
+        "labels": np.arange(len(table)) % N_CLASSES,
+        "n_classes": N_CLASSES,
+        "image_size": IMAGE_SIZE,
+        "flip": True,
+        "weights": {},
+        "n_views": N_VIEWS,
+        "banks": None,
+        "heads": {},
+        "epochs": 1,
+        "patience": None,
+        "seed": 0,
+    }
+    bench = Bench(**known)
+    rows = np.arange(min(len(table), 1024))
+    backbone = fresh_backbone(bench, BACKBONE, 5, torch.device("cpu"))
+    sizes = tuple(s * len(rows) * N_VIEWS for s in bytes_a_picture(backbone, IMAGE_SIZE))
+    plan_values = {
+        "bench": ray.put(bench),
+        "seed": 0,
+        "rows": rows,
+        "n_views": N_VIEWS,
+        "sizes": {BACKBONE: sizes},
+        "budget_bytes": 10 * sum(sizes),
+        "gpus_per_task": 0.0,
+    }
+    plan = BankPlan(**{field.name: plan_values[field.name] for field in fields(BankPlan)})
+    bench = replace(bench, banks=start_banks(plan))
+    for view in ray.get(bench.banks.build.remote(BACKBONE, (DEPTH,), N_VIEWS)):
+        ray.wait(list(_references(view)), num_returns=len(list(_references(view))))
+    return bench, (table.nbytes + sizes[DEPTH - 1]) / 2**20
+
+
+def _references(nested: Any) -> Iterator[Any]:
+    """Find object references, however deep they lie."""
+    if isinstance(nested, ray.ObjectRef):
+        yield nested
+    elif isinstance(nested, list | tuple):
+        for part in nested:
+            yield from _references(part)
+
+
+def _tensors(bank: Any) -> list[Any]:
+    """Return a bank's tensors."""
+    return [] if bank is None else [block for view in bank.views for block in view]
+
+
+def measure(
+    bench: Any, n_pictures: int, n_trials: int, as_copies: bool, data_mb: float
+) -> dict[str, Any]:
+    """Let so many trials hold the data at a time; add their memory up."""
+    actor = ray.remote(num_cpus=1)(Trial)
+    trials = [actor.remote() for _ in range(n_trials)]
+    workers = ray.get([trial.open.remote(bench, n_pictures, as_copies) for trial in trials])
+    memory = node_memory(set(workers))
+    for trial in trials:
+        ray.kill(trial)
+    copies_mb = data_mb * n_trials if as_copies else 0.0
+    data = copies_mb if as_copies else memory.store
+    return {
+        "data": "a copy a trial" if as_copies else "shared (ours)",
+        "trials": n_trials,
+        "data MB": data,
+        "copies of the data": data / data_mb,
+        "object store MB": memory.store,
+        "workers' other MB": memory.private - copies_mb,
+        "other MB a worker": (memory.private - copies_mb) / n_trials,
+        "node MB": memory.node,
+    }
+
+
+def compare(rows: list[dict[str, Any]], most: int) -> list[Ratio]:
+    """Compare the sides with most trials at a time."""
+    ours, copied = (
+        next(r for r in rows if r["trials"] == most and r["data"].startswith(kind))
+        for kind in ("shared", "a copy")
+    )
+    return [
+        Ratio(f"copies of the data with {most} trials", ours["copies of the data"], 1.1, False),
+        Ratio("data memory, ours over a copy a trial", ours["data MB"] / copied["data MB"]),
+        Ratio(
+            "the whole node's memory, ours over a copy a trial", ours["node MB"] / copied["node MB"]
+        ),
+    ]
+
+
+def node_memory(workers: set[int]) -> Memory:
+    """Add up the memory of this session's Ray processes, the driver left out.
+
+    Args:
+        workers: Process ids of the trials' workers.
+    """
+    store = private = node = 0.0
+    for process in _descendants(os.getpid()):
+        in_store, other = _pss_mb(process)
+        store += in_store
+        node += in_store + other
+        private += other if process in workers else 0.0
+    # The driver may have the store mapped as well: its share of it belongs to the node.
+    in_store, _ = _pss_mb(os.getpid())
+    return Memory(store + in_store, private, node + in_store)
+
+
+def _descendants(parent: int) -> list[int]:
+    """Return the process ids of all children, and of theirs."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text()
+        except OSError:
+            continue  # it has ended
+        children.setdefault(int(text.rsplit(")", 1)[1].split()[1]), []).append(
+            int(path.parent.name)
+        )
+    found, waiting = [], [parent]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def _pss_mb(process: int) -> tuple[float, float]:
+    """Return a process's PSS in the object store's memory, and elsewhere, in MB."""
+    in_store = other = 0
+    is_store = False
+    try:
+        lines = Path(f"/proc/{process}/smaps").read_text(errors="replace").splitlines()
+    except OSError:
+        return 0.0, 0.0  # it has ended
+    for line in lines:
+        if line.startswith("Pss:"):
+            kilobytes = int(line.split()[1])
+            in_store, other = (
+                (in_store + kilobytes, other) if is_store else (in_store, other + kilobytes)
+            )
+        elif re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            is_store = bool(_SHARED_MEMORY.search(line))
+    return in_store / 1024, other / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Benchmarks of search quality on recorded learning curves."""

@@ -1,0 +1,420 @@
+"""Tables of real learning curves, so that ways to search can be compared without training again.
+
+Configurations are drawn at random, one by one, and each is trained in full, as a trial of a search
+would be: by the project's own `Trainer`, from view banks, its head beginning as the linear probe.
+What is kept of every epoch is each picture's outcome in a pool that was not trained on. So every
+split of the pool into validation and held-out pictures can be looked up afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from torch import Tensor
+
+from benchmarks.harness.reporting import say
+from benchmarks.harness.workbench import choose_stratified, new_backbone
+from spaces.base import Space, TrialConfig, Value
+from spaces.sources import folder
+from trainables.batches import PictureSet
+from trainables.feature_cache import (
+    ViewBank,
+    as_features,
+    build_view,
+    mixed_precision,
+    view_magnitude,
+)
+from trainables.models.backbones import Backbone
+from trainables.models.batchnorm_folding import fused
+from trainables.models.ensemble import Classifier, Weights
+from trainables.models.linear_probe import fit_head
+from trainables.trainer import Trainer
+
+BACKBONES = ("squeezenet1_0", "mobilenet_v2")
+DEPTHS = (4, 5)
+SCHEDULER = "cosine"
+SPACE = Space(
+    source=folder(),
+    params={
+        "backbone": CategoricalDistribution(BACKBONES),
+        "lr": FloatDistribution(1e-5, 1e-2, log=True),
+        "freeze_depth": IntDistribution(min(DEPTHS), max(DEPTHS)),
+        "dropout": FloatDistribution(0.0, 0.6),
+        "augment": FloatDistribution(0.0, 1.0),
+        "weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
+        "scheduler": SCHEDULER,
+    },
+)
+"""What is searched: that of `spaces/caltech.py`, but for the backbones and the depths."""
+
+_EXACT = ("backbone", "freeze_depth")
+_CHANCES = (0.3, 0.3, 0.3, 0.1)
+"""Of SqueezeNet and MobileNetV2 at depth 5, and the same at depth 4: the last takes by far the
+longest to train, so a table has fewer of it."""
+_LR_WEIGHT = 3.0  # in a distance: the learning rate decides most
+_KEEP_EVERY = 10  # configurations after which the file is written
+_EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a table is made; tables of different recipes do not mix.
+
+    Attributes:
+        name: Of the set.
+        n_train: Pictures to train on, the same share of each class.
+        n_pool: Most pictures to judge on, drawn the same way from the others.
+        n_val: How many of those validate; the others are held out.
+        image_size: Side in pixels that a backbone sees.
+        epochs: Of every training.
+        n_views: V of the view banks.
+    """
+
+    name: str
+    n_train: int
+    n_pool: int
+    n_val: int
+    image_size: int
+    epochs: int
+    n_views: int = 8
+
+
+@dataclass(frozen=True)
+class View:
+    """A table as one search sees it: the pool split into validation and held-out pictures.
+
+    Attributes:
+        val_accuracy: float64 [configurations, epochs].
+        val_loss: Mean cross-entropy in nats, alike.
+        held_accuracy: Of the held-out pictures, alike.
+        seconds: Of an epoch, by configuration.
+    """
+
+    val_accuracy: np.ndarray
+    val_loss: np.ndarray
+    held_accuracy: np.ndarray
+    seconds: np.ndarray
+
+    def best_epochs(self) -> np.ndarray:
+        """Return each configuration's best epoch, counted from 0: int64 [configurations].
+
+        Equal accuracies go to the lower loss, as in a search.
+        """
+        order = np.lexsort((self.val_loss, -self.val_accuracy), axis=1)
+        return order[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class CurveTable:
+    """Learning curves of configurations, picture by picture.
+
+    Attributes:
+        recipe: How it was made.
+        params: Each configuration's searched parameters.
+        labels: int64 [pool].
+        right: bool [configurations, epochs, pool], whether a picture was told rightly.
+        loss: float16 alike, its cross-entropy in nats.
+        seconds: Of an epoch, by configuration: processor time, evaluation left out.
+    """
+
+    recipe: Recipe
+    params: tuple[Mapping[str, Value], ...]
+    labels: np.ndarray
+    right: np.ndarray
+    loss: np.ndarray
+    seconds: np.ndarray
+
+    def __post_init__(self) -> None:
+        members: dict[tuple[Value, ...], list[int]] = {}
+        for row, params in enumerate(self.params):
+            members.setdefault(tuple(params[name] for name in _EXACT), []).append(row)
+        places = np.array([_place(params) for params in self.params])
+        cells = {key: (np.array(rows), places[rows]) for key, rows in members.items()}
+        object.__setattr__(self, "_cells", cells)
+
+    def split(self, seed: int) -> View:
+        """Split the pool, each class alike: what validates, and what is held out."""
+        val = choose_stratified(self.labels, self.recipe.n_val, seed)
+        held = np.setdiff1d(np.arange(len(self.labels)), val)
+        return View(
+            self.right[:, :, val].mean(2),
+            self.loss[:, :, val].mean(2, dtype=np.float64),
+            self.right[:, :, held].mean(2),
+            self.seconds,
+        )
+
+    def nearest(self, params: Mapping[str, Value], taken: Collection[int] = ()) -> int:
+        """Return the row of the nearest configuration of the same backbone and depth.
+
+        Nearness is Euclidean over the other parameters, each scaled to [0, 1] over its range, the
+        learning rate counted three times. An answer is so always a curve that was really trained,
+        with the noise of a real training; a fitted surface would have none.
+
+        Args:
+            params: What is proposed.
+            taken: Rows that are not to be returned: a second training of much the same comes out
+                otherwise, so a search is to see no curve twice. Where all rows of the backbone and
+                depth are taken, any may come again.
+        """
+        rows, places = self._cells[tuple(params[name] for name in _EXACT)]  # type: ignore[attr-defined]
+        distances = ((places - _place(params)) ** 2).sum(1)
+        free = ~np.isin(rows, list(taken))
+        return int(rows[np.argmin(np.where(free, distances, np.inf) if free.any() else distances)])
+
+    def neighbour_correlation(self) -> float:
+        """Return how well a row's nearest other row foretells it: Spearman's rank correlation.
+
+        Of the loss at each row's best epoch, over the whole pool. 1 is a table without gaps; 0 a
+        table whose answers say nothing of what was asked.
+        """
+        from scipy.stats import spearmanr
+
+        loss = self.loss.mean(2, dtype=np.float64).min(1)
+        neighbours = np.empty(len(loss), np.int64)
+        for rows, places in self._cells.values():  # type: ignore[attr-defined]
+            distances = ((places[:, None] - places[None]) ** 2).sum(2)
+            np.fill_diagonal(distances, np.inf)
+            neighbours[rows] = rows[distances.argmin(1)]
+        return float(spearmanr(loss, loss[neighbours]).statistic)
+
+    def save(self, path: Path) -> None:
+        """Write the table; a file that was there is replaced at once."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez_compressed(
+                file,
+                about=json.dumps({"recipe": vars(self.recipe), "params": self.params}),
+                labels=self.labels,
+                right=np.packbits(self.right),
+                loss=self.loss,
+                seconds=self.seconds,
+            )
+        part.replace(path)
+
+
+def load_table(path: Path) -> CurveTable:
+    """Read a table that `CurveTable.save` wrote."""
+    with np.load(path) as kept:
+        about = json.loads(str(kept["about"]))
+        loss = kept["loss"]
+        right = np.unpackbits(kept["right"], count=loss.size).astype(bool).reshape(loss.shape)
+        return CurveTable(
+            Recipe(**about["recipe"]),
+            tuple(about["params"]),
+            kept["labels"],
+            right,
+            loss,
+            kept["seconds"],
+        )
+
+
+def draw_params(number: int) -> dict[str, Value]:
+    """Draw a configuration of the space, the same for the same number."""
+    rng = np.random.default_rng(number)
+
+    def between(name: str) -> float:
+        distribution = SPACE.params[name]
+        assert isinstance(distribution, FloatDistribution)
+        low, high = distribution.low, distribution.high
+        if distribution.log:
+            return float(math.exp(rng.uniform(math.log(low), math.log(high))))
+        return float(rng.uniform(low, high))
+
+    cells = [(backbone, depth) for depth in reversed(DEPTHS) for backbone in BACKBONES]
+    backbone, depth = cells[rng.choice(len(cells), p=_CHANCES)]
+    return {
+        "backbone": backbone,
+        "lr": between("lr"),
+        "freeze_depth": depth,
+        "dropout": between("dropout"),
+        "augment": between("augment"),
+        "weight_decay": between("weight_decay"),
+    }
+
+
+def split_set(recipe: Recipe, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Choose what is trained on and the pool: int64 indices, each ascending."""
+    train = np.sort(choose_stratified(labels, recipe.n_train, seed=0))
+    others = np.setdiff1d(np.arange(len(labels)), train)
+    pool = others[choose_stratified(labels[others], recipe.n_pool, seed=0)]
+    return train, np.sort(pool)
+
+
+def extend_table(
+    path: Path,
+    recipe: Recipe,
+    pictures: PictureSet,
+    states: Mapping[str, Weights | None],
+    n_configs: int,
+) -> CurveTable:
+    """Train the configurations that a table lacks; it is written as it grows.
+
+    Args:
+        path: Where it is kept. A table that is there goes on; it must be of the same recipe.
+        recipe: How it is made.
+        pictures: All of the set.
+        states: Pretrained weights by backbone; None starts from scratch.
+        n_configs: How many configurations it is to hold.
+
+    Raises:
+        ValueError: the table that is there was made by another recipe.
+    """
+    table = load_table(path) if path.exists() else None
+    if table is not None and table.recipe != recipe:
+        raise ValueError(f"{path} was made by {table.recipe}, not {recipe}: remove it first")
+    n_there = 0 if table is None else len(table.params)
+    if table is not None and n_there >= n_configs:
+        return table
+    school = _School(recipe, pictures, states)
+    while n_there < n_configs:
+        numbers = range(n_there, min(n_there + _KEEP_EVERY, n_configs))
+        table = _joined(table, school.train_all(numbers))
+        table.save(path)
+        n_there = len(table.params)
+        say(f"{recipe.name}: {n_there} of {n_configs} configurations")
+    assert table is not None
+    return table
+
+
+class _School:
+    """Trains configurations of one set; its banks are built once."""
+
+    def __init__(
+        self, recipe: Recipe, pictures: PictureSet, states: Mapping[str, Weights | None]
+    ) -> None:
+        self._recipe, self._pictures = recipe, pictures
+        train, pool = split_set(recipe, pictures.labels.numpy())
+        self._train, self._pool = torch.from_numpy(train), torch.from_numpy(pool)
+        self._networks: dict[str, Backbone] = {}
+        self._banks: dict[tuple[str, int], ViewBank] = {}
+        self._clean: dict[tuple[str, int], Tensor] = {}
+        self._heads: dict[str, Weights] = {}
+        for name in BACKBONES:
+            self._networks[name] = new_backbone(name, states[name])
+            network = fused(self._networks[name])
+            views = [self._features(network, self._train, v) for v in range(recipe.n_views)]
+            clean = self._features(network, self._pool, 0)
+            row_of = torch.full((len(pictures.table),), -1)
+            row_of[self._train] = torch.arange(len(train))
+            for depth in DEPTHS:
+                blocks = tuple((as_features(view[depth]),) for view in views)
+                self._banks[name, depth] = ViewBank(blocks, recipe.n_views, row_of, len(train))
+                maps = as_features(clean[depth])
+                self._clean[name, depth] = maps.permute(0, 3, 1, 2) if maps.dim() == 4 else maps
+            features = self._banks[name, 5].clean(self._train)
+            labels = pictures.labels[self._train]
+            self._heads[name] = fit_head(features, labels, pictures.n_classes)
+            say(f"{recipe.name}: banks of {name}")
+
+    def train_all(self, numbers: Sequence[int]) -> CurveTable:
+        """Train configurations; return their table."""
+        params = tuple(draw_params(number) for number in numbers)
+        found = [
+            self._train_one(each, number) for each, number in zip(params, numbers, strict=True)
+        ]
+        return CurveTable(
+            self._recipe,
+            params,
+            self._pictures.labels[self._pool].numpy(),
+            np.stack([right for right, _, _ in found]),
+            np.stack([loss for _, loss, _ in found]),
+            np.array([seconds for _, _, seconds in found]),
+        )
+
+    def _train_one(
+        self, params: Mapping[str, Value], number: int
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        config = TrialConfig.from_params({**params, "scheduler": SCHEDULER})
+        key = (config.backbone, config.freeze_depth)
+        trainer = Trainer(
+            config,
+            self._fresh(config),
+            self._pictures,
+            self._train,
+            self._train[:0],
+            self._recipe.epochs,
+            seed=number,
+            bank=self._banks[key],
+            head_start=self._heads[config.backbone],
+        )
+        labels = self._pictures.labels[self._pool]
+        right, losses, seconds = [], [], 0.0
+        for _ in range(self._recipe.epochs):
+            started = process_time()
+            trainer.run_epoch()
+            seconds += process_time() - started
+            logits = _logits(trainer.model, self._clean[key], config.freeze_depth)
+            right.append((logits.argmax(1) == labels).numpy())
+            loss = F.cross_entropy(logits, labels, reduction="none")
+            losses.append(loss.clamp_max(1e4).half().numpy())
+        return np.stack(right), np.stack(losses), seconds / self._recipe.epochs
+
+    def _fresh(self, config: TrialConfig) -> Backbone:
+        """Copy a backbone; stages that stay frozen are shared."""
+        network = self._networks[config.backbone]
+        shared = {id(stage): stage for stage in network.stages[: config.freeze_depth]}
+        return copy.deepcopy(network, shared)
+
+    def _features(self, network: Backbone, rows: Tensor, view: int) -> dict[int, np.ndarray]:
+        """Compute one view of some pictures at every depth."""
+        return build_view(
+            network,
+            self._pictures.table[rows],
+            self._pictures.image_size,
+            view_magnitude(view, self._recipe.n_views),
+            self._pictures.flip,
+            DEPTHS,
+            view,
+            torch.device("cpu"),
+        )
+
+
+@torch.no_grad()
+def _logits(model: Classifier, features: Tensor, depth: int) -> Tensor:
+    """Return logits from clean features at a depth: float32 [n, classes]."""
+    model.eval()
+    parts = []
+    for batch in features.split(_EVALUATION_BATCH):
+        with mixed_precision(torch.device("cpu")):
+            parts.append(model(batch, depth).float())
+    return torch.cat(parts)
+
+
+def _joined(first: CurveTable | None, second: CurveTable) -> CurveTable:
+    if first is None:
+        return second
+    both = (first, second)
+    return CurveTable(
+        first.recipe,
+        tuple(itertools.chain(first.params, second.params)),
+        first.labels,
+        np.concatenate([table.right for table in both]),
+        np.concatenate([table.loss for table in both]),
+        np.concatenate([table.seconds for table in both]),
+    )
+
+
+def _place(params: Mapping[str, Any]) -> np.ndarray:
+    """Return where a configuration lies: float64 [parameters]."""
+    place = []
+    for name, distribution in SPACE.params.items():
+        if name in _EXACT or not isinstance(distribution, FloatDistribution):
+            continue
+        value, low, high = float(params[name]), distribution.low, distribution.high
+        if distribution.log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        place.append((value - low) / (high - low) * (_LR_WEIGHT if name == "lr" else 1.0))
+    return np.array(place)

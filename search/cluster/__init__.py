@@ -1,0 +1,1 @@
+"""Ray sessions, nodes, resources, and what tasks on all nodes share."""

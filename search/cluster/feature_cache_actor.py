@@ -1,0 +1,289 @@
+"""Where view banks live: built by Ray tasks, owned by one actor, evicted by use.
+
+The tasks' results belong to the actor, so they outlive trials and workers. When a machine that held
+some is lost, they are computed again. Neither this file nor its imports load
+PyTorch: the actor is there in a moment, and only the tasks need it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray import cloudpickle
+
+from search.cluster.nodes import EVERYWHERE, machines, on_driver_machine
+
+# A view is built in blocks: as many machines as there are blocks can work on it. Their number
+# follows from that of the pictures alone, so a bank does not depend on who built it.
+_SMALLEST_BLOCK_PICTURES = 64
+_MOST_BLOCKS = 16
+
+
+BlockSpec = tuple[Any, str, np.ndarray, int, int, Sequence[int], int]
+
+
+@dataclass(frozen=True)
+class BankPlan:
+    """What a run's banks are made of.
+
+    Attributes:
+        bench: Reference to the run's `trainables.trial.Bench`.
+        seed: Of the run.
+        rows: int64 [n], the table rows of the pictures that trainings may see; never the test's.
+        n_views: V.
+        sizes: By backbone, bytes of the whole bank at boundaries 1 to 5.
+        budget_bytes: What all banks may take together.
+        gpus_per_task: Share of a GPU that a task takes while the banks are first built.
+    """
+
+    bench: Any
+    seed: int
+    rows: np.ndarray
+    n_views: int
+    sizes: Mapping[str, tuple[int, ...]]
+    budget_bytes: int
+    gpus_per_task: float
+
+    def first_boundaries(self, depths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Choose what is built before the first trial, while the budget lasts.
+
+        The deepest boundaries first, which save most, and of those the smallest.
+
+        Args:
+            depths: Boundaries that trials may ask for.
+
+        Returns:
+            By backbone, its boundaries, ascending.
+        """
+        left = self.budget_bytes
+        chosen: dict[str, list[int]] = {name: [] for name in self.sizes}
+        by_worth = sorted(
+            (-d, self.sizes[name][d - 1], name) for name in self.sizes for d in depths
+        )
+        for minus_depth, size, name in by_worth:
+            if size <= left:
+                left -= size
+                chosen[name].append(-minus_depth)
+        return {name: tuple(sorted(kept)) for name, kept in chosen.items()}
+
+    @property
+    def block_size(self) -> int:
+        """Pictures in each block of a view."""
+        return max(_SMALLEST_BLOCK_PICTURES, -(-len(self.rows) // _MOST_BLOCKS))
+
+
+def store_bytes(share: float) -> int:
+    """Return a share of the smallest node's object store."""
+    return int(min(machine.store_bytes for machine in machines()) * share)
+
+
+class Banks:
+    """Owns every view that has been built, and builds what is asked for.
+
+    It never waits: it hands out references to results that may still be on their way.
+    """
+
+    def __init__(self, plan: BankPlan) -> None:
+        self._plan = plan
+        # By backbone and boundary: by view, references to its blocks.
+        self._views: OrderedDict[tuple[str, int], list[list[Any]]] = OrderedDict()
+        self._asked: Counter[tuple[str, int]] = Counter()
+        self._last_rebuilt: Any = None
+        # By backbone, boundary, view and place: the blocks of tasks that asked for CPUs.
+        self._first: set[tuple[str, int, int, int]] = set()
+        self._are_built = False
+        row_of = np.full(int(plan.rows.max()) + 1, -1, np.int64)
+        row_of[plan.rows] = np.arange(len(plan.rows))
+        self._row_of = ray.put(row_of)
+        # After a crash Ray starts the actor anew: what was built is gone, and known to be wanted.
+        in_actor = ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+        self._is_anew = in_actor and ray.get_runtime_context().was_current_actor_reconstructed
+
+    def build(self, backbone: str, boundaries: Sequence[int], n_views: int) -> list[Any]:
+        """Start building views 0 … n_views - 1 at some boundaries, in one pass a view.
+
+        For before the first trial: the tasks ask for CPUs, and GPUs, of their own.
+
+        Args:
+            backbone: Whose frozen stages.
+            boundaries: Ascending, in 1 to 5; at least one.
+            n_views: How many views; those that are there already are not built again.
+
+        Returns:
+            For each block that is on its way, a reference to one of its boundaries.
+        """
+        task: Any = _build_block.options(
+            num_returns=len(boundaries) + 1,
+            num_cpus=1,
+            num_gpus=self._plan.gpus_per_task,
+            scheduling_strategy=EVERYWHERE,
+        )
+        built = min(len(self._views.get((backbone, boundary), [])) for boundary in boundaries)
+        started = []
+        for view in range(built, n_views):
+            blocks = [
+                task.remote(*self._block(backbone, boundaries, view, start), None)
+                for start in self._block_starts()
+            ]
+            for place, boundary in enumerate(boundaries):
+                kept = self._views.setdefault((backbone, boundary), [])
+                if len(kept) == view:
+                    kept.append([block[place] for block in blocks])
+                    self._first |= {(backbone, boundary, view, i) for i in range(len(blocks))}
+            started += [block[0] for block in blocks]
+        return started
+
+    def built(self) -> None:
+        """Note that all that `build` started has ended: what is not there from now on is lost."""
+        self._are_built = True
+
+    def lend(
+        self, backbone: str, boundary: int, n_views: int
+    ) -> tuple[list[list[Any]], Any, int] | None:
+        """Hand out the first views of a bank.
+
+        A bank that is not there is built when it is asked for the second time (the first trial
+        might have been the only one, and stopped after an epoch). The least recently used make room
+        for it, but for those at a deeper boundary: they save more.
+
+        Returns:
+            By view, references to its blocks; a reference to each table row's place in a view;
+            and the block size. None where the trial is to compute its features as it goes.
+        """
+        key = (backbone, boundary)
+        size = self._plan.sizes[backbone][boundary - 1]
+        if key not in self._views:
+            self._asked[key] += 1
+            is_wanted = self._asked[key] > 1 or self._is_anew
+            is_large = size > self._plan.budget_bytes // 2
+            if is_large or not is_wanted or not self._make_room(size, boundary):
+                return None
+            self._views[key] = []
+        while len(self._views[key]) < n_views:
+            self._views[key].append(self._rebuild(backbone, boundary, len(self._views[key])))
+        if self._are_built:
+            self._replace_lost(backbone, boundary, n_views)
+        self._views.move_to_end(key)
+        return self._views[key][:n_views], self._row_of, self._plan.block_size
+
+    def sizes_bytes(self) -> dict[str, int]:
+        """Return the bytes each bank takes, by `backbone/boundary`."""
+        plan = self._plan
+        return {
+            f"{name}/{boundary}": plan.sizes[name][boundary - 1] * len(views) // plan.n_views
+            for (name, boundary), views in self._views.items()
+        }
+
+    def _make_room(self, size: int, boundary: int) -> bool:
+        """Forget banks at boundaries no deeper, least recently used first, until `size` bytes fit.
+
+        Returns:
+            Whether they fit; if not, none is forgotten.
+        """
+        taken = {key: self._plan.sizes[key[0]][key[1] - 1] for key in self._views}
+        room = self._plan.budget_bytes - sum(taken.values())
+        forgotten = []
+        for key in self._views:
+            if room < size and key[1] <= boundary:
+                room += taken[key]
+                forgotten.append(key)
+        if room < size:
+            return False
+        for key in forgotten:
+            del self._views[key]
+            self._first = {block for block in self._first if block[:2] != key}
+        return True
+
+    def _replace_lost(self, backbone: str, boundary: int, n_views: int) -> None:
+        """Start building again what was lost with its machine.
+
+        Ray would do it from the block's lineage, by a task that asks for the CPUs of the first one,
+        while trials hold all of them and wait for the block.
+        """
+        views = self._views[backbone, boundary][:n_views]
+        first = {
+            (backbone, boundary, view, place): block
+            for view, blocks in enumerate(views)
+            for place, block in enumerate(blocks)
+            if (backbone, boundary, view, place) in self._first
+        }
+        if not first:
+            return
+        waited_for = list(first.values())
+        _, lost = ray.wait(waited_for, num_returns=len(first), timeout=5.0, fetch_local=False)
+        for key, block in first.items():
+            if block in lost:
+                view, place = key[2:]
+                start = self._block_starts()[place]
+                views[view][place] = self._rebuild_block(backbone, boundary, view, start)
+                self._first.discard(key)
+
+    def _rebuild(self, backbone: str, boundary: int, view: int) -> list[Any]:
+        """Start building a view while trials hold the machine."""
+        starts = self._block_starts()
+        return [self._rebuild_block(backbone, boundary, view, start) for start in starts]
+
+    def _rebuild_block(self, backbone: str, boundary: int, view: int, start: int) -> Any:
+        """Start building a block while trials hold the machine.
+
+        A task that asked for a CPU could wait for the very trial that waits for it; so these ask
+        for none, and run one after the other.
+        """
+        task: Any = _build_block.options(num_returns=2, num_cpus=0)
+        spec = self._block(backbone, (boundary,), view, start)
+        block, self._last_rebuilt = task.remote(*spec, self._last_rebuilt)
+        return block
+
+    def _block_starts(self) -> range:
+        return range(0, len(self._plan.rows), self._plan.block_size)
+
+    def _block(self, backbone: str, boundaries: Sequence[int], view: int, start: int) -> BlockSpec:
+        plan = self._plan
+        rows = plan.rows[start : start + plan.block_size]
+        seed = (plan.seed * 1009 + view) * 1_000_003 + start
+        return plan.bench, backbone, rows, view, plan.n_views, boundaries, seed
+
+
+def start_banks(plan: BankPlan) -> Any:
+    """Start the actor that owns a run's banks, beside the driver: the banks are lost with it."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RestartableBanks)
+    pickled_reference = cloudpickle.dumps(ray.put(plan))
+    return actor.options(scheduling_strategy=on_driver_machine()).remote(pickled_reference)
+
+
+class _RestartableBanks(Banks):
+    """Banks that begin from a pickled reference to their plan.
+
+    Ray does not vouch for references in the arguments of an actor that it starts again, nor for
+    arguments so large that it makes references of them, and says so on the terminal. References
+    that we pickle stay valid for as long as the driver lives.
+    """
+
+    def __init__(self, pickled_reference: bytes) -> None:
+        super().__init__(ray.get(cloudpickle.loads(pickled_reference)))
+
+
+@ray.remote(max_retries=5)
+def _build_block(
+    bench: Any,
+    backbone: str,
+    rows: np.ndarray,
+    view: int,
+    n_views: int,
+    boundaries: Sequence[int],
+    seed: int,
+    after: None,
+) -> list[np.ndarray | None]:
+    """Compute one view of some pictures at some boundaries.
+
+    Returns:
+        By boundary, the features' bits; and a last None for another task to wait for (`after`).
+    """
+    from trainables.trial import build_block
+
+    return [*build_block(bench, backbone, rows, view, n_views, boundaries, seed), None]

@@ -1,0 +1,1 @@
+"""Finding, decoding, auditing and splitting images."""

@@ -1,0 +1,209 @@
+"""Writes and runs exported graphs: ONNX in float32 and in 8-bit integers, torch.export programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search.deployment.parity import Outputs, central_pixels
+from trainables.images import MOST_SQUEEZED
+from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.models.export_module import Deployed
+
+INPUT, PROBABILITIES, DOUBT = "pictures", "probabilities", "doubt"
+_BATCH = 16
+_QUANTISED = ("Conv", "MatMul", "Gemm", "Add", "Concat", "MaxPool", "GlobalAveragePool")
+
+
+def output_names(ensemble: Ensemble) -> list[str]:
+    """Return what a graph of a model gives, by name."""
+    return [PROBABILITIES] if ensemble.doubt is None else [PROBABILITIES, DOUBT]
+
+
+def write_onnx(ensemble: Ensemble, path: Path) -> None:
+    """Write an ONNX file: weights inside, any number of pictures at a time."""
+    import onnx
+
+    with _quiet():
+        program = torch.onnx.export(
+            Deployed(ensemble),
+            (_example(ensemble),),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=output_names(ensemble),
+            dynamic_shapes={"pictures": {0: torch.export.Dim("n")}},
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    graph: Any = program.model_proto
+    _describe(graph, ensemble)
+    onnx.checker.check_model(graph)
+    path.write_bytes(graph.SerializeToString())
+
+
+def write_int8(ensemble: Ensemble, packed: np.ndarray, path: Path) -> None:
+    """Write an ONNX file whose convolutions and products are in 8-bit integers.
+
+    Args:
+        ensemble: The model.
+        packed: Training pictures, uint8 [n, S, S, 3], which set the integers' ranges.
+        path: Of the file.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    pixels = central_pixels(ensemble.card, packed)
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        whole, prepared = Path(scratch) / "whole.onnx", Path(scratch) / "prepared.onnx"
+        write_onnx(ensemble, whole)
+        quant_pre_process(whole, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            path,
+            _Batches(pixels),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_QUANTISED),
+            nodes_to_exclude=_of_doubt_alone(prepared),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    graph = onnx.load(path)
+    _describe(graph, ensemble)
+    path.write_bytes(graph.SerializeToString())
+
+
+def _of_doubt_alone(path: Path) -> list[str]:
+    """Name the nodes that only the doubt needs: few, and made of differences of large numbers."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    maker = {name: node for node in graph.node for name in node.output}
+
+    def needed(output: str) -> set[str]:
+        found: dict[str, Any] = {}
+        wanted = [output]
+        while wanted:
+            node = maker.get(wanted.pop())
+            if node is not None and node.name not in found:
+                found[node.name] = node
+                wanted += node.input
+        return set(found)
+
+    return sorted(needed(DOUBT) - needed(PROBABILITIES))
+
+
+def run_onnx(path: Path, pixels: np.ndarray) -> Outputs:
+    """Run an ONNX file on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Outputs.join(
+        session.run(None, {INPUT: pixels[i : i + _BATCH]}) for i in range(0, len(pixels), _BATCH)
+    )
+
+
+def write_program(ensemble: Ensemble, path: Path) -> None:
+    """Write a torch.export program, which `torch.export.load` reads."""
+    with _quiet():
+        program = torch.export.export(
+            Deployed(ensemble),
+            (_example(ensemble),),
+            dynamic_shapes={"pictures": {0: torch.export.Dim("n")}},
+        )
+        torch.export.save(program, path, extra_files={"card.json": _card(ensemble)})
+
+
+def run_program(path: Path, pixels: np.ndarray) -> Outputs:
+    """Run a torch.export program."""
+    with _quiet():
+        model = torch.export.load(path).module()
+    with torch.no_grad():
+        return Outputs.join(model(part) for part in torch.from_numpy(pixels).split(_BATCH))
+
+
+class _Batches:
+    """What onnxruntime's calibration reads: one batch a call, then None."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self._parts: Iterator[np.ndarray] = (
+            pixels[i : i + _BATCH] for i in range(0, len(pixels), _BATCH)
+        )
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        part = next(self._parts, None)
+        return None if part is None else {INPUT: part}
+
+
+def _example(ensemble: Ensemble) -> Tensor:
+    size = ensemble.card.image_size
+    return torch.zeros(2, size, size, 3, dtype=torch.uint8)
+
+
+def _card(ensemble: Ensemble) -> str:
+    return json.dumps(asdict(ensemble.card), ensure_ascii=False)
+
+
+def _describe(graph: Any, ensemble: Ensemble) -> None:
+    """Put into an ONNX file what its user must know."""
+    card = ensemble.card
+    graph.producer_name = "classifier-search"
+    del graph.metadata_props[:]
+    for key, value in {
+        "classes": json.dumps(list(card.classes), ensure_ascii=False),
+        "card": _card(ensemble),
+        "preprocessing": f"RGB; {_framed(card)}; uint8 [N, H, W, 3]."
+        " Normalisation, softmax and temperature are in the graph.",
+    }.items():
+        graph.metadata_props.add(key=key, value=value)
+    if ensemble.doubt is not None:
+        graph.metadata_props.add(
+            key="doubt",
+            value="[N]: how unlike the training pictures each is; 95 of 100 of those do not exceed"
+            " 1, above it do not rely on the answer.",
+        )
+
+
+def _framed(card: ModelCard) -> str:
+    size = card.image_size
+    if card.framing == "crop":
+        return (
+            f"shorter side resized to {card.packed_size} pixels (bilinear, antialiased), central"
+            f" {size} x {size} cut out"
+        )
+    return (
+        f"the longer side resized to {size} pixels, the shorter to the lesser of {size} and"
+        f" {MOST_SQUEEZED:g} times its proportion (bilinear, antialiased), centred in a square of"
+        f" {size} x {size} up to whose edges the outermost pixels go on"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' own remarks to themselves: the check is what counts."""
+    loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,87 @@
+"""How sure a number is: 95 % intervals that hold near 0 and 1, and for few pictures.
+
+A bootstrap resamples only the mistakes that were made; of a model that made none it would say that
+it makes none. These intervals do not. `benchmarks.models.intervals` simulates how often they cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+_DRAWS = 2000
+_MOST_VALUES = 4_000_000  # cells of confusion matrices drawn at a time
+
+Interval = tuple[float, float]
+
+
+def wilson_interval(n_right: int, n: int) -> Interval:
+    """Return the 95 % Wilson score interval of a share (Wilson 1927); [0, 1] of nothing."""
+    if n == 0:
+        return 0.0, 1.0
+    interval = binomtest(n_right, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def macro_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Return macro precision, recall and F1 over the classes that occur.
+
+    Args:
+        confusion: [..., classes, classes], rows the true class; counts or expected counts.
+
+    Returns:
+        By name, [...].
+    """
+    counts = np.asarray(confusion, np.float64)
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    actual, predicted = counts.sum(axis=-1), counts.sum(axis=-2)
+    present = actual > 0
+
+    def mean(share: np.ndarray) -> np.ndarray:
+        return np.asarray(np.where(present, share, 0.0).sum(axis=-1) / present.sum(axis=-1))
+
+    return {
+        "macro_precision": mean(hits / np.maximum(predicted, 1e-12)),
+        "macro_recall": mean(hits / np.maximum(actual, 1e-12)),
+        "macro_f1": mean(2 * hits / np.maximum(actual + predicted, 1e-12)),
+    }
+
+
+def macro_intervals(confusion: Sequence[Sequence[int]], seed: int = 0) -> dict[str, Interval]:
+    """Return 95 % intervals of macro precision, recall and F1.
+
+    Each class's predictions are drawn from their Dirichlet posterior (a Bayesian bootstrap, Rubin
+    1981), to whose counts one more mistake is added, spread over all wrong cells: it keeps the
+    interval open where no mistake was made. The counts of a class of n pictures weigh (n - 1) / n,
+    which gives the draws of a share p the variance p (1 - p) / n instead of p (1 - p) / (n + 1):
+    the intervals of small classes would be too narrow without.
+
+    Args:
+        confusion: Counts, rows the true class; at least one picture.
+        seed: Of the draws.
+    """
+    counts = np.asarray(confusion, np.float64)
+    n_classes = len(counts)
+    per_class = counts.sum(axis=1, keepdims=True)
+    wrong = ~np.eye(n_classes, dtype=bool)
+    prior = wrong / (n_classes * (n_classes - 1))
+    # A class without pictures has no part in any mean, and none in the draws.
+    weight = np.maximum(per_class - 1, 1) / np.maximum(per_class, 1)
+    alpha = np.where(per_class > 0, (counts + prior) * weight, 0.0)
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[np.ndarray]] = {}
+    at_a_time = max(1, _MOST_VALUES // counts.size)
+    for start in range(0, _DRAWS, at_a_time):
+        gammas = rng.standard_gamma(alpha, (min(at_a_time, _DRAWS - start), *alpha.shape))
+        shares = gammas / np.maximum(gammas.sum(axis=-1, keepdims=True), 1e-300)
+        for name, values in macro_scores(shares * per_class).items():
+            drawn.setdefault(name, []).append(values)
+    point = macro_scores(counts)
+    return {name: _around(float(point[name]), np.concatenate(drawn[name])) for name in point}
+
+
+def _around(point: float, draws: np.ndarray) -> Interval:
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return min(float(low), point), max(float(high), point)

@@ -1,0 +1,298 @@
+"""The flow, from checked pictures to a report. What a stage makes is on disk before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import monotonic
+
+import optuna
+import torch
+from torch import Tensor
+
+from search.cluster.nodes import wait_for_gpu
+from search.cluster.resources import Capacity, measure_shares
+from search.console.formatting import describe, duration
+from search.console.progress import Progress
+from search.console.signals import FAILED, Interruption
+from search.pipeline.ablation import climb, expected_seconds
+from search.pipeline.evaluate import evaluate
+from search.pipeline.finalists import Candidate, choose_candidates
+from search.pipeline.predictions_tmp import judge_out_of_fold
+from search.pipeline.preflight import Checked
+from search.pipeline.prepare import Material, pack_pictures
+from search.pipeline.probe import build_banks, open_banks, probe_backbones
+from search.pipeline.request import Request, RequestError
+from search.pipeline.retraining.retrain import retrain_finalists, save_best_trial
+from search.reporting.evidence import FIRST
+from search.reporting.tensorboard.run_board import Overview
+from search.reporting.tensorboard.trial_boards import TrialBoards
+from search.runs.run_folder import RunFolder
+from search.tuning.checkpoints import start_keeper
+from search.tuning.study import (
+    best_value,
+    count_states,
+    count_unfinished,
+    kept_scores,
+    open_study,
+    outcomes,
+    ranked_trials,
+    storage_url,
+    write_trials,
+)
+from search.tuning.throughput import measure_paces
+from search.tuning.time_budget import TimeBudget, fold_growth
+from search.tuning.tune import CPUS_A_TRIAL, SearchPlan, TrialListener, run_trials
+from spaces.base import Space
+from trainables.models.backbones import create_backbone
+from trainables.models.weights import WeightsError, load_weights
+
+
+def run(checked: Checked, progress: Progress, interruption: Interruption) -> int:
+    """Run every stage; return the exit code. Ray must be running.
+
+    Raises:
+        DataError, WeightsError, RequestError: what only a closer look at the pictures and the
+            weights could find.
+    """
+    request, folder = checked.request, checked.folder
+    weights = read_weights(checked)
+    # 1. Pictures are decoded once, and features of frozen stages are computed once.
+    with stage("pictures", folder):
+        material = pack_pictures(checked, weights, progress)
+    folder.note("settings", settings(checked))
+    overview = Overview(folder, checked.space.trials)
+    overview.describe()
+    with stage("probe", folder):
+        progress.begin("probe")
+        wait_for_gpu(progress.say)
+        material = open_banks(material)
+        if request.probe:
+            material = probe_backbones(material, folder, progress)
+    with stage("banks", folder):
+        build_banks(material, progress)
+    overview.show_augmentation(material)
+    # 2. Trials are judged on the validation split; the folds use both, and choose a winner.
+    with stage("search", folder):
+        study, time = search(checked, material, progress, interruption)
+    with stage("folds", folder):
+        candidates = choose_candidates(
+            study,
+            material.space,
+            request.finalists or 1,
+            folder,
+            with_first=time is None or not time.leaves_first_out(),
+            without=time.too_slow() if time is not None else (),
+        )
+        if time is not None:
+            tell_left_out(study, time, candidates, progress)
+        if not candidates:
+            progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
+            report(folder, progress)
+            return FAILED
+        made = retrain_finalists(material, candidates, request.probe, folder, progress)
+    # 3. Everything is chosen: the test split is opened.
+    with stage("evaluation", folder):
+        progress.begin("evaluation")
+        held_out, external = evaluate(material, made.ensemble, folder, made.baseline)
+    with stage("boards", folder):
+        temperature = made.ensemble.card.temperature
+        out_of_fold = judge_out_of_fold(material, made.winner.folds, temperature)
+        overview.show_model(
+            material.listing.classes, made.ensemble, held_out, out_of_fold, external
+        )
+    # 4. What takes no part in the answer comes last.
+    if material.space.ladder:
+        climb_in_time(request, material, folder, progress)
+    report(folder, progress)
+    progress.show_result(folder)
+    return 0
+
+
+def search(
+    checked: Checked, material: Material, progress: Progress, interruption: Interruption
+) -> tuple[optuna.Study, TimeBudget | None]:
+    """Run trials until the study holds as many as are asked for, or the time is up.
+
+    Returns:
+        The study, and what watched over the time.
+
+    Raises:
+        KeyboardInterrupt: the user asked to stop; all that was finished is kept.
+    """
+    request, space, folder = checked.request, checked.space, checked.folder
+    started = monotonic()
+    study = open_study(storage_url(folder.path), space)
+    shares = measure_shares(space, material.bench, material.rows("train"))
+    if any(shares.values()):
+        progress.say("share of a GPU a trial takes: " + describe(shares))
+    folder.note("gpu_shares", shares)
+    budget = time_budget(checked, material, shares, study, progress)
+    plan = SearchPlan(
+        n_trials=space.trials,
+        sampler=request.sampler,
+        scheduler=request.scheduler,
+        interrupted=interruption.asked,
+        time_is_up=lambda: budget is not None and budget.is_up(),
+        shallowest=budget.shallowest if budget is not None else None,
+        concurrent=request.concurrent,
+        gpu_shares=shares,
+    )
+    # What an earlier session found out about its winner says nothing of the next one.
+    folder.forget(
+        "kfold", "label_issues", "calibration", "test", "comparison", "external", "exhibits"
+    )
+    trials = folder.path / "trials"
+    shared = request.shared and request.shared.within("trials")
+    keeper = start_keeper(trials.absolute(), space.keep, kept_scores(study), shared)
+    boards = TrialBoards(folder.path / "tensorboard", space)
+    boards.catch_up(outcomes(study))
+    n_ended = sum(count_states(study).values())
+    ranked = ranked_trials(study)
+    best = (best_value(ranked[0]), ranked[0].number, ranked[0].params) if ranked else None
+    progress.begin_trials(space.trials, n_ended, space.epochs, best)
+    rows = {part: material.rows(part) for part in ("train", "val")}
+    try:
+        with interruption.in_good_order():
+            listeners: list[TrialListener] = [boards, progress]
+            if budget is not None:
+                listeners.append(budget)
+            run_trials(plan, study, space, material.bench, rows, keeper, trials, listeners)
+    finally:
+        boards.close()
+        keeper.bring_home(trials)
+        _note_trials(study, space, folder, monotonic() - started)
+        save_best_trial(material, study, folder)  # until the folds have made a better model
+        if interruption.asked():
+            report(folder, progress)
+    return study, budget
+
+
+def time_budget(
+    checked: Checked,
+    material: Material,
+    shares: Mapping[str, float],
+    study: optuna.Study,
+    progress: Progress,
+) -> TimeBudget | None:
+    """Return what watches over the time, if it is limited."""
+    seconds, space = checked.request.time_budget_seconds, checked.space
+    if seconds is None:
+        return None
+    rows = material.rows("train")
+    capacities = {name: Capacity(CPUS_A_TRIAL, [share]) for name, share in shares.items()}
+    budget = TimeBudget(
+        seconds,
+        lambda: progress.elapsed_seconds,
+        space,
+        checked.request.finalists or 1,
+        lambda backbone: capacities[backbone](),
+        fold_growth(len(rows), len(material.rows("val")), space.folds),
+        measure_paces(material.bench, rows, shares),
+        len(rows),
+        has_probe=bool(checked.folder.summary.get("probe")),
+    )
+    budget.catch_up(study)
+    return budget
+
+
+def tell_left_out(
+    study: optuna.Study, time: TimeBudget, candidates: Sequence[Candidate], progress: Progress
+) -> None:
+    """Say which trials are no finalists for want of time."""
+    retrained = {candidate.number for candidate in candidates}
+    ranked = ranked_trials(study)
+    if ranked and ranked[0].number in time.too_slow() - retrained:
+        progress.warn(
+            f"trial {ranked[0].number}, {best_value(ranked[0]):.4f} in the search, is no finalist:"
+            " its folds would take too much of the time budget"
+        )
+    elif time.leaves_first_out() and FIRST not in retrained:
+        progress.warn("the first trial is not compared with: its folds would take too long")
+
+
+def climb_in_time(
+    request: Request, material: Material, folder: RunFolder, progress: Progress
+) -> None:
+    """Climb the ladder, unless there is not enough time left."""
+    if request.time_budget_seconds is not None:
+        left = request.time_budget_seconds - progress.elapsed_seconds
+        needed = expected_seconds(material, folder.summary["gpu_shares"])
+        if needed > left:
+            progress.warn(
+                f"the ladder is left out: it would take about {duration(needed)}, and"
+                f" {duration(max(left, 0))} of the time budget are left"
+            )
+            return
+    with stage("ladder", folder):
+        climb(material, folder, progress)
+
+
+def report(folder: RunFolder, progress: Progress) -> None:
+    """Write the report, of an unfinished run too."""
+    from search.reporting.page import write_report  # Matplotlib takes a while, and is needed last.
+
+    progress.begin("report")
+    with stage("report", folder):
+        write_report(folder)
+
+
+def _note_trials(study: optuna.Study, space: Space, folder: RunFolder, seconds: float) -> None:
+    write_trials(folder.path / "trials.csv", study, space)
+    states = count_states(study)
+    folder.note(
+        "search",
+        {
+            "trials": sum(states.values()),
+            "complete": states["complete"],
+            "pruned": states["pruned"],
+            "failed": states["failed"],
+            "unfinished": count_unfinished(study),
+            "seconds": seconds,
+        },
+    )
+
+
+def settings(checked: Checked) -> dict[str, object]:
+    """Return what applied to the run, the command line's changes to the space included."""
+    request, space = checked.request, checked.space
+    scope = ("trials", "epochs", "folds", "patience", "views", "keep")
+    pictures = ("image_size", "framing", "packed_size", "weights", "second_look")
+    return {
+        **{name: getattr(space, name) for name in (*scope, *pictures)},
+        "searched": {name: str(value) for name, value in space.distributions.items()},
+        "constants": space.constants,
+        "finalists": request.finalists or 1,
+        "sampler": request.sampler,
+        "scheduler": request.scheduler,
+        "probe": request.probe,
+        "seed": request.seed,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def read_weights(checked: Checked) -> dict[str, dict[str, Tensor]]:
+    """Read all pretrained weights, and try that they, and the pictures' size, fit.
+
+    Raises:
+        WeightsError: weights cannot be read or do not fit.
+        RequestError: a backbone cannot see pictures of the space's size.
+    """
+    weights = {name: load_weights(path) for name, path in checked.weights.items()}
+    for name in checked.space.backbones:
+        try:
+            backbone = create_backbone(name, weights.get(name))
+            backbone.boundary_shapes(checked.space.image_size)
+        except WeightsError as error:
+            raise WeightsError(f"{checked.weights[name]}: {error}") from None
+        except ValueError as error:
+            raise RequestError(f"{name}: {error}") from None
+    return weights
+
+
+@contextmanager
+def stage(name: str, folder: RunFolder) -> Iterator[None]:
+    """Note how many seconds a stage took."""
+    started = monotonic()
+    yield
+    folder.note_seconds(name, monotonic() - started)

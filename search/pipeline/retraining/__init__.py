@@ -1,0 +1,1 @@
+"""K-fold retraining of the finalists, and what their held-out folds tell."""

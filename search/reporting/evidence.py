@@ -1,0 +1,75 @@
+"""What a run's numbers are worth, in words: for the terminal's closing lines and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from search.console.formatting import count
+
+FIRST = 0
+"""The number of the first trial: the default recipe, where the space names one."""
+
+
+def describe_gain(summary: Mapping[str, Any]) -> str | None:
+    """Say whether the search gained anything over its first trial; None before that is known."""
+    if summary.get("best", {}).get("trial") == FIRST:
+        return "none: the first trial's recipe won the folds"
+    compared = summary.get("comparison")
+    if not compared:
+        return None
+    low, high = (100 * bound for bound in compared["difference_ci95"])
+    return (
+        f"{100 * compared['difference']:+.1f} points (95 % {low:+.1f} to {high:+.1f},"
+        f" {compared['only_model']} pictures won, {compared['only_baseline']} lost,"
+        f" p = {compared['p_value']:.2g}): {compared['verdict']}"
+    )
+
+
+def describe_calibration(summary: Mapping[str, Any]) -> str | None:
+    """Say how far probabilities are off on held-out pictures, and were before the temperature."""
+    calibration = summary.get("calibration", {})
+    if "test" not in calibration:
+        return None
+    before, after = (calibration["test"][when]["ece"] for when in ("before", "after"))
+    return (
+        f"probabilities are off by {after:.4f} on average"
+        f" ({before:.4f} before the temperature {calibration['temperature']:.2f})"
+    )
+
+
+def describe_issues(summary: Mapping[str, Any]) -> str | None:
+    """Say how many labels look wrong; None where the folds were not asked."""
+    issues = summary.get("label_issues")
+    if issues is None:
+        return None
+    if not issues["n"]:
+        return "no label looks wrong"
+    return f"{count(issues['n'], 'label')} look{'s' if issues['n'] == 1 else ''} wrong"
+
+
+def describe_second_look(summary: Mapping[str, Any]) -> str | None:
+    """Say what a second look at each picture's middle does; None where none was tried."""
+    second = summary.get("kfold", {}).get("second_look")
+    if second is None:
+        return None
+    with_it, without = second["accuracy_mean"], second["accuracy_mean_without"]
+    losses = f"log loss {second['log_loss']:.3f} instead of {second['log_loss_without']:.3f}"
+    if second["kept"]:
+        return f"yes: folds {with_it:.4f} instead of {without:.4f}, {losses}"
+    return f"no: folds would be {with_it:.4f} instead of {without:.4f}, {losses}"
+
+
+def evidence_rows(summary: Mapping[str, Any], issues_file: str) -> list[tuple[str, str]]:
+    """Return the closing lines of the terminal: what is said of, and what is said."""
+    rows = []
+    if gain := describe_gain(summary):
+        rows.append(("over trial 0", gain))
+    if second_look := describe_second_look(summary):
+        rows.append(("looks twice", second_look))
+    if calibration := describe_calibration(summary):
+        rows.append(("calibration", calibration))
+    if issues := describe_issues(summary):
+        where = f": see {issues_file}" if summary["label_issues"]["n"] else ""
+        rows.append(("labels", issues + where))
+    return rows

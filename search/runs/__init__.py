@@ -1,0 +1,1 @@
+"""The run folder `results/<run>/` on disk, and its copy in shared storage."""

@@ -1,0 +1,1 @@
+"""Hyperparameter search: Optuna proposes configurations, Ray Tune runs them."""

@@ -1,0 +1,55 @@
+import os
+
+import pytest
+
+from search.console.formatting import (
+    compact,
+    count,
+    describe,
+    duration,
+    interval,
+    percent,
+    readable,
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 0 s"),
+        (250, "4 min 10 s"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_shares_are_percentages() -> None:
+    assert percent(0.9916) == "99.2\u00a0%"
+    assert percent(0.9916, 2) == "99.16\u00a0%"
+    assert interval((0.9757, 1.0)) == "97.6 to 100.0\u00a0%"
+
+
+def test_only_real_numbers_are_rounded() -> None:
+    assert [compact(v) for v in (0.00312256, 6.51e-05, 64, "cosine", False)] == [
+        *("0.00312", "6.51e-05", "64", "cosine", "False")
+    ]
+
+
+def test_one_thing_has_no_s() -> None:
+    assert [count(n, "trial") for n in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
+
+
+def test_bytes_that_are_no_text_are_marked() -> None:
+    assert readable(os.fsdecode(b"caf\xe9.jpg")) == "caf\ufffd.jpg"
+    assert readable("café 日本.jpg") == "café 日本.jpg"
+
+
+def test_parameters_as_one_line() -> None:
+    params = {"lr": 1.23456e-05, "batch_size": 32, "class_weights": True, "dropout": 0.5}
+    assert describe(params) == "lr 1.23e-05, batch_size 32, class_weights True, dropout 0.5"
+    assert describe({}) == ""

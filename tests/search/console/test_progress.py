@@ -1,0 +1,275 @@
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from search.console import progress
+from search.console.progress import Progress
+from search.runs.run_folder import RunFolder
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+PARAMS = {"backbone": "cnn", "lr": 0.00123456, "freeze_depth": 2}
+
+
+class Clock:
+    """Stands still until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def result_of(epoch: int, accuracy: float) -> dict[str, Any]:
+    return {"epoch": epoch, "best_val_accuracy": accuracy}
+
+
+def make_finished(path: Path) -> RunFolder:
+    """Make the folder of a finished run, with what the closing table needs."""
+    path.mkdir()
+    folder = RunFolder(path)
+    folder.note("test", {"accuracy": 0.98765, "accuracy_ci95": (0.9612, 0.9987), "n": 359})
+    folder.note("kfold", {"folds": 5, "accuracy_mean": 0.9811, "accuracy_std": 0.0042})
+    best = {"trial": 7, "name": "trial 7, 8 epochs", "val_accuracy": 0.9912, "config": PARAMS}
+    folder.note("best", best)
+    return folder
+
+
+def person(width: int = 100) -> Console:
+    """A terminal that a person looks at."""
+    return Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False)
+
+
+def drawn(shown: Progress) -> str:
+    """Return what the live display shows."""
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    console.print(shown)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def run_trials(shown: Progress) -> None:
+    """Go through a search of three trials: the best, one stopped early, one that failed."""
+    shown.begin_trials(3, 0, 8, None)
+    for number, params in enumerate((PARAMS, {**PARAMS, "lr": 0.5}, PARAMS)):
+        shown.trial_started(number, params)
+    shown.trial_epoch(0, result_of(1, 0.91))
+    shown.trial_epoch(1, result_of(1, 0.42))
+    shown.trial_epoch(0, result_of(8, 0.95))
+    shown.trial_ended(0, "complete", {})
+    shown.trial_ended(1, "pruned", {})
+    shown.trial_ended(2, "failed", {"reason": "the training loss is nan in epoch 1"})
+
+
+def test_a_pipe_gets_plain_lines(capsys, clock):
+    with Progress() as shown:
+        shown.begin("pictures", 20, "pictures")
+        clock.now += 65
+        shown.say("20 pictures of 2 classes")
+        run_trials(shown)
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "01:05  pictures    20 pictures of 2 classes",
+        "01:05  trials      1/3  trial 0 done: 0.9500  (best so far)"
+        "  backbone cnn, lr 0.00123, freeze_depth 2",
+        "01:05  trials      2/3  trial 1 stopped at epoch 1: 0.4200"
+        "  backbone cnn, lr 0.5, freeze_depth 2",
+        "warning: trial 2 failed: the training loss is nan in epoch 1",
+    ]
+    assert err == ""
+    assert not ANSI.search(out)
+
+
+def test_a_line_is_never_folded_in_a_pipe(capsys, clock):
+    text = "a long line " * 30
+    shown = Progress()
+    shown.say(text)
+    shown.warn(text)
+    assert capsys.readouterr().out.splitlines() == [f"00:00  {text}", f"warning: {text}"]
+
+
+def test_square_brackets_are_no_markup(capsys, clock):
+    shown = Progress()
+    shown.say("photos [old]/[/x] :smile:")
+    shown.warn("left out: [red].jpg")
+    assert capsys.readouterr().out.splitlines() == [
+        "00:00  photos [old]/[/x] :smile:",
+        "warning: left out: [red].jpg",
+    ]
+
+
+def test_a_quiet_one_tells_warnings_and_the_result_alone(capsys, clock, tmp_path):
+    with Progress(quiet=True) as shown:
+        shown.begin("pictures", 20, "pictures")
+        clock.now += 100
+        shown.advance(3, 20)
+        shown.say("20 pictures")
+        run_trials(shown)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err == "warning: trial 2 failed: the training loss is nan in epoch 1\n"
+        shown.show_result(make_finished(tmp_path / "run"))
+    assert "0.9877" in capsys.readouterr().out
+
+
+def test_a_quiet_one_draws_nothing_for_a_person_either(clock):
+    console = person()
+    with Progress(quiet=True, console=console) as shown:
+        shown.begin_trials(3, 0, 8, None)
+        shown.trial_started(0, PARAMS)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == ""
+
+
+def test_a_long_stage_tells_how_far_it_is_now_and_then(capsys, clock):
+    shown = Progress()
+    shown.begin("pictures", 100, "pictures")
+    for done, seconds in ((1, 5), (20, 6), (30, 6), (50, 6), (100, 20)):
+        clock.now += seconds
+        shown.advance(done, 100)
+    assert capsys.readouterr().out.splitlines() == [
+        "00:11  pictures    20 of 100 pictures",
+        "00:23  pictures    50 of 100 pictures",
+    ]
+
+
+def test_a_person_gets_a_display_that_goes_when_it_ends():
+    console = person()
+    with Progress(console=console) as shown:
+        shown.begin_trials(3, 0, 8, None)
+        shown.trial_started(0, PARAMS)
+        shown.say("this line stays")
+    assert isinstance(console.file, io.StringIO)
+    out = console.file.getvalue()
+    assert ANSI.search(out)
+    assert "this line stays" in out
+    assert "\x1b[?25l" in out, "the cursor is hidden while the display is drawn"
+    assert out.count("\x1b[?25h") >= out.count("\x1b[?25l"), "and is there again in the end"
+
+
+def test_the_display_shows_stage_trials_and_the_best(clock):
+    shown = Progress(console=person())
+    run_trials(shown)
+    shown.trial_started(3, {"backbone": "tinynet"})
+    shown.trial_started(4, {"backbone": "resnet18"})
+    shown.trial_epoch(4, result_of(2, 0.8765))
+    text = drawn(shown)
+    for part in (
+        "trials",
+        "3/3 trials",
+        "1 done · 2 running · 1 stopped early · 1 failed",
+        "trial 3  epoch 0/8  …  backbone tinynet",
+        "trial 4  epoch 2/8  0.8765  backbone resnet18",
+        "best 0.9500  trial 0: backbone cnn, lr 0.00123, freeze_depth 2",
+    ):
+        assert part in text
+    shown.begin("folds", 5, "folds")
+    text = drawn(shown)
+    assert "0/5 folds" in text
+    assert "running" not in text
+    assert "best 0.9500" in text, "the best stays in sight"
+
+
+def test_a_trial_stopped_early_is_never_the_best(clock, capsys):
+    shown = Progress()
+    shown.begin_trials(2, 0, 8, None)
+    for number, (accuracy, state) in enumerate(((0.99, "pruned"), (0.5, "complete"))):
+        shown.trial_started(number, PARAMS)
+        shown.trial_epoch(number, result_of(2, accuracy))
+        shown.trial_ended(number, state, {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "best so far" not in first
+    assert "0.5000  (best so far)" in second
+    assert "best 0.5000  trial 1" in drawn(shown)
+
+
+def test_the_best_of_an_earlier_session_stays_the_best(clock, capsys):
+    shown = Progress()
+    shown.begin_trials(12, 10, 8, (0.97, 4, PARAMS))
+    assert "best 0.9700  trial 4: backbone cnn" in drawn(shown)
+    for number, accuracy in ((10, 0.96), (11, 0.98)):
+        shown.trial_started(number, PARAMS)
+        shown.trial_epoch(number, result_of(8, accuracy))
+        shown.trial_ended(number, "complete", {})
+    worse, better = capsys.readouterr().out.splitlines()
+    assert "11/12  trial 10 done: 0.9600  backbone" in worse
+    assert "12/12  trial 11 done: 0.9800  (best so far)" in better
+
+
+def test_time_left_is_what_the_rest_takes_at_this_pace(clock):
+    shown = Progress(console=person())
+    shown.begin("folds", 4, "folds")
+    clock.now += 30
+    assert shown._time_left() == "00:30"
+    shown.advance(1, 4)
+    assert shown._time_left() == "00:30, about 01:30 left"
+    clock.now += 3570
+    shown.advance(3, 4)
+    assert shown._time_left() == "1:00:00, about 20:00 left"
+    shown.advance(4, 4)
+    assert shown._time_left() == "1:00:00"
+
+
+def test_time_left_does_not_count_what_an_earlier_session_did(clock):
+    shown = Progress(console=person())
+    shown.begin_trials(12, 10, 8, None)
+    clock.now += 5
+    assert shown._time_left() == "00:05"
+    shown.trial_started(10, PARAMS)
+    shown.trial_ended(10, "pruned", {})
+    assert shown._time_left() == "00:05, about 00:05 left"
+
+
+@pytest.mark.parametrize("width", [20, 60, 160])
+def test_the_display_has_no_line_wider_than_the_terminal(clock, width):
+    console = person(width)
+    shown = Progress(console=console)
+    shown.begin_trials(100, 0, 8, (0.98, 3, PARAMS))
+    for number in range(40):
+        shown.trial_started(number, {**PARAMS, "dropout": 0.25, "augment": 0.5})
+    with console.capture() as drawn_lines:
+        console.print(shown)
+    lines = ANSI.sub("", drawn_lines.get()).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) < console.height
+    assert any("more" in line for line in lines), "trials without room are counted"
+    assert ("━" in lines[0]) == (width >= 60)
+
+
+def test_a_verbose_one_tells_each_epoch(capsys, clock):
+    shown = Progress(verbose=True)
+    shown.begin_trials(1, 0, 8, None)
+    shown.trial_started(0, PARAMS)
+    result = {"train_loss": 0.5, "val_accuracy": 0.75, "lr": 0.001, "images_per_second": 1234.5}
+    shown.trial_epoch(0, {**result_of(1, 0.8), **result})
+    assert capsys.readouterr().out.splitlines() == [
+        "00:00  trials      trial 0 begins: backbone cnn, lr 0.00123, freeze_depth 2",
+        "00:00  trials      trial 0 epoch 1/8: loss 0.5000, validation 0.7500, lr 0.001,"
+        " 1,234 pictures/s",
+    ]
+
+
+def test_no_color_leaves_no_colour(monkeypatch, clock):
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = person()
+    with Progress(console=console) as shown:
+        run_trials(shown)
+    assert isinstance(console.file, io.StringIO)
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-9]|9[0-7])m", console.file.getvalue())

@@ -1,0 +1,104 @@
+"""Ctrl-C and SIGTERM, in a process of its own that a signal may end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+STAGE = """
+import sys, time
+from search.console import signals
+signals.PATIENCE_SECONDS = 0.3
+one = signals.Interruption(lambda: print("carry on: that way"))
+try:
+    with one.watching():
+        one.watch()
+        {body}
+except KeyboardInterrupt:
+    print("in good order" if one.asked() else "")
+    sys.exit(one.exit_code)
+"""
+AT_ONCE = "print('ready', flush=True); time.sleep(30)"
+PATIENT = """
+        with one.in_good_order():
+            print("ready", flush=True)
+            while not one.asked():
+                time.sleep(0.01)
+"""
+HANGS = """
+        with one.in_good_order():
+            print("ready", flush=True)
+            for _ in range(3000):
+                time.sleep(0.01)
+"""
+
+IGNORED = {
+    "a hook of a fork": """
+        import os, signal
+        os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
+        if os.fork() == 0:
+            os._exit(0)
+""",
+    "the callback of a weak reference": """
+        import signal, weakref
+        class Thing:
+            pass
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+""",
+}
+
+
+def stopped(body: str, *signals: signal.Signals) -> tuple[int, str]:
+    """Send signals to a stage; return the exit code and what was shown."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STAGE.format(body=body)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process, process.stdout:
+        process.stdout.readline()
+        for index, number in enumerate(signals):
+            if index:
+                assert "once more" in process.stdout.readline()
+            process.send_signal(number)
+        shown = process.stdout.read()
+        return process.wait(timeout=20), shown
+
+
+@pytest.mark.parametrize("body", [AT_ONCE, PATIENT])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_stops_in_good_order(body: str, number: signal.Signals, code: int) -> None:
+    exit_code, shown = stopped(body, number)
+    assert exit_code == code, shown
+    assert "in good order" in shown
+    assert "Traceback" not in shown
+
+
+def test_the_second_signal_stops_at_once() -> None:
+    exit_code, shown = stopped(HANGS, signal.SIGINT, signal.SIGINT)
+    assert exit_code == 130
+    assert "Traceback" not in shown
+
+
+def test_nobody_is_waited_for_long_after_sigterm() -> None:
+    exit_code, shown = stopped(HANGS, signal.SIGTERM)
+    assert exit_code == 143
+    assert "carry on: that way" in shown
+
+
+@pytest.mark.parametrize("where", IGNORED)
+def test_a_signal_that_comes_where_exceptions_are_ignored_is_not_lost(where: str) -> None:
+    code, shown = stopped(
+        "print('ready', flush=True)" + IGNORED[where] + " " * 8 + "time.sleep(30)"
+    )
+    assert code == 130
+    assert "Exception ignored" not in shown
+    assert "in good order" in shown

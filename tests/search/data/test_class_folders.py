@@ -1,0 +1,232 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from search.data.class_folders import (
+    ClassFolder,
+    DataError,
+    check_has,
+    check_known,
+    files,
+    find_class_folders,
+    is_side_file,
+    official_parts,
+    some,
+    strays,
+)
+
+
+def make(root: Path, *paths: str) -> Path:
+    """Make empty files, and folders where a path ends in `/`."""
+    for path in paths:
+        target = root / path
+        if path.endswith("/"):
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+    return root
+
+
+def message(root: Path, wanted: tuple[str, ...] | None = None) -> str:
+    with pytest.raises(DataError) as caught:
+        find_class_folders(root, wanted, ())
+    return str(caught.value).replace(str(root), "DIR")
+
+
+CLASS_FOLDER = (
+    "a class folder is named after its class and holds its pictures, such as"
+    " DIR/cat/1.jpg and DIR/dog/1.jpg"
+)
+
+
+def test_class_folders_are_sorted(tmp_path: Path) -> None:
+    make(tmp_path, "b/", "a/", "C/", ".git/", "__MACOSX/", "notes.txt")
+    classes, folders = find_class_folders(tmp_path, None, ())
+    assert classes == ("C", "a", "b")
+    assert folders == [
+        ClassFolder(tmp_path / name, label, None) for label, name in enumerate(classes)
+    ]
+
+
+def test_wanted_classes_keep_their_order(tmp_path: Path) -> None:
+    make(tmp_path, "a/", "b/", "c/")
+    classes, folders = find_class_folders(tmp_path, ("c", "a"), ())
+    assert classes == ("c", "a")
+    assert [folder.path.name for folder in folders] == ["c", "a"]
+
+
+def test_left_out_folders_are_classes_only_when_wanted(tmp_path: Path) -> None:
+    make(tmp_path, "a/", "b/", "junk/")
+    assert find_class_folders(tmp_path, None, ("junk",))[0] == ("a", "b")
+    assert find_class_folders(tmp_path, ("a", "junk"), ("junk",))[0] == ("a", "junk")
+
+
+def test_missing_classes_are_all_named(tmp_path: Path) -> None:
+    make(tmp_path, "Faces/", "brain/")
+    assert message(tmp_path, ("face", "brain", "zoo")) == (
+        "DIR must have the classes that the space lists, but lacks"
+        " 'face'; did you mean 'Faces'?, 'zoo' (it has Faces, brain):"
+        " give another --data, or change the space's class list"
+    )
+
+
+def test_no_folders(tmp_path: Path) -> None:
+    assert message(tmp_path) == f"DIR holds no pictures: {CLASS_FOLDER}"
+    make(tmp_path, "1.JPG")
+    assert message(tmp_path) == f"DIR holds pictures but no class folders: {CLASS_FOLDER}"
+    assert message(tmp_path, ("a", "b")).startswith("DIR holds pictures but no class folders")
+
+
+def test_split_folders_without_class_folders(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat.0.jpg", "test/1.jpg")
+    assert message(tmp_path) == f"DIR holds pictures but no class folders: {CLASS_FOLDER}"
+
+
+def test_one_class(tmp_path: Path) -> None:
+    make(tmp_path, "set/")
+    assert message(tmp_path) == (
+        f"there must be two classes or more, but DIR has one class folder, 'set' ({CLASS_FOLDER})"
+    )
+    make(tmp_path, "set/cat/", "set/dog/")
+    assert "'set'; did you mean --data DIR/set, which has cat, dog? (" in message(tmp_path)
+
+
+def test_one_class_beside_one_left_out(tmp_path: Path) -> None:
+    make(tmp_path, "a/", "junk/")
+    with pytest.raises(DataError, match="has one class folder, 'a'"):
+        find_class_folders(tmp_path, None, ("junk",))
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("train/", "test/"), {"train", "test"}),
+        (("Train/", "VAL/", "Test/"), {"train", "val", "test"}),
+        (("training/", "validation/", "testing/"), {"train", "val", "test"}),
+        (("train/", "valid/"), {"train", "val"}),
+        (("train/",), {"train"}),
+        (("train/", "test/", "annotations/"), {"train", "test"}),
+        (("train/", "car/"), {None}),
+        (("test/", "control/"), {None}),
+        (("a/", "b/"), {None}),
+    ],
+)
+def test_official_parts(tmp_path: Path, folders: tuple[str, ...], splits: set[str | None]) -> None:
+    assert official_parts(make(tmp_path, *folders)).keys() == splits
+
+
+def test_wanted_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
+    make(tmp_path, "train/", "test/")
+    assert find_class_folders(tmp_path, ("train", "test"), ())[0] == ("train", "test")
+
+
+def test_split_folders_hold_the_classes(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat/", "train/dog/", "val/cat/", "val/dog/", "test/cat/", "test/dog/")
+    classes, folders = find_class_folders(tmp_path, None, ())
+    assert classes == ("cat", "dog")
+    assert ClassFolder(tmp_path / "val" / "dog", 1, "val") in folders
+    assert len(folders) == 6
+
+
+def test_train_alone_is_a_split(tmp_path: Path) -> None:
+    classes, folders = find_class_folders(make(tmp_path, "train/a/", "train/b/"), None, ())
+    assert classes == ("a", "b")
+    assert [folder.split for folder in folders] == ["train", "train"]
+
+
+def test_split_folders_with_different_classes(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat/", "train/dog/", "test/cat/", "test/cow/")
+    assert message(tmp_path) == (
+        "DIR/train and DIR/test must have the same class folders, but 'dog' is only in DIR/train,"
+        " 'cow' is only in DIR/test: add what is missing, or move the rest away"
+    )
+
+
+def test_split_folders_may_differ_in_unwanted_classes(tmp_path: Path) -> None:
+    make(tmp_path, *(f"train/{c}/" for c in "abc"), *(f"test/{c}/" for c in "abd"))
+    assert len(find_class_folders(tmp_path, ("a", "b"), ())[1]) == 4
+    assert "DIR/test must have the classes that the space lists, but lacks 'c'" in message(
+        tmp_path, ("a", "c")
+    )
+
+
+def test_split_folders_without_train(tmp_path: Path) -> None:
+    make(tmp_path, "val/a/", "test/a/")
+    assert message(tmp_path) == "DIR must have a train folder beside test, val, but has none"
+
+
+def test_one_split_twice(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/", "val/a/", "valid/a/")
+    assert message(tmp_path) == (
+        "DIR must have one val folder, but has val/ and valid/: merge them, or move one away"
+    )
+
+
+def test_files_at_any_depth(tmp_path: Path) -> None:
+    make(tmp_path, "1.jpg", "x/y/2.jpg", ".hidden.jpg", ".x/3.jpg", "Thumbs.db", "__MACOSX/4.jpg")
+    assert sorted(files(tmp_path)) == [tmp_path / "1.jpg", tmp_path / "x" / "y" / "2.jpg"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    make(tmp_path, "elsewhere/1.jpg", "class/2.jpg")
+    (tmp_path / "class" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "class")
+    assert sorted(path.name for path in files(tmp_path / "class")) == ["1.jpg", "2.jpg"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_forbidden_folder_is_an_error(tmp_path: Path) -> None:
+    make(tmp_path, "a/x/1.jpg", "b/")
+    (tmp_path / "a" / "x").chmod(0)
+    with pytest.raises(DataError, match="a/x cannot be read: Permission denied"):
+        list(files(tmp_path / "a"))
+
+
+def test_a_folder_that_vanished_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
+        official_parts(tmp_path / "gone")
+    with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
+        list(files(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("name", ["README", "LICENSE", "labels.CSV", "notes.txt", "Readme.md"])
+def test_side_files(name: str) -> None:
+    assert is_side_file(Path(name))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "readme.jpg", "image_0001", "a.heic"])
+def test_doubtful_files_are_no_side_files(name: str) -> None:
+    assert not is_side_file(Path(name))
+
+
+def test_strays(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/2.png", "test/a/3.jpg", "4.jpg", "README.md", "odd/")
+    found = {
+        path.relative_to(tmp_path).as_posix(): reason
+        for path, reason in strays(tmp_path, official_parts(tmp_path))
+    }
+    assert found == {
+        "4.jpg": "lies in no class folder",
+        "train/2.png": "lies in no class folder",
+        "odd": "lies beside the train folder",
+    }
+
+
+def test_check_known_names_all_that_is_unknown() -> None:
+    check_known("DIR", ["cat"], ("cat", "dog"))
+    with pytest.raises(DataError) as caught:
+        check_known("DIR", ["cats", "dog", "zoo"], ("cat", "dog"))
+    assert str(caught.value) == (
+        "every folder of DIR must be named after a class (cat, dog), but it has"
+        " 'cats'; did you mean 'cat'?, 'zoo'; pictures of unknown class go in a folder without"
+        " folders"
+    )
+
+
+def test_long_lists_are_cut() -> None:
+    assert some("abc") == "a, b, c"
+    assert some("abcd", most=2) == "a, b and 2 more"
+    with pytest.raises(DataError, match=r"k, l and 14 more\): give another"):
+        check_has("DIR", list("abcdefghijklmnopqrstuvwxyz"), ("a", "B1"))

@@ -1,0 +1,83 @@
+import numpy as np
+import torch
+
+from search.pipeline.predictions_tmp import Judged
+from search.reporting.tensorboard.image_grid import RIGHT, SIDE, UNKNOWN, WRONG, Tile, draw_sheet
+from search.reporting.tensorboard.tiles import (
+    N_DRAWS,
+    augmented_tiles,
+    mistake_tiles,
+    predicted_tiles,
+    spread,
+)
+
+CLASSES = ("ant", "bee", "cow", "dog")
+PROBABILITIES = np.array(
+    [
+        [0.7, 0.1, 0.1, 0.1],  # right
+        [0.6, 0.4, 0.0, 0.0],  # wrong: a bee
+        [0.05, 0.9, 0.03, 0.02],  # wrong: a cow
+        [0.0, 0.1, 0.1, 0.8],  # right
+        [0.4, 0.3, 0.2, 0.1],  # nobody knows
+    ],
+    np.float32,
+)
+
+
+def judged() -> Judged:
+    """Five pictures, each all of its own number; they lie in the table in another order."""
+    rows = np.array([4, 2, 0, 1, 3])
+    table = torch.zeros(5, 8, 8, 3, dtype=torch.uint8)
+    table[torch.from_numpy(rows)] = torch.arange(5, dtype=torch.uint8).view(-1, 1, 1, 1)
+    names = [f"{i}.jpg" for i in range(5)]
+    return Judged(names, table, rows, np.array([0, 1, 2, 3, -1]), PROBABILITIES)
+
+
+def shown(tiles: list[Tile]) -> list[int]:
+    return [int(tile.pixels[0, 0, 0]) for tile in tiles]
+
+
+def test_mistakes_come_most_confident_first_and_then_the_least_sure() -> None:
+    tiles = mistake_tiles(judged(), CLASSES)
+    assert shown(tiles) == [2, 1, 0, 3]
+    assert [tile.frame for tile in tiles] == [WRONG, WRONG, RIGHT, RIGHT]
+    assert tiles[0].lines == ("said bee: 90\u00a0%", "is cow")
+
+
+def test_pictures_from_elsewhere_have_their_likeliest_classes() -> None:
+    tiles = predicted_tiles(judged(), CLASSES)
+    assert shown(tiles) == [1, 2, 4, 0, 3]
+    assert [tile.frame for tile in tiles] == [WRONG, WRONG, UNKNOWN, RIGHT, RIGHT]
+    assert tiles[0].lines == ("ant: 60\u00a0%", "bee: 40\u00a0%", "cow: 0\u00a0%", "is bee")
+    assert len(tiles[2].lines) == 3
+
+
+def test_augmented_pictures_follow_the_picture_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (2, 40, 40, 3), generator=generator, dtype=torch.uint8)
+    tiles = augmented_tiles(pictures, 0.6, 32, flip=True)
+    assert len(tiles) == 2 * (1 + N_DRAWS)
+    for place, picture in ((0, pictures[0]), (1 + N_DRAWS, pictures[1])):
+        assert np.array_equal(tiles[place].pixels, picture[4:36, 4:36].numpy())
+        for tile in tiles[place + 1 : place + 1 + N_DRAWS]:
+            assert np.abs(tile.pixels.astype(int) - tiles[place].pixels).mean() > 1
+
+
+def test_rows_are_spread_over_the_classes() -> None:
+    labels = np.array([0] * 50 + [1] * 30 + [2] * 20)
+    rows = spread(labels, 10)
+    assert np.bincount(labels[rows]).tolist() == [5, 3, 2]
+    assert spread(labels[:4], 10).tolist() == [0, 1, 2, 3]
+
+
+def test_a_sheet_has_room_for_all_its_words() -> None:
+    tile = Tile(
+        np.full((8, 8, 3), 200, np.uint8), ("said a class of a very long name", "is"), WRONG
+    )
+    one, three = draw_sheet([tile], 1), draw_sheet([tile] * 3, 2)
+    assert one.width > SIDE
+    assert one.height > SIDE + 2 * 12
+    assert three.height > 1.8 * one.height
+    colours = {colour for _, colour in three.getcolors(1 << 20) or []}
+    assert (200, 200, 200) in colours
+    assert (0xB3, 0x26, 0x1D) in colours

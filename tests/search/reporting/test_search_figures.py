@@ -1,0 +1,74 @@
+import pytest
+from matplotlib.figure import Figure
+
+from search.reporting.search_figures import (
+    Axis,
+    draw_history,
+    draw_parallel_coordinates,
+    draw_survival,
+)
+
+
+def lines(figure: Figure) -> dict[str, list[list[float]]]:
+    """What is drawn, by its label: points as [x, y]."""
+    (axes,) = figure.axes
+    return {str(line.get_label()): line.get_xydata().tolist() for line in axes.get_lines()}
+
+
+def test_values_lie_on_their_axis_by_their_range() -> None:
+    assert Axis("depth", [], low=0, high=5).position(5) == 1
+    assert Axis("lr", [], low=1e-4, high=1e-2, log=True).position(1e-3) == pytest.approx(0.5)
+    assert Axis("net", [], choices=("a", "b", "c")).position("b") == 0.5
+    assert Axis("fixed", [], low=2, high=2).position(2) == 0.5
+    assert Axis("flag", [], choices=(True,)).position(True) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("axis", "texts"),
+    [
+        (Axis("lr", [], low=1e-4, high=3e-2, log=True), ["0.0001", "0.001", "0.01", "0.03"]),
+        (Axis("depth", [], low=0, high=3, whole=True), ["0", "1", "2", "3"]),
+        (Axis("units", [], low=0, high=511, whole=True), ["0", "256", "511"]),
+        (Axis("dropout", [], low=0, high=0.5), ["0", "0.25", "0.5"]),
+        (Axis("accuracy", [], low=0.5, high=1, share=True), ["50.0%", "75.0%", "100.0%"]),
+        (Axis("lr", [], low=9.9e-4, high=1e-2, log=True), ["0.00099", "0.01"]),
+    ],
+)
+def test_ticks_are_few_and_apart(axis: Axis, texts: list[str]) -> None:
+    assert [text for _, text in axis.ticks()] == texts
+
+
+def test_only_full_length_trials_raise_the_best_so_far() -> None:
+    accuracies = {0: 0.8, 1: 0.95, 2: 0.9, 3: 0.85}
+    drawn = lines(draw_history(accuracies, complete=[0, 2], failed=[4], winner=2))
+    assert drawn["best so far"] == [[0, 0.8], [2, 0.9], [4, 0.9]]
+    assert drawn["stopped early"] == [[1, 0.95], [3, 0.85]]
+    assert drawn["winner"] == [[2, 0.9]]
+    assert [x for x, _ in drawn["failed"]] == [4]
+
+
+def test_a_poor_trial_does_not_flatten_the_others() -> None:
+    accuracies = {n: 0.9 + n / 1000 for n in range(20)} | {20: 0.1}
+    figure = draw_history(accuracies, complete=list(range(20)), failed=[], winner=None)
+    assert figure.axes[0].get_ylim()[0] > 0.8
+    assert [x for x, _ in lines(figure)["below the scale"]] == [20]
+
+
+def test_no_accuracy_is_above_100_percent() -> None:
+    figure = draw_history({0: 1.0, 1: 1.0}, complete=[0, 1], failed=[], winner=1)
+    axes = figure.axes[0]
+    assert axes.get_ylim()[1] > 1, "room for the points"
+    texts = [axes.yaxis.get_major_formatter()(tick, 0) for tick in (0.99, 1.0, 1.005)]
+    assert texts == ["99%", "100%", ""]
+
+
+def test_survival_counts_trials_by_epoch() -> None:
+    (axes,) = draw_survival([1, 1, 3], full_length=3).axes
+    assert [bar.get_height() for bar in axes.patches] == [3, 1, 1]
+
+
+def test_every_trial_has_its_line_and_the_winner_its_own() -> None:
+    columns = [Axis("net", ["a", "b", "a", "b"], choices=("a", "b"))]
+    figure = draw_parallel_coordinates(columns, [0.5, 0.6, 0.7, 0.9], winner=3)
+    drawn = {c.get_label(): len(c.get_paths()) for c in figure.axes[0].collections}
+    assert drawn == {"other trials": 3, "winner": 1}

@@ -1,0 +1,46 @@
+import re
+from pathlib import Path
+
+from search.reporting import style
+
+
+def page_svg(folder: Path, text: str, name: str = "one") -> str:
+    with style.style():
+        figure, axes = style.create_axes(text, "x", "y")
+        axes.plot([1, 2], [1, 2], "o-", color=style.ACCENT)
+        axes.text(1, 1, "in the way", gid=style.HALO)
+        return style.save(figure, folder, name)
+
+
+def test_a_figure_is_kept_as_files_and_for_the_page(tmp_path: Path) -> None:
+    svg = page_svg(tmp_path, "title")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert style.ACCENT in (tmp_path / "one.svg").read_text()
+    assert svg.startswith("<svg ")
+    assert style.ACCENT not in svg
+    assert "var(--accent)" in svg
+    assert "http" not in svg
+    assert '<g class="halo"' in svg
+
+
+def test_every_id_is_the_figures_own_and_is_found(tmp_path: Path) -> None:
+    svg = page_svg(tmp_path, "title", "two")
+    ids = re.findall(r' id="([^"]*)"', svg)
+    used = re.findall(r'xlink:href="#([^"]*)"|url\(#([^)]*)\)', svg)
+    assert ids
+    assert all(name.startswith("two-") for name in ids)
+    assert {a or b for a, b in used} <= set(ids)
+
+
+def test_texts_are_taken_as_they_are(tmp_path: Path) -> None:
+    svg = page_svg(tmp_path, r"<b>& $\nothing$ 日本")
+    assert r">&lt;b&gt;&amp; $\nothing$ 日本</text>" in svg
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert page_svg(tmp_path, "title") == page_svg(tmp_path, "title")
+
+
+def test_long_names_are_cut() -> None:
+    assert style.short("sixteen letters!") == "sixteen letters!"
+    assert style.short("seventeen letters") == "seventeen lette…"

@@ -1,0 +1,185 @@
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from search.runs.run_folder import FolderError, RunFolder
+
+
+def begun(tmp_path: Path, name: str = "run-1", **request: Any) -> RunFolder:
+    space_file = tmp_path / "mine.py"
+    space_file.write_text("SPACE = 1  # Käfer\n", encoding="utf-8")
+    folder = RunFolder.create(tmp_path / "results", name)
+    folder.write_origin(space_file, request)
+    return folder
+
+
+def summary_of(folder: RunFolder) -> Any:
+    return json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["digits-20250131-120000", "Käfer_1.2", "a"])
+def test_create_makes_the_folder_and_its_parents(tmp_path, name):
+    folder = RunFolder.create(tmp_path / "not" / "there", name)
+    assert folder.path == tmp_path / "not" / "there" / name
+    assert folder.path.is_dir()
+    assert folder.summary == {}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../b", "a b", "a\n", "a:b"])
+def test_a_name_that_cannot_be_a_folder(tmp_path, name):
+    with pytest.raises(FolderError) as caught:
+        RunFolder.create(tmp_path, name)
+    assert str(caught.value) == (
+        f"a run's name is made of at most 60 letters, digits, '.', '_' and '-', but got {name!r}"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_taken(tmp_path):
+    RunFolder.create(tmp_path, "mine")
+    with pytest.raises(FolderError) as caught:
+        RunFolder.create(tmp_path, "mine")
+    assert str(caught.value) == (
+        f"there is a run called 'mine' in {tmp_path}: give another --name, or carry it on with"
+        f" --resume {tmp_path}/mine"
+    )
+
+
+def test_out_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "inner"):
+        with pytest.raises(FolderError) as caught:
+            RunFolder.create(out, "mine")
+        assert str(caught.value) == f"--out must be a folder, but {tmp_path}/file is a file"
+
+
+def test_out_that_cannot_be_written_to(tmp_path, monkeypatch):
+    out = tmp_path / "results"
+    refused = f"--out {out} cannot be written to"
+    with monkeypatch.context() as patch:  # root may write anywhere
+        patch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+        with pytest.raises(FolderError, match=f"^{refused}; give another --out$"):
+            RunFolder.check_free(out, "mine")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(
+        FolderError, match=f"^{refused}: No space left on device; give another --out$"
+    ):
+        RunFolder.create(out, "mine")
+
+
+def test_a_check_makes_nothing(tmp_path):
+    RunFolder.check_free(tmp_path / "results", "mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["environment.json", "space.py"])
+def test_a_folder_that_is_no_run(tmp_path, missing):
+    folder = begun(tmp_path)
+    (folder.path / missing).unlink()
+    for path in (folder.path, tmp_path / "nowhere"):
+        with pytest.raises(FolderError) as caught:
+            RunFolder.open(path)
+        assert str(caught.value) == (
+            f"{path} is no run: a run's folder holds environment.json and space.py"
+        )
+
+
+@pytest.mark.parametrize("content", ["", '{"request": {"se', "{}", "[]"])
+def test_a_run_whose_beginning_is_no_longer_known(tmp_path, content):
+    folder = begun(tmp_path)
+    (folder.path / "environment.json").write_text(content, encoding="utf-8")
+    with pytest.raises(FolderError, match=r"environment\.json is damaged.*put a copy of it back"):
+        RunFolder.open(folder.path)
+
+
+def test_a_run_is_opened_with_what_it_noted(tmp_path):
+    folder = begun(tmp_path, seed=3, backbones=("cnn",), data=None)
+    folder.note("data", {"n": 7})
+    again = RunFolder.open(folder.path)
+    assert again.summary == {"data": {"n": 7}}
+    assert again.environment["request"] == {"seed": 3, "backbones": ["cnn"], "data": None}
+    again.note("test", {"accuracy": 0.5})
+    assert summary_of(folder) == {"data": {"n": 7}, "test": {"accuracy": 0.5}}
+
+
+@pytest.mark.parametrize("content", ["", '{"data": {"n"', "\0\0\0"])
+def test_a_damaged_summary_is_begun_again(tmp_path, content):
+    folder = begun(tmp_path)
+    (folder.path / "summary.json").write_text(content, encoding="utf-8")
+    assert RunFolder.open(folder.path).summary == {}
+
+
+def test_the_origin_tells_how_the_run_was_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--seed", "3"])
+    folder = begun(tmp_path, seed=3)
+    assert (folder.path / "space.py").read_bytes() == (tmp_path / "mine.py").read_bytes()
+    environment = folder.environment
+    assert environment["command"][1:] == ["-m", "search.run", "--seed", "3"]
+    assert environment["python"].startswith("3.11.")
+    assert {"ray", "torch", "optuna"} <= set(environment["packages"])
+    assert environment["packages"]["numpy"] == np.__version__
+    assert environment["machine"]["cores"] >= 1
+
+
+def test_what_is_no_finite_number_becomes_null(tmp_path):
+    folder = RunFolder.create(tmp_path, "mine")
+    folder.note(
+        "test",
+        {
+            "nan": float("nan"),
+            "list": [1.5, -float("inf"), (float("inf"), "ü")],
+            "numpy": np.float64("nan"),
+            3: {"deep": float("nan")},
+            "whole": 7,
+            "none": None,
+        },
+    )
+    text = (folder.path / "summary.json").read_text(encoding="utf-8")
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert '"ü"' in text
+    assert json.loads(text)["test"] == {
+        "nan": None,
+        "list": [1.5, None, [None, "ü"]],
+        "numpy": None,
+        "3": {"deep": None},
+        "whole": 7,
+        "none": None,
+    }
+
+
+def test_seconds_of_a_stage_that_is_carried_on_add_up(tmp_path):
+    folder = begun(tmp_path)
+    folder.note_seconds("search", 1.25)
+    folder.note_seconds("folds", 3.0)
+    RunFolder.open(folder.path).note_seconds("search", 2.0004)
+    assert summary_of(folder)["stages"] == {"search": 3.25, "folds": 3.0}
+
+
+def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
+    folder = RunFolder.create(tmp_path, "mine")
+    folder.write_text("deep/page.html", "old")
+    write = Path.write_text
+
+    def crash(self: Path, text: str, **options: Any) -> int:
+        write(self, text[:2], **options)
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", crash)
+        with pytest.raises(OSError, match="No space left"):
+            folder.write_text("deep/page.html", "brand new")
+    page = folder.path / "deep" / "page.html"
+    assert page.read_text(encoding="utf-8") == "old"
+    folder.write_text("deep/page.html", "brand new")
+    assert page.read_text(encoding="utf-8") == "brand new"
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]

@@ -1,0 +1,63 @@
+"""Storage that machines share, in a folder."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from search.runs.storage import Files, LocalFiles, SharedFiles, StorageError
+
+
+@pytest.fixture(params=["local", "shared", "url"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
+    base = tmp_path / "with space"
+    if request.param == "local":
+        return LocalFiles(base)
+    url = base.as_uri() if request.param == "url" else str(base)
+    return SharedFiles(url, "run").within("trials")
+
+
+def test_what_is_written_is_read(files: Files) -> None:
+    assert files.read("0/best.pt") is None
+    assert not files.has("0/best.pt")
+    files.write("0/best.pt", b"one")
+    files.write("0/best.pt", b"two")
+    files.write("empty", b"")
+    assert files.read("0/best.pt") == b"two"
+    assert files.read("empty") == b""
+    assert files.has("0/best.pt")
+    files.remove("0/best.pt")
+    files.remove("0/best.pt")
+    assert files.read("0/best.pt") is None
+
+
+def test_files_go_to_other_machines(tmp_path: Path) -> None:
+    files = SharedFiles(str(tmp_path), "run")
+    files.write("a/b.csv", b"1")  # opens the file system
+    there = pickle.loads(pickle.dumps(files))
+    assert there.read("a/b.csv") == b"1"
+    assert there.names() == ["a/b.csv"]
+    assert there.within("elsewhere").names() == []
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b.csv", "run"], "nothing is left"
+
+
+def test_storage_is_tried_out_and_left_as_it_was(tmp_path: Path) -> None:
+    SharedFiles(str(tmp_path / "new")).try_out()
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("results", r"absolute path of a folder that all machines share, but got 'results'"),
+        ("./results", r"absolute path"),
+        ("ftp://host/folder", r"--storage ftp://host/folder cannot be written to"),
+        ("/proc/nowhere", r"--storage /proc/nowhere cannot be written to.*check the address"),
+    ],
+)
+def test_storage_that_cannot_be_used_is_one_clear_error(url: str, message: str) -> None:
+    with pytest.raises(StorageError, match=message) as raised:
+        SharedFiles(url).try_out()
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,67 @@
+"""The copy of a run in storage."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from search.runs.storage import SharedFiles
+from search.runs.sync import fetch, mirrored
+from search.tuning.checkpoints import CHECKPOINT
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    for name in ("summary.json", "trials/0/progress.csv", f"trials/0/{CHECKPOINT}", "cache/x.npy"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def never(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_a_run_is_copied_and_fetched(run: Path, tmp_path: Path) -> None:
+    shared = SharedFiles(str(tmp_path / "storage"), "run")
+    with closing(sqlite3.connect(run / "study.db")) as study:
+        study.execute("create table trial (number)")
+        study.commit()
+        with mirrored(run, shared, never, every_seconds=0.05):
+            while not shared.has("study.db"):
+                time.sleep(0.05)
+            study.execute("insert into trial values (7)")
+            study.commit()
+            (run / "summary.json").write_text("new")
+    assert shared.names() == ["study.db", "summary.json", "trials/0/progress.csv"]
+    fetch(shared, tmp_path / "again")
+    assert (tmp_path / "again" / "summary.json").read_text() == "new"
+    with closing(sqlite3.connect(tmp_path / "again" / "study.db")) as study:
+        assert study.execute("select number from trial").fetchall() == [(7,)]
+
+
+def test_what_failed_is_copied_too(run: Path, tmp_path: Path) -> None:
+    shared = SharedFiles(str(tmp_path / "storage"), "run")
+    with pytest.raises(KeyboardInterrupt), mirrored(run, shared, never):
+        raise KeyboardInterrupt
+    assert shared.has("summary.json")
+
+
+def test_a_run_goes_on_when_storage_is_gone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    warnings: list[str] = []
+    shared = SharedFiles(str(tmp_path / "file"), "run")
+    with mirrored(run, shared, warnings.append, every_seconds=0.02):
+        time.sleep(0.2)
+    assert len(warnings) == 1, "told once"
+    assert "does not take the run's files" in warnings[0]
+
+
+def test_without_storage_nothing_is_done(run: Path) -> None:
+    with mirrored(run, None, never):
+        pass

@@ -1,0 +1,212 @@
+"""Rungs rebuilt from the study decide as the ones that were lost would have."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.storages import InMemoryStorage
+from ray.tune.schedulers import TrialScheduler
+
+from search.tuning.asha import RebuiltASHA, rung_epochs
+from search.tuning.ranking import score
+from search.tuning.study import StudySearcher, curves, open_study
+from spaces.base import Space
+from spaces.sources import folder
+
+
+def trial(number: int, reported: int = 0, session: str = "one") -> Any:
+    config = {"number": number, "reported": reported}
+    return SimpleNamespace(trial_id=f"{session}-{number}", config=config)
+
+
+def feed(
+    scheduler: RebuiltASHA,
+    number: int,
+    curve: list[float],
+    reported: int = 0,
+    first: int = 1,
+    session: str = "one",
+    losses: list[float] | None = None,
+) -> int:
+    """Tell a trial's epochs from `first`; return the epoch it was stopped at, or 0."""
+    told_losses = losses or [0.0] * len(curve)
+    told = trial(number, reported, session)
+    scheduler.on_trial_add(None, told)
+    for epoch in range(first, len(curve) + 1):
+        best = max(zip(curve[:epoch], [-loss for loss in told_losses[:epoch]], strict=True))
+        result = {"epoch": epoch, "best_val_accuracy": best[0], "best_val_loss": -best[1]}
+        if scheduler.on_trial_result(None, told, result) == TrialScheduler.STOP:
+            return epoch if epoch < len(curve) else 0  # at its full length every trial ends
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs"),
+    [
+        (1, []),
+        (2, [1]),
+        (3, [1]),
+        (4, [1]),
+        (5, [1, 2]),
+        (6, [2]),
+        (8, [2, 3]),
+        (20, [2, 6]),
+        (30, [3, 10]),
+    ],
+)
+def test_rungs_well_before_the_full_length(epochs: int, rungs: list[int]) -> None:
+    assert sorted(RebuiltASHA(epochs, {}).rungs()) == rungs
+    assert rung_epochs(epochs) == rungs
+
+
+def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
+    generator = np.random.default_rng(0)
+    epochs = 9
+    curves = [list(np.sort(generator.uniform(0.3, 1.0, epochs))) for _ in range(30)]
+    whole = RebuiltASHA(epochs, {})
+    stopped = [feed(whole, number, curve) for number, curve in enumerate(curves)]
+    assert any(stopped)
+    assert not all(stopped)
+    for cut in (1, 7, 19):
+        ended = {
+            number: {e: curves[number][e - 1] for e in range(1, (stopped[number] or epochs) + 1)}
+            for number in range(cut)
+        }
+        rest = RebuiltASHA(epochs, ended)
+        later = [feed(rest, number, curves[number]) for number in range(cut, 30)]
+        assert later == stopped[cut:]
+        assert rest.rungs() == whole.rungs()
+
+
+def test_of_equal_accuracies_a_third_goes_on_by_the_lower_loss() -> None:
+    losses = list(np.random.default_rng(0).permutation(30) / 30)
+    scheduler = RebuiltASHA(4, {})
+    stopped = [
+        feed(scheduler, number, [0.975] * 4, losses=[loss] * 4)
+        for number, loss in enumerate(losses)
+    ]
+    assert 7 <= sum(not epoch for epoch in stopped) <= 13
+    on = [loss for loss, epoch in zip(losses[10:], stopped[10:], strict=True) if not epoch]
+    off = [loss for loss, epoch in zip(losses[10:], stopped[10:], strict=True) if epoch]
+    assert max(on) < min(off) + 0.2
+    assert feed(scheduler, 30, [0.98] * 4, losses=[9.0] * 4) == 0, "accuracy comes first"
+
+
+def test_rungs_of_equal_accuracies_are_rebuilt() -> None:
+    losses = np.random.default_rng(1).permutation(20) / 20
+    whole = RebuiltASHA(4, {})
+    stopped = [feed(whole, n, [0.9] * 4, losses=[loss] * 4) for n, loss in enumerate(losses)]
+    earlier = {n: {1: score(0.9, losses[n])} for n in range(12)}
+    rest = RebuiltASHA(4, earlier)
+    later = [feed(rest, n, [0.9] * 4, losses=[losses[n]] * 4) for n in range(12, 20)]
+    assert later == stopped[12:]
+    assert rest.rungs() == whole.rungs()
+
+
+def whole_and_cut(last: dict[int, float]) -> tuple[RebuiltASHA, list[int], RebuiltASHA]:
+    """Run four trials; and begin a session that knows two, and of the others what they told."""
+    whole = RebuiltASHA(5, {})
+    stopped = [feed(whole, number, curve) for number, curve in enumerate(CURVES)]
+    known = {number: dict(enumerate(CURVES[number], start=1)) for number in (0, 1)}
+    return whole, stopped, RebuiltASHA(5, {**known, 2: {1: 0.2}, 3: last})
+
+
+CURVES = [
+    [0.5, 0.6, 0.7, 0.7, 0.8],
+    [0.9, 0.9, 0.9, 0.9, 0.9],
+    [0.2] * 5,
+    [0.95, 0.96, 0.4, 1, 1],
+]
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_an_unfinished_trial_stands_where_it_stood(first: int) -> None:
+    """Cut off after its first epoch was told, or after the second one's checkpoint."""
+    whole, stopped, rest = whole_and_cut({1: 0.95})
+    assert feed(rest, 3, CURVES[3], reported=1, first=first, session="two") == stopped[3]
+    assert rest.rungs() == whole.rungs()
+
+
+def test_what_was_told_but_not_decided_is_decided_later() -> None:
+    whole, stopped, rest = whole_and_cut({1: 0.95})
+    assert stopped[2] == 1
+    assert feed(rest, 2, CURVES[2], reported=1, session="two") == 1
+    assert feed(rest, 3, CURVES[3], reported=1, session="two") == stopped[3]
+    assert rest.rungs() == whole.rungs()
+
+
+def test_a_trial_that_goes_on_in_the_same_session_has_one_place() -> None:
+    whole = RebuiltASHA(5, {})
+    for number, curve in enumerate(CURVES):
+        feed(whole, number, curve[:2] if number == 3 else curve)
+    before = whole.rungs()
+    feed(whole, 3, CURVES[3], reported=2, first=2, session="another worker")
+    assert whole.rungs() == before
+
+
+COARSE = Space(
+    source=folder(),
+    params={"backbone": "cnn", "lr": FloatDistribution(1e-4, 1e-1, log=True)},
+)
+
+
+def told_by(lr: float, epoch: int) -> dict[str, Any]:
+    """Make an epoch's result of a few validation pictures: many accuracies are equal."""
+    far = abs(np.log10(lr) + 2.3)
+    losses = [far + 1 / at for at in range(1, epoch + 1)]
+    accuracies = [round(1 - 0.2 * loss, 1) for loss in losses]
+    best = max(range(epoch), key=lambda at: (accuracies[at], -losses[at]))
+    return {
+        "epoch": epoch,
+        "val_accuracy": accuracies[-1],
+        "val_loss": losses[-1],
+        "best_val_accuracy": accuracies[best],
+        "best_val_loss": losses[best],
+        "best_epoch": best + 1,
+        "trained_seconds": 1.0 * epoch,
+        "node": "10.0.0.7",
+        "finished": epoch == 9,
+    }
+
+
+def session(storage: InMemoryStorage, n_trials: int, n_epochs: int) -> optuna.Study:
+    """Search with a trial at a time, and be killed after so many epochs."""
+    study = open_study(storage, COARSE)  # type: ignore[arg-type]
+    searcher = StudySearcher(study, COARSE, n_trials, "tpe", seed=3)
+    scheduler = RebuiltASHA(9, curves(study))
+    while isinstance(suggested := searcher.suggest(name := f"{id(study)} {n_epochs}"), dict):
+        told = SimpleNamespace(trial_id=name, config=suggested)
+        scheduler.on_trial_add(None, told)
+        # The last epoch before a break is told once more, from its checkpoint.
+        for epoch in range(max(1, suggested["reported"]), 10):
+            if n_epochs == 0:
+                return study
+            n_epochs -= epoch != suggested["reported"]
+            result = told_by(suggested["params"]["lr"], epoch)
+            if not result["finished"]:
+                decision = scheduler.on_trial_result(None, told, result)
+            if result["finished"] or decision == TrialScheduler.STOP:
+                scheduler.on_trial_complete(None, told, result)
+                searcher.on_trial_complete(name, result)
+                break
+            searcher.on_trial_result(name, result)
+    return study
+
+
+def test_a_search_cut_anywhere_decides_as_a_whole_one() -> None:
+    whole = session(InMemoryStorage(), 24, 999)
+    expected = [(t.params, t.state, t.intermediate_values) for t in whole.trials]
+    accuracies = [max(values.values()) for _, _, values in expected]
+    assert len(set(accuracies)) < 12, "ties are what this is about"
+    for step in (1, 4, 7):
+        storage = InMemoryStorage()
+        for _ in range(300):
+            pieces = session(storage, 24, step)
+            if sum(trial.state.is_finished() for trial in pieces.trials) == 24:
+                break
+        assert [(t.params, t.state, t.intermediate_values) for t in pieces.trials] == expected

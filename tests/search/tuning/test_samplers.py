@@ -1,0 +1,177 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+
+from search.tuning import samplers
+from search.tuning.ranking import BEST_LOSS
+from search.tuning.samplers import Affordable, Grid, create_sampler
+from spaces.base import Space, load_space
+from spaces.sources import folder
+
+SPACES = Path(__file__).parents[3] / "spaces"
+STUDIES = ("caltech", "cats_dogs", "digits", "fashion_mnist", "products", "tools")
+
+
+def space_of(**params: Any) -> Space:
+    return Space(source=folder(), params={"backbone": "cnn", **params})
+
+
+def tried(
+    space: Space, sampler: str, n_trials: int, seed: int = 0, n_proposed: int = 0
+) -> list[dict[str, Any]]:
+    """Ask for trials and tell them all the same."""
+    study = optuna.create_study(
+        sampler=create_sampler(sampler, space, n_trials, seed, n_proposed), direction="maximize"
+    )
+    for first in space.first_trials:
+        study.enqueue_trial({k: v for k, v in first.items() if k in space.distributions})
+    for _ in range(n_trials):
+        if isinstance(study.sampler, Grid) and study.sampler.is_used_up(study):
+            break
+        study.tell(study.ask(space.distributions), 0.5)
+    return [trial.params for trial in study.trials]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_every_study_can_be_searched(name, sampler):
+    """What is proposed lies inside its range; first trials may leave parameters out."""
+    space = load_space(SPACES / f"{name}.py")
+    proposed = tried(space, sampler, 25)
+    assert len(proposed) == 25
+    for params in proposed:
+        assert set(params) == set(space.distributions)
+        for key, value in params.items():
+            distribution = space.distributions[key]
+            assert distribution._contains(distribution.to_internal_repr(value)), (key, value)
+    searched = {k: v for k, v in space.first_trials[0].items() if k in space.distributions}
+    assert proposed[0].items() >= searched.items()
+
+
+@pytest.mark.parametrize(
+    ("distribution", "values"),
+    [
+        (CategoricalDistribution(["adam", "sgd"]), ["adam", "sgd"]),
+        (FloatDistribution(0.0, 0.6), [0.0, 0.3, 0.6]),
+        (FloatDistribution(1e-5, 1e-1, log=True), [1e-5, 1e-3, 1e-1]),
+        (FloatDistribution(0.2, 0.2), [0.2]),
+        (FloatDistribution(0.0, 0.6, step=0.2), [0.0, 0.2, 0.4, 0.6]),
+        (FloatDistribution(0.0, 0.9, step=0.1), [0.0, 0.4, 0.9]),
+        (IntDistribution(0, 5), [0, 1, 2, 3, 4, 5]),
+        (IntDistribution(0, 4, step=2), [0, 2, 4]),
+        (IntDistribution(16, 256, log=True), [16, 136, 256]),
+        (IntDistribution(0, 600), [0, 300, 600]),
+        (IntDistribution(3, 3), [3]),
+    ],
+)
+def test_the_grid_over_one_parameter(distribution, values):
+    key = "optimizer" if isinstance(distribution, CategoricalDistribution) else "hidden_units"
+    key = "dropout" if isinstance(distribution, FloatDistribution) else key
+    if isinstance(distribution, FloatDistribution) and distribution.log:
+        key = "lr"
+    points = [params[key] for params in tried(space_of(**{key: distribution}), "grid", 99)]
+    assert sorted(points, key=values.index if key == "optimizer" else None) == pytest.approx(values)
+    assert {type(point) for point in points} == {type(values[0])}
+    if key not in ("optimizer",):
+        assert (min(points), max(points)) == (distribution.low, distribution.high)
+
+
+def test_a_grid_is_tried_whole_and_once_in_an_order_of_its_seed():
+    space = space_of(
+        dropout=FloatDistribution(0.0, 0.5), scheduler=CategoricalDistribution(["none", "cosine"])
+    )
+    runs = [
+        [(p["scheduler"], p["dropout"]) for p in tried(space, "grid", 99, seed)]
+        for seed in (1, 1, 2)
+    ]
+    whole = sorted((s, d) for s in ("none", "cosine") for d in (0.0, 0.25, 0.5))
+    assert [sorted(run) for run in runs] == [whole] * 3
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_the_seed_and_how_far_the_search_is_decide(sampler, seed):
+    space = space_of(lr=FloatDistribution(1e-4, 1e-2, log=True))
+    first, again, later = (tried(space, sampler, 6, seed, n) for n in (0, 0, 4))
+    assert first == again
+    assert not {p["lr"] for p in first} & {p["lr"] for p in later}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_tpe_learns_from_losses_where_all_accuracies_are_equal(stopped):
+    """Optuna's own would take the first trials for the best."""
+    space = space_of(lr=FloatDistribution(1e-5, 1e-1, log=True))
+    proposed = []
+    for seed in range(5):
+        study = optuna.create_study(direction="maximize")
+        for index in range(40):
+            study.sampler = create_sampler("tpe", space, 99, seed, index)
+            trial = study.ask(space.distributions)
+            far = abs(math.log10(trial.params["lr"]) + 2)
+            trial.set_user_attr(BEST_LOSS, far)
+            trial.report(0.975, step=1)
+            if stopped:
+                study.tell(trial, state=TrialState.PRUNED)
+            else:
+                study.tell(trial, 0.975)
+            proposed += [far] if index >= 20 else []
+    assert np.median(proposed) < 0.5, "at random it would be 1"
+    assert [trial.intermediate_values for trial in study.trials] == [{1: 0.975}] * 40
+
+
+def test_of_very_many_trials_tpe_sees_the_best_and_the_latest(monkeypatch):
+    monkeypatch.setattr(samplers, "MOST_REMEMBERED", 30)
+    space = space_of(lr=FloatDistribution(1e-5, 1e-1, log=True))
+    study, memory = optuna.create_study(direction="maximize"), {}
+    for index in range(100):
+        study.sampler = create_sampler("random", space, 200, 0, index)
+        trial = study.ask(space.distributions)
+        if index != 40:  # goes on all the while
+            study.tell(trial, float(index % 50))
+    seen = samplers._Scored(study, memory)._get_trials(deepcopy=False)
+    numbers = [trial.number for trial in seen]
+    assert numbers == sorted(numbers)
+    assert numbers[-30:] == list(range(70, 100))
+    assert set(numbers[:-30]) == {*range(37, 50), 40}, "the best of the others, and what runs"
+    study.sampler = create_sampler("tpe", space, 200, 0, 100, memory)
+    assert 1e-5 <= study.ask(space.distributions).params["lr"] <= 1e-1
+
+
+@pytest.mark.parametrize("depths", [IntDistribution(0, 4), CategoricalDistribution([4, 0, 2])])
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_trials_are_frozen_as_deep_as_time_asks_for(depths):
+    """And else are as they would have been; where there is no depth as deep, the deepest is."""
+    space = space_of(
+        backbone=CategoricalDistribution(["cnn", "tinynet"]),
+        freeze_depth=depths,
+        lr=FloatDistribution(1e-4, 1e-2, log=True),
+    )
+    assert space.freeze_depths in ((0, 1, 2, 3, 4), (0, 2, 4))
+
+    def ask(least: dict[str, int] | None) -> list[dict[str, Any]]:
+        study = optuna.create_study(direction="maximize")
+        for number in range(40):
+            sampler = create_sampler("tpe", space, 40, 0, number)
+            study.sampler = sampler if least is None else Affordable(sampler, space, least.get)
+            study.tell(study.ask(space.distributions), 0.5)
+        return [trial.params for trial in study.trials]
+
+    proposed = ask({"cnn": 3, "tinynet": 1})
+    seen = {
+        name: {params["freeze_depth"] for params in proposed if params["backbone"] == name}
+        for name in ("cnn", "tinynet")
+    }
+    for name, least in (("cnn", 3), ("tinynet", 1)):
+        assert seen[name] == {depth for depth in space.freeze_depths if depth >= least}
+    assert {params["freeze_depth"] for params in ask({"cnn": 5, "tinynet": 5})} == {4}
+    assert ask({"cnn": 0, "tinynet": 0}) == ask(None)

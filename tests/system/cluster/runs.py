@@ -1,0 +1,230 @@
+"""Searches on the head of a cluster, watched from outside, and what became of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sqlite3
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search.console.signals import INTERRUPTED
+from spaces.base import load_space
+from tests.system.cluster.hosts import BASE, Host
+
+ROOT = Path(__file__).parents[3]
+CALTECH = Path("caltech101") / "101_ObjectCategories"
+CALTECH_OPTIONS = (
+    *("--space", "spaces/caltech.py", "--data", "~/pictures/caltech101"),
+    *("--weights", "~/weights"),
+)
+
+SPACE = """
+from optuna.distributions import FloatDistribution, IntDistribution
+from spaces.base import Space
+from spaces.sources import digits
+
+SPACE = Space(
+    source=digits(),
+    params={
+        "backbone": "tinynet",
+        "lr": FloatDistribution(1e-3, 1e-2, log=True),
+        "freeze_depth": IntDistribution(0, 2),
+        "augment": FloatDistribution(0.0, 0.4),
+        "batch_size": 64,
+    },
+    image_size=32, resize_size=32, epochs=6, trials=12, folds=4, views=3, flip=False,
+)
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished search did.
+
+    Attributes:
+        trials: By address, trials that ended there.
+        folds: By address, folds that were trained there.
+        lost: Trials that failed, never ended, or told an epoch twice or not at all; folds that are
+            missing; pictures that no fold, or more than one, has predicted.
+        seconds: From the command to its end.
+        stages: Seconds by stage.
+    """
+
+    trials: Counter[str]
+    folds: Counter[str]
+    lost: int
+    seconds: float
+    stages: dict[str, float]
+
+
+class Run:
+    """A search that is running on the head."""
+
+    def __init__(self, head: Host, name: str, *options: str, n_trials: int) -> None:
+        """Start it; its data and results are in the head's home alone."""
+        self.head, self.name, self.n_trials = head, name, n_trials
+        self.folder = head.home / "results" / name
+        self._log = (BASE / f"{name}.log").open("w+")
+        self._started = time.monotonic()
+        self.process = self._begin("--out ~/results --name", name, *options)
+
+    def carry_on(self, n_trials: int) -> None:
+        """Carry it on, to another number of trials, after `stop`."""
+        self.n_trials = n_trials
+        self.process = self._begin("--resume", f"~/results/{self.name}")
+
+    def stop(self) -> None:
+        """Stop it as Ctrl-C does, and wait for its end."""
+        self.head.run(f"kill -INT $(cat ~/{self.name}.pid)")
+        code = self.process.wait(300)
+        if code != INTERRUPTED:
+            raise AssertionError(f"{self.name} ended with {code}:\n{self.log()}")
+
+    def abandon(self) -> None:
+        """End it at once, if it is still there."""
+        if self.process.poll() is None:
+            self.head.run(f"kill -KILL $(cat ~/{self.name}.pid)", check=False)
+            self.process.wait(60)
+
+    def _begin(self, *options: str) -> subprocess.Popen[bytes]:
+        command = (
+            f"cd ~/classifier-search && echo $$ > ~/{self.name}.pid && RAY_AUTH_MODE=token exec"
+            f" python -m search.run --address auto {' '.join(options)} --trials {self.n_trials}"
+        )
+        return subprocess.Popen(
+            self.head.ssh(f"bash -ic '{command}'"), stdout=self._log, stderr=subprocess.STDOUT
+        )
+
+    def wait_until(self, happened: Callable[[], bool], patience_seconds: float = 900) -> None:
+        """Wait for something that is to happen while the search runs."""
+        until = time.monotonic() + patience_seconds
+        while not happened():
+            if self.process.poll() is not None:
+                raise AssertionError(f"{self.name} ended before that:\n{self.log()}")
+            if time.monotonic() > until:
+                raise AssertionError(f"{self.name} waits too long:\n{self.log()}")
+            time.sleep(0.3)
+
+    def epochs(self) -> int:
+        """Count the epochs that were told so far."""
+        return len(self._ask("select 1 from trial_intermediate_values"))
+
+    def ended(self) -> int:
+        """Count the trials that are over."""
+        return len(self._ask("select 1 from trials where state in ('COMPLETE', 'PRUNED')"))
+
+    def hosts(self) -> set[str]:
+        """Return the addresses where trials have ended so far."""
+        query = "select distinct value_json from trial_user_attributes where key = 'node'"
+        return {str(json.loads(value)) for (value,) in self._ask(query)}
+
+    def folds_begun(self) -> bool:
+        """Say whether the folds are being trained."""
+        stages = self._summary().get("stages", {})
+        return "search" in stages and "folds" not in stages
+
+    def finish(self, patience_seconds: float = 1800) -> Outcome:
+        """Wait for the end; return what became of it."""
+        code = self.process.wait(patience_seconds)
+        seconds = time.monotonic() - self._started
+        if code:
+            raise AssertionError(f"{self.name} ended with {code}:\n{self.log()}")
+        trials = read_csv(self.folder / "trials.csv")
+        folds = read_csv(self.folder / "folds" / "folds.csv")
+        summary = self._summary()
+        return Outcome(
+            Counter(trial["node"] for trial in trials),
+            Counter(fold["node"] for fold in folds),
+            self._lost_trials(trials) + self._lost_of_folds(folds, summary),
+            seconds,
+            summary["stages"],
+        )
+
+    def _lost_trials(self, trials: list[dict[str, str]]) -> int:
+        lost = abs(self.n_trials - len(trials))
+        for trial in trials:
+            curve = read_csv(self.folder / "trials" / trial["number"] / "progress.csv")
+            told = [int(epoch["epoch"]) for epoch in curve]
+            whole = told == list(range(1, int(trial["epochs"]) + 1))
+            lost += trial["state"] not in ("complete", "pruned") or not whole
+        return lost
+
+    def _lost_of_folds(self, folds: list[dict[str, str]], summary: dict[str, Any]) -> int:
+        kfold, data = summary["kfold"], summary["data"]
+        trained = {(fold["trial"], fold["fold"]) for fold in folds}
+        predicted = read_csv(self.folder / "folds" / "oof_predictions.csv")
+        names = {line["name"] for line in predicted}
+        return (
+            abs(len(kfold["finalists"]) * kfold["folds"] - len(trained))
+            + (len(folds) - len(trained))
+            + abs(data["train"] + data["val"] - len(names))
+            + (len(predicted) - len(names))
+        )
+
+    def log(self) -> str:
+        """Return what the search printed."""
+        self._log.flush()
+        return Path(self._log.name).read_text()
+
+    def _summary(self) -> dict[str, Any]:
+        try:
+            summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return summary
+
+    def _ask(self, query: str) -> list[tuple[Any, ...]]:
+        path = self.folder / "study.db"
+        if not path.is_file():
+            return []
+        try:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as study:
+                return study.execute(query).fetchall()
+        except sqlite3.OperationalError:  # being made, or written to
+            return []
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file by its header."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def shape(folder: Path) -> dict[str, object]:
+    """Return what the files of a run look like, whatever their contents: names, columns, keys.
+
+    What comes or goes with a search's luck is left out: the figure of importances, which needs
+    enough full-length trials, and the comparison with the first trial, which may have won.
+    """
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        # Trials that ASHA stops, those whose weights are kept, and the pictures that are shown
+        # differ from run to run.
+        name = re.sub(r"^(trials|tensorboard|gallery|folds/state)/.*", r"\1/", name)
+        if name.startswith("figures/importances."):
+            continue
+        if path.suffix == ".csv":
+            found[name] = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        elif path.name == "summary.json":
+            summary = json.loads(path.read_text())
+            summary.pop("comparison", None)
+            found[name] = {k: sorted(v) for k, v in summary.items() if isinstance(v, dict)}
+        else:
+            found[name] = None
+    return found
+
+
+def give_caltech(head: Host, data: Path, backbone: str) -> None:
+    """Copy the pictures of the Caltech space, and a backbone's weights, to the head alone."""
+    for name in load_space(ROOT / "spaces" / "caltech.py").source.classes or ():
+        head.put(data / CALTECH / name, f"~/pictures/{CALTECH}/{name}")
+    head.put(data / "weights" / f"{backbone}.pth", f"~/weights/{backbone}.pth")

@@ -1,0 +1,118 @@
+"""A search on two machines, pretended on one by `ray.cluster_utils`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.cluster.runs import SPACE, read_csv
+from tests.system.cluster.two_machines import SECOND_ADDRESS
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
+ROOT = Path(__file__).parents[3]
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "of-these-tests-alone",
+    "RAY_raylet_start_wait_time_s": "120",  # a loaded machine takes long
+    "RAY_agent_register_timeout_ms": "120000",
+}
+
+WHERE_CODE_IS = """
+import sys
+import ray
+from search.cluster.session import ray_session
+
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+def where():
+    import search, spaces, trainables
+    return [package.__file__ for package in (search, spaces, trainables)]
+
+with ray_session(sys.argv[1]):
+    print("\\n".join(path for found in ray.get([where.remote(), where.remote()]) for path in found))
+"""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The address of a cluster of two machines."""
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("two_machines.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    assert address, process.communicate()[1]
+    yield address
+    process.communicate("")  # ends with its input
+
+
+def python(
+    *arguments: str | Path, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**ENVIRONMENT, **environment},
+        check=False,
+    )
+
+
+def test_both_machines_work_and_storage_has_it_all(address: str, tmp_path: Path) -> None:
+    space = tmp_path / "space.py"
+    space.write_text(SPACE)
+    storage = tmp_path / "storage"
+    done = python(
+        *("-m", "search.run", "--address", address, "--storage", storage, "--space", space),
+        *("--limit", "300", "--trials", "6", "--epochs", "2", "--folds", "2"),
+        *("--out", tmp_path / "out", "--name", "run"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "out" / "run"
+    trials = read_csv(run / "trials.csv")
+    assert len(trials) == 6
+    assert all(trial["state"] in ("complete", "pruned") for trial in trials)
+    folds = read_csv(run / "folds" / "folds.csv")
+    assert SECOND_ADDRESS in {row["node"] for row in (*trials, *folds)}
+    assert len({row["node"] for row in (*trials, *folds)}) == 2
+    # The copy in storage is the run, weights included, and no checkpoint stays.
+    best = json.loads((run / "summary.json").read_text())
+    assert json.loads((storage / "run" / "summary.json").read_text()) == best
+    assert (storage / "run" / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
+    assert list(storage.rglob("best.pt"))
+    assert len(list(run.rglob("best.pt"))) == len(list(storage.rglob("best.pt")))
+    assert not list(storage.rglob("checkpoint.pt"))
+    assert not list(storage.rglob("*.partial"))
+
+
+def test_code_goes_to_the_machines(address: str, tmp_path: Path) -> None:
+    # Elsewhere than in the project: Ray tells workers to look in the driver's folder first.
+    done = python("-c", WHERE_CODE_IS, address, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    paths = done.stdout.split()
+    assert len(paths) == 6
+    assert all("py_modules_files" in path for path in paths)
+
+
+def test_another_token_is_refused(address: str, tmp_path: Path) -> None:
+    arguments = ("-m", "search.run", "--address", address, "--out", tmp_path)
+    done = python(*arguments, RAY_AUTH_TOKEN="another")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "refuses this machine" in done.stderr
+    assert "Traceback" not in done.stderr

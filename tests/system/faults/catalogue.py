@@ -1,0 +1,396 @@
+"""The faults that a search goes through, each a function of a folder that tells what was lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+
+from search.console.signals import FAILED, INTERRUPTED, TERMINATED
+from search.tuning.study import LOST, REASON
+from tests.system.faults.nodes import SECOND_ADDRESS
+from tests.system.faults.ordeal import FINISH_SECONDS, Ordeal, Tally
+from tests.system.faults.processes import Process
+
+STOP_SECONDS = 60.0
+ADDRESS = re.compile(r"^\d+\.\d+\.\d+\.\d+:\d+$", re.MULTILINE)
+DISK_BYTES = 64 * 2**20
+EXIT_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+
+
+class MissingRightsError(Exception):
+    """A fault cannot be injected here."""
+
+
+def killed_at_any_moment(folder: Path, times: int = 20, longest_seconds: float = 30.0) -> Tally:
+    """Kill the process group, from the first second on; a search that ended is extended."""
+    ordeal = Ordeal("SIGKILL of the process group, at any moment", folder)
+    chance = random.Random(0)
+    while ordeal.tally.injected < times:
+        if not ordeal.session(lambda process: kill_after(process, chance, longest_seconds)):
+            ordeal.n_trials += 4
+    return ordeal.finish()
+
+
+def killed_one_at_a_time(folder: Path, times: int = 6) -> Tally:
+    """Kill within the search, one trial at a time: it must decide as it would have without."""
+    whole = Ordeal("", folder / "whole", "--concurrent", "1")
+    whole.finish()
+    pieces = Ordeal(
+        "SIGKILL, one trial at a time: same rungs", folder / "pieces", "--concurrent", "1"
+    )
+    chance = random.Random(1)
+
+    def inject(process: Process) -> bool:
+        n_before = len(pieces.log("trial"))
+        process.wait_until(lambda: len(pieces.log("trial")) > n_before)
+        return kill_after(process, chance, 1.5)
+
+    while pieces.tally.injected < times and pieces.n_ended() < pieces.n_trials:
+        pieces.session(inject)
+    tally = pieces.finish()
+    outcomes = [
+        [(t.state, t.params, t.value, t.intermediate_values) for t in ordeal.trials()]
+        for ordeal in (whole, pieces)
+    ]
+    if outcomes[0] != outcomes[1]:
+        tally.problems.append(f"decided otherwise: {outcomes[0]} and {outcomes[1]}")
+    return tally
+
+
+def interrupted(folder: Path) -> Tally:
+    """Ctrl-C at each stage of one run, and carry it on each time."""
+    ordeal = Ordeal("SIGINT at each stage", folder)
+    ordeal.session(lambda process: stop_at_start(ordeal, process))
+    stages = ("pictures", "probe", "banks", "search", "folds", "evaluation", "boards", "report")
+    for stage in stages:
+        ordeal.session(lambda process, stage=stage: stop(ordeal, process, stage, signal.SIGINT))
+    return ordeal.finish()
+
+
+def terminated(folder: Path) -> Tally:
+    """SIGTERM in the stages that take long."""
+    ordeal = Ordeal("SIGTERM", folder)
+    for stage in ("probe", "search", "folds"):
+        ordeal.session(lambda process, stage=stage: stop(ordeal, process, stage, signal.SIGTERM))
+    return ordeal.finish()
+
+
+def interrupted_twice(folder: Path) -> Tally:
+    """Ctrl-C, and once more before the first was done."""
+    ordeal = Ordeal("SIGINT twice", folder)
+
+    def inject(process: Process) -> None:
+        ordeal.in_the_search(process)
+        os.killpg(process.popen.pid, signal.SIGINT)
+        process.wait_until(lambda: "once more stops at once" in process.shown())
+        os.killpg(process.popen.pid, signal.SIGINT)
+        started = time.monotonic()
+        check_stopped(ordeal, process, INTERRUPTED, says_how=False)
+        if time.monotonic() - started > 2:
+            raise AssertionError(f"it took {time.monotonic() - started:.0f} s to stop at once")
+
+    for _ in range(2):
+        ordeal.session(inject)
+    return ordeal.finish()
+
+
+def workers_killed(folder: Path) -> Tally:
+    """Kill the process that has just trained an epoch."""
+    ordeal = Ordeal("a worker killed", folder, n_trials=12)
+    return _processes_killed(ordeal, lambda process: int(ordeal.log("epoch")[-1][4]), times=3)
+
+
+def keeper_killed(folder: Path) -> Tally:
+    """Kill the process that keeps checkpoints."""
+    ordeal = Ordeal("the keeper's process killed", folder)
+    return _processes_killed(ordeal, lambda process: process.named("ray::Keeper"), times=2)
+
+
+def banks_killed(folder: Path) -> Tally:
+    """Kill the process that owns the view banks."""
+    ordeal = Ordeal("the banks' process killed", folder)
+    return _processes_killed(ordeal, lambda process: process.named("RestartableBanks"), times=2)
+
+
+def node_killed(folder: Path) -> Tally:
+    """Kill the raylet of the second of two machines while a trial runs there, twice."""
+    folder.mkdir()
+    environment = {"FAULT_LOG": str(folder / "watched.log")}
+    nodes = Process(
+        [sys.executable, str(Path(__file__).with_name("nodes.py"))],
+        folder / "nodes.log",
+        environment,
+        listens=True,
+    )
+
+    def ask(line: str) -> None:
+        n_answers = nodes.shown().count("done\n")
+        assert nodes.popen.stdin is not None
+        nodes.popen.stdin.write(f"{line}\n".encode())
+        nodes.popen.stdin.flush()
+        nodes.wait_until(lambda: nodes.shown().count("done\n") > n_answers)
+
+    try:
+        nodes.wait_until(lambda: ADDRESS.search(nodes.shown()) is not None)
+        address = ADDRESS.findall(nodes.shown())[0]
+        ordeal = Ordeal("a node's raylet killed", folder, "--address", address, n_trials=16)
+
+        def epochs_there() -> int:
+            return sum(line[3] == SECOND_ADDRESS for line in ordeal.log("epoch"))
+
+        def inject(process: Process) -> None:
+            for time_ in range(2):
+                if time_:
+                    ask("add")
+                n_before = epochs_there()
+                process.wait_until(lambda n=n_before: epochs_there() > n)  # type: ignore[misc]
+                ask("kill")
+            ordeal.tally.injected += 1
+            finish(process)
+
+        ordeal.session(inject)
+        tally = ordeal.finish()
+    finally:
+        assert nodes.popen.stdin is not None
+        nodes.popen.stdin.close()
+        nodes.wait(STOP_SECONDS)
+    tally.processes += nodes.left_over()
+    tally.segments += nodes.left_segments()
+    return tally
+
+
+def checkpoints_truncated(folder: Path) -> Tally:
+    """Cut a checkpoint in half, and one to nothing, while the search is down."""
+    ordeal = Ordeal("a truncated checkpoint", folder)
+
+    def inject(process: Process) -> None:
+        ordeal.in_the_search(process)
+        process.kill()
+
+    for share in (0.5, 0.0):
+        ordeal.session(inject)
+        for path in ordeal.checkpoints():
+            truncate(path, share)
+            ordeal.damaged.add(int(path.parent.name))
+    return ordeal.finish()
+
+
+def summary_truncated(folder: Path) -> Tally:
+    """Cut `summary.json` in half in the search, and to nothing in the folds."""
+    ordeal = Ordeal("a truncated summary.json", folder)
+
+    def inject(process: Process, stage: str) -> None:
+        ordeal.in_stage(process, stage)
+        time.sleep(0.5)
+        process.kill()
+
+    for stage, share in (("search", 0.5), ("folds", 0.0)):
+        ordeal.session(lambda process, stage=stage: inject(process, stage))
+        truncate(ordeal.run / "summary.json", share)
+    return ordeal.finish()
+
+
+def disk_full(folder: Path) -> Tally:
+    """Fill the disk in the search and in the folds, and make room again."""
+    ordeal = Ordeal("a full disk", folder)
+    with small_disk(ordeal.run.parent):
+        for stage in ("search", "folds"):
+
+            def inject(process: Process, stage: str = stage) -> None:
+                if stage == "search":
+                    ordeal.in_the_search(process)
+                else:
+                    ordeal.in_stage(process, stage)
+                filler = ordeal.run.parent / "filler"
+                fill(filler)
+                code = process.wait(STOP_SECONDS)
+                filler.unlink()
+                shown = process.shown()
+                if code != FAILED or "no space is left" not in shown or "Traceback" in shown:
+                    raise AssertionError(f"{stage} on a full disk ended with {code}:\n{shown}")
+                check_says_how(ordeal, process)
+
+            ordeal.session(inject)
+        return ordeal.finish()
+
+
+def loss_not_a_number(folder: Path) -> Tally:
+    """Spoil the weights of three trials."""
+    tally, reasons = _broken_within(folder, "a NaN loss", "nan", fails=(0, 1, 3))
+    if not all("loss is nan" in reason for reason in reasons.values()):
+        tally.problems.append(f"reasons: {reasons}")
+    return tally
+
+
+def out_of_memory(folder: Path) -> Tally:
+    """Let trials run out of the GPU's and the machine's memory; one of three gets over it."""
+    tally, reasons = _broken_within(folder, "out of memory (a stand-in)", "memory", fails=(2, 3))
+    if "does not fit the GPU's memory" not in reasons.get(2, "") or reasons.get(3) != LOST:
+        tally.problems.append(f"reasons: {reasons}")
+    return tally
+
+
+def clock_jumping(folder: Path) -> Tally:
+    """Have the wall clock jump by days, forward and back, every few seconds, in a time budget."""
+    environment = {"FAULT_WITHIN": "clock"}
+    ordeal = Ordeal(
+        "a clock that jumps by days", folder, "--time-budget", "10m", environment=environment
+    )
+    ordeal.session(finish)
+    return ordeal.finish()
+
+
+FAULTS: tuple[Callable[[Path], Tally], ...] = (
+    killed_one_at_a_time,
+    workers_killed,
+    keeper_killed,
+    banks_killed,
+    node_killed,
+    loss_not_a_number,
+    out_of_memory,
+    clock_jumping,
+    disk_full,
+    terminated,
+    interrupted,
+    interrupted_twice,
+    checkpoints_truncated,
+    summary_truncated,
+    killed_at_any_moment,
+)
+
+
+def _processes_killed(ordeal: Ordeal, find: Callable[[Process], int | None], times: int) -> Tally:
+    """Kill a process, by its id, of a search that is to go on."""
+
+    def inject(process: Process) -> None:
+        for _ in range(times):
+            ordeal.in_the_search(process)
+            # One that was lost before may still be starting.
+            process.wait_until(lambda: find(process) is not None)
+            number = find(process)
+            assert number is not None
+            os.kill(number, signal.SIGKILL)
+        ordeal.tally.injected += times - 1  # `session` counts one
+        finish(process)
+
+    ordeal.session(inject)
+    return ordeal.finish()
+
+
+def _broken_within(
+    folder: Path, fault: str, kind: str, fails: tuple[int, ...]
+) -> tuple[Tally, dict[int, str]]:
+    """Run a search that breaks from within; return why trials failed, by number, as well."""
+    environment = {"FAULT_WITHIN": kind}
+    # No trial is stopped before its fault.
+    ordeal = Ordeal(fault, folder, "--scheduler", "none", environment=environment, fails=fails)
+    ordeal.session(finish)
+    ordeal.tally.injected = 3
+    reasons: dict[int, Any] = {
+        t.number: t.user_attrs[REASON] for t in ordeal.trials() if REASON in t.user_attrs
+    }
+    return ordeal.finish(), reasons
+
+
+def kill_after(process: Process, chance: random.Random, longest_seconds: float) -> bool:
+    """Kill a process group after a random while; return whether it was still there."""
+    try:
+        process.popen.wait(chance.uniform(0.05, longest_seconds))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return True
+    if process.popen.returncode != 0:
+        raise AssertionError(f"it ended with {process.popen.returncode}:\n{process.shown()}")
+    return False
+
+
+def stop_at_start(ordeal: Ordeal, process: Process) -> None:
+    """Send Ctrl-C as soon as there is a run."""
+    process.wait_until(lambda: (ordeal.run / "environment.json").is_file())
+    os.killpg(process.popen.pid, signal.SIGINT)
+    check_stopped(ordeal, process, INTERRUPTED)
+
+
+def stop(ordeal: Ordeal, process: Process, stage: str, number: signal.Signals) -> None:
+    """Stop a search in a stage: by Ctrl-C, as a terminal does, or by SIGTERM."""
+    ordeal.in_stage(process, stage)
+    if stage == "search":
+        process.wait_until(lambda: ordeal.n_ended(TrialState.COMPLETE) > 0)
+    if number == signal.SIGINT:
+        os.killpg(process.popen.pid, number)
+    else:
+        process.popen.send_signal(number)
+    check_stopped(ordeal, process, EXIT_CODES[number])
+    if stage == "search" and "best so far: " not in process.shown():
+        raise AssertionError(f"the best so far is not told:\n{process.shown()}")
+    # SIGTERM leaves little time for a report.
+    if stage == "search" and number == signal.SIGINT and not (ordeal.run / "report.html").is_file():
+        raise AssertionError(f"there is no report:\n{process.shown()}")
+
+
+def check_stopped(ordeal: Ordeal, process: Process, exit_code: int, says_how: bool = True) -> None:
+    """Hold that a search stops in good order."""
+    code = process.wait(STOP_SECONDS)
+    if code != exit_code or "Traceback" in process.shown():
+        raise AssertionError(f"it ended with {code}:\n{process.shown()}")
+    if says_how:
+        check_says_how(ordeal, process)
+
+
+def check_says_how(ordeal: Ordeal, process: Process) -> None:
+    """Hold that a search said how it is carried on."""
+    if f"carry on: python -m search.run --resume {ordeal.run}" not in process.shown():
+        raise AssertionError(f"it does not say how to carry on:\n{process.shown()}")
+
+
+def finish(process: Process) -> None:
+    """Wait for a search that is to come to its end."""
+    if process.wait(FINISH_SECONDS) != 0:
+        raise AssertionError(f"it ended with {process.popen.returncode}:\n{process.shown()}")
+
+
+def truncate(path: Path, share: float) -> None:
+    """Keep the first part of a file."""
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Make a folder a small disk of its own.
+
+    Raises:
+        MissingRightsError: that takes rights that are not there.
+    """
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise MissingRightsError(f"no disk could be mounted: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write a file until the disk is full."""
+    with path.open("wb", buffering=0) as file:
+        for size in (2**20, 2**12, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise

@@ -1,0 +1,254 @@
+"""A search that is broken and carried on until it is done, and the count of what was lost."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from search.runs.run_folder import BEST_WEIGHTS, CHECKPOINT, STUDY
+from search.tuning.study import STUDY_NAME
+from tests.system.faults.processes import Process
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+FINISH_SECONDS = 300.0
+N_PICTURES = 300
+N_KEPT = 2
+
+SPACE = """
+from optuna.distributions import FloatDistribution, IntDistribution
+from spaces.base import Space
+from spaces.sources import digits
+
+SPACE = Space(
+    source=digits(),
+    params={
+        "backbone": "tinynet",
+        "lr": FloatDistribution(1e-3, 1e-2, log=True),
+        "freeze_depth": IntDistribution(2, 5),
+        "augment": FloatDistribution(0.0, 0.4),
+        "batch_size": 64,
+    },
+    image_size=32, resize_size=32, epochs=6, trials=8, folds=2, views=3, flip=False,
+    keep=2,
+)
+"""
+
+
+@dataclass
+class Tally:
+    """What a fault did, over all the times that it was injected.
+
+    Attributes:
+        fault: Its name.
+        injected: How often.
+        lost: Trials that ended and were not, or no longer, in the study as they had ended.
+        doubled: Trials beyond those asked for, and epochs told twice.
+        again: Epochs that were trained again.
+        beyond: Of these, those beyond one a trial and break.
+        processes: That were left behind.
+        segments: Of shared memory, that were left behind.
+        problems: All else that is wrong.
+    """
+
+    fault: str
+    injected: int = 0
+    lost: int = 0
+    doubled: int = 0
+    again: int = 0
+    beyond: int = 0
+    processes: int = 0
+    segments: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was lost."""
+        zeros = (self.lost, self.doubled, self.beyond, self.processes, self.segments)
+        return not any(zeros) and not self.problems
+
+
+class Ordeal:
+    """One search, over all its sessions."""
+
+    def __init__(
+        self,
+        fault: str,
+        folder: Path,
+        *options: str,
+        n_trials: int = 8,
+        environment: Mapping[str, str] | None = None,
+        fails: Sequence[int] = (),
+    ) -> None:
+        """Set it up in a folder of its own.
+
+        Args:
+            fault: What it goes through.
+            folder: That is there, or is made; the run's is `out/run` in it.
+            options: Of the command line that begins it.
+            n_trials: Asked for; may be raised between sessions.
+            environment: Of its processes.
+            fails: The trials that are to fail.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tally = Tally(fault)
+        self.folder, self.run = folder, folder / "out" / "run"
+        self.n_trials = n_trials
+        self.damaged: set[int] = set()
+        """Trials whose checkpoint was damaged: those begin anew."""
+        self.is_done = False
+        self._options, self._fails = options, set(fails)
+        self._log = folder / "watched.log"
+        self._environment = {**(environment or {}), "FAULT_LOG": str(self._log)}
+        self._known: dict[int, tuple[TrialState, float | None]] = {}
+        self._n_sessions = 0
+
+    def session(self, inject: Callable[[Process], bool | None]) -> bool:
+        """Begin or carry on, and break; return whether it was broken before it had ended.
+
+        Args:
+            inject: Breaks it, and waits for its end; False says that it had ended before.
+        """
+        process = self._start()
+        try:
+            was_broken = inject(process) is not False
+        finally:
+            process.kill()
+        self.is_done = process.popen.returncode == 0
+        self.tally.injected += was_broken
+        self._look(process)
+        return was_broken
+
+    def finish(self) -> Tally:
+        """Let it come to its end, and count."""
+        if not self.is_done:
+            self.session(self._end)
+            self.tally.injected -= 1
+        self._count_trials()
+        self._count_epochs()
+        return self.tally
+
+    def log(self, *words: object) -> list[list[str]]:
+        """Return the lines of the log that begin with these words."""
+        wanted = [str(word) for word in words]
+        lines = self._log.read_text().splitlines() if self._log.is_file() else []
+        return [line.split() for line in lines if line.split()[: len(wanted)] == wanted]
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return the study's trials; none where it is not there yet."""
+        path = self.run / STUDY
+        if not path.is_file():
+            return []
+        with closing(sqlite3.connect(path)) as connection:
+            (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
+        if verdict != "ok":
+            raise AssertionError(f"{STUDY}: {verdict}")
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            study = optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{path}")
+        except KeyError:  # cut off before the study was made
+            return []
+        return study.get_trials()
+
+    def n_ended(self, *states: TrialState) -> int:
+        """Count the trials that are over, in these states or any, while the search goes on."""
+        names = ", ".join(f"'{state.name}'" for state in states or ENDED)
+        try:
+            with closing(sqlite3.connect(f"file:{self.run / STUDY}?mode=ro", uri=True)) as study:
+                query = f"select count(*) from trials where state in ({names})"
+                return int(study.execute(query).fetchone()[0])
+        except sqlite3.OperationalError:  # being made, or written to
+            return 0
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoints that are there."""
+        return sorted(self.run.glob(f"trials/*/{CHECKPOINT}"))
+
+    def in_the_search(self, process: Process) -> None:
+        """Wait until a trial has a checkpoint in this session."""
+        n_before = len(self.log("epoch"))
+        process.wait_until(lambda: len(self.log("epoch")) > n_before and bool(self.checkpoints()))
+
+    def in_stage(self, process: Process, name: str) -> None:
+        """Wait until a stage begins in this session."""
+        n_before = len(self.log("stage", name))
+        process.wait_until(lambda: len(self.log("stage", name)) > n_before)
+
+    def _start(self) -> Process:
+        self._n_sessions += 1
+        space = self.folder / "space.py"
+        if (self.run / "environment.json").is_file():
+            arguments: list[Any] = ["--resume", self.run]
+        else:
+            space.write_text(SPACE)
+            arguments = ["--space", space, "--out", self.run.parent, "--name", self.run.name]
+            arguments += ["--limit", N_PICTURES]
+        arguments += ["--trials", self.n_trials, *self._options]
+        watched = Path(__file__).with_name("watched.py")
+        return Process(
+            [sys.executable, str(watched), *map(str, arguments)],
+            self.folder / f"session-{self._n_sessions}.log",
+            self._environment,
+        )
+
+    def _end(self, process: Process) -> None:
+        code = process.wait(FINISH_SECONDS)
+        if code != 0:
+            raise AssertionError(f"it ended with {code}:\n{process.shown()}")
+
+    def _look(self, process: Process) -> None:
+        """Count what a session lost, and what it left behind."""
+        self.tally.processes += process.left_over()
+        self.tally.segments += process.left_segments()
+        now = {t.number: (t.state, t.value) for t in self.trials() if t.state in ENDED}
+        self.tally.lost += sum(now.get(number) != before for number, before in self._known.items())
+        self._known = now
+
+    def _count_trials(self) -> None:
+        trials = [trial for trial in self.trials() if trial.state in ENDED]
+        self.tally.lost += max(0, self.n_trials - len(trials))
+        self.tally.doubled += max(0, len(trials) - self.n_trials)
+        failed = {trial.number for trial in trials if trial.state == TrialState.FAIL}
+        if failed != self._fails:
+            self.tally.problems.append(f"trials {sorted(failed)} failed")
+        for trial in trials:
+            told = sorted(trial.intermediate_values)
+            if told != list(range(1, len(told) + 1)):
+                self.tally.problems.append(f"trial {trial.number} told the epochs {told}")
+            curve = self.run / "trials" / str(trial.number) / "progress.csv"
+            lines = curve.read_text().splitlines()[1:] if curve.is_file() else []
+            kept = [int(line.split(",")[0]) for line in lines]
+            self.tally.doubled += len(kept) - len(set(kept))
+            if sorted(set(kept)) != told:
+                self.tally.problems.append(f"trial {trial.number} kept the epochs {kept}")
+        n_kept = len(list(self.run.glob(f"trials/*/{BEST_WEIGHTS}")))
+        if n_kept > N_KEPT:
+            self.tally.problems.append(f"the weights of {n_kept} trials are kept, not of {N_KEPT}")
+        if self.checkpoints():
+            self.tally.problems.append(f"checkpoints stay: {self.checkpoints()}")
+
+    def _count_epochs(self) -> None:
+        """Count the epochs that were trained again; a trial has a life each time that it begins."""
+        before: dict[int, set[int]] = {}
+        life: dict[int, list[int]] = {}
+
+        def end_life(number: int) -> None:
+            again = len(before.setdefault(number, set()).intersection(life.get(number, ())))
+            self.tally.again += again
+            self.tally.beyond += 0 if number in self.damaged else max(0, again - 1)
+            before[number].update(life.pop(number, ()))
+
+        for kind, *words in self.log():
+            if kind == "trial":
+                end_life(int(words[0]))
+            elif kind == "epoch":
+                life.setdefault(int(words[0]), []).append(int(words[1]))
+        for number in list(life):
+            end_life(number)

@@ -1,0 +1,126 @@
+"""The search's command line, watched from within and, where that is asked for, broken from within.
+
+    FAULT_LOG=FILE [FAULT_WITHIN=KIND] python -m tests.system.faults.watched ARGUMENTS
+
+The log gets a line a stage begun, a trial begun (each time), and an epoch trained, written before
+anything is kept of that epoch. Kinds are the keys of `WITHIN`; "clock" is one for every process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import search.cluster.session  # isort: skip  # noqa: F401 - sets the environment that Ray reads
+
+import ray
+import torch
+
+from search.pipeline import flow
+from search.run import main
+from search.runs.run_folder import RunFolder
+from search.tuning import tune
+from trainables.trial import ImageTrial
+
+_JUMPS_SECONDS = (0.0, 86_400.0, -172_800.0)
+_JUMP_EVERY_SECONDS = 3.0
+
+
+def log(*words: object) -> None:
+    """Add a line to the log, whole, though many processes write to it."""
+    line = " ".join(map(str, words)) + "\n"
+    log_file = os.open(os.environ["FAULT_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log_file, line.encode())
+    os.close(log_file)
+
+
+class WatchedTrial(ImageTrial):
+    """A trial that writes a log, and may break. Ray takes it to its workers by value."""
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        if os.environ.get("FAULT_WITHIN") == "clock":
+            let_clock_jump()
+        log("trial", config["number"])
+        super()._begin(config)
+
+    def _create_trainer(self, config: Any) -> Any:
+        trainer = super()._create_trainer(config)
+        number, train = self._number, trainer.run_epoch
+        break_within = WITHIN.get(os.environ.get("FAULT_WITHIN", ""), lambda *_: None)
+
+        def run_epoch() -> Any:
+            break_within(number, trainer)
+            result = train()
+            log("epoch", number, result.epoch, ray.util.get_node_ip_address(), os.getpid())
+            return result
+
+        trainer.run_epoch = run_epoch
+        return trainer
+
+
+def spoil_weights(number: int, trainer: Any) -> None:
+    """Give trials 1 and 3 a loss that is no number; so trial 0, in its second epoch."""
+    if number in (1, 3) or (number == 0 and trainer.epoch == 1):
+        weights = next(p for p in trainer.model.parameters() if p.requires_grad)
+        weights.data.fill_(torch.nan)
+
+
+def run_out_of_memory(number: int, trainer: Any) -> None:
+    """Let trial 1 have no memory for a batch, 2 none for a picture, 3 none of the machine's.
+
+    What trial 3 gets is what the kernel's out-of-memory killer does, each time that it is tried.
+    """
+    step = trainer._accumulated_step
+
+    def short_of_memory(x: torch.Tensor, y: torch.Tensor) -> Any:
+        if number == 2 or trainer._micro_batch > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory (a stand-in)")
+        return step(x, y)
+
+    if number in (1, 2):
+        trainer._accumulated_step = short_of_memory
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+WITHIN: dict[str, Callable[[int, Any], None]] = {
+    "nan": spoil_weights,
+    "memory": run_out_of_memory,
+}
+
+
+def let_clock_jump() -> None:
+    """Have this process's wall clock jump to the next day, back two days, and so on."""
+    if getattr(time, "jumps", False):
+        return
+    true_time, started = time.time, time.monotonic()
+
+    def jumping_time() -> float:
+        n_jumps = int((time.monotonic() - started) / _JUMP_EVERY_SECONDS)
+        return true_time() + _JUMPS_SECONDS[n_jumps % len(_JUMPS_SECONDS)]
+
+    time.time = jumping_time
+    time.jumps = True  # type: ignore[attr-defined]
+
+
+@contextmanager
+def watched_stage(name: str, folder: RunFolder) -> Iterator[None]:
+    """Run a stage of the flow."""
+    log("stage", name)
+    with _stage(name, folder):
+        yield
+
+
+if __name__ == "__main__":
+    Path(os.environ["FAULT_LOG"]).touch()
+    if os.environ.get("FAULT_WITHIN") == "clock":
+        let_clock_jump()
+    _stage, flow.stage = flow.stage, watched_stage
+    tune.ImageTrial = WatchedTrial  # type: ignore[misc]
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""10,000 damaged bodies against a server that really runs: no 5xx, memory flat (`make fuzz`).
+
+python -m tests.system.fuzz.bodies [RUN_DIR] [--bodies N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import random
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from tests.system.fuzz.mutations import draw_body, sound_pictures
+
+_PORT = 8765
+_MOST_GROWTH = 1.1
+
+
+def main() -> int:
+    """Send bodies; print what came back and the memory; return 1 where a promise is broken."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, nargs="?", help="default: a small run of the digits")
+    parser.add_argument("--bodies", type=int, default=10_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        run = arguments.run or _small_run(Path(scratch))
+        command = [sys.executable, "-m", "search.serve", str(run), "--port", str(_PORT)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            if not (server.stdout and server.stdout.readline().startswith("ready")):
+                print("the server did not start", file=sys.stderr)
+                return 1
+            return _fuzz(server.pid, arguments.bodies)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _fuzz(pid: int, n_bodies: int) -> int:
+    pictures = sound_pictures()
+    statuses: collections.Counter[int] = collections.Counter()
+    memory: list[float] = []
+    limits = httpx2.Limits(max_connections=8)
+    with (
+        httpx2.Client(base_url=f"http://127.0.0.1:{_PORT}", timeout=120, limits=limits) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def send(seed: int) -> int:
+            body, kind = draw_body(random.Random(seed), pictures)
+            return client.post("/predict", content=body, headers={"content-type": kind}).status_code
+
+        for start in range(0, n_bodies, 1000):
+            statuses.update(pool.map(send, range(start, min(start + 1000, n_bodies))))
+            memory.append(_replica_bytes(pid) / 2**20)
+            print(
+                f"{start + 1000:6} bodies: {dict(sorted(statuses.items()))}, {memory[-1]:.0f} MB",
+                flush=True,
+            )
+    growth = memory[-1] / memory[min(1, len(memory) - 1)]
+    n_failed = sum(count for status, count in statuses.items() if status >= 500)
+    print(f"5xx: {n_failed}; memory grew by {growth:.3f} from the second thousand to the last")
+    return int(n_failed > 0 or growth > _MOST_GROWTH)
+
+
+def _replica_bytes(pid: int) -> int:
+    """Return what the replicas hold of their own."""
+    replicas = [
+        p
+        for p in psutil.Process(pid).children(recursive=True)
+        if "classifier" in p.name() or any("ServeReplica" in word for word in p.cmdline())
+    ]
+    if not replicas:
+        raise RuntimeError("no replica is found among the server's processes")
+    return sum(p.memory_full_info().uss for p in replicas)
+
+
+def _small_run(out: Path) -> Path:
+    command = ["--limit", "300", "--trials", "2", "--epochs", "2", "--folds", "2", "--quiet"]
+    subprocess.run(
+        [sys.executable, "-m", "search.run", *command, "--out", str(out), "--name", "digits"],
+        check=True,
+    )
+    return out / "digits"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

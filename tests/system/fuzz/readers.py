@@ -1,0 +1,76 @@
+"""Coverage-guided fuzzing of the readers with atheris (`make fuzz`).
+
+python -m tests.system.fuzz.readers picture -runs=20000
+python -m tests.system.fuzz.readers model -runs=5000
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+import tempfile
+import warnings
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import atheris
+import torch  # first, or all of it would be instrumented too
+import torch._weights_only_unpickler
+
+_INSTRUMENTED = [
+    "PIL",
+    "trainables.images",
+    "trainables.models.ensemble",
+    "torch._weights_only_unpickler",
+]
+with atheris.instrument_imports(include=_INSTRUMENTED):
+    importlib.reload(torch._weights_only_unpickler)
+    from PIL import Image
+
+    from trainables.images import PictureError, read_picture
+    from trainables.models.ensemble import ModelError, load_model
+
+from tests.system.fuzz.mutations import sound_pictures, tiny_model  # noqa: E402
+
+warnings.simplefilter("ignore")
+Image.MAX_IMAGE_PIXELS = 500_000
+_MODEL = Path(tempfile.mkdtemp()) / "model.pt"
+_PARTS: dict[str, bytes] = {}
+
+
+def picture(content: bytes) -> None:
+    """Read a picture."""
+    with suppress(PictureError):
+        read_picture(io.BytesIO(content))
+
+
+def model(content: bytes) -> None:
+    """Read a model whose archive is sound, so what ties its tensors together is reached."""
+    with zipfile.ZipFile(_MODEL, "w") as archive:
+        for name, part in _PARTS.items():
+            archive.writestr(name, content if name.endswith("/data.pkl") else part)
+    with suppress(ModelError):
+        load_model(_MODEL)
+
+
+def main() -> None:
+    """Fuzz the reader that the command line names; what it finds lies in a new folder."""
+    target = {"picture": picture, "model": model}[sys.argv.pop(1)]
+    starts = sound_pictures()
+    if target is model:
+        with zipfile.ZipFile(io.BytesIO(tiny_model())) as archive:
+            _PARTS.update({name: archive.read(name) for name in archive.namelist()})
+        starts = [part for name, part in _PARTS.items() if name.endswith("/data.pkl")]
+    corpus = Path(tempfile.mkdtemp())
+    for index, content in enumerate(starts):
+        (corpus / str(index)).write_bytes(content)
+    os.chdir(corpus)  # what it finds is written there
+    atheris.Setup([*sys.argv, str(corpus)], target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

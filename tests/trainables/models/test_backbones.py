@@ -1,0 +1,255 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer, get_model, vgg
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from spaces.base import BACKBONES
+from trainables.models.backbones import Backbone, create_backbone
+from trainables.models.small_networks import cnn_stages, tinynet_stages
+from trainables.models.weights import WeightsError, load_weights
+
+SMALL = {"tinynet": tinynet_stages, "cnn": cnn_stages}
+REAL_WEIGHTS = Path(__file__).parents[4] / "shared" / "data" / "weights"
+
+
+def reference_net(name: str) -> nn.Module:
+    """Build the network that a backbone is cut from, with random weights and statistics."""
+    if name in SMALL:
+        net: nn.Module = nn.Sequential(*SMALL[name]()[0])
+    elif name == "vgg16_bn":
+        features = vgg.make_layers(vgg.cfgs["D"], batch_norm=True)
+        with torch.device("meta"):  # 119 million weights that only would be thrown away
+            net = vgg.VGG(features)
+    else:
+        net = get_model(name, weights=None)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    for key, parameter in net.named_parameters():
+        if "layer_scale" in key or "class_token" in key:  # Their initial value hides mistakes.
+            nn.init.uniform_(parameter, 0.5, 1.0)
+    return net.eval()
+
+
+def without_classifier(net: nn.Module, name: str) -> nn.Module:
+    """Return the network as torchvision runs it, up to the features that its classifier takes."""
+    net = copy.copy(net)
+    net._modules = dict(net._modules)
+    if name == "convnext_tiny":
+        net.classifier = net.classifier[:2]
+    elif name.startswith("squeezenet"):
+        net.classifier = nn.AdaptiveAvgPool2d(1)  # Its own classifier convolves, then pools.
+    elif name == "vgg16_bn":
+        net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
+    elif name not in SMALL:
+        classifier = [child for child, _ in net.named_children()][-1]
+        setattr(net, classifier, nn.Identity())
+    return net
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def reference(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return reference_net(name)
+
+
+@pytest.fixture(scope="module")
+def pictures(name: str) -> Tensor:
+    size = 224 if name == "vit_b_16" else 64
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def backbone(name: str, reference: nn.Module) -> Backbone:
+    return create_backbone(name, reference.state_dict()).eval()
+
+
+@torch.no_grad()
+def test_stages_compose_to_torchvisions_own_features(name, reference, backbone, pictures):
+    x, shapes = pictures, []
+    for stage in range(5):
+        before = x.clone()
+        out = backbone(x, stage, stage + 1)
+        assert torch.equal(x, before), f"stage {stage + 1} changes its input in place"
+        x = out
+        shapes.append(tuple(x.shape[1:]))
+    expected = without_classifier(reference, name)(pictures)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(backbone(pictures), x)
+    assert backbone.boundary_shapes(pictures.shape[-1]) == tuple(shapes)
+    assert x.shape == (2, backbone.feature_size)
+
+
+@torch.no_grad()
+def test_freeze_depth_leaves_the_right_weights_trainable_and_statistics_moving(backbone, pictures):
+    net = copy.deepcopy(backbone)
+    norms = [[m for m in s.modules() if isinstance(m, nn.BatchNorm2d)] for s in net.stages]
+    for depth in (3, 0, 1, 2, 4, 5):
+        net.freeze(depth)
+        net.train()
+        for index, stage in enumerate(net.stages):
+            assert {p.requires_grad for p in stage.parameters()} == {index >= depth}
+            assert {m.training for m in stage.modules()} == {index >= depth}
+        before = [[norm.running_mean.clone() for norm in stage] for stage in norms]
+        counts = [[int(norm.num_batches_tracked) for norm in stage] for stage in norms]
+        if any(norms):
+            net(pictures)
+        for index, stage in enumerate(norms):
+            moved = [
+                not torch.equal(norm.running_mean, mean)
+                for norm, mean in zip(stage, before[index], strict=True)
+            ]
+            assert moved == [index >= depth] * len(stage)
+            counted = [int(norm.num_batches_tracked) for norm in stage]
+            assert counted == [count + (index >= depth) for count in counts[index]]
+
+
+def test_weights_are_copied_and_complete(reference, backbone):
+    theirs = {v.data_ptr() for v in reference.state_dict().values() if v.device.type == "cpu"}
+    ours = backbone.state_dict()
+    assert theirs.isdisjoint(v.data_ptr() for v in ours.values())
+    assert {v.device.type for v in ours.values()} == {"cpu"}
+    assert len(backbone.stages) == 5
+    assert backbone.freeze_depth == 0
+
+
+def test_from_scratch(name):
+    net = create_backbone(name)
+    assert {t.device.type for t in net.state_dict().values()} == {"cpu"}
+    assert net.boundary_shapes(64)[-1] == (net.feature_size,)
+    assert all(p.requires_grad for p in net.parameters())
+    assert net.training
+
+
+@pytest.mark.parametrize("name", ["tinynet", "cnn", "mobilenet_v3_small", "squeezenet1_1"])
+def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(name):
+    state = torch.random.get_rng_state()
+    first, same, other = (create_backbone(name, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny", "swin_t"])
+@torch.no_grad()
+def test_stochastic_depth_is_off_in_frozen_stages(name):
+    net = create_backbone(name)
+    for key, parameter in net.named_parameters():
+        if "layer_scale" in key:
+            nn.init.ones_(parameter)
+    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def changes(first: int, last: int) -> bool:
+        at_first = net.eval()(x, 0, first)
+        net.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return not torch.equal(net(at_first, first, last), net(at_first, first, last))
+
+    net.freeze(4)
+    assert not changes(0, 4)
+    assert changes(4, 5)
+    net.freeze(5)
+    assert not changes(0, 5)
+
+
+def test_only_trainable_stages_get_gradients():
+    net = create_backbone("resnet18")
+    net.freeze(3)
+    net(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))).sum().backward()
+    for index, stage in enumerate(net.stages):
+        assert {p.grad is not None for p in stage.parameters()} == {index >= 3}
+
+
+def test_a_parent_cannot_wake_frozen_stages():
+    net = create_backbone("tinynet")
+    model = nn.Sequential(net, nn.Linear(net.feature_size, 2))
+    net.freeze(2)
+    model.train()
+    assert [stage.training for stage in net.stages] == [False, False, True, True, True]
+    model.eval()
+    net.freeze(0)
+    assert not any(stage.training for stage in net.stages)
+    model.train()
+    assert all(stage.training for stage in net.stages)
+
+
+@pytest.mark.parametrize("depth", [-1, 7])
+def test_freeze_depth_out_of_range(depth):
+    net = create_backbone("tinynet")
+    with pytest.raises(ValueError, match=f"^0 <= freeze_depth <= 5 must hold, but got {depth}$"):
+        net.freeze(depth)
+
+
+def test_unknown_backbone_names_the_nearest():
+    with pytest.raises(ValueError, match=r"but got 'resnet81'; did you mean 'resnet18'\?$"):
+        create_backbone("resnet81")
+
+
+def test_weights_that_do_not_fit_name_the_keys():
+    state = get_model("resnet18", weights=None, num_classes=7).state_dict()
+    create_backbone("resnet18", state)  # Another classifier is no mistake.
+    for key in ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean"):
+        del state[key]
+    state["stem.weight"] = torch.zeros(1)
+    state["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
+    with pytest.raises(WeightsError) as caught:
+        create_backbone("resnet18", state)
+    assert str(caught.value) == (
+        "the weights do not fit resnet18: 4 missing (conv1.weight, bn1.weight, bn1.bias, …);"
+        " 1 unexpected (stem.weight);"
+        " 1 of the wrong shape (layer1.0.conv1.weight [64, 64, 1, 1] instead of [64, 64, 3, 3])"
+    )
+
+
+def test_convnext_needs_the_norm_of_its_classifier():
+    state = get_model("convnext_tiny", weights=None).state_dict()
+    del state["classifier.0.weight"]
+    with pytest.raises(WeightsError, match=r"convnext_tiny: 1 missing \(classifier\.0\.weight\)$"):
+        create_backbone("convnext_tiny", state)
+
+
+def test_pictures_that_are_too_small_are_refused():
+    with pytest.raises(ValueError, match="vgg16_bn cannot take pictures of 16 × 16 pixels: "):
+        create_backbone("vgg16_bn").boundary_shapes(16)
+
+
+def test_vit_takes_any_multiple_of_its_patch():
+    net = create_backbone("vit_b_16").eval()
+    with pytest.raises(ValueError, match="side that is a multiple of 16 pixels, but got 100 × 100"):
+        net.boundary_shapes(100)
+    small = VisionTransformer(64, 16, 12, 12, 768, 3072).eval()
+    state = get_model("vit_b_16", weights=None).state_dict()
+    net = create_backbone("vit_b_16", state).eval()
+    small.load_state_dict(interpolate_embeddings(64, 16, state))
+    small.heads = nn.Identity()
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), small(x), rtol=1e-6, atol=1e-6)
+    assert net.boundary_shapes(64)[0] == (17, 768)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "mobilenet_v2"])
+@torch.no_grad()
+def test_real_weights_give_torchvisions_features(name):
+    path = REAL_WEIGHTS / f"{name}.pth"
+    if not path.is_file():
+        pytest.skip(f"no pretrained weights at {path}")
+    state = load_weights(path)
+    reference = get_model(name, weights=None).eval()
+    reference.load_state_dict(state)
+    x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    ours = create_backbone(name, state).eval()(x)
+    torch.testing.assert_close(ours, without_classifier(reference, name)(x).flatten(1))

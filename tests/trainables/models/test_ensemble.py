@@ -1,0 +1,381 @@
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from trainables.images import crop_and_normalise, fit
+from trainables.models.backbones import create_backbone
+from trainables.models.ensemble import (
+    FORMAT,
+    Classifier,
+    Ensemble,
+    ModelCard,
+    ModelError,
+    Weights,
+    create_head,
+    load_model,
+    mean_probabilities,
+)
+
+CARD = ModelCard(
+    backbone="tinynet",
+    classes=("cat", "dog", "Käfer"),
+    image_size=32,
+    packed_size=36,
+    freeze_depth=3,
+    hidden_units=0,
+    n_members=3,
+    temperature=1.5,
+)
+
+
+def classifier(card: ModelCard = CARD, seed: int = 0) -> Classifier:
+    """Build a classifier whose frozen stages are the same for every seed."""
+    backbone = create_backbone(card.backbone, seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
+        for stage in backbone.stages[card.freeze_depth :]:
+            for parameter in stage.parameters():
+                nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(head[-1].bias)
+    backbone.freeze(card.freeze_depth)
+    return Classifier(backbone, head).eval()
+
+
+def prefix(card: ModelCard = CARD) -> Weights:
+    return create_backbone(card.backbone, seed=0).stages[: card.freeze_depth].state_dict()
+
+
+def ensemble(card: ModelCard = CARD) -> Ensemble:
+    members = [classifier(card, seed).member_weights() for seed in range(card.n_members)]
+    return Ensemble(card, prefix(card), members)
+
+
+def pictures(n: int = 5, side: int = CARD.packed_size) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, side, side, 3), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks gain nothing from threads that wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    ensemble().save(path)
+    return path
+
+
+def rewritten(saved: Path, path: Path, **changes: Any) -> Path:
+    """Write the saved model again with other content; keys of its card go into the card."""
+    content = torch.load(saved, weights_only=True)
+    card = json.loads(content["card"])
+    for key, value in changes.items():
+        (content if key in content else card)[key] = value
+    if "card" not in changes:
+        content["card"] = json.dumps(card)
+    torch.save(content, path)
+    return path
+
+
+def test_a_linear_head_drops_features_and_a_dense_one_drops_its_own():
+    linear = create_head(128, 3, 0, 0.25)
+    assert [type(layer) for layer in linear] == [nn.Dropout, nn.Linear]
+    assert (linear[0].p, linear[1].in_features, linear[1].out_features) == (0.25, 128, 3)
+    dense = create_head(128, 3, 64, 0.5)
+    assert [type(layer) for layer in dense] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+    assert (dense[0].in_features, dense[0].out_features, dense[2].p) == (128, 64, 0.5)
+    assert (dense[3].in_features, dense[3].out_features) == (64, 3)
+
+
+@pytest.mark.parametrize("boundary", [0, 2, 5])
+def test_a_classifier_goes_on_from_any_boundary(boundary):
+    model = classifier()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(model.backbone(x, 0, boundary), boundary), model(x))
+
+
+def test_the_head_works_in_full_precision():
+    model = classifier()
+    features = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = model.head(features)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(features, 5)
+    assert torch.equal(logits, exact)
+
+
+@pytest.mark.parametrize("depth", [0, 3, 5])
+@pytest.mark.parametrize("hidden_units", [0, 16])
+def test_member_weights_are_what_training_changes_and_come_back(depth, hidden_units):
+    card = replace(CARD, freeze_depth=depth, hidden_units=hidden_units)
+    model, other = classifier(card, seed=1), classifier(card, seed=2)
+    weights = model.member_weights()
+    stages = {int(key.split(".")[1]) for key in weights if key.startswith("stages.")}
+    assert stages == set(range(depth, 5))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.removeprefix("backbone.") for name in trained} <= set(weights)
+    other.load_member_weights(weights)
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+    before = weights["head.0.weight" if hidden_units else "head.1.weight"].clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(weights["head.0.weight" if hidden_units else "head.1.weight"], before)
+
+
+def test_weights_of_other_stages_are_refused():
+    with pytest.raises(ModelError, match=r"^the weights hold other stages' tensors: 4\.9\.weight$"):
+        classifier().load_member_weights(
+            {**classifier().member_weights(), "stages.4.9.weight": torch.ones(1)}
+        )
+
+
+@pytest.mark.parametrize("depth", [0, 3, 5])
+def test_members_share_the_frozen_stages_and_nothing_else(depth):
+    card = replace(CARD, freeze_depth=depth)
+    models = ensemble(card).classifiers
+    assert len(models) == 3
+    for index in range(5):
+        memory = {
+            tuple(p.data_ptr() for p in m.backbone.stages[index].parameters()) for m in models
+        }
+        assert len(memory) == (1 if index < depth else 3)
+    assert len({m.head[-1].weight.data_ptr() for m in models}) == 3
+
+
+def test_an_ensemble_is_the_mean_of_its_members():
+    model = ensemble()
+    packed = pictures()
+    probabilities = model.probabilities(packed)
+    with torch.no_grad():
+        x = crop_and_normalise(packed, CARD.image_size)
+        alone = [classifier(seed=seed)(x) for seed in range(3)]
+    expected = torch.stack([torch.softmax(logits / 1.5, 1) for logits in alone]).mean(0)
+    torch.testing.assert_close(probabilities, expected, atol=0.02, rtol=0)
+    assert max(float((torch.softmax(one / 1.5, 1) - expected).abs().max()) for one in alone) > 0.1
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(packed)))
+    assert (probabilities.dtype, probabilities.device.type) == (torch.float32, "cpu")
+
+
+def test_the_mean_is_over_probabilities_at_the_temperature():
+    logits = torch.tensor([[[2.0, 0.0]], [[-6.0, 0.0]]])
+    mean = mean_probabilities(logits, 2.0)
+    expected = (torch.sigmoid(torch.tensor(1.0)) + torch.sigmoid(torch.tensor(-3.0))) / 2
+    torch.testing.assert_close(mean, torch.stack([expected, 1 - expected])[None])
+
+
+def test_logits_do_not_depend_on_batches(monkeypatch):
+    model, packed = ensemble(), pictures(5)
+    whole = model.logits(packed)
+    assert whole.shape == (3, 5, 3)
+    monkeypatch.setattr("trainables.models.ensemble._PREDICT_BATCH", 2)
+    torch.testing.assert_close(model.logits(packed), whole, atol=0.05, rtol=0.02)
+    assert model.logits(packed[:0]).shape == (3, 0, 3)
+
+
+def test_an_ensemble_stays_as_it_is():
+    model = ensemble()
+    assert not any(module.training for module in model.modules())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.probabilities(pictures())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize(("depth", "hidden_units"), [(0, 0), (3, 16), (5, 0)])
+def test_save_and_load_is_exact(tmp_path, depth, hidden_units):
+    model = ensemble(replace(CARD, freeze_depth=depth, hidden_units=hidden_units))
+    path = tmp_path / "model.pt"
+    model.save(path)
+    again = load_model(path)
+    assert again.card == model.card
+    assert torch.equal(again.probabilities(pictures()), model.probabilities(pictures()))
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
+def test_a_model_says_how_it_frames_pictures_and_one_of_before_crops(tmp_path):
+    path = tmp_path / "model.pt"
+    ensemble(replace(CARD, framing="whole")).save(path)
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    )
+    sizes = CARD.packed_size, CARD.image_size
+    np.testing.assert_array_equal(load_model(path).card.fit(picture), fit(picture, *sizes, "whole"))
+    content = torch.load(path, weights_only=True)
+    card = json.loads(content["card"])
+    del card["framing"]
+    torch.save({**content, "card": json.dumps(card)}, path)
+    np.testing.assert_array_equal(load_model(path).card.fit(picture), fit(picture, *sizes, "crop"))
+
+
+def test_a_file_holds_tensors_and_json_and_the_prefix_once(saved, tmp_path):
+    content = torch.load(saved, weights_only=True)
+    assert set(content) == {"format", "card", "prefix", "members"}
+    assert content["format"] == FORMAT
+    assert json.loads(content["card"])["classes"] == ["cat", "dog", "Käfer"]
+    tensors = [content["prefix"], *content["members"]]
+    assert all(isinstance(value, Tensor) for weights in tensors for value in weights.values())
+    n_bytes = sum(v.numel() * v.element_size() for weights in tensors for v in weights.values())
+    assert saved.stat().st_size < 1.1 * n_bytes + 50_000, "views drag their whole storage along"
+    frozen = {int(key.split(".")[0]) for key in content["prefix"]}
+    assert frozen == {0, 1, 2}
+    assert all(
+        f"stages.{stage}." not in key for m in content["members"] for key in m for stage in frozen
+    )
+
+
+def test_saving_replaces_the_file_whole_and_leaves_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    ensemble().save(path)
+    ensemble(replace(CARD, temperature=2.0)).save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+    assert load_model(path).card.temperature == 2.0
+
+    def crash(content: Any, partial: BinaryIO) -> None:
+        partial.write(b"half a mod")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(OSError, match="No space left"):
+        ensemble().save(path)
+    assert load_model(path).card.temperature == 2.0
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ModelError, match=f"^there is no model at {tmp_path}/model.pt$"):
+        load_model(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.99])
+def test_a_truncated_file(saved, tmp_path, kept):
+    content = saved.read_bytes()
+    path = tmp_path / "model.pt"
+    path.write_bytes(content[: kept if kept >= 1 else int(kept * len(content))])
+    with pytest.raises(ModelError, match=f"^{path} cannot be read as a model: ."):
+        load_model(path)
+
+
+def test_a_damaged_file(saved, tmp_path):
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, content[::-1] if name.endswith("data.pkl") else content)
+    with pytest.raises(ModelError, match=f"^{path} cannot be read as a model: ."):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"weight": torch.ones(2)}, {"format": "classifier-search model 2"}, "text"]
+)
+def test_a_file_of_something_else(tmp_path, content):
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    with pytest.raises(ModelError) as caught:
+        load_model(path)
+    assert str(caught.value) == (
+        f"{path} is no model of this program (it lacks the mark 'classifier-search model 1')"
+    )
+
+
+class Hostile:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_hostile_file_runs_nothing(tmp_path, zipped):
+    path, trace = tmp_path / "model.pt", tmp_path / "trace"
+    content = {"format": FORMAT, "card": Hostile(trace)}
+    if zipped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ModelError, match=f"^{path} cannot be read as a model: ."):
+        load_model(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"image_size": -1}, "out of range"),
+        ({"image_size": 0}, "1 <= image_size <= packed_size must hold, but its card has 0 and 36"),
+        ({"image_size": 1e9}, "out of range"),
+        ({"image_size": "32"}, "out of range"),
+        (
+            {"image_size": 64},
+            "1 <= image_size <= packed_size must hold, but its card has 64 and 36",
+        ),
+        ({"packed_size": 70_000}, "out of range"),
+        ({"freeze_depth": 6}, "0 <= freeze_depth <= 5 must hold, but got 6"),
+        ({"hidden_units": -1}, "out of range"),
+        ({"framing": "tall"}, "its framing must be 'whole' or 'crop', but is 'tall'"),
+        ({"temperature": 0}, "its temperature must be a number above 0, but is 0"),
+        ({"temperature": float("nan")}, "its temperature must be a number above 0, but is nan"),
+        ({"temperature": "hot"}, "its temperature must be a number above 0, but is 'hot'"),
+        ({"classes": ["cat"]}, "its card names fewer than two classes"),
+        ({"classes": ["cat", 3]}, "its card names fewer than two classes"),
+        ({"classes": ["cat", "dog"]}, "the weights do not fit tinynet"),
+        ({"classes": 3}, "'int' object is not iterable"),
+        ({"backbone": "resnet19"}, "but got 'resnet19'"),
+        ({"backbone": "cnn"}, "the weights do not fit cnn"),
+        ({"hidden_units": 8}, "the weights do not fit tinynet"),
+        ({"n_members": 2}, "the card tells of 2 members, not of 3"),
+        ({"colour": "red"}, "unexpected keyword argument 'colour'"),
+        ({"card": "{"}, "JSONDecodeError"),
+        ({"card": "[" * 100_000}, "RecursionError"),
+        ({"card": 3}, "TypeError"),
+        ({"members": []}, "the card tells of 3 members, not of 0"),
+        ({"members": {"head.1.weight": torch.ones(2)}}, "is damaged"),
+        ({"members": [3, 4, 5]}, "is damaged"),
+        ({"prefix": {}}, "the weights do not fit tinynet: .*0.0.weight"),
+        ({"prefix": [1]}, "is damaged"),
+    ],
+)
+def test_a_card_or_weights_that_cannot_be(saved, tmp_path, changes, reason):
+    path = rewritten(saved, tmp_path / "model.pt", **changes)
+    with pytest.raises(ModelError, match=reason) as caught:
+        load_model(path)
+    assert str(caught.value).startswith(f"{path} is damaged: ")
+
+
+@pytest.mark.parametrize("key", ["stages.4.0.1.running_var", "stages.3.0.0.weight", "head.1.bias"])
+def test_a_member_that_lacks_a_tensor_is_refused(saved, tmp_path, key):
+    """Random weights in its place would only show in wrong answers."""
+    members = torch.load(saved, weights_only=True)["members"]
+    del members[1][key]
+    path = rewritten(saved, tmp_path / "model.pt", members=members)
+    name = key.split(".", 1)[1]
+    with pytest.raises(ModelError, match=f"is damaged: .*the weights do not fit tinynet: .*{name}"):
+        load_model(path)
+
+
+def test_the_card_is_all_that_a_model_is_besides_its_tensors(saved):
+    content = torch.load(saved, weights_only=True)
+    assert json.loads(content["card"]) == json.loads(json.dumps(asdict(CARD)))

@@ -1,0 +1,158 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from trainables.models import linear_probe
+from trainables.models.ensemble import Weights
+from trainables.models.linear_probe import fit_head, fit_probe
+
+
+def clouds(
+    counts: tuple[int, ...], spread: float = 1.0, n_features: int = 12, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Draw a cloud of features a class, each feature on a scale and around a mean of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    centres = torch.randn(len(counts), n_features, generator=generator)
+    noise = torch.randn(len(labels), n_features, generator=generator) * spread
+    scale = torch.logspace(-1, 1, n_features)
+    return (centres[labels] + noise) * scale + 5 * scale.flip(0), labels
+
+
+def fitted(features: Tensor, labels: Tensor) -> Pipeline:
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=200))
+    return model.fit(features.numpy(), labels.numpy())
+
+
+def probabilities(head: Weights, features: Tensor) -> np.ndarray:
+    logits = features @ head["weight"].T + head["bias"]
+    return torch.softmax(logits.double(), 1).numpy()
+
+
+@pytest.mark.parametrize("counts", [(40, 30), (30, 20, 25), (20, 20, 20, 20)])
+def test_the_head_is_the_regression_with_its_standardisation(counts):
+    features, labels = clouds(counts)
+    head = fit_probe(features, labels, len(counts), seed=0).head
+    assert head["weight"].shape == (len(counts), 12)
+    assert head["bias"].shape == (len(counts),)
+    assert head["weight"].dtype == head["bias"].dtype == torch.float32
+    expected = fitted(features, labels).predict_proba(features.numpy())
+    np.testing.assert_allclose(probabilities(head, features), expected, atol=1e-4)
+
+
+def test_fit_head_is_the_probes_own_head():
+    features, labels = clouds((20, 30, 25))
+    head, other = fit_head(features, labels, 3), fit_probe(features, labels, 3, seed=4).head
+    assert torch.equal(head["weight"], other["weight"])
+    assert torch.equal(head["bias"], other["bias"])
+
+
+def test_accuracy_is_cross_validated():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(60, 120, generator=generator)
+    labels = torch.arange(60) % 3
+    seen = fitted(noise, labels).score(noise.numpy(), labels.numpy())
+    assert seen > 0.9, "the test needs a probe that fits noise"
+    assert fit_probe(noise, labels, 3, seed=0).accuracy < 0.6
+    separate, labels = clouds((30, 30, 30), spread=0.1)
+    assert fit_probe(separate, labels, 3, seed=0).accuracy == 1.0
+
+
+def test_the_seed_decides_the_folds():
+    features, labels = clouds((40, 40, 40), spread=2.5)
+    accuracies = [fit_probe(features, labels, 3, seed).accuracy for seed in (0, 0, 1, 2, 3)]
+    assert accuracies[0] == accuracies[1]
+    assert len(set(accuracies)) > 1
+
+
+def test_features_of_a_bank_are_taken():
+    features, labels = clouds((20, 20))
+    half = features.to(torch.bfloat16)
+    made = fit_probe(half, labels, 2, seed=0)
+    np.testing.assert_allclose(
+        probabilities(made.head, half.float()),
+        fitted(half.float(), labels).predict_proba(half.float().numpy()),
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("present", [(0, 2), (1, 2, 4)])
+def test_a_class_without_pictures_is_never_the_answer(present):
+    features, labels = clouds((15,) * len(present))
+    features = (features - features.mean(0)) / features.std(0)
+    labels = torch.tensor(present)[labels]
+    head = fit_head(features, labels, 5)
+    shares = probabilities(head, features)
+    absent = [c for c in range(5) if c not in present]
+    assert shares.shape == (len(features), 5)
+    assert shares[:, absent].max() < 1e-3
+    assert np.isfinite(shares).all()
+    assert (head["weight"][absent] == 0).all()
+    expected = fitted(features, labels).predict_proba(features.numpy())
+    kept = shares[:, list(present)]
+    np.testing.assert_allclose(kept / kept.sum(1, keepdims=True), expected, atol=1e-4)
+
+
+def test_a_class_of_two_pictures_leaves_two_folds():
+    features, labels = clouds((20, 2), spread=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scikit-learn warns of folds that lack a class
+        accuracy = fit_probe(features, labels, 2, seed=0).accuracy
+    assert 0.9 <= accuracy <= 1.0
+
+
+def test_a_class_of_one_picture_cannot_be_cross_validated():
+    made = fit_probe(*clouds((20, 1)), 2, seed=0)
+    assert math.isnan(made.accuracy)
+    assert made.head["weight"].isfinite().all()
+
+
+def test_a_feature_that_never_changes_breaks_nothing():
+    features, labels = clouds((20, 20))
+    features[:, 3] = 7.0
+    made = fit_probe(features, labels, 2, seed=0)
+    assert made.head["weight"].isfinite().all()
+    assert made.head["weight"][:, 3].abs().max() < 1e-6
+
+
+def test_a_regression_that_has_not_converged_says_nothing(monkeypatch):
+    features, labels = clouds((30, 30, 30), spread=2.0)
+
+    class Hasty(LogisticRegression):
+        def __init__(self, C: float = 1.0, max_iter: int = 1) -> None:  # noqa: N803
+            super().__init__(C=C, max_iter=1)
+
+    with pytest.warns(ConvergenceWarning):
+        Hasty().fit(features.numpy(), labels.numpy())
+    monkeypatch.setattr(linear_probe, "LogisticRegression", Hasty)
+    fit_probe(features, labels, 3, seed=0)
+    fit_head(features, labels, 3)
+
+
+def test_of_many_pictures_a_stratified_part_is_taken(monkeypatch):
+    """A rare class must not vanish: the probe would then rank nothing."""
+    monkeypatch.setattr(linear_probe, "MOST_PICTURES", 120)
+    sizes = []
+
+    def watched(model: Pipeline, x: np.ndarray, y: np.ndarray, cv: object) -> np.ndarray:
+        sizes.append(np.bincount(y).tolist())
+        return y
+
+    monkeypatch.setattr(linear_probe, "cross_val_predict", watched)
+    features, labels = clouds((800, 395, 5), spread=0.3)
+    first, again = (fit_probe(features, labels, 3, seed=1) for _ in range(2))
+    assert sizes[0] == sizes[1]
+    n_first, n_second, n_rare = sizes[0]
+    assert n_first == pytest.approx(80, abs=6)
+    assert n_second == pytest.approx(40, abs=6)
+    assert n_rare == 5
+    assert torch.equal(first.head["weight"], again.head["weight"])

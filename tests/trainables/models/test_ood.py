@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainables.models.backbones import create_backbone
+from trainables.models.ensemble import Ensemble, ModelCard, create_head, load_model
+from trainables.models.ood import Doubt, energy, fit_doubt, fit_subspace, read_doubt, residual
+
+N_FEATURES = 24
+
+
+def drawn(n: int, seed: int, directions: Tensor) -> Tensor:
+    """Draw features around 1 that differ in a few directions, and a little in all."""
+    generator = torch.Generator().manual_seed(seed)
+    along = torch.randn(n, len(directions), generator=generator) @ directions
+    return 1 + along + 0.05 * torch.randn(n, N_FEATURES, generator=generator)
+
+
+def axes(*indices: int) -> Tensor:
+    return torch.eye(N_FEATURES)[list(indices)]
+
+
+def test_a_subspace_holds_what_the_training_pictures_differ_in() -> None:
+    subspace = fit_subspace(drawn(400, 0, axes(0, 1, 2)))
+    assert subspace["components"].shape == (N_FEATURES // 2, N_FEATURES)
+    like, unlike = drawn(50, 1, axes(0, 1, 2)), drawn(50, 2, axes(20, 21, 22))
+    assert residual(like, subspace).mean() < 0.2
+    assert residual(unlike, subspace).min() > 0.4
+    assert residual(subspace["mean"][None], subspace).item() == 0.0
+
+
+def test_a_residual_is_the_share_of_length_outside() -> None:
+    subspace = {"mean": torch.ones(2), "components": torch.tensor([[1.0, 0.0]])}
+    features = torch.tensor([[4.0, 1.0], [1.0, 3.0], [4.0, 5.0]])
+    assert residual(features, subspace).tolist() == pytest.approx([0.0, 1.0, 0.8])
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_few_pictures_give_few_directions(n: int) -> None:
+    subspace = fit_subspace(drawn(n, 0, axes(0)))
+    assert len(subspace["components"]) == max(1, n // 2)
+
+
+def test_energy_falls_as_any_class_is_surer() -> None:
+    low, high = energy(torch.tensor([[9.0, 0.0], [0.1, 0.0]])).tolist()
+    assert low < high
+    assert low == pytest.approx(-9.0001, abs=1e-3)
+
+
+def known() -> tuple[Doubt, Tensor]:
+    """Return the doubt of two members, and the features that it was put on a scale by."""
+    seen = drawn(400, 0, axes(0, 1, 2))
+    subspaces = [fit_subspace(seen[:300]), fit_subspace(seen[100:])]
+    unseen = drawn(1000, 1, axes(0, 1, 2))
+    logits = torch.randn(1000, 3, generator=torch.Generator().manual_seed(2))
+    return fit_doubt(subspaces, residual(unseen, subspaces[0]), energy(logits)), unseen
+
+
+def judged(doubt: Doubt, features: Tensor, seed: int = 3) -> Tensor:
+    logits = torch.randn(len(features), 3, generator=torch.Generator().manual_seed(seed))
+    return doubt.judge(torch.stack([features] * 2), torch.stack([logits] * 2))
+
+
+def test_95_of_100_pictures_are_kept_and_others_are_not() -> None:
+    doubt, _ = known()
+    like = judged(doubt, drawn(2000, 5, axes(0, 1, 2)))
+    assert 0.93 < (like <= 1).float().mean() < 0.97
+    assert like.median() == pytest.approx(0.0, abs=0.1)
+    assert (judged(doubt, drawn(200, 6, axes(20, 21))) > 1).float().mean() > 0.99
+
+
+def test_energy_alone_raises_doubt_too() -> None:
+    doubt, unseen = known()
+    features = torch.stack([unseen[:1]] * 2)
+    sure, unsure = (
+        doubt.judge(features, torch.full((2, 1, 3), value)).item() for value in (5.0, -5.0)
+    )
+    assert unsure > sure
+
+
+def test_pictures_that_are_all_alike_are_no_failure() -> None:
+    subspace = fit_subspace(torch.ones(5, 4))
+    doubt = fit_doubt([subspace], torch.zeros(5), torch.zeros(5))
+    assert torch.isfinite(doubt.judge(torch.ones(1, 2, 4), torch.zeros(1, 2, 3))).all()
+
+
+def test_a_file_keeps_it(tmp_path: Path) -> None:
+    card = ModelCard("tinynet", ("a", "b", "c"), 32, 36, 5, 0, n_members=2)
+    backbone = create_backbone("tinynet", seed=0)
+    heads = [create_head(backbone.feature_size, 3, 0, 0.0).state_dict() for _ in range(2)]
+    members = [{f"head.{key}": value for key, value in head.items()} for head in heads]
+    features = torch.randn(60, backbone.feature_size)
+    subspaces = [fit_subspace(features[:40]), fit_subspace(features[20:])]
+    doubt = fit_doubt(subspaces, residual(features, subspaces[0]), torch.randn(60))
+    made = Ensemble(card, backbone.stages.state_dict(), members, doubt)
+    pictures = torch.randint(0, 255, (3, 36, 36, 3), dtype=torch.uint8)
+    logits, before = made.examine(pictures)
+    assert torch.equal(logits, made.logits(pictures))
+    bare = tmp_path / "bare.pt"
+    Ensemble(card, backbone.stages.state_dict(), members).save(bare)
+    assert load_model(bare).examine(pictures)[1] is None
+    path = tmp_path / "model.pt"
+    made.save(path)
+    assert path.stat().st_size - bare.stat().st_size < 2 * 34 * backbone.feature_size * 2 + 4000
+    after = load_model(path).examine(pictures)[1]
+    assert before is not None
+    assert after is not None
+    assert after.tolist() == pytest.approx(before.tolist(), abs=0.02), "kept in half precision"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"means": torch.zeros(3, 4)},
+        {"components": torch.zeros(2, 4)},
+        {"components": torch.zeros(2, 1, 5)},
+        {"scale": torch.zeros(2)},
+        {"scale": torch.tensor([1.0, float("nan"), 0.0])},
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Tensor]) -> None:
+    state = {"means": torch.zeros(2, 4), "components": torch.zeros(2, 1, 4)}
+    state["scale"] = torch.ones(3)
+    assert read_doubt(state, 2, 4).means.shape == (2, 4)
+    with pytest.raises(ValueError, match="its doubt is not of 2 members with 4 features each"):
+        read_doubt({**state, **change}, 2, 4)

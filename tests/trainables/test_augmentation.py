@@ -1,0 +1,230 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainables import augmentation
+from trainables.augmentation import augment_and_normalise, draw_magnitudes
+from trainables.images import MEAN, STD, crop_and_normalise
+
+IMAGE_SIZE = 32
+LOWEST = -torch.tensor(MEAN) / torch.tensor(STD)
+HIGHEST = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(n: int = 8, side: int = 36, seed: int = 0) -> Tensor:
+    """Soft, colourful pictures: uint8 [n, side, side, 3]."""
+    coarse = torch.rand(n, 3, 5, 5, generator=generator(seed)) * 255
+    smooth = torch.nn.functional.interpolate(coarse, side, mode="bicubic").clamp(0, 255)
+    return smooth.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def augmented(
+    packed: Tensor, magnitude: float, seed: int = 0, flip: bool = True, size: int = IMAGE_SIZE
+) -> Tensor:
+    magnitudes = torch.full((len(packed),), magnitude)
+    return augment_and_normalise(packed, size, magnitudes, flip, generator(seed))
+
+
+def only_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augmentation, "LARGEST_COLOUR_CHANGE", 0.0)
+    monkeypatch.setattr(augmentation, "LARGEST_HUE_TURN", 0.0)
+    monkeypatch.setattr(augmentation, "ERASE_PROBABILITY", 0.0)
+
+
+def only_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_geometry(monkeypatch)
+    monkeypatch.setattr(augmentation, "SMALLEST_CROP_AREA", 1.0)
+    for name in ("LOG_ASPECT", "SHIFT", "LOG_ZOOM", "ROTATION", "SHEAR"):
+        monkeypatch.setattr(augmentation, f"LARGEST_{name}", 0.0)
+
+
+@pytest.mark.parametrize("side", [32, 36, 37])
+def test_strength_0_gives_the_evaluation_pixels_exactly(side):
+    packed = pictures(side=side)
+    out = augmented(packed, 0.0)
+    assert torch.equal(out, crop_and_normalise(packed, IMAGE_SIZE))
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 0.5])
+def test_shape_type_and_memory_layout(magnitude):
+    packed = pictures(n=3, side=37)
+    before = packed.clone()
+    out = augmented(packed, magnitude)
+    assert out.shape == (3, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert out.dtype == torch.float32
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(packed, before), "the shared table was written to"
+
+
+def test_a_vanishing_magnitude_changes_next_to_nothing():
+    """The augmented path meets the evaluation path where the knob reaches zero."""
+    packed = pictures()
+    difference = augmented(packed, 1e-4, flip=False) - crop_and_normalise(packed, IMAGE_SIZE)
+    assert 0 < difference.abs().max() < 0.05
+
+
+def test_the_seed_decides():
+    packed = pictures()
+    state = torch.get_rng_state()
+    first = augmented(packed, 0.7, seed=3)
+    assert torch.equal(first, augmented(packed, 0.7, seed=3))
+    assert not torch.equal(first, augmented(packed, 0.7, seed=4))
+    assert torch.equal(torch.get_rng_state(), state), "the global random state was used"
+
+
+def test_every_picture_is_changed_in_its_own_way():
+    out = augmented(pictures(n=1).expand(4, -1, -1, -1), 0.7)
+    assert all(not torch.equal(out[0], other) for other in out[1:])
+
+
+def test_the_change_grows_with_the_magnitude():
+    packed = pictures(n=64)
+    clean = crop_and_normalise(packed, IMAGE_SIZE)
+    changes = [
+        float((augmented(packed, m, flip=False) - clean).abs().mean())
+        for m in (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+    ]
+    assert changes == sorted(changes)
+    assert changes[-1] > 5 * changes[0]
+
+
+def test_each_picture_has_its_own_magnitude():
+    packed = pictures()
+    magnitudes = torch.tensor([1e-6, 1.0] * 4)
+    out = augment_and_normalise(packed, IMAGE_SIZE, magnitudes, False, generator())
+    change = (out - crop_and_normalise(packed, IMAGE_SIZE)).abs().mean(dim=(1, 2, 3))
+    assert (change[0::2] < 1e-3).all()
+    assert (change[1::2] > 0.05).all()
+
+
+def test_pixels_stay_in_the_normalised_range():
+    packed = torch.randint(0, 256, (64, 36, 36, 3), generator=generator(1), dtype=torch.uint8)
+    packed[0], packed[1] = 0, 255
+    out = augmented(packed, 1.0)
+    assert out.isfinite().all()
+    assert (out >= LOWEST.view(3, 1, 1) - 1e-5).all()
+    assert (out <= HIGHEST.view(3, 1, 1) + 1e-5).all()
+
+
+def mirrored(out: Tensor) -> Tensor:
+    """Tell which pictures, once bright on the right, are now bright on the left."""
+    half = IMAGE_SIZE // 2
+    return out[..., :half].mean(dim=(1, 2, 3)) > out[..., half:].mean(dim=(1, 2, 3))
+
+
+def bright_on_the_right(n: int) -> Tensor:
+    packed = torch.zeros(n, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
+    packed[:, :, IMAGE_SIZE // 2 :] = 255
+    return packed
+
+
+@pytest.mark.parametrize("magnitude", [0.1, 0.5])
+def test_nothing_is_mirrored_where_the_space_forbids_it(magnitude):
+    out = augmented(bright_on_the_right(512), magnitude, flip=False)
+    assert not mirrored(out).any()
+
+
+@pytest.mark.parametrize(("magnitude", "share"), [(0.1, 0.2), (0.25, 0.5), (1.0, 0.5)])
+def test_pictures_are_mirrored_as_often_as_promised(monkeypatch, magnitude, share):
+    only_flips(monkeypatch)
+    packed = bright_on_the_right(2048)
+    out = augmented(packed, magnitude)
+    assert float(mirrored(out).float().mean()) == pytest.approx(share, abs=0.04)
+    clean = crop_and_normalise(packed, IMAGE_SIZE)
+    expected = torch.where(mirrored(out)[:, None, None, None], clean.flip(3), clean)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
+
+
+def test_geometry_alone_keeps_the_colour_of_a_plain_picture(monkeypatch):
+    only_geometry(monkeypatch)
+    packed = torch.tensor([200, 90, 30], dtype=torch.uint8).expand(16, 36, 36, 3)
+    out = augmented(packed, 1.0)
+    torch.testing.assert_close(out, crop_and_normalise(packed, IMAGE_SIZE), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("degrees", [-36.0, 0.0, 20.0, 120.0])
+def test_hue_is_a_rotation_around_grey(degrees):
+    (matrix,) = augmentation._hue_matrices(torch.tensor([math.radians(degrees)]))
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(3), atol=1e-6, rtol=0)
+    assert float(torch.linalg.det(matrix)) == pytest.approx(1.0, abs=1e-6)
+    torch.testing.assert_close(matrix @ torch.ones(3), torch.ones(3), atol=1e-6, rtol=0)
+    assert float(matrix.trace()) == pytest.approx(1 + 2 * math.cos(math.radians(degrees)), abs=1e-5)
+
+
+def test_a_third_of_a_turn_makes_red_green():
+    (matrix,) = augmentation._hue_matrices(torch.tensor([2 * math.pi / 3]))
+    green = torch.tensor([0.0, 1.0, 0.0])
+    torch.testing.assert_close(matrix @ torch.tensor([1.0, 0.0, 0.0]), green, atol=1e-6, rtol=0)
+
+
+def recoloured(pixels: Tensor, spreads: list[float]) -> Tensor:
+    """Change colours by (brightness, contrast, saturation, hue) as drawn; return them in [0, 255].
+
+    Args:
+        pixels: float [3], the one colour of a picture of two by two pixels beside black ones.
+        spreads: What each of the four draws comes to.
+    """
+    picture = torch.zeros(1, 3, 2, 2)
+    picture[0, :, 0] = pixels[:, None]
+    drawn = iter(spreads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augmentation, "_spread", lambda *_: torch.tensor([next(drawn)]))
+        out = augmentation._change_colours(picture, torch.ones(1), generator())
+    scale, shift = torch.tensor(STD).view(3, 1, 1), torch.tensor(MEAN).view(3, 1, 1)
+    return (out[0] * scale + shift) * 255
+
+
+def test_what_each_colour_change_does():
+    colour = torch.tensor([200.0, 100.0, 40.0])
+    luma = float(colour @ torch.tensor(augmentation._LUMA))
+    assert sum(augmentation._LUMA) == pytest.approx(1.0)
+    unchanged = recoloured(colour, [0, 0, 0, 0])
+    torch.testing.assert_close(unchanged[:, 0, 0], colour, atol=1e-3, rtol=0)
+    darker = recoloured(colour, [-0.5, 0, 0, 0])
+    torch.testing.assert_close(darker[:, 0, 0], colour / 2, atol=1e-3, rtol=0)
+    flat = recoloured(colour, [0, -1, 0, 0])
+    torch.testing.assert_close(flat, torch.full((3, 2, 2), luma / 2), atol=1e-3, rtol=0)
+    grey = recoloured(colour, [0, 0, -1, 0])
+    torch.testing.assert_close(grey[:, 0, 0], torch.full((3,), luma), atol=1e-3, rtol=0)
+    turned = recoloured(colour, [0, 0, 0, 2 * math.pi / 3])
+    torch.testing.assert_close(turned[:, 0, 0], colour.roll(1), atol=1e-3, rtol=0)
+    both = recoloured(colour, [-0.5, -1, 0, 0])
+    torch.testing.assert_close(both, torch.full((3, 2, 2), luma / 4), atol=1e-3, rtol=0)
+    for out in (unchanged, darker, grey, turned):
+        torch.testing.assert_close(out[:, 1], torch.zeros(3, 2), atol=1e-3, rtol=0)
+    too_bright = recoloured(colour, [0.5, 0, 0, 0])
+    torch.testing.assert_close(
+        too_bright[:, 0, 0], torch.tensor([255.0, 150.0, 60.0]), atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("magnitude", [0.5, 1.0])
+def test_erasing_hides_as_much_and_as_often_as_promised(magnitude):
+    pixels = torch.ones(1024, 3, 64, 64)
+    augmentation._erase(pixels, torch.full((1024,), magnitude), generator())
+    assert (pixels == pixels[:, :1]).all(), "a hole goes through all channels"
+    hidden = (pixels[:, 0] == 0).float().mean(dim=(1, 2))
+    share = float((hidden > 0).float().mean())
+    assert share == pytest.approx(augmentation.ERASE_PROBABILITY * magnitude, abs=0.05)
+    largest = augmentation.LARGEST_ERASED_AREA * magnitude
+    assert 0.8 * largest < float(hidden.max()) <= largest + 0.02
+    untouched = torch.ones(64, 3, 32, 32)
+    augmentation._erase(untouched, torch.zeros(64), generator())
+    assert (untouched == 1).all()
+
+
+def test_magnitudes_are_uniform_up_to_the_strength():
+    drawn = draw_magnitudes(20_000, 0.6, generator())
+    assert 0 <= float(drawn.min()) < 0.001
+    assert 0.599 < float(drawn.max()) < 0.6
+    counts = torch.histc(drawn, bins=10, min=0, max=0.6)
+    chi_square = float(((counts - 2000) ** 2 / 2000).sum())
+    assert chi_square < 27.9, "9 degrees of freedom: exceeded once in a thousand"
+    assert torch.equal(drawn, draw_magnitudes(20_000, 0.6, generator()))
+    assert not draw_magnitudes(10, 0.0, generator()).any()

@@ -1,0 +1,1 @@
+"""Backbones, heads, ensembles, and the weights they start from."""

@@ -1,0 +1,337 @@
+"""Stages and a head make a classifier; K of them over one frozen prefix make the ensemble.
+
+It may look at each picture twice: see `trainables.models.center_crop`.
+
+`model.pt` holds tensors and one JSON text, and needs no code of the space to be loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from spaces.base import Framing
+from trainables.feature_cache import mixed_precision
+from trainables.images import PictureRows, crop_and_normalise, fit
+from trainables.models.backbones import N_STAGES, Backbone, create_backbone
+from trainables.models.center_crop import SecondLook
+from trainables.models.ood import Doubt, read_doubt
+
+FORMAT = "classifier-search model 1"
+_PREDICT_BATCH = 64
+
+Weights = dict[str, Tensor]
+
+
+class ModelError(ValueError):
+    """A file is no model of ours, or is damaged."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that a model is, besides its tensors."""
+
+    backbone: str
+    classes: tuple[str, ...]
+    image_size: int
+    packed_size: int
+    """Side in pixels of the square that pictures become before `image_size` is cut out of it."""
+    freeze_depth: int
+    hidden_units: int
+    n_members: int
+    temperature: float = 1.0
+    framing: Framing = "crop"  # as all were before a file said so
+    second_look: bool = False
+
+    def fit(self, picture: Image.Image) -> np.ndarray:
+        """Make an RGB picture what the model takes: uint8 [packed_size, packed_size, 3]."""
+        return fit(picture, self.packed_size, self.image_size, self.framing)
+
+
+def create_head(feature_size: int, n_classes: int, hidden_units: int, dropout: float) -> nn.Module:
+    """Build a linear head, or pooling → dense ReLU → dropout → output."""
+    if hidden_units == 0:
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(feature_size, n_classes))
+    return nn.Sequential(
+        nn.Linear(feature_size, hidden_units),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden_units, n_classes),
+    )
+
+
+class Classifier(nn.Module):
+    """A backbone, frozen to some depth, and a head."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor, boundary: int = 0) -> Tensor:
+        """Return logits [N, classes] from what lies at a boundary (0: normalised pixels)."""
+        return self.features_and_logits(x, boundary)[1]
+
+    def features_and_logits(self, x: Tensor, boundary: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the pooled features [N, feature_size] too."""
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.float()  # a bank's features are bfloat16, and nothing else would convert them
+        features = self.backbone(x, boundary, 5)
+        # The head is cheap and decides: it stays out of the half precision of the stages.
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self.head(features.float())
+        return features, logits
+
+    def member_weights(self) -> Weights:
+        """Copy what training changed, to the CPU: the unfrozen stages and the head."""
+        kept = stages_from(self.backbone, self.backbone.freeze_depth)
+        kept |= {f"head.{key}": value for key, value in self.head.state_dict().items()}
+        return {key: value.detach().to("cpu", copy=True) for key, value in kept.items()}
+
+    def load_member_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put `member_weights` back.
+
+        Raises:
+            ModelError: they are not those of the unfrozen stages.
+        """
+        _load_stages(self.backbone, self.backbone.freeze_depth, weights)
+        head = {k.removeprefix("head."): v for k, v in weights.items() if k[:5] == "head."}
+        self.head.load_state_dict(head)
+
+
+def stages_from(backbone: Backbone, depth: int) -> Weights:
+    """Return the weights of a backbone's stages from a depth on: `stages.<stage>.…`."""
+    return {
+        f"stages.{key}": value
+        for key, value in backbone.stages.state_dict().items()
+        if int(key.split(".")[0]) >= depth
+    }
+
+
+def _load_stages(backbone: Backbone, depth: int, weights: Mapping[str, Tensor]) -> None:
+    """Put what `stages_from` returned back; other keys are none of its business."""
+    stages = {k: v for k, v in weights.items() if k.startswith("stages.")}
+    own = stages_from(backbone, depth).keys()
+    # A stage that kept its random weights would only show in wrong answers.
+    for what, keys in (("lack", own - stages.keys()), ("hold other", stages.keys() - own)):
+        if keys:
+            names = ", ".join(sorted(key.removeprefix("stages.") for key in keys)[:3])
+            raise ModelError(f"the weights {what} stages' tensors: {names}")
+    backbone.stages.load_state_dict(
+        {k.removeprefix("stages."): v for k, v in stages.items()}, strict=False
+    )
+
+
+class Ensemble(nn.Module):
+    """K classifiers that share their frozen stages, which are stored and run once."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        prefix: Weights,
+        members: Sequence[Weights],
+        doubt: Doubt | None = None,
+        second_look: Weights | None = None,
+    ) -> None:
+        """Rebuild the networks from their weights.
+
+        Args:
+            card: What they are.
+            prefix: Weights of the frozen stages.
+            members: Each member's own.
+            doubt: Tells what is unlike the training pictures; None where nothing is known of them.
+            second_look: As `second_look_weights` returns it, where the card tells of one.
+
+        Raises:
+            ModelError: the weights do not fit the card.
+        """
+        super().__init__()
+        self.card = card
+        self.doubt = doubt
+        if len(members) != card.n_members:
+            raise ModelError(f"the card tells of {card.n_members} members, not of {len(members)}")
+        if card.second_look != (second_look is not None):
+            raise ModelError("the card and the weights do not agree whether there is a second look")
+        backbone = create_backbone(card.backbone)
+        backbone.freeze(card.freeze_depth)
+        head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
+        first = Classifier(backbone, head)
+        shared = {id(stage): stage for stage in backbone.stages[: card.freeze_depth]}
+        self.classifiers = [first] + [copy.deepcopy(first, dict(shared)) for _ in members[1:]]
+        try:
+            frozen = backbone.stages[: card.freeze_depth].load_state_dict(prefix, strict=False)
+            if frozen.missing_keys:
+                raise ModelError(f"the prefix lacks {', '.join(frozen.missing_keys[:3])}")
+            for classifier, weights in zip(self.classifiers, members, strict=True):
+                classifier.load_member_weights(weights)
+            self.second_look = None if second_look is None else self._look_again(second_look)
+        except (ModelError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"the weights do not fit {card.backbone}: {reason}") from None
+        self._registered = nn.ModuleList(self.classifiers)  # what `to` and `eval` reach
+        self.to(memory_format=torch.channels_last)
+        self.eval()
+
+    def _look_again(self, weights: Weights) -> SecondLook:
+        """Build the second look, which shares the members' frozen stages."""
+        depth, frozen = self.card.freeze_depth, self.classifiers[0].backbone.stages
+        backbone = create_backbone(self.card.backbone)
+        for index in range(depth):
+            backbone.stages[index] = frozen[index]
+        backbone.freeze(N_STAGES)
+        _load_stages(backbone, depth, weights)
+        heads = {"weight": weights["weight"], "bias": weights["bias"]}
+        shape = (self.card.n_members, len(self.card.classes), backbone.feature_size)
+        if heads["weight"].shape != shape or heads["bias"].shape != shape[:2]:
+            raise ModelError(
+                f"the second look's heads must be [members, classes, features] = {shape}, but are"
+                f" {tuple(heads['weight'].shape)}"
+            )
+        return SecondLook(backbone, heads)
+
+    @property
+    def prefix(self) -> Weights:
+        """The weights of the frozen stages."""
+        depth = self.card.freeze_depth
+        stages = self.classifiers[0].backbone.stages[:depth]
+        return {k: v.detach().cpu() for k, v in stages.state_dict().items()}
+
+    def member_weights(self) -> list[Weights]:
+        """The weights of each member's own stages and head."""
+        return [classifier.member_weights() for classifier in self.classifiers]
+
+    def second_look_weights(self) -> Weights | None:
+        """The second look's heads, and those of its stages that no member shares."""
+        if self.second_look is None:
+            return None
+        stages = stages_from(self.second_look.backbone, self.card.freeze_depth)
+        return {k: v.detach().cpu() for k, v in stages.items()} | self.second_look.head_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return each member's logits, [members, N, classes], from normalised pixels."""
+        return self.features_and_logits(x)[1]
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled features, [members, N, feature_size], too."""
+        depth = self.card.freeze_depth
+        shared = self.classifiers[0].backbone(x, 0, depth)
+        made = [classifier.features_and_logits(shared, depth) for classifier in self.classifiers]
+        features, logits = (torch.stack(both) for both in zip(*made, strict=True))
+        if self.second_look is not None:
+            logits = logits + self.second_look(x)
+        return features, logits
+
+    def logits(self, pictures: Tensor | PictureRows) -> Tensor:
+        """Return each member's logits for packed pictures; see `examine`."""
+        return self.examine(pictures)[0]
+
+    @torch.no_grad()
+    def examine(self, pictures: Tensor | PictureRows) -> tuple[Tensor, Tensor | None]:
+        """Return each member's logits for packed pictures, and how far these are to be doubted.
+
+        Args:
+            pictures: uint8 [N, S, S, 3] with S the card's `packed_size`.
+
+        Returns:
+            float32 [members, N, classes] on the CPU; and the doubt, float32 [N] (see
+            `trainables.models.ood`), or None where the model has none.
+        """
+        device = next(self.parameters()).device
+        parts = [torch.empty(len(self.classifiers), 0, len(self.card.classes))]
+        doubts = [torch.empty(0)]
+        for start in range(0, len(pictures), _PREDICT_BATCH):
+            batch = pictures[start : start + _PREDICT_BATCH].to(device)
+            with mixed_precision(device):
+                made = self.features_and_logits(crop_and_normalise(batch, self.card.image_size))
+            features, logits = (both.float().cpu() for both in made)
+            parts.append(logits)
+            if self.doubt is not None:
+                doubts.append(self.doubt.judge(features, logits))
+        return torch.cat(parts, dim=1), None if self.doubt is None else torch.cat(doubts)
+
+    def probabilities(self, pictures: Tensor | PictureRows) -> Tensor:
+        """Return the members' mean probability of each class: float32 [N, classes], on the CPU."""
+        return mean_probabilities(self.logits(pictures), self.card.temperature)
+
+    def save(self, path: Path) -> None:
+        """Write `model.pt`; a crash in the middle leaves the old file whole."""
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "card": json.dumps(asdict(self.card)),
+            "prefix": self.prefix,
+            "members": self.member_weights(),
+        }
+        if self.doubt is not None:
+            content["doubt"] = self.doubt.state()
+        if self.second_look is not None:
+            content["second_look"] = self.second_look_weights()
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:  # to a path, torch would not say that the disk is full
+            torch.save(content, file)
+        partial.replace(path)
+
+
+def mean_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Average the members' softmax: [members, N, classes] → [N, classes]."""
+    return torch.softmax(logits / temperature, dim=2).mean(dim=0)
+
+
+def load_model(path: Path) -> Ensemble:
+    """Read a `model.pt`.
+
+    Raises:
+        ModelError: the file is missing, is not ours, or is damaged.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no model at {path}")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or a hostile file
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ModelError(f"{path} cannot be read as a model: {reason}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelError(f"{path} is no model of this program (it lacks the mark {FORMAT!r})")
+    try:
+        card = _read_card(content["card"])
+        ensemble = Ensemble(
+            card, content["prefix"], content["members"], second_look=content.get("second_look")
+        )
+        if "doubt" in content:
+            size = ensemble.classifiers[0].backbone.feature_size
+            ensemble.doubt = read_doubt(content["doubt"], card.n_members, size)
+        return ensemble
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        raise ModelError(f"{path} is damaged: {kind}{error}") from None
+
+
+def _read_card(text: str) -> ModelCard:
+    content = json.loads(text)
+    card = ModelCard(**{**content, "classes": tuple(content["classes"])})
+    numbers = (card.image_size, card.packed_size, card.freeze_depth, card.hidden_units)
+    if not all(isinstance(n, int) and 0 <= n <= 65536 for n in numbers):
+        raise ModelError(f"a size on its card is out of range: {numbers}")
+    if not 1 <= card.image_size <= card.packed_size:
+        raise ModelError(
+            f"1 <= image_size <= packed_size must hold, but its card has {card.image_size} and"
+            f" {card.packed_size}"
+        )
+    if card.framing not in get_args(Framing):
+        raise ModelError(f"its framing must be 'whole' or 'crop', but is {card.framing!r}")
+    if not isinstance(card.second_look, bool):
+        raise ModelError(f"its second_look must be true or false, but is {card.second_look!r}")
+    if not (isinstance(card.temperature, int | float) and 0 < card.temperature < math.inf):
+        raise ModelError(f"its temperature must be a number above 0, but is {card.temperature!r}")
+    if not (len(card.classes) >= 2 and all(isinstance(name, str) for name in card.classes)):
+        raise ModelError("its card names fewer than two classes")
+    return card
