@@ -40,7 +40,7 @@ cluster-speed: $(INSTALLED)
 # 10,000 damaged bodies against a running server, and atheris on the readers: about 15 minutes.
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.system.fuzz.bodies
-	$(BIN)/python -m tests.system.fuzz.readers picture -runs=20000
+	$(BIN)/python -m tests.system.fuzz.readers image -runs=20000
 	$(BIN)/python -m tests.system.fuzz.readers model -runs=5000
 
 $(INSTALLED): pyproject.toml constraints.txt

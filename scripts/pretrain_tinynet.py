@@ -61,7 +61,7 @@ def pretrain(seed: int) -> nn.ModuleList:
     Returns:
         The five stages, on the CPU, in eval mode; the head is dropped.
     """
-    pictures, labels = (torch.from_numpy(part) for part in render_glyphs(N_GLYPHS, seed=seed))
+    images, labels = (torch.from_numpy(part) for part in render_glyphs(N_GLYPHS, seed=seed))
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     modules, n_features = tinynet_stages()
@@ -78,7 +78,7 @@ def pretrain(seed: int) -> nn.ModuleList:
         started, total_loss = time.perf_counter(), 0.0
         order = torch.randperm(N_GLYPHS, generator=generator)
         for batch in order[: n_batches * BATCH_SIZE].split(BATCH_SIZE):
-            logits = network(_normalise(_augment(pictures[batch] / 255, generator)))
+            logits = network(_normalise(_augment(images[batch] / 255, generator)))
             loss = F.cross_entropy(logits, labels[batch], label_smoothing=LABEL_SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
@@ -96,11 +96,11 @@ def pretrain(seed: int) -> nn.ModuleList:
     return stages
 
 
-def _augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each batch, and change each picture's brightness and noise.
+def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each batch, and change each image's brightness and noise.
 
     Args:
-        pictures: [N, H, W] in 0 to 1.
+        images: [N, H, W] in 0 to 1.
         generator: Source of every draw.
 
     Returns:
@@ -109,27 +109,27 @@ def _augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
     shift_y, shift_x = torch.randint(
         -MAX_SHIFT_PIXELS, MAX_SHIFT_PIXELS + 1, (2,), generator=generator
     ).tolist()
-    padded = F.pad(pictures, (MAX_SHIFT_PIXELS,) * 4)
-    height, width = pictures.shape[1:]
+    padded = F.pad(images, (MAX_SHIFT_PIXELS,) * 4)
+    height, width = images.shape[1:]
     top, left = MAX_SHIFT_PIXELS + shift_y, MAX_SHIFT_PIXELS + shift_x
     shifted = padded[:, top : top + height, left : left + width]
-    gain = torch.empty(len(pictures), 1, 1).uniform_(0.7, 1.0, generator=generator)
+    gain = torch.empty(len(images), 1, 1).uniform_(0.7, 1.0, generator=generator)
     noise = torch.randn(shifted.shape, generator=generator)
-    spread = torch.empty(len(pictures), 1, 1).uniform_(0, MAX_NOISE, generator=generator)
+    spread = torch.empty(len(images), 1, 1).uniform_(0, MAX_NOISE, generator=generator)
     return (shifted * gain + noise * spread).clamp(0, 1)
 
 
-def _normalise(pictures: Tensor) -> Tensor:
-    """Turn grey pictures [N, H, W] in 0 to 1 into ImageNet-normalised RGB [N, 3, H, W]."""
-    normalised = (pictures.unsqueeze(1) - IMAGENET_MEAN) / IMAGENET_STD
+def _normalise(images: Tensor) -> Tensor:
+    """Turn grey images [N, H, W] in 0 to 1 into ImageNet-normalised RGB [N, 3, H, W]."""
+    normalised = (images.unsqueeze(1) - IMAGENET_MEAN) / IMAGENET_STD
     return normalised.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def _accuracy(network: nn.Module, fonts: tuple[str, ...], seed: int) -> float:
     """Score fresh glyphs; many are alike (0 O o, 1 I l), so this stays well below 1."""
-    pictures, labels = render_glyphs(N_CHECK_GLYPHS, seed=seed, fonts=fonts)
-    logits = network(_normalise(torch.from_numpy(pictures) / 255))
+    images, labels = render_glyphs(N_CHECK_GLYPHS, seed=seed, fonts=fonts)
+    logits = network(_normalise(torch.from_numpy(images) / 255))
     return (logits.argmax(1) == torch.from_numpy(labels)).float().mean().item()
 
 

@@ -1,4 +1,4 @@
-"""Look through a folder of pictures for what could mislead a training or its judgement.
+"""Look through a folder of images for what could mislead a training or its judgement.
 
 ```
 python -m search.audit photos --external phone-photos
@@ -26,40 +26,40 @@ from search.cluster.parallel import on_all_cores
 from search.console.arguments import Parser
 from search.console.progress import Progress
 from search.console.signals import INTERRUPTED
-from search.data.audit import KINDS, Audit, Pictures, examine, sum_up, write_audit_csv
+from search.data.audit import KINDS, Audit, Images, examine, sum_up, write_audit_csv
 from search.data.class_folders import DataError
 from search.data.exclusion import read_exclusion
-from search.data.manifest import Listing, Problem, find_pictures, scan_external
-from search.data.thumbnails import Sketches
+from search.data.manifest import Manifest, Problem, find_images, scan_external
+from search.data.thumbnails import Thumbnails
 from search.pipeline.preflight import cache_folder
 from spaces.base import SpaceError, load_space
 from spaces.sources import SourceError, folder
-from trainables.images import PictureError, read_picture
+from trainables.images import ImageError, read_image
 
 _EXAMPLES = 3  # names shown of each kind
 
 
-def look(listing: Listing, on_progress: Callable[[int], None]) -> Pictures:
-    """Decode and sketch all pictures, on all cores.
+def look(manifest: Manifest, on_progress: Callable[[int], None]) -> Images:
+    """Decode and sketch all images, on all cores.
 
     Args:
-        listing: The pictures.
+        manifest: The images.
         on_progress: Is told how many are done.
     """
-    n = len(listing.names)
-    sketches = Sketches.empty(n)
+    n = len(manifest.names)
+    thumbnails = Thumbnails.empty(n)
 
     def draw(row: int) -> str | None:
         try:
-            if listing.paths is not None:
-                picture = read_picture(listing.paths[row])
-            elif listing.images is not None:
-                picture = Image.fromarray(listing.images[row]).convert("RGB")
+            if manifest.paths is not None:
+                image = read_image(manifest.paths[row])
+            elif manifest.images is not None:
+                image = Image.fromarray(manifest.images[row]).convert("RGB")
             else:
                 raise ValueError("a listing has files or arrays")
-        except PictureError as error:
+        except ImageError as error:
             return error.reason
-        sketches.draw(row, picture)
+        thumbnails.draw(row, image)
         return None
 
     reasons: dict[int, str] = {}
@@ -70,18 +70,18 @@ def look(listing: Listing, on_progress: Callable[[int], None]) -> Pictures:
                 reasons[row] = reason
             on_progress(row + 1)
     kept = np.array([row for row in range(n) if row not in reasons], dtype=np.int64)
-    unreadable = (Problem(listing.names[row], "unreadable", why) for row, why in reasons.items())
-    return Pictures(listing, kept, sketches.take(kept), (*unreadable, *listing.skipped))
+    unreadable = (Problem(manifest.names[row], "unreadable", why) for row, why in reasons.items())
+    return Images(manifest, kept, thumbnails.take(kept), (*unreadable, *manifest.skipped))
 
 
-def show(audit: Audit, pictures: Pictures, console: Console) -> None:
+def show(audit: Audit, images: Images, console: Console) -> None:
     """Print the classes, what was found, and a line that sums it up."""
-    listing, kept = pictures.listing, pictures.kept
-    parts = [part for part in ("train", "val", "test") if part in listing.splits]
-    splits = np.array([listing.splits[i] or "" for i in kept], dtype="<U5")
-    classes = Table("class", *parts, "pictures", box=None, pad_edge=False)
-    for label, name in enumerate(listing.classes):
-        mine = listing.labels[kept] == label
+    manifest, kept = images.manifest, images.kept
+    parts = [part for part in ("train", "val", "test") if part in manifest.splits]
+    splits = np.array([manifest.splits[i] or "" for i in kept], dtype="<U5")
+    classes = Table("class", *parts, "images", box=None, pad_edge=False)
+    for label, name in enumerate(manifest.classes):
+        mine = manifest.labels[kept] == label
         counts = [int((mine & (splits == part)).sum()) for part in parts]
         classes.add_row(Text(name), *map(str, counts), str(int(mine.sum())))
     console.print(classes)
@@ -99,7 +99,11 @@ def show(audit: Audit, pictures: Pictures, console: Console) -> None:
 
 
 def _example(problem: Problem) -> str:
-    return f"{problem.name} = {problem.twin}" if problem.twin else problem.name or problem.detail
+    return (
+        f"{problem.name} = {problem.duplicate_of}"
+        if problem.duplicate_of
+        else problem.name or problem.detail
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,13 +125,13 @@ def _run(options: argparse.Namespace) -> int:
     exclusion = None if options.exclude is None else read_exclusion(options.exclude)
     if not options.out.absolute().parent.is_dir():
         raise DataError(f"--out must lie in a folder that is there, but got {options.out}")
-    listing = find_pictures(source, options.data, cache_folder(), exclusion)
-    listings = [listing]
+    manifest = find_images(source, options.data, cache_folder(), exclusion)
+    listings = [manifest]
     if options.external is not None:
-        listings.append(scan_external(options.external, listing.classes, exclusion))
+        listings.append(scan_external(options.external, manifest.classes, exclusion))
     with Progress() as progress:
         done = 0
-        progress.begin("pictures", sum(len(one.names) for one in listings), "pictures")
+        progress.begin("images", sum(len(one.names) for one in listings), "images")
         looked = []
         for one in listings:
             before = done
@@ -154,24 +158,24 @@ def _run(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m search.audit",
-        description="Look through pictures for files that cannot be read, near-duplicates within"
+        description="Look through images for files that cannot be read, near-duplicates within"
         " and across classes, splits and an external set, labels that contradict each other,"
-        " classes out of balance, and odd pictures.",
+        " classes out of balance, and odd images.",
     )
     parser.add_argument(
         "data",
         type=Path,
         metavar="DIR",
-        help="pictures: a folder per class, or train/ [val/] test/ of those",
+        help="images: a folder per class, or train/ [val/] test/ of those",
     )
     parser.add_argument(
-        "--external", type=Path, metavar="DIR", help="pictures from elsewhere, compared with DIR's"
+        "--external", type=Path, metavar="DIR", help="images from elsewhere, compared with DIR's"
     )
     parser.add_argument(
-        "--space", type=Path, help="space file: its classes, and whether it mirrors pictures"
+        "--space", type=Path, help="space file: its classes, and whether it mirrors images"
     )
     parser.add_argument(
-        "--exclude", type=Path, metavar="FILE", help="pictures to leave out, as in search.run"
+        "--exclude", type=Path, metavar="FILE", help="images to leave out, as in search.run"
     )
     parser.add_argument(
         "--out",

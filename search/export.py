@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from trainables.models.ensemble import Ensemble
 
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
-_CALIBRATION_PICTURES = 256
-_GENERATED_PICTURES = 32
+_CALIBRATION_IMAGES = 256
+_GENERATED_IMAGES = 32
 RECORD = "export.json"
 
 
@@ -78,35 +78,35 @@ def _export(options: argparse.Namespace) -> int:
         raise ExportError(f"--int8 goes with --format onnx, not with {options.format}")
     if options.int8 and not options.run.is_dir():
         raise ExportError(
-            "--int8 needs the run's folder, whose training pictures set the ranges of its"
+            "--int8 needs the run's folder, whose training images set the ranges of its"
             f" integers, but {options.run} is a file"
         )
     ensemble = load_model(model_path(options.run))
     if options.member is not None:
         ensemble = one_member(ensemble, options.member)
     if options.run.is_dir():
-        pictures = read_split(options.run, ensemble.card, "test", options.data)
+        images = read_split(options.run, ensemble.card, "test", options.data)
         checked_on = "held-out"
     else:
-        pictures = parity.generate_pictures(ensemble.card, _GENERATED_PICTURES)
+        images = parity.generate_images(ensemble.card, _GENERATED_IMAGES)
         checked_on = "generated"
     path = options.out or _default_out(options)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_stem(path.stem + "-partial")  # torch.export reads no other suffix
-    expected = parity.expected_outputs(ensemble, pictures.packed)
+    expected = parity.expected_outputs(ensemble, images.decoded)
     try:
         if options.int8:
             training = read_split(
-                options.run, ensemble.card, "train", options.data, _CALIBRATION_PICTURES
+                options.run, ensemble.card, "train", options.data, _CALIBRATION_IMAGES
             )
-            write_int8(ensemble, training.packed, partial)
+            write_int8(ensemble, training.decoded, partial)
         elif options.format == "onnx":
             write_onnx(ensemble, partial)
         else:
             write_program(ensemble, partial)
         run = run_program if options.format == "pt2" else run_onnx
-        found = run(partial, parity.central_pixels(ensemble.card, pictures.packed))
-        result = parity.compare(expected, found, pictures, checked_on, options.int8)
+        found = run(partial, parity.central_pixels(ensemble.card, images.decoded))
+        result = parity.compare(expected, found, images, checked_on, options.int8)
         if not result.passed:
             print(f"error: {path.name} is not written: {result.in_words()}", file=sys.stderr)
             return 1
@@ -116,9 +116,9 @@ def _export(options: argparse.Namespace) -> int:
     print(f"written  {path}  ({path.stat().st_size / 1e6:.1f} MB)")
     print(f"checked  {result.in_words()}")
     if options.run.is_dir():
-        if pictures.n_changed:
+        if images.n_changed:
             print(
-                f"warning: {pictures.n_changed} of {len(pictures.names)} held-out pictures are no"
+                f"warning: {images.n_changed} of {len(images.names)} held-out images are no"
                 " longer the same as in the run",
                 file=sys.stderr,
             )
@@ -139,12 +139,12 @@ def one_member(ensemble: Ensemble, number: int) -> Ensemble:
     if number > n_members:
         raise ExportError(f"1 <= --member <= {n_members} must hold, but got {number}")
     card = replace(ensemble.card, n_members=1)
-    doubt = None if ensemble.doubt is None else ensemble.doubt.of_member(number - 1)
-    second = ensemble.second_look_weights()
+    ood_score = None if ensemble.ood_scorer is None else ensemble.ood_scorer.of_member(number - 1)
+    second = ensemble.center_crop_weights()
     if second is not None:
         second |= {key: second[key][number - 1 : number] for key in ("weight", "bias")}
     members = [ensemble.member_weights()[number - 1]]
-    return Ensemble(card, ensemble.prefix, members, doubt, second)
+    return Ensemble(card, ensemble.prefix, members, ood_score, second)
 
 
 def _keep(run: Path, path: Path, result: Parity, n_members: int) -> None:
@@ -171,8 +171,8 @@ def _default_out(options: argparse.Namespace) -> Path:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m search.export",
-        description="Export the model, and check the export against it on the held-out pictures.",
-        epilog="The check runs the run's own space.py to find its pictures: export a run that you"
+        description="Export the model, and check the export against it on the held-out images.",
+        epilog="The check runs the run's own space.py to find its images: export a run that you"
         " do not trust by its model.pt alone.",
     )
     add_run(parser)
@@ -192,7 +192,7 @@ def _parser() -> Parser:
         help="one fold's model alone (default: the ensemble of all)",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="where the run's pictures are now, if they moved"
+        "--data", type=Path, metavar="DIR", help="where the run's images are now, if they moved"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="default: export/ in the run's folder"

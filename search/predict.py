@@ -1,4 +1,4 @@
-"""Predict pictures with a finished run's model.
+"""Predict images with a finished run's model.
 
 ```
 python -m search.predict results/caltech-1 photo.jpg folder-of-photos/ "more/**/*.png"
@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from search.console.arguments import Parser, add_run, whole_number
 from search.console.signals import INTERRUPTED
 from search.data.class_folders import DataError, files
-from trainables.images import PICTURE_SUFFIXES, PictureError
+from trainables.images import IMAGE_SUFFIXES, ImageError
 
 if TYPE_CHECKING:
     from search.deployment.predictor import Prediction, Predictor
@@ -48,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        paths = list(expand(options.pictures, sys.stdin))
+        paths = list(expand(options.images, sys.stdin))
         if not paths:
-            raise FileNotFoundError("the list holds no picture's path")
+            raise FileNotFoundError("the list holds no image's path")
     except (FileNotFoundError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    # Imported here, as PyTorch takes seconds: what is wrong with the pictures is told before.
+    # Imported here, as PyTorch takes seconds: what is wrong with the images is told before.
     from trainables.models.ensemble import ModelError
 
     try:
@@ -73,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     if n_unreadable:
-        print(f"{n_unreadable} of {len(paths)} pictures could not be read", file=sys.stderr)
+        print(f"{n_unreadable} of {len(paths)} images could not be read", file=sys.stderr)
     return 1 if n_unreadable else 0
 
 
 def _write(options: argparse.Namespace, paths: Sequence[Path], predictor: Predictor) -> int:
-    """Predict and write; return how many pictures could not be read."""
+    """Predict and write; return how many images could not be read."""
     if options.format == "json":
         write = json_writer()
     elif options.format == "csv":
@@ -87,9 +87,9 @@ def _write(options: argparse.Namespace, paths: Sequence[Path], predictor: Predic
         write = table_writer(max(len(str(path)) for path in paths))
     n_unreadable = 0
     with _progress() as progress:
-        task = progress.add_task("pictures", total=len(paths))
+        task = progress.add_task("images", total=len(paths))
         for made in predictor.predict_each(paths, options.top):
-            n_unreadable += isinstance(made, PictureError)
+            n_unreadable += isinstance(made, ImageError)
             write(made)
             progress.advance(task)
     write(None)
@@ -97,30 +97,30 @@ def _write(options: argparse.Namespace, paths: Sequence[Path], predictor: Predic
     return n_unreadable
 
 
-Writer = Callable[["Prediction | PictureError | None"], None]
+Writer = Callable[["Prediction | ImageError | None"], None]
 """Writes a prediction, or why there is none, to stdout; None ends."""
 
 
 def table_writer(width: int) -> Writer:
-    """Write a line a picture: its path, then the likeliest classes."""
+    """Write a line an image: its path, then the likeliest classes."""
 
-    def write(made: Prediction | PictureError | None) -> None:
-        if isinstance(made, PictureError):
+    def write(made: Prediction | ImageError | None) -> None:
+        if isinstance(made, ImageError):
             print(f"{made.path:<{width}}  cannot be read: {made.reason}", file=sys.stderr)
         elif made is not None:
             pairs = zip(made.classes, made.probabilities, strict=True)
             named = "   ".join(f"{name} {p:.4f}" for name, p in pairs)
-            note = "   not like the training pictures" if made.unlike else ""
+            note = "   not like the training images" if made.is_ood else ""
             print(f"{made.name:<{width}}  {named}{note}")
 
     return write
 
 
 def json_writer() -> Writer:
-    """Write a JSON array, a picture a line."""
+    """Write a JSON array, an image a line."""
     before = "[\n"
 
-    def write(made: Prediction | PictureError | None) -> None:
+    def write(made: Prediction | ImageError | None) -> None:
         nonlocal before
         if made is None:
             print("[]" if before == "[\n" else "\n]")
@@ -135,31 +135,31 @@ def csv_writer(n_named: int) -> Writer:
     """Write CSV: the path, the likeliest classes, the doubt (above 1: unlike), what went wrong."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [f"{what}_{i}" for i in range(1, n_named + 1) for what in ("class", "probability")]
-    writer.writerow(["picture", *ranks, "doubt", "error"])
+    writer.writerow(["image", *ranks, "ood_score", "error"])
 
-    def write(made: Prediction | PictureError | None) -> None:
-        if isinstance(made, PictureError):
+    def write(made: Prediction | ImageError | None) -> None:
+        if isinstance(made, ImageError):
             writer.writerow([made.path, *[""] * len(ranks), "", made.reason])
         elif made is not None:
             pairs = zip(made.classes, made.probabilities, strict=True)
             cells = [cell for name, p in pairs for cell in (name, f"{p:.6f}")]
-            doubt = "" if made.doubt is None else f"{made.doubt:.4f}"
-            writer.writerow([made.name, *cells, doubt, ""])
+            ood_score = "" if made.ood_score is None else f"{made.ood_score:.4f}"
+            writer.writerow([made.name, *cells, ood_score, ""])
 
     return write
 
 
-def as_json(made: Prediction | PictureError) -> dict[str, object]:
-    """Return what is written, and served, of a picture."""
-    if isinstance(made, PictureError):
-        return {"picture": made.path, "error": made.reason}
+def as_json(made: Prediction | ImageError) -> dict[str, object]:
+    """Return what is written, and served, of an image."""
+    if isinstance(made, ImageError):
+        return {"image": made.path, "error": made.reason}
     likeliest = [
         {"class": name, "probability": round(p, 6)}
         for name, p in zip(made.classes, made.probabilities, strict=True)
     ]
-    content: dict[str, object] = {"picture": made.name, "classes": likeliest}
-    if made.doubt is not None:
-        content |= {"doubt": round(made.doubt, 4), "unlike": made.unlike}
+    content: dict[str, object] = {"image": made.name, "classes": likeliest}
+    if made.ood_score is not None:
+        content |= {"ood_score": round(made.ood_score, 4), "is_ood": made.is_ood}
     return content
 
 
@@ -167,7 +167,7 @@ def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[Path]:
     """Yield the files that arguments mean.
 
     Args:
-        arguments: Files, folders (the pictures below them), patterns such as `a/**/*.jpg`, and
+        arguments: Files, folders (the images below them), patterns such as `a/**/*.jpg`, and
             `-` for a list.
         stdin: That list, a path a line; one that is missing is told when it is to be read.
 
@@ -186,18 +186,18 @@ def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[Path]:
         elif has_magic(argument):
             # Path.glob takes no absolute pattern.
             found = sorted(Path(match) for match in glob(argument, recursive=True))  # noqa: PTH207
-            pictures = [p for p in found if p.is_file()]
-            if not pictures:
+            images = [p for p in found if p.is_file()]
+            if not images:
                 raise FileNotFoundError(f"no file matches {argument}")
-            yield from pictures
+            yield from images
         else:
-            raise FileNotFoundError(f"there is no picture {path}")
+            raise FileNotFoundError(f"there is no image {path}")
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    inside = sorted(path for path in files(folder) if path.suffix.lower() in PICTURE_SUFFIXES)
+    inside = sorted(path for path in files(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
     if not inside:
-        raise FileNotFoundError(f"there are no pictures in {folder}")
+        raise FileNotFoundError(f"there are no images in {folder}")
     yield from inside
 
 
@@ -220,14 +220,14 @@ def _progress() -> Progress:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m search.predict",
-        description="Name the likeliest classes of pictures.",
+        description="Name the likeliest classes of images.",
         epilog="exit codes: 0 all were predicted, 1 some could not be read, 2 wrong request",
     )
     add_run(parser)
     parser.add_argument(
-        "pictures",
+        "images",
         nargs="+",
-        metavar="PICTURE",
+        metavar="IMAGE",
         help="files, folders, patterns in quotes, or - for a list of paths on standard input",
     )
     parser.add_argument(

@@ -23,10 +23,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from search.console.arguments import Parser, add_run, model_path, whole_number
-from search.console.signals import INTERRUPTED, Interruption
+from search.console.signals import INTERRUPTED, GracefulShutdown
 
 TOKEN_VARIABLE = "CLASSIFIER_TOKEN"  # noqa: S105 - a name, no token
-_LEAST_TOKEN = 16
+_MIN_TOKEN = 16
 _PORT_WAIT_SECONDS = 15.0
 _CPU_BATCH, _GPU_BATCH = 8, 64  # larger ones fall out of a CPU's caches
 _NEEDED = {"fastapi": "fastapi", "multipart": "python-multipart"}
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        with Interruption().watching() as interruption:
-            return _serve(options, interruption)
+        with GracefulShutdown().watching() as shutdown:
+            return _serve(options, shutdown)
     except KeyboardInterrupt:
         print("stopped before it was ready", file=sys.stderr)
         return INTERRUPTED
@@ -75,7 +75,7 @@ def check(options: argparse.Namespace) -> None:
         )
     if options.token is not None and not _is_usable(options.token):
         raise ServeError(
-            f"a token must have at least {_LEAST_TOKEN} characters, letters, digits and -._~+/="
+            f"a token must have at least {_MIN_TOKEN} characters, letters, digits and -._~+/="
             " alone: python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
         )
     wait_for_port(options.host, options.port)
@@ -113,7 +113,7 @@ def wait_for_port(host: str, port: int, seconds: float = _PORT_WAIT_SECONDS) -> 
             return
 
 
-def _serve(options: argparse.Namespace, interruption: Interruption) -> int:
+def _serve(options: argparse.Namespace, shutdown: GracefulShutdown) -> int:
     """Start Ray while the model is read once to see that it is one; then serve until asked."""
     os.environ.update(_serve_settings(options))
     with ThreadPoolExecutor(1) as reader:
@@ -127,8 +127,8 @@ def _serve(options: argparse.Namespace, interruption: Interruption) -> int:
                 print(f"error: {problem}", file=sys.stderr)
                 return 2
             # Once more: Ray puts its own handler of SIGTERM in the place of ours.
-            with interruption.watching():
-                _run(options, interruption)
+            with shutdown.watching():
+                _run(options, shutdown)
     return 0
 
 
@@ -168,7 +168,7 @@ def _read_model(run: Path) -> str | None:
     return None
 
 
-def _run(options: argparse.Namespace, interruption: Interruption) -> None:
+def _run(options: argparse.Namespace, shutdown: GracefulShutdown) -> None:
     import ray
     from ray import serve
 
@@ -178,7 +178,7 @@ def _run(options: argparse.Namespace, interruption: Interruption) -> None:
     limits = Limits(
         body_bytes=options.max_megabytes * 2**20,
         pixels=options.max_megapixels * 1_000_000,
-        pictures=options.max_pictures,
+        images=options.max_images,
         seconds=float(options.timeout),
         requests=options.queue,
     )
@@ -205,8 +205,8 @@ def _run(options: argparse.Namespace, interruption: Interruption) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"ready: http://{host}:{options.port}  (Ctrl-C stops)", flush=True)
     try:
-        with interruption.in_good_order():
-            while not interruption.asked():
+        with shutdown.deferring():
+            while not shutdown.asked():
                 time.sleep(0.2)
     except KeyboardInterrupt:
         _delete(limits.seconds)  # the rest ends with Ray
@@ -227,7 +227,7 @@ def _delete(seconds: float) -> None:
 def _is_usable(token: str) -> bool:
     """Tell whether a token is long enough, and can stand in a header."""
     allowed = set("-._~+/=")
-    return len(token) >= _LEAST_TOKEN and all(
+    return len(token) >= _MIN_TOKEN and all(
         c in allowed or (c.isascii() and c.isalnum()) for c in token
     )
 
@@ -260,13 +260,13 @@ def _parser() -> Parser:
         "--batch",
         type=whole_number(1),
         metavar="N",
-        help=f"pictures computed together at most (default: {_CPU_BATCH}; with GPUs {_GPU_BATCH})",
+        help=f"images computed together at most (default: {_CPU_BATCH}; with GPUs {_GPU_BATCH})",
     )
     limits = parser.add_argument_group("limits")
     for name, default, unit, what in (
         ("--max-megabytes", 32, "N", "of a request's body"),
-        ("--max-megapixels", 50, "N", "of a picture, millions"),
-        ("--max-pictures", 32, "N", "of a request"),
+        ("--max-megapixels", 50, "N", "of an image, millions"),
+        ("--max-images", 32, "N", "of a request"),
         ("--timeout", 30, "SECONDS", "for a request to arrive and be answered"),
         ("--queue", 256, "N", "requests a replica works on at a time; others get 429"),
     ):

@@ -1,1 +1,1 @@
-"""What to search, on which pictures: one `SPACE` a file, but for base, sources and glyphs."""
+"""What to search, on which images: one `SPACE` a file, but for base, sources and glyphs."""

@@ -1,4 +1,4 @@
-"""A space: what is searched, on which pictures, and for how long.
+"""A space: what is searched, on which images, and for how long.
 
 A space file is data: it defines one `SPACE = Space(...)`. Everything a user can get wrong in it is
 checked here, all at once, before anything costly starts.
@@ -53,8 +53,8 @@ BACKBONES: tuple[str, ...] = (
 )
 """Every backbone that `trainables.models.backbones` can build."""
 
-Framing = Literal["whole", "crop"]
-"""How a picture becomes a square: see `Space.framing`."""
+ResizeMode = Literal["whole", "crop"]
+"""How an image becomes a square: see `Space.resize_mode`."""
 
 Value = str | int | float | bool
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -62,7 +62,7 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """One point of a space: all that a training needs to know besides the pictures.
+    """One point of a space: all that a training needs to know besides the images.
 
     A parameter that a space does not name has the default given here.
     """
@@ -84,7 +84,7 @@ class TrialConfig:
     class_weights: bool = False
     """Weigh the loss by inverse class frequency."""
     mixup: float = 0.0
-    """Alpha of the Beta distribution that mixes pictures (arXiv 1710.09412); 0 mixes none."""
+    """Alpha of the Beta distribution that mixes images (arXiv 1710.09412); 0 mixes none."""
 
     @classmethod
     def from_params(cls, params: Mapping[str, Value]) -> TrialConfig:
@@ -151,7 +151,7 @@ class SpaceError(ValueError):
 
 @dataclass(frozen=True)
 class Space:
-    """What to search, on which pictures, and for how long.
+    """What to search, on which images, and for how long.
 
     Raises:
         SpaceError: a rule is broken; the message names all that are.
@@ -163,10 +163,10 @@ class Space:
     image_size: int = 224
     """Side in pixels of the square that a backbone sees."""
     resize_size: int | None = None
-    """Side in pixels of the square that a picture is kept at, of which `image_size` is the middle;
+    """Side in pixels of the square that an image is kept at, of which `image_size` is the middle;
     None is `image_size / 0.875`, as torchvision's own recipes do."""
-    framing: Framing = "whole"
-    """How a picture becomes a square: "whole" shows all of it, its outermost pixels going on to the
+    resize_mode: ResizeMode = "whole"
+    """How an image becomes a square: "whole" shows all of it, its outermost pixels going on to the
     square's edges; "crop" shows the middle, as torchvision's recipes do."""
     epochs: int = 20
     trials: int = 48
@@ -174,27 +174,27 @@ class Space:
     first_trials: tuple[Mapping[str, Value], ...] = ()
     """Configurations tried before any other; parameters left out are sampled."""
     flip: bool = True
-    """Whether a mirrored picture is still of its class (not so for digits)."""
+    """Whether a mirrored image is still of its class (not so for digits)."""
     weights: Literal["pretrained", "none"] = "pretrained"
     """Where backbones start: their pretrained weights, or on purpose from scratch."""
     patience: int | None = None
     """Epochs without a better validation accuracy after which a trial ends; None never ends it."""
     val_fraction: float = 0.2
-    """Share of the pictures outside the test split that validates the trials."""
+    """Share of the images outside the test split that validates the trials."""
     test_fraction: float = 0.2
-    """Share of all pictures held out for the test, where the set has no test split of its own."""
+    """Share of all images held out for the test, where the set has no test split of its own."""
     views: int = 8
-    """Augmented views of each training picture in the view bank."""
+    """Augmented views of each training image in the view bank."""
     keep: int = 3
     """How many of the best trials keep their weights on disk."""
-    second_look: bool = True
-    """Whether the model looks at the enlarged middle of each picture, too, where the folds predict
+    center_crop: bool = True
+    """Whether the model looks at the enlarged middle of each image, too, where the folds predict
     better with it; each prediction then takes up to twice as long."""
-    ladder: bool = False
+    ablation: bool = False
     """Whether the study's ladder is climbed too, beside the search: a plain CNN, then dropout, then
     augmentation, then transfer, each trained to full length."""
     external: Source | None = field(default=None)
-    """Pictures from elsewhere that the winner is judged on when `--external` names none."""
+    """Images from elsewhere that the winner is judged on when `--external` names none."""
 
     def __post_init__(self) -> None:
         problems = list(_space_problems(self))
@@ -202,8 +202,8 @@ class Space:
             raise SpaceError("The space", problems)
 
     @property
-    def packed_size(self) -> int:
-        """Side in pixels of the square that a picture is kept at: `resize_size`, or its default."""
+    def cache_size(self) -> int:
+        """Side in pixels of the square that an image is kept at: `resize_size`, or its default."""
         return self.resize_size or round(self.image_size / 0.875)
 
     @property
@@ -253,8 +253,8 @@ def load_space(path: str | Path) -> Space:
     if not path.is_file():
         known = sorted(str(p) for p in path.parent.glob("*.py") if p.stem not in _NOT_SPACES)
         hint = did_you_mean(str(path), known) if known else ""
-        listing = f"; {path.parent}/ has {', '.join(Path(p).name for p in known)}" if known else ""
-        raise SpaceError(f"Space file {path}", [f"there is no such file{hint}{listing}"])
+        manifest = f"; {path.parent}/ has {', '.join(Path(p).name for p in known)}" if known else ""
+        raise SpaceError(f"Space file {path}", [f"there is no such file{hint}{manifest}"])
     try:
         names = runpy.run_path(str(path))
     except SpaceError as error:
@@ -346,11 +346,11 @@ def _number_problems(space: Space) -> Iterable[str]:
         yield (
             f"resize_size >= image_size must hold, but got {space.resize_size} < {space.image_size}"
         )
-    if space.framing not in get_args(Framing):
-        yield f"framing must be 'whole' or 'crop', but got {space.framing!r}"
+    if space.resize_mode not in get_args(ResizeMode):
+        yield f"framing must be 'whole' or 'crop', but got {space.resize_mode!r}"
     if space.patience is not None and space.patience < 1:
         yield f"patience >= 1 must hold, but got {space.patience}"
-    for name in ("second_look", "ladder"):
+    for name in ("center_crop", "ablation"):
         value = getattr(space, name)
         if not isinstance(value, bool):
             yield f"{name} must be True or False, but got {value!r}"

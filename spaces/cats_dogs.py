@@ -14,7 +14,7 @@ from spaces.sources import folder
 
 SPACE = Space(
     source=folder(
-        obtain="the pictures are those of Kaggle's 'Dogs vs. Cats' competition, which needs an"
+        obtain="the images are those of Kaggle's 'Dogs vs. Cats' competition, which needs an"
         " account: unpack them into train/cats, train/dogs, test/cats and test/dogs, or into cats"
         " and dogs, and give the folder that holds these"
     ),
@@ -34,5 +34,5 @@ SPACE = Space(
     first_trials=(
         {"backbone": "resnet50", "lr": 1e-3, "freeze_depth": 5, "dropout": 0.2, "augment": 0.2},
     ),
-    ladder=True,
+    ablation=True,
 )

@@ -3,7 +3,7 @@
     python -m search.run
 
 scikit-learn's 1,797 digits, and a small backbone whose pretrained weights ship in the package. The
-pictures from elsewhere are digits rendered in fonts that the pretraining never saw.
+images from elsewhere are digits rendered in fonts that the pretraining never saw.
 """
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

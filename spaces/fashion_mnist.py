@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 + 10,000 grey pictures of 28×28 pixels, ten classes.
+"""Fashion-MNIST: 60,000 + 10,000 grey images of 28×28 pixels, ten classes.
 
     python -m search.run --space spaces/fashion_mnist.py
 

@@ -1,7 +1,7 @@
 """Letters and digits rendered from the fonts that matplotlib bundles.
 
-Two uses: `render_glyphs` makes the pictures that `tinynet` is pretrained on, and `external_digits`
-the external pictures of the digits space, in a font family that the pretraining never sees.
+Two uses: `render_glyphs` makes the images that `tinynet` is pretrained on, and `external_digits`
+the external images of the digits space, in a font family that the pretraining never sees.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ EXTERNAL_FONTS: tuple[str, ...] = ("cmr10", "cmb10", "cmss10", "cmtt10", "cmti10
 
 CHARACTERS: str = digits + ascii_uppercase + ascii_lowercase
 
-Pictures: TypeAlias = NDArray[np.uint8]
+Images: TypeAlias = NDArray[np.uint8]
 Labels: TypeAlias = NDArray[np.int64]
 
 _FONT_PIXELS = 48
@@ -57,9 +57,9 @@ class Variation:
         wobble_pixels: Largest displacement of a mesh point, on a canvas of 64 pixels.
         blur_pixels: Least and largest blur, of which a threshold makes the new strokes.
         threshold: Least and largest share of the brightest pixel that is ink; less is bolder.
-        size: Least and largest share of the picture that the glyph's longer side covers.
+        size: Least and largest share of the image that the glyph's longer side covers.
         drift: Largest way from the middle, as a share of the room around the glyph, either way.
-        coarse_share: Share of the pictures that go through 8 × 8 pixels, filled edge to edge, as
+        coarse_share: Share of the images that go through 8 × 8 pixels, filled edge to edge, as
             scikit-learn's digits did.
     """
 
@@ -106,10 +106,10 @@ def render_glyphs(
     fonts: Sequence[str] = PRETRAINING_FONTS,
     variation: Variation = PRETRAINING,
     image_size: int = 32,
-) -> tuple[Pictures, Labels]:
+) -> tuple[Images, Labels]:
     """Render glyphs, light on black, the characters and the fonts drawn at random.
 
-    The same arguments give the same pictures, whatever was rendered before.
+    The same arguments give the same images, whatever was rendered before.
 
     Args:
         n_glyphs: How many, at least 1.
@@ -120,25 +120,25 @@ def render_glyphs(
         image_size: Height and width in pixels.
 
     Returns:
-        Pictures [n_glyphs, image_size, image_size] and labels [n_glyphs] that index `characters`.
+        Images [n_glyphs, image_size, image_size] and labels [n_glyphs] that index `characters`.
     """
     generator = np.random.default_rng(seed)
     labels = generator.integers(len(characters), size=n_glyphs)
     font_indices = generator.integers(len(fonts), size=n_glyphs)
-    pictures = np.empty((n_glyphs, image_size, image_size), dtype=np.uint8)
+    images = np.empty((n_glyphs, image_size, image_size), dtype=np.uint8)
     for index, (label, font_index) in enumerate(zip(labels, font_indices, strict=True)):
         bitmap = _bitmap(fonts[font_index], characters[label], variation, generator)
         if generator.random() < variation.coarse_share:
             coarse = _coarsen(bitmap, variation, generator)
-            picture = coarse.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            image = coarse.resize((image_size, image_size), Image.Resampling.BILINEAR)
         else:
-            picture = _place(bitmap, image_size, variation, generator)
-        pictures[index] = np.asarray(picture)
-    return pictures, labels
+            image = _place(bitmap, image_size, variation, generator)
+        images[index] = np.asarray(image)
+    return images, labels
 
 
-def external_digits(seed: int = 0, variants: int = 4) -> tuple[Pictures, Labels, list[str]]:
-    """Render the external pictures of the digits space: 0 to 9 in fonts held out of pretraining.
+def external_digits(seed: int = 0, variants: int = 4) -> tuple[Images, Labels, list[str]]:
+    """Render the external images of the digits space: 0 to 9 in fonts held out of pretraining.
 
     They are made as scikit-learn's digits were (a 32 × 32 bitmap, its ink counted in blocks of
     4 × 4), so that they differ from them by the shapes alone.
@@ -148,19 +148,19 @@ def external_digits(seed: int = 0, variants: int = 4) -> tuple[Pictures, Labels,
         variants: How many of each digit in each font.
 
     Returns:
-        Pictures [N, 8, 8] with 17 levels from 0 to 255, labels [N] from 0 to 9, and a name for
+        Images [N, 8, 8] with 17 levels from 0 to 255, labels [N] from 0 to 9, and a name for
         each, such as `7-cmr10-0`; N is 10 × fonts × `variants`.
     """
     generator = np.random.default_rng(seed)
-    pictures, labels, names = [], [], []
+    images, labels, names = [], [], []
     for font in EXTERNAL_FONTS:
         for label, digit in enumerate(digits):
             for variant in range(variants):
                 bitmap = _bitmap(font, digit, MILD, generator)
-                pictures.append(np.asarray(_coarsen(bitmap, MILD, generator)))
+                images.append(np.asarray(_coarsen(bitmap, MILD, generator)))
                 labels.append(label)
                 names.append(f"{digit}-{font}-{variant}")
-    return np.stack(pictures), np.array(labels, dtype=np.int64), names
+    return np.stack(images), np.array(labels, dtype=np.int64), names
 
 
 @lru_cache(maxsize=4096)
@@ -232,13 +232,13 @@ def _coarsen(
 def _place(
     bitmap: Image.Image, image_size: int, variation: Variation, generator: np.random.Generator
 ) -> Image.Image:
-    """Scale a glyph to a share of the picture and put it near the middle, or wherever it fits."""
+    """Scale a glyph to a share of the image and put it near the middle, or wherever it fits."""
     scale = image_size * generator.uniform(*variation.size) / max(bitmap.size)
     width, height = (max(1, round(side * scale)) for side in bitmap.size)
     glyph = bitmap.resize((width, height), Image.Resampling.BOX)
-    picture = Image.new("L", (image_size, image_size))
+    image = Image.new("L", (image_size, image_size))
     drift_x, drift_y = variation.drift * generator.uniform(-1, 1, size=2)
     left = round((image_size - width) * (1 + drift_x) / 2)
     top = round((image_size - height) * (1 + drift_y) / 2)
-    picture.paste(glyph, (left, top))
-    return picture
+    image.paste(glyph, (left, top))
+    return image

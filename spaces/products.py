@@ -2,7 +2,7 @@
 
     python -m search.run --space spaces/products.py --data DIR
 
-The study cleaned irrelevant pictures out by hand and trained MobileNetV2 on 80 % of the rest for at
+The study cleaned irrelevant images out by hand and trained MobileNetV2 on 80 % of the rest for at
 most 30 epochs, stopping after 5 without a gain; its own recipe is the first trial.
 """
 
@@ -13,7 +13,7 @@ from spaces.sources import folder
 
 SPACE = Space(
     source=folder(
-        obtain="the study's pictures lie on Kaggle (search there for 'e-commerce product images'),"
+        obtain="the study's images lie on Kaggle (search there for 'e-commerce product images'),"
         " which needs an account; any folder of product photos will do: give the folder that holds"
         " one folder per product"
     ),

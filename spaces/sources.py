@@ -1,7 +1,7 @@
-"""Where pictures come from: named sets, and any folder of class folders.
+"""Where images come from: named sets, and any folder of class folders.
 
 A source finds a set in the folder that `--data` names, or downloads it where that is possible. It
-reads no picture file: that is the work of `data.packing`. Only the driver opens a source; so no
+reads no image file: that is the work of `data.packing`. Only the driver opens a source; so no
 worker ever downloads.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 
 
 class SourceError(ValueError):
-    """A set of pictures cannot be had. The message says what was tried and what to do."""
+    """A set of images cannot be had. The message says what was tried and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +35,9 @@ class Arrays:
     """int64 [N], indices into `classes`."""
     classes: tuple[str, ...]
     names: tuple[str, ...]
-    """A unique name for each picture, such as "train/00001"."""
+    """A unique name for each image, such as "train/00001"."""
     splits: tuple[str | None, ...]
-    """Each picture's official split: "train", "val", "test", or None."""
+    """Each image's official split: "train", "val", "test", or None."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Source:
     def _without_data(self, cache: Path) -> Path | Arrays:
         how = f"; {self.obtain}" if self.obtain else ""
         raise SourceError(
-            "this space brings no pictures of its own: give --data DIR, a folder that holds a"
+            "this space brings no images of its own: give --data DIR, a folder that holds a"
             f" folder per class, or train/ [val/] test/ of those{how}"
         )
 
@@ -121,7 +121,7 @@ def caltech101(classes: tuple[str, ...] | None = None) -> Source:
 
 
 def fashion_mnist() -> Source:
-    """Use Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey pictures of 28 × 28 pixels."""
+    """Use Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey images of 28 × 28 pixels."""
     return _FashionMNIST("Fashion-MNIST")
 
 
@@ -241,7 +241,7 @@ def _read_fashion(raw: Path) -> Arrays:
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max(initial=0) > 9:
             raise SourceError(
-                f"Fashion-MNIST in {raw} is damaged: its pictures and labels do not go together"
+                f"Fashion-MNIST in {raw} is damaged: its images and labels do not go together"
             )
     return Arrays(
         images=np.concatenate([train_images, test_images]),

@@ -14,7 +14,7 @@ from spaces.sources import folder
 
 SPACE = Space(
     source=folder(
-        obtain="the study's pictures lie on Kaggle (search there for 'mechanical tools"
+        obtain="the study's images lie on Kaggle (search there for 'mechanical tools"
         " classification dataset'), which needs an account: unpack them and give the folder that"
         " holds one folder per tool"
     ),

@@ -18,9 +18,9 @@ _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real pictures that lie beside the repository."""
+    """The real images that lie beside the repository."""
     if not _SHARED_DATA.is_dir():
-        pytest.skip(f"no real pictures at {_SHARED_DATA}")
+        pytest.skip(f"no real images at {_SHARED_DATA}")
     return _SHARED_DATA
 
 
@@ -35,7 +35,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small finished run on the embedded digits, with external pictures."""
+    """The folder of a small finished run on the embedded digits, with external images."""
     out = tmp_path_factory.mktemp("results")
     command = ["--limit", "300", "--trials", "4", "--epochs", "3", "--folds", "2", "--quiet"]
     done = subprocess.run(

@@ -1,8 +1,8 @@
 """Batched augmentation with one knob.
 
 A magnitude m in [0, 1] scales every operation together. All geometry is one affine map and so one
-resampling; all colour is one 3×3 matrix and offset a picture. Both run on whole batches, on the
-device the pictures are on.
+resampling; all colour is one 3×3 matrix and offset an image. Both run on whole batches, on the
+device the images are on.
 """
 
 from __future__ import annotations
@@ -16,52 +16,52 @@ from torch import Tensor
 from trainables.images import MEAN, STD, crop_and_normalise
 
 # The reach of each operation at magnitude 1.
-SMALLEST_CROP_AREA = 0.35
-LARGEST_LOG_ASPECT = math.log(4 / 3)
-LARGEST_SHIFT = 0.15  # of the picture's side
-LARGEST_LOG_ZOOM = math.log(1.25)
-LARGEST_ROTATION = math.radians(30)
-LARGEST_SHEAR = math.radians(15)
-LARGEST_COLOUR_CHANGE = 0.5  # brightness, contrast and saturation: factors in 1 ± 0.5
-LARGEST_HUE_TURN = math.radians(36)
+MIN_CROP_AREA = 0.35
+MAX_LOG_ASPECT = math.log(4 / 3)
+MAX_SHIFT = 0.15  # of the image's side
+MAX_LOG_ZOOM = math.log(1.25)
+MAX_ROTATION = math.radians(30)
+MAX_SHEAR = math.radians(15)
+MAX_COLOUR_CHANGE = 0.5  # brightness, contrast and saturation: factors in 1 ± 0.5
+MAX_HUE_TURN = math.radians(36)
 ERASE_PROBABILITY = 0.5
-LARGEST_ERASED_AREA = 0.2
+MAX_ERASED_AREA = 0.2
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def draw_magnitudes(n: int, augment: float, generator: torch.Generator) -> Tensor:
-    """Draw m ~ U(0, augment) for n pictures: float [n], on the generator's device."""
+    """Draw m ~ U(0, augment) for n images: float [n], on the generator's device."""
     return torch.rand(n, generator=generator, device=generator.device) * augment
 
 
 def augment_and_normalise(
-    pictures: Tensor,
+    images: Tensor,
     image_size: int,
     magnitudes: Tensor,
     flip: bool,
     generator: torch.Generator,
 ) -> Tensor:
-    """Augment packed pictures, each at its own magnitude, and normalise them.
+    """Augment packed images, each at its own magnitude, and normalise them.
 
     Args:
-        pictures: uint8 [N, S, S, 3], S >= image_size.
+        images: uint8 [N, S, S, 3], S >= image_size.
         image_size: Side in pixels of what comes out.
-        magnitudes: float [N] in [0, 1], on the pictures' device. Where all are 0 the result is
+        magnitudes: float [N] in [0, 1], on the images' device. Where all are 0 the result is
             exactly that of `crop_and_normalise`.
-        flip: Whether pictures may be mirrored.
-        generator: Random numbers, on the pictures' device.
+        flip: Whether images may be mirrored.
+        generator: Random numbers, on the images' device.
 
     Returns:
         float32 [N, 3, image_size, image_size], channels_last.
     """
     if not magnitudes.any():
-        return crop_and_normalise(pictures, image_size)
-    packed_size = pictures.shape[1]
-    grid_map = _affine_maps(magnitudes, flip, generator) * (image_size / packed_size)
-    size = [len(pictures), 3, image_size, image_size]
+        return crop_and_normalise(images, image_size)
+    cache_size = images.shape[1]
+    grid_map = _affine_maps(magnitudes, flip, generator) * (image_size / cache_size)
+    size = [len(images), 3, image_size, image_size]
     grid = F.affine_grid(grid_map, size, align_corners=False)
-    pixels = pictures.permute(0, 3, 1, 2).float()
+    pixels = images.permute(0, 3, 1, 2).float()
     pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     pixels = _change_colours(pixels, magnitudes, generator)
     _erase(pixels, magnitudes, generator)
@@ -69,7 +69,7 @@ def augment_and_normalise(
 
 
 def _spread(magnitudes: Tensor, reach: float, generator: torch.Generator) -> Tensor:
-    """Draw from U(-m·reach, m·reach) a picture."""
+    """Draw from U(-m·reach, m·reach) an image."""
     return (_uniform(magnitudes, generator) * 2 - 1) * magnitudes * reach
 
 
@@ -79,22 +79,22 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _affine_maps(magnitudes: Tensor, flip: bool, generator: torch.Generator) -> Tensor:
     """Draw the map from each output's coordinates to its input's, both in [-1, 1]: [N, 2, 3]."""
-    angle = _spread(magnitudes, LARGEST_ROTATION, generator)
-    shear = torch.tan(_spread(magnitudes, LARGEST_SHEAR, generator))
-    # 1. Random resized crop: a window of some area and aspect, anywhere inside the picture.
-    area = 1 - _uniform(magnitudes, generator) * magnitudes * (1 - SMALLEST_CROP_AREA)
-    aspect = torch.exp(_spread(magnitudes, LARGEST_LOG_ASPECT / 2, generator))
+    angle = _spread(magnitudes, MAX_ROTATION, generator)
+    shear = torch.tan(_spread(magnitudes, MAX_SHEAR, generator))
+    # 1. Random resized crop: a window of some area and aspect, anywhere inside the image.
+    area = 1 - _uniform(magnitudes, generator) * magnitudes * (1 - MIN_CROP_AREA)
+    aspect = torch.exp(_spread(magnitudes, MAX_LOG_ASPECT / 2, generator))
     width = (area.sqrt() * aspect).clamp(max=1)
     height = (area.sqrt() / aspect).clamp(max=1)
     crop_x = (_uniform(magnitudes, generator) * 2 - 1) * (1 - width)
     crop_y = (_uniform(magnitudes, generator) * 2 - 1) * (1 - height)
-    # 2. Zoom and shift may reach beyond the picture's edge.
-    zoom = torch.exp(_spread(magnitudes, LARGEST_LOG_ZOOM, generator))
-    shift_x = _spread(magnitudes, 2 * LARGEST_SHIFT, generator)
-    shift_y = _spread(magnitudes, 2 * LARGEST_SHIFT, generator)
+    # 2. Zoom and shift may reach beyond the image's edge.
+    zoom = torch.exp(_spread(magnitudes, MAX_LOG_ZOOM, generator))
+    shift_x = _spread(magnitudes, 2 * MAX_SHIFT, generator)
+    shift_y = _spread(magnitudes, 2 * MAX_SHIFT, generator)
     # 3. Mirrored with probability min(2m, 1/2): small magnitudes profit from it already.
-    mirrored = _uniform(magnitudes, generator) < (2 * magnitudes).clamp(max=0.5)
-    side = torch.where(mirrored & flip, -1.0, 1.0)
+    synced = _uniform(magnitudes, generator) < (2 * magnitudes).clamp(max=0.5)
+    side = torch.where(synced & flip, -1.0, 1.0)
     cos, sin = torch.cos(angle), torch.sin(angle)
     scale_x, scale_y = width * zoom, height * zoom
     row_x = torch.stack([cos * scale_x * side, (cos * shear - sin) * scale_y, crop_x + shift_x], 1)
@@ -112,9 +112,9 @@ def _change_colours(pixels: Tensor, magnitudes: Tensor, generator: torch.Generat
     flat = pixels.reshape(n, 3, height * width)
     luma = torch.tensor(_LUMA, device=pixels.device)
     brightness, contrast, saturation = (
-        1 + _spread(magnitudes, LARGEST_COLOUR_CHANGE, generator) for _ in range(3)
+        1 + _spread(magnitudes, MAX_COLOUR_CHANGE, generator) for _ in range(3)
     )
-    turn = _spread(magnitudes, LARGEST_HUE_TURN, generator)
+    turn = _spread(magnitudes, MAX_HUE_TURN, generator)
     mean_grey = flat.mean(dim=2) @ luma
     eye = torch.eye(3, device=pixels.device)
     saturate = saturation.view(-1, 1, 1) * eye + (1 - saturation).view(-1, 1, 1) * luma.expand(3, 3)
@@ -136,11 +136,11 @@ def _hue_matrices(turn: Tensor) -> Tensor:
 
 
 def _erase(pixels: Tensor, magnitudes: Tensor, generator: torch.Generator) -> None:
-    """Set a random rectangle of some pictures to the mean colour, in place (arXiv 1708.04896)."""
+    """Set a random rectangle of some images to the mean colour, in place (arXiv 1708.04896)."""
     height, width = pixels.shape[-2:]
     chosen = _uniform(magnitudes, generator) < ERASE_PROBABILITY * magnitudes
-    area = _uniform(magnitudes, generator) * magnitudes * LARGEST_ERASED_AREA
-    aspect = torch.exp((_uniform(magnitudes, generator) * 2 - 1) * LARGEST_LOG_ASPECT)
+    area = _uniform(magnitudes, generator) * magnitudes * MAX_ERASED_AREA
+    aspect = torch.exp((_uniform(magnitudes, generator) * 2 - 1) * MAX_LOG_ASPECT)
     half_x, half_y = (area * aspect).sqrt() / 2, (area / aspect).sqrt() / 2
     centre_x, centre_y = _uniform(magnitudes, generator), _uniform(magnitudes, generator)
     at_x = (torch.arange(width, device=pixels.device) + 0.5) / width

@@ -16,7 +16,7 @@ def compute_with(n_threads: int) -> None:
     """Set PyTorch's threads, and have freed memory kept for the next batch.
 
     glibc gives tensors of some megabytes back as soon as they are freed, and the kernel zeroes the
-    next ones page by page: for SqueezeNet 1.0 a third of the forward pass of 32 pictures, and a
+    next ones page by page: for SqueezeNet 1.0 a third of the forward pass of 32 images, and a
     fifth of a training step. Elsewhere than with glibc only the threads are set.
     """
     torch.set_num_threads(n_threads)

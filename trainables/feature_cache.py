@@ -1,7 +1,7 @@
-"""The view bank: what frozen stages make of each picture, computed once for all trials.
+"""The view bank: what frozen stages make of each image, computed once for all trials.
 
-View v of V is the pictures augmented at magnitude v / (V - 1); view 0 is clean. A trial of strength
-`augment` draws, for each picture at each visit, uniformly among the views of magnitude up to
+View v of V is the images augmented at magnitude v / (V - 1); view 0 is clean. A trial of strength
+`augment` draws, for each image at each visit, uniformly among the views of magnitude up to
 `augment`: m ~ U(0, augment), sampled. So one bank a backbone serves every trial.
 
 Features are bfloat16. NumPy and the object store do not know that type, so a bank keeps the bits as
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from trainables.augmentation import augment_and_normalise
-from trainables.images import PictureRows, as_tensor
+from trainables.images import ImageRows, as_tensor
 from trainables.models.backbones import Backbone
 
-_BYTES_A_VALUE = 2
+_BYTES_PER_VALUE = 2
 _BUILD_BATCH = 32
 
 
@@ -35,10 +35,10 @@ def views_up_to(augment: float, n_views: int) -> int:
     return int(augment * (n_views - 1) + 1e-9) + 1
 
 
-def bytes_a_picture(backbone: Backbone, image_size: int) -> tuple[int, ...]:
-    """Return the bytes that one view of one picture takes at boundaries 1 to 5."""
-    shapes = backbone.boundary_shapes(image_size)
-    return tuple(int(np.prod(shape)) * _BYTES_A_VALUE for shape in shapes)
+def bytes_per_image(backbone: Backbone, image_size: int) -> tuple[int, ...]:
+    """Return the bytes that one view of one image takes at boundaries 1 to 5."""
+    shapes = backbone.stage_output_shapes(image_size)
+    return tuple(int(np.prod(shape)) * _BYTES_PER_VALUE for shape in shapes)
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
@@ -56,23 +56,23 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 @torch.no_grad()
 def build_view(
     backbone: Backbone,
-    pictures: Tensor | PictureRows,
+    images: Tensor | ImageRows,
     image_size: int,
     magnitude: float,
     flip: bool,
-    boundaries: Sequence[int],
+    stage_outputs: Sequence[int],
     seed: int,
     device: torch.device,
 ) -> dict[int, np.ndarray]:
-    """Run pictures through the frozen stages once, keeping each boundary asked for.
+    """Run images through the frozen stages once, keeping each boundary asked for.
 
     Args:
         backbone: In eval mode, on `device`, channels_last.
-        pictures: uint8 [N, S, S, 3] on the CPU.
+        images: uint8 [N, S, S, 3] on the CPU.
         image_size: Side in pixels that the backbone sees.
         magnitude: Of the augmentation, in [0, 1].
-        flip: Whether pictures may be mirrored.
-        boundaries: Ascending, each in 1 to 5.
+        flip: Whether images may be mirrored.
+        stage_outputs: Ascending, each in 1 to 5.
         seed: Of the augmentation.
         device: Where to compute.
 
@@ -81,19 +81,19 @@ def build_view(
     """
     generator = torch.Generator(device).manual_seed(seed)
     kept: dict[int, np.ndarray] = {}
-    for start in range(0, len(pictures), _BUILD_BATCH):
-        batch = pictures[start : start + _BUILD_BATCH].to(device)
+    for start in range(0, len(images), _BUILD_BATCH):
+        batch = images[start : start + _BUILD_BATCH].to(device)
         magnitudes = torch.full((len(batch),), magnitude, device=device)
         x = augment_and_normalise(batch, image_size, magnitudes, flip, generator)
         done = 0
-        for boundary in boundaries:
+        for stage_output in stage_outputs:
             with mixed_precision(device):
-                x = backbone(x, done, boundary)
-            done = boundary
+                x = backbone(x, done, stage_output)
+            done = stage_output
             bits = _channels_last(x.to(torch.bfloat16)).contiguous().view(torch.int16).cpu().numpy()
-            if boundary not in kept:
-                kept[boundary] = np.empty((len(pictures), *bits.shape[1:]), np.int16)
-            kept[boundary][start : start + len(batch)] = bits
+            if stage_output not in kept:
+                kept[stage_output] = np.empty((len(images), *bits.shape[1:]), np.int16)
+            kept[stage_output][start : start + len(batch)] = bits
     return kept
 
 
@@ -113,16 +113,16 @@ def _channels_first(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ViewBank:
-    """All views of the pictures at one boundary of one backbone.
+class FeatureCache:
+    """All views of the images at one boundary of one backbone.
 
     Attributes:
-        views: Each view's blocks of `block_size` pictures, in order: bfloat16 [n, *shape], maps
+        views: Each view's blocks of `block_size` images, in order: bfloat16 [n, *shape], maps
             with their channels last. Later views may be missing where no trial may draw them.
         n_views: V, which sets what magnitude a view has.
-        row_of: Where each picture of the table lies in a view; -1 for pictures that are not in
+        row_of: Where each image of the table lies in a view; -1 for images that are not in
             the bank: int64 [N].
-        block_size: Pictures in every block but the last.
+        block_size: Images in every block but the last.
     """
 
     views: tuple[tuple[Tensor, ...], ...]
@@ -130,15 +130,15 @@ class ViewBank:
     row_of: Tensor
     block_size: int
 
-    def clean(self, pictures: Tensor) -> Tensor:
-        """Return view 0 of pictures, given by their rows in the table: bfloat16 [n, *shape]."""
-        return self._gather(self.row_of[pictures], torch.zeros_like(pictures))
+    def clean(self, images: Tensor) -> Tensor:
+        """Return view 0 of images, given by their rows in the table: bfloat16 [n, *shape]."""
+        return self._gather(self.row_of[images], torch.zeros_like(images))
 
-    def draw(self, pictures: Tensor, augment: float, generator: torch.Generator) -> Tensor:
-        """Return one view of each picture, drawn among those of magnitude up to `augment`.
+    def draw(self, images: Tensor, augment: float, generator: torch.Generator) -> Tensor:
+        """Return one view of each image, drawn among those of magnitude up to `augment`.
 
         Args:
-            pictures: int64 [n], rows of the table.
+            images: int64 [n], rows of the table.
             augment: Strength in [0, 1].
             generator: Random numbers, on the CPU.
 
@@ -147,14 +147,14 @@ class ViewBank:
         """
         n_drawn = min(views_up_to(augment, self.n_views), len(self.views))
         if n_drawn == 1:
-            return self.clean(pictures)
-        view_of = torch.randint(n_drawn, (len(pictures),), generator=generator)
-        return self._gather(self.row_of[pictures], view_of)
+            return self.clean(images)
+        view_of = torch.randint(n_drawn, (len(images),), generator=generator)
+        return self._gather(self.row_of[images], view_of)
 
     def _gather(self, rows: Tensor, view_of: Tensor) -> Tensor:
         """Copy each row from its view, a block at a time."""
         if len(rows) and int(rows.min()) < 0:
-            raise ValueError("a picture was asked for that is not in the bank")
+            raise ValueError("an image was asked for that is not in the bank")
         shape = self.views[0][0].shape[1:]
         gathered = torch.empty((len(rows), *shape), dtype=torch.bfloat16)
         n_blocks = len(self.views[0])

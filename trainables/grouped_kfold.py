@@ -9,14 +9,14 @@ from sklearn.model_selection import StratifiedKFold
 def grouped_folds(
     labels: np.ndarray, groups: np.ndarray | None, n_folds: int, seed: int
 ) -> list[np.ndarray]:
-    """Divide pictures into folds.
+    """Divide images into folds.
 
     Without groups these are the folds of scikit-learn's `StratifiedKFold`; with groups they differ
     from them as little as it takes.
 
     Args:
         labels: int64 [n].
-        groups: int64 [n]; pictures of equal numbers stay together. None is each on its own.
+        groups: int64 [n]; images of equal numbers stay together. None is each on its own.
         n_folds: K.
         seed: Of the shuffle.
 
@@ -34,13 +34,13 @@ def grouped_folds(
 
 
 def _unite(fold_of: np.ndarray, labels: np.ndarray, groups: np.ndarray, n_folds: int) -> None:
-    """Bring each group into one fold, then even out the classes with pictures on their own."""
+    """Bring each group into one fold, then even out the classes with images on their own."""
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     classes, label_of = np.unique(labels, return_inverse=True)
     united = np.flatnonzero(sizes > 1)
     if not len(united):
         return
-    # 1. Groups, the largest first, each where its class has fewest pictures of other groups.
+    # 1. Groups, the largest first, each where its class has fewest images of other groups.
     ends = np.cumsum(sizes)
     by_group = np.argsort(group_of, kind="stable")
     members_of = {group: by_group[ends[group] - sizes[group] : ends[group]] for group in united}
@@ -53,7 +53,7 @@ def _unite(fold_of: np.ndarray, labels: np.ndarray, groups: np.ndarray, n_folds:
         fold = np.lexsort((own, there.sum(0), (there > 0).sum(0)))[0]
         fold_of[members] = fold
         counts[:, fold] += of_class
-    # 2. Pictures on their own move from the fullest fold to the emptiest, class by class.
+    # 2. Images on their own move from the fullest fold to the emptiest, class by class.
     alone = sizes[group_of] == 1
     for label in range(len(classes)):
         free = np.flatnonzero(alone & (label_of == label))

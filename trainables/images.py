@@ -1,4 +1,4 @@
-"""From a picture file to the pixels that a backbone sees.
+"""From an image file to the pixels that a backbone sees.
 
 Every stage shares these pixels: the packed table, the trials, `predict` and the exported model.
 PyTorch is imported where it is used: the processes that only decode then start a second sooner.
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from spaces.base import Framing
+    from spaces.base import ResizeMode
 
 MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green and blue, of values in [0, 1]."""
 STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 """ImageNet's standard deviation of red, green and blue, of values in [0, 1]."""
 
-PictureFile = str | PathLike[str] | IO[bytes]
+ImageSource = str | PathLike[str] | IO[bytes]
 
-PICTURE_SUFFIXES: frozenset[str] = frozenset(
+IMAGE_SUFFIXES: frozenset[str] = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".png", ".gif", ".webp", ".avif"),
         *(".tif", ".tiff", ".bmp", ".dib", ".ico", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
-"""Suffixes, in lower case, of the files taken for pictures by their name."""
+"""Suffixes, in lower case, of the files taken for images by their name."""
 
 _FORMATS = (
     *("JPEG", "JPEG2000", "PNG", "GIF", "WEBP", "AVIF"),
@@ -44,24 +44,24 @@ _FORMATS = (
 """What those files hold, by Pillow's names (MPO is one of JPEG's). No other is tried, whatever a
 file's content says: for PostScript, Pillow would start another program."""
 
-CROP_SHARE = 0.875
+CROP_FRACTION = 0.875
 """Share of the shorter side that evaluation keeps, as in torchvision's own recipes (224 of 256)."""
 
-MOST_SQUEEZED = 2.0
-"""Photos of 4:3 and 3:2 become squares of nothing but picture; a screwdriver stays long. Measured:
+MAX_SQUEEZED = 2.0
+"""Photos of 4:3 and 3:2 become squares of nothing but image; a screwdriver stays long. Measured:
 docs/benchmarks.md."""
 
 _WIDEST = 64
 """Aspect ratio above which only the part that is kept is resized: one pixel by 10,000, resized
 whole, would take gigabytes."""
 
-# Where Pillow only warns (damaged metadata, very many pixels) the picture is read all the same.
+# Where Pillow only warns (damaged metadata, very many pixels) the image is read all the same.
 # A filter set once is safe with threads; `warnings.catch_warnings` is not.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class PictureError(ValueError):
-    """A file holds no picture that can be read.
+class ImageError(ValueError):
+    """A file holds no image that can be read.
 
     Attributes:
         path: the file.
@@ -77,17 +77,17 @@ class PictureError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-def read_picture(path_or_file: PictureFile) -> Image.Image:
-    """Read a picture as a person sees it: upright, opaque, in 8-bit colour.
+def read_image(path_or_file: ImageSource) -> Image.Image:
+    """Read an image as a person sees it: upright, opaque, in 8-bit colour.
 
     The first frame of an animation or the first page is read. Transparent parts lie on white.
     16-bit grey is scaled to 8 bits. Colour profiles are ignored, as torchvision does.
 
     Returns:
-        An RGB picture, its EXIF orientation applied.
+        An RGB image, its EXIF orientation applied.
 
     Raises:
-        PictureError: the file is missing, empty, cut short, damaged, of no known format, or has
+        ImageError: the file is missing, empty, cut short, damaged, of no known format, or has
             too many pixels to be safe to decode.
     """
     try:
@@ -96,110 +96,108 @@ def read_picture(path_or_file: PictureFile) -> Image.Image:
             return _as_rgb(_upright(image))
     # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, KeyError…
     except Exception as error:
-        raise PictureError(_name_of(path_or_file), _reason(error, path_or_file)) from error
+        raise ImageError(_name_of(path_or_file), _reason(error, path_or_file)) from error
 
 
 def fit(
     image: Image.Image,
-    packed_size: int,
+    cache_size: int,
     image_size: int | None = None,
-    framing: Framing = "crop",
+    resize_mode: ResizeMode = "crop",
 ) -> np.ndarray:
-    """Make a picture the square that is packed.
+    """Make an image the square that is packed.
 
     Framed "whole", the evaluation crop sees all of it: its longer side is squeezed to that of the
-    shorter, by a factor of `MOST_SQUEEZED` at most, and the outermost pixels go on from there to
-    the edges. Framed "crop", its shorter side is resized to `packed_size` and the square at the
-    centre is kept: the pixels are those of torchvision's `Resize(packed_size)`, and the square lies
+    shorter, by a factor of `MAX_SQUEEZED` at most, and the outermost pixels go on from there to
+    the edges. Framed "crop", its shorter side is resized to `cache_size` and the square at the
+    centre is kept: the pixels are those of torchvision's `Resize(cache_size)`, and the square lies
     where `crop_and_normalise` later finds just the pixels of `CenterCrop(image_size)`.
 
     Args:
-        image: an RGB picture.
-        packed_size: side of the square, in pixels.
+        image: an RGB image.
+        cache_size: side of the square, in pixels.
         image_size: side in pixels of the evaluation crop that will be taken; None is
-            `CROP_SHARE` of `packed_size`.
-        framing: "whole" or "crop".
+            `CROP_FRACTION` of `cache_size`.
+        resize_mode: "whole" or "crop".
 
     Returns:
-        uint8 [packed_size, packed_size, 3].
+        uint8 [cache_size, cache_size, 3].
     """
-    image_size = image_size or round(packed_size * CROP_SHARE)
-    if framing == "whole":
-        return _fit_whole(image, packed_size, image_size)
+    image_size = image_size or round(cache_size * CROP_FRACTION)
+    if resize_mode == "whole":
+        return _fit_whole(image, cache_size, image_size)
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    long_packed = int(packed_size * long / short)  # torchvision's rounding
-    # CenterCrop rounds its offset for the whole picture. Rounding once for the square and once more
+    long_packed = int(cache_size * long / short)  # torchvision's rounding
+    # CenterCrop rounds its offset for the whole image. Rounding once for the square and once more
     # for the crop inside it would often miss that by a pixel.
-    offset = _centre(long_packed, image_size) - _centre(packed_size, image_size)
+    offset = _centre(long_packed, image_size) - _centre(cache_size, image_size)
     left, top = (offset, 0) if width >= height else (0, offset)
-    square = (packed_size, packed_size)
+    square = (cache_size, cache_size)
     if long > _WIDEST * short:
         scale = long / long_packed
-        kept = (offset * scale, (offset + packed_size) * scale)
+        kept = (offset * scale, (offset + cache_size) * scale)
         box = (kept[0], 0, kept[1], height) if width >= height else (0, kept[0], width, kept[1])
         return np.asarray(image.resize(square, Image.Resampling.BILINEAR, box=box))
-    packed = (long_packed, packed_size) if width >= height else (packed_size, long_packed)
-    if packed != image.size:
-        image = image.resize(packed, Image.Resampling.BILINEAR)
-    if packed != square:
-        image = image.crop((left, top, left + packed_size, top + packed_size))
+    decoded = (long_packed, cache_size) if width >= height else (cache_size, long_packed)
+    if decoded != image.size:
+        image = image.resize(decoded, Image.Resampling.BILINEAR)
+    if decoded != square:
+        image = image.crop((left, top, left + cache_size, top + cache_size))
     return np.asarray(image)
 
 
-def _fit_whole(image: Image.Image, packed_size: int, image_size: int) -> np.ndarray:
+def _fit_whole(image: Image.Image, cache_size: int, image_size: int) -> np.ndarray:
     longer = max(image.size)
     width, height = (
-        max(1, round(image_size * min(1.0, MOST_SQUEEZED * side / longer))) for side in image.size
+        max(1, round(image_size * min(1.0, MAX_SQUEEZED * side / longer))) for side in image.size
     )
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     # What fills the evaluation crop starts where `crop_and_normalise` cuts.
     left, top = (
-        _centre(packed_size, image_size) + (image_size - side) // 2 for side in (width, height)
+        _centre(cache_size, image_size) + (image_size - side) // 2 for side in (width, height)
     )
-    right, bottom = packed_size - left - width, packed_size - top - height
+    right, bottom = cache_size - left - width, cache_size - top - height
     return np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
 
 
-def crop_and_normalise(
-    pictures: Tensor, image_size: int, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Turn packed pictures into the evaluation pixels.
+def crop_and_normalise(images: Tensor, image_size: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Turn packed images into the evaluation pixels.
 
-    Of pictures framed "crop" they equal torchvision's `Resize → CenterCrop → ToTensor → Normalize`
+    Of images framed "crop" they equal torchvision's `Resize → CenterCrop → ToTensor → Normalize`
     to within rounding.
 
     Args:
-        pictures: uint8 [N, packed_size, packed_size, 3], as `fit` makes them.
+        images: uint8 [N, cache_size, cache_size, 3], as `fit` makes them.
         image_size: side in pixels of the central square that is kept.
         dtype: of the result; None is float32. The arithmetic is float32 always.
 
     Returns:
-        [N, 3, image_size, image_size] of `dtype`, channels_last, on the device of `pictures`.
+        [N, 3, image_size, image_size] of `dtype`, channels_last, on the device of `images`.
 
     Raises:
-        ValueError: the crop is larger than the pictures.
+        ValueError: the crop is larger than the images.
     """
     import torch
 
-    count, packed_size = pictures.shape[:2]
-    if not 1 <= image_size <= packed_size:
-        raise ValueError(f"1 <= image_size <= {packed_size} must hold, but got {image_size}")
-    start = _centre(packed_size, image_size)
-    crop = pictures[:, start : start + image_size, start : start + image_size]
+    count, cache_size = images.shape[:2]
+    if not 1 <= image_size <= cache_size:
+        raise ValueError(f"1 <= image_size <= {cache_size} must hold, but got {image_size}")
+    start = _centre(cache_size, image_size)
+    crop = images[:, start : start + image_size, start : start + image_size]
     # Constants as long as a row of pixels vectorise; three of them, one a colour, would not.
-    scale, shift = _row_constants(image_size, pictures.device)
+    scale, shift = _row_constants(image_size, images.device)
     rows = crop.reshape(count, image_size, image_size * 3).to(torch.float32).mul_(scale).sub_(shift)
     return rows.view(count, image_size, image_size, 3).permute(0, 3, 1, 2).to(dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)
-class PictureRows:
-    """Some pictures of a table, read as they are asked for: together they may exceed the memory.
+class ImageRows:
+    """Some images of a table, read as they are asked for: together they may exceed the memory.
 
     Attributes:
         table: uint8 [N, S, S, 3].
-        rows: int64 [n], where these pictures lie in it.
+        rows: int64 [n], where these images lie in it.
     """
 
     table: Tensor
@@ -289,13 +287,13 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
-def _name_of(path_or_file: PictureFile) -> str:
+def _name_of(path_or_file: ImageSource) -> str:
     if isinstance(path_or_file, str | PathLike):
         return str(path_or_file)
-    return str(getattr(path_or_file, "name", "the picture"))
+    return str(getattr(path_or_file, "name", "the image"))
 
 
-def _reason(error: Exception, path_or_file: PictureFile) -> str:
+def _reason(error: Exception, path_or_file: ImageSource) -> str:
     """Say in words what kept a file from being read."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -306,7 +304,7 @@ def _reason(error: Exception, path_or_file: PictureFile) -> str:
     if _is_empty(path_or_file):
         return "is empty (zero bytes)"
     if isinstance(error, UnidentifiedImageError):
-        return "is not a picture, or of a format that cannot be read"
+        return "is not an image, or of a format that cannot be read"
     if isinstance(error, Image.DecompressionBombError):
         return f"has too many pixels: {error}"
     if "truncated" in str(error).lower():
@@ -314,7 +312,7 @@ def _reason(error: Exception, path_or_file: PictureFile) -> str:
     return f"cannot be decoded: {str(error) or type(error).__name__}"
 
 
-def _is_empty(path_or_file: PictureFile) -> bool:
+def _is_empty(path_or_file: ImageSource) -> bool:
     if isinstance(path_or_file, str | PathLike):
         return Path(path_or_file).stat().st_size == 0
     path_or_file.seek(0)

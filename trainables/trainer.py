@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spaces.base import TrialConfig
-from trainables.batches import BankInputs, Inputs, PictureInputs, PictureSet
-from trainables.feature_cache import ViewBank, mixed_precision
+from trainables.batches import Batches, CachedBatches, ImageBatches, ImageSet
+from trainables.feature_cache import FeatureCache, mixed_precision
 from trainables.models.backbones import Backbone
 from trainables.models.ensemble import Classifier, Weights, create_head
 
 PLATEAU_PATIENCE = 2  # epochs without a lower validation loss before the learning rate falls
 PLATEAU_FACTOR = 0.1
-WARMUP_SHARE = 0.1  # of all steps of a cosine schedule
+WARMUP_FRACTION = 0.1  # of all steps of a cosine schedule
 MOMENTUM = 0.9
 _CHUNK_BYTES = 64 * 2**20  # inputs are gathered this much at a time: few copies, little memory
 _EVALUATION_BATCH = 64
@@ -46,7 +46,7 @@ class EpochResult:
     """Learning rate at the end of the epoch."""
     seconds: float
     images_per_second: float
-    """Training pictures a second, validation left out."""
+    """Training images a second, validation left out."""
     gpu_memory_mb: float
     """Peak since the trial began; 0 without a GPU."""
 
@@ -58,13 +58,13 @@ class Trainer:
         self,
         config: TrialConfig,
         backbone: Backbone,
-        pictures: PictureSet,
+        images: ImageSet,
         train_rows: Tensor,
         val_rows: Tensor,
         epochs: int,
         seed: int,
-        bank: ViewBank | None = None,
-        head_start: Weights | None = None,
+        cache: FeatureCache | None = None,
+        initial_head: Weights | None = None,
         patience: int | None = None,
         epoch_lrs: Sequence[float] | None = None,
     ) -> None:
@@ -74,13 +74,13 @@ class Trainer:
             config: What to train.
             backbone: On the device to train on, in channels_last; it is frozen to the config's
                 depth here and changed by the training.
-            pictures: All pictures; rows below say which are used.
+            images: All images; rows below say which are used.
             train_rows: int64 [n], at least one.
             val_rows: int64 [m]; empty where nothing is to be validated (its figures are then NaN).
             epochs: The full length.
             seed: Of the head, the order, the augmentation, dropout and mixup.
-            bank: Features at the config's boundary; None computes them as they are needed.
-            head_start: Weights of a linear head to begin with (arXiv 2202.10054).
+            cache: Features at the config's boundary; None computes them as they are needed.
+            initial_head: Weights of a linear head to begin with (arXiv 2202.10054).
             patience: Epochs without a better validation accuracy that end the training.
             epoch_lrs: A learning rate an epoch, instead of what a plateau would decide.
         """
@@ -89,8 +89,8 @@ class Trainer:
         self.epoch = 0
         self.best: EpochResult | None = None
         self._device = next(backbone.parameters()).device
-        self._pictures = pictures
-        self._labels = pictures.labels
+        self._images = images
+        self._labels = images.labels
         self._train_rows, self._val_rows = train_rows, val_rows
         self._patience = patience
         self._epoch_lrs = epoch_lrs
@@ -100,15 +100,15 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = create_head(
-                backbone.feature_size, pictures.n_classes, config.hidden_units, config.dropout
+                backbone.feature_size, images.n_classes, config.hidden_units, config.dropout
             )
-        if head_start is not None and config.hidden_units == 0:
-            head[-1].load_state_dict(head_start)  # type: ignore[index]
+        if initial_head is not None and config.hidden_units == 0:
+            head[-1].load_state_dict(initial_head)  # type: ignore[index]
         self.model = Classifier(backbone, head.to(self._device))
-        self._inputs: Inputs = (
-            BankInputs(bank, config.augment)
-            if bank is not None
-            else PictureInputs(pictures, backbone, config.augment)
+        self._batches: Batches = (
+            CachedBatches(cache, config.augment)
+            if cache is not None
+            else ImageBatches(images, backbone, config.augment)
         )
         self._class_weights = self._weigh_classes() if config.class_weights else None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -159,7 +159,7 @@ class Trainer:
             epoch=self.epoch,
             train_loss=train_loss,
             train_accuracy=float((predicted == labels).float().mean()),
-            train_macro_f1=_macro_f1(labels, predicted, self._pictures.n_classes),
+            train_macro_f1=_macro_f1(labels, predicted, self._images.n_classes),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             val_macro_f1=val_macro_f1,
@@ -178,11 +178,11 @@ class Trainer:
         return result
 
     def predict_logits(self, rows: Tensor) -> Tensor:
-        """Return logits of unaugmented pictures: float32 [n, classes] on the CPU."""
+        """Return logits of unaugmented images: float32 [n, classes] on the CPU."""
         return self.predict(rows)[1]
 
     def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pooled features and logits of unaugmented pictures.
+        """Return pooled features and logits of unaugmented images.
 
         Returns:
             float32 [n, feature_size] and [n, classes], on the CPU.
@@ -190,10 +190,10 @@ class Trainer:
         self.model.eval()
         depth = self.config.freeze_depth
         features = [torch.empty(0, self.model.backbone.feature_size)]
-        logits = [torch.empty(0, self._pictures.n_classes)]
+        logits = [torch.empty(0, self._images.n_classes)]
         with torch.no_grad():
             for batch in rows.split(_EVALUATION_BATCH):
-                x = self._inputs.clean(batch).to(self._device, non_blocking=True)
+                x = self._batches.clean(batch).to(self._device, non_blocking=True)
                 with mixed_precision(self._device):
                     made = self.model.features_and_logits(x, depth)
                 features.append(made[0].float().cpu())
@@ -230,10 +230,10 @@ class Trainer:
             )
 
     def _train_pass(self) -> tuple[float, Tensor, Tensor]:
-        """Visit every training picture once; return summed loss, labels and what was predicted."""
+        """Visit every training image once; return summed loss, labels and what was predicted."""
         loss_sum = torch.zeros((), device=self._device)
         labels, predicted = [], []
-        for step, (x, y) in enumerate(self._batches()):
+        for step, (x, y) in enumerate(self._epoch_batches()):
             self._set_lr(step)
             loss, logits = self._step(x, y)
             loss_sum += loss * len(y)
@@ -241,24 +241,24 @@ class Trainer:
             predicted.append(logits.argmax(1))
         return float(loss_sum), torch.cat(labels).cpu(), torch.cat(predicted).cpu()
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _epoch_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self._train_rows), generator=self._generator)
-        # Even batches: batch normalisation could not train on a single picture left at the end.
+        # Even batches: batch normalisation could not train on a single image left at the end.
         batches = self._train_rows[order].tensor_split(self.steps_per_epoch)
         n_gathered = self._gathered_batches()
         for first in range(0, len(batches), n_gathered):
             sizes = [len(batch) for batch in batches[first : first + n_gathered]]
             chunk = torch.cat(batches[first : first + n_gathered])
-            inputs = self._inputs.train(chunk, self._generator)
+            inputs = self._batches.train(chunk, self._generator)
             inputs = inputs.to(self._device, non_blocking=True)
             labels = self._labels[chunk].to(self._device, non_blocking=True)
             yield from zip(inputs.split(sizes), labels.split(sizes), strict=True)
 
     def _gathered_batches(self) -> int:
         """How many batches are taken from the inputs at a time: one where they are computed."""
-        if isinstance(self._inputs, PictureInputs):
+        if isinstance(self._batches, ImageBatches):
             return 1
-        one = self._inputs.clean(self._train_rows[:1])
+        one = self._batches.clean(self._train_rows[:1])
         batch_bytes = one.numel() * one.element_size() * self.config.batch_size
         return max(1, _CHUNK_BYTES // batch_bytes)
 
@@ -269,7 +269,7 @@ class Trainer:
         to those of the whole batch.
 
         Raises:
-            TrainingError: not even one picture at a time fits.
+            TrainingError: not even one image at a time fits.
         """
         while True:
             try:
@@ -278,7 +278,7 @@ class Trainer:
                 if self._micro_batch == 1:
                     raise TrainingError(
                         f"{self.config.backbone} at depth {self.config.freeze_depth} does not fit"
-                        " the GPU's memory with a single picture"
+                        " the GPU's memory with a single image"
                     ) from None
                 self._micro_batch = max(1, min(self._micro_batch, len(y)) // 2)
                 self._optimizer.zero_grad(set_to_none=True)
@@ -329,7 +329,7 @@ class Trainer:
         )
 
     def _mass(self, labels: Tensor) -> Tensor | int:
-        """Return what a batch's summed loss is divided by: its pictures, or their weights."""
+        """Return what a batch's summed loss is divided by: its images, or their weights."""
         return len(labels) if self._class_weights is None else self._class_weights[labels].sum()
 
     def _validate(self) -> tuple[float, float, float]:
@@ -341,7 +341,7 @@ class Trainer:
         predicted = logits.argmax(1)
         loss = float(F.cross_entropy(logits, labels))
         accuracy = float((predicted == labels).float().mean())
-        return loss, accuracy, _macro_f1(labels, predicted, self._pictures.n_classes)
+        return loss, accuracy, _macro_f1(labels, predicted, self._images.n_classes)
 
     def _set_lr(self, step: int) -> None:
         """Set the learning rate of the coming step."""
@@ -369,9 +369,9 @@ class Trainer:
     def _weigh_classes(self) -> Tensor:
         """Weigh each class by n / (classes · its count), as scikit-learn's "balanced" does."""
         counts = torch.bincount(
-            self._labels[self._train_rows].cpu(), minlength=self._pictures.n_classes
+            self._labels[self._train_rows].cpu(), minlength=self._images.n_classes
         )
-        weights = len(self._train_rows) / (self._pictures.n_classes * counts.clamp_min(1))
+        weights = len(self._train_rows) / (self._images.n_classes * counts.clamp_min(1))
         return weights.float().to(self._device)
 
 
@@ -394,7 +394,7 @@ def _better(new: EpochResult, old: EpochResult) -> bool:
 
 def _cosine_with_warmup(step: int, n_steps: int) -> float:
     """Return the factor of a linear warm-up and a cosine down to 0 (arXiv 1608.03983)."""
-    n_warm = max(1, round(WARMUP_SHARE * n_steps))
+    n_warm = max(1, round(WARMUP_FRACTION * n_steps))
     if step < n_warm:
         return (step + 1) / n_warm
     return 0.5 * (1 + math.cos(math.pi * (step - n_warm) / max(1, n_steps - n_warm)))

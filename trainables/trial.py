@@ -21,13 +21,19 @@ from ray import tune
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from spaces.base import TrialConfig, Value
-from trainables.batches import PictureSet
+from trainables.batches import ImageSet
 from trainables.compute import compute_with, give_memory_back
 from trainables.disk_full import is_disk_full
-from trainables.feature_cache import ViewBank, as_features, build_view, view_magnitude, views_up_to
-from trainables.images import PictureRows, as_tensor
+from trainables.feature_cache import (
+    FeatureCache,
+    as_features,
+    build_view,
+    view_magnitude,
+    views_up_to,
+)
+from trainables.images import ImageRows, as_tensor
 from trainables.models.backbones import Backbone, create_backbone
-from trainables.models.batchnorm_folding import fused
+from trainables.models.batchnorm_folding import fold_batchnorm
 from trainables.models.ensemble import Weights
 from trainables.trainer import Trainer, TrainingError
 
@@ -39,24 +45,24 @@ DISK_FULL = "disk_full"
 
 
 @dataclass(frozen=True)
-class Bench:
+class TrainingContext:
     """What all trainings of a run share. Large things are in the object store.
 
     Attributes:
-        table: The packed pictures, uint8 [N, S, S, 3]; see `open_table`.
+        table: The packed images, uint8 [N, S, S, 3]; see `open_table`.
         labels: int64 [N].
         n_classes: Labels are in [0, n_classes).
         image_size: Side in pixels that a backbone sees.
-        flip: Whether a mirrored picture is still of its class.
+        flip: Whether a mirrored image is still of its class.
         weights: By backbone, a reference to its pretrained state dict; one that is missing starts
             from scratch.
-        n_views: V, the views of each picture in a bank.
-        banks: Actor handle of `FeatureCacheActor`; None computes all features as needed.
+        n_views: V, the views of each image in a bank.
+        feature_cache: Actor handle of `FeatureCacheActor`; None computes all features as needed.
         heads: By backbone, the probe's head that trainings begin with.
         epochs: The full length of a trial.
         patience: See `Space.patience`.
         seed: Of the run.
-        groups: int64 [N]; pictures of equal numbers are near-duplicates, and stay in one fold.
+        groups: int64 [N]; images of equal numbers are near-duplicates, and stay in one fold.
             None is each on its own.
     """
 
@@ -67,16 +73,16 @@ class Bench:
     flip: bool
     weights: Mapping[str, Any]
     n_views: int
-    banks: Any
+    feature_cache: Any
     heads: Mapping[str, Weights]
     epochs: int
     patience: int | None
     seed: int
     groups: np.ndarray | None = None
 
-    def pictures(self, device: torch.device) -> PictureSet:
+    def images(self, device: torch.device) -> ImageSet:
         """Open the shared table: without a copy, or once a worker on the GPU where it fits."""
-        return PictureSet(
+        return ImageSet(
             table=open_table(self.table, device),
             labels=as_tensor(self.labels),
             n_classes=self.n_classes,
@@ -84,29 +90,31 @@ class Bench:
             flip=self.flip,
         )
 
-    def bank(self, config: TrialConfig) -> ViewBank | None:
+    def cache(self, config: TrialConfig) -> FeatureCache | None:
         """Open the bank that a config draws from; None where there is none for it."""
         return self._lend(config.backbone, config.freeze_depth, config.augment)
 
-    def pooled_bank(self, backbone: str) -> ViewBank | None:
+    def pooled_bank(self, backbone: str) -> FeatureCache | None:
         """Open the clean pooled features of a backbone; None where there are none."""
         return self._lend(backbone, 5, 0.0)
 
-    def _lend(self, backbone: str, boundary: int, augment: float) -> ViewBank | None:
-        if self.banks is None or boundary == 0:
+    def _lend(self, backbone: str, stage_output: int, augment: float) -> FeatureCache | None:
+        if self.feature_cache is None or stage_output == 0:
             return None
         attempts_left = 3
         while True:
             lent = ray.get(
-                self.banks.lend.remote(backbone, boundary, views_up_to(augment, self.n_views))
+                self.feature_cache.get_views.remote(
+                    backbone, stage_output, views_up_to(augment, self.n_views)
+                )
             )
             if lent is None:
                 return None
             views, row_of, block_size = lent
             try:
-                arrays = [ray.get(blocks, timeout=LENT_PATIENCE_SECONDS) for blocks in views]
+                arrays = [ray.get(blocks, timeout=VIEWS_TIMEOUT_SECONDS) for blocks in views]
                 tensors = tuple(tuple(map(as_features, blocks)) for blocks in arrays)
-                return ViewBank(tensors, self.n_views, as_tensor(ray.get(row_of)), block_size)
+                return FeatureCache(tensors, self.n_views, as_tensor(ray.get(row_of)), block_size)
             except GetTimeoutError:
                 continue  # perhaps lost with a machine since: who owns them looks again
             except ObjectLostError:  # with the actor that owned them; it is there again, and builds
@@ -115,21 +123,21 @@ class Bench:
                     raise
 
 
-LENT_PATIENCE_SECONDS = 30.0
+VIEWS_TIMEOUT_SECONDS = 30.0
 """How long a view is waited for before its owner is asked again."""
 
-GPU_TABLE_SHARE = 0.2
-"""Of a GPU's free memory: packed pictures up to that are kept on the card."""
+GPU_TABLE_FRACTION = 0.2
+"""Of a GPU's free memory: packed images up to that are kept on the card."""
 
 _tables: dict[tuple[Any, torch.device], torch.Tensor] = {}
 
 
 def open_table(table: Any, device: torch.device) -> torch.Tensor:
-    """Open the packed pictures, shared by all workers of a node; a GPU gets its own copy.
+    """Open the packed images, shared by all workers of a node; a GPU gets its own copy.
 
     Args:
         table: A reference into the object store, the path of a file to be mapped, or a
-            `search.cluster.shared_file.MachineFile`, whose copy on this machine is.
+            `search.cluster.shared_file.SharedFile`, whose copy on this machine is.
         device: Where they are wanted. They stay on the CPU where they would crowd the GPU.
     """
     if isinstance(table, ray.ObjectRef):
@@ -141,7 +149,7 @@ def open_table(table: Any, device: torch.device) -> torch.Tensor:
         return as_tensor(shared)
     if (table, device) not in _tables:
         free, _ = torch.cuda.mem_get_info(device)
-        fits = shared.nbytes <= GPU_TABLE_SHARE * free
+        fits = shared.nbytes <= GPU_TABLE_FRACTION * free
         _tables[table, device] = as_tensor(shared).to(device if fits else "cpu")
     return _tables[table, device]
 
@@ -152,63 +160,65 @@ _pristine: dict[_Kind, Backbone] = {}
 _fused: dict[_Kind, Backbone] = {}
 
 
-def _kind(bench: Bench, name: str, device: torch.device) -> _Kind:
+def _kind(context: TrainingContext, name: str, device: torch.device) -> _Kind:
     """Return what a worker tells backbones apart by: of one name there may be other weights."""
-    return name, device, bench.weights.get(name), bench.seed
+    return name, device, context.weights.get(name), context.seed
 
 
-def fresh_backbone(bench: Bench, name: str, depth: int, device: torch.device) -> Backbone:
+def clone_backbone(
+    context: TrainingContext, name: str, depth: int, device: torch.device
+) -> Backbone:
     """Return a backbone whose unfrozen stages are a copy of its own; frozen ones are shared.
 
     A worker reads each backbone's weights once and keeps them for the trials to come.
     """
-    kind = _kind(bench, name, device)
+    kind = _kind(context, name, device)
     if kind not in _pristine:
-        reference = bench.weights.get(name)
+        reference = context.weights.get(name)
         state_dict = None if reference is None else ray.get(reference)
-        backbone = create_backbone(name, state_dict, seed=bench.seed)
+        backbone = create_backbone(name, state_dict, seed=context.seed)
         _pristine[kind] = backbone.to(device).to(memory_format=torch.channels_last)
     pristine = _pristine[kind]
     shared = {id(stage): stage for stage in pristine.stages[:depth]}
     return copy.deepcopy(pristine, shared)
 
 
-def fused_backbone(bench: Bench, name: str, device: torch.device) -> Backbone:
+def folded_backbone(context: TrainingContext, name: str, device: torch.device) -> Backbone:
     """Return a pretrained backbone that is made for inference, once a worker."""
-    kind = _kind(bench, name, device)
+    kind = _kind(context, name, device)
     if kind not in _fused:
-        _fused[kind] = fused(fresh_backbone(bench, name, 5, device))
+        _fused[kind] = fold_batchnorm(clone_backbone(context, name, 5, device))
     return _fused[kind]
 
 
 def build_block(
-    bench: Bench,
+    context: TrainingContext,
     backbone: str,
     rows: np.ndarray,
     view: int,
     n_views: int,
-    boundaries: Sequence[int],
+    stage_outputs: Sequence[int],
     seed: int,
 ) -> list[np.ndarray]:
-    """Compute one view of some pictures, given by their table rows, at each boundary."""
+    """Compute one view of some images, given by their table rows, at each boundary."""
     compute_with(threads_of_worker())
     device = training_device()
-    network = fused_backbone(bench, backbone, device)
-    table = open_table(bench.table, torch.device("cpu"))
+    network = folded_backbone(context, backbone, device)
+    table = open_table(context.table, torch.device("cpu"))
     kept = build_view(
         network,
-        PictureRows(table, torch.from_numpy(rows.copy())),
-        bench.image_size,
+        ImageRows(table, torch.from_numpy(rows.copy())),
+        context.image_size,
         view_magnitude(view, n_views),
-        bench.flip,
-        boundaries,
+        context.flip,
+        stage_outputs,
         seed,
         device,
     )
-    return [kept[boundary] for boundary in boundaries]
+    return [kept[stage_output] for stage_output in stage_outputs]
 
 
-def settled(params: Mapping[str, Value]) -> TrialConfig:
+def resolve_config(params: Mapping[str, Value]) -> TrialConfig:
     """Read a trial's parameters; a network that has no pretrained weights is never frozen."""
     config = TrialConfig.from_params(params)
     return replace(config, freeze_depth=0) if config.backbone == "cnn" else config
@@ -227,7 +237,7 @@ def threads_of_worker() -> int:
 
 
 def create_trainer(
-    bench: Bench,
+    context: TrainingContext,
     config: TrialConfig,
     train_rows: torch.Tensor,
     val_rows: torch.Tensor,
@@ -238,12 +248,12 @@ def create_trainer(
     device = training_device()
     return Trainer(
         config,
-        fresh_backbone(bench, config.backbone, config.freeze_depth, device),
-        bench.pictures(device),
+        clone_backbone(context, config.backbone, config.freeze_depth, device),
+        context.images(device),
         train_rows,
         val_rows,
         seed=seed,
-        bank=bench.bank(config),
+        cache=context.cache(config),
         **options,
     )
 
@@ -259,30 +269,30 @@ class ImageTrial(tune.Trainable):
     _number: int
     _trainer: Trainer | None
     _best_weights: Weights
-    _untold: dict[str, Any] | None
-    _stuck: dict[str, Any] | None
+    _pending_result: dict[str, Any] | None
+    _failure: dict[str, Any] | None
     _trained_seconds: float
 
     def setup(
         self,
         config: dict[str, Any],
-        bench: Bench | None = None,
+        context: TrainingContext | None = None,
         train_rows: np.ndarray | None = None,
         val_rows: np.ndarray | None = None,
-        keeper: Any = None,
+        checkpoints: Any = None,
     ) -> None:
         """Begin a trial.
 
         Args:
             config: Its `number` in the study and its `params`.
-            bench: What all trainings share.
+            context: What all trainings share.
             train_rows: int64, table rows to train on.
             val_rows: int64, table rows to validate on.
-            keeper: A `search.tuning.checkpoints.KeeperHandle`.
+            checkpoints: A `search.tuning.checkpoints.CheckpointClient`.
         """
-        if bench is None or train_rows is None or val_rows is None or keeper is None:
+        if context is None or train_rows is None or val_rows is None or checkpoints is None:
             raise ValueError("ImageTrial needs tune.with_parameters(bench, rows, keeper)")
-        self._bench, self._keeper = bench, keeper
+        self._bench, self._keeper = context, checkpoints
         self._train_rows = torch.as_tensor(train_rows.copy())
         self._val_rows = torch.as_tensor(val_rows.copy())
         compute_with(threads_of_worker())
@@ -295,15 +305,15 @@ class ImageTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train for one epoch; a failure is a result too, so only lost workers are tried again."""
-        if self._untold is not None:
-            told, self._untold = self._untold, None
+        if self._pending_result is not None:
+            told, self._pending_result = self._pending_result, None
             return told
-        if self._stuck is None:
+        if self._failure is None:
             try:
                 return self._run_epoch()
             except Exception as error:
-                self._stuck = _describe_failure(error)
-        return self._stuck
+                self._failure = _describe_failure(error)
+        return self._failure
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Do nothing: the keeper has a checkpoint of every epoch."""
@@ -315,13 +325,13 @@ class ImageTrial(tune.Trainable):
         self._number = int(config["number"])
         self._trainer, self._best_weights = None, {}
         give_memory_back()
-        self._untold = self._stuck = None
+        self._pending_result = self._failure = None
         self._trained_seconds = 0.0
         try:
-            self._trainer = self._create_trainer(settled(config["params"]))
+            self._trainer = self._create_trainer(resolve_config(config["params"]))
             self._carry_on(self._trainer)
         except Exception as error:
-            self._stuck = _describe_failure(error)
+            self._failure = _describe_failure(error)
 
     def _create_trainer(self, config: TrialConfig) -> Trainer:
         return create_trainer(
@@ -332,7 +342,7 @@ class ImageTrial(tune.Trainable):
             seed=self._bench.seed * 1_000_003 + self._number,
             epochs=self._bench.epochs,
             patience=self._bench.patience,
-            head_start=self._bench.heads.get(config.backbone),
+            initial_head=self._bench.heads.get(config.backbone),
         )
 
     def _carry_on(self, trainer: Trainer) -> None:
@@ -350,7 +360,7 @@ class ImageTrial(tune.Trainable):
         trainer.load_state_dict(state["trainer"])
         self._best_weights = state["best_weights"]
         self._trained_seconds = state["told"]["trained_seconds"]
-        self._untold = state["told"]
+        self._pending_result = state["told"]
 
     def _run_epoch(self) -> dict[str, Any]:
         trainer = self._trainer
@@ -372,14 +382,14 @@ class ImageTrial(tune.Trainable):
             "done": trainer.finished,
         }
         if trainer.finished:
-            self._offer_weights((best.val_accuracy, -best.val_loss))
+            self._submit_weights((best.val_accuracy, -best.val_loss))
         state = {"trainer": trainer.state_dict(), "best_weights": self._best_weights, "told": told}
         self._keeper.checkpoint(self._number, _as_file(state))
         return told
 
-    def _offer_weights(self, score: tuple[float, float]) -> None:
-        if self._keeper.wants(self._number, score):
-            self._keeper.offer(self._number, score, _as_file(self._best_weights))
+    def _submit_weights(self, score: tuple[float, float]) -> None:
+        if self._keeper.would_keep(self._number, score):
+            self._keeper.submit(self._number, score, _as_file(self._best_weights))
 
 
 def _as_file(content: object) -> bytes:

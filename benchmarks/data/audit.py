@@ -1,11 +1,11 @@
-"""The audit of very many pictures: time, memory, and near-duplicates found among so many others.
+"""The audit of very many images: time, memory, and near-duplicates found among so many others.
 
     python -m benchmarks.data.audit [--quick] [--data DIR]
 
 Two sets: all of Fashion-MNIST, and 100,000 tiles cut out of the photos at hand, as different as
-photos are. Among them are 1,000 planted copies, changed in the ways of duplicates.py (of pictures
+photos are. Among them are 1,000 planted copies, changed in the ways of duplicates.py (of images
 as small as Fashion-MNIST's only nearly unchanged copies count). A stranger is a tile in a group
-with one of another photo. Sketches are drawn while pictures are decoded, by all cores, and are not
+with one of another photo. Sketches are drawn while images are decoded, by all cores, and are not
 counted; the rest runs in one process, and ends with the split and the folds.
 """
 
@@ -23,19 +23,19 @@ from PIL import Image
 from benchmarks.data.near_duplicates import CHANGES, PHOTOS
 from benchmarks.harness.reporting import Ratio, Report, command_line, say
 from benchmarks.harness.workbench import need_data
-from search.data.audit import Pictures, examine
-from search.data.manifest import Listing
-from search.data.near_duplicates import find_twins, groups_of
+from search.data.audit import Images, examine
+from search.data.manifest import Manifest
+from search.data.near_duplicates import find_near_duplicates, groups_of
 from search.data.splits import split
-from search.data.thumbnails import SIDE, Sketches
+from search.data.thumbnails import SIDE, Thumbnails
 from spaces.sources import Arrays, fashion_mnist
 from trainables.grouped_kfold import grouped_folds
-from trainables.images import PICTURE_SUFFIXES, read_picture
+from trainables.images import IMAGE_SUFFIXES, read_image
 
 _SIZES = {"full": (100_000, 1000), "quick": (10_000, 300), "smoke": (300, 30)}
-"""Pictures, and planted copies."""
+"""Images, and planted copies."""
 _GRIDS = (2, 3, 4, 5, 6)
-_LEAST_CONTRAST = 12.0  # levels: a tile of sky is like any other
+_MIN_CONTRAST = 12.0  # levels: a tile of sky is like any other
 _SLIGHT = ("JPEG quality 50", "PNG to JPEG", "brightness ± 20 %", "contrast ± 30 %", "grey")
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     """Measure, print a table, and keep it as JSON."""
     arguments = command_line(__doc__ or "", data=True).parse_args()
     n, n_copies = _SIZES[arguments.mode]
-    report = Report("audit", "The audit of very many pictures.")
+    report = Report("audit", "The audit of very many images.")
     rows = []
     if arguments.mode == "smoke":
         rows.append(_measure("noise", *_noise(n, n_copies)))
@@ -53,7 +53,7 @@ def main() -> int:
         rows.append(_measure("tiles of photos", *_tiles(data, n, n_copies)))
     report.tables["by set"] = rows
     report.ratios = [
-        Ratio(f"seconds per 1,000 pictures, {row['set']}", row["audit, s"] / row["pictures"] * 1000)
+        Ratio(f"seconds per 1,000 images, {row['set']}", row["audit, s"] / row["images"] * 1000)
         for row in rows
     ]
     for row in rows:
@@ -67,44 +67,44 @@ def main() -> int:
 
 
 def _measure(
-    name: str, sketches: Sketches, origin: np.ndarray, copy_of: np.ndarray
+    name: str, thumbnails: Thumbnails, origin: np.ndarray, copy_of: np.ndarray
 ) -> dict[str, Any]:
-    """Audit a set whose last pictures are copies.
+    """Audit a set whose last images are copies.
 
     Args:
         name: Of the set.
-        sketches: Of all pictures.
+        thumbnails: Of all images.
         origin: int64 [n], the photo that each was cut from; -1 is not known.
-        copy_of: int64 [m], of which picture each of the last m is a copy.
+        copy_of: int64 [m], of which image each of the last m is a copy.
     """
-    n = len(sketches)
-    say(f"{name}: {n:,} pictures")
+    n = len(thumbnails)
+    say(f"{name}: {n:,} images")
     labels = np.random.default_rng(1).integers(0, 10, n)
     labels[n - len(copy_of) :] = labels[copy_of]
-    listing = Listing(
+    manifest = Manifest(
         classes=tuple("abcdefghij"),
         names=tuple(f"{row:06}" for row in range(n)),
         labels=labels,
         splits=(None,) * n,
         paths=None,
-        images=sketches.pixels,
+        images=thumbnails.pixels,
     )
-    pictures = Pictures(listing, np.arange(n), sketches, ())
+    images = Images(manifest, np.arange(n), thumbnails, ())
     before = _peak_megabytes(anew=True)
     started = time.perf_counter()
-    groups = examine(pictures, None, flip=True).groups
+    groups = examine(images, None, flip=True).groups
     examined = time.perf_counter()
-    parts = split(listing, pictures.kept, 0.2, 0.2, 0, 5, groups)
+    parts = split(manifest, images.kept, 0.2, 0.2, 0, 5, groups)
     rows = np.flatnonzero(parts != "test")
     grouped_folds(labels[rows], groups[rows], 5, 0)
     ended = time.perf_counter()
     copies = np.arange(n - len(copy_of), n)
     found = groups[copies] == groups[copy_of]
-    large = sketches.sizes[copies].min(1) >= SIDE
+    large = thumbnails.sizes[copies].min(1) >= SIDE
     strange = int(((origin != origin[groups]) & (origin >= 0)).sum())
     return {
         "set": name,
-        "pictures": n,
+        "images": n,
         "audit, s": ended - started,
         "of which split and folds, s": ended - examined,
         "memory added, MB": _peak_megabytes() - before,
@@ -123,7 +123,7 @@ def _peak_megabytes(anew: bool = False) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def _small(data: Path, n: int, n_copies: int) -> tuple[Sketches, np.ndarray, np.ndarray]:
+def _small(data: Path, n: int, n_copies: int) -> tuple[Thumbnails, np.ndarray, np.ndarray]:
     """Sketch Fashion-MNIST, and copies of some of it."""
     source = fashion_mnist().open(data, data)
     if not isinstance(source, Arrays):
@@ -136,11 +136,11 @@ def _small(data: Path, n: int, n_copies: int) -> tuple[Sketches, np.ndarray, np.
     return _sketch(images), np.full(len(images), -1), copy_of
 
 
-def _tiles(data: Path, n: int, n_copies: int) -> tuple[Sketches, np.ndarray, np.ndarray]:
+def _tiles(data: Path, n: int, n_copies: int) -> tuple[Thumbnails, np.ndarray, np.ndarray]:
     """Sketch tiles of all photos, in a random order, and copies of some of them."""
     rng = np.random.default_rng(0)
     photos = list(_photos(data))
-    alike = groups_of(len(photos), find_twins(_sketch(photos), flip=True).pairs)
+    alike = groups_of(len(photos), find_near_duplicates(_sketch(photos), flip=True).pairs)
     places = [
         (photo, grid, x, y)
         for photo, image in enumerate(photos)
@@ -149,15 +149,15 @@ def _tiles(data: Path, n: int, n_copies: int) -> tuple[Sketches, np.ndarray, np.
         for x in range(grid)
         for y in range(grid)
     ]
-    sketches = Sketches.empty(n + n_copies)
+    thumbnails = Thumbnails.empty(n + n_copies)
     origin = np.empty(n + n_copies, np.int64)
     done, tiles = 0, {}
     for photo, grid, x, y in (places[i] for i in rng.permutation(len(places))):
         width, height = (side // grid for side in photos[photo].size)
         box = (x * width, y * height, (x + 1) * width, (y + 1) * height)
         tile = photos[photo].crop(box)
-        sketches.draw(done, tile)
-        if sketches.pixels[done].std() < _LEAST_CONTRAST:
+        thumbnails.draw(done, tile)
+        if thumbnails.pixels[done].std() < _MIN_CONTRAST:
             continue
         origin[done] = alike[photo]
         if done < n_copies:
@@ -167,32 +167,32 @@ def _tiles(data: Path, n: int, n_copies: int) -> tuple[Sketches, np.ndarray, np.
             break
     # Fewer tiles than asked for: the copies follow the last.
     for place, change in enumerate(np.resize(list(CHANGES), n_copies)):
-        sketches.draw(done + place, CHANGES[change](tiles[place], rng))
+        thumbnails.draw(done + place, CHANGES[change](tiles[place], rng))
         origin[done + place] = origin[place]
     rows = np.arange(done + n_copies)
-    return sketches.take(rows), origin[rows], np.arange(n_copies)
+    return thumbnails.take(rows), origin[rows], np.arange(n_copies)
 
 
 def _photos(data: Path) -> Iterator[Image.Image]:
     for where in PHOTOS.values():
         for path in sorted((data / where).rglob("*")):
-            if path.suffix.lower() in PICTURE_SUFFIXES:
-                yield read_picture(path)
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                yield read_image(path)
 
 
-def _noise(n: int, n_copies: int) -> tuple[Sketches, np.ndarray, np.ndarray]:
-    sketches = Sketches.empty(n + n_copies)
-    sketches.pixels[:n] = np.random.default_rng(0).integers(0, 256, (n, SIDE, SIDE))
-    sketches.pixels[n:] = sketches.pixels[:n_copies]
+def _noise(n: int, n_copies: int) -> tuple[Thumbnails, np.ndarray, np.ndarray]:
+    thumbnails = Thumbnails.empty(n + n_copies)
+    thumbnails.pixels[:n] = np.random.default_rng(0).integers(0, 256, (n, SIDE, SIDE))
+    thumbnails.pixels[n:] = thumbnails.pixels[:n_copies]
     copy_of = np.arange(n_copies)
-    return sketches, np.concatenate([np.arange(n), copy_of]), copy_of
+    return thumbnails, np.concatenate([np.arange(n), copy_of]), copy_of
 
 
-def _sketch(images: list[Image.Image]) -> Sketches:
-    sketches = Sketches.empty(len(images))
+def _sketch(images: list[Image.Image]) -> Thumbnails:
+    thumbnails = Thumbnails.empty(len(images))
     for row, image in enumerate(images):
-        sketches.draw(row, image)
-    return sketches
+        thumbnails.draw(row, image)
+    return thumbnails
 
 
 if __name__ == "__main__":

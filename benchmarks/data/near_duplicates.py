@@ -2,7 +2,7 @@
 
     python -m benchmarks.data.near_duplicates [--quick] [--data DIR] [--sheets DIR]
 
-Of each picture set, pictures are copied and changed, one kind of change at a time; every copy is
+Of each image set, images are copied and changed, one kind of change at a time; every copy is
 looked for among the whole set and all copies of its kind. Recall is the share of copies that end
 up in their original's group. Strangers is a pair of which neither was made from the other, found
 among originals and copies beyond what the set holds itself: a false alarm for certain. Real sets
@@ -29,10 +29,10 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from benchmarks.harness.reporting import Ratio, Report, command_line, say
 from benchmarks.harness.workbench import need_data
-from search.data.near_duplicates import find_twins, groups_of
-from search.data.thumbnails import Sketches
+from search.data.near_duplicates import find_near_duplicates, groups_of
+from search.data.thumbnails import Thumbnails
 from spaces.sources import Arrays, digits, fashion_mnist
-from trainables.images import PICTURE_SUFFIXES, read_picture
+from trainables.images import IMAGE_SUFFIXES, read_image
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -45,12 +45,12 @@ PHOTOS = {
 }
 COPIES = Path(__file__).with_name("reviewed_pairs.csv")
 _SIZES = {"full": (300, 10_000), "quick": (100, 4_000), "smoke": (10, 200)}
-"""Copies of each kind from each set, and small pictures taken."""
-_MOST_SHOWN = 80
+"""Copies of each kind from each set, and small images taken."""
+_MAX_SHOWN = 80
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """A set, decoded; whether it holds photos, which the targets are for."""
 
     name: str
@@ -108,7 +108,7 @@ CHANGES: dict[str, Change] = {
         1 + 0.3 * _either(rng)
     ),
     "turned by 2°": lambda image, rng: image.rotate(2 * _either(rng), Image.Resampling.BICUBIC),
-    "mirrored": lambda image, rng: ImageOps.mirror(image),
+    "synced": lambda image, rng: ImageOps.mirror(image),
     "border of 5 %": lambda image, rng: ImageOps.expand(
         image,
         max(1, round(0.05 * min(image.size))),
@@ -131,14 +131,14 @@ def main() -> int:
     recalls: list[dict[str, Any]] = []
     sets: list[dict[str, Any]] = []
     for one in _sets(arguments, n_small):
-        say(f"{one.name}: {len(one.images)} pictures")
+        say(f"{one.name}: {len(one.images)} images")
         found, row, pairs = measure(one, n_copies)
         recalls += found
         sets.append(row)
         report.extra[one.name] = [list(pair) for pair in pairs]
         if arguments.sheets is not None:
             write_sheet(arguments.sheets / f"{one.name}.png", one, pairs)
-    for title, are_photos in (("photos", True), ("pictures of 8 and 28 pixels", False)):
+    for title, are_photos in (("photos", True), ("images of 8 and 28 pixels", False)):
         rows = [row for row in recalls if row["photos"] == are_photos]
         report.tables[f"Recall by change, {title}"] = [
             {
@@ -151,7 +151,7 @@ def main() -> int:
     report.tables["The sets as they are"] = sets
     photos = [row for row in recalls if row["photos"]]
     by_change = report.tables["Recall by change, photos"]
-    n_photos = sum(row["pictures"] for row in sets if row["photos"])
+    n_photos = sum(row["images"] for row in sets if row["photos"])
     n_copies_made = sum(row["copies"] for row in photos)
     strangers = sum(row["strangers"] for row in photos)
     unjudged = sum(row["not judged copies"] for row in sets if row["photos"])
@@ -172,7 +172,7 @@ def main() -> int:
 
 
 def measure(
-    one: Pictures, n_copies: int
+    one: Images, n_copies: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[tuple[str, str, float]]]:
     """Look through a set as it is, and then with copies of each kind.
 
@@ -180,9 +180,9 @@ def measure(
         A row a change; a row of the set; and its own pairs: two names and their similarity.
     """
     started = time.process_time()
-    base = sketch(one.images)
-    sketched = time.process_time() - started
-    alone = find_twins(base, flip=True)
+    base = thumbnail(one.images)
+    thumbnailed = time.process_time() - started
+    alone = find_near_duplicates(base, flip=True)
     seconds = time.process_time() - started
     rng = np.random.default_rng(0)
     n = len(one.images)
@@ -190,11 +190,13 @@ def measure(
     known = groups_of(n, alone.pairs)
     rows = []
     for change, apply in CHANGES.items():
-        copies = sketch([apply(one.images[i], rng) for i in picked])
-        twins = find_twins(Sketches.join([base, copies]), flip=True)
-        groups = groups_of(n + len(picked), twins.pairs)
+        copies = thumbnail([apply(one.images[i], rng) for i in picked])
+        near_duplicates = find_near_duplicates(Thumbnails.join([base, copies]), flip=True)
+        groups = groups_of(n + len(picked), near_duplicates.pairs)
         origin = np.concatenate([known, known[picked]])
-        strangers = int((origin[twins.pairs[:, 0]] != origin[twins.pairs[:, 1]]).sum())
+        strangers = int(
+            (origin[near_duplicates.pairs[:, 0]] != origin[near_duplicates.pairs[:, 1]]).sum()
+        )
         recall = float((groups[n:] == groups[picked]).mean())
         found = {"recall": recall, "copies": len(picked), "strangers": strangers}
         rows.append({"set": one.name, "photos": one.are_photos, "change": change, **found})
@@ -208,11 +210,11 @@ def measure(
     row = {
         "set": one.name,
         "photos": one.are_photos,
-        "pictures": n,
+        "images": n,
         "pairs": len(pairs),
         "not judged copies": sum((one.name, *pair[:2]) not in judged for pair in pairs),
         "seconds": seconds,
-        "of which sketches": sketched,
+        "of which sketches": thumbnailed,
     }
     return rows, row, pairs
 
@@ -220,12 +222,12 @@ def measure(
 def read_copies() -> set[tuple[str, str, str]]:
     """Read which pairs a person has looked at and found to be copies: a set and two names."""
     with COPIES.open(newline="", encoding="utf-8") as file:
-        return {(row["set"], row["name"], row["twin"]) for row in csv.DictReader(file)}
+        return {(row["set"], row["name"], row["duplicate_of"]) for row in csv.DictReader(file)}
 
 
-def write_sheet(path: Path, one: Pictures, pairs: list[tuple[str, str, float]]) -> None:
+def write_sheet(path: Path, one: Images, pairs: list[tuple[str, str, float]]) -> None:
     """Draw the pairs that were found side by side, the least alike first."""
-    shown = sorted(pairs, key=lambda pair: pair[2])[:_MOST_SHOWN]
+    shown = sorted(pairs, key=lambda pair: pair[2])[:_MAX_SHOWN]
     if not shown:
         return
     places = {name: place for place, name in enumerate(one.names)}
@@ -243,30 +245,30 @@ def write_sheet(path: Path, one: Pictures, pairs: list[tuple[str, str, float]]) 
     sheet.save(path)
 
 
-def sketch(images: list[Image.Image]) -> Sketches:
-    """Sketch pictures."""
-    sketches = Sketches.empty(len(images))
+def thumbnail(images: list[Image.Image]) -> Thumbnails:
+    """Sketch images."""
+    thumbnails = Thumbnails.empty(len(images))
     for row, image in enumerate(images):
-        sketches.draw(row, image)
-    return sketches
+        thumbnails.draw(row, image)
+    return thumbnails
 
 
-def _sets(arguments: argparse.Namespace, n_small: int) -> Iterator[Pictures]:
+def _sets(arguments: argparse.Namespace, n_small: int) -> Iterator[Images]:
     if arguments.mode == "smoke":
-        yield Pictures("drawn", True, [str(i) for i in range(60)], [_draw(i) for i in range(60)])
+        yield Images("drawn", True, [str(i) for i in range(60)], [_draw(i) for i in range(60)])
         return
     data = need_data(arguments)
     for name, where in PHOTOS.items():
-        files = sorted(p for p in (data / where).rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        files = sorted(p for p in (data / where).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         files = [path for path in files if path.parent.name != "BACKGROUND_Google"]
         with ThreadPoolExecutor() as threads:
-            images = list(threads.map(read_picture, files))
-        yield Pictures(name, True, [str(p.relative_to(data / where)) for p in files], images)
+            images = list(threads.map(read_image, files))
+        yield Images(name, True, [str(p.relative_to(data / where)) for p in files], images)
     for name, source in (("digits", digits()), ("Fashion-MNIST", fashion_mnist())):
         found = source.open(data if name != "digits" else None, data)
         if isinstance(found, Arrays):
             images = [Image.fromarray(x).convert("RGB") for x in found.images[:n_small]]
-            yield Pictures(name, False, [str(i) for i in range(len(images))], images)
+            yield Images(name, False, [str(i) for i in range(len(images))], images)
 
 
 def _draw(seed: int) -> Image.Image:

@@ -118,7 +118,7 @@ def command_line(doc: str, data: bool = False) -> argparse.ArgumentParser:
 
     Args:
         doc: The benchmark's docstring.
-        data: Whether it works on pictures and pretrained weights.
+        data: Whether it works on images and pretrained weights.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -29,8 +29,8 @@ RECORDED = Path(__file__).parent / "recorded_curves.csv"
 
 
 @dataclass(frozen=True)
-class SimulatedBench:
-    """What simulated trials share; stands in for `trainables.trial.Bench`.
+class SimulatedContext:
+    """What simulated trials share; stands in for `trainables.trial.TrainingContext`.
 
     Attributes:
         epochs: The full length of a trial; at most that of the recorded curves.
@@ -71,15 +71,15 @@ class Gate:
         return self._opened_at
 
 
-def epoch_seconds(bench: SimulatedBench, number: int) -> float:
+def epoch_seconds(context: SimulatedContext, number: int) -> float:
     """Return how long an epoch of a trial takes: log-normal, within a factor of ten.
 
     It depends on the trial's number alone, so that the work is the same whatever is proposed.
     """
-    if bench.median_epoch_seconds == 0:
+    if context.median_epoch_seconds == 0:
         return 0.0
-    factor = random.Random(f"{bench.seed}/{number}/seconds").lognormvariate(0.0, 0.6)
-    return bench.median_epoch_seconds * min(max(factor, 0.2), 2.0)
+    factor = random.Random(f"{context.seed}/{number}/seconds").lognormvariate(0.0, 0.6)
+    return context.median_epoch_seconds * min(max(factor, 0.2), 2.0)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def recorded_curves() -> tuple[Curve, ...]:
     )
 
 
-def curve_of(bench: SimulatedBench, number: int, params: dict[str, Any]) -> Curve:
+def curve_of(context: SimulatedContext, number: int, params: dict[str, Any]) -> Curve:
     """Return the curve that a trial reports: one of the eight nearest, drawn by its number.
 
     Nearest in the learning rate, a decade counting as much as a freeze depth. Two trainings of much
@@ -127,7 +127,7 @@ def curve_of(bench: SimulatedBench, number: int, params: dict[str, Any]) -> Curv
         recorded_curves(),
         key=lambda curve: abs(math.log10(curve.lr) - lr) + abs(curve.freeze_depth - depth),
     )
-    return random.Random(f"{bench.seed}/{number}/curve").choice(nearest[:8])
+    return random.Random(f"{context.seed}/{number}/curve").choice(nearest[:8])
 
 
 class SimulatedTrial(tune.Trainable):
@@ -138,15 +138,15 @@ class SimulatedTrial(tune.Trainable):
     def setup(
         self,
         config: dict[str, Any],
-        bench: SimulatedBench | None = None,
+        context: SimulatedContext | None = None,
         train_rows: Any = None,
         val_rows: Any = None,
-        keeper: Any = None,
+        checkpoints: Any = None,
     ) -> None:
         """Begin the worker's first trial."""
-        if bench is None or keeper is None:
+        if context is None or checkpoints is None:
             raise ValueError("SimulatedTrial needs a bench and a keeper")
-        self._bench, self._keeper = bench, keeper
+        self._bench, self._keeper = context, checkpoints
         self._node = str(ray.util.get_node_ip_address())
         self._begin(config)
 
@@ -183,8 +183,8 @@ class SimulatedTrial(tune.Trainable):
     def _keep(self, finished: bool) -> None:
         """Hand the keeper what `ImageTrial` does."""
         content, score = bytes(self._bench.checkpoint_bytes), self._best[:2]
-        if finished and self._keeper.wants(self._number, score):
-            self._keeper.offer(self._number, score, content)
+        if finished and self._keeper.would_keep(self._number, score):
+            self._keeper.submit(self._number, score, content)
         self._keeper.checkpoint(self._number, content)
 
     def _wait_at_gate(self) -> None:

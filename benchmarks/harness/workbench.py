@@ -1,4 +1,4 @@
-"""Pictures, networks and banks for benchmarks of training alone, without Ray."""
+"""Images, networks and banks for benchmarks of training alone, without Ray."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from benchmarks.harness.reporting import DEFAULT_DATA, stop
-from spaces.base import Framing
-from trainables.batches import PictureSet
-from trainables.feature_cache import ViewBank, as_features, build_view
-from trainables.images import PICTURE_SUFFIXES, as_tensor, fit, read_picture
+from spaces.base import ResizeMode
+from trainables.batches import ImageSet
+from trainables.feature_cache import FeatureCache, as_features, build_view
+from trainables.images import IMAGE_SUFFIXES, as_tensor, fit, read_image
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.ensemble import Weights
 from trainables.models.weights import load_weights
@@ -23,22 +23,22 @@ from trainables.models.weights import load_weights
 CALTECH_SIX = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
 _CALTECH_FOLDER = Path("caltech101") / "101_ObjectCategories"
 _GENERATED_SIZE = (300, 223)  # as most of Caltech-101's
-_BLOCK_PICTURES = 128
+_BLOCK_IMAGES = 128
 
 
 @dataclass(frozen=True)
-class PictureFiles:
-    """Pictures on disk with their labels, and where they are from."""
+class ImageFiles:
+    """Images on disk with their labels, and where they are from."""
 
     paths: tuple[Path, ...]
     labels: np.ndarray
     classes: tuple[str, ...]
     origin: str
 
-    def take(self, indices: np.ndarray) -> PictureFiles:
-        """Return some of the pictures, given by their int64 indices."""
+    def take(self, indices: np.ndarray) -> ImageFiles:
+        """Return some of the images, given by their int64 indices."""
         paths = tuple(self.paths[i] for i in indices)
-        return PictureFiles(paths, self.labels[indices], self.classes, self.origin)
+        return ImageFiles(paths, self.labels[indices], self.classes, self.origin)
 
 
 def find_data(arguments: argparse.Namespace) -> Path | None:
@@ -56,7 +56,7 @@ def need_data(arguments: argparse.Namespace) -> Path:
     data = find_data(arguments)
     if data is None:
         stop(
-            f"this benchmark needs real pictures, and {DEFAULT_DATA} holds no {_CALTECH_FOLDER}/;"
+            f"this benchmark needs real images, and {DEFAULT_DATA} holds no {_CALTECH_FOLDER}/;"
             " give the folder that does with --data"
         )
     return data
@@ -72,20 +72,20 @@ def find_weights_folder(arguments: argparse.Namespace, data: Path | None) -> Pat
     return folder if folder is not None and folder.is_dir() else None
 
 
-def caltech_six(data: Path) -> PictureFiles:
-    """List the six classes of the study, every picture, by class and name."""
+def caltech_six(data: Path) -> ImageFiles:
+    """List the six classes of the study, every image, by class and name."""
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(CALTECH_SIX):
         found = sorted((data / _CALTECH_FOLDER / name).glob("*.jpg"))
         if not found:
-            stop(f"{data / _CALTECH_FOLDER} has no pictures of {name!r}")
+            stop(f"{data / _CALTECH_FOLDER} has no images of {name!r}")
         paths += found
         labels += [label] * len(found)
-    return PictureFiles(tuple(paths), np.array(labels), CALTECH_SIX, "Caltech-101, six classes")
+    return ImageFiles(tuple(paths), np.array(labels), CALTECH_SIX, "Caltech-101, six classes")
 
 
-def picture_sets(data: Path) -> dict[str, PictureFiles]:
+def image_sets(data: Path) -> dict[str, ImageFiles]:
     """List the photo sets that there are, each by class and name."""
     sets = {"caltech": caltech_six(data)}
     folders = {"cats_dogs": data / "cats_dogs" / "train", "products": data / "products"}
@@ -95,32 +95,32 @@ def picture_sets(data: Path) -> dict[str, PictureFiles]:
     return sets
 
 
-def background(data: Path) -> PictureFiles:
-    """List the pictures of BACKGROUND_Google, which are of no class."""
+def background(data: Path) -> ImageFiles:
+    """List the images of BACKGROUND_Google, which are of no class."""
     paths = tuple(sorted((data / _CALTECH_FOLDER / "BACKGROUND_Google").glob("*.jpg")))
     if not paths:
         stop(f"{data / _CALTECH_FOLDER} has no BACKGROUND_Google")
-    return PictureFiles(paths, np.full(len(paths), -1), (), "BACKGROUND_Google")
+    return ImageFiles(paths, np.full(len(paths), -1), (), "BACKGROUND_Google")
 
 
-def class_folders(folder: Path, origin: str) -> PictureFiles:
-    """List a folder per class, every picture, by class and name."""
+def class_folders(folder: Path, origin: str) -> ImageFiles:
+    """List a folder per class, every image, by class and name."""
     classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         inside = sorted((folder / name).iterdir())
-        found = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
+        found = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES]
         paths += found
         labels += [label] * len(found)
-    return PictureFiles(tuple(paths), np.array(labels), classes, origin)
+    return ImageFiles(tuple(paths), np.array(labels), classes, origin)
 
 
-def generate_pictures(folder: Path, n_pictures: int, n_classes: int = 3) -> PictureFiles:
-    """Write JPEG pictures, a folder per class: noise around a colour and a stripe of the class."""
+def generate_images(folder: Path, n_images: int, n_classes: int = 3) -> ImageFiles:
+    """Write JPEG images, a folder per class: noise around a colour and a stripe of the class."""
     rng = np.random.default_rng(0)
     width, height = _GENERATED_SIZE
-    paths, labels = [], np.arange(n_pictures) % n_classes
+    paths, labels = [], np.arange(n_images) % n_classes
     for index, label in enumerate(labels):
         pixels = rng.normal(110, 40, (height, width, 3))
         pixels[:, :, label % 3] += 40
@@ -130,15 +130,15 @@ def generate_pictures(folder: Path, n_pictures: int, n_classes: int = 3) -> Pict
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
         paths.append(path)
     classes = tuple(f"class{label}" for label in range(n_classes))
-    return PictureFiles(tuple(paths), labels, classes, "generated pictures")
+    return ImageFiles(tuple(paths), labels, classes, "generated images")
 
 
 def choose_stratified(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Choose n pictures, each class by its share and at least once: int64 indices, shuffled."""
+    """Choose n images, each class by its share and at least once: int64 indices, shuffled."""
     rng = np.random.default_rng(seed)
     n = min(n, len(labels))
     order = rng.permutation(len(labels))
-    # A picture's place within its class, as a share of the class: the lowest are taken.
+    # An image's place within its class, as a share of the class: the lowest are taken.
     place = np.empty(len(labels))
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -148,20 +148,18 @@ def choose_stratified(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def choose_per_class(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
-    """Choose the same number of pictures of every class: int64 indices."""
+    """Choose the same number of images of every class: int64 indices."""
     order = np.random.default_rng(seed).permutation(len(labels))
     members = [order[labels[order] == label][:n_per_class] for label in np.unique(labels)]
     return np.concatenate(members)
 
 
-def pack_pictures(
-    pictures: PictureFiles, image_size: int, framing: Framing = "whole"
-) -> PictureSet:
-    """Decode pictures into the table that trainings read."""
+def pack_images(images: ImageFiles, image_size: int, resize_mode: ResizeMode = "whole") -> ImageSet:
+    """Decode images into the table that trainings read."""
     sizes = round(image_size / 0.875), image_size
-    table = np.stack([fit(read_picture(path), *sizes, framing) for path in pictures.paths])
-    labels = torch.from_numpy(pictures.labels.astype(np.int64))
-    return PictureSet(torch.from_numpy(table), labels, len(pictures.classes), image_size, flip=True)
+    table = np.stack([fit(read_image(path), *sizes, resize_mode) for path in images.paths])
+    labels = torch.from_numpy(images.labels.astype(np.int64))
+    return ImageSet(torch.from_numpy(table), labels, len(images.classes), image_size, flip=True)
 
 
 def read_state(backbone: str, weights: Path | None) -> Weights | None:
@@ -177,30 +175,30 @@ def new_backbone(name: str, state: Weights | None, device: str = "cpu") -> Backb
 
 
 def pooled_features(
-    pictures: PictureFiles, backbone: Backbone, image_size: int, framing: Framing = "whole"
+    images: ImageFiles, backbone: Backbone, image_size: int, resize_mode: ResizeMode = "whole"
 ) -> torch.Tensor:
-    """Return what a frozen backbone makes of pictures: float32 [n, feature_size]."""
-    packed = pack_pictures(pictures, image_size, framing)
-    rows = torch.arange(len(pictures.paths))
-    return build_bank(backbone, packed, rows, boundary=5, n_views=1).clean(rows).float()
+    """Return what a frozen backbone makes of images: float32 [n, feature_size]."""
+    decoded = pack_images(images, image_size, resize_mode)
+    rows = torch.arange(len(images.paths))
+    return build_cache(backbone, decoded, rows, stage_output=5, n_views=1).clean(rows).float()
 
 
-def build_bank(
+def build_cache(
     backbone: Backbone,
-    pictures: PictureSet,
+    images: ImageSet,
     rows: torch.Tensor,
-    boundary: int,
+    stage_output: int,
     n_views: int,
     views: Sequence[int] | None = None,
     seed: int = 0,
-) -> ViewBank:
-    """Build the view bank of some pictures at one boundary, in this process.
+) -> FeatureCache:
+    """Build the view bank of some images at one boundary, in this process.
 
     Args:
         backbone: Whose frozen stages.
-        pictures: All pictures.
+        images: All images.
         rows: int64 [n], those that the bank holds.
-        boundary: In 1 to 5.
+        stage_output: In 1 to 5.
         n_views: V, which sets the magnitudes.
         views: Which views, ascending from 0; None is all.
         seed: Of the augmentation.
@@ -211,19 +209,19 @@ def build_bank(
     for view in views or range(n_views):
         magnitude = view / (n_views - 1) if n_views > 1 else 0.0
         blocks = []
-        for place, part in enumerate(rows.split(_BLOCK_PICTURES)):
+        for place, part in enumerate(rows.split(_BLOCK_IMAGES)):
             made = build_view(
                 backbone,
-                pictures.table[part],
-                pictures.image_size,
+                images.table[part],
+                images.image_size,
                 magnitude,
-                pictures.flip,
-                (boundary,),
+                images.flip,
+                (stage_output,),
                 (seed * 1009 + view) * 1_000_003 + place,
                 device,
             )
-            blocks.append(as_features(made[boundary]))
+            blocks.append(as_features(made[stage_output]))
         built.append(tuple(blocks))
-    row_of = np.full(len(pictures.table), -1, np.int64)
+    row_of = np.full(len(images.table), -1, np.int64)
     row_of[rows.numpy()] = np.arange(len(rows))
-    return ViewBank(tuple(built), n_views, as_tensor(row_of), _BLOCK_PICTURES)
+    return FeatureCache(tuple(built), n_views, as_tensor(row_of), _BLOCK_IMAGES)

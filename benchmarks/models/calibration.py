@@ -4,9 +4,9 @@
 
 Half of each photo set trains five folds, the other half is held out. A fold's model is the linear
 probe, or a head trained by gradient descent until it is too sure of itself. The temperature comes
-from the logits of the one fold that never saw a picture; it is judged on the held-out pictures, for
+from the logits of the one fold that never saw an image; it is judged on the held-out images, for
 the mean of the members' probabilities, which is what is deployed, and for the softmax of their mean
-logits. The best temperature there could be is fitted on the held-out pictures themselves.
+logits. The best temperature there could be is fitted on the held-out images themselves.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from torch import Tensor
 from benchmarks.harness.reporting import Ratio, Report, command_line
 from benchmarks.harness.workbench import (
     find_weights_folder,
-    generate_pictures,
+    generate_images,
+    image_sets,
     need_data,
     new_backbone,
-    picture_sets,
     pooled_features,
     read_state,
 )
-from search.evaluation.calibration import fit_temperature, judge_calibration
+from search.evaluation.calibration import fit_temperature, measure_calibration
 from search.pipeline.retraining.kfold import split_folds
 from trainables.models.ensemble import mean_probabilities
 from trainables.models.linear_probe import fit_head
@@ -48,7 +48,7 @@ def main() -> int:
     parser = command_line(__doc__ or "", data=True)
     parser.add_argument("--backbone", default="mobilenet_v2", help="default: %(default)s")
     arguments = parser.parse_args()
-    report = Report("calibration", "Expected calibration error and log loss of held-out pictures.")
+    report = Report("calibration", "Expected calibration error and log loss of held-out images.")
     seeds = {"smoke": 1, "quick": 2, "full": 5}[arguments.mode]
     with tempfile.TemporaryDirectory() as scratch:
         sets = _read(arguments, Path(scratch))
@@ -78,11 +78,11 @@ def _read(arguments: argparse.Namespace, scratch: Path) -> dict[str, tuple[Tenso
     """Return each set's features and labels."""
     if arguments.mode == "smoke":
         backbone, size = new_backbone("tinynet", None), 32
-        sets = {"generated": generate_pictures(scratch, 60)}
+        sets = {"generated": generate_images(scratch, 60)}
     else:
         data, size = need_data(arguments), 224
         state = read_state(arguments.backbone, find_weights_folder(arguments, data))
-        backbone, sets = new_backbone(arguments.backbone, state), picture_sets(data)
+        backbone, sets = new_backbone(arguments.backbone, state), image_sets(data)
     return {name: (pooled_features(one, backbone, size), one.labels) for name, one in sets.items()}
 
 
@@ -111,7 +111,7 @@ def _measure(
         }
         found.setdefault("temperature", []).append(temperature)
         for when, probabilities in judged.items():
-            scores = judge_calibration(labels[test], probabilities.numpy())
+            scores = measure_calibration(labels[test], probabilities.numpy())
             found.setdefault(f"ECE {when}", []).append(scores["ece"])
             found.setdefault(f"log loss {when}", []).append(scores["log_loss"])
     means = {key: statistics.mean(values) for key, values in found.items()}
@@ -122,7 +122,7 @@ def _best_temperature(logits: Tensor, labels: np.ndarray) -> float:
     """Return the temperature of least log loss for the mean probability, by trying many."""
     tried = np.geomspace(0.1, 10, 80)
     losses = [
-        judge_calibration(labels, mean_probabilities(logits, float(t)).numpy())["log_loss"]
+        measure_calibration(labels, mean_probabilities(logits, float(t)).numpy())["log_loss"]
         for t in tried
     ]
     return float(tried[int(np.argmin(losses))])

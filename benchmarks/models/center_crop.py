@@ -1,14 +1,14 @@
-"""What makes a head err less on pictures from elsewhere?
+"""What makes a head err less on images from elsewhere?
 
     python -m benchmarks.models.center_crop [--quick] [--data DIR]
 
-Pairs of a set to learn from and pictures of its classes from elsewhere: Caltech-101's six classes
+Pairs of a set to learn from and images of its classes from elsewhere: Caltech-101's six classes
 and photos of other repositories, all of them and 20 a class; those photos and Caltech-101, the
 other way round; clothes photographed for sale and Fashion-MNIST's (three classes); handwritten
 digits and digits of fonts. Features are pooled, of frozen backbones. Each way changes one thing in
-the linear probe: what it is fitted on, how many are averaged, and of what pictures it is asked.
+the linear probe: what it is fitted on, how many are averaged, and of what images it is asked.
 Differences from the plain probe are paired by seed, with Student's 95 % interval of their mean over
-the pairs and seeds. Sets with nothing from elsewhere are judged on held-out pictures alone.
+the pairs and seeds. Sets with nothing from elsewhere are judged on held-out images alone.
 Fine-tuning from the probe's head (LP-FT) is in lpft.py.
 
 --quick is the pairs of Caltech-101 and of digits, with one backbone and slight augmentation alone.
@@ -36,32 +36,32 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say, stop
 from benchmarks.harness.workbench import (
     CALTECH_SIX,
-    build_bank,
+    build_cache,
     choose_per_class,
     choose_stratified,
     class_folders,
     find_weights_folder,
+    image_sets,
     need_data,
     new_backbone,
-    pack_pictures,
-    picture_sets,
+    pack_images,
     read_state,
 )
 from benchmarks.models.feature_cache import interval
 from search.pipeline.retraining.kfold import split_folds
 from spaces.sources import Arrays, digits, fashion_mnist, rendered_digits
-from trainables.batches import PictureSet
+from trainables.batches import ImageSet
 from trainables.feature_cache import mixed_precision
 from trainables.images import crop_and_normalise, fit
-from trainables.models.center_crop import enlarge_middle
+from trainables.models.center_crop import enlarge_center
 
 N_VIEWS = 8
 VIEWS = (0, 1, 2, 4, 7)
-"""Views that are used, of magnitudes v / 7; the first is the picture as it is."""
+"""Views that are used, of magnitudes v / 7; the first is the image as it is."""
 PHOTOS = ("mobilenet_v2", "squeezenet1_0")
 _FASHION = {"t-shirt": (0,), "pants": (1,), "shoes": (5, 7, 9)}
 """By class of the products, Fashion-MNIST's labels."""
-_TRAINED_SHARE = 0.8
+_TRAINED_FRACTION = 0.8
 _STORE = ROOT / "results" / "outside"
 
 
@@ -72,7 +72,7 @@ class Way:
     Attributes:
         views: How many of `VIEWS` it is fitted on.
         members: Folds whose probabilities are averaged; 1 is one probe of all.
-        asked: How many of `VIEWS` of a picture are averaged.
+        asked: How many of `VIEWS` of an image are averaged.
         backbones: How many are averaged.
         regularisation: Inverse, of the probe.
         looks: 2 adds the logits of a probe of the enlarged middle (`models.center_crop`).
@@ -109,7 +109,7 @@ WAYS: Mapping[str, Way] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A set to learn from, and pictures from elsewhere.
+    """A set to learn from, and images from elsewhere.
 
     Attributes:
         inside: Its features by backbone, float32 [views + 1, n, d]; the last are of the enlarged
@@ -117,7 +117,7 @@ class Pair:
         labels: int64 [n].
         outside: Those from elsewhere, the same backbones; empty where there are none.
         outside_labels: int64 [m].
-        per_class: Training pictures of each class; None is four fifths of all.
+        per_class: Training images of each class; None is four fifths of all.
     """
 
     inside: list[np.ndarray]
@@ -132,7 +132,7 @@ def main() -> int:
     parser = command_line(__doc__ or "", data=True)
     arguments = parser.parse_args()
     n_seeds = {"full": 5, "quick": 5, "smoke": 2}[arguments.mode]
-    report = Report("outside", "What makes a head err less on pictures from elsewhere.")
+    report = Report("outside", "What makes a head err less on images from elsewhere.")
     pairs = _pairs(arguments)
     found: dict[tuple[str, str, str], list[float]] = {}
     for name, pair in pairs.items():
@@ -169,11 +169,11 @@ def main() -> int:
 
 
 def _measure(pair: Pair, way: Way, seed: int) -> dict[str, float]:
-    """Fit on a part of the set, and judge on the rest and on pictures from elsewhere."""
+    """Fit on a part of the set, and judge on the rest and on images from elsewhere."""
     if pair.per_class is not None:
         train = choose_per_class(pair.labels, pair.per_class, seed)
     else:
-        train = choose_stratified(pair.labels, round(_TRAINED_SHARE * len(pair.labels)), seed)
+        train = choose_stratified(pair.labels, round(_TRAINED_FRACTION * len(pair.labels)), seed)
     rest = np.setdiff1d(np.arange(len(pair.labels)), train)
     parts = [train]
     if way.members > 1:
@@ -204,7 +204,7 @@ def _measure(pair: Pair, way: Way, seed: int) -> dict[str, float]:
 
 
 def _fit(x: np.ndarray, labels: np.ndarray, way: Way) -> Pipeline:
-    """Fit a probe on views of pictures, [views, n, d]."""
+    """Fit a probe on views of images, [views, n, d]."""
     model = make_pipeline(
         StandardScaler(), LogisticRegression(C=way.regularisation / len(x), max_iter=200)
     )
@@ -221,18 +221,18 @@ def _pairs(arguments: argparse.Namespace) -> dict[str, Pair]:
         return pairs
     data = need_data(arguments)
     weights = find_weights_folder(arguments, data)
-    sets, backbones, views = picture_sets(data), PHOTOS, VIEWS
+    sets, backbones, views = image_sets(data), PHOTOS, VIEWS
     if arguments.mode == "quick":
         sets, backbones, views = {"caltech": sets["caltech"]}, PHOTOS[:1], VIEWS[:3]
 
-    def photos(name: str, pictures: PictureSet) -> list[np.ndarray]:
-        return [_features(name, pictures, backbone, weights, views) for backbone in backbones]
+    def photos(name: str, images: ImageSet) -> list[np.ndarray]:
+        return [_features(name, images, backbone, weights, views) for backbone in backbones]
 
     labels = {name: one.labels for name, one in sets.items()}
-    inside = {name: photos(name, pack_pictures(one, 224)) for name, one in sets.items()}
+    inside = {name: photos(name, pack_images(one, 224)) for name, one in sets.items()}
     elsewhere = class_folders(data / "external" / "caltech6", "elsewhere")
     of_class = np.array([CALTECH_SIX.index(name) for name in elsewhere.classes])
-    outside = photos("elsewhere", pack_pictures(elsewhere, 224))
+    outside = photos("elsewhere", pack_images(elsewhere, 224))
     outside_labels = of_class[elsewhere.labels]
     six = (inside["caltech"], labels["caltech"])
     pairs["Caltech → elsewhere"] = Pair(*six, outside, outside_labels)
@@ -253,7 +253,7 @@ def _pairs(arguments: argparse.Namespace) -> dict[str, Pair]:
 
 def _features(
     name: str,
-    pictures: PictureSet,
+    images: ImageSet,
     backbone: str,
     weights: Path | None,
     views: tuple[int, ...] = VIEWS,
@@ -272,17 +272,17 @@ def _features(
     network = new_backbone(backbone, state).eval()
 
     def every_view() -> np.ndarray:
-        rows = torch.arange(len(pictures.labels))
-        made = build_bank(network, pictures, rows, 5, N_VIEWS, views)
+        rows = torch.arange(len(images.labels))
+        made = build_cache(network, images, rows, 5, N_VIEWS, views)
         return np.stack([torch.cat(blocks).float().numpy() for blocks in made.views])
 
     @torch.no_grad()
     def middle() -> np.ndarray:
         parts = []
-        for batch in pictures.table.split(32):
-            pixels = crop_and_normalise(batch, pictures.image_size)
+        for batch in images.table.split(32):
+            pixels = crop_and_normalise(batch, images.image_size)
             with mixed_precision(torch.device("cpu")):
-                parts.append(network(enlarge_middle(pixels)).float())
+                parts.append(network(enlarge_center(pixels)).float())
         return torch.cat(parts)[None].numpy()
 
     stem = f"{name}-{backbone}"
@@ -300,7 +300,7 @@ def _kept(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     return np.asarray(np.load(path))
 
 
-def array_set(source: Any, size: int, flip: bool) -> PictureSet:
+def array_set(source: Any, size: int, flip: bool) -> ImageSet:
     """Pack a set that comes as arrays."""
     found = source.open(None, ROOT)
     if not isinstance(found, Arrays):
@@ -308,8 +308,8 @@ def array_set(source: Any, size: int, flip: bool) -> PictureSet:
     return _as_set(found.images, found.labels, size, flip)
 
 
-def _fashion(data: Path, classes: tuple[str, ...]) -> PictureSet:
-    """Return Fashion-MNIST's test pictures of the products' classes, every tenth."""
+def _fashion(data: Path, classes: tuple[str, ...]) -> ImageSet:
+    """Return Fashion-MNIST's test images of the products' classes, every tenth."""
     found = fashion_mnist().open(data, data)
     if not isinstance(found, Arrays):
         raise TypeError("Fashion-MNIST is read as arrays")
@@ -321,13 +321,13 @@ def _fashion(data: Path, classes: tuple[str, ...]) -> PictureSet:
     return _as_set(images[kept], named[labels][kept], 224, flip=True)
 
 
-def _as_set(images: np.ndarray, labels: np.ndarray, size: int, flip: bool) -> PictureSet:
-    packed = size if size < 64 else round(size / 0.875)
+def _as_set(images: np.ndarray, labels: np.ndarray, size: int, flip: bool) -> ImageSet:
+    decoded = size if size < 64 else round(size / 0.875)
     table = np.stack(
-        [fit(Image.fromarray(x).convert("RGB"), packed, size, "whole") for x in images]
+        [fit(Image.fromarray(x).convert("RGB"), decoded, size, "whole") for x in images]
     )
     y = torch.from_numpy(labels.astype(np.int64))
-    return PictureSet(torch.from_numpy(table), y, int(y.max()) + 1, size, flip)
+    return ImageSet(torch.from_numpy(table), y, int(y.max()) + 1, size, flip)
 
 
 if __name__ == "__main__":

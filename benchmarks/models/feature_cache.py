@@ -1,9 +1,9 @@
-"""Training from the view bank is as accurate as training from freshly augmented pictures.
+"""Training from the view bank is as accurate as training from freshly augmented images.
 
     python -m benchmarks.models.feature_cache [--quick]
 
 The same configurations, once with the bank and once without (features computed as they are needed,
-under the same law of augmentation), over 5 seeds, each of which draws its own few training pictures
+under the same law of augmentation), over 5 seeds, each of which draws its own few training images
 of Caltech-101's six classes; all others validate. What is quoted is the difference in validation
 accuracy at the last epoch, bank less no bank, paired by seed, with Student's 95 % interval of its
 mean: it should include 0, or lie above. Then the bank's bytes and the seconds it takes to build,
@@ -25,25 +25,25 @@ from scipy.stats import t as student
 
 from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
 from benchmarks.harness.workbench import (
-    build_bank,
+    build_cache,
     caltech_six,
     choose_per_class,
     choose_stratified,
     find_weights_folder,
-    generate_pictures,
+    generate_images,
     need_data,
     new_backbone,
-    pack_pictures,
+    pack_images,
     read_state,
 )
 from spaces.base import TrialConfig
-from trainables.batches import PictureSet
-from trainables.feature_cache import ViewBank, bytes_a_picture
+from trainables.batches import ImageSet
+from trainables.feature_cache import FeatureCache, bytes_per_image
 from trainables.models.ensemble import Weights
 from trainables.trainer import Trainer
 
 BACKBONE = "squeezenet1_0"
-# Few pictures and small batches, so that training has something to gain or to lose: accuracies lie
+# Few images and small batches, so that training has something to gain or to lose: accuracies lie
 # well below 1. Learning rates are those that the cached training does well with.
 _COMMON: dict[str, Any] = {"batch_size": 16, "scheduler": "cosine"}
 CONFIGS = (
@@ -61,8 +61,8 @@ class Plan:
 
     Attributes:
         n_seeds: At least 2.
-        n_per_class: Training pictures of each class.
-        n_val: Validation pictures, the same share of each class.
+        n_per_class: Training images of each class.
+        n_val: Validation images, the same share of each class.
         epochs: Of every training.
         image_size: Side in pixels.
         configs: What is trained.
@@ -102,28 +102,28 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     plan = PLANS[arguments.mode]
-    report = Report("bank", "Training from the view bank against training without it.")
+    report = Report("cache", "Training from the view bank against training without it.")
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.mode == "smoke":
-            files, state = generate_pictures(Path(scratch), 48), None
+            files, state = generate_images(Path(scratch), 48), None
         else:
             data = need_data(arguments)
             files = caltech_six(data)
             state = read_state(BACKBONE, find_weights_folder(arguments, data))
             if state is None:
                 stop(f"there are no weights of {BACKBONE}; give the folder with --weights")
-        pictures = pack_pictures(files, plan.image_size)
-    pairs = compare(plan, pictures, state)
-    growth = grow(plan, pictures, state)
+        images = pack_images(files, plan.image_size)
+    pairs = compare(plan, images, state)
+    growth = grow(plan, images, state)
     report.tables["Bank less no bank, paired by seed"] = [
         *(_row(config, pairs[config]) for config in plan.configs),
         _mean_row(plan, pairs),
     ]
-    n_train = plan.n_per_class * pictures.n_classes
-    report.tables[f"The bank as V grows ({n_train} pictures; the head's augment is 1)"] = growth
+    n_train = plan.n_per_class * images.n_classes
+    report.tables[f"The bank as V grows ({n_train} images; the head's augment is 1)"] = growth
     report.ratios += _ratios(plan, pairs)
     report.notes.append(
-        f"{plan.n_seeds} seeds, {plan.n_per_class} training pictures a class, {plan.n_val} to"
+        f"{plan.n_seeds} seeds, {plan.n_per_class} training images a class, {plan.n_val} to"
         f" validate, {plan.epochs} epochs, V = {N_VIEWS}, {files.origin}, {plan.image_size} px"
     )
     report.extra["pairs"] = [
@@ -137,9 +137,9 @@ def main() -> None:
     report.publish(arguments)
 
 
-def draw_rows(plan: Plan, pictures: PictureSet, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_rows(plan: Plan, images: ImageSet, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a seed's training rows, and validation rows among the others."""
-    labels = pictures.labels.numpy()
+    labels = images.labels.numpy()
     train = torch.from_numpy(choose_per_class(labels, plan.n_per_class, seed)).sort().values
     left = torch.ones(len(labels), dtype=torch.bool)
     left[train] = False
@@ -149,18 +149,18 @@ def draw_rows(plan: Plan, pictures: PictureSet, seed: int) -> tuple[torch.Tensor
 
 
 def compare(
-    plan: Plan, pictures: PictureSet, state: Weights | None
+    plan: Plan, images: ImageSet, state: Weights | None
 ) -> dict[TrialConfig, list[tuple[Outcome, Outcome]]]:
     """Train every configuration with and without the bank; return both outcomes a seed."""
     pairs: dict[TrialConfig, list[tuple[Outcome, Outcome]]] = {c: [] for c in plan.configs}
     for seed in range(plan.n_seeds):
-        train, val = draw_rows(plan, pictures, seed)
+        train, val = draw_rows(plan, images, seed)
         for config in plan.configs:
             backbone = new_backbone(BACKBONE, state)
-            bank = build_bank(backbone, pictures, train, config.freeze_depth, N_VIEWS, seed=seed)
+            cache = build_cache(backbone, images, train, config.freeze_depth, N_VIEWS, seed=seed)
             both = tuple(
-                _train(plan, config, pictures, train, val, state, seed, source)
-                for source in (bank, None)
+                _train(plan, config, images, train, val, state, seed, source)
+                for source in (cache, None)
             )
             pairs[config].append(both)  # type: ignore[arg-type]
             say(
@@ -173,59 +173,59 @@ def compare(
 def _train(
     plan: Plan,
     config: TrialConfig,
-    pictures: PictureSet,
+    images: ImageSet,
     train: torch.Tensor,
     val: torch.Tensor,
     state: Weights | None,
     seed: int,
-    bank: ViewBank | None,
+    cache: FeatureCache | None,
 ) -> Outcome:
     """Train a configuration; the trainings of a pair differ in their inputs alone."""
     trainer = Trainer(
         config,
         new_backbone(BACKBONE, state),
-        pictures,
+        images,
         train,
         val[:0],
         epochs=plan.epochs,
         seed=seed,
-        bank=bank,
+        cache=cache,
     )
     seconds = [trainer.run_epoch().seconds for _ in range(plan.epochs)]
-    # The bank holds the training pictures alone, so both are judged on the pictures themselves.
+    # The bank holds the training images alone, so both are judged on the images themselves.
     judge = Trainer(
-        config, trainer.model.backbone, pictures, train, val, epochs=1, seed=seed, bank=None
+        config, trainer.model.backbone, images, train, val, epochs=1, seed=seed, cache=None
     )
     judge.model.head.load_state_dict(trainer.model.head.state_dict())
-    logits, labels = judge.predict_logits(val), pictures.labels[val]
+    logits, labels = judge.predict_logits(val), images.labels[val]
     accuracy = float((logits.argmax(1) == labels).float().mean())
     return Outcome(accuracy, float(F.cross_entropy(logits, labels)), median(seconds))
 
 
-def grow(plan: Plan, pictures: PictureSet, state: Weights | None) -> list[dict[str, Any]]:
+def grow(plan: Plan, images: ImageSet, state: Weights | None) -> list[dict[str, Any]]:
     """Build banks of more and more views; train a head from each."""
     config = TrialConfig(BACKBONE, lr=5e-3, freeze_depth=5, augment=1.0, **_COMMON)
-    n_train = plan.n_per_class * pictures.n_classes
-    a_picture = bytes_a_picture(new_backbone(BACKBONE, state), plan.image_size)
+    n_train = plan.n_per_class * images.n_classes
+    a_image = bytes_per_image(new_backbone(BACKBONE, state), plan.image_size)
     rows = []
     for n_views in plan.views:
         seconds, accuracies = [], []
         for seed in range(plan.n_seeds):
-            train, val = draw_rows(plan, pictures, seed)
+            train, val = draw_rows(plan, images, seed)
             backbone = new_backbone(BACKBONE, state)
             started = perf_counter()
-            bank = build_bank(backbone, pictures, train, 5, n_views, seed=seed)
+            cache = build_cache(backbone, images, train, 5, n_views, seed=seed)
             seconds.append(perf_counter() - started)
-            found = _train(plan, config, pictures, train, val, state, seed, bank)
+            found = _train(plan, config, images, train, val, state, seed, cache)
             accuracies.append(found.accuracy)
         say(f"V = {n_views}: {median(seconds):.1f} s, accuracy {mean(accuracies):.4f}")
-        sizes = {f"depth {b} MB": a_picture[b - 1] * n_train * n_views / 2**20 for b in (3, 4, 5)}
+        sizes = {f"depth {b} MB": a_image[b - 1] * n_train * n_views / 2**20 for b in (3, 4, 5)}
         rows.append(
             {
                 "V": n_views,
                 **sizes,
                 "build seconds": median(seconds),
-                "ms a view and picture": 1000 * median(seconds) / n_views / n_train,
+                "ms a view and image": 1000 * median(seconds) / n_views / n_train,
                 "head's val accuracy": mean(accuracies),
                 "± sd": stdev(accuracies),
             }
@@ -246,7 +246,7 @@ def _row(config: TrialConfig, found: list[tuple[Outcome, Outcome]]) -> dict[str,
     cached, uncached = (median(o[i].epoch_seconds for o in found) for i in (0, 1))
     return {
         "configuration": f"depth {config.freeze_depth}, augment {config.augment}",
-        "bank": mean(a.accuracy for a, _ in found),
+        "cache": mean(a.accuracy for a, _ in found),
         "no bank": mean(b.accuracy for _, b in found),
         "difference": centre,
         "low": low,
@@ -269,7 +269,7 @@ def _mean_row(
     every = [outcome for found in pairs.values() for outcome in found]
     return {
         "configuration": "mean of all",
-        "bank": mean(a.accuracy for a, _ in every),
+        "cache": mean(a.accuracy for a, _ in every),
         "no bank": mean(b.accuracy for _, b in every),
         "difference": centre,
         "low": low,

@@ -30,7 +30,7 @@ SETS: Mapping[str, tuple[Sequence[int], float]] = {
     "digits, 359": ((36,) * 10, 0.994),
     "fashion_mnist, 10,000": ((1000,) * 10, 0.93),
 }
-"""By set, the held-out pictures of each class, and an accuracy."""
+"""By set, the held-out images of each class, and an accuracy."""
 
 _LOWEST, _HIGHEST = 0.93, 0.97
 _BOOTSTRAPS = 500
@@ -145,7 +145,7 @@ def _cover_difference(
     bootstrap = np.array([np.quantile(gap, (0.025, 0.975)) for gap in gaps])
     return {
         "set": name,
-        "pictures apart": float(apart.mean() * n),
+        "images apart": float(apart.mean() * n),
         **{
             key: float(((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean())
             for key, bounds in (("ours", ours), ("bootstrap", bootstrap))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.models.label_issues
 
-Labels of real pictures are flipped at random, each to another class drawn evenly. Five folds of
+Labels of real images are flipped at random, each to another class drawn evenly. Five folds of
 the linear probe give out-of-fold probabilities, as the folds of a run do, at the temperature that a
 run would fit. What we flag, and what cleanlab flags by each of its rules, is compared with what was
 flipped.
@@ -24,19 +24,19 @@ from scipy.special import softmax
 
 from benchmarks.harness.reporting import Ratio, Report, command_line
 from benchmarks.harness.workbench import (
-    PictureFiles,
+    ImageFiles,
     choose_stratified,
     find_data,
     find_weights_folder,
-    generate_pictures,
+    generate_images,
+    image_sets,
     need_data,
     new_backbone,
-    picture_sets,
     pooled_features,
     read_state,
 )
 from search.evaluation.calibration import fit_temperature
-from search.evaluation.label_issues import find_doubtful
+from search.evaluation.label_issues import find_label_issues as find_ours
 from search.pipeline.retraining.kfold import split_folds
 from trainables.models.backbones import Backbone
 from trainables.models.linear_probe import fit_head
@@ -72,10 +72,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         sets, backbone, size = _choose_work(arguments, Path(scratch))
         of_set = {name: pooled_features(one, backbone, size) for name, one in sets.items()}
-    for name, pictures in sets.items():
+    for name, images in sets.items():
         features = of_set[name]
         for share in SHARES:
-            found = [_measure(features, pictures, share, seed, rules) for seed in range(seeds)]
+            found = [_measure(features, images, share, seed, rules) for seed in range(seeds)]
             rows += [_row(name, share, rule, [one[rule] for one in found]) for rule in rules]
     chosen = [row for row in rows if row["rule"] == _OURS]
     others = [row for row in rows if row["rule"] != _OURS]
@@ -97,25 +97,25 @@ def main() -> int:
 
 def _choose_work(
     arguments: argparse.Namespace, scratch: Path
-) -> tuple[dict[str, PictureFiles], Backbone, int]:
-    """Return the picture sets, the backbone and the side in pixels that it sees."""
+) -> tuple[dict[str, ImageFiles], Backbone, int]:
+    """Return the image sets, the backbone and the side in pixels that it sees."""
     if arguments.mode == "smoke":
-        return {"generated": generate_pictures(scratch, 90)}, new_backbone("tinynet", None), 32
+        return {"generated": generate_images(scratch, 90)}, new_backbone("tinynet", None), 32
     data = need_data(arguments)
     state = read_state(arguments.backbone, find_weights_folder(arguments, find_data(arguments)))
-    return picture_sets(data), new_backbone(arguments.backbone, state), 224
+    return image_sets(data), new_backbone(arguments.backbone, state), 224
 
 
 def _measure(
     features: torch.Tensor,
-    pictures: PictureFiles,
+    images: ImageFiles,
     share: float,
     seed: int,
     rules: tuple[str, ...],
 ) -> dict[str, tuple[float, float, int]]:
     """Flip a share of the labels; return by rule recall, precision and the number flagged."""
     rng = np.random.default_rng(seed)
-    labels, n_classes = pictures.labels, len(pictures.classes)
+    labels, n_classes = images.labels, len(images.classes)
     flipped = choose_stratified(labels, max(1, round(share * len(labels))), seed)
     given = labels.copy()
     given[flipped] = (labels[flipped] + rng.integers(1, n_classes, len(flipped))) % n_classes
@@ -123,7 +123,7 @@ def _measure(
     made = {}
     for rule in rules:
         if rule == _OURS:
-            found = find_doubtful(given, probabilities)
+            found = find_ours(given, probabilities)
         else:
             found = find_label_issues(
                 given,

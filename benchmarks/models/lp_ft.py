@@ -3,10 +3,10 @@
     python -m benchmarks.models.lp_ft [--quick]
 
 The same configurations of MobileNetV2 on Caltech-101's six classes, once with a random head and
-once with the probe's, several seeds, each with training pictures of its own. What is quoted is
+once with the probe's, several seeds, each with training images of its own. What is quoted is
 the difference in accuracy, probe less random, paired by seed, with Student's 95 % interval of its
-mean: on held-out pictures and on pictures from elsewhere, after one epoch (what ASHA judges by) and
-after the last. With many training pictures everything is right after an epoch or two, so a
+mean: on held-out images and on images from elsewhere, after one epoch (what ASHA judges by) and
+after the last. With many training images everything is right after an epoch or two, so a
 second table has few.
 """
 
@@ -24,21 +24,21 @@ import torch
 from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
 from benchmarks.harness.workbench import (
     CALTECH_SIX,
-    PictureFiles,
-    build_bank,
+    ImageFiles,
+    build_cache,
     caltech_six,
     choose_stratified,
     find_weights_folder,
-    generate_pictures,
+    generate_images,
     need_data,
     new_backbone,
-    pack_pictures,
+    pack_images,
     read_state,
 )
 from benchmarks.models.feature_cache import interval
 from spaces.base import TrialConfig
-from trainables.batches import PictureSet
-from trainables.feature_cache import ViewBank
+from trainables.batches import ImageSet
+from trainables.feature_cache import FeatureCache
 from trainables.models.ensemble import Weights
 from trainables.models.linear_probe import fit_head
 from trainables.trainer import Trainer
@@ -54,7 +54,7 @@ class Plan:
 
     Attributes:
         n_seeds: At least 2.
-        n_train: Training pictures, a table each; the rest of the set is held out.
+        n_train: Training images, a table each; the rest of the set is held out.
         depths: Freeze depths, from 1.
         lrs: Learning rates.
         epochs: Of every training.
@@ -76,7 +76,7 @@ PLANS = {
 }
 
 Key = tuple[int, int, float, int, str]
-"""Training pictures, depth, learning rate, epoch, and where it was judged."""
+"""Training images, depth, learning rate, epoch, and where it was judged."""
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def main() -> None:
     report = Report("lpft", "Fine-tuning from the probe's head against a random one.")
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.mode == "smoke":
-            files, state = generate_pictures(Path(scratch), 48), None
+            files, state = generate_images(Path(scratch), 48), None
             n_inside = 36
         else:
             data = need_data(arguments)
@@ -95,11 +95,11 @@ def main() -> None:
             state = read_state(BACKBONE, find_weights_folder(arguments, data))
             if state is None:
                 stop(f"there are no weights of {BACKBONE}; give the folder with --weights")
-        pictures = pack_pictures(files, plan.image_size)
-    found = compare(plan, pictures, state, n_inside)
+        images = pack_images(files, plan.image_size)
+    found = compare(plan, images, state, n_inside)
     for n_train in plan.n_train:
         rows = [_row(key, pairs) for key, pairs in found.items() if key[0] == n_train]
-        report.tables[f"{n_train} training pictures, {plan.n_seeds} seeds"] = rows
+        report.tables[f"{n_train} training images, {plan.n_seeds} seeds"] = rows
     for where in ("held-out", "external"):
         for epoch in sorted({1, plan.epochs}):
             chosen = [p for key, p in found.items() if key[3:] == (epoch, where)]
@@ -110,8 +110,8 @@ def main() -> None:
     report.publish(arguments)
 
 
-def with_external(files: PictureFiles, data: Path) -> PictureFiles:
-    """Add the pictures of the same classes that are from elsewhere."""
+def with_external(files: ImageFiles, data: Path) -> ImageFiles:
+    """Add the images of the same classes that are from elsewhere."""
     folder = data / "external" / "caltech6"
     paths, labels = list(files.paths), list(files.labels)
     for label, name in enumerate(CALTECH_SIX):
@@ -119,66 +119,68 @@ def with_external(files: PictureFiles, data: Path) -> PictureFiles:
         paths += found
         labels += [label] * len(found)
     if len(paths) == len(files.paths):
-        stop(f"{folder} has no pictures in folders {', '.join(CALTECH_SIX)}")
+        stop(f"{folder} has no images in folders {', '.join(CALTECH_SIX)}")
     return replace(files, paths=tuple(paths), labels=np.array(labels))
 
 
 def compare(
-    plan: Plan, pictures: PictureSet, state: Weights | None, n_inside: int
+    plan: Plan, images: ImageSet, state: Weights | None, n_inside: int
 ) -> dict[Key, list[tuple[float, float]]]:
     """Train everything from both heads; return by what, a pair of accuracies a seed."""
     found: dict[Key, list[tuple[float, float]]] = {}
-    external = torch.arange(n_inside, len(pictures.labels))
-    every = torch.arange(len(pictures.labels))
-    banks: dict[int, ViewBank] = {}
+    external = torch.arange(n_inside, len(images.labels))
+    every = torch.arange(len(images.labels))
+    feature_cache: dict[int, FeatureCache] = {}
     for depth in {*plan.depths, 5}:
         backbone = new_backbone(BACKBONE, state)
-        banks[depth] = build_bank(backbone, pictures, every, depth, N_VIEWS)
+        feature_cache[depth] = build_cache(backbone, images, every, depth, N_VIEWS)
         say(f"depth {depth}: bank of {N_VIEWS} views")
     for n_train in plan.n_train:
         for seed in range(plan.n_seeds):
-            chosen = choose_stratified(pictures.labels[:n_inside].numpy(), n_train, seed)
+            chosen = choose_stratified(images.labels[:n_inside].numpy(), n_train, seed)
             train = torch.from_numpy(chosen).sort().values
             is_left = torch.ones(n_inside, dtype=torch.bool)
             is_left[train] = False
             parts = {"held-out": is_left.nonzero().squeeze(1), "external": external}
-            head = fit_head(banks[5].clean(train), pictures.labels[train], pictures.n_classes)
+            head = fit_head(feature_cache[5].clean(train), images.labels[train], images.n_classes)
             for depth in plan.depths:
                 for lr in plan.lrs:
                     config = TrialConfig(BACKBONE, lr, depth, augment=0.5, scheduler="cosine")
                     both = [
-                        _train(plan, config, pictures, train, parts, state, seed, banks, start)
+                        _train(
+                            plan, config, images, train, parts, state, seed, feature_cache, start
+                        )
                         for start in (None, head)
                     ]
                     for (epoch, where), right in both[0].items():
                         pair = (right, both[1][epoch, where])
                         found.setdefault((n_train, depth, lr, epoch, where), []).append(pair)
-            say(f"{n_train} pictures, seed {seed}")
+            say(f"{n_train} images, seed {seed}")
     return found
 
 
 def _train(
     plan: Plan,
     config: TrialConfig,
-    pictures: PictureSet,
+    images: ImageSet,
     train: torch.Tensor,
     parts: dict[str, torch.Tensor],
     state: Weights | None,
     seed: int,
-    banks: dict[int, ViewBank],
+    feature_cache: dict[int, FeatureCache],
     head: Weights | None,
 ) -> dict[tuple[int, str], float]:
     """Train a configuration; return accuracy by epoch (the first and the last) and part."""
     trainer = Trainer(
         config,
         new_backbone(BACKBONE, state),
-        pictures,
+        images,
         train,
         train[:0],
         epochs=plan.epochs,
         seed=seed,
-        bank=banks[config.freeze_depth],
-        head_start=head,
+        cache=feature_cache[config.freeze_depth],
+        initial_head=head,
     )
     right = {}
     for epoch in range(1, plan.epochs + 1):
@@ -186,7 +188,7 @@ def _train(
         if epoch in (1, plan.epochs):
             for where, rows in parts.items():
                 predicted = trainer.predict_logits(rows).argmax(1)
-                right[epoch, where] = float((predicted == pictures.labels[rows]).float().mean())
+                right[epoch, where] = float((predicted == images.labels[rows]).float().mean())
     return right
 
 

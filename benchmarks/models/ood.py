@@ -1,12 +1,12 @@
-"""Which score best tells pictures that are not like the training pictures?
+"""Which score best tells images that are not like the training images?
 
     python -m benchmarks.models.ood
 
 Each photo set in turn is what a model knows: four fifths of it train five folds of the linear
-probe, the rest is held out. Every score is fitted on each fold's training pictures, and averaged
-over the five. It is to tell the held-out pictures from those of the other sets and of
+probe, the rest is held out. Every score is fitted on each fold's training images, and averaged
+over the five. It is to tell the held-out images from those of the other sets and of
 BACKGROUND_Google. The area under the ROC curve says how well it orders them; the share flagged,
-above what 95 % of out-of-fold pictures do not exceed, how well it decides. Of photos of the known
+above what 95 % of out-of-fold images do not exceed, how well it decides. Of photos of the known
 classes from elsewhere only some should be flagged.
 """
 
@@ -27,20 +27,20 @@ from torch import Tensor
 
 from benchmarks.harness.reporting import Ratio, Report, command_line, say
 from benchmarks.harness.workbench import (
-    PictureFiles,
+    ImageFiles,
     background,
     class_folders,
     find_weights_folder,
-    generate_pictures,
+    generate_images,
+    image_sets,
     need_data,
     new_backbone,
-    picture_sets,
     pooled_features,
     read_state,
 )
 from search.pipeline.retraining.kfold import split_folds
 from trainables.models.linear_probe import fit_head
-from trainables.models.ood import energy, fit_doubt, fit_subspace, residual
+from trainables.models.ood import energy, fit_ood_scorer, fit_subspace, residual
 
 OURS = "residual and energy"
 ELSEWHERE, NO_CLASS = "caltech external", "BACKGROUND_Google"
@@ -50,7 +50,7 @@ _TARGET = 0.95
 
 @dataclass(frozen=True)
 class Fold:
-    """What a score may be fitted on: a fold's training pictures."""
+    """What a score may be fitted on: a fold's training images."""
 
     features: Tensor
     labels: Tensor
@@ -71,7 +71,7 @@ def main() -> int:
     parser = command_line(__doc__ or "", data=True)
     parser.add_argument("--backbone", default="mobilenet_v2", help="default: %(default)s")
     arguments = parser.parse_args()
-    report = Report("doubt", "Telling pictures that are not like the training pictures.")
+    report = Report("ood_score", "Telling images that are not like the training images.")
     with tempfile.TemporaryDirectory() as scratch:
         known, features = _read(arguments, Path(scratch))
     names = sorted(known, key=lambda name: name != "caltech")
@@ -79,10 +79,10 @@ def main() -> int:
     for name in names[: 1 if arguments.mode == "quick" else None]:
         say(name)
         rows += _measure(name, known, features)
-    report.tables["area under the ROC curve, held-out pictures against others"] = [
+    report.tables["area under the ROC curve, held-out images against others"] = [
         _columns(row, "auroc") for row in rows
     ]
-    report.tables["share flagged, of held-out pictures and of others"] = [
+    report.tables["share flagged, of held-out images and of others"] = [
         _columns(row, "flagged") for row in rows
     ]
     ours = next(row for row in rows if row["score"] == OURS)
@@ -109,16 +109,16 @@ def _columns(row: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 def _read(
     arguments: argparse.Namespace, scratch: Path
-) -> tuple[dict[str, PictureFiles], dict[str, Tensor]]:
+) -> tuple[dict[str, ImageFiles], dict[str, Tensor]]:
     """Return the sets that have classes, and what the backbone makes of all sets."""
     if arguments.mode == "smoke":
         backbone, size = new_backbone("tinynet", None), 32
-        known = {"caltech": generate_pictures(scratch / "a", 60)}
-        sets = known | {NO_CLASS: generate_pictures(scratch / "b", 20, n_classes=5)}
+        known = {"caltech": generate_images(scratch / "a", 60)}
+        sets = known | {NO_CLASS: generate_images(scratch / "b", 20, n_classes=5)}
     else:
         data, size = need_data(arguments), 224
         state = read_state(arguments.backbone, find_weights_folder(arguments, data))
-        backbone, known = new_backbone(arguments.backbone, state), picture_sets(data)
+        backbone, known = new_backbone(arguments.backbone, state), image_sets(data)
         sets = known | {NO_CLASS: background(data)}
         outside = data / "external" / "caltech6"
         if outside.is_dir():
@@ -127,7 +127,7 @@ def _read(
 
 
 def _measure(
-    name: str, known: Mapping[str, PictureFiles], features: Mapping[str, Tensor]
+    name: str, known: Mapping[str, ImageFiles], features: Mapping[str, Tensor]
 ) -> list[dict[str, Any]]:
     """Judge every score where one set is known and all others are not."""
     x, labels = features[name], known[name].labels
@@ -165,16 +165,18 @@ def _measure(
 
 
 def fit_scores(fold: Fold, held_out: Tensor) -> dict[str, Score]:
-    """Fit every score on a fold's training pictures; ours is put on its scale by the held-out."""
+    """Fit every score on a fold's training images; ours is put on its scale by the held-out."""
     subspace = fit_subspace(fold.features)
-    doubt = fit_doubt([subspace], residual(held_out, subspace), energy(fold.logits(held_out)))
+    ood_score = fit_ood_scorer(
+        [subspace], residual(held_out, subspace), energy(fold.logits(held_out))
+    )
     units = _unit(fold.features)
 
     def nearest(k: int) -> Score:
         return lambda x: 1 - (_unit(x) @ units.T).topk(k, dim=1).values[:, -1]
 
     return {
-        OURS: lambda x: doubt.judge(x[None], fold.logits(x)[None]),
+        OURS: lambda x: ood_score.judge(x[None], fold.logits(x)[None]),
         "residual": lambda x: residual(x, subspace),
         "energy": lambda x: energy(fold.logits(x)),
         "1 - largest probability": lambda x: 1 - fold.logits(x).softmax(1).max(1).values,

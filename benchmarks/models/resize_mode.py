@@ -1,9 +1,9 @@
-"""How much of a picture should the model see?
+"""How much of an image should the model see?
 
     python -m benchmarks.models.resize_mode [--quick] [--data DIR]
 
-A picture becomes a square in one of five ways: the middle of torchvision's recipes, the whole
-central square, and the whole picture, squeezed, padded (its outermost pixels go on to the edges)
+An image becomes a square in one of five ways: the middle of torchvision's recipes, the whole
+central square, and the whole image, squeezed, padded (its outermost pixels go on to the edges)
 or ours: squeezed to half its length at most, then padded. Or it is looked at twice, by the mean of
 a probe of ours and one of the middle, or of ours zoomed in by 0.7. Each set is judged by five
 folds of a linear probe on pooled features; Caltech-101 and photos of its classes from elsewhere by
@@ -28,21 +28,21 @@ from PIL import Image
 from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
 from benchmarks.harness.workbench import (
     CALTECH_SIX,
-    PictureFiles,
-    build_bank,
+    ImageFiles,
+    build_cache,
     choose_per_class,
     class_folders,
     find_weights_folder,
-    generate_pictures,
+    generate_images,
+    image_sets,
     need_data,
     new_backbone,
-    picture_sets,
     read_state,
 )
 from benchmarks.models.feature_cache import interval
 from search.pipeline.retraining.kfold import split_folds
-from trainables.batches import PictureSet
-from trainables.images import CROP_SHARE, fit, read_picture
+from trainables.batches import ImageSet
+from trainables.images import CROP_FRACTION, fit, read_image
 from trainables.models.ensemble import Weights
 from trainables.models.export_module import central
 from trainables.models.linear_probe import fit_head
@@ -50,7 +50,7 @@ from trainables.models.linear_probe import fit_head
 BACKBONE = "mobilenet_v2"
 _ZOOM = 0.7
 _FEW = 20
-"""Pictures of a class, where a probe learns from few."""
+"""Images of a class, where a probe learns from few."""
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def main() -> int:
     arguments = command_line(__doc__ or "", data=True).parse_args()
     n_seeds = {"full": 5, "quick": 2, "smoke": 2}[arguments.mode]
     image_size, n_folds = (64, 2) if arguments.mode == "smoke" else (224, 5)
-    report = Report("framing", "How much of a picture the model should see: accuracies.")
+    report = Report("resize_mode", "How much of an image the model should see: accuracies.")
     with tempfile.TemporaryDirectory() as scratch:
         sets, state = _sets(arguments, Path(scratch))
         found = {name: _features(name, files, image_size, state) for name, files in sets.items()}
@@ -92,17 +92,17 @@ def main() -> int:
 
 def middle(image: Image.Image, size: int) -> np.ndarray:
     """Return the central `size` of a shorter side of `size / 0.875`."""
-    packed = torch.from_numpy(fit(image, round(size / CROP_SHARE), size))
-    return central(packed[None], size)[0].numpy()
+    decoded = torch.from_numpy(fit(image, round(size / CROP_FRACTION), size))
+    return central(decoded[None], size)[0].numpy()
 
 
 def squeezed(image: Image.Image, size: int) -> np.ndarray:
-    """Return the whole picture in other proportions."""
+    """Return the whole image in other proportions."""
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def padded(image: Image.Image, size: int) -> np.ndarray:
-    """Return the whole picture in its proportions, its outermost pixels going on to the edges."""
+    """Return the whole image in its proportions, its outermost pixels going on to the edges."""
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     left, top = (size - width) // 2, (size - height) // 2
@@ -141,24 +141,24 @@ LOOKS: Mapping[str, Sequence[str]] = {
 
 def _sets(
     arguments: argparse.Namespace, scratch: Path
-) -> tuple[dict[str, PictureFiles], Weights | None]:
+) -> tuple[dict[str, ImageFiles], Weights | None]:
     if arguments.mode == "smoke":
-        return {"generated": generate_pictures(scratch, 24)}, None
+        return {"generated": generate_images(scratch, 24)}, None
     data = need_data(arguments)
     state = read_state(BACKBONE, find_weights_folder(arguments, data))
     if state is None:
         stop(f"there are no weights of {BACKBONE}; give the folder with --weights")
-    sets = picture_sets(data)
+    sets = image_sets(data)
     if arguments.mode == "quick":
         return {"tools": sets["tools"]}, state
     elsewhere = class_folders(data / "external" / "caltech6", "elsewhere")
     labels = np.array([CALTECH_SIX.index(name) for name in elsewhere.classes])[elsewhere.labels]
-    theirs = PictureFiles(elsewhere.paths, labels, CALTECH_SIX, "elsewhere")
+    theirs = ImageFiles(elsewhere.paths, labels, CALTECH_SIX, "elsewhere")
     return {**sets, "elsewhere": theirs}, state
 
 
 def _features(
-    name: str, files: PictureFiles, image_size: int, state: Weights | None
+    name: str, files: ImageFiles, image_size: int, state: Weights | None
 ) -> dict[str, torch.Tensor]:
     """Return pooled features by way: float32 [n, feature_size]."""
     labels = torch.from_numpy(files.labels.astype(np.int64))
@@ -166,17 +166,17 @@ def _features(
     made = {}
     for way, frame in WAYS.items():
         say(f"{name}: {way}")
-        table = np.stack([frame(read_picture(path), image_size) for path in files.paths])
-        pictures = PictureSet(
+        table = np.stack([frame(read_image(path), image_size) for path in files.paths])
+        images = ImageSet(
             torch.from_numpy(table), labels, len(files.classes), image_size, flip=True
         )
-        bank = build_bank(new_backbone(BACKBONE, state), pictures, rows, boundary=5, n_views=1)
-        made[way] = bank.clean(rows).float()
+        cache = build_cache(new_backbone(BACKBONE, state), images, rows, stage_output=5, n_views=1)
+        made[way] = cache.clean(rows).float()
     return made
 
 
 def _folds(features: Sequence[torch.Tensor], labels: np.ndarray, n_folds: int, seed: int) -> float:
-    """Return the share of pictures that the folds have right, each picture once."""
+    """Return the share of images that the folds have right, each image once."""
     every = np.arange(len(labels))
     n_right = 0
     for held_out in split_folds(every, labels, n_folds, seed):
@@ -200,7 +200,7 @@ def _logits(x: torch.Tensor, labels: np.ndarray, train: np.ndarray, of: torch.Te
 
 
 def _across(
-    sets: Mapping[str, PictureFiles],
+    sets: Mapping[str, ImageFiles],
     found: Mapping[str, Mapping[str, torch.Tensor]],
     n_seeds: int,
 ) -> dict[str, dict[str, list[float]]]:

@@ -1,11 +1,11 @@
-"""The five studies: what a whole run gets on the pictures at hand, over seeds.
+"""The five studies: what a whole run gets on the images at hand, over seeds.
 
     python -m benchmarks.models.studies [--only caltech,tools] [--time-budget 5m] [--runs DIR]
 
-Runs the command of each study, from pictures to model, once a seed, one after the other, and gives
+Runs the command of each study, from images to model, once a seed, one after the other, and gives
 mean and standard deviation of what each run says of itself. Beside it stands a plain linear probe:
 one logistic regression on MobileNetV2's pooled features of the same training and validation
-pictures, framed as torchvision's recipes do, judged on the same held-out ones. The ladder of cats
+images, framed as torchvision's recipes do, judged on the same held-out ones. The ladder of cats
 and dogs is climbed in a run of its own (--only ladder). With --runs the run folders are kept, and
 those that are whole are not run again; --quick is one seed. docs/studies.md puts the figures beside
 those of the studies.
@@ -31,14 +31,14 @@ from torch import Tensor
 
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say, stop
 from benchmarks.harness.workbench import (
-    PictureFiles,
+    ImageFiles,
     find_weights_folder,
     need_data,
     new_backbone,
     pooled_features,
     read_state,
 )
-from search.data.manifest import find_pictures, scan_external
+from search.data.manifest import find_images, scan_external
 from spaces.base import load_space
 from trainables.models.linear_probe import fit_head
 
@@ -71,7 +71,7 @@ TARGETS = {("caltech", "held-out"): 0.99, ("caltech", "external"): 0.97}
 GAIN = 0.01
 """Asked of each photo set over the plain probe, where there is that much to gain."""
 
-_LADDER = "ladder"
+_LADDER = "ablation"
 _BACKBONE = "mobilenet_v2"
 
 
@@ -103,8 +103,8 @@ def main() -> int:
             if _PHOTOS in STUDIES[name]
         }
         if climbs:
-            climbed = _run(arguments, "cats_dogs", LADDER, 0, out, name=_LADDER)
-            report.tables["the ladder, accuracies at the last epoch"] = tabulate_ladder(climbed)
+            results = _run(arguments, "cats_dogs", LADDER, 0, out, name=_LADDER)
+            report.tables["the ladder, accuracies at the last epoch"] = tabulate_ladder(results)
     rows = [summarise(name, made, probes.get(name)) for name, made in runs.items()]
     report.tables = {"by study": rows, **report.tables}
     for (name, column), target in TARGETS.items():
@@ -168,12 +168,12 @@ def _probe(
     state = read_state(_BACKBONE, find_weights_folder(arguments, need_data(arguments)))
     backbone = new_backbone(_BACKBONE, state)
     space = load_space(ROOT / "spaces" / f"{name}.py")
-    listing = find_pictures(space.source, Path(options["--data"]), Path())
-    place = {picture: row for row, picture in enumerate(listing.names)}
-    x = _features(listing, backbone, space.image_size)
+    manifest = find_images(space.source, Path(options["--data"]), Path())
+    place = {image: row for row, image in enumerate(manifest.names)}
+    x = _features(manifest, backbone, space.image_size)
     outside: tuple[Tensor, np.ndarray] | None = None
     if "--external" in options:
-        external = scan_external(Path(options["--external"]), listing.classes)
+        external = scan_external(Path(options["--external"]), manifest.classes)
         outside = _features(external, backbone, space.image_size), external.labels
     found = []
     for folder in folders:
@@ -181,13 +181,13 @@ def _probe(
             split = [(place[row["name"]], row["split"]) for row in csv.DictReader(file)]
         train = np.array([row for row, part in split if part in ("train", "val")])
         test = np.array([row for row, part in split if part == "test"])
-        labels = torch.from_numpy(listing.labels[train])
-        head = fit_head(x[train], labels, len(listing.classes))
+        labels = torch.from_numpy(manifest.labels[train])
+        head = fit_head(x[train], labels, len(manifest.classes))
         predicted = _predict(head, x[test])
-        wrong = test[predicted != listing.labels[test]]
+        wrong = test[predicted != manifest.labels[test]]
         judged: dict[str, Any] = {
             "held-out": 1 - len(wrong) / len(test),
-            "mistakes": [listing.names[row] for row in wrong],
+            "mistakes": [manifest.names[row] for row in wrong],
         }
         if outside is not None:
             judged["external"] = float((_predict(head, outside[0]) == outside[1]).mean())
@@ -195,8 +195,8 @@ def _probe(
     return found
 
 
-def _features(listing: Any, backbone: Any, image_size: int) -> Tensor:
-    files = PictureFiles(listing.paths, listing.labels, listing.classes, "")
+def _features(manifest: Any, backbone: Any, image_size: int) -> Tensor:
+    files = ImageFiles(manifest.paths, manifest.labels, manifest.classes, "")
     return pooled_features(files, backbone, image_size, "crop")
 
 
@@ -239,7 +239,7 @@ def tabulate_ladder(run: Mapping[str, Any]) -> list[dict[str, Any]]:
             "validation": rung["val_accuracy"],
             "best validation": rung["best_val_accuracy"],
         }
-        for rung in run["ladder"]
+        for rung in run["ablation"]
     ]
 
 

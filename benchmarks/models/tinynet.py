@@ -3,7 +3,7 @@
 python -m benchmarks.models.tinynet [--seeds 5] [--weights trainables/weights/tinynet.pth]
 
 Prints accuracies (mean ± standard deviation over seeds; each seed draws its own labelled
-pictures, and the others are the test) and writes benchmarks/results/tinynet.json. Every network is
+images, and the others are the test) and writes benchmarks/results/tinynet.json. Every network is
 trained by the same recipe, without augmentation, and judged at its last step.
 """
 
@@ -31,7 +31,7 @@ IMAGE_SIZE = 32
 BATCH_SIZE = 64
 N_STEPS = 300
 N_LABELS = (100, 1000, 1400)
-# The better of 1e-3 and 3e-3 on the test pictures themselves, so the comparison favours scratch.
+# The better of 1e-3 and 3e-3 on the test images themselves, so the comparison favours scratch.
 SCRATCH_LEARNING_RATE = 3e-3
 FINE_TUNING_LEARNING_RATE = 1e-3
 MAX_GRADIENT_NORM = 1.0
@@ -52,11 +52,11 @@ def main() -> None:
     seconds = round(time.perf_counter() - started, 1)
     setting = {**describe_setting("tinynet", "full", seconds), "seeds": arguments.seeds}
     table = {
-        pictures: {way: summarise(values) for way, values in ways.items()}
-        for pictures, ways in rows.items()
+        images: {way: summarise(values) for way, values in ways.items()}
+        for images, ways in rows.items()
     }
-    for pictures, ways in table.items():
-        print(f"\n{pictures}")
+    for images, ways in table.items():
+        print(f"\n{images}")
         for way, figures in ways.items():
             print(f"  {way:<42} {figures['mean']:.4f} ± {figures['sd']:.4f}")
     print(f"\n{json.dumps(setting, indent=2)}")
@@ -69,17 +69,17 @@ def measure(weights: Path, n_seeds: int) -> dict[str, dict[str, list[float]]]:
 
     Args:
         weights: The pretrained state dict.
-        n_seeds: How many draws of the labelled pictures, and of the scratch networks' weights.
+        n_seeds: How many draws of the labelled images, and of the scratch networks' weights.
 
     Returns:
-        For each set of pictures and each way, one accuracy per seed.
+        For each set of images and each way, one accuracy per seed.
     """
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    pictures, labels = prepare(grey), torch.from_numpy(digits.target)
+    images, labels = prepare(grey), torch.from_numpy(digits.target)
     external_grey, external_targets, _ = external_digits()
     external = (prepare(external_grey), torch.from_numpy(external_targets))
-    features = extract(load(weights)[0], pictures).numpy()
+    features = extract(load(weights)[0], images).numpy()
     external_features = extract(load(weights)[0], external[0]).numpy()
     raw = digits.data / 16
     raw_external = external_grey.reshape(len(external_grey), -1) / 255
@@ -111,8 +111,8 @@ def measure(weights: Path, n_seeds: int) -> dict[str, dict[str, list[float]]]:
                 ("pretrained, fine-tuned", weights, FINE_TUNING_LEARNING_RATE),
                 ("scratch", None, SCRATCH_LEARNING_RATE),
             ):
-                network = train_network(start, pictures[train], labels[train], rate, seed)
-                note(held_out, way, score(network, pictures[test], labels[test]))
+                network = train_network(start, images[train], labels[train], rate, seed)
+                note(held_out, way, score(network, images[test], labels[test]))
                 note(outside, way, score(network, *external))
     return rows
 
@@ -124,10 +124,10 @@ def summarise(accuracies: list[float]) -> dict[str, float | list[float]]:
 
 
 def prepare(grey: np.ndarray) -> Tensor:
-    """Turn grey pictures [N, 8, 8] in 0 to 255 into what the digits space shows a network.
+    """Turn grey images [N, 8, 8] in 0 to 255 into what the digits space shows a network.
 
     Args:
-        grey: uint8 pictures.
+        grey: uint8 images.
 
     Returns:
         ImageNet-normalised RGB [N, 3, 32, 32], scaled up bilinearly.
@@ -146,20 +146,20 @@ def load(weights: Path | None) -> tuple[nn.Sequential, int]:
 
 
 @torch.no_grad()
-def extract(backbone: nn.Module, pictures: Tensor) -> Tensor:
-    """Compute what a frozen network makes of pictures [N, 3, H, W]."""
+def extract(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Compute what a frozen network makes of images [N, 3, H, W]."""
     backbone.eval()
-    return torch.cat([backbone(batch) for batch in pictures.split(256)])
+    return torch.cat([backbone(batch) for batch in images.split(256)])
 
 
 def train_network(
-    weights: Path | None, pictures: Tensor, labels: Tensor, learning_rate: float, seed: int
+    weights: Path | None, images: Tensor, labels: Tensor, learning_rate: float, seed: int
 ) -> nn.Module:
     """Train all layers, with AdamW and a one-cycle schedule.
 
     Args:
         weights: Where to start, or none for random weights.
-        pictures: [N, 3, 32, 32].
+        images: [N, 3, 32, 32].
         labels: [N] from 0 to 9.
         learning_rate: The schedule's peak.
         seed: Seed of the random weights and of the order.
@@ -179,7 +179,7 @@ def train_network(
             shuffled = torch.randperm(len(labels))
             batches = [part for part in shuffled.split(BATCH_SIZE) if len(part) >= BATCH_SIZE // 2]
         batch = batches.pop()
-        loss = F.cross_entropy(network(pictures[batch]), labels[batch])
+        loss = F.cross_entropy(network(images[batch]), labels[batch])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
@@ -188,9 +188,9 @@ def train_network(
     return network
 
 
-def score(network: nn.Module, pictures: Tensor, labels: Tensor) -> float:
-    """Share of pictures whose likeliest class is the right one."""
-    return (extract(network, pictures).argmax(1) == labels).float().mean().item()
+def score(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images whose likeliest class is the right one."""
+    return (extract(network, images).argmax(1) == labels).float().mean().item()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.ensemble_inference [--quick]
 
 Five members of freeze depth 5 share all stages, which run once. Seconds to predict 32 packed
-pictures, the ensemble and one member in turn, in PyTorch and as exported ONNX graphs; the medians'
+images, the ensemble and one member in turn, in PyTorch and as exported ONNX graphs; the medians'
 ratio is quoted.
 """
 
@@ -27,7 +27,7 @@ from search.deployment.parity import central_pixels
 from search.export import one_member
 from trainables.models.ensemble import Ensemble, load_model
 
-N_PICTURES = 32
+N_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,19 @@ def main() -> None:
                 say(f"{backbone}, {way}: {five / one:.3f}")
                 ratio = Ratio(f"{backbone}, {way}: five over one", five / one, 1.15, at_least=False)
                 report.ratios.append(ratio)
-    report.tables[f"{N_PICTURES} pictures of {plan.image_size} px"] = rows
+    report.tables[f"{N_IMAGES} images of {plan.image_size} px"] = rows
     report.publish(arguments)
 
 
-def _pictures(model: Ensemble) -> np.ndarray:
-    side = model.card.packed_size
+def _images(model: Ensemble) -> np.ndarray:
+    side = model.card.cache_size
     rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (N_PICTURES, side, side, 3), dtype=np.uint8)
+    return rng.integers(0, 256, (N_IMAGES, side, side, 3), dtype=np.uint8)
 
 
 def _torch(model: Ensemble) -> Callable[[], object]:
-    pictures = torch.from_numpy(_pictures(model))
-    return lambda: model.probabilities(pictures)
+    images = torch.from_numpy(_images(model))
+    return lambda: model.probabilities(images)
 
 
 def _onnx(model: Ensemble, path: Path) -> Callable[[], object]:
@@ -86,7 +86,7 @@ def _onnx(model: Ensemble, path: Path) -> Callable[[], object]:
 
     write_onnx(model, path)
     session = onnxruntime.InferenceSession(path.read_bytes())
-    taken = {INPUT: central_pixels(model.card, _pictures(model))}
+    taken = {INPUT: central_pixels(model.card, _images(model))}
     return lambda: session.run(None, taken)
 
 

@@ -2,12 +2,12 @@
 
     python -m benchmarks.speed.epoch [--quick]
 
-For three backbones, freeze depths and strengths of augmentation: training pictures a second of
+For three backbones, freeze depths and strengths of augmentation: training images a second of
 `Trainer.run_epoch` over those of the bare model step (forward, backward, optimiser) on one batch
 that lies in memory, with the same precision, memory format and threads. From depth 1 up both start
 at the frozen boundary, ours from the view bank. The two take turns, and the median over the turns
 is quoted; beside it the same by the process's CPU time, which other work on the machine disturbs
-less. Then, on the same pictures, an epoch the tutorial's way (`benchmarks/ray_tutorial.py`: files,
+less. Then, on the same images, an epoch the tutorial's way (`benchmarks/ray_tutorial.py`: files,
 DataLoader, PIL, float32, a full forward pass) over ours, at depth 0 and with the head alone.
 """
 
@@ -26,22 +26,22 @@ import torch.nn.functional as F
 
 from benchmarks.harness.reporting import Ratio, Report, command_line, say
 from benchmarks.harness.workbench import (
-    PictureFiles,
-    build_bank,
+    ImageFiles,
+    build_cache,
     caltech_six,
     choose_stratified,
     find_data,
     find_weights_folder,
-    generate_pictures,
+    generate_images,
     new_backbone,
-    pack_pictures,
+    pack_images,
     read_state,
 )
 from benchmarks.speed import ray_tutorial
 from spaces.base import TrialConfig
-from trainables.batches import PictureSet
+from trainables.batches import ImageSet
 from trainables.compute import compute_with
-from trainables.feature_cache import ViewBank, mixed_precision
+from trainables.feature_cache import FeatureCache, mixed_precision
 from trainables.images import crop_and_normalise
 from trainables.models.ensemble import Classifier, Weights, create_head
 from trainables.trainer import Trainer
@@ -58,7 +58,7 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        n_pictures: An epoch's, whole batches.
+        n_images: An epoch's, whole batches.
         image_size: Side in pixels.
         backbones: Which.
         depths: Which freeze depths.
@@ -67,7 +67,7 @@ class Plan:
         tutorial_backbones: Which are compared with the tutorial's way.
     """
 
-    n_pictures: int
+    n_images: int
     image_size: int
     backbones: tuple[str, ...]
     depths: tuple[int, ...]
@@ -90,25 +90,25 @@ def main() -> None:
     arguments = parser.parse_args()
     compute_with(arguments.threads)
     plan = PLANS[arguments.mode]
-    report = Report("step", "Training pictures a second: our epoch over the bare model step.")
+    report = Report("step", "Training images a second: our epoch over the bare model step.")
     data = find_data(arguments)
     weights = find_weights_folder(arguments, data)
     with tempfile.TemporaryDirectory() as scratch:
         if data is None or arguments.mode == "smoke":
-            files = generate_pictures(Path(scratch), plan.n_pictures)
+            files = generate_images(Path(scratch), plan.n_images)
         else:
             every = caltech_six(data)
-            files = every.take(choose_stratified(every.labels, plan.n_pictures, seed=0))
-        pictures = pack_pictures(files, plan.image_size)
+            files = every.take(choose_stratified(every.labels, plan.n_images, seed=0))
+        images = pack_images(files, plan.image_size)
         states = {name: read_state(name, weights) for name in plan.backbones}
-        steps = measure_steps(plan, pictures, states)
-        epochs = measure_epochs(plan, pictures, files, states, weights)
-    report.tables["Pictures a second of training"] = steps
+        steps = measure_steps(plan, images, states)
+        epochs = measure_epochs(plan, images, files, states, weights)
+    report.tables["Images a second of training"] = steps
     report.tables["A training epoch, tutorial's way over ours, augment 0.5 (seconds)"] = epochs
     report.ratios += compare(steps, epochs)
     random = [name for name, state in states.items() if state is None]
     report.notes += [
-        f"{plan.n_pictures} {files.origin}, {plan.image_size} px, batches of {BATCH},"
+        f"{plan.n_images} {files.origin}, {plan.image_size} px, batches of {BATCH},"
         f" {arguments.threads} thread(s), median of {plan.turns} turns",
         *([f"random weights, which cost the same: {', '.join(random)}"] if random else []),
     ]
@@ -116,22 +116,22 @@ def main() -> None:
 
 
 def measure_steps(
-    plan: Plan, pictures: PictureSet, states: dict[str, Weights | None]
+    plan: Plan, images: ImageSet, states: dict[str, Weights | None]
 ) -> list[dict[str, Any]]:
     """Compare our epoch with the bare step, for every backbone, depth and strength."""
-    rows = torch.arange(len(pictures.table))
+    rows = torch.arange(len(images.table))
     found = []
     for name in plan.backbones:
         for depth in plan.depths:
-            bank = None
+            cache = None
             if depth > 0:
                 backbone = new_backbone(name, states[name])
-                bank = build_bank(backbone, pictures, rows, depth, N_VIEWS, range(2))
+                cache = build_cache(backbone, images, rows, depth, N_VIEWS, range(2))
             for augment in STRENGTHS:
                 config = TrialConfig(
                     name, lr=1e-4, freeze_depth=depth, augment=augment, batch_size=BATCH
                 )
-                row = _measure_step(plan, config, pictures, bank, states[name])
+                row = _measure_step(plan, config, images, cache, states[name])
                 say(f"{name} depth {depth} augment {augment}: {row['ratio']:.3f}")
                 found.append(row)
     return found
@@ -140,13 +140,13 @@ def measure_steps(
 def _measure_step(
     plan: Plan,
     config: TrialConfig,
-    pictures: PictureSet,
-    bank: ViewBank | None,
+    images: ImageSet,
+    cache: FeatureCache | None,
     state: Weights | None,
 ) -> dict[str, Any]:
     """Let our epoch and the bare step take turns."""
-    trainer = create_trainer(config, pictures, bank, state)
-    bare = BareStep(config, pictures, bank, state)
+    trainer = create_trainer(config, images, cache, state)
+    bare = BareStep(config, images, cache, state)
     n_epochs = plan.epochs_a_turn if config.freeze_depth == 5 else 1
     n_steps = trainer.steps_per_epoch
     trainer.run_epoch()
@@ -156,7 +156,7 @@ def _measure_step(
         cpu_started = process_time()
         seconds = sum(_train_seconds(trainer) for _ in range(n_epochs))
         cpu_between = process_time()
-        ours.append(n_epochs * len(pictures.table) / seconds)
+        ours.append(n_epochs * len(images.table) / seconds)
         theirs.append(n_epochs * n_steps * BATCH / bare.run(n_epochs * n_steps))
         by_cpu.append((process_time() - cpu_between) / (cpu_between - cpu_started))
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
@@ -164,7 +164,7 @@ def _measure_step(
         "backbone": config.backbone,
         "depth": config.freeze_depth,
         "augment": config.augment,
-        "inputs": "pictures" if bank is None else "bank",
+        "inputs": "images" if cache is None else "cache",
         "ours images/s": median(ours),
         "bare images/s": median(theirs),
         "ratio": median(ratios),
@@ -175,19 +175,19 @@ def _measure_step(
 
 
 def create_trainer(
-    config: TrialConfig, pictures: PictureSet, bank: ViewBank | None, state: Weights | None
+    config: TrialConfig, images: ImageSet, cache: FeatureCache | None, state: Weights | None
 ) -> Trainer:
     """Set up our training, without validation."""
-    rows = torch.arange(len(pictures.table))
+    rows = torch.arange(len(images.table))
     return Trainer(
         config,
         new_backbone(config.backbone, state),
-        pictures,
+        images,
         rows,
         rows[:0],
         epochs=1_000_000,
         seed=0,
-        bank=bank,
+        cache=cache,
     )
 
 
@@ -197,23 +197,23 @@ class BareStep:
     def __init__(
         self,
         config: TrialConfig,
-        pictures: PictureSet,
-        bank: ViewBank | None,
+        images: ImageSet,
+        cache: FeatureCache | None,
         state: Weights | None,
     ) -> None:
         """Put the batch where a training's inputs begin."""
         backbone = new_backbone(config.backbone, state)
         backbone.freeze(config.freeze_depth)
         self._depth = config.freeze_depth
-        head = create_head(backbone.feature_size, pictures.n_classes, 0, config.dropout)
+        head = create_head(backbone.feature_size, images.n_classes, 0, config.dropout)
         self._model = Classifier(backbone, head)
         self._model.train()
         rows = torch.arange(BATCH)
-        self._labels = pictures.labels[rows]
-        self._inputs = (
-            crop_and_normalise(pictures.table[rows], pictures.image_size)
-            if bank is None
-            else bank.clean(rows)
+        self._labels = images.labels[rows]
+        self._batches = (
+            crop_and_normalise(images.table[rows], images.image_size)
+            if cache is None
+            else cache.clean(rows)
         )
         parameters = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(parameters, lr=config.lr, fused=True)
@@ -222,8 +222,8 @@ class BareStep:
         """Take steps; return their seconds."""
         started = perf_counter()
         for _ in range(n_steps):
-            with mixed_precision(self._inputs.device):
-                logits = self._model(self._inputs, self._depth)
+            with mixed_precision(self._batches.device):
+                logits = self._model(self._batches, self._depth)
             loss = F.cross_entropy(logits, self._labels)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -233,22 +233,22 @@ class BareStep:
 
 def measure_epochs(
     plan: Plan,
-    pictures: PictureSet,
-    files: PictureFiles,
+    images: ImageSet,
+    files: ImageFiles,
     states: dict[str, Weights | None],
     weights: Path | None,
 ) -> list[dict[str, Any]]:
     """Compare a training epoch of both ways, all layers and the head alone."""
-    rows = torch.arange(len(pictures.table))
+    rows = torch.arange(len(images.table))
     found = []
     for name in plan.tutorial_backbones:
         for depth in (0, 5):
             config = TrialConfig(name, lr=1e-4, freeze_depth=depth, augment=0.5, batch_size=BATCH)
-            bank = None
+            cache = None
             if depth == 5:
                 backbone = new_backbone(name, states[name])
-                bank = build_bank(backbone, pictures, rows, 5, N_VIEWS, range(2))
-            trainer = create_trainer(config, pictures, bank, states[name])
+                cache = build_cache(backbone, images, rows, 5, N_VIEWS, range(2))
+            trainer = create_trainer(config, images, cache, states[name])
             trainer.run_epoch()
             n_epochs = plan.turns * (plan.epochs_a_turn if depth == 5 else 1)
             ours = median(_train_seconds(trainer) for _ in range(n_epochs))
@@ -268,7 +268,7 @@ def measure_epochs(
 
 
 def _tutorial_seconds(
-    config: TrialConfig, files: PictureFiles, image_size: int, weights: Path | None
+    config: TrialConfig, files: ImageFiles, image_size: int, weights: Path | None
 ) -> float:
     """Train one epoch the tutorial's way; the first batches warm up and are not counted."""
     params = vars(config)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.gpu_sharing [--quick] [--packed 1,2,4,8]
 
-For a machine with CUDA; without one it says so and ends with 0. Per backbone, at depth 0: pictures
+For a machine with CUDA; without one it says so and ends with 0. Per backbone, at depth 0: images
 a second of k processes on the card that take the bare model step (forward, backward, optimiser, on
 a batch that lies on the card, autocast, channels_last), and of k of our trainings, k = 1, 2, 4, 8.
 The ratio is the most that any number of trainings reaches over the most that any number of bare
@@ -32,12 +32,12 @@ from benchmarks.harness.workbench import (
     caltech_six,
     find_data,
     find_weights_folder,
-    generate_pictures,
+    generate_images,
     new_backbone,
-    pack_pictures,
+    pack_images,
 )
 from spaces.base import TrialConfig
-from trainables.batches import PictureSet
+from trainables.batches import ImageSet
 from trainables.feature_cache import mixed_precision
 from trainables.images import crop_and_normalise
 from trainables.models.ensemble import Classifier, create_head
@@ -55,17 +55,17 @@ class Plan:
     Attributes:
         backbones: Which.
         image_size: Side in pixels.
-        n_pictures: An epoch's.
+        n_images: An epoch's.
         seconds: That each throughput is measured for.
-        packed: Trainings at a time.
+        decoded: Trainings at a time.
         trials: Of the whole search; 0 leaves it out.
     """
 
     backbones: tuple[str, ...]
     image_size: int
-    n_pictures: int
+    n_images: int
     seconds: float
-    packed: tuple[int, ...]
+    decoded: tuple[int, ...]
     trials: int
 
 
@@ -83,16 +83,16 @@ def main() -> None:
         print("no CUDA device: nothing to measure")
         return
     plan = PLANS[arguments.mode]
-    packed = arguments.packed or plan.packed
+    decoded = arguments.decoded or plan.decoded
     report = Report("gpu", "Trials that share a GPU: their throughput over the bare step's.")
     with tempfile.TemporaryDirectory() as scratch:
-        pictures = _pictures(arguments, plan, Path(scratch))
+        images = _images(arguments, plan, Path(scratch))
         rows = [
             row
             for name in plan.backbones
-            for row in measure(plan, name, pictures, packed, arguments.device)
+            for row in measure(plan, name, images, decoded, arguments.device)
         ]
-        report.tables[f"Training pictures a second at depth 0, batches of {BATCH}"] = rows
+        report.tables[f"Training images a second at depth 0, batches of {BATCH}"] = rows
         report.ratios += [compare(name, rows) for name in plan.backbones]
         if plan.trials and arguments.device == "cuda":
             report.tables["A whole search"] = search(arguments, plan, Path(scratch))
@@ -112,26 +112,26 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _pictures(arguments: argparse.Namespace, plan: Plan, scratch: Path) -> PictureSet:
-    """Pack pictures, as often as an epoch needs."""
+def _images(arguments: argparse.Namespace, plan: Plan, scratch: Path) -> ImageSet:
+    """Pack images, as often as an epoch needs."""
     data = find_data(arguments)
     if data is None or arguments.mode == "smoke":
-        files = generate_pictures(scratch / "pictures", 64)
+        files = generate_images(scratch / "images", 64)
     else:
         files = caltech_six(data)
-    once = pack_pictures(files, plan.image_size)
-    rows = torch.arange(plan.n_pictures) % len(once.table)
-    return PictureSet(once.table[rows], once.labels[rows], once.n_classes, once.image_size, True)
+    once = pack_images(files, plan.image_size)
+    rows = torch.arange(plan.n_images) % len(once.table)
+    return ImageSet(once.table[rows], once.labels[rows], once.n_classes, once.image_size, True)
 
 
 def measure(
-    plan: Plan, name: str, pictures: PictureSet, packed: tuple[int, ...], device: str
+    plan: Plan, name: str, images: ImageSet, decoded: tuple[int, ...], device: str
 ) -> list[dict[str, Any]]:
     """Measure k bare steps and k trainings at a time; NaN where they do not fit the card."""
     rows = []
-    for k in packed:
-        bare = run_together(k, run_bare, (plan, name, pictures, device))
-        ours = run_together(k, run_trainings, (plan, name, pictures, device))
+    for k in decoded:
+        bare = run_together(k, run_bare, (plan, name, images, device))
+        ours = run_together(k, run_trainings, (plan, name, images, device))
         say(f"{name}: {k} at a time, bare {bare:.0f}, trainings {ours:.0f} images/s")
         rows.append(
             {
@@ -177,16 +177,16 @@ def run_together(n: int, work: Any, arguments: tuple[Any, ...]) -> float:
 
 
 def run_bare(
-    plan: Plan, name: str, pictures: PictureSet, device: str, barrier: Any, results: Any
+    plan: Plan, name: str, images: ImageSet, device: str, barrier: Any, results: Any
 ) -> None:
     """Take the bare model step for some seconds; report images/s."""
     torch.set_num_threads(1)
     backbone = new_backbone(name, None, device)
     backbone.freeze(0)
-    head = create_head(backbone.feature_size, pictures.n_classes, 0, 0.0).to(device)
+    head = create_head(backbone.feature_size, images.n_classes, 0, 0.0).to(device)
     model = Classifier(backbone, head).train()
-    inputs = crop_and_normalise(pictures.table[:BATCH].to(device), plan.image_size)
-    labels = pictures.labels[:BATCH].to(device)
+    inputs = crop_and_normalise(images.table[:BATCH].to(device), plan.image_size)
+    labels = images.labels[:BATCH].to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def take_steps() -> int:
@@ -206,17 +206,17 @@ def run_bare(
 
 
 def run_trainings(
-    plan: Plan, name: str, pictures: PictureSet, device: str, barrier: Any, results: Any
+    plan: Plan, name: str, images: ImageSet, device: str, barrier: Any, results: Any
 ) -> None:
     """Run epochs of our training for some seconds; report images/s."""
     torch.set_num_threads(1)
-    rows = torch.arange(len(pictures.table))
-    on_card = PictureSet(
-        pictures.table.to(device),
-        pictures.labels,
-        pictures.n_classes,
-        pictures.image_size,
-        pictures.flip,
+    rows = torch.arange(len(images.table))
+    on_card = ImageSet(
+        images.table.to(device),
+        images.labels,
+        images.n_classes,
+        images.image_size,
+        images.flip,
     )
     trainer = Trainer(
         TrialConfig(name, lr=1e-4, freeze_depth=0, augment=AUGMENT, batch_size=BATCH),

@@ -1,8 +1,8 @@
-"""What each stage of a search takes with 100,000 pictures, in seconds and in memory.
+"""What each stage of a search takes with 100,000 images, in seconds and in memory.
 
-    python -m benchmarks.speed.many_images [--quick] [--pictures 100000] [--side 64] [--mapped]
+    python -m benchmarks.speed.many_images [--quick] [--images 100000] [--side 64] [--mapped]
 
-The pictures are generated: each mixes a dozen scenes of pink noise, which all of them share, and
+The images are generated: each mixes a dozen scenes of pink noise, which all of them share, and
 some of its own, tinted by its class. So they are about as like one another as photographs are, and
 the audit has as many pairs to look at. They are JPEG files in a folder for temporary files, which
 goes away in the end. On them runs the very command, `search.run`, with `tinynet`, 4 views, 2 trials
@@ -10,7 +10,7 @@ of 2 epochs and 2 folds. Memory is what all of its processes take together, shar
 once (PSS), at its most; the processor's time is theirs, too, which a busy machine changes less than
 the clock's. The ratio is the slowest stage's share of the whole.
 
-`--mapped` runs as where the pictures exceed the object store: the packed table is a file.
+`--mapped` runs as where the images exceed the object store: the packed table is a file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import search.pipeline.flow
 import search.pipeline.prepare
 from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
 
-_PICTURES = {"full": 100_000, "quick": 5_000, "smoke": 200}
+_IMAGES = {"full": 100_000, "quick": 5_000, "smoke": 200}
 _N_CLASSES, _N_SCENES = 20, 12
 _BATCH = 1000
 _SPACE = """
@@ -58,11 +58,11 @@ SPACE = Space(
 """
 _STEPS: dict[str, tuple[Any, str]] = {
     "names listed, weights read": (search.run, "check"),
-    "read, decoded, sketched, packed": (search.material, "pack"),
-    "audit": (search.material, "examine"),
-    "split": (search.material, "_split"),
+    "read, decoded, sketched, packed": (search.prepared, "pack"),
+    "audit": (search.prepared, "examine"),
+    "split": (search.prepared, "_split"),
     "probe, with its clean view": (search.flow, "probe_backbones"),
-    "banks": (search.flow, "build_banks"),
+    "feature_cache": (search.flow, "build_feature_cache"),
     "2 trials": (search.flow, "search"),
     "2 or 4 folds": (search.flow, "retrain_finalists"),
     "evaluation": (search.flow, "evaluate"),
@@ -114,59 +114,59 @@ class Stopwatch:
         thread.join()
 
     def row(self, name: str, began: float, ended: float, n: int) -> dict[str, Any]:
-        """Sum up what was taken between two moments, with n pictures."""
+        """Sum up what was taken between two moments, with n images."""
         inside = [s for s in self.samples if began <= s[0] <= ended + 1.0] or [(0.0,) * 4]
         return {
             "stage": name,
             "seconds": ended - began,
             "CPU seconds": inside[-1][3] - inside[0][3],
-            "ms/picture": 1000 * (ended - began) / n,
+            "ms/image": 1000 * (ended - began) / n,
             "memory MB": max(sample[1] for sample in inside),
             "of the driver MB": max(sample[2] for sample in inside),
         }
 
     def _sample(self) -> None:
         me = psutil.Process()
-        together = own = 0.0
+        transaction = own = 0.0
         for process in [me, *me.children(recursive=True)]:
             with suppress(psutil.Error):
                 pss = process.memory_full_info().pss / 2**20
                 times = process.cpu_times()
                 self._cpu_seconds[process.pid] = times.user + times.system
-                together += pss
+                transaction += pss
                 own = pss if process.pid == me.pid else own
         taken = sum(self._cpu_seconds.values())
-        self.samples.append((time.monotonic(), together, own, taken))
+        self.samples.append((time.monotonic(), transaction, own, taken))
 
 
 def main() -> None:
-    """Generate the pictures, run the search on them, and report."""
+    """Generate the images, run the search on them, and report."""
     arguments = parse()
-    n, side = arguments.pictures or _PICTURES[arguments.mode], arguments.side
-    report = Report("many_pictures", "What each stage takes with many pictures.")
+    n, side = arguments.images or _IMAGES[arguments.mode], arguments.side
+    report = Report("many_images", "What each stage takes with many images.")
     watch = Stopwatch()
-    with tempfile.TemporaryDirectory(prefix="many-pictures-") as name, ExitStack() as patched:
+    with tempfile.TemporaryDirectory(prefix="many-images-") as name, ExitStack() as patched:
         folder = Path(name)
-        say(f"{n:,} pictures of {side} × {side} are generated")
-        n_bytes = generate(folder / "pictures", n, side)
+        say(f"{n:,} images of {side} × {side} are generated")
+        n_bytes = generate(folder / "images", n, side)
         (folder / "space.py").write_text(_SPACE.format(side=side))
         for step, (where, function) in _STEPS.items():
             timed = watch.timed(step, getattr(where, function))
             patched.enter_context(mock.patch.object(where, function, timed))
         if arguments.mapped:
-            patched.enter_context(mock.patch.object(search.material, "PICTURES_SHARE", 0.0))
+            patched.enter_context(mock.patch.object(search.prepared, "IMAGES_FRACTION", 0.0))
         began = time.monotonic()
         with watch.watching():
             code = search.run.main(
                 [
-                    *("--space", str(folder / "space.py"), "--data", str(folder / "pictures")),
+                    *("--space", str(folder / "space.py"), "--data", str(folder / "images")),
                     *("--out", str(folder / "out"), "--name", "run", "--quiet"),
                 ]
             )
         watch.spans[_WHOLE] = (began, time.monotonic())
         if code:
             stop(f"the search ended with {code}", code)
-        mapped = (folder / "out" / "run" / "cache" / "pictures.npy").is_file()
+        mapped = (folder / "out" / "run" / "cache" / "images.npy").is_file()
     tell(report, watch, n)
     report.notes.append(
         f"{n:,} JPEG files of {side} × {side}, {n_bytes / 2**20:,.0f} MB; packed"
@@ -179,17 +179,17 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--pictures", type=int, metavar="N", help="how many (default: 100,000)")
+    parser.add_argument("--images", type=int, metavar="N", help="how many (default: 100,000)")
     parser.add_argument("--side", type=int, default=64, metavar="PIXELS", help="(default: 64)")
     parser.add_argument("--mapped", action="store_true", help="keep the packed table in a file")
     arguments = parser.parse_args()
-    if arguments.pictures is not None and arguments.pictures < 10 * _N_CLASSES:
-        parser.error(f"--pictures must be at least {10 * _N_CLASSES}, but got {arguments.pictures}")
+    if arguments.images is not None and arguments.images < 10 * _N_CLASSES:
+        parser.error(f"--images must be at least {10 * _N_CLASSES}, but got {arguments.images}")
     return arguments
 
 
 def generate(folder: Path, n: int, side: int) -> int:
-    """Write n pictures into a folder per class; return their bytes."""
+    """Write n images into a folder per class; return their bytes."""
     rng = np.random.default_rng(0)
     scenes = pink(rng, _N_SCENES, side)
     tints = rng.uniform(-25, 25, (_N_CLASSES, 3))
@@ -227,7 +227,7 @@ def tell(report: Report, watch: Stopwatch, n: int) -> None:
     """Fill the report."""
     names = [name for name in _STEPS if name in watch.spans]
     rows = [watch.row(name, *watch.spans[name], n) for name in (*names, _WHOLE)]
-    report.tables[f"{n:,} pictures"] = rows
+    report.tables[f"{n:,} images"] = rows
     *steps, whole = rows
     slowest = max(steps, key=lambda row: float(row["seconds"]))
     share = slowest["seconds"] / whole["seconds"]

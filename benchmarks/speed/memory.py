@@ -1,10 +1,10 @@
-"""A node holds the pictures and each bank once, however many trials run on it.
+"""A node holds the images and each bank once, however many trials run on it.
 
     python -m benchmarks.speed.memory [--quick] [--megabytes 256]
 
 1, 2, 4 and 8 trials at a time, each in a worker of its own, over one packed table and one view bank
-in the object store, as `trainables.trial.Bench` hands them out: every trial trains an epoch on some
-pictures, then reads every byte of both. While all of them hold on, the proportional set size (PSS,
+in the object store, as `TrainingContext` hands them out: every trial trains an epoch on some
+images, then reads every byte of both. While all of them hold on, the proportional set size (PSS,
 which counts a page that k processes share as 1/k in each) of all of the node's Ray processes is
 added up: what lies in the object store, and the rest. The other side gives every trial a copy of
 its own, as a Dataset that decodes into memory does.
@@ -57,7 +57,7 @@ class Memory:
 class Trial:
     """One trial's worker: opens the shared data as trials do, and holds on."""
 
-    def open(self, bench: Any, n_pictures: int, as_copies: bool) -> int:
+    def open(self, context: Any, n_images: int, as_copies: bool) -> int:
         """Train an epoch, read all of the data, and keep it; return this worker's process id."""
         import torch
 
@@ -65,11 +65,11 @@ class Trial:
         from trainables.trial import create_trainer
 
         torch.set_num_threads(1)
-        self._table = bench.pictures(torch.device("cpu")).table
+        self._table = context.images(torch.device("cpu")).table
         config = TrialConfig(BACKBONE, freeze_depth=DEPTH, augment=1.0)
-        self._bank = bench.bank(config)
-        rows = torch.arange(min(N_TRAINED, n_pictures))
-        self._trainer = create_trainer(bench, config, rows, rows[:0], seed=0, epochs=1)
+        self._bank = context.cache(config)
+        rows = torch.arange(min(N_TRAINED, n_images))
+        self._trainer = create_trainer(context, config, rows, rows[:0], seed=0, epochs=1)
         self._trainer.run_epoch()
         data = [self._table, *_tensors(self._bank)]
         if as_copies:
@@ -88,41 +88,41 @@ def main() -> None:
     arguments = parser.parse_args()
     megabytes, counts = _SIZES[arguments.mode]
     megabytes = arguments.megabytes or megabytes
-    report = Report("memory", "A node's memory as more trials share the pictures and a bank.")
+    report = Report("memory", "A node's memory as more trials share the images and a bank.")
     start_ray(max(counts), 2 * megabytes * 2**20 + _SPARE_BYTES)
     table = make_table(megabytes)
-    bench, data_mb = make_bench(table)
+    context, data_mb = make_context(table)
     rows = []
     for as_copies in (False, True):
         for n_trials in counts:
-            row = measure(bench, len(table), n_trials, as_copies, data_mb)
+            row = measure(context, len(table), n_trials, as_copies, data_mb)
             say(f"{row['data']}, {n_trials} trials: {row['data MB']:.0f} MB of data")
             rows.append(row)
     ray.shutdown()
     report.tables["Proportional set size of the node's Ray processes"] = rows
     report.ratios += compare(rows, max(counts))
     report.notes.append(
-        f"{len(table)} generated pictures, {table.nbytes / 2**20:.0f} MB, and a bank of {N_VIEWS}"
+        f"{len(table)} generated images, {table.nbytes / 2**20:.0f} MB, and a bank of {N_VIEWS}"
         f" views at depth {DEPTH}: {data_mb:.0f} MB together, once; {BACKBONE}, {IMAGE_SIZE} px"
     )
     report.publish(arguments)
 
 
 def make_table(megabytes: int) -> np.ndarray:
-    """Make packed pictures of random pixels: uint8 [N, S, S, 3]."""
-    packed_size = round(IMAGE_SIZE / 0.875)
-    n_pictures = max(64, megabytes * 2**20 // (packed_size**2 * 3))
+    """Make packed images of random pixels: uint8 [N, S, S, 3]."""
+    cache_size = round(IMAGE_SIZE / 0.875)
+    n_images = max(64, megabytes * 2**20 // (cache_size**2 * 3))
     rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (n_pictures, packed_size, packed_size, 3), np.uint8)
+    return rng.integers(0, 256, (n_images, cache_size, cache_size, 3), np.uint8)
 
 
-def make_bench(table: np.ndarray) -> tuple[Any, float]:
+def make_context(table: np.ndarray) -> tuple[Any, float]:
     """Put the table and a bank into the object store; return the bench and the MB of both."""
     from dataclasses import replace
 
-    from search.cluster.feature_cache_actor import BankPlan, start_banks
-    from trainables.feature_cache import bytes_a_picture
-    from trainables.trial import Bench, fresh_backbone
+    from search.cluster.feature_cache_actor import FeatureCachePlan, start_feature_cache
+    from trainables.feature_cache import bytes_per_image
+    from trainables.trial import TrainingContext, clone_backbone
 
     import torch  # isort: skip
 
@@ -134,18 +134,18 @@ def make_bench(table: np.ndarray) -> tuple[Any, float]:
         "flip": True,
         "weights": {},
         "n_views": N_VIEWS,
-        "banks": None,
+        "feature_cache": None,
         "heads": {},
         "epochs": 1,
         "patience": None,
         "seed": 0,
     }
-    bench = Bench(**known)
+    context = TrainingContext(**known)
     rows = np.arange(min(len(table), 1024))
-    backbone = fresh_backbone(bench, BACKBONE, 5, torch.device("cpu"))
-    sizes = tuple(s * len(rows) * N_VIEWS for s in bytes_a_picture(backbone, IMAGE_SIZE))
+    backbone = clone_backbone(context, BACKBONE, 5, torch.device("cpu"))
+    sizes = tuple(s * len(rows) * N_VIEWS for s in bytes_per_image(backbone, IMAGE_SIZE))
     plan_values = {
-        "bench": ray.put(bench),
+        "context": ray.put(context),
         "seed": 0,
         "rows": rows,
         "n_views": N_VIEWS,
@@ -153,11 +153,13 @@ def make_bench(table: np.ndarray) -> tuple[Any, float]:
         "budget_bytes": 10 * sum(sizes),
         "gpus_per_task": 0.0,
     }
-    plan = BankPlan(**{field.name: plan_values[field.name] for field in fields(BankPlan)})
-    bench = replace(bench, banks=start_banks(plan))
-    for view in ray.get(bench.banks.build.remote(BACKBONE, (DEPTH,), N_VIEWS)):
+    plan = FeatureCachePlan(
+        **{field.name: plan_values[field.name] for field in fields(FeatureCachePlan)}
+    )
+    context = replace(context, feature_cache=start_feature_cache(plan))
+    for view in ray.get(context.feature_cache.build.remote(BACKBONE, (DEPTH,), N_VIEWS)):
         ray.wait(list(_references(view)), num_returns=len(list(_references(view))))
-    return bench, (table.nbytes + sizes[DEPTH - 1]) / 2**20
+    return context, (table.nbytes + sizes[DEPTH - 1]) / 2**20
 
 
 def _references(nested: Any) -> Iterator[Any]:
@@ -169,18 +171,18 @@ def _references(nested: Any) -> Iterator[Any]:
             yield from _references(part)
 
 
-def _tensors(bank: Any) -> list[Any]:
+def _tensors(cache: Any) -> list[Any]:
     """Return a bank's tensors."""
-    return [] if bank is None else [block for view in bank.views for block in view]
+    return [] if cache is None else [block for view in cache.views for block in view]
 
 
 def measure(
-    bench: Any, n_pictures: int, n_trials: int, as_copies: bool, data_mb: float
+    context: Any, n_images: int, n_trials: int, as_copies: bool, data_mb: float
 ) -> dict[str, Any]:
     """Let so many trials hold the data at a time; add their memory up."""
     actor = ray.remote(num_cpus=1)(Trial)
     trials = [actor.remote() for _ in range(n_trials)]
-    workers = ray.get([trial.open.remote(bench, n_pictures, as_copies) for trial in trials])
+    workers = ray.get([trial.open.remote(context, n_images, as_copies) for trial in trials])
     memory = node_memory(set(workers))
     for trial in trials:
         ray.kill(trial)

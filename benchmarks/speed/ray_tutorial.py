@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.ray_tutorial JOB.json
 
-A function trainable; picture files read by a Dataset and a DataLoader, decoded and transformed by
+A function trainable; image files read by a Dataset and a DataLoader, decoded and transformed by
 PIL and torchvision at every visit; a full forward pass each epoch; a checkpoint an epoch; a process
 a trial. See https://docs.ray.io/en/latest/tune/examples/tune-pytorch-cifar.html.
 
@@ -36,11 +36,11 @@ from trainables.models.weights import load_weights
 
 # A trial has one CPU, so that decoding in other processes gains nothing (measured: 0 is no slower).
 N_LOADER_WORKERS = 0
-WARMUP_SHARE = 0.1
+WARMUP_FRACTION = 0.1
 CHECKPOINT = "checkpoint.pt"
 
 Sample = tuple[str, int]
-"""A picture's path and its label."""
+"""An image's path and its label."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Job:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
-class PictureFolder(Dataset[tuple[Tensor, int]]):
-    """Picture files with labels, as torchvision's ImageFolder reads them."""
+class ImageFolder(Dataset[tuple[Tensor, int]]):
+    """Image files with labels, as torchvision's ImageFolder reads them."""
 
     def __init__(self, samples: Sequence[Sample], transform: transforms.Compose) -> None:
         self._samples = list(samples)
@@ -133,8 +133,8 @@ def create_model(config: dict[str, Any], weights: str | None, n_classes: int) ->
 def create_loader(
     samples: Sequence[Sample], transform: transforms.Compose, batch_size: int, shuffle: bool
 ) -> DataLoader[tuple[Tensor, int]]:
-    """Load batches of picture files."""
-    dataset = PictureFolder(samples, transform)
+    """Load batches of image files."""
+    dataset = ImageFolder(samples, transform)
     return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=N_LOADER_WORKERS)
 
 
@@ -147,7 +147,7 @@ def create_optimizer(
         lr=config["lr"],
         weight_decay=config["weight_decay"],
     )
-    n_warm = max(1, round(WARMUP_SHARE * n_steps))
+    n_warm = max(1, round(WARMUP_FRACTION * n_steps))
 
     def factor(step: int) -> float:
         if step < n_warm:
@@ -163,12 +163,12 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> float:
-    """Visit every picture once; return the mean loss in nats."""
+    """Visit every image once; return the mean loss in nats."""
     model.train()
     loss_sum = 0.0
-    for pictures, labels in loader:
+    for images, labels in loader:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(pictures), labels)
+        loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         if schedule is not None:
@@ -179,7 +179,7 @@ def train_epoch(
 
 @torch.no_grad()
 def measure_accuracy(model: nn.Module, loader: DataLoader[tuple[Tensor, int]]) -> float:
-    """Return the share of pictures that are classified right."""
+    """Return the share of images that are classified right."""
     model.eval()
     n_right = sum(int((model(x).argmax(1) == y).sum()) for x, y in loader)
     return n_right / len(loader.dataset)  # type: ignore[arg-type]
@@ -255,7 +255,7 @@ def describe_trials(results: Any) -> list[dict[str, Any]]:
 
 
 def test_accuracy(best: Any, job: Job) -> float:
-    """Classify the held-out pictures with the best epoch of the best trial."""
+    """Classify the held-out images with the best epoch of the best trial."""
     model = create_model(best.config["params"], job.weights, job.n_classes)
     checkpoint = best.get_best_checkpoint("val_accuracy", "max")
     with checkpoint.as_directory() as folder:

@@ -40,7 +40,7 @@ from benchmarks.harness.logical_cpus import start_ray  # isort: skip  # quiets R
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say
 from benchmarks.harness.simulated_trials import (
     Gate,
-    SimulatedBench,
+    SimulatedContext,
     epoch_seconds,
     recorded_curves,
     seated,
@@ -54,9 +54,9 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 _PROFILE_LINES = 40
 _SIZES = {"full": (1000, 64, 1.0), "quick": (200, 16, 0.5), "smoke": (6, 2, 0.05)}
 """Trials, workers, and the median seconds an epoch."""
-_TRIALS_A_WORKER = 3
+_TRIALS_PER_WORKER = 3
 """Where several numbers of workers are compared."""
-_OTHERS = {"keeper": "ray::Keeper", "gcs": "gcs_server", "raylet": "raylet"}
+_OTHERS = {"checkpoints": "ray::Keeper", "gcs": "gcs_server", "raylet": "raylet"}
 """What else the head runs, by what its command line holds."""
 
 
@@ -124,7 +124,7 @@ class Searched:
     """A simulated search, and what it took.
 
     Attributes:
-        bench: What its trials shared.
+        context: What its trials shared.
         clock: When they started and ended.
         sampler: What the head did meanwhile.
         n_workers: How many simulated workers there were.
@@ -132,7 +132,7 @@ class Searched:
             search was over, on the machine's clock.
     """
 
-    bench: SimulatedBench
+    context: SimulatedContext
     clock: Clock
     sampler: Sampler
     n_workers: int
@@ -144,7 +144,7 @@ class Searched:
     def durations(self) -> list[float]:
         """Seconds of each trial, as trained."""
         epochs = self.clock.epochs
-        return [epochs[number] * epoch_seconds(self.bench, number) for number in sorted(epochs)]
+        return [epochs[number] * epoch_seconds(self.context, number) for number in sorted(epochs)]
 
     @property
     def makespan(self) -> float:
@@ -165,7 +165,7 @@ def main() -> None:
     profile = cProfile.Profile() if arguments.profile else None
     rows = []
     for n_workers in arguments.workers:
-        n_trials = arguments.trials or _TRIALS_A_WORKER * n_workers
+        n_trials = arguments.trials or _TRIALS_PER_WORKER * n_workers
         say(f"{n_trials} trials on {n_workers} logical CPUs; the workers start")
         done = search(n_trials, n_workers, arguments.seats, arguments.epoch_seconds, profile)
         rows.append(row_of(done))
@@ -194,19 +194,19 @@ def search(
     start_ray(n_workers, _OBJECT_STORE_BYTES)
     try:
         gate = ray.remote(num_cpus=0)(Gate).remote(n_workers)
-        bench = SimulatedBench(space.epochs, median_epoch_seconds, gate, n_workers)
+        context = SimulatedContext(space.epochs, median_epoch_seconds, gate, n_workers)
         started = time.time()
-        together = seated(n_workers, seats) if seats > 1 else nullcontext()
-        with tempfile.TemporaryDirectory() as folder, sampler.running(), together:
+        transaction = seated(n_workers, seats) if seats > 1 else nullcontext()
+        with tempfile.TemporaryDirectory() as folder, sampler.running(), transaction:
             if profile:
                 profile.enable()
-            run_ours(space, bench, n_trials, n_workers, Path(folder), [clock])
+            run_ours(space, context, n_trials, n_workers, Path(folder), [clock])
             if profile:
                 profile.disable()
         returned, opened = time.time(), ray.get(gate.opened_at.remote())
     finally:
         ray.shutdown()
-    return Searched(bench, clock, sampler, n_workers, started, opened, returned)
+    return Searched(context, clock, sampler, n_workers, started, opened, returned)
 
 
 def parse() -> argparse.Namespace:
@@ -216,7 +216,7 @@ def parse() -> argparse.Namespace:
         "--trials",
         type=int,
         metavar="N",
-        help=f"default: 1000; {_TRIALS_A_WORKER} a worker where --workers has several numbers",
+        help=f"default: 1000; {_TRIALS_PER_WORKER} a worker where --workers has several numbers",
     )
     parser.add_argument(
         "--workers", type=int, nargs="+", metavar="N", help="logical CPUs (default: 64)"
@@ -298,7 +298,8 @@ def tell(report: Report, done: Searched) -> None:
     ]
     states = ", ".join(f"{n} {state}" for state, n in sorted(done.clock.states.items()))
     report.notes.append(
-        f"{n_trials} trials ({states}), {n_epochs} epochs of {done.bench.median_epoch_seconds:g} s"
+        f"{n_trials} trials ({states}), {n_epochs} epochs of"
+        f" {done.context.median_epoch_seconds:g} s"
         f" (median), {named} on {len(os.sched_getaffinity(0))} cores:"
         f" {n_epochs / makespan:.1f} results a second"
     )

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.serving [--quick]
 
-The same server twice, with batches of up to 8 pictures (the default on a CPU) and of one, on
+The same server twice, with batches of up to 8 images (the default on a CPU) and of one, on
 127.0.0.1: an untrained SqueezeNet 1.0 at 224 px, which computes just what a trained one does. The
 client, on the same cores, keeps 200 requests of one JPEG each in the air. Both sides in turn, three
 times; what is quoted is the ratio of the medians. Any answer but 200 and 429 is an error.
@@ -25,7 +25,7 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say, stop
-from benchmarks.harness.workbench import generate_pictures
+from benchmarks.harness.workbench import generate_images
 
 BACKBONE = "squeezenet1_0"
 PORT = 8777
@@ -69,7 +69,7 @@ class Round:
 
     @property
     def per_second(self) -> float:
-        """Return pictures predicted a second."""
+        """Return images predicted a second."""
         return self.statuses[200] / self.seconds
 
 
@@ -80,18 +80,18 @@ def main() -> None:
     report = Report("serve", "Throughput with dynamic batching against batches of one.")
     with tempfile.TemporaryDirectory() as scratch:
         model = save_model(plan, Path(scratch))
-        files = generate_pictures(Path(scratch) / "pictures", 50)
-        pictures = [path.read_bytes() for path in files.paths]
+        files = generate_images(Path(scratch) / "images", 50)
+        images = [path.read_bytes() for path in files.paths]
         rounds: dict[int, list[Round]] = {1: [], BATCH: []}
         for _ in range(plan.n_rounds):
             for batch, found in rounds.items():
-                found.append(measure(plan, model, batch, pictures))
-                say(f"batches of {batch}: {found[-1].per_second:.1f} pictures/s")
-    report.tables[f"{plan.concurrent} requests at a time, one picture each"] = [
+                found.append(measure(plan, model, batch, images))
+                say(f"batches of {batch}: {found[-1].per_second:.1f} images/s")
+    report.tables[f"{plan.concurrent} requests at a time, one image each"] = [
         _row(batch, found) for batch, found in rounds.items()
     ]
     fast, slow = (median(r.per_second for r in rounds[batch]) for batch in (BATCH, 1))
-    report.ratios.append(Ratio("pictures/s with batching over without", fast / slow, 2.0))
+    report.ratios.append(Ratio("images/s with batching over without", fast / slow, 2.0))
     wrong = sum(
         count
         for found in rounds.values()
@@ -120,7 +120,7 @@ def save_model(plan: Plan, folder: Path) -> Path:
     return folder / "model.pt"
 
 
-def measure(plan: Plan, model: Path, batch: int, pictures: list[bytes]) -> Round:
+def measure(plan: Plan, model: Path, batch: int, images: list[bytes]) -> Round:
     """Start a server, warm it up, and send a round of requests."""
     command = [sys.executable, "-m", "search.serve", str(model), "--port", str(PORT)]
     command += ["--batch", str(batch), "--timeout", "300"]
@@ -128,14 +128,14 @@ def measure(plan: Plan, model: Path, batch: int, pictures: list[bytes]) -> Round
     try:
         if server.stdout is None or not server.stdout.readline().startswith("ready"):
             stop("the server did not start", 1)
-        asyncio.run(_send(plan, pictures, plan.n_requests // 10))
-        return asyncio.run(_send(plan, pictures, plan.n_requests))
+        asyncio.run(_send(plan, images, plan.n_requests // 10))
+        return asyncio.run(_send(plan, images, plan.n_requests))
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
 
 
-async def _send(plan: Plan, pictures: list[bytes], n: int) -> Round:
+async def _send(plan: Plan, images: list[bytes], n: int) -> Round:
     import aiohttp
 
     statuses: Counter[int] = Counter()
@@ -145,7 +145,7 @@ async def _send(plan: Plan, pictures: list[bytes], n: int) -> Round:
     async def keep_asking(session: aiohttp.ClientSession) -> None:
         for index in remaining:
             form = aiohttp.FormData()
-            form.add_field("pictures", pictures[index % len(pictures)], filename="x.jpg")
+            form.add_field("images", images[index % len(images)], filename="x.jpg")
             started = perf_counter()
             async with session.post(f"http://127.0.0.1:{PORT}/predict", data=form) as answer:
                 await answer.read()
@@ -166,7 +166,7 @@ def _row(batch: int, found: list[Round]) -> dict[str, object]:
     total = sum((one.statuses for one in found), Counter[int]())
     return {
         "batches up to": batch,
-        "pictures/s": median(one.per_second for one in found),
+        "images/s": median(one.per_second for one in found),
         "p50 ms": float(np.percentile(latencies, 50)) * 1000,
         "p99 ms": float(np.percentile(latencies, 99)) * 1000,
         "200": total[200],

@@ -26,10 +26,10 @@ from unittest import mock
 
 import search.tuning.tune
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say
-from benchmarks.harness.simulated_trials import SimulatedBench, SimulatedTrial
+from benchmarks.harness.simulated_trials import SimulatedContext, SimulatedTrial
 from search.cluster.session import ray_session
 from search.tuning.asha import REDUCTION_FACTOR
-from search.tuning.checkpoints import start_keeper
+from search.tuning.checkpoints import start_checkpoint_store
 from search.tuning.study import open_study, storage_url
 from search.tuning.tune import SearchPlan, run_trials
 from spaces.base import Space, load_space
@@ -52,16 +52,16 @@ class Clock:
     states: dict[str, int] = field(default_factory=dict)
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialListener`."""
+        """See `search.tuning.tune.TrialCallback`."""
         self.started[number] = time.time()
         self.params[number] = params
 
     def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialListener`."""
+        """See `search.tuning.tune.TrialCallback`."""
         self.epochs[number] = self.epochs.get(number, 0) + 1
 
     def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialListener`."""
+        """See `search.tuning.tune.TrialCallback`."""
         self.ended[number] = time.time()
         self.states[state] = self.states.get(state, 0) + 1
 
@@ -87,11 +87,11 @@ def simulated_trials() -> Any:
 
 def run_ours(
     space: Space,
-    bench: SimulatedBench,
+    context: SimulatedContext,
     n_trials: int,
     concurrent: int,
     folder: Path,
-    listeners: Sequence[Any],
+    callbacks: Sequence[Any],
 ) -> None:
     """Run simulated trials through everything that a real search has."""
     trials = folder.absolute() / "trials"
@@ -102,13 +102,13 @@ def run_ours(
         interrupted=lambda: False,
         time_is_up=lambda: False,
         concurrent=concurrent,
-        gpu_shares=dict.fromkeys(space.backbones, 0.0),
+        gpu_fraction=dict.fromkeys(space.backbones, 0.0),
     )
     study = open_study(storage_url(folder), space)
-    keeper = start_keeper(trials, space.keep, {})
+    checkpoints = start_checkpoint_store(trials, space.keep, {})
     rows = {"train": np.arange(8), "val": np.arange(8)}
     with simulated_trials():
-        run_trials(plan, study, space, bench, rows, keeper, trials, listeners)
+        run_trials(plan, study, space, context, rows, checkpoints, trials, callbacks)
 
 
 def main() -> None:
@@ -153,8 +153,8 @@ def parse() -> argparse.Namespace:
 def _time_ours(space: Space, n_trials: int, concurrent: int) -> Clock:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        bench = SimulatedBench(epochs=1, median_epoch_seconds=0.0)
-        run_ours(space, bench, n_trials, concurrent, Path(folder), [clock])
+        context = SimulatedContext(epochs=1, median_epoch_seconds=0.0)
+        run_ours(space, context, n_trials, concurrent, Path(folder), [clock])
     return clock
 
 

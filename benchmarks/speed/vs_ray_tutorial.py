@@ -3,9 +3,9 @@
     python -m benchmarks.speed.vs_ray_tutorial [--quick] [--tutorial-configs N]
 
 The same 24 configurations of SqueezeNet 1.0 (drawn once, by seed, from `spaces/caltech.py`), at
-most 8 epochs, ASHA, the same split and pictures (Caltech-101, six classes, 224 px), both sides in
+most 8 epochs, ASHA, the same split and images (Caltech-101, six classes, 224 px), both sides in
 one run, one after the other, each as a process of its own timed from its command. Ours is
-`python -m search.run`, with pictures, probe and banks counted; its folds and its evaluation, which
+`python -m search.run`, with images, probe and banks counted; its folds and its evaluation, which
 the tutorial has not, are told apart. The other side is `benchmarks/speed/ray_tutorial.py`.
 
 The tutorial's side takes over an hour on 2 cores. With `--tutorial-configs N` it runs N of the
@@ -35,11 +35,11 @@ import optuna
 import torch
 
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say, stop
-from benchmarks.harness.workbench import find_weights_folder, generate_pictures, need_data
+from benchmarks.harness.workbench import find_weights_folder, generate_images, need_data
 from benchmarks.speed.ray_tutorial import Job
 from search.tuning.asha import REDUCTION_FACTOR, rung_epochs
 from spaces.base import load_space
-from trainables.images import read_picture
+from trainables.images import read_image
 from trainables.models.ensemble import Ensemble, ModelCard
 from trainables.models.weights import load_weights
 
@@ -61,7 +61,7 @@ class Work:
         epochs: The full length.
         folds: Of our side's retraining.
         image_size: Side in pixels.
-        limit: Pictures; None is all.
+        limit: Images; None is all.
         data: The folder that `search.run` is given.
         weights: Folder of `<backbone>.pth`; None starts from scratch.
         source: The space's source, as Python.
@@ -91,7 +91,7 @@ class Side:
         epoch_seconds: By trial, the seconds of each epoch, validation included.
         val_accuracy: The best epoch of the best trial: on our side of a trial that ran to its
             end, on the tutorial's of any trial, stopped early or not.
-        test_accuracy: Of that epoch's weights, on the held-out pictures.
+        test_accuracy: Of that epoch's weights, on the held-out images.
     """
 
     search_seconds: float
@@ -147,8 +147,8 @@ def plan_work(arguments: argparse.Namespace, scratch: Path) -> Work:
 
 
 def _smoke_work(scratch: Path) -> Work:
-    generate_pictures(scratch / "pictures", 24, n_classes=2)
-    return Work(2, 2, 2, 2, 64, None, scratch / "pictures", None, "folder()", _N_CPUS)
+    generate_images(scratch / "images", 24, n_classes=2)
+    return Work(2, 2, 2, 2, 64, None, scratch / "images", None, "folder()", _N_CPUS)
 
 
 def _real_work(arguments: argparse.Namespace) -> Work:
@@ -294,17 +294,17 @@ def read_trials(run: Path) -> list[dict[str, Any]]:
 
 
 def read_split(run: Path) -> list[tuple[str, str, str]]:
-    """Read our side's split: name, class and part of every picture."""
+    """Read our side's split: name, class and part of every image."""
     with (run / "split.csv").open(newline="", encoding="utf-8") as file:
         return [(row["name"], row["label"], row["split"]) for row in csv.DictReader(file)]
 
 
-def find_picture(data: Path, name: str) -> Path:
-    """Find a picture by the name that our split has for it, below the data or its set's folder."""
+def find_image(data: Path, name: str) -> Path:
+    """Find an image by the name that our split has for it, below the data or its set's folder."""
     places = [folder / name for folder in (data, data / "101_ObjectCategories")]
     found = [path for path in places if path.is_file()]
     if not found:
-        stop(f"{data} has no picture {name}, which the split names", code=1)
+        stop(f"{data} has no image {name}, which the split names", code=1)
     return found[0]
 
 
@@ -314,12 +314,12 @@ def read_samples(work: Work, run: Path) -> tuple[tuple[str, ...], dict[str, list
     classes = tuple(sorted({label for _, label, _ in rows}))
     samples: dict[str, list[tuple[str, int]]] = {"train": [], "val": [], "test": []}
     for name, label, part in rows:
-        samples[part].append((str(find_picture(work.data, name)), classes.index(label)))
+        samples[part].append((str(find_image(work.data, name)), classes.index(label)))
     return classes, samples
 
 
 def judge_kept_trial(work: Work, run: Path, trial: dict[str, Any]) -> float:
-    """Classify the held-out pictures with a trial's kept weights; NaN where none are kept."""
+    """Classify the held-out images with a trial's kept weights; NaN where none are kept."""
     kept = run / "trials" / str(trial["number"]) / "best.pt"
     if not kept.is_file():
         return float("nan")
@@ -329,13 +329,13 @@ def judge_kept_trial(work: Work, run: Path, trial: dict[str, Any]) -> float:
         backbone=BACKBONE,
         classes=tuple(summary_classes),
         image_size=work.image_size,
-        packed_size=round(work.image_size / 0.875),
+        cache_size=round(work.image_size / 0.875),
         freeze_depth=trial["config"]["freeze_depth"],
         hidden_units=0,
         n_members=1,
     )
     model = Ensemble(card, _prefix(work, run), [torch.load(kept, weights_only=True)])
-    table = np.stack([card.fit(read_picture(p)) for p, _ in samples["test"]])
+    table = np.stack([card.fit(read_image(p)) for p, _ in samples["test"]])
     predicted = model.logits(torch.from_numpy(table))[0].argmax(1)
     right = [
         summary_classes[guess] == classes[label]
@@ -440,7 +440,7 @@ def tell(report: Report, work: Work, ours: Side, theirs: Side, details: dict[str
     report.notes += [
         f"{work.concurrent} trials at a time, one CPU each; ASHA by {REDUCTION_FACTOR}, ours after"
         f" epochs {rung_epochs(work.epochs)}, the tutorial's by that factor from the first on",
-        f"held-out: {details['test_n']} pictures; our ensemble of {work.folds} folds gets"
+        f"held-out: {details['test_n']} images; our ensemble of {work.folds} folds gets"
         f" {details['ensemble_test_accuracy']:.4f} of them right",
         f"ours has a first usable model after {details['first_model_seconds'] or float('nan'):.1f}"
         " s of its command",

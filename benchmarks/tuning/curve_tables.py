@@ -2,8 +2,8 @@
 
 Configurations are drawn at random, one by one, and each is trained in full, as a trial of a search
 would be: by the project's own `Trainer`, from view banks, its head beginning as the linear probe.
-What is kept of every epoch is each picture's outcome in a pool that was not trained on. So every
-split of the pool into validation and held-out pictures can be looked up afterwards.
+What is kept of every epoch is each image's outcome in a pool that was not trained on. So every
+split of the pool into validation and held-out images can be looked up afterwards.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from benchmarks.harness.reporting import say
 from benchmarks.harness.workbench import choose_stratified, new_backbone
 from spaces.base import Space, TrialConfig, Value
 from spaces.sources import folder
-from trainables.batches import PictureSet
+from trainables.batches import ImageSet
 from trainables.feature_cache import (
-    ViewBank,
+    FeatureCache,
     as_features,
     build_view,
     mixed_precision,
     view_magnitude,
 )
 from trainables.models.backbones import Backbone
-from trainables.models.batchnorm_folding import fused
+from trainables.models.batchnorm_folding import fold_batchnorm
 from trainables.models.ensemble import Classifier, Weights
 from trainables.models.linear_probe import fit_head
 from trainables.trainer import Trainer
@@ -69,13 +69,13 @@ _EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RetrainConfig:
     """How a table is made; tables of different recipes do not mix.
 
     Attributes:
         name: Of the set.
-        n_train: Pictures to train on, the same share of each class.
-        n_pool: Most pictures to judge on, drawn the same way from the others.
+        n_train: Images to train on, the same share of each class.
+        n_pool: Most images to judge on, drawn the same way from the others.
         n_val: How many of those validate; the others are held out.
         image_size: Side in pixels that a backbone sees.
         epochs: Of every training.
@@ -93,12 +93,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class View:
-    """A table as one search sees it: the pool split into validation and held-out pictures.
+    """A table as one search sees it: the pool split into validation and held-out images.
 
     Attributes:
         val_accuracy: float64 [configurations, epochs].
         val_loss: Mean cross-entropy in nats, alike.
-        held_accuracy: Of the held-out pictures, alike.
+        held_accuracy: Of the held-out images, alike.
         seconds: Of an epoch, by configuration.
     """
 
@@ -118,18 +118,18 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class CurveTable:
-    """Learning curves of configurations, picture by picture.
+    """Learning curves of configurations, image by image.
 
     Attributes:
-        recipe: How it was made.
+        retrain_config: How it was made.
         params: Each configuration's searched parameters.
         labels: int64 [pool].
-        right: bool [configurations, epochs, pool], whether a picture was told rightly.
+        right: bool [configurations, epochs, pool], whether an image was told rightly.
         loss: float16 alike, its cross-entropy in nats.
         seconds: Of an epoch, by configuration: processor time, evaluation left out.
     """
 
-    recipe: Recipe
+    retrain_config: RetrainConfig
     params: tuple[Mapping[str, Value], ...]
     labels: np.ndarray
     right: np.ndarray
@@ -146,7 +146,7 @@ class CurveTable:
 
     def split(self, seed: int) -> View:
         """Split the pool, each class alike: what validates, and what is held out."""
-        val = choose_stratified(self.labels, self.recipe.n_val, seed)
+        val = choose_stratified(self.labels, self.retrain_config.n_val, seed)
         held = np.setdiff1d(np.arange(len(self.labels)), val)
         return View(
             self.right[:, :, val].mean(2),
@@ -196,7 +196,9 @@ class CurveTable:
         with part.open("wb") as file:
             np.savez_compressed(
                 file,
-                about=json.dumps({"recipe": vars(self.recipe), "params": self.params}),
+                about=json.dumps(
+                    {"retrain_config": vars(self.retrain_config), "params": self.params}
+                ),
                 labels=self.labels,
                 right=np.packbits(self.right),
                 loss=self.loss,
@@ -212,7 +214,7 @@ def load_table(path: Path) -> CurveTable:
         loss = kept["loss"]
         right = np.unpackbits(kept["right"], count=loss.size).astype(bool).reshape(loss.shape)
         return CurveTable(
-            Recipe(**about["recipe"]),
+            RetrainConfig(**about["retrain_config"]),
             tuple(about["params"]),
             kept["labels"],
             right,
@@ -245,18 +247,18 @@ def draw_params(number: int) -> dict[str, Value]:
     }
 
 
-def split_set(recipe: Recipe, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_set(retrain_config: RetrainConfig, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Choose what is trained on and the pool: int64 indices, each ascending."""
-    train = np.sort(choose_stratified(labels, recipe.n_train, seed=0))
+    train = np.sort(choose_stratified(labels, retrain_config.n_train, seed=0))
     others = np.setdiff1d(np.arange(len(labels)), train)
-    pool = others[choose_stratified(labels[others], recipe.n_pool, seed=0)]
+    pool = others[choose_stratified(labels[others], retrain_config.n_pool, seed=0)]
     return train, np.sort(pool)
 
 
 def extend_table(
     path: Path,
-    recipe: Recipe,
-    pictures: PictureSet,
+    retrain_config: RetrainConfig,
+    images: ImageSet,
     states: Mapping[str, Weights | None],
     n_configs: int,
 ) -> CurveTable:
@@ -264,8 +266,8 @@ def extend_table(
 
     Args:
         path: Where it is kept. A table that is there goes on; it must be of the same recipe.
-        recipe: How it is made.
-        pictures: All of the set.
+        retrain_config: How it is made.
+        images: All of the set.
         states: Pretrained weights by backbone; None starts from scratch.
         n_configs: How many configurations it is to hold.
 
@@ -273,18 +275,20 @@ def extend_table(
         ValueError: the table that is there was made by another recipe.
     """
     table = load_table(path) if path.exists() else None
-    if table is not None and table.recipe != recipe:
-        raise ValueError(f"{path} was made by {table.recipe}, not {recipe}: remove it first")
+    if table is not None and table.retrain_config != retrain_config:
+        raise ValueError(
+            f"{path} was made by {table.retrain_config}, not {retrain_config}: remove it first"
+        )
     n_there = 0 if table is None else len(table.params)
     if table is not None and n_there >= n_configs:
         return table
-    school = _School(recipe, pictures, states)
+    school = _School(retrain_config, images, states)
     while n_there < n_configs:
         numbers = range(n_there, min(n_there + _KEEP_EVERY, n_configs))
         table = _joined(table, school.train_all(numbers))
         table.save(path)
         n_there = len(table.params)
-        say(f"{recipe.name}: {n_there} of {n_configs} configurations")
+        say(f"{retrain_config.name}: {n_there} of {n_configs} configurations")
     assert table is not None
     return table
 
@@ -293,31 +297,33 @@ class _School:
     """Trains configurations of one set; its banks are built once."""
 
     def __init__(
-        self, recipe: Recipe, pictures: PictureSet, states: Mapping[str, Weights | None]
+        self, retrain_config: RetrainConfig, images: ImageSet, states: Mapping[str, Weights | None]
     ) -> None:
-        self._recipe, self._pictures = recipe, pictures
-        train, pool = split_set(recipe, pictures.labels.numpy())
+        self._recipe, self._images = retrain_config, images
+        train, pool = split_set(retrain_config, images.labels.numpy())
         self._train, self._pool = torch.from_numpy(train), torch.from_numpy(pool)
         self._networks: dict[str, Backbone] = {}
-        self._banks: dict[tuple[str, int], ViewBank] = {}
+        self._banks: dict[tuple[str, int], FeatureCache] = {}
         self._clean: dict[tuple[str, int], Tensor] = {}
         self._heads: dict[str, Weights] = {}
         for name in BACKBONES:
             self._networks[name] = new_backbone(name, states[name])
-            network = fused(self._networks[name])
-            views = [self._features(network, self._train, v) for v in range(recipe.n_views)]
+            network = fold_batchnorm(self._networks[name])
+            views = [self._features(network, self._train, v) for v in range(retrain_config.n_views)]
             clean = self._features(network, self._pool, 0)
-            row_of = torch.full((len(pictures.table),), -1)
+            row_of = torch.full((len(images.table),), -1)
             row_of[self._train] = torch.arange(len(train))
             for depth in DEPTHS:
                 blocks = tuple((as_features(view[depth]),) for view in views)
-                self._banks[name, depth] = ViewBank(blocks, recipe.n_views, row_of, len(train))
+                self._banks[name, depth] = FeatureCache(
+                    blocks, retrain_config.n_views, row_of, len(train)
+                )
                 maps = as_features(clean[depth])
                 self._clean[name, depth] = maps.permute(0, 3, 1, 2) if maps.dim() == 4 else maps
             features = self._banks[name, 5].clean(self._train)
-            labels = pictures.labels[self._train]
-            self._heads[name] = fit_head(features, labels, pictures.n_classes)
-            say(f"{recipe.name}: banks of {name}")
+            labels = images.labels[self._train]
+            self._heads[name] = fit_head(features, labels, images.n_classes)
+            say(f"{retrain_config.name}: banks of {name}")
 
     def train_all(self, numbers: Sequence[int]) -> CurveTable:
         """Train configurations; return their table."""
@@ -328,7 +334,7 @@ class _School:
         return CurveTable(
             self._recipe,
             params,
-            self._pictures.labels[self._pool].numpy(),
+            self._images.labels[self._pool].numpy(),
             np.stack([right for right, _, _ in found]),
             np.stack([loss for _, loss, _ in found]),
             np.array([seconds for _, _, seconds in found]),
@@ -342,15 +348,15 @@ class _School:
         trainer = Trainer(
             config,
             self._fresh(config),
-            self._pictures,
+            self._images,
             self._train,
             self._train[:0],
             self._recipe.epochs,
             seed=number,
-            bank=self._banks[key],
-            head_start=self._heads[config.backbone],
+            cache=self._banks[key],
+            initial_head=self._heads[config.backbone],
         )
-        labels = self._pictures.labels[self._pool]
+        labels = self._images.labels[self._pool]
         right, losses, seconds = [], [], 0.0
         for _ in range(self._recipe.epochs):
             started = process_time()
@@ -369,13 +375,13 @@ class _School:
         return copy.deepcopy(network, shared)
 
     def _features(self, network: Backbone, rows: Tensor, view: int) -> dict[int, np.ndarray]:
-        """Compute one view of some pictures at every depth."""
+        """Compute one view of some images at every depth."""
         return build_view(
             network,
-            self._pictures.table[rows],
-            self._pictures.image_size,
+            self._images.table[rows],
+            self._images.image_size,
             view_magnitude(view, self._recipe.n_views),
-            self._pictures.flip,
+            self._images.flip,
             DEPTHS,
             view,
             torch.device("cpu"),
@@ -398,7 +404,7 @@ def _joined(first: CurveTable | None, second: CurveTable) -> CurveTable:
         return second
     both = (first, second)
     return CurveTable(
-        first.recipe,
+        first.retrain_config,
         tuple(itertools.chain(first.params, second.params)),
         first.labels,
         np.concatenate([table.right for table in both]),

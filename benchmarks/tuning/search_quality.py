@@ -5,7 +5,7 @@
 
 The searches are real, the trainings are looked up: configurations of the Caltech space, drawn at
 random and each trained in full (`curve_tables.py`), answer whatever is proposed by the curve
-of the nearest one. Each seed splits a set's pool of pictures anew into validation pictures, which
+of the nearest one. Each seed splits a set's pool of images anew into validation images, which
 the searches see, and held-out ones, which they do not. Four trials run at a time.
 
 Quoted is the regret: the best accuracy in the table less that of the best trial so far, in
@@ -30,17 +30,17 @@ import torch
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say, stop
 from benchmarks.harness.simulated_trials import RECORDED
 from benchmarks.harness.workbench import (
-    PictureFiles,
+    ImageFiles,
     find_weights_folder,
-    generate_pictures,
+    generate_images,
     need_data,
-    pack_pictures,
+    pack_images,
     read_state,
 )
 from benchmarks.tuning.curve_tables import (
     BACKBONES,
     CurveTable,
-    Recipe,
+    RetrainConfig,
     extend_table,
     load_table,
 )
@@ -51,11 +51,11 @@ from spaces.base import load_space
 
 CACHE = ROOT / "results" / "curves"
 RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("caltech", n_train=120, n_pool=868, n_val=160, image_size=96, epochs=8),
-        Recipe("cats_dogs", n_train=120, n_pool=780, n_val=160, image_size=96, epochs=8),
-        Recipe("products", n_train=120, n_pool=435, n_val=160, image_size=96, epochs=8),
+    retrain_config.name: retrain_config
+    for retrain_config in (
+        RetrainConfig("caltech", n_train=120, n_pool=868, n_val=160, image_size=96, epochs=8),
+        RetrainConfig("cats_dogs", n_train=120, n_pool=780, n_val=160, image_size=96, epochs=8),
+        RetrainConfig("products", n_train=120, n_pool=435, n_val=160, image_size=96, epochs=8),
     )
 }
 _FOLDERS = {"caltech": "caltech101"}  # of the test data; the others are called as their space is
@@ -94,7 +94,7 @@ class Found:
     Attributes:
         val: Regret in percentage points by side: float64 [seeds, budgets], where budget b is that
             of b + 1 full trainings.
-        held: The same of the held-out pictures.
+        held: The same of the held-out images.
         races: By side, each seed's.
     """
 
@@ -152,20 +152,20 @@ def build(arguments: argparse.Namespace, name: str, n_configs: int) -> CurveTabl
     lacking = [backbone for backbone, state in states.items() if state is None]
     if lacking:
         stop(f"there are no weights of {', '.join(lacking)}; give the folder with --weights")
-    recipe = RECIPES[name]
+    retrain_config = RECIPES[name]
     source = load_space(ROOT / "spaces" / f"{name}.py").source
-    listing = scan(source, data / _FOLDERS.get(name, name), CACHE, 2, None, 0)
-    files = PictureFiles(listing.paths or (), listing.labels, listing.classes, name)
-    pictures = pack_pictures(files, recipe.image_size)
+    manifest = scan(source, data / _FOLDERS.get(name, name), CACHE, 2, None, 0)
+    files = ImageFiles(manifest.paths or (), manifest.labels, manifest.classes, name)
+    images = pack_images(files, retrain_config.image_size)
     try:
-        return extend_table(_path(arguments, name), recipe, pictures, states, n_configs)
+        return extend_table(_path(arguments, name), retrain_config, images, states, n_configs)
     except ValueError as error:
         return stop(str(error))
 
 
 def record(table: CurveTable) -> None:
     """Write a table's validation curves for the simulated trials of other benchmarks."""
-    view, epochs = table.split(0), range(1, table.recipe.epochs + 1)
+    view, epochs = table.split(0), range(1, table.retrain_config.epochs + 1)
     with RECORDED.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         names = [f"{what}_{epoch}" for what in ("accuracy", "loss") for epoch in epochs]
@@ -178,21 +178,21 @@ def record(table: CurveTable) -> None:
 
 
 def build_generated(folder: Path, n_configs: int) -> CurveTable:
-    """Train a few configurations on generated pictures, from scratch."""
-    recipe = Recipe(
+    """Train a few configurations on generated images, from scratch."""
+    retrain_config = RetrainConfig(
         "generated", n_train=12, n_pool=24, n_val=12, image_size=32, epochs=2, n_views=2
     )
-    pictures = pack_pictures(generate_pictures(folder, 36), recipe.image_size)
+    images = pack_images(generate_images(folder, 36), retrain_config.image_size)
     states = dict.fromkeys(BACKBONES)
-    return extend_table(folder / "generated.npz", recipe, pictures, states, n_configs)
+    return extend_table(folder / "generated.npz", retrain_config, images, states, n_configs)
 
 
 def compare(
     table: CurveTable, plan: Plan, sides: Mapping[str, Side], seeds: Sequence[int]
 ) -> Found:
     """Let every side search, once a seed."""
-    budget = plan.full_trainings * table.recipe.epochs
-    ends = np.arange(1, plan.full_trainings + 1) * table.recipe.epochs - 1
+    budget = plan.full_trainings * table.retrain_config.epochs
+    ends = np.arange(1, plan.full_trainings + 1) * table.retrain_config.epochs - 1
     found = Found(races={name: [] for name in sides})
     val: dict[str, list[np.ndarray]] = {name: [] for name in sides}
     held: dict[str, list[np.ndarray]] = {name: [] for name in sides}
@@ -205,7 +205,7 @@ def compare(
             val[name].append(100 * (view.val_accuracy[best].max() - run.val[ends]))
             held[name].append(100 * (view.held_accuracy[best].max() - run.held[ends]))
         if n_done % 10 == 0:
-            say(f"{table.recipe.name}: {n_done} of {len(seeds)} seeds")
+            say(f"{table.retrain_config.name}: {n_done} of {len(seeds)} seeds")
     found.val.update({name: np.stack(rows) for name, rows in val.items()})
     found.held.update({name: np.stack(rows) for name, rows in held.items()})
     return found
@@ -274,16 +274,16 @@ def _pooled(found: Mapping[str, Found], side: str) -> tuple[np.ndarray, np.ndarr
 
 def _about(table: CurveTable) -> dict[str, Any]:
     view = table.split(0)
-    recipe = table.recipe
+    retrain_config = table.retrain_config
     best = view.val_accuracy.max(1)
     return {
-        "set": recipe.name,
+        "set": retrain_config.name,
         "configurations": len(table.params),
-        "epochs": recipe.epochs,
-        "training pictures": recipe.n_train,
-        "validation": recipe.n_val,
-        "held out": len(table.labels) - recipe.n_val,
-        "px": recipe.image_size,
+        "epochs": retrain_config.epochs,
+        "training images": retrain_config.n_train,
+        "validation": retrain_config.n_val,
+        "held out": len(table.labels) - retrain_config.n_val,
+        "px": retrain_config.image_size,
         "best": float(best.max()),
         "median": float(np.median(best)),
         "worst": float(best.min()),

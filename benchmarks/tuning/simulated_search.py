@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.tuning.curve_tables import SPACE, CurveTable, View
-from search.tuning.asha import RebuiltASHA
+from search.tuning.asha import ResumableASHA
 from search.tuning.study import StudySearcher, open_study
 
 NO_END = 10**6  # trials: the epochs end a search
@@ -58,7 +58,7 @@ def stock_searcher(seed: int) -> Searcher:
 
 def our_asha(epochs: int) -> TrialScheduler:
     """Make our scheduler."""
-    return RebuiltASHA(epochs, {})
+    return ResumableASHA(epochs, {})
 
 
 def stock_asha(epochs: int) -> TrialScheduler:

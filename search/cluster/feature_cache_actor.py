@@ -16,32 +16,32 @@ import numpy as np
 import ray
 from ray import cloudpickle
 
-from search.cluster.nodes import EVERYWHERE, machines, on_driver_machine
+from search.cluster.nodes import EVERYWHERE, machines, on_driver_node
 
 # A view is built in blocks: as many machines as there are blocks can work on it. Their number
-# follows from that of the pictures alone, so a bank does not depend on who built it.
-_SMALLEST_BLOCK_PICTURES = 64
-_MOST_BLOCKS = 16
+# follows from that of the images alone, so a bank does not depend on who built it.
+_MIN_BLOCK_IMAGES = 64
+_MAX_BLOCKS = 16
 
 
 BlockSpec = tuple[Any, str, np.ndarray, int, int, Sequence[int], int]
 
 
 @dataclass(frozen=True)
-class BankPlan:
+class FeatureCachePlan:
     """What a run's banks are made of.
 
     Attributes:
-        bench: Reference to the run's `trainables.trial.Bench`.
+        context: Reference to the run's `trainables.trial.TrainingContext`.
         seed: Of the run.
-        rows: int64 [n], the table rows of the pictures that trainings may see; never the test's.
+        rows: int64 [n], the table rows of the images that trainings may see; never the test's.
         n_views: V.
         sizes: By backbone, bytes of the whole bank at boundaries 1 to 5.
         budget_bytes: What all banks may take together.
         gpus_per_task: Share of a GPU that a task takes while the banks are first built.
     """
 
-    bench: Any
+    context: Any
     seed: int
     rows: np.ndarray
     n_views: int
@@ -49,7 +49,7 @@ class BankPlan:
     budget_bytes: int
     gpus_per_task: float
 
-    def first_boundaries(self, depths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    def first_stage_outputs(self, depths: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Choose what is built before the first trial, while the budget lasts.
 
         The deepest boundaries first, which save most, and of those the smallest.
@@ -73,8 +73,8 @@ class BankPlan:
 
     @property
     def block_size(self) -> int:
-        """Pictures in each block of a view."""
-        return max(_SMALLEST_BLOCK_PICTURES, -(-len(self.rows) // _MOST_BLOCKS))
+        """Images in each block of a view."""
+        return max(_MIN_BLOCK_IMAGES, -(-len(self.rows) // _MAX_BLOCKS))
 
 
 def store_bytes(share: float) -> int:
@@ -82,13 +82,13 @@ def store_bytes(share: float) -> int:
     return int(min(machine.store_bytes for machine in machines()) * share)
 
 
-class Banks:
+class FeatureCacheActor:
     """Owns every view that has been built, and builds what is asked for.
 
     It never waits: it hands out references to results that may still be on their way.
     """
 
-    def __init__(self, plan: BankPlan) -> None:
+    def __init__(self, plan: FeatureCachePlan) -> None:
         self._plan = plan
         # By backbone and boundary: by view, references to its blocks.
         self._views: OrderedDict[tuple[str, int], list[list[Any]]] = OrderedDict()
@@ -104,37 +104,39 @@ class Banks:
         in_actor = ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
         self._is_anew = in_actor and ray.get_runtime_context().was_current_actor_reconstructed
 
-    def build(self, backbone: str, boundaries: Sequence[int], n_views: int) -> list[Any]:
+    def build(self, backbone: str, stage_outputs: Sequence[int], n_views: int) -> list[Any]:
         """Start building views 0 … n_views - 1 at some boundaries, in one pass a view.
 
         For before the first trial: the tasks ask for CPUs, and GPUs, of their own.
 
         Args:
             backbone: Whose frozen stages.
-            boundaries: Ascending, in 1 to 5; at least one.
+            stage_outputs: Ascending, in 1 to 5; at least one.
             n_views: How many views; those that are there already are not built again.
 
         Returns:
             For each block that is on its way, a reference to one of its boundaries.
         """
         task: Any = _build_block.options(
-            num_returns=len(boundaries) + 1,
+            num_returns=len(stage_outputs) + 1,
             num_cpus=1,
             num_gpus=self._plan.gpus_per_task,
             scheduling_strategy=EVERYWHERE,
         )
-        built = min(len(self._views.get((backbone, boundary), [])) for boundary in boundaries)
+        built = min(
+            len(self._views.get((backbone, stage_output), [])) for stage_output in stage_outputs
+        )
         started = []
         for view in range(built, n_views):
             blocks = [
-                task.remote(*self._block(backbone, boundaries, view, start), None)
+                task.remote(*self._block(backbone, stage_outputs, view, start), None)
                 for start in self._block_starts()
             ]
-            for place, boundary in enumerate(boundaries):
-                kept = self._views.setdefault((backbone, boundary), [])
+            for place, stage_output in enumerate(stage_outputs):
+                kept = self._views.setdefault((backbone, stage_output), [])
                 if len(kept) == view:
                     kept.append([block[place] for block in blocks])
-                    self._first |= {(backbone, boundary, view, i) for i in range(len(blocks))}
+                    self._first |= {(backbone, stage_output, view, i) for i in range(len(blocks))}
             started += [block[0] for block in blocks]
         return started
 
@@ -142,8 +144,8 @@ class Banks:
         """Note that all that `build` started has ended: what is not there from now on is lost."""
         self._are_built = True
 
-    def lend(
-        self, backbone: str, boundary: int, n_views: int
+    def get_views(
+        self, backbone: str, stage_output: int, n_views: int
     ) -> tuple[list[list[Any]], Any, int] | None:
         """Hand out the first views of a bank.
 
@@ -155,19 +157,19 @@ class Banks:
             By view, references to its blocks; a reference to each table row's place in a view;
             and the block size. None where the trial is to compute its features as it goes.
         """
-        key = (backbone, boundary)
-        size = self._plan.sizes[backbone][boundary - 1]
+        key = (backbone, stage_output)
+        size = self._plan.sizes[backbone][stage_output - 1]
         if key not in self._views:
             self._asked[key] += 1
             is_wanted = self._asked[key] > 1 or self._is_anew
             is_large = size > self._plan.budget_bytes // 2
-            if is_large or not is_wanted or not self._make_room(size, boundary):
+            if is_large or not is_wanted or not self._make_room(size, stage_output):
                 return None
             self._views[key] = []
         while len(self._views[key]) < n_views:
-            self._views[key].append(self._rebuild(backbone, boundary, len(self._views[key])))
+            self._views[key].append(self._rebuild(backbone, stage_output, len(self._views[key])))
         if self._are_built:
-            self._replace_lost(backbone, boundary, n_views)
+            self._replace_lost(backbone, stage_output, n_views)
         self._views.move_to_end(key)
         return self._views[key][:n_views], self._row_of, self._plan.block_size
 
@@ -175,11 +177,13 @@ class Banks:
         """Return the bytes each bank takes, by `backbone/boundary`."""
         plan = self._plan
         return {
-            f"{name}/{boundary}": plan.sizes[name][boundary - 1] * len(views) // plan.n_views
-            for (name, boundary), views in self._views.items()
+            f"{name}/{stage_output}": plan.sizes[name][stage_output - 1]
+            * len(views)
+            // plan.n_views
+            for (name, stage_output), views in self._views.items()
         }
 
-    def _make_room(self, size: int, boundary: int) -> bool:
+    def _make_room(self, size: int, stage_output: int) -> bool:
         """Forget banks at boundaries no deeper, least recently used first, until `size` bytes fit.
 
         Returns:
@@ -189,7 +193,7 @@ class Banks:
         room = self._plan.budget_bytes - sum(taken.values())
         forgotten = []
         for key in self._views:
-            if room < size and key[1] <= boundary:
+            if room < size and key[1] <= stage_output:
                 room += taken[key]
                 forgotten.append(key)
         if room < size:
@@ -199,18 +203,18 @@ class Banks:
             self._first = {block for block in self._first if block[:2] != key}
         return True
 
-    def _replace_lost(self, backbone: str, boundary: int, n_views: int) -> None:
+    def _replace_lost(self, backbone: str, stage_output: int, n_views: int) -> None:
         """Start building again what was lost with its machine.
 
         Ray would do it from the block's lineage, by a task that asks for the CPUs of the first one,
         while trials hold all of them and wait for the block.
         """
-        views = self._views[backbone, boundary][:n_views]
+        views = self._views[backbone, stage_output][:n_views]
         first = {
-            (backbone, boundary, view, place): block
+            (backbone, stage_output, view, place): block
             for view, blocks in enumerate(views)
             for place, block in enumerate(blocks)
-            if (backbone, boundary, view, place) in self._first
+            if (backbone, stage_output, view, place) in self._first
         }
         if not first:
             return
@@ -220,43 +224,45 @@ class Banks:
             if block in lost:
                 view, place = key[2:]
                 start = self._block_starts()[place]
-                views[view][place] = self._rebuild_block(backbone, boundary, view, start)
+                views[view][place] = self._rebuild_block(backbone, stage_output, view, start)
                 self._first.discard(key)
 
-    def _rebuild(self, backbone: str, boundary: int, view: int) -> list[Any]:
+    def _rebuild(self, backbone: str, stage_output: int, view: int) -> list[Any]:
         """Start building a view while trials hold the machine."""
         starts = self._block_starts()
-        return [self._rebuild_block(backbone, boundary, view, start) for start in starts]
+        return [self._rebuild_block(backbone, stage_output, view, start) for start in starts]
 
-    def _rebuild_block(self, backbone: str, boundary: int, view: int, start: int) -> Any:
+    def _rebuild_block(self, backbone: str, stage_output: int, view: int, start: int) -> Any:
         """Start building a block while trials hold the machine.
 
         A task that asked for a CPU could wait for the very trial that waits for it; so these ask
         for none, and run one after the other.
         """
         task: Any = _build_block.options(num_returns=2, num_cpus=0)
-        spec = self._block(backbone, (boundary,), view, start)
+        spec = self._block(backbone, (stage_output,), view, start)
         block, self._last_rebuilt = task.remote(*spec, self._last_rebuilt)
         return block
 
     def _block_starts(self) -> range:
         return range(0, len(self._plan.rows), self._plan.block_size)
 
-    def _block(self, backbone: str, boundaries: Sequence[int], view: int, start: int) -> BlockSpec:
+    def _block(
+        self, backbone: str, stage_outputs: Sequence[int], view: int, start: int
+    ) -> BlockSpec:
         plan = self._plan
         rows = plan.rows[start : start + plan.block_size]
         seed = (plan.seed * 1009 + view) * 1_000_003 + start
-        return plan.bench, backbone, rows, view, plan.n_views, boundaries, seed
+        return plan.context, backbone, rows, view, plan.n_views, stage_outputs, seed
 
 
-def start_banks(plan: BankPlan) -> Any:
+def start_feature_cache(plan: FeatureCachePlan) -> Any:
     """Start the actor that owns a run's banks, beside the driver: the banks are lost with it."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RestartableBanks)
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RestartableFeatureCache)
     pickled_reference = cloudpickle.dumps(ray.put(plan))
-    return actor.options(scheduling_strategy=on_driver_machine()).remote(pickled_reference)
+    return actor.options(scheduling_strategy=on_driver_node()).remote(pickled_reference)
 
 
-class _RestartableBanks(Banks):
+class _RestartableFeatureCache(FeatureCacheActor):
     """Banks that begin from a pickled reference to their plan.
 
     Ray does not vouch for references in the arguments of an actor that it starts again, nor for
@@ -270,20 +276,20 @@ class _RestartableBanks(Banks):
 
 @ray.remote(max_retries=5)
 def _build_block(
-    bench: Any,
+    context: Any,
     backbone: str,
     rows: np.ndarray,
     view: int,
     n_views: int,
-    boundaries: Sequence[int],
+    stage_outputs: Sequence[int],
     seed: int,
     after: None,
 ) -> list[np.ndarray | None]:
-    """Compute one view of some pictures at some boundaries.
+    """Compute one view of some images at some boundaries.
 
     Returns:
         By boundary, the features' bits; and a last None for another task to wait for (`after`).
     """
     from trainables.trial import build_block
 
-    return [*build_block(bench, backbone, rows, view, n_views, boundaries, seed), None]
+    return [*build_block(context, backbone, rows, view, n_views, stage_outputs, seed), None]

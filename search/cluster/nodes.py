@@ -29,7 +29,7 @@ GPU_PATIENCE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
-class Machine:
+class Node:
     """What one machine gives to Ray.
 
     Attributes:
@@ -47,19 +47,19 @@ class Machine:
     store_bytes: int
 
 
-def machines() -> list[Machine]:
+def machines() -> list[Node]:
     """Return the machines that are alive."""
     return [
-        _machine(node["Resources"], str(node["NodeManagerAddress"]))
+        _node(node["Resources"], str(node["NodeManagerAddress"]))
         for node in ray.nodes()
         if node["Alive"]
     ]
 
 
-def _machine(resources: Mapping[str, float], address: str = "") -> Machine:
+def _node(resources: Mapping[str, float], address: str = "") -> Node:
     kinds = [name for name in resources if name.startswith("accelerator_type:")]
     gpus = float(resources.get("GPU", 0))
-    return Machine(
+    return Node(
         address,
         float(resources.get("CPU", 0)),
         gpus,
@@ -68,7 +68,7 @@ def _machine(resources: Mapping[str, float], address: str = "") -> Machine:
     )
 
 
-def machines_to_come(home: Path | None = None) -> list[Machine]:
+def autoscaler_nodes(home: Path | None = None) -> list[Node]:
     """Return the machines that the autoscaler may add to those that are alive.
 
     They are known on the head of a cluster that `ray up` made; elsewhere there are none. Machines
@@ -82,16 +82,16 @@ def machines_to_come(home: Path | None = None) -> list[Machine]:
     except (OSError, ValueError):
         return []
     left = int(config.get("max_workers", 0)) - (len(machines()) - 1)
-    coming: list[Machine] = []
+    coming: list[Node] = []
     for name, node_type in config.get("available_node_types", {}).items():
         if name != config.get("head_node_type"):
-            machine = _machine(node_type.get("resources") or {})
+            machine = _node(node_type.get("resources") or {})
             coming += [machine] * int(node_type.get("max_workers", 0))
     coming = sorted((m for m in coming if m.cpus), key=lambda m: -m.gpus)
     return coming[: max(0, left)]
 
 
-def on_driver_machine() -> NodeAffinitySchedulingStrategy:
+def on_driver_node() -> NodeAffinitySchedulingStrategy:
     """Return the strategy of an actor that others depend on: it lives and dies with the driver."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
@@ -110,7 +110,7 @@ def wait_for_gpu(
     Raises:
         SessionError: none came.
     """
-    if any(m.gpus for m in machines()) or not any(m.gpus for m in machines_to_come()):
+    if any(m.gpus for m in machines()) or not any(m.gpus for m in autoscaler_nodes()):
         return
     from ray.autoscaler.sdk import request_resources  # takes a while, and is rarely needed
 
@@ -131,7 +131,7 @@ def wait_for_gpu(
     say(f"a machine with a GPU is there after {monotonic() - started:.0f} s")
 
 
-def describe_machines() -> dict[str, Any]:
+def describe_nodes() -> dict[str, Any]:
     """Return what the machines have, by address, for the run's settings."""
     return {
         m.address: {"cpus": m.cpus, "gpus": m.gpus, "gpu": m.gpu_kind, "store_bytes": m.store_bytes}

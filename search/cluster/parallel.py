@@ -41,7 +41,7 @@ def on_all_cores(
         yield from threads.map(partial(work, shared), parts)
 
 
-def on_all_machines(
+def on_all_nodes(
     work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]
 ) -> Iterator[Any]:
     """Do a work by Ray tasks of one CPU each; see `Spread`. A few parts are done here."""

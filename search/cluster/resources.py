@@ -1,7 +1,7 @@
 """Who works where: how many trials share a GPU, by measured memory, and which machines take trials.
 
 Where there are GPUs, all trials run on them. A machine without one would hold a trial for so long
-that the search ended later; it decodes pictures and fits probes, which ask for CPUs alone.
+that the search ended later; it decodes images and fits probes, which ask for CPUs alone.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 import ray
 import torch
 
-from search.cluster.nodes import Machine, machines, machines_to_come
+from search.cluster.nodes import Node, autoscaler_nodes, machines
 from spaces.base import Space, TrialConfig, values_of
 from trainables.trainer import Trainer
-from trainables.trial import Bench, create_trainer, settled
+from trainables.trial import TrainingContext, create_trainer, resolve_config
 
-MOST_A_GPU = 8
+MAX_TRIALS_PER_GPU = 8
 """Trials on one GPU; more only wait for each other."""
 
 MARGIN = 1.15
 """What a trial is given over its measured peak, for fragments and other batch shapes."""
 
-_CAPACITY_LASTS_SECONDS = 2.0
+_SLOTS_VALID_SECONDS = 2.0
 """How long a count of the machines is good for: each costs a call to the head."""
 
 CONTEXT_BYTES = 600 * 2**20
@@ -33,7 +33,7 @@ CONTEXT_BYTES = 600 * 2**20
 
 
 @dataclass(frozen=True)
-class Footprint:
+class GpuMemory:
     """What the deepest unfreezing of a backbone was measured to take on a GPU.
 
     Attributes:
@@ -45,15 +45,15 @@ class Footprint:
     total_bytes: int
 
 
-def gpu_share(footprint: Footprint, most: int = MOST_A_GPU) -> float:
+def gpu_fraction_for(gpu_memory: GpuMemory, most: int = MAX_TRIALS_PER_GPU) -> float:
     """Return the share of a GPU that a trial asks for: 1/k for the largest k that fits.
 
     Args:
-        footprint: As measured.
+        gpu_memory: As measured.
         most: Upper bound of k, at least 1.
     """
-    needed = footprint.peak_bytes * MARGIN + CONTEXT_BYTES
-    fitting = int(footprint.total_bytes // needed)
+    needed = gpu_memory.peak_bytes * MARGIN + CONTEXT_BYTES
+    fitting = int(gpu_memory.total_bytes // needed)
     return 1.0 / max(1, min(fitting, most))
 
 
@@ -65,10 +65,12 @@ def heaviest_config(space: Space, backbone: str) -> TrialConfig:
         if name in space.params
     }
     config = TrialConfig(backbone=backbone, freeze_depth=space.freeze_depths[0], augment=0.5)
-    return settled(vars(replace(config, **largest)))  # type: ignore[arg-type]
+    return resolve_config(vars(replace(config, **largest)))  # type: ignore[arg-type]
 
 
-def measure_shares(space: Space, bench: Bench, rows: np.ndarray) -> dict[str, float]:
+def measure_gpu_fractions(
+    space: Space, context: TrainingContext, rows: np.ndarray
+) -> dict[str, float]:
     """Measure each backbone's footprint, and return the share of a GPU that a trial asks for.
 
     Of several kinds of GPU, each is measured, and the one that takes fewest trials decides: a trial
@@ -78,23 +80,23 @@ def measure_shares(space: Space, bench: Bench, rows: np.ndarray) -> dict[str, fl
     if not with_gpus:
         return dict.fromkeys(space.backbones, 0.0)
     kinds = {machine.gpu_kind for machine in with_gpus}
-    most = max(1, min(MOST_A_GPU, *(int(m.cpus / m.gpus) for m in with_gpus)))
+    most = max(1, min(MAX_TRIALS_PER_GPU, *(int(m.cpus / m.gpus) for m in with_gpus)))
     tasks = {
         name: [
             _measure.options(resources={f"accelerator_type:{kind}": 0.001} if kind else {}).remote(
-                bench, heaviest_config(space, name), rows
+                context, heaviest_config(space, name), rows
             )
             for kind in sorted(kinds)
         ]
         for name in space.backbones
     }
     return {
-        name: max(gpu_share(footprint, most) for footprint in ray.get(measured))
+        name: max(gpu_fraction_for(gpu_memory, most) for gpu_memory in ray.get(measured))
         for name, measured in tasks.items()
     }
 
 
-class Capacity:
+class TrialSlots:
     """How many trials the machines take at a time, as machines come and go."""
 
     def __init__(self, cpus: float, shares: Sequence[float]) -> None:
@@ -105,28 +107,28 @@ class Capacity:
 
     def __call__(self) -> int:
         """Return how many; at least one."""
-        if monotonic() - self._counted_at > _CAPACITY_LASTS_SECONDS:
-            there = [*machines(), *machines_to_come()]
+        if monotonic() - self._counted_at > _SLOTS_VALID_SECONDS:
+            there = [*machines(), *autoscaler_nodes()]
             self._count = max(1, sum(places(m, self._cpus, self._share) for m in there))
             self._counted_at = monotonic()
         return self._count
 
 
-def places(machine: Machine, cpus: float, share: float) -> int:
+def places(machine: Node, cpus: float, share: float) -> int:
     """Return how many trials of some CPUs and some share of a GPU a machine takes at a time."""
     by_cpu = int(machine.cpus / cpus)
     return min(by_cpu, int(machine.gpus / share + 1e-6)) if share > 0 else by_cpu
 
 
 @ray.remote(num_gpus=1)
-def _measure(bench: Bench, config: TrialConfig, rows: np.ndarray) -> Footprint:
+def _measure(context: TrainingContext, config: TrialConfig, rows: np.ndarray) -> GpuMemory:
     """Train one batch on an otherwise free GPU and read the peak."""
     device = torch.device("cuda")
     torch.cuda.reset_peak_memory_stats(device)
     batch = torch.from_numpy(rows[: config.batch_size].copy())
     trainer: Trainer = create_trainer(
-        replace(bench, banks=None), config, batch, batch[:1], seed=0, epochs=1
+        replace(context, feature_cache=None), config, batch, batch[:1], seed=0, epochs=1
     )
     trainer.run_epoch()
     total = torch.cuda.get_device_properties(device).total_memory
-    return Footprint(torch.cuda.max_memory_allocated(device), total)
+    return GpuMemory(torch.cuda.max_memory_allocated(device), total)

@@ -51,7 +51,7 @@ import spaces  # noqa: E402
 import trainables  # noqa: E402
 
 # Tune starts its actors in this environment. Where all workers have it, those that decoded
-# pictures and built banks go on as trials, instead of new ones importing PyTorch again.
+# images and built banks go on as trials, instead of new ones importing PyTorch again.
 _WORKER_VARIABLES = {"PL_DISABLE_FORK": "1"}
 
 _OUR_PACKAGES = (search, trainables, spaces)

@@ -1,6 +1,6 @@
 """A file of the driver's machine that every machine of a cluster maps: each gets its own copy.
 
-For pictures that the object store is too small for, where machines share no folder.
+For images that the object store is too small for, where machines share no folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import ray
 
-from search.cluster.nodes import on_driver_machine
+from search.cluster.nodes import on_driver_node
 
 _CHUNK_BYTES = 64 * 2**20
 _FOLDER = "classifier-search"
@@ -32,7 +32,7 @@ class FileReader:
 
 
 @dataclass(frozen=True)
-class MachineFile:
+class SharedFile:
     """A file, and how machines that do not have it come by it.
 
     Attributes:
@@ -72,10 +72,10 @@ class MachineFile:
         partial.replace(copy)
 
 
-def share_file(path: Path) -> MachineFile:
+def share_file(path: Path) -> SharedFile:
     """Make a file of this machine, the driver's, one that all machines can map."""
     reader = ray.remote(num_cpus=0)(FileReader).options(
-        scheduling_strategy=on_driver_machine(), max_concurrency=4
+        scheduling_strategy=on_driver_node(), max_concurrency=4
     )
     machine = ray.get_runtime_context().get_node_id()
-    return MachineFile(path, path.stat().st_size, machine, reader.remote(), uuid4().hex)
+    return SharedFile(path, path.stat().st_size, machine, reader.remote(), uuid4().hex)

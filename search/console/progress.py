@@ -125,24 +125,24 @@ class Progress:
         self._done = self._done_before = n_ended
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialListener`."""
+        """See `search.tuning.tune.TrialCallback`."""
         self._running[number] = (params, 0, float("nan"))
         if self._verbose:
             self.say(f"trial {number} begins: {describe(params)}")
 
     def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialListener`."""
+        """See `search.tuning.tune.TrialCallback`."""
         params = self._running[number][0] if number in self._running else {}
         self._running[number] = (params, result["epoch"], result["best_val_accuracy"])
         if self._verbose:
             self.say(
                 f"trial {number} epoch {result['epoch']}/{self._epochs}:"
                 f" loss {result['train_loss']:.4f}, validation {result['val_accuracy']:.4f},"
-                f" lr {result['lr']:.2g}, {result['images_per_second']:,.0f} pictures/s"
+                f" lr {result['lr']:.2g}, {result['images_per_second']:,.0f} images/s"
             )
 
     def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialListener`."""
+        """See `search.tuning.tune.TrialCallback`."""
         params, epoch, accuracy = self._running.pop(number, ({}, 0, float("nan")))
         self._ended[state] += 1
         self._done += 1

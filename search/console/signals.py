@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 8.0
 """What a stop by SIGTERM may take; `docker stop` kills after 10 s."""
 
 
-class Interruption:
+class GracefulShutdown:
     """Watches for SIGINT and SIGTERM.
 
     The first one raises KeyboardInterrupt, or, in a stage that can end in good order, is kept for
@@ -36,16 +36,16 @@ class Interruption:
     twice.
     """
 
-    def __init__(self, last_words: Callable[[], None] = lambda: None) -> None:
-        """Watch from `watching` on; `last_words` are said before a stop that takes too long."""
+    def __init__(self, on_timeout: Callable[[], None] = lambda: None) -> None:
+        """Watch from `watching` on; `on_timeout` are said before a stop that takes too long."""
         self.exit_code = INTERRUPTED
-        self._last_words = last_words
+        self._last_words = on_timeout
         self._asked = False
         self._in_good_order = False
         self._timer: Timer | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[Interruption]:
+    def watching(self) -> Iterator[GracefulShutdown]:
         """Handle the signals within; call it in the main thread."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
         before = {number: signal.getsignal(number) for number in numbers}
@@ -69,7 +69,7 @@ class Interruption:
             signal.signal(number, self._on_signal)
 
     @contextmanager
-    def in_good_order(self) -> Iterator[None]:
+    def deferring(self) -> Iterator[None]:
         """Let a stage look at `asked` and end by itself; raises KeyboardInterrupt after it."""
         self._in_good_order = True
         try:

@@ -1,4 +1,4 @@
-"""What the audit finds: copies and where they lie, classes out of balance, odd pictures."""
+"""What the audit finds: copies and where they lie, classes out of balance, odd images."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import numpy as np
 from search.cluster.parallel import Spread, one_by_one
 from search.console.formatting import count
 from search.data.exclusion import EXTERNAL
-from search.data.manifest import Listing, Problem
-from search.data.near_duplicates import Twins, find_twins, groups_of
-from search.data.splits import straddling
-from search.data.thumbnails import Sketches
+from search.data.manifest import Manifest, Problem
+from search.data.near_duplicates import NearDuplicates, find_near_duplicates, groups_of
+from search.data.splits import leaks_into_holdout
+from search.data.thumbnails import Thumbnails
 
 KINDS = {
     "conflict": "near-duplicates with different labels",
-    "left out": "near-duplicates of test or validation pictures, taken out of training",
-    "external twin": "external pictures that are near-duplicates of the set's, not judged",
+    "left out": "near-duplicates of test or validation images, taken out of training",
+    "external twin": "external images that are near-duplicates of the set's, not judged",
     "exact duplicate": "the same file again",
     "near-duplicate": "copies that were changed a little",
-    "unreadable": "files that hold no picture that can be read",
-    "not a picture": "files that their names show to be no picture",
+    "unreadable": "files that hold no image that can be read",
+    "not an image": "files that their names show to be no image",
     "not used": "files that belong to no class",
-    "blank": "pictures of one colour",
-    "odd size": "pictures far smaller than the others",
-    "odd shape": "pictures far longer than the others",
-    "grey": "grey pictures among coloured ones",
+    "blank": "images of one colour",
+    "odd size": "images far smaller than the others",
+    "odd shape": "images far longer than the others",
+    "grey": "grey images among coloured ones",
     "grey class": "classes that their lack of colour gives away",
     "imbalance": "classes far larger than others",
 }
 """What is looked for, the gravest first."""
-UNUSED = ("unreadable", "not a picture", "not used")
+UNUSED = ("unreadable", "not an image", "not used")
 """Kinds of files that a run cannot use."""
 COPIES = ("conflict", "left out", "external twin", "exact duplicate", "near-duplicate")
-"""Kinds whose pictures have a twin."""
+"""Kinds whose images have a twin."""
 
 _SMALL = 0.25  # of the median shorter side
 _LONG = 2.5  # times the median ratio of the longer to the shorter side
@@ -48,19 +48,19 @@ _RARELY_GREY, _MOSTLY_GREY = 0.2, 0.5  # shares
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures that were looked at.
+class Images:
+    """Images that were looked at.
 
     Attributes:
-        listing: What was found.
-        kept: int64 [n], the index in the listing of each picture that could be read.
-        sketches: Of these.
+        manifest: What was found.
+        kept: int64 [n], the index in the listing of each image that could be read.
+        thumbnails: Of these.
         problems: The files that could not be used.
     """
 
-    listing: Listing
+    manifest: Manifest
     kept: np.ndarray
-    sketches: Sketches
+    thumbnails: Thumbnails
     problems: tuple[Problem, ...]
 
 
@@ -70,13 +70,13 @@ class Audit:
 
     Attributes:
         problems: The gravest kind first, then by name.
-        groups: int64 [n], by picture that could be read; near-duplicates have equal numbers.
-        external_twins: bool [m], which external pictures are near-duplicates of the set's.
+        groups: int64 [n], by image that could be read; near-duplicates have equal numbers.
+        external_near_duplicates: bool [m], which external images are near-duplicates of the set's.
     """
 
     problems: tuple[Problem, ...]
     groups: np.ndarray
-    external_twins: np.ndarray
+    external_near_duplicates: np.ndarray
 
     def count(self, *kinds: str) -> int:
         """Return how many problems are of some kinds."""
@@ -92,7 +92,7 @@ class Audit:
         return {
             "groups": self.n_groups,
             "in_groups": int((np.bincount(self.groups)[self.groups] > 1).sum()),
-            "external_twins": int(self.external_twins.sum()),
+            "external_near_duplicates": int(self.external_near_duplicates.sum()),
             "problems": {kind: n for kind in KINDS if (n := self.count(kind))},
         }
 
@@ -100,9 +100,9 @@ class Audit:
 def sum_up(audit: Audit) -> str:
     """Return what was found in a line."""
     words = {
-        "conflict": "pictures whose near-duplicates are labelled otherwise",
+        "conflict": "images whose near-duplicates are labelled otherwise",
         "left out": "taken out of training",
-        "external twin": "external pictures not judged",
+        "external twin": "external images not judged",
         "unreadable": "unreadable",
         "blank": "blank",
         "odd size": "of odd size",
@@ -116,35 +116,37 @@ def sum_up(audit: Audit) -> str:
 
 
 def examine(
-    pictures: Pictures, external: Pictures | None, flip: bool, spread: Spread = one_by_one
+    images: Images, external: Images | None, flip: bool, spread: Spread = one_by_one
 ) -> Audit:
     """Look for everything that could mislead a training or its judgement.
 
     Args:
-        pictures: The set.
-        external: The external pictures, if there are any.
+        images: The set.
+        external: The external images, if there are any.
         flip: Whether a mirror image counts as a copy.
         spread: Who compares them.
     """
-    n = len(pictures.kept)
-    both = [pictures] if external is None else [pictures, external]
-    twins = find_twins(Sketches.join([part.sketches for part in both]), flip, spread)
-    links = _Links(both, twins)
+    n = len(images.kept)
+    both = [images] if external is None else [images, external]
+    near_duplicates = find_near_duplicates(
+        Thumbnails.join([part.thumbnails for part in both]), flip, spread
+    )
+    links = _Links(both, near_duplicates)
     groups = groups_of(n, links.pairs[(links.pairs < n).all(1)])
-    problems = [*pictures.problems, *_copies(links, pictures.listing, pictures.kept, groups)]
-    problems += _odd_ones(pictures, twins.blank[:n])
-    problems += _imbalance(pictures)
-    external_twins = np.zeros(0, np.bool_)
+    problems = [*images.problems, *_copies(links, images.manifest, images.kept, groups)]
+    problems += _odd_ones(images, near_duplicates.blank[:n])
+    problems += _imbalance(images)
+    external_near_duplicates = np.zeros(0, np.bool_)
     if external is not None:
         problems += [replace(p, name=EXTERNAL + p.name) for p in external.problems]
         problems += _external_copies(links, n)
-        external_twins = np.array(
+        external_near_duplicates = np.array(
             [any(other < n for other in links.of(row)) for row in range(n, len(links.names))],
             dtype=np.bool_,
         )
     order = list(KINDS)
     problems.sort(key=lambda problem: (order.index(problem.kind), problem.name))
-    return Audit(tuple(problems), groups, external_twins)
+    return Audit(tuple(problems), groups, external_near_duplicates)
 
 
 def write_audit_csv(path: Path, problems: Iterable[Problem]) -> None:
@@ -152,76 +154,80 @@ def write_audit_csv(path: Path, problems: Iterable[Problem]) -> None:
     # A file's name may hold bytes that are no UTF-8; they are written as they are.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("name", "problem", "detail", "twin", "similarity"))
+        writer.writerow(("name", "problem", "detail", "duplicate_of", "similarity"))
         for problem in problems:
             similarity = "" if problem.similarity is None else f"{problem.similarity:.3f}"
-            writer.writerow((problem.name, problem.kind, problem.detail, problem.twin, similarity))
+            writer.writerow(
+                (problem.name, problem.kind, problem.detail, problem.duplicate_of, similarity)
+            )
 
 
 class _Links:
-    """Which pictures are near-duplicates of which; external ones come after the set's."""
+    """Which images are near-duplicates of which; external ones come after the set's."""
 
-    def __init__(self, parts: list[Pictures], twins: Twins) -> None:
-        self.names = [part.listing.names[i] for part in parts for i in part.kept]
+    def __init__(self, parts: list[Images], near_duplicates: NearDuplicates) -> None:
+        self.names = [part.manifest.names[i] for part in parts for i in part.kept]
         first = len(parts[0].kept)
         self.names[first:] = [EXTERNAL + name for name in self.names[first:]]
         self._parts = parts
-        equal = np.flatnonzero((twins.similarity == 1) & ~twins.mirrored)
-        doubtful = {int(row) for row in twins.pairs[equal].ravel()}
-        doubtful |= {int(row) for row in np.flatnonzero(twins.blank)}
+        equal = np.flatnonzero((near_duplicates.similarity == 1) & ~near_duplicates.synced)
+        doubtful = {int(row) for row in near_duplicates.pairs[equal].ravel()}
+        doubtful |= {int(row) for row in np.flatnonzero(near_duplicates.blank)}
         self._digests = {row: self._digest(row) for row in sorted(doubtful)}
         seen: dict[bytes, int] = {}
         blank = [
             (first_one, row)
-            for row in np.flatnonzero(twins.blank).tolist()
+            for row in np.flatnonzero(near_duplicates.blank).tolist()
             if (first_one := seen.setdefault(self._digests[row], row)) != row
         ]
-        self.pairs = np.concatenate([twins.pairs, np.array(blank, np.int64).reshape(-1, 2)])
-        similarity = np.concatenate([twins.similarity, np.ones(len(blank), np.float32)])
-        mirrored = np.concatenate([twins.mirrored, np.zeros(len(blank), np.bool_)])
+        self.pairs = np.concatenate(
+            [near_duplicates.pairs, np.array(blank, np.int64).reshape(-1, 2)]
+        )
+        similarity = np.concatenate([near_duplicates.similarity, np.ones(len(blank), np.float32)])
+        synced = np.concatenate([near_duplicates.synced, np.zeros(len(blank), np.bool_)])
         self._of: dict[int, dict[int, tuple[float, bool]]] = {}
         for (one, two), value, is_mirrored in zip(
-            self.pairs.tolist(), similarity.tolist(), mirrored.tolist(), strict=True
+            self.pairs.tolist(), similarity.tolist(), synced.tolist(), strict=True
         ):
             self._of.setdefault(one, {})[two] = (value, is_mirrored)
             self._of.setdefault(two, {})[one] = (value, is_mirrored)
 
     def of(self, row: int) -> dict[int, tuple[float, bool]]:
-        """Return a picture's near-duplicates, each with its similarity and if it is mirrored."""
+        """Return an image's near-duplicates, each with its similarity and if it is mirrored."""
         return self._of.get(row, {})
 
-    def likest(self, row: int, among: Iterable[int]) -> int:
-        """Return which of some of a picture's near-duplicates is most like it."""
+    def most_similar(self, row: int, among: Iterable[int]) -> int:
+        """Return which of some of an image's near-duplicates is most like it."""
         return max(among, key=lambda other: (self.of(row)[other][0], -other))
 
-    def problem(self, row: int, kind: str, twin: int, note: str = "") -> Problem:
-        """Return a finding about a picture and one of its near-duplicates."""
-        similarity, is_mirrored = self.of(row)[twin]
-        is_same = row in self._digests and self._digests[row] == self._digests.get(twin)
+    def problem(self, row: int, kind: str, duplicate_of: int, note: str = "") -> Problem:
+        """Return a finding about an image and one of its near-duplicates."""
+        similarity, is_mirrored = self.of(row)[duplicate_of]
+        is_same = row in self._digests and self._digests[row] == self._digests.get(duplicate_of)
         if kind == "near-duplicate" and is_same:
             kind = "exact duplicate"
         how = "the same file" if is_same else "a mirrored copy" if is_mirrored else "a changed copy"
-        return Problem(self.names[row], kind, how + note, self.names[twin], similarity)
+        return Problem(self.names[row], kind, how + note, self.names[duplicate_of], similarity)
 
     def _digest(self, row: int) -> bytes:
         n = len(self._parts[0].kept)
         part, place = (self._parts[0], row) if row < n else (self._parts[1], row - n)
-        listing, index = part.listing, part.kept[place]
-        if listing.paths is not None:
-            content = listing.paths[index].read_bytes()
-        elif listing.images is not None:
-            content = listing.images[index].tobytes()
+        manifest, index = part.manifest, part.kept[place]
+        if manifest.paths is not None:
+            content = manifest.paths[index].read_bytes()
+        elif manifest.images is not None:
+            content = manifest.images[index].tobytes()
         else:
             raise ValueError("a listing has files or arrays")
         return blake2b(content, digest_size=16).digest()
 
 
 def _copies(
-    links: _Links, listing: Listing, kept: np.ndarray, groups: np.ndarray
+    links: _Links, manifest: Manifest, kept: np.ndarray, groups: np.ndarray
 ) -> Iterator[Problem]:
     """Yield the set's own copies: of each group all but the first, and all that contradict."""
-    labels = listing.labels[kept]
-    out = straddling(listing, kept, groups)
+    labels = manifest.labels[kept]
+    out = leaks_into_holdout(manifest, kept, groups)
     classes_of: dict[int, set[int]] = {}
     for group, label in zip(groups.tolist(), labels.tolist(), strict=True):
         classes_of.setdefault(group, set()).add(label)
@@ -230,31 +236,33 @@ def _copies(
         if not others:
             continue
         if out[row]:
-            twin = links.likest(row, [other for other in others if not out[other]] or others)
-            note = f" of one in the {listing.splits[kept[twin]]} split"
-            yield links.problem(row, "left out", twin, note)
+            duplicate_of = links.most_similar(
+                row, [other for other in others if not out[other]] or others
+            )
+            note = f" of one in the {manifest.splits[kept[duplicate_of]]} split"
+            yield links.problem(row, "left out", duplicate_of, note)
         elif len(classes_of[groups[row]]) > 1:
             contrary = [other for other in others if labels[other] != labels[row]]
-            twin = links.likest(row, contrary or others)
-            here, there = (listing.classes[labels[one]] for one in (row, twin))
+            duplicate_of = links.most_similar(row, contrary or others)
+            here, there = (manifest.classes[labels[one]] for one in (row, duplicate_of))
             note = f", but labelled {here!r} and not {there!r}" if contrary else ""
-            yield links.problem(row, "conflict", twin, note)
+            yield links.problem(row, "conflict", duplicate_of, note)
         elif groups[row] != row:
-            yield links.problem(row, "near-duplicate", links.likest(row, others))
+            yield links.problem(row, "near-duplicate", links.most_similar(row, others))
 
 
 def _external_copies(links: _Links, n: int) -> Iterator[Problem]:
     for row in range(n, len(links.names)):
         others = links.of(row)
         if inside := [other for other in others if other < n]:
-            yield links.problem(row, "external twin", links.likest(row, inside))
+            yield links.problem(row, "external twin", links.most_similar(row, inside))
         elif earlier := [other for other in others if other < row]:
-            yield links.problem(row, "near-duplicate", links.likest(row, earlier))
+            yield links.problem(row, "near-duplicate", links.most_similar(row, earlier))
 
 
-def _odd_ones(pictures: Pictures, blank: np.ndarray) -> Iterator[Problem]:
-    names = [pictures.listing.names[i] for i in pictures.kept]
-    sizes = pictures.sketches.sizes
+def _odd_ones(images: Images, blank: np.ndarray) -> Iterator[Problem]:
+    names = [images.manifest.names[i] for i in images.kept]
+    sizes = images.thumbnails.sizes
     if not len(names):
         return
     short, long = sizes.min(1), sizes.max(1)
@@ -268,27 +276,27 @@ def _odd_ones(pictures: Pictures, blank: np.ndarray) -> Iterator[Problem]:
     for row in np.flatnonzero(long / short > _LONG * usual_ratio):
         width, height = sizes[row]
         yield Problem(names[row], "odd shape", f"{width} × {height} pixels")
-    yield from _grey_ones(pictures, names)
+    yield from _grey_ones(images, names)
 
 
-def _grey_ones(pictures: Pictures, names: list[str]) -> Iterator[Problem]:
-    grey, labels = pictures.sketches.grey, pictures.listing.labels[pictures.kept]
+def _grey_ones(images: Images, names: list[str]) -> Iterator[Problem]:
+    grey, labels = images.thumbnails.grey, images.manifest.labels[images.kept]
     if grey.mean() <= _RARELY_GREY:
         for row in np.flatnonzero(grey):
             yield Problem(names[row], "grey", "it has no colour, as most others do")
-    for label, name in enumerate(pictures.listing.classes):
+    for label, name in enumerate(images.manifest.classes):
         mine, others = grey[labels == label], grey[labels != label]
         if len(mine) and len(others) and mine.mean() >= _MOSTLY_GREY > _RARELY_GREY > others.mean():
             share = f"{100 * mine.mean():.0f} % of {name!r} are grey"
             yield Problem("", "grey class", f"{share}, {100 * others.mean():.0f} % of the others")
 
 
-def _imbalance(pictures: Pictures) -> Iterator[Problem]:
-    counts = Counter(pictures.listing.labels[pictures.kept].tolist())
+def _imbalance(images: Images) -> Iterator[Problem]:
+    counts = Counter(images.manifest.labels[images.kept].tolist())
     if len(counts) < 2:
         return
     (most, n_most), *_, (least, n_least) = counts.most_common()
     if n_most >= _IMBALANCE * n_least:
-        one, two = (pictures.listing.classes[label] for label in (most, least))
-        detail = f"{one!r} has {n_most} pictures, {two!r} {n_least}: {n_most / n_least:.1f} times"
+        one, two = (images.manifest.classes[label] for label in (most, least))
+        detail = f"{one!r} has {n_most} images, {two!r} {n_least}: {n_most / n_least:.1f} times"
         yield Problem("", "imbalance", detail + " as many")

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spaces.sources import did_you_mean
-from trainables.images import PICTURE_SUFFIXES
+from trainables.images import IMAGE_SUFFIXES
 
 
 class DataError(ValueError):
-    """The pictures cannot be used as they are. The message says the rule and the way out."""
+    """The images cannot be used as they are. The message says the rule and the way out."""
 
 
 class ClassFolder(NamedTuple):
-    """A folder whose pictures are of one class, and of one official split or none."""
+    """A folder whose images are of one class, and of one official split or none."""
 
     path: Path
     label: int
@@ -35,7 +35,7 @@ def find_class_folders(
         left_out: folders that are no class unless wanted.
 
     Returns:
-        The classes, and the folders of their pictures.
+        The classes, and the folders of their images.
 
     Raises:
         DataError: there are no two classes, or wanted ones are missing, or splits differ in them.
@@ -94,7 +94,7 @@ def official_parts(root: Path, wanted: tuple[str, ...] | None = None) -> dict[st
     return parts
 
 
-def strays(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Path, str]]:
+def unused_files(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Path, str]]:
     """Yield what lies outside the class folders, though it might be meant, and why it is not used.
 
     Args:
@@ -103,7 +103,7 @@ def strays(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Path, st
     """
     for part in {root, *parts.values()}:
         for path in _entries(part):
-            if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
                 yield path, "lies in no class folder"
     if None not in parts:
         for path in folders(root):
@@ -111,7 +111,7 @@ def strays(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Path, st
                 yield path, "lies beside the train folder"
 
 
-_NEVER_PICTURES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"}
+_NEVER_IMAGES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"}
 _SIDE_SUFFIXES = {
     *(".txt", ".md", ".rst", ".pdf", ".html", ".htm", ".url", ".log", ".ini", ".db"),
     *(".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".mat", ".npy", ".npz"),
@@ -120,12 +120,12 @@ _SIDE_SUFFIXES = {
 
 
 def is_side_file(path: Path) -> bool:
-    """Tell whether a file's name shows it to be no picture; a doubtful one is decoded to see."""
+    """Tell whether a file's name shows it to be no image; a doubtful one is decoded to see."""
     return path.suffix.lower() in _SIDE_SUFFIXES or path.name.lower() in ("readme", "license")
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _NEVER_PICTURES
+    return name.startswith(".") or name.lower() in _NEVER_IMAGES
 
 
 def folders(folder: Path) -> list[Path]:
@@ -174,7 +174,7 @@ def check_known(where: str, there: Iterable[str], classes: Sequence[str]) -> Non
         named = (f"{name!r}{did_you_mean(name, classes)}" for name in unknown)
         raise DataError(
             f"every folder of {where} must be named after a class ({some(classes)}), but it has"
-            f" {', '.join(named)}; pictures of unknown class go in a folder without folders"
+            f" {', '.join(named)}; images of unknown class go in a folder without folders"
         )
 
 
@@ -189,14 +189,14 @@ def _check_same(train: Path, in_train: Sequence[str], other: Path, in_other: Seq
 
 
 _CLASS_FOLDER = (
-    "a class folder is named after its class and holds its pictures, such as"
+    "a class folder is named after its class and holds its images, such as"
     " {root}/cat/1.jpg and {root}/dog/1.jpg"
 )
 
 
 def _no_class_folders(root: Path, parts: Iterable[Path]) -> str:
-    flat = any(path.suffix.lower() in PICTURE_SUFFIXES for part in parts for path in _entries(part))
-    what = "pictures but no class folders" if flat else "no pictures"
+    flat = any(path.suffix.lower() in IMAGE_SUFFIXES for part in parts for path in _entries(part))
+    what = "images but no class folders" if flat else "no images"
     return f"{root} holds {what}: {_CLASS_FOLDER.format(root=root)}"
 
 

@@ -1,4 +1,4 @@
-"""`--exclude FILE`: pictures that a person has looked at and wants left out."""
+"""`--exclude FILE`: images that a person has looked at and wants left out."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from search.data.class_folders import DataError, some
 from spaces.sources import did_you_mean
 
 EXTERNAL = "external:"
-"""What an external picture's name begins with where pictures of both sets are listed."""
+"""What an external image's name begins with where images of both sets are listed."""
 
-_NAME_COLUMNS = ("name", "picture")
-_MOST_COMPARED = 5000  # names, in search of the one that was meant
+_NAME_COLUMNS = ("name", "image")
+_MAX_COMPARED = 5000  # names, in search of the one that was meant
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Pictures to leave out.
+    """Images to leave out.
 
     Attributes:
         path: The file that names them.
-        names: As `split.csv` has them; those of external pictures begin with `EXTERNAL`.
-        must_exist: Whether a name of no picture is a mistake. A run that is carried on forgives
-            it: who leaves pictures out may delete them later.
+        names: As `split.csv` has them; those of external images begin with `EXTERNAL`.
+        must_exist: Whether a name of no image is a mistake. A run that is carried on forgives
+            it: who leaves images out may delete them later.
     """
 
     path: Path
@@ -38,15 +38,15 @@ class Exclusion:
     def kept(
         self, names: Sequence[str], skipped: Collection[str] = (), external: bool = False
     ) -> np.ndarray:
-        """Return the int64 indices of the pictures that stay.
+        """Return the int64 indices of the images that stay.
 
         Args:
-            names: of the pictures.
+            names: of the images.
             skipped: files beside them that are left out anyway.
-            external: whether these are the external pictures.
+            external: whether these are the external images.
 
         Raises:
-            DataError: a name is that of no picture.
+            DataError: a name is that of no image.
         """
         mine = [name for name in self.names if name.startswith(EXTERNAL) == external]
         wanted = {name.removeprefix(EXTERNAL) if external else name for name in mine}
@@ -57,12 +57,12 @@ class Exclusion:
         return np.flatnonzero(stays)
 
     def _unknown(self, unknown: Sequence[str], names: Sequence[str], external: bool) -> str:
-        compared = names if len(names) <= _MOST_COMPARED else ()
+        compared = names if len(names) <= _MAX_COMPARED else ()
         first, *others = unknown
         shown = [f"{first!r}{did_you_mean(first, compared)}", *map(repr, others)]
-        what = "the external pictures" if external else "the pictures"
+        what = "the external images" if external else "the images"
         example = f" (such as {names[0]!r})" if names else ""
-        hint = "" if external else f"; an external picture's name begins with {EXTERNAL!r}"
+        hint = "" if external else f"; an external image's name begins with {EXTERNAL!r}"
         return (
             f"--exclude must name {what} by their paths below the folder{example}, but"
             f" {self.path} names {some(shown, 3)}: correct the lines, or take them out{hint}"
@@ -70,7 +70,7 @@ class Exclusion:
 
 
 def read_exclusion(path: Path, must_exist: bool = True) -> Exclusion:
-    """Read names: plain lines, or the column `name` or `picture` of a table such as `audit.csv`.
+    """Read names: plain lines, or the column `name` or `image` of a table such as `audit.csv`.
 
     Raises:
         DataError: the file cannot be read, or names nothing.
@@ -93,7 +93,7 @@ def read_exclusion(path: Path, must_exist: bool = True) -> Exclusion:
         names = [row[column] for row in rows[1:] if len(row) > column]
     if not any(names) and must_exist:
         raise DataError(
-            f"--exclude must name a file of pictures, one a line or in a column `name`, but {path}"
+            f"--exclude must name a file of images, one a line or in a column `name`, but {path}"
             " names none: leave the option out, or give another file"
         )
     return Exclusion(path, tuple(dict.fromkeys(name for name in names if name)), must_exist)

@@ -1,4 +1,4 @@
-"""Near-duplicates: pictures that are copies of one another, changed a little.
+"""Near-duplicates: images that are copies of one another, changed a little.
 
 Two steps. Coarse descriptors of all sketches are compared by matrix products, a block at a time,
 with mirrored ones and with the inner part of each too, which finds crops and added borders. The
@@ -15,49 +15,51 @@ from scipy.fft import dctn
 
 from search.cluster.parallel import Spread, one_by_one
 from search.data.registration import align, zoom
-from search.data.thumbnails import SIDE, Sketches
+from search.data.thumbnails import SIDE, Thumbnails
 
-LEAST_DETAIL = 0.975
-"""Correlation of gradients from which two pictures are near-duplicates."""
-LEAST_DETAIL_TINY = 0.995
-"""The same for pictures smaller than a sketch: 28 × 28 pixels of trousers are all alike."""
+MIN_DETAIL = 0.975
+"""Correlation of gradients from which two images are near-duplicates."""
+MIN_DETAIL_TINY = 0.995
+"""The same for images smaller than a sketch: 28 × 28 pixels of trousers are all alike."""
 
-_BLANK_SPREAD = 2.0  # levels of 255: a picture of less shows nothing to compare
-_INNER_SHARE = 0.9  # of the sides: the part that a crop or an added border leaves
+_BLANK_SPREAD = 2.0  # levels of 255: an image of less shows nothing to compare
+_INNER_FRACTION = 0.9  # of the sides: the part that a crop or an added border leaves
 _N_WAVES = 9  # of each direction, in a descriptor
-_LEAST_LIKENESS, _LEAST_LIKENESS_TINY = 0.75, 0.995  # of descriptors
-_MOST_CANDIDATES = 4  # nearest of each picture, and of its mirror image
-_FEWEST_ROWS, _BLOCK_ROWS = 32, 512
-_BLOCK_LIKENESSES = 2**23  # that are worked on at a time: 32 MB, and a few times that meanwhile
+_MIN_LIKENESS, _MIN_LIKENESS_TINY = 0.75, 0.995  # of descriptors
+_MAX_CANDIDATES = 4  # nearest of each image, and of its mirror image
+_MIN_ROWS, _BLOCK_ROWS = 32, 512
+_BLOCK_SIMILARITIES = 2**23  # that are worked on at a time: 32 MB, and a few times that meanwhile
 _BLOCK_PAIRS = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class Twins:
+class NearDuplicates:
     """Pairs of near-duplicates; of many equal sketches, each is paired with the first.
 
     Attributes:
         pairs: int64 [P, 2], ascending, the first below the second.
         similarity: float32 [P] in (0, 1], correlation of gradients where they overlap.
-        mirrored: bool [P], whether one is the other's mirror image.
-        blank: bool [n], pictures of one colour, which are compared with none.
+        synced: bool [P], whether one is the other's mirror image.
+        blank: bool [n], images of one colour, which are compared with none.
     """
 
     pairs: np.ndarray
     similarity: np.ndarray
-    mirrored: np.ndarray
+    synced: np.ndarray
     blank: np.ndarray
 
 
-def find_twins(sketches: Sketches, flip: bool, spread: Spread = one_by_one) -> Twins:
-    """Find the near-duplicates among pictures.
+def find_near_duplicates(
+    thumbnails: Thumbnails, flip: bool, spread: Spread = one_by_one
+) -> NearDuplicates:
+    """Find the near-duplicates among images.
 
     Args:
-        sketches: Of n pictures.
+        thumbnails: Of n images.
         flip: Whether a mirror image counts as well.
         spread: Who compares.
     """
-    pixels = sketches.pixels
+    pixels = thumbnails.pixels
     blank = pixels.std((1, 2), dtype=np.float32) < _BLANK_SPREAD
     shown = np.flatnonzero(~blank)
     # Copies of equal sketches need no search, and would crowd out other candidates.
@@ -69,24 +71,24 @@ def find_twins(sketches: Sketches, flip: bool, spread: Spread = one_by_one) -> T
     equal = np.stack([shown[first[copy_of]], shown], 1)
     equal = equal[equal[:, 0] != equal[:, 1]]
     rows = shown[np.sort(first)]
-    tiny = sketches.sizes.min(1) < SIDE
+    tiny = thumbnails.sizes.min(1) < SIDE
     candidates = _nearest(pixels[rows], tiny[rows], flip, spread)
     one, two = rows[candidates.one], rows[candidates.two]
     pairs = [
-        (one[part], two[part], candidates.mirrored[part], candidates.scale[part])
+        (one[part], two[part], candidates.synced[part], candidates.scale[part])
         for part in _parts(len(one), _BLOCK_PAIRS)
     ]
     detail = np.concatenate([np.zeros(0, np.float32), *spread(_details, pixels, pairs)])
-    same = detail >= np.where(tiny[one] | tiny[two], LEAST_DETAIL_TINY, LEAST_DETAIL)
+    same = detail >= np.where(tiny[one] | tiny[two], MIN_DETAIL_TINY, MIN_DETAIL)
     found = np.concatenate([equal, np.stack([one, two], 1)[same]])
     similarity = np.concatenate([np.ones(len(equal), np.float32), detail[same]])
-    mirrored = np.concatenate([np.zeros(len(equal), np.bool_), candidates.mirrored[same]])
-    # A symmetrical picture is like another and like its mirror image: the better one counts.
-    order = np.lexsort((mirrored, -similarity, found[:, 1], found[:, 0]))
-    found, similarity, mirrored = found[order], similarity[order], mirrored[order]
+    synced = np.concatenate([np.zeros(len(equal), np.bool_), candidates.synced[same]])
+    # A symmetrical image is like another and like its mirror image: the better one counts.
+    order = np.lexsort((synced, -similarity, found[:, 1], found[:, 0]))
+    found, similarity, synced = found[order], similarity[order], synced[order]
     new = np.ones(len(found), np.bool_)
     new[1:] = (found[1:] != found[:-1]).any(1)
-    return Twins(found[new], np.minimum(similarity[new], 1), mirrored[new], blank)
+    return NearDuplicates(found[new], np.minimum(similarity[new], 1), synced[new], blank)
 
 
 def describe(pixels: np.ndarray) -> np.ndarray:
@@ -107,7 +109,7 @@ def describe(pixels: np.ndarray) -> np.ndarray:
 
 
 def groups_of(n: int, pairs: np.ndarray) -> np.ndarray:
-    """Return int64 [n], for each picture the lowest number of those that pairs link it to."""
+    """Return int64 [n], for each image the lowest number of those that pairs link it to."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -123,13 +125,13 @@ class _Candidates:
 
     one: np.ndarray
     two: np.ndarray
-    mirrored: np.ndarray
+    synced: np.ndarray
     scale: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class _Described:
-    """Descriptors of n pictures, whole and of their inner part, and how near others must be."""
+    """Descriptors of n images, whole and of their inner part, and how near others must be."""
 
     whole: np.ndarray
     inner: np.ndarray
@@ -137,16 +139,16 @@ class _Described:
 
 
 def _nearest(pixels: np.ndarray, tiny: np.ndarray, flip: bool, spread: Spread) -> _Candidates:
-    """Find each picture's nearest by their descriptors; every pair once, the first below."""
+    """Find each image's nearest by their descriptors; every pair once, the first below."""
     n = len(pixels)
     nothing = np.zeros((0, len(_used())), np.float32)
     both = [_describe_both(pixels[part]) for part in _parts(n, _BLOCK_ROWS)]
     described = _Described(
         np.concatenate([nothing, *(whole for whole, _ in both)]),
         np.concatenate([nothing, *(inner for _, inner in both)]),
-        np.where(tiny, _LEAST_LIKENESS_TINY, _LEAST_LIKENESS).astype(np.float32),
+        np.where(tiny, _MIN_LIKENESS_TINY, _MIN_LIKENESS).astype(np.float32),
     )
-    n_rows = min(_BLOCK_ROWS, max(_FEWEST_ROWS, _BLOCK_LIKENESSES // max(n, 1)))
+    n_rows = min(_BLOCK_ROWS, max(_MIN_ROWS, _BLOCK_SIMILARITIES // max(n, 1)))
     blocks = [(m, b) for m in ((False, True) if flip else (False,)) for b in _parts(n, n_rows)]
     found = [np.zeros((0, 5)), *spread(_nearest_of, described, blocks)]
     pairs = np.concatenate(found)
@@ -170,15 +172,15 @@ def _parts(n: int, size: int) -> list[slice]:
 
 
 def _describe_both(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return describe(pixels), describe(zoom(pixels, _INNER_SHARE))
+    return describe(pixels), describe(zoom(pixels, _INNER_FRACTION))
 
 
 def _nearest_of(described: _Described, block: tuple[bool, slice]) -> np.ndarray:
-    """Find the nearest of some pictures: float64 [k, 5], both numbers, mirrored, scale, value."""
-    mirrored, rows = block
+    """Find the nearest of some images: float64 [k, 5], both numbers, mirrored, scale, value."""
+    synced, rows = block
     whole, least = described.whole, described.least
     # The cosine transform of a mirrored row is that of the row with odd waves negated.
-    signs = (1 - 2 * (_frequencies()[1][_used()] % 2) if mirrored else 1) * np.float32(1)
+    signs = (1 - 2 * (_frequencies()[1][_used()] % 2) if synced else 1) * np.float32(1)
     uncropped = (whole[rows] * signs) @ whole.T
     likeness = (described.inner[rows] * signs) @ whole.T
     np.maximum(likeness, uncropped, out=likeness)
@@ -189,11 +191,11 @@ def _nearest_of(described: _Described, block: tuple[bool, slice]) -> np.ndarray:
     near = likeness[i, j] >= np.maximum(least[rows][i], least[j])
     i, j = i[near], j[near]
     value = likeness[i, j]
-    scale = np.where(value > uncropped[i, j], 1 / _INNER_SHARE, 1)
+    scale = np.where(value > uncropped[i, j], 1 / _INNER_FRACTION, 1)
     order = np.lexsort((-value, i))
     place = np.arange(len(order)) - np.searchsorted(i[order], i[order])
-    kept = order[place < _MOST_CANDIDATES]
-    columns = (i + rows.start, j, np.full(len(i), mirrored), scale, value)
+    kept = order[place < _MAX_CANDIDATES]
+    columns = (i + rows.start, j, np.full(len(i), synced), scale, value)
     return np.stack([column[kept] for column in columns], 1)
 
 
@@ -201,9 +203,9 @@ def _details(
     pixels: np.ndarray, pairs: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 ) -> np.ndarray:
     """Align some pairs: both numbers, whether the first is mirrored, and the scale; see `align`."""
-    one, two, mirrored, scale = pairs
+    one, two, synced, scale = pairs
     left = pixels[one]
-    left[mirrored] = left[mirrored, :, ::-1]
+    left[synced] = left[synced, :, ::-1]
     return align(left, pixels[two], scale).detail
 
 

@@ -1,4 +1,4 @@
-"""Laying one picture over another: the affine map that makes two sketches agree best.
+"""Laying one image over another: the affine map that makes two sketches agree best.
 
 Lucas and Kanade's method (1981) in its inverse compositional form (Baker and Matthews, IJCV 2004),
 for many pairs at once. Gain and offset of the light are fitted along the way, so that a brightened
@@ -14,16 +14,18 @@ from scipy.ndimage import gaussian_filter1d
 
 _STEPS = 6
 """Gauss-Newton steps at each of two levels, half and whole resolution."""
-_EDGE_SHARE = 0.08  # of the side, along the edges, moves nothing: an added border would
+_EDGE_FRACTION = 0.08  # of the side, along the edges, moves nothing: an added border would
 _DAMPING = 1e-3
 _BLOCK_PAIRS = 256  # that are worked on at a time: their pixels stay in the cache
-_MARGIN_SHARE = 0.04  # of the side, along the edges, is not judged: a turned copy has empty corners
+_MARGIN_FRACTION = (
+    0.04  # of the side, along the edges, is not judged: a turned copy has empty corners
+)
 _PROMISE = 0.6
 """Detail at half resolution below which a pair is not looked at more closely."""
-_LEAST_OVERLAP = 0.5
-_MOST_STRETCH = 1.5
-_MOST_TURN = 0.2  # the sine of 11 degrees
-_MOST_SHIFT = 0.4  # of half a side
+_MIN_OVERLAP = 0.5
+_MAX_STRETCH = 1.5
+_MAX_TURN = 0.2  # the sine of 11 degrees
+_MAX_SHIFT = 0.4  # of half a side
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Alignment:
             map is no slight change.
         agreement: float32 [P] in [-1, 1], correlation of brightness.
         maps: float32 [P, 3, 3], from the first's coordinates to the second's; both run from -1 to
-            1 across the picture.
+            1 across the image.
     """
 
     detail: np.ndarray
@@ -59,7 +61,7 @@ def align(first: np.ndarray, second: np.ndarray, scale: np.ndarray | float = 1.0
         rows = np.arange(start, min(start + _BLOCK_PAIRS, len(first)))
         for level in (_halved, _whole):
             one, two = level(first[rows]), level(second[rows])
-            maps[rows] = _improve(one, two, maps[rows])
+            maps[rows] = _gauss_newton(one, two, maps[rows])
             result.detail[rows], result.agreement[rows] = _judge(one, two, maps[rows])
             rows = rows[result.detail[rows] >= _PROMISE]
             if not len(rows):
@@ -67,51 +69,51 @@ def align(first: np.ndarray, second: np.ndarray, scale: np.ndarray | float = 1.0
     return result
 
 
-def zoom(pictures: np.ndarray, share: float) -> np.ndarray:
-    """Return the inner part of pictures, `share` of each side, at their own size: float32."""
-    side = pictures.shape[1]
+def zoom(images: np.ndarray, share: float) -> np.ndarray:
+    """Return the inner part of images, `share` of each side, at their own size: float32."""
+    side = images.shape[1]
     at = ((np.arange(side) + 0.5) / side - 0.5) * share * side + side / 2 - 0.5
     left = np.clip(np.floor(at), 0, side - 2).astype(np.int64)
     pick = np.zeros((side, side), np.float32)  # bilinear, along one side
     pick[np.arange(side), left] = 1 - (at - left)
     pick[np.arange(side), left + 1] = at - left
-    return np.asarray(pick @ pictures.astype(np.float32) @ pick.T)
+    return np.asarray(pick @ images.astype(np.float32) @ pick.T)
 
 
-def _halved(pictures: np.ndarray) -> np.ndarray:
-    n, side = len(pictures), pictures.shape[1] // 2
-    small = pictures.reshape(n, side, 2, side, 2).mean((2, 4), dtype=np.float32)
+def _halved(images: np.ndarray) -> np.ndarray:
+    n, side = len(images), images.shape[1] // 2
+    small = images.reshape(n, side, 2, side, 2).mean((2, 4), dtype=np.float32)
     return _blurred(small, 0.7)
 
 
-def _whole(pictures: np.ndarray) -> np.ndarray:
-    return _blurred(pictures.astype(np.float32), 0.7)
+def _whole(images: np.ndarray) -> np.ndarray:
+    return _blurred(images.astype(np.float32), 0.7)
 
 
 def _judge(
     first: np.ndarray, second: np.ndarray, maps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the correlation of gradients and of brightness, of the second warped to the first."""
-    margin = round(_MARGIN_SHARE * first.shape[1])
+    margin = round(_MARGIN_FRACTION * first.shape[1])
     other, inside = _warp(second, maps, margin)
     inside[:, :margin] = inside[:, -margin:] = False
     inside[:, :, :margin] = inside[:, :, -margin:] = False
-    one, two = (np.stack(_gradients(pictures), 1) for pictures in (first, other))
+    one, two = (np.stack(_gradients(images), 1) for images in (first, other))
     detail = _correlation(one, two, inside[:, None])
-    one, two = (_centred(pictures, inside)[:, None] for pictures in (first, other))
+    one, two = (_centred(images, inside)[:, None] for images in (first, other))
     agreement = _correlation(one, two, inside[:, None])
-    usable = _is_slight(maps) & (inside.mean((1, 2)) >= _LEAST_OVERLAP)
+    usable = _is_slight(maps) & (inside.mean((1, 2)) >= _MIN_OVERLAP)
     return np.where(usable, detail, 0), np.where(usable, agreement, 0)
 
 
-def _improve(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Take Gauss-Newton steps that make the second picture, warped, equal the first."""
+def _gauss_newton(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Take Gauss-Newton steps that make the second image, warped, equal the first."""
     n, side = len(first), first.shape[1]
     x, y = _grid(side)
     by_x, by_y = (slope * (side / 2) for slope in _gradients(first))
-    # How the first picture changes with each of the six numbers of an affine map: [P, 6, S²].
+    # How the first image changes with each of the six numbers of an affine map: [P, 6, S²].
     slopes = np.stack([by_x * x, by_x * y, by_x, by_y * x, by_y * y, by_y], 1)
-    edge = round(_EDGE_SHARE * side)
+    edge = round(_EDGE_FRACTION * side)
     core = np.zeros((side, side), np.bool_)
     core[edge:-edge, edge:-edge] = True
     slopes = (slopes * core).reshape(n, 6, -1)
@@ -123,7 +125,7 @@ def _improve(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndar
     for _ in range(_STEPS):
         other, inside = _warp(second, maps, edge)
         inside &= core
-        error = _relit(other, first, inside) - first
+        error = _match_brightness(other, first, inside) - first
         error *= inside
         descent = inverse @ (slopes @ error.reshape(n, -1, 1))
         step = np.tile(np.eye(3, dtype=np.float32), (n, 1, 1))
@@ -134,9 +136,9 @@ def _improve(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndar
     return maps
 
 
-def _warp(pictures: np.ndarray, maps: np.ndarray, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Sample pictures at mapped coordinates, bilinearly; tell which lie inside, margin aside."""
-    n, side = len(pictures), pictures.shape[1]
+def _warp(images: np.ndarray, maps: np.ndarray, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Sample images at mapped coordinates, bilinearly; tell which lie inside, margin aside."""
+    n, side = len(images), images.shape[1]
     x, y = (axis.ravel() for axis in _grid(side))
     half = side / 2
     at_x = maps[:, 0, :1] * x + maps[:, 0, 1:2] * y + maps[:, 0, 2:]
@@ -151,7 +153,7 @@ def _warp(pictures: np.ndarray, maps: np.ndarray, margin: int = 0) -> tuple[np.n
     at_x -= left
     at_y -= top
     index = top * side + left + (np.arange(n, dtype=np.int32) * (side * side))[:, None]
-    flat = pictures.ravel()
+    flat = images.ravel()
     upper = flat[index] * (1 - at_x) + flat[index + 1] * at_x
     index += side
     lower = flat[index] * (1 - at_x) + flat[index + 1] * at_x
@@ -159,21 +161,21 @@ def _warp(pictures: np.ndarray, maps: np.ndarray, margin: int = 0) -> tuple[np.n
     return sampled.reshape(n, side, side), inside.reshape(n, side, side)
 
 
-def _relit(pictures: np.ndarray, like: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Change pictures' light (gain and offset) so that they are nearest to others."""
+def _match_brightness(images: np.ndarray, like: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Change images' light (gain and offset) so that they are nearest to others."""
     count = np.maximum(inside.sum((1, 2), keepdims=True, dtype=np.float32), 1)
-    mean = (pictures * inside).sum((1, 2), keepdims=True) / count
+    mean = (images * inside).sum((1, 2), keepdims=True) / count
     goal = (like * inside).sum((1, 2), keepdims=True) / count
-    centred, wanted = (pictures - mean) * inside, (like - goal) * inside
+    centred, wanted = (images - mean) * inside, (like - goal) * inside
     variance = (centred * centred).sum((1, 2), keepdims=True) + 1e-3
     gain = (centred * wanted).sum((1, 2), keepdims=True) / variance
-    # A gain near 0 would call any two pictures alike.
-    return np.asarray((pictures - mean) * np.clip(gain, 0.4, 2.5) + goal)
+    # A gain near 0 would call any two images alike.
+    return np.asarray((images - mean) * np.clip(gain, 0.4, 2.5) + goal)
 
 
-def _centred(pictures: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def _centred(images: np.ndarray, inside: np.ndarray) -> np.ndarray:
     count = np.maximum(inside.sum((1, 2), keepdims=True, dtype=np.float32), 1)
-    return np.asarray(pictures - (pictures * inside).sum((1, 2), keepdims=True) / count)
+    return np.asarray(images - (images * inside).sum((1, 2), keepdims=True) / count)
 
 
 def _correlation(one: np.ndarray, two: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -185,16 +187,16 @@ def _correlation(one: np.ndarray, two: np.ndarray, inside: np.ndarray) -> np.nda
     return np.asarray(both / np.sqrt(ones * twos + 1e-3))
 
 
-def _gradients(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _gradients(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return central differences along x and y, a pixel as the unit."""
-    by_y, by_x = np.gradient(pictures, axis=(1, 2))
+    by_y, by_x = np.gradient(images, axis=(1, 2))
     return by_x, by_y
 
 
-def _blurred(pictures: np.ndarray, sigma: float) -> np.ndarray:
+def _blurred(images: np.ndarray, sigma: float) -> np.ndarray:
     for axis in (1, 2):
-        pictures = gaussian_filter1d(pictures, sigma, axis=axis, mode="nearest", truncate=2.5)
-    return pictures
+        images = gaussian_filter1d(images, sigma, axis=axis, mode="nearest", truncate=2.5)
+    return images
 
 
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,5 +222,5 @@ def _is_slight(maps: np.ndarray) -> np.ndarray:
     stretch = np.stack([maps[:, 0, 0], maps[:, 1, 1]], 1)
     turn = np.abs(np.stack([maps[:, 0, 1], maps[:, 1, 0]], 1)).max(1)
     shift = np.abs(maps[:, :2, 2]).max(1)
-    size = (stretch >= 1 / _MOST_STRETCH).all(1) & (stretch <= _MOST_STRETCH).all(1)
-    return np.asarray(size & (turn <= _MOST_TURN) & (shift <= _MOST_SHIFT))
+    size = (stretch >= 1 / _MAX_STRETCH).all(1) & (stretch <= _MAX_STRETCH).all(1)
+    return np.asarray(size & (turn <= _MAX_TURN) & (shift <= _MAX_SHIFT))

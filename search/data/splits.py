@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from search.data.class_folders import DataError, some
-from search.data.manifest import Listing, deal
+from search.data.manifest import Manifest, seeded_order
 from search.runs.storage import LocalFiles
 
 OUT = "out"
-"""What `split.csv` says of a picture that is used for nothing: it is a near-duplicate of one that
+"""What `split.csv` says of an image that is used for nothing: it is a near-duplicate of one that
 an official split keeps for judging."""
 
 
 def split(
-    listing: Listing,
+    manifest: Manifest,
     kept: np.ndarray,
     val_fraction: float,
     test_fraction: float,
@@ -27,23 +27,23 @@ def split(
     folds: int = 2,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Divide pictures into train, val and test, class by class.
+    """Divide images into train, val and test, class by class.
 
-    An official split stays, but for the near-duplicates of its test and validation pictures, which
-    leave training. What is drawn depends on the seed, the pictures' names and their groups alone:
+    An official split stays, but for the near-duplicates of its test and validation images, which
+    leave training. What is drawn depends on the seed, the images' names and their groups alone:
     the same files give the same split wherever their folder lies, and one more file moves few
     others. A group is drawn whole; one that holds two classes only where nothing else is left: a
     score on contradicting labels says little.
 
     Args:
-        listing: the pictures.
+        manifest: the images.
         kept: int64 indices of those to divide.
-        val_fraction: share for validation, of the pictures outside the test split.
+        val_fraction: share for validation, of the images outside the test split.
         test_fraction: share for the test.
         seed: of the draw.
-        folds: pictures of each class, near-duplicates counted once, that the drawn test split
+        folds: images of each class, near-duplicates counted once, that the drawn test split
             leaves at least.
-        groups: int64 [len(kept)]; pictures of equal numbers are near-duplicates. None is each on
+        groups: int64 [len(kept)]; images of equal numbers are near-duplicates. None is each on
             its own.
 
     Returns:
@@ -51,12 +51,12 @@ def split(
         first three.
     """
     groups = np.arange(len(kept)) if groups is None else groups
-    result = np.array([listing.splits[i] or "train" for i in kept], dtype="<U5")
-    result[straddling(listing, kept, groups)] = OUT
-    draws_test, draws_val = (part not in listing.splits for part in ("test", "val"))
-    order = deal([listing.names[i] for i in kept], seed, "split")
-    draw = _Draw(listing.labels[kept], groups, result, order)
-    for label in range(len(listing.classes)):
+    result = np.array([manifest.splits[i] or "train" for i in kept], dtype="<U5")
+    result[leaks_into_holdout(manifest, kept, groups)] = OUT
+    draws_test, draws_val = (part not in manifest.splits for part in ("test", "val"))
+    order = seeded_order([manifest.names[i] for i in kept], seed, "split")
+    draw = _Draw(manifest.labels[kept], groups, result, order)
+    for label in range(len(manifest.classes)):
         if draws_test:
             leave = 2 if draws_val else 1
             most = max(draw.count_groups(label, "train", "val") - folds, 1)
@@ -68,14 +68,14 @@ def split(
     return result
 
 
-def straddling(listing: Listing, kept: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return bool [len(kept)]: which pictures must leave, so that official splits share no group.
+def leaks_into_holdout(manifest: Manifest, kept: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return bool [len(kept)]: which images must leave, so that official splits share no group.
 
-    The test keeps all of its pictures, that scores compare; validation keeps those with no
+    The test keeps all of its images, that scores compare; validation keeps those with no
     near-duplicate in the test, and training those with none in either.
     """
     rank = {"test": 2, "val": 1}
-    ranks = np.array([rank.get(listing.splits[i] or "", 0) for i in kept], np.int64)
+    ranks = np.array([rank.get(manifest.splits[i] or "", 0) for i in kept], np.int64)
     _, group_of = np.unique(groups, return_inverse=True)
     highest = np.zeros(len(kept), np.int64)
     np.maximum.at(highest, group_of, ranks)
@@ -102,19 +102,19 @@ class _Draw:
                 self._of_class.setdefault(label, []).append(group)
 
     def count(self, label: int, *parts: str) -> int:
-        """Return how many pictures of a class lie in some parts."""
+        """Return how many images of a class lie in some parts."""
         return len(self._rows(label, parts))
 
     def count_groups(self, label: int, *parts: str) -> int:
-        """Return how many groups of a class have pictures in some parts."""
+        """Return how many groups of a class have images in some parts."""
         return len(np.unique(self._groups[self._rows(label, parts)]))
 
-    def take(self, label: int, n_pictures: int, most: int, leave: int, part: str) -> None:
+    def take(self, label: int, n_images: int, most: int, leave: int, part: str) -> None:
         """Move groups of a class from training to a part: in their order, those that fit.
 
         Args:
             label: the class.
-            n_pictures: the part's fair share of them; one is the least.
+            n_images: the part's fair share of them; one is the least.
             most: groups to move.
             leave: groups that every class of a moved group keeps in training.
             part: where to.
@@ -122,7 +122,7 @@ class _Draw:
         free = [g for g in self._of_class.get(label, ()) if self._is_in_training(g)]
         pure = [group for group in free if len(self._classes[group]) == 1]
         most = min(most, len(free) - leave)
-        room = max(1, n_pictures) - self.count(label, part)
+        room = max(1, n_images) - self.count(label, part)
         if most <= 0 or room <= 0:
             return
         chosen: list[int] = []
@@ -137,7 +137,7 @@ class _Draw:
             self._result[self._members[group]] = part
 
     def _rows(self, label: int, parts: Sequence[str]) -> np.ndarray:
-        if label >= len(self._rows_of):  # no picture of the last classes could be read
+        if label >= len(self._rows_of):  # no image of the last classes could be read
             return np.zeros(0, np.int64)
         mine = self._rows_of[label]
         return np.asarray(mine[np.isin(self._result[mine], parts)])
@@ -151,41 +151,41 @@ class _Draw:
 
 def write_split_csv(
     path: Path,
-    listing: Listing,
+    manifest: Manifest,
     kept: np.ndarray,
     splits: Sequence[str] | np.ndarray,
     groups: np.ndarray,
     digests: Sequence[str],
 ) -> None:
-    """Write each kept picture's name, class, split, group and digest of its content."""
+    """Write each kept image's name, class, split, group and digest of its content."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("name", "label", "split", "group", "digest"))
     for i, part, group, digest in zip(kept, splits, groups, digests, strict=True):
-        name, label = listing.names[i], listing.classes[listing.labels[i]]
+        name, label = manifest.names[i], manifest.classes[manifest.labels[i]]
         writer.writerow((name, label, str(part), int(group), digest))
     # A file's name may hold bytes that are no UTF-8; they are written as they are. Half a table
-    # would be one of other pictures.
+    # would be one of other images.
     content = text.getvalue().encode("utf-8", "surrogateescape")
     LocalFiles(path.parent).write(path.name, content)
 
 
 def read_split_csv(
-    path: Path, listing: Listing, kept: np.ndarray, digests: Sequence[str]
+    path: Path, manifest: Manifest, kept: np.ndarray, digests: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read the split and the groups that a run began with, of the same pictures.
+    """Read the split and the groups that a run began with, of the same images.
 
     Raises:
-        DataError: the pictures are others by now.
+        DataError: the images are others by now.
     """
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = {(row["name"], row["label"]): row for row in csv.DictReader(file)}
-    now = [(listing.names[i], listing.classes[listing.labels[i]]) for i in kept]
+    now = [(manifest.names[i], manifest.classes[manifest.labels[i]]) for i in kept]
     if changed := sorted(rows.keys() ^ set(now)):
         name, label = changed[0]
         raise DataError(
-            f"the pictures are not those that the run began with: {len(changed)} lines of"
-            f" {path} differ, such as {f'{name},{label}'!r}; give back the pictures, or begin a"
+            f"the images are not those that the run began with: {len(changed)} lines of"
+            f" {path} differ, such as {f'{name},{label}'!r}; give back the images, or begin a"
             " new run"
         )
     replaced = [
@@ -195,8 +195,8 @@ def read_split_csv(
     ]
     if replaced:
         raise DataError(
-            "the pictures are not those that the run began with: these have other contents under"
-            f" the same names: {some(replaced)}; give back the pictures, or begin a new run"
+            "the images are not those that the run began with: these have other contents under"
+            f" the same names: {some(replaced)}; give back the images, or begin a new run"
         )
     splits = np.array([rows[key]["split"] for key in now], dtype="<U5")
     groups = [int(rows[key].get("group") or row) for row, key in enumerate(now)]

@@ -14,10 +14,10 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, Field
 
-from search.deployment.middleware import App, Guard, Limits
+from search.deployment.middleware import App, Limits, RequestLimits
 from search.deployment.predictor import Prediction
 from search.deployment.service import Service
-from trainables.images import MOST_SQUEEZED, PictureError
+from trainables.images import MAX_SQUEEZED, ImageError
 
 _FILES = Path(__file__).parent / "templates"
 _TYPES = {"page.css": "text/css", "page.js": "text/javascript"}
@@ -30,17 +30,17 @@ class ClassProbability(BaseModel):
     probability: float = Field(ge=0, le=1)
 
 
-class PictureResult(BaseModel):
-    """What a picture is thought to be, or why it could not be read."""
+class ImageResult(BaseModel):
+    """What an image is thought to be, or why it could not be read."""
 
-    picture: str = Field(description="The file's name, as it was sent.")
+    image: str = Field(description="The file's name, as it was sent.")
     classes: list[ClassProbability] = Field(description="The likeliest first; none with an error.")
-    doubt: float | None = Field(
+    ood_score: float | None = Field(
         default=None,
-        description="How unlike the training pictures it is: 95 of 100 of those do not exceed 1.",
+        description="How unlike the training images it is: 95 of 100 of those do not exceed 1.",
     )
-    unlike: bool = Field(default=False, description="Whether that is above 1: do not rely on it.")
-    error: str | None = Field(default=None, description="Why the picture could not be read.")
+    is_ood: bool = Field(default=False, description="Whether that is above 1: do not rely on it.")
+    error: str | None = Field(default=None, description="Why the image could not be read.")
     attribution: list[list[float]] | None = Field(
         default=None,
         description="Rows, in [0, 1]: where in the central square the likeliest class is seen.",
@@ -48,18 +48,18 @@ class PictureResult(BaseModel):
 
 
 class Predictions(BaseModel):
-    """The pictures' results, in the order they were sent."""
+    """The images' results, in the order they were sent."""
 
-    predictions: list[PictureResult]
+    predictions: list[ImageResult]
 
 
 class Classes(BaseModel):
     """The classes that the model knows."""
 
     classes: list[str]
-    framing: str = Field(description="What the model looks at: a whole picture, or a crop of it.")
+    resize_mode: str = Field(description="What the model looks at: a whole image, or a crop of it.")
     kept: float = Field(description="Share of the shorter side that a crop has.")
-    squeezed: float = Field(description="How far a whole picture's longer side may be squeezed.")
+    squeezed: float = Field(description="How far a whole image's longer side may be squeezed.")
 
 
 class Health(BaseModel):
@@ -78,9 +78,9 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body is no form, or a header is not UTF-8."},
     401: {"model": Problem, "description": "The token is missing or wrong."},
     408: {"model": Problem, "description": "The request did not arrive in time."},
-    413: {"model": Problem, "description": "The body is too large, or has too many pictures."},
+    413: {"model": Problem, "description": "The body is too large, or has too many images."},
     421: {"model": Problem, "description": "The server is not called by that name."},
-    422: {"model": Problem, "description": "No picture could be read, or a parameter is wrong."},
+    422: {"model": Problem, "description": "No image could be read, or a parameter is wrong."},
     429: {"model": Problem, "description": "Too busy: come back after `Retry-After` seconds."},
 }
 
@@ -99,14 +99,14 @@ def build_app(
     app = FastAPI(
         title="Classifier",
         version="1",
-        description="Names the likeliest classes of pictures.",
+        description="Names the likeliest classes of images.",
         docs_url=None,  # they load from elsewhere; ours is below
         redoc_url=None,
     )
     app.add_exception_handler(RequestValidationError, _tell_what_is_wrong)
     _add_interface(app, service, limits)
     _add_pages(app, service, limits, token is not None)
-    return Guard(app, limits, token, hosts)
+    return RequestLimits(app, limits, token, hosts)
 
 
 def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
@@ -114,24 +114,24 @@ def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
 
     @app.post("/predict", responses=_PROBLEMS)
     async def predict(
-        pictures: Annotated[
-            list[UploadFile], File(min_length=1, description="One picture file, or many.")
+        images: Annotated[
+            list[UploadFile], File(min_length=1, description="One image file, or many.")
         ],
         top: Annotated[int, Query(ge=1, le=10_000, description="Classes to name.")] = 3,
         attribution: Annotated[
             bool, Query(description="Also tell where the likeliest class is seen.")
         ] = False,
     ) -> Predictions:
-        """Name the likeliest classes of pictures."""
-        if len(pictures) > limits.pictures:
+        """Name the likeliest classes of images."""
+        if len(images) > limits.images:
             raise HTTPException(
-                413, f"a request may have at most {limits.pictures} pictures, not {len(pictures)}"
+                413, f"a request may have at most {limits.images} images, not {len(images)}"
             )
-        work = (_predict(service, file, min(top, known), attribution) for file in pictures)
+        work = (_predict(service, file, min(top, known), attribution) for file in images)
         results = list(await asyncio.gather(*work))
         if all(result.error for result in results):
-            named = f"{results[0].picture}: " if results[0].picture else ""
-            raise HTTPException(422, f"no picture could be read: {named}{results[0].error}")
+            named = f"{results[0].image}: " if results[0].image else ""
+            raise HTTPException(422, f"no image could be read: {named}{results[0].error}")
         return Predictions(predictions=results)
 
     @app.get("/classes", responses={n: _PROBLEMS[n] for n in (400, 401, 408, 421, 429)})
@@ -140,9 +140,9 @@ def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
         card = service.card
         return Classes(
             classes=list(card.classes),
-            framing=card.framing,
-            kept=round(card.image_size / card.packed_size, 6),
-            squeezed=MOST_SQUEEZED,
+            resize_mode=card.resize_mode,
+            kept=round(card.image_size / card.cache_size, 6),
+            squeezed=MAX_SQUEEZED,
         )
 
     @app.get("/healthz", responses={n: _PROBLEMS[n] for n in (400, 408, 421, 429)})
@@ -151,25 +151,23 @@ def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
         return Health(status="ready")
 
 
-async def _predict(
-    service: Service, file: UploadFile, top: int, attribution: bool
-) -> PictureResult:
+async def _predict(service: Service, file: UploadFile, top: int, attribution: bool) -> ImageResult:
     name = file.filename or ""
     try:
-        packed = await service.decode(file.file)
-    except PictureError as error:
-        return PictureResult(picture=name, classes=[], error=error.reason)
-    made = await service.predict(packed)
+        decoded = await service.decode(file.file)
+    except ImageError as error:
+        return ImageResult(image=name, classes=[], error=error.reason)
+    made = await service.predict(decoded)
     shown = None
     if attribution:
-        found = await service.attribute(packed, made.classes[0])
+        found = await service.attribute(decoded, made.classes[0])
         shown = None if found is None else np.round(found.astype(float), 3).tolist()
-    known = made.doubt is not None and math.isfinite(made.doubt)
-    return PictureResult(
-        picture=name,
+    known = made.ood_score is not None and math.isfinite(made.ood_score)
+    return ImageResult(
+        image=name,
         classes=_likeliest(made, top),
-        doubt=made.doubt if known else None,
-        unlike=made.unlike,
+        ood_score=made.ood_score if known else None,
+        is_ood=made.is_ood,
         attribution=shown,
     )
 

@@ -1,6 +1,6 @@
 """Dynamic batching: what arrives while one batch is computed is the next batch.
 
-Nobody waits for a batch to fill: alone, a picture goes at once; under load, batches grow by
+Nobody waits for a batch to fill: alone, an image goes at once; under load, batches grow by
 themselves. (Serve's own decorator closes a batch by the clock, while the model is still busy with
 the one before.)
 """

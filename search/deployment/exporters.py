@@ -17,32 +17,32 @@ import torch
 from torch import Tensor
 
 from search.deployment.parity import Outputs, central_pixels
-from trainables.images import MOST_SQUEEZED
+from trainables.images import MAX_SQUEEZED
 from trainables.models.ensemble import Ensemble, ModelCard
-from trainables.models.export_module import Deployed
+from trainables.models.export_module import ExportModule
 
-INPUT, PROBABILITIES, DOUBT = "pictures", "probabilities", "doubt"
+INPUT, PROBABILITIES, OOD_SCORE = "images", "probabilities", "ood_score"
 _BATCH = 16
 _QUANTISED = ("Conv", "MatMul", "Gemm", "Add", "Concat", "MaxPool", "GlobalAveragePool")
 
 
 def output_names(ensemble: Ensemble) -> list[str]:
     """Return what a graph of a model gives, by name."""
-    return [PROBABILITIES] if ensemble.doubt is None else [PROBABILITIES, DOUBT]
+    return [PROBABILITIES] if ensemble.ood_scorer is None else [PROBABILITIES, OOD_SCORE]
 
 
 def write_onnx(ensemble: Ensemble, path: Path) -> None:
-    """Write an ONNX file: weights inside, any number of pictures at a time."""
+    """Write an ONNX file: weights inside, any number of images at a time."""
     import onnx
 
     with _quiet():
         program = torch.onnx.export(
-            Deployed(ensemble),
+            ExportModule(ensemble),
             (_example(ensemble),),
             dynamo=True,
             input_names=[INPUT],
             output_names=output_names(ensemble),
-            dynamic_shapes={"pictures": {0: torch.export.Dim("n")}},
+            dynamic_shapes={"images": {0: torch.export.Dim("n")}},
             verbose=False,
         )
     if program is None:
@@ -53,19 +53,19 @@ def write_onnx(ensemble: Ensemble, path: Path) -> None:
     path.write_bytes(graph.SerializeToString())
 
 
-def write_int8(ensemble: Ensemble, packed: np.ndarray, path: Path) -> None:
+def write_int8(ensemble: Ensemble, decoded: np.ndarray, path: Path) -> None:
     """Write an ONNX file whose convolutions and products are in 8-bit integers.
 
     Args:
         ensemble: The model.
-        packed: Training pictures, uint8 [n, S, S, 3], which set the integers' ranges.
+        decoded: Training images, uint8 [n, S, S, 3], which set the integers' ranges.
         path: Of the file.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    pixels = central_pixels(ensemble.card, packed)
+    pixels = central_pixels(ensemble.card, decoded)
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         whole, prepared = Path(scratch) / "whole.onnx", Path(scratch) / "prepared.onnx"
         write_onnx(ensemble, whole)
@@ -76,7 +76,7 @@ def write_int8(ensemble: Ensemble, packed: np.ndarray, path: Path) -> None:
             _Batches(pixels),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=_of_doubt_alone(prepared),
+            nodes_to_exclude=_only_for_ood(prepared),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -86,7 +86,7 @@ def write_int8(ensemble: Ensemble, packed: np.ndarray, path: Path) -> None:
     path.write_bytes(graph.SerializeToString())
 
 
-def _of_doubt_alone(path: Path) -> list[str]:
+def _only_for_ood(path: Path) -> list[str]:
     """Name the nodes that only the doubt needs: few, and made of differences of large numbers."""
     import onnx
 
@@ -103,7 +103,7 @@ def _of_doubt_alone(path: Path) -> list[str]:
                 wanted += node.input
         return set(found)
 
-    return sorted(needed(DOUBT) - needed(PROBABILITIES))
+    return sorted(needed(OOD_SCORE) - needed(PROBABILITIES))
 
 
 def run_onnx(path: Path, pixels: np.ndarray) -> Outputs:
@@ -122,9 +122,9 @@ def write_program(ensemble: Ensemble, path: Path) -> None:
     """Write a torch.export program, which `torch.export.load` reads."""
     with _quiet():
         program = torch.export.export(
-            Deployed(ensemble),
+            ExportModule(ensemble),
             (_example(ensemble),),
-            dynamic_shapes={"pictures": {0: torch.export.Dim("n")}},
+            dynamic_shapes={"images": {0: torch.export.Dim("n")}},
         )
         torch.export.save(program, path, extra_files={"card.json": _card(ensemble)})
 
@@ -167,28 +167,28 @@ def _describe(graph: Any, ensemble: Ensemble) -> None:
     for key, value in {
         "classes": json.dumps(list(card.classes), ensure_ascii=False),
         "card": _card(ensemble),
-        "preprocessing": f"RGB; {_framed(card)}; uint8 [N, H, W, 3]."
+        "preprocessing": f"RGB; {_describe_resize_mode(card)}; uint8 [N, H, W, 3]."
         " Normalisation, softmax and temperature are in the graph.",
     }.items():
         graph.metadata_props.add(key=key, value=value)
-    if ensemble.doubt is not None:
+    if ensemble.ood_scorer is not None:
         graph.metadata_props.add(
-            key="doubt",
-            value="[N]: how unlike the training pictures each is; 95 of 100 of those do not exceed"
+            key="ood_score",
+            value="[N]: how unlike the training images each is; 95 of 100 of those do not exceed"
             " 1, above it do not rely on the answer.",
         )
 
 
-def _framed(card: ModelCard) -> str:
+def _describe_resize_mode(card: ModelCard) -> str:
     size = card.image_size
-    if card.framing == "crop":
+    if card.resize_mode == "crop":
         return (
-            f"shorter side resized to {card.packed_size} pixels (bilinear, antialiased), central"
+            f"shorter side resized to {card.cache_size} pixels (bilinear, antialiased), central"
             f" {size} x {size} cut out"
         )
     return (
         f"the longer side resized to {size} pixels, the shorter to the lesser of {size} and"
-        f" {MOST_SQUEEZED:g} times its proportion (bilinear, antialiased), centred in a square of"
+        f" {MAX_SQUEEZED:g} times its proportion (bilinear, antialiased), centred in a square of"
         f" {size} x {size} up to whose edges the outermost pixels go on"
     )
 

@@ -46,20 +46,20 @@ class Limits:
 
     Attributes:
         body_bytes: Of a request's body.
-        pixels: Of a picture.
-        pictures: Of a request.
+        pixels: Of an image.
+        images: Of a request.
         seconds: From a request's first byte to its answer.
         requests: That a replica works on at a time; one more is told to come back.
     """
 
     body_bytes: int = 32 * 2**20
     pixels: int = 50_000_000
-    pictures: int = 32
+    images: int = 32
     seconds: float = 30.0
     requests: int = 256
 
 
-class Refusal(HTTPException):
+class RequestError(HTTPException):
     """A request that is not carried out: its status, and why in one line.
 
     One that comes up while the application reads a body passes through the application's own
@@ -67,7 +67,7 @@ class Refusal(HTTPException):
     """
 
 
-class Guard:
+class RequestLimits:
     """Holds the limits, asks for the token, and lets no error out as it is."""
 
     def __init__(
@@ -99,17 +99,19 @@ class Guard:
         answer = _Answer(send)
         try:
             await self._serve(scope, receive, answer)
-        except Refusal as refusal:
+        except RequestError as refusal:
             await answer.refuse(refusal)
         except Exception:  # what it was is for the log alone
             _log.exception("a request failed")
-            await answer.refuse(Refusal(500, "the server failed; its log says why"))
+            await answer.refuse(RequestError(500, "the server failed; its log says why"))
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         self._check(scope["path"], headers)
         if self._n_requests >= self._limits.requests:
-            raise Refusal(429, f"{self._n_requests} requests are being worked on; come back soon")
+            raise RequestError(
+                429, f"{self._n_requests} requests are being worked on; come back soon"
+            )
         body = _Body(receive, self._limits.body_bytes)
         self._n_requests += 1
         try:
@@ -118,8 +120,10 @@ class Guard:
         except TimeoutError:
             limit = f"{self._limits.seconds:g} s"
             if body.complete:
-                raise Refusal(429, f"too busy to answer within {limit}; come back soon") from None
-            raise Refusal(408, f"a request must arrive within {limit}") from None
+                raise RequestError(
+                    429, f"too busy to answer within {limit}; come back soon"
+                ) from None
+            raise RequestError(408, f"a request must arrive within {limit}") from None
         finally:
             self._n_requests -= 1
 
@@ -127,19 +131,19 @@ class Guard:
         """Refuse what its headers show to be refused."""
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts and _without_port(host) not in self._hosts:
-            raise Refusal(421, "this server is not called by that name")
+            raise RequestError(421, "this server is not called by that name")
         if self._token is not None and path.rstrip("/") in GUARDED:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             right = hmac.compare_digest(given.strip(), self._token.encode())
             if kind.lower() != b"bearer" or not right:
-                raise Refusal(401, "this needs the header Authorization: Bearer TOKEN")
+                raise RequestError(401, "this needs the header Authorization: Bearer TOKEN")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._limits.body_bytes:
-            raise Refusal(413, _too_large(self._limits.body_bytes))
+            raise RequestError(413, _too_large(self._limits.body_bytes))
 
 
-class Gate:
-    """Refuses what Serve itself would fail on: it reads headers as UTF-8, before any `Guard`."""
+class HeaderCheck:
+    """Refuses what Serve would fail on: it reads headers as UTF-8, before `RequestLimits`."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -149,14 +153,14 @@ class Gate:
         if all(_is_text(value) for _, value in scope.get("headers", ())):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await _Answer(send).refuse(Refusal(400, "a header's value is not UTF-8"))
+            await _Answer(send).refuse(RequestError(400, "a header's value is not UTF-8"))
         else:
             await send({"type": "websocket.close", "code": 1008})
 
 
 def before_serve() -> list[Middleware]:
     """Return what Serve is to have requests pass first; it calls this where it listens."""
-    return [Middleware(Gate)]
+    return [Middleware(HeaderCheck)]
 
 
 class _Body:
@@ -174,7 +178,7 @@ class _Body:
             self._n_bytes += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
             if self._n_bytes > self._most:
-                raise Refusal(413, _too_large(self._most))
+                raise RequestError(413, _too_large(self._most))
         return message
 
 
@@ -191,7 +195,7 @@ class _Answer:
             message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
         await self._send(message)
 
-    async def refuse(self, refusal: Refusal) -> None:
+    async def refuse(self, refusal: RequestError) -> None:
         """Answer with a refusal, unless an answer has begun."""
         if self._started:
             return

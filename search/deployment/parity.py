@@ -10,28 +10,28 @@ import numpy as np
 import torch
 
 from search.console.formatting import count, percent
-from search.deployment.run_images import RunPictures
+from search.deployment.run_images import RunImages
 from trainables.models.ensemble import Ensemble, ModelCard
-from trainables.models.export_module import Deployed, central
+from trainables.models.export_module import ExportModule, central
 
 TOLERANCE = 1e-3
 """How far a probability of an exported model may lie from PyTorch's."""
-DOUBT_TOLERANCE = 0.01
+OOD_TOLERANCE = 0.01
 """How far a doubt may lie from PyTorch's: of 1, or of itself where it is larger."""
 _BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a model gives for pictures.
+    """What a model gives for images.
 
     Attributes:
         probabilities: [n, classes].
-        doubt: [n]; None where the model cannot tell.
+        ood_score: [n]; None where the model cannot tell.
     """
 
     probabilities: np.ndarray
-    doubt: np.ndarray | None
+    ood_score: np.ndarray | None
 
     @classmethod
     def join(cls, batches: Iterable[Sequence[Any]]) -> Outputs:
@@ -49,56 +49,56 @@ class Parity:
     """How an exported model compares with the model that it was made from.
 
     Attributes:
-        pictures: "held-out", or "generated" where a model comes without its run.
+        images: "held-out", or "generated" where a model comes without its run.
         n: How many.
-        n_missing: Held-out pictures that are not there any more.
-        largest_difference: Of any probability.
-        n_other: Pictures with another likeliest class, ties (within twice the tolerance) aside.
-        doubt_difference: Of any doubt, as a share of it where it is above 1; None without doubt.
-        n_other_side: Pictures whose doubt lies on the other side of 1, ties aside.
-        accuracy: Of the exported model; None on generated pictures.
-        accuracy_before: Of the model itself in float32; None on generated pictures.
+        n_missing: Held-out images that are not there any more.
+        max_difference: Of any probability.
+        n_other: Images with another likeliest class, ties (within twice the tolerance) aside.
+        ood_difference: Of any doubt, as a share of it where it is above 1; None without doubt.
+        n_ood_flips: Images whose doubt lies on the other side of 1, ties aside.
+        accuracy: Of the exported model; None on generated images.
+        accuracy_pytorch: Of the model itself in float32; None on generated images.
         quantised: Whether it is in 8-bit integers: then the accuracy speaks, not the difference.
     """
 
-    pictures: str
+    images: str
     n: int
     n_missing: int
-    largest_difference: float
+    max_difference: float
     n_other: int
-    doubt_difference: float | None
-    n_other_side: int
+    ood_difference: float | None
+    n_ood_flips: int
     accuracy: float | None
-    accuracy_before: float | None
+    accuracy_pytorch: float | None
     quantised: bool
 
     @property
     def passed(self) -> bool:
         """Whether the export may be used; of a quantised one, its user judges."""
         return self.quantised or (
-            self.largest_difference <= TOLERANCE
+            self.max_difference <= TOLERANCE
             and self.n_other == 0
-            and (self.doubt_difference or 0.0) <= DOUBT_TOLERANCE
+            and (self.ood_difference or 0.0) <= OOD_TOLERANCE
         )
 
     def in_words(self) -> str:
         """Say it in one line."""
         missing = f" ({self.n_missing} more are not there any more)" if self.n_missing else ""
         words = (
-            f"{count(self.n, f'{self.pictures} picture')}{missing}: probabilities differ by at most"
-            f" {self.largest_difference:.2g}"
+            f"{count(self.n, f'{self.images} image')}{missing}: probabilities differ by at most"
+            f" {self.max_difference:.2g}"
         )
         words += "" if self.quantised else f" (allowed: {TOLERANCE:g})"
         words += f", another likeliest class for {self.n_other}"
-        if self.doubt_difference is not None:
-            words += f"; doubt differs by at most {self.doubt_difference:.2g}"
-            words += "" if self.quantised else f" (allowed: {DOUBT_TOLERANCE:g})"
-            words += f", on the other side of 1 for {self.n_other_side}"
-        if self.accuracy is None or self.accuracy_before is None:
+        if self.ood_difference is not None:
+            words += f"; doubt differs by at most {self.ood_difference:.2g}"
+            words += "" if self.quantised else f" (allowed: {OOD_TOLERANCE:g})"
+            words += f", on the other side of 1 for {self.n_ood_flips}"
+        if self.accuracy is None or self.accuracy_pytorch is None:
             return words
         return (
             words
-            + f"; accuracy {percent(self.accuracy)} (PyTorch: {percent(self.accuracy_before)})"
+            + f"; accuracy {percent(self.accuracy)} (PyTorch: {percent(self.accuracy_pytorch)})"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -106,25 +106,25 @@ class Parity:
         return {**asdict(self), "passed": self.passed}
 
 
-def expected_outputs(ensemble: Ensemble, packed: np.ndarray) -> Outputs:
+def expected_outputs(ensemble: Ensemble, decoded: np.ndarray) -> Outputs:
     """Return what PyTorch gives in float32."""
-    deployed = Deployed(ensemble)
+    deployed = ExportModule(ensemble)
     with torch.no_grad():
         return Outputs.join(
-            deployed(torch.from_numpy(central_pixels(ensemble.card, packed[i : i + _BATCH])))
-            for i in range(0, len(packed), _BATCH)
+            deployed(torch.from_numpy(central_pixels(ensemble.card, decoded[i : i + _BATCH])))
+            for i in range(0, len(decoded), _BATCH)
         )
 
 
-def central_pixels(card: ModelCard, packed: np.ndarray) -> np.ndarray:
+def central_pixels(card: ModelCard, decoded: np.ndarray) -> np.ndarray:
     """Cut out what an exported model takes: uint8 [n, image_size, image_size, 3]."""
-    return central(torch.from_numpy(packed), card.image_size).numpy()
+    return central(torch.from_numpy(decoded), card.image_size).numpy()
 
 
 def compare(
     expected: Outputs,
     found: Outputs,
-    pictures: RunPictures,
+    images: RunImages,
     checked_on: str,
     quantised: bool,
 ) -> Parity:
@@ -134,39 +134,37 @@ def compare(
     rows = np.arange(len(before))
     no_tie = before[rows, ours] - before[rows, theirs] > 2 * TOLERANCE
     judged = checked_on == "held-out"
-    doubt_difference, n_other_side = _compare_doubt(expected.doubt, found.doubt)
+    ood_difference, n_ood_flips = _compare_ood(expected.ood_score, found.ood_score)
     return Parity(
-        pictures=checked_on,
+        images=checked_on,
         n=len(before),
-        n_missing=pictures.n_missing,
-        largest_difference=float(np.abs(before - found.probabilities).max()),
+        n_missing=images.n_missing,
+        max_difference=float(np.abs(before - found.probabilities).max()),
         n_other=int(((ours != theirs) & no_tie).sum()),
-        doubt_difference=doubt_difference,
-        n_other_side=n_other_side,
-        accuracy=float((theirs == pictures.labels).mean()) if judged else None,
-        accuracy_before=float((ours == pictures.labels).mean()) if judged else None,
+        ood_difference=ood_difference,
+        n_ood_flips=n_ood_flips,
+        accuracy=float((theirs == images.labels).mean()) if judged else None,
+        accuracy_pytorch=float((ours == images.labels).mean()) if judged else None,
         quantised=quantised,
     )
 
 
-def _compare_doubt(
-    expected: np.ndarray | None, found: np.ndarray | None
-) -> tuple[float | None, int]:
+def _compare_ood(expected: np.ndarray | None, found: np.ndarray | None) -> tuple[float | None, int]:
     """Return the largest difference, and how many lie on the other side of 1, ties aside."""
     if expected is None or found is None:
         return None, 0
     difference = np.abs(expected - found) / np.maximum(1.0, np.abs(expected))
-    other_side = ((expected > 1) != (found > 1)) & (np.abs(expected - 1) > DOUBT_TOLERANCE)
+    other_side = ((expected > 1) != (found > 1)) & (np.abs(expected - 1) > OOD_TOLERANCE)
     return float(difference.max()), int(other_side.sum())
 
 
-def generate_pictures(card: ModelCard, n: int) -> RunPictures:
-    """Make pictures of soft random shapes, for a model that comes without its run."""
+def generate_images(card: ModelCard, n: int) -> RunImages:
+    """Make images of soft random shapes, for a model that comes without its run."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 8, 8, generator=generator)
-    size = (card.packed_size, card.packed_size)
+    size = (card.cache_size, card.cache_size)
     soft = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
-    packed = (soft * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return RunPictures(
-        tuple(f"generated {i}" for i in range(n)), np.zeros(n, np.int64), packed, 0, 0
+    decoded = (soft * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return RunImages(
+        tuple(f"generated {i}" for i in range(n)), np.zeros(n, np.int64), decoded, 0, 0
     )

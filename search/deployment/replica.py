@@ -15,7 +15,7 @@ from search.deployment.service import Service
 from trainables.compute import compute_with
 
 _BEYOND_ANY = 1_000_000
-"""Requests that Serve may hand to a replica: the replica's own `Guard` says when it is enough."""
+"""Requests that Serve may hand to a replica: its own `RequestLimits` says when it is enough."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Setup:
         limits: What is let in.
         token: That predictions ask for, or None.
         hosts: Names by which the server may be called; none allows all.
-        batch_size: Pictures that are computed together.
+        batch_size: Images that are computed together.
         threads: Of PyTorch.
     """
 

@@ -1,7 +1,7 @@
-"""A finished run's own pictures, read again: to check what is made from its model.
+"""A finished run's own images, read again: to check what is made from its model.
 
-Nothing is chosen by them. What a run says of its held-out pictures comes from `pipeline.evaluate`
-alone, which opened them once; an export is compared with that same model on those same pictures.
+Nothing is chosen by them. What a run says of its held-out images comes from `pipeline.evaluate`
+alone, which opened them once; an export is compared with that same model on those same images.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ import numpy as np
 from PIL import Image
 
 from search.data.class_folders import DataError
-from search.data.packing import picture_digest
+from search.data.packing import image_digest
 from search.pipeline.preflight import cache_folder
 from search.runs.run_folder import RunFolder
 from spaces.base import load_space
 from spaces.sources import Arrays
-from trainables.images import PictureError, read_picture
+from trainables.images import ImageError, read_image
 from trainables.models.ensemble import ModelCard
 
 
 @dataclass(frozen=True, eq=False)
-class RunPictures:
-    """Some of a run's pictures.
+class RunImages:
+    """Some of a run's images.
 
     Attributes:
         names: As in `split.csv`.
         labels: int64 [n], indices into the model's classes.
-        packed: uint8 [n, S, S, 3], S the card's `packed_size`.
+        decoded: uint8 [n, S, S, 3], S the card's `cache_size`.
         n_missing: How many were asked for and are not there, or cannot be read, any more.
         n_changed: How many of those that are there are no longer the same, by `split.csv`.
     """
 
     names: tuple[str, ...]
     labels: np.ndarray
-    packed: np.ndarray
+    decoded: np.ndarray
     n_missing: int
     n_changed: int
 
 
 def read_split(
     run: Path, card: ModelCard, split: str, data: Path | None, most: int | None = None
-) -> RunPictures:
-    """Read the pictures of one of a run's splits again. This runs the run's `space.py`.
+) -> RunImages:
+    """Read the images of one of a run's splits again. This runs the run's `space.py`.
 
     Args:
         run: The run's folder.
         card: Of its model.
         split: "train", "val" or "test".
-        data: Where the pictures are now; None is where they were.
+        data: Where the images are now; None is where they were.
         most: Only so many, spread evenly over the split; None is all.
 
     Raises:
-        DataError: the run has no such pictures, or they are not where they were.
-        FolderError, SpaceError, SourceError: the folder is no run, or its pictures cannot be had.
+        DataError: the run has no such images, or they are not where they were.
+        FolderError, SpaceError, SourceError: the folder is no run, or its images cannot be had.
     """
     folder = RunFolder.open(run)
     wanted = _read_rows(folder.path / "split.csv", card, split)
@@ -70,20 +70,20 @@ def read_split(
     found = load_space(folder.path / "space.py").source.open(where, cache_folder())
     names = [row.name for row in wanted]
     if isinstance(found, Arrays):
-        pictures = _read_arrays(found, names, card)
+        images = _read_arrays(found, names, card)
     else:
-        pictures = _read_files(found, names, card)
-    there = [(row, *one) for row, one in zip(wanted, pictures, strict=True) if one is not None]
+        images = _read_files(found, names, card)
+    there = [(row, *one) for row, one in zip(wanted, images, strict=True) if one is not None]
     if not there:
         raise DataError(
-            f"none of the {len(wanted)} {split} pictures of {run} is in"
+            f"none of the {len(wanted)} {split} images of {run} is in"
             f" {found if isinstance(found, Path) else 'its source'} any more, such as"
             f" {names[0]!r}: say with --data where they are now"
         )
-    return RunPictures(
+    return RunImages(
         names=tuple(row.name for row, *_ in there),
         labels=np.array([row.label for row, *_ in there], dtype=np.int64),
-        packed=np.stack([packed for _, packed, _ in there]),
+        decoded=np.stack([decoded for _, decoded, _ in there]),
         n_missing=len(wanted) - len(there),
         n_changed=sum(row.digest not in ("", digest) for row, _, digest in there),
     )
@@ -110,35 +110,35 @@ def _read_rows(path: Path, card: ModelCard, split: str) -> list[_Row]:
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} does not belong to the model beside it: {error}") from None
     if not wanted:
-        raise DataError(f"{path} lists no {split} pictures")
+        raise DataError(f"{path} lists no {split} images")
     return wanted
 
 
 _Read = tuple[np.ndarray, str] | None
-"""A packed picture and its digest; None where there is none."""
+"""A packed image and its digest; None where there is none."""
 
 
 def _read_files(root: Path, names: Sequence[str], card: ModelCard) -> list[_Read]:
-    pictures: list[_Read] = []
+    images: list[_Read] = []
     for name in names:
         try:
             content = (root / name).read_bytes()
-            packed = card.fit(read_picture(BytesIO(content)))
-        except (OSError, PictureError):
-            pictures.append(None)
+            decoded = card.fit(read_image(BytesIO(content)))
+        except (OSError, ImageError):
+            images.append(None)
         else:
-            pictures.append((packed, picture_digest(content)))
-    return pictures
+            images.append((decoded, image_digest(content)))
+    return images
 
 
 def _read_arrays(arrays: Arrays, names: Sequence[str], card: ModelCard) -> list[_Read]:
     row_of = {name: row for row, name in enumerate(arrays.names)}
-    pictures: list[_Read] = []
+    images: list[_Read] = []
     for name in names:
         if name not in row_of:
-            pictures.append(None)
+            images.append(None)
             continue
         pixels = arrays.images[row_of[name]]
-        packed = card.fit(Image.fromarray(pixels).convert("RGB"))
-        pictures.append((packed, picture_digest(pixels.tobytes())))
-    return pictures
+        decoded = card.fit(Image.fromarray(pixels).convert("RGB"))
+        images.append((decoded, image_digest(pixels.tobytes())))
+    return images

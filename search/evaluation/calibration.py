@@ -1,7 +1,7 @@
 """Calibration: probabilities that mean what they say.
 
 One temperature divides all logits before the softmax (Guo et al., arXiv 1706.04599). It is fitted
-on out-of-fold logits: each picture's come from the one member that never saw it.
+on out-of-fold logits: each image's come from the one member that never saw it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature of least log loss (see `log_losses`).
 
     Args:
-        logits: [n, classes], n >= 1, of models that never saw the picture.
+        logits: [n, classes], n >= 1, of models that never saw the image.
         labels: int64 [n].
 
     Returns:
@@ -37,9 +37,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def log_losses(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
-    """Return each picture's log loss at a temperature: [n], in nats.
+    """Return each image's log loss at a temperature: [n], in nats.
 
-    Targets fall short of 1 by 1 / (n + 2), as in Platt's scaling (1999): n pictures that are all
+    Targets fall short of 1 by 1 / (n + 2), as in Platt's scaling (1999): n images that are all
     right do not prove that the next one will be, and would otherwise ask for a temperature of 0.
     """
     n, n_classes = logits.shape
@@ -79,7 +79,7 @@ def expected_calibration_error(
     return float(sum(one["n"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / n)
 
 
-def judge_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+def measure_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
     """Judge probabilities [n, classes]: `ece`, `log_loss` (nats) and the reliability `bins`."""
     sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)

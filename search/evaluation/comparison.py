@@ -1,4 +1,4 @@
-"""Two models on the same pictures: is one better, beyond what chance would make of it?"""
+"""Two models on the same images: is one better, beyond what chance would make of it?"""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from scipy.stats import binomtest
 _SURE = 0.05
 _DRAWS = 20_000
 _PRIOR = 3 / 8
-"""Pictures added to each side. Between the neutral 1/3 (Kerman 2011) and Jeffreys' 1/2, which cover
-too seldom and too often where a handful of pictures tell two models apart."""
+"""Images added to each side. Between the neutral 1/3 (Kerman 2011) and Jeffreys' 1/2, which cover
+too seldom and too often where a handful of images tell two models apart."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against a baseline, picture by picture.
+    """A model against a baseline, image by image.
 
     Attributes:
-        n: Pictures.
+        n: Images.
         accuracy: Of the model.
         baseline_accuracy: Of the baseline.
-        only_model: Pictures that the model alone has right.
-        only_baseline: Pictures that the baseline alone has right.
+        n_model_only_correct: Images that the model alone has right.
+        n_baseline_only_correct: Images that the baseline alone has right.
         difference: In accuracy, the model's minus the baseline's.
         difference_ci95: Its 95 % interval.
         p_value: Of the exact McNemar test (1947), two-sided.
@@ -34,8 +34,8 @@ class Comparison:
     n: int
     accuracy: float
     baseline_accuracy: float
-    only_model: int
-    only_baseline: int
+    n_model_only_correct: int
+    n_baseline_only_correct: int
     difference: float
     difference_ci95: tuple[float, float]
     p_value: float
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def compare(labels: np.ndarray, model: np.ndarray, baseline: np.ndarray) -> Comparison:
-    """Compare two models' predictions of the same pictures.
+    """Compare two models' predictions of the same images.
 
     Args:
         labels: int64 [n], n >= 1.
@@ -64,8 +64,8 @@ def compare(labels: np.ndarray, model: np.ndarray, baseline: np.ndarray) -> Comp
         n=n,
         accuracy=float(model_right.mean()),
         baseline_accuracy=float(baseline_right.mean()),
-        only_model=gained,
-        only_baseline=lost,
+        n_model_only_correct=gained,
+        n_baseline_only_correct=lost,
         difference=difference,
         difference_ci95=difference_interval(gained, lost, n),
         p_value=p_value,
@@ -80,9 +80,9 @@ def difference_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     resample nothing.
 
     Args:
-        gained: Pictures that the first alone has right.
-        lost: Pictures that the second alone has right.
-        n: Pictures in all.
+        gained: Images that the first alone has right.
+        lost: Images that the second alone has right.
+        n: Images in all.
     """
     counts = np.array([gained + _PRIOR, lost + _PRIOR, n - gained - lost + 1])
     drawn = np.random.default_rng(0).standard_gamma(counts, (_DRAWS, 3))
@@ -93,7 +93,7 @@ def difference_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 def _describe(difference: float, p_value: float, gained: int, lost: int) -> str:
     if gained + lost == 0:
-        return "both have the same pictures right"
+        return "both have the same images right"
     if p_value >= _SURE:
         return "no difference beyond chance"
     return f"{'better' if difference > 0 else 'worse'} beyond chance"

@@ -1,4 +1,4 @@
-"""Where in a picture the model found what it says: Grad-CAM (Selvaraju et al., arXiv 1610.02391).
+"""Where in an image the model found what it says: Grad-CAM (Selvaraju et al., arXiv 1610.02391).
 
 It is the gradient of a class's logit by the last feature map, times that map, summed over its
 channels.
@@ -28,29 +28,29 @@ class AttributionError(ValueError):
     """A model has no map of places."""
 
 
-def attribute(ensemble: Ensemble, pictures: Tensor, classes: Sequence[int]) -> np.ndarray:
+def attribute(ensemble: Ensemble, images: Tensor, classes: Sequence[int]) -> np.ndarray:
     """Tell where an ensemble finds a class.
 
     Args:
         ensemble: Stays as it is.
-        pictures: uint8 [N, S, S, 3] with S the card's `packed_size`, N >= 1.
-        classes: For each picture, the index of the class to look for.
+        images: uint8 [N, S, S, 3] with S the card's `cache_size`, N >= 1.
+        classes: For each image, the index of the class to look for.
 
     Returns:
         float32 [N, h, w] with 1 where most speaks for the class and 0 where nothing does; all of
-        a picture's are 0 where nothing in it speaks for the class. h and w are those of the last
-        feature map, about 1/32 of the picture's.
+        an image's are 0 where nothing in it speaks for the class. h and w are those of the last
+        feature map, about 1/32 of the image's.
 
     Raises:
         AttributionError: the backbone ends in no map of places.
     """
     # A copy in plain float32: gradients of half precision are coarse.
     model = copy.deepcopy(ensemble).float().to(memory_format=torch.contiguous_format).eval()
-    model.second_look = None  # it sees the same middle again, and its map would be of that alone
+    model.center_crop = None  # it sees the same middle again, and its map would be of that alone
     device = next(model.parameters()).device
     maps = []
-    for start in range(0, len(pictures), _BATCH):
-        batch = pictures[start : start + _BATCH].to(device)
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH].to(device)
         pixels = crop_and_normalise(batch, model.card.image_size).contiguous()
         wanted = torch.tensor(classes[start : start + _BATCH], device=device)
         maps.append(_attribute(model, pixels, wanted).cpu().numpy())

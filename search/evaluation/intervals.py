@@ -1,4 +1,4 @@
-"""How sure a number is: 95 % intervals that hold near 0 and 1, and for few pictures.
+"""How sure a number is: 95 % intervals that hold near 0 and 1, and for few images.
 
 A bootstrap resamples only the mistakes that were made; of a model that made none it would say that
 it makes none. These intervals do not. `benchmarks.models.intervals` simulates how often they cover.
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 _DRAWS = 2000
-_MOST_VALUES = 4_000_000  # cells of confusion matrices drawn at a time
+_MAX_VALUES = 4_000_000  # cells of confusion matrices drawn at a time
 
 Interval = tuple[float, float]
 
@@ -54,12 +54,12 @@ def macro_intervals(confusion: Sequence[Sequence[int]], seed: int = 0) -> dict[s
 
     Each class's predictions are drawn from their Dirichlet posterior (a Bayesian bootstrap, Rubin
     1981), to whose counts one more mistake is added, spread over all wrong cells: it keeps the
-    interval open where no mistake was made. The counts of a class of n pictures weigh (n - 1) / n,
+    interval open where no mistake was made. The counts of a class of n images weigh (n - 1) / n,
     which gives the draws of a share p the variance p (1 - p) / n instead of p (1 - p) / (n + 1):
     the intervals of small classes would be too narrow without.
 
     Args:
-        confusion: Counts, rows the true class; at least one picture.
+        confusion: Counts, rows the true class; at least one image.
         seed: Of the draws.
     """
     counts = np.asarray(confusion, np.float64)
@@ -67,12 +67,12 @@ def macro_intervals(confusion: Sequence[Sequence[int]], seed: int = 0) -> dict[s
     per_class = counts.sum(axis=1, keepdims=True)
     wrong = ~np.eye(n_classes, dtype=bool)
     prior = wrong / (n_classes * (n_classes - 1))
-    # A class without pictures has no part in any mean, and none in the draws.
+    # A class without images has no part in any mean, and none in the draws.
     weight = np.maximum(per_class - 1, 1) / np.maximum(per_class, 1)
     alpha = np.where(per_class > 0, (counts + prior) * weight, 0.0)
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[np.ndarray]] = {}
-    at_a_time = max(1, _MOST_VALUES // counts.size)
+    at_a_time = max(1, _MAX_VALUES // counts.size)
     for start in range(0, _DRAWS, at_a_time):
         gammas = rng.standard_gamma(alpha, (min(at_a_time, _DRAWS - start), *alpha.shape))
         shares = gammas / np.maximum(gammas.sum(axis=-1, keepdims=True), 1e-300)

@@ -1,6 +1,6 @@
 """Labels that look wrong, by out-of-fold probabilities.
 
-A picture's label is doubted where a model that never saw the picture holds another class for much
+An image's label is doubted where a model that never saw the image holds another class for much
 more likely. The labels are left as they are: the list is for a person to look through.
 
 Measured with flipped labels (`benchmarks.models`), a plain bound on cleanlab's quality score
@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-WORST_QUALITY = 0.3
+MAX_LABEL_QUALITY = 0.3
 """A label of at most this quality is doubted: another class is at least 0.4 more likely."""
 
-MOST_ISSUES = 60
-"""Doubtful labels that are shown with their pictures, the worst first."""
+MAX_ISSUES = 60
+"""Doubtful labels that are shown with their images, the worst first."""
 
-_MOST_PAIRS = 8
+_MAX_PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,24 @@ class LabelIssue:
     """One label that looks wrong.
 
     Attributes:
-        picture: The picture's name.
+        image: The image's name.
         given: Its label.
         suggested: The class that the model takes it for.
         confidence: The model's probability of that class.
     """
 
-    picture: str
+    image: str
     given: str
     suggested: str
     confidence: float
 
 
-def find_doubtful(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the indices of pictures whose label looks wrong, the worst first.
+def find_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the indices of images whose label looks wrong, the worst first.
 
     Args:
         labels: int64 [n], each in [0, classes).
-        probabilities: [n, classes], calibrated, of models that never saw the picture; rows sum
+        probabilities: [n, classes], calibrated, of models that never saw the image; rows sum
             to 1.
 
     Returns:
@@ -63,7 +63,7 @@ def find_doubtful(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         labels, np.asarray(probabilities, np.float64), method="normalized_margin"
     )
     order = np.argsort(quality, kind="stable")
-    return np.asarray(order[quality[order] <= WORST_QUALITY])
+    return np.asarray(order[quality[order] <= MAX_LABEL_QUALITY])
 
 
 def list_issues(
@@ -72,7 +72,7 @@ def list_issues(
     """Return the labels that look wrong, the worst first.
 
     Args:
-        names: Of the pictures.
+        names: Of the images.
         labels: int64 [n].
         probabilities: Out-of-fold, [n, classes].
         classes: Their names.
@@ -84,7 +84,7 @@ def list_issues(
             classes[probabilities[i].argmax()],
             float(probabilities[i].max()),
         )
-        for i in find_doubtful(labels, probabilities)
+        for i in find_label_issues(labels, probabilities)
     ]
 
 
@@ -94,7 +94,7 @@ def read_issues(path: Path) -> tuple[LabelIssue, ...]:
         return ()
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         return tuple(
-            LabelIssue(row["picture"], row["given"], row["suggested"], float(row["confidence"]))
+            LabelIssue(row["image"], row["given"], row["suggested"], float(row["confidence"]))
             for row in csv.DictReader(file)
         )
 
@@ -103,21 +103,21 @@ def write_issues(path: Path, issues: Sequence[LabelIssue]) -> None:
     """Write one line a doubtful label."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["picture", "given", "suggested", "confidence"])
+        writer.writerow(["image", "given", "suggested", "confidence"])
         writer.writerows(
-            [issue.picture, issue.given, issue.suggested, f"{issue.confidence:.6f}"]
+            [issue.image, issue.given, issue.suggested, f"{issue.confidence:.6f}"]
             for issue in issues
         )
 
 
 def summarise(issues: Sequence[LabelIssue], n: int) -> dict[str, Any]:
-    """Count the doubtful labels of n pictures: all, and the most frequent pairs of classes."""
+    """Count the doubtful labels of n images: all, and the most frequent pairs of classes."""
     pairs = Counter((issue.given, issue.suggested) for issue in issues)
     return {
         "n": len(issues),
         "share": len(issues) / n,
         "pairs": [
             {"given": given, "suggested": suggested, "n": times}
-            for (given, suggested), times in pairs.most_common(_MOST_PAIRS)
+            for (given, suggested), times in pairs.most_common(_MAX_PAIRS)
         ],
     }

@@ -19,16 +19,16 @@ import ray
 import torch
 
 from search.cluster.nodes import EVERYWHERE
-from search.cluster.resources import Capacity
+from search.cluster.resources import TrialSlots
 from search.console.progress import Progress
-from search.pipeline.prepare import Material
+from search.pipeline.prepare import PreparedData
 from search.runs.run_folder import RunFolder
-from search.tuning.throughput import measure_paces
-from search.tuning.tune import CPUS_A_TRIAL
+from search.tuning.throughput import measure_throughput
+from search.tuning.tune import CPUS_PER_TRIAL
 from spaces.base import Space, TrialConfig
 from trainables.compute import compute_with
 from trainables.trainer import EpochResult
-from trainables.trial import Bench, create_trainer, threads_of_worker
+from trainables.trial import TrainingContext, create_trainer, threads_of_worker
 
 _COLUMNS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 
@@ -42,7 +42,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Climbed:
+class AblationResult:
     """A rung that was trained to full length, with its epochs."""
 
     rung: Rung
@@ -64,7 +64,7 @@ class Climbed:
         }
 
 
-def rungs_of(space: Space, pretrained: str | None) -> list[Rung]:
+def ablation_steps(space: Space, pretrained: str | None) -> list[Rung]:
     """Return the rungs, lowest first.
 
     Args:
@@ -88,41 +88,43 @@ def rungs_of(space: Space, pretrained: str | None) -> list[Rung]:
     return rungs
 
 
-def expected_seconds(material: Material, shares: Mapping[str, float]) -> float:
+def expected_seconds(prepared: PreparedData, shares: Mapping[str, float]) -> float:
     """Return how long the climb will take, by the pace of the rungs that train a whole CNN.
 
     Args:
-        material: What the run works on.
+        prepared: What the run works on.
         shares: By backbone, the share of a GPU that a training takes.
     """
-    share, rows = _share("cnn", shares), material.rows("train")
-    pace = measure_paces(material.bench, rows, {"cnn": share})["cnn"]
-    n_rungs = len(rungs_of(material.space, None))
-    rounds = math.ceil(n_rungs / Capacity(CPUS_A_TRIAL, [share])())
-    return rounds * material.space.epochs * len(rows) * sum(pace)
+    share, rows = _share("cnn", shares), prepared.rows("train")
+    pace = measure_throughput(prepared.context, rows, {"cnn": share})["cnn"]
+    n_rungs = len(ablation_steps(prepared.space, None))
+    rounds = math.ceil(n_rungs / TrialSlots(CPUS_PER_TRIAL, [share])())
+    return rounds * prepared.space.epochs * len(rows) * sum(pace)
 
 
-def climb(material: Material, folder: RunFolder, progress: Progress) -> None:
+def run_ablation(prepared: PreparedData, folder: RunFolder, progress: Progress) -> None:
     """Train every rung that an earlier session did not, and write what they came to.
 
-    Writes `ladder/`, `ladder.csv` and the summary's section `ladder`.
+    Writes `ladder/`, `ablation.csv` and the summary's section `ablation`.
     """
-    space, bench = material.space, material.bench
+    space, context = prepared.space, prepared.context
     probed = folder.summary.get("probe", {})
-    pretrained = next((name for name in [*probed, *bench.weights] if name in bench.weights), None)
-    rungs = rungs_of(space, pretrained)
-    progress.begin("ladder", len(rungs), "rungs")
-    store = folder.path / "ladder"
+    pretrained = next(
+        (name for name in [*probed, *context.weights] if name in context.weights), None
+    )
+    rungs = ablation_steps(space, pretrained)
+    progress.begin("ablation", len(rungs), "rungs")
+    store = folder.path / "ablation"
     store.mkdir(exist_ok=True)
-    done = {i: made for i, rung in enumerate(rungs) if (made := _load(store, i, rung, bench))}
-    shares = folder.summary["gpu_shares"]
-    rows = material.rows("train"), material.rows("val")
+    done = {i: made for i, rung in enumerate(rungs) if (made := _load(store, i, rung, context))}
+    shares = folder.summary["gpu_fraction"]
+    rows = prepared.rows("train"), prepared.rows("val")
     pending = {
-        _climb_rung.options(
+        _train_step.options(
             scheduling_strategy=EVERYWHERE,
-            num_cpus=CPUS_A_TRIAL,
+            num_cpus=CPUS_PER_TRIAL,
             num_gpus=_share(rung.config.backbone, shares),
-        ).remote(bench, rung.config, *rows): index
+        ).remote(context, rung.config, *rows): index
         for index, rung in enumerate(rungs)
         if index not in done
     }
@@ -130,16 +132,16 @@ def climb(material: Material, folder: RunFolder, progress: Progress) -> None:
         progress.advance(len(done), len(rungs))
         (ready,), _ = ray.wait(list(pending))
         index = pending.pop(ready)
-        made = done[index] = Climbed(rungs[index], ray.get(ready))
+        made = done[index] = AblationResult(rungs[index], ray.get(ready))
         _save(store, index, made)
         last = made.curve[-1]
         progress.say(
             f"{made.rung.name}: {last.train_accuracy:.4f} in training,"
             f" {last.val_accuracy:.4f} in validation"
         )
-    climbed = [done[index] for index in range(len(rungs))]
-    _write_table(folder.path / "ladder.csv", climbed)
-    folder.note("ladder", [made.as_json() for made in climbed])
+    results = [done[index] for index in range(len(rungs))]
+    _write_table(folder.path / "ladder.csv", results)
+    folder.note("ablation", [made.as_json() for made in results])
 
 
 def _share(backbone: str, shares: Mapping[str, float]) -> float:
@@ -147,45 +149,45 @@ def _share(backbone: str, shares: Mapping[str, float]) -> float:
     return shares.get(backbone, max(shares.values(), default=0.0))
 
 
-def _load(store: Path, index: int, rung: Rung, bench: Bench) -> Climbed | None:
+def _load(store: Path, index: int, rung: Rung, context: TrainingContext) -> AblationResult | None:
     """Read a rung of an earlier session; None where it was not finished, or is another now."""
     try:
         kept = json.loads((store / f"{index}.json").read_text(encoding="utf-8"))
         curve = tuple(EpochResult(**epoch) for epoch in kept["curve"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    same = kept["config"] == asdict(rung.config) and len(curve) == bench.epochs
-    return Climbed(rung, curve) if same else None
+    same = kept["config"] == asdict(rung.config) and len(curve) == context.epochs
+    return AblationResult(rung, curve) if same else None
 
 
-def _save(store: Path, index: int, made: Climbed) -> None:
+def _save(store: Path, index: int, made: AblationResult) -> None:
     kept = {"config": asdict(made.rung.config), "curve": [asdict(epoch) for epoch in made.curve]}
     partial = store / f"{index}.json.partial"
     partial.write_text(json.dumps(kept), encoding="utf-8")
     partial.replace(store / f"{index}.json")
 
 
-def _write_table(path: Path, climbed: Sequence[Climbed]) -> None:
+def _write_table(path: Path, results: Sequence[AblationResult]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["rung", "name", "epoch", *_COLUMNS])
-        for index, made in enumerate(climbed, start=1):
+        for index, made in enumerate(results, start=1):
             for epoch in made.curve:
                 values = [round(getattr(epoch, name), 6) for name in _COLUMNS]
                 writer.writerow([index, made.rung.name, epoch.epoch, *values])
 
 
 @ray.remote(max_retries=3)
-def _climb_rung(
-    bench: Bench, config: TrialConfig, train_rows: np.ndarray, val_rows: np.ndarray
+def _train_step(
+    context: TrainingContext, config: TrialConfig, train_rows: np.ndarray, val_rows: np.ndarray
 ) -> tuple[EpochResult, ...]:
     compute_with(threads_of_worker())
     trainer = create_trainer(
-        bench,
+        context,
         config,
         torch.from_numpy(train_rows.copy()),
         torch.from_numpy(val_rows.copy()),
-        seed=bench.seed * 1_000_003 + 700_001,
-        epochs=bench.epochs,
+        seed=context.seed * 1_000_003 + 700_001,
+        epochs=context.epochs,
     )
-    return tuple(trainer.run_epoch() for _ in range(bench.epochs))
+    return tuple(trainer.run_epoch() for _ in range(context.epochs))

@@ -17,57 +17,57 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from search.data.manifest import Listing
-from search.data.packing import Packed
-from search.evaluation.calibration import expected_calibration_error, judge_calibration
+from search.data.manifest import Manifest
+from search.data.packing import DecodedImages
+from search.evaluation.calibration import expected_calibration_error, measure_calibration
 from search.evaluation.comparison import compare
 from search.evaluation.intervals import macro_intervals, wilson_interval
-from search.pipeline.predictions_tmp import Judged
-from search.pipeline.prepare import Material
-from search.reporting.examples import keep_exhibits
+from search.pipeline.predictions_tmp import Predictions
+from search.pipeline.prepare import PreparedData
+from search.reporting.examples import save_samples
 from search.runs.run_folder import RunFolder
-from trainables.images import PictureRows
+from trainables.images import ImageRows
 from trainables.models.ensemble import Ensemble, mean_probabilities
 from trainables.trial import open_table
 
-TOP = 3  # classes named for each external picture
+TOP = 3  # classes named for each external image
 
 
 def evaluate(
-    material: Material, ensemble: Ensemble, folder: RunFolder, baseline: Ensemble | None = None
-) -> tuple[Judged, Judged | None]:
-    """Judge the final model on the held-out and on the external pictures.
+    prepared: PreparedData, ensemble: Ensemble, folder: RunFolder, baseline: Ensemble | None = None
+) -> tuple[Predictions, Predictions | None]:
+    """Judge the final model on the held-out and on the external images.
 
     The one place that reads the test split, once a run, after everything is chosen.
 
     Args:
-        material: What the run works on.
+        prepared: What the run works on.
         ensemble: The model.
         folder: Gets the predictions, and the summary's sections.
-        baseline: What the model is compared with, picture by picture.
+        baseline: What the model is compared with, image by image.
 
     Returns:
-        The held-out pictures, and the external ones where there are any.
+        The held-out images, and the external ones where there are any.
     """
-    classes, rows = material.listing.classes, material.rows("test")
-    table = open_table(material.packed.table, torch.device("cpu"))
-    labels = material.bench.labels[rows]
-    pictures = PictureRows(table, torch.from_numpy(rows))
-    logits, doubt = ensemble.examine(pictures)
+    classes, rows = prepared.manifest.classes, prepared.rows("test")
+    table = open_table(prepared.decoded.table, torch.device("cpu"))
+    labels = prepared.context.labels[rows]
+    images = ImageRows(table, torch.from_numpy(rows))
+    logits, ood_score = ensemble.examine(images)
     before, probabilities = (
         mean_probabilities(logits, temperature).numpy()
         for temperature in (1.0, ensemble.card.temperature)
     )
     write_predictions(
         folder.path / "test_predictions.csv",
-        material.names(rows),
+        prepared.names(rows),
         labels,
         probabilities,
         classes,
-        doubt,
+        ood_score,
     )
-    folder.note("test", score(labels, probabilities, classes) | count_unlike(doubt))
-    keep_exhibits(folder, ensemble, "data", pictures)
+    folder.note("test", score(labels, probabilities, classes) | count_ood(ood_score))
+    save_samples(folder, ensemble, "data", images)
     folder.note(
         "calibration",
         {
@@ -75,51 +75,54 @@ def evaluate(
             **folder.summary.get("calibration", {}),
             "test": {
                 "n": len(labels),
-                "before": judge_calibration(labels, before),
-                "after": judge_calibration(labels, probabilities),
+                "before": measure_calibration(labels, before),
+                "after": measure_calibration(labels, probabilities),
             },
         },
     )
     if baseline is not None:
-        of_baseline = baseline.probabilities(pictures).numpy().argmax(1)
+        of_baseline = baseline.probabilities(images).numpy().argmax(1)
         compared = compare(labels, probabilities.argmax(1), of_baseline)
         folder.note("comparison", compared.as_json())
-    held_out = Judged(material.names(rows), table, rows, labels, probabilities)
-    if material.external is None:
+    held_out = Predictions(prepared.names(rows), table, rows, labels, probabilities)
+    if prepared.external is None:
         return held_out, None
-    return held_out, _evaluate_external(material, material.external, ensemble, folder)
+    return held_out, _evaluate_external(prepared, prepared.external, ensemble, folder)
 
 
 def _evaluate_external(
-    material: Material, external: tuple[Listing, Packed], ensemble: Ensemble, folder: RunFolder
-) -> Judged:
-    """Predict the external pictures; judge those with labels, but no copies of the set's."""
-    listing, packed = external
-    classes = material.listing.classes
-    labels = listing.labels[packed.kept]
-    table = open_table(packed.table, torch.device("cpu"))[: len(packed.kept)]
-    logits, doubt = ensemble.examine(table)
+    prepared: PreparedData,
+    external: tuple[Manifest, DecodedImages],
+    ensemble: Ensemble,
+    folder: RunFolder,
+) -> Predictions:
+    """Predict the external images; judge those with labels, but no copies of the set's."""
+    manifest, decoded = external
+    classes = prepared.manifest.classes
+    labels = manifest.labels[decoded.kept]
+    table = open_table(decoded.table, torch.device("cpu"))[: len(decoded.kept)]
+    logits, ood_score = ensemble.examine(table)
     probabilities = mean_probabilities(logits, ensemble.card.temperature).numpy()
-    names = [listing.names[i] for i in packed.kept]
+    names = [manifest.names[i] for i in decoded.kept]
     write_predictions(
-        folder.path / "external_predictions.csv", names, labels, probabilities, classes, doubt
+        folder.path / "external_predictions.csv", names, labels, probabilities, classes, ood_score
     )
-    keep_exhibits(folder, ensemble, "external", table)
+    save_samples(folder, ensemble, "external", table)
     known = labels >= 0
     section: dict[str, Any] = {"n": len(labels), "accuracy": None, "top3_accuracy": None}
-    if material.external_twins is not None:
-        known &= ~material.external_twins
-        section["n_twins"] = int(material.external_twins.sum())
+    if prepared.external_near_duplicates is not None:
+        known &= ~prepared.external_near_duplicates
+        section["n_twins"] = int(prepared.external_near_duplicates.sum())
     if known.any():
         section |= score(labels[known], probabilities[known], classes)
         section |= {"n": len(labels), "n_labelled": int(known.sum())}
-    folder.note("external", section | count_unlike(doubt))
-    return Judged(names, table, np.arange(len(names)), labels, probabilities)
+    folder.note("external", section | count_ood(ood_score))
+    return Predictions(names, table, np.arange(len(names)), labels, probabilities)
 
 
-def count_unlike(doubt: Tensor | None) -> dict[str, int]:
-    """Count the pictures that are not like the training pictures, where the model can tell."""
-    return {} if doubt is None else {"n_unlike": int((doubt > 1).sum())}
+def count_ood(ood_score: Tensor | None) -> dict[str, int]:
+    """Count the images that are not like the training images, where the model can tell."""
+    return {} if ood_score is None else {"n_ood": int((ood_score > 1).sum())}
 
 
 def score(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str])
 
 
 def top_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the share of pictures whose class is among the three likeliest."""
+    """Return the share of images whose class is among the three likeliest."""
     n_classes = probabilities.shape[1]
     if n_classes <= TOP:
         return 1.0
@@ -189,17 +192,17 @@ def write_predictions(
     labels: np.ndarray,
     probabilities: np.ndarray,
     classes: Sequence[str],
-    doubt: Tensor | None = None,
+    ood_score: Tensor | None = None,
 ) -> None:
-    """Write one line a picture: its class where known, and the likeliest three with probabilities.
+    """Write one line an image: its class where known, and the likeliest three with probabilities.
 
     Args:
         path: Of the CSV file.
-        names: Of the pictures.
+        names: Of the images.
         labels: int64 [n]; -1 where the class is not known.
         probabilities: [n, classes].
         classes: Their names.
-        doubt: How unlike the training pictures each is, [n]; above 1 it is not like them.
+        ood_score: How unlike the training images each is, [n]; above 1 it is not like them.
     """
     n_named = min(TOP, len(classes))
     head = ["name", "label", "correct"]
@@ -208,10 +211,12 @@ def write_predictions(
     # A file's name may hold bytes that are no UTF-8; they are written as they are.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        head += [] if doubt is None else ["doubt", "unlike"]
+        head += [] if ood_score is None else ["ood_score", "is_ood"]
         writer.writerow([*head, *(f"p:{name}" for name in classes)])
-        doubts: list[float | None] = [None] * len(names) if doubt is None else doubt.tolist()
-        for name, label, row, doubted in zip(names, labels, probabilities, doubts, strict=True):
+        ood_scores: list[float | None] = (
+            [None] * len(names) if ood_score is None else ood_score.tolist()
+        )
+        for name, label, row, doubted in zip(names, labels, probabilities, ood_scores, strict=True):
             likeliest = np.argsort(-row, kind="stable")[:n_named]
             known = [classes[label], int(likeliest[0] == label)] if label >= 0 else ["", ""]
             named = [cell for i in likeliest for cell in (classes[i], f"{row[i]:.6f}")]

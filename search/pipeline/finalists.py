@@ -10,12 +10,12 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search.pipeline.retraining.kfold import Recipe
+from search.pipeline.retraining.kfold import RetrainConfig
 from search.reporting.evidence import FIRST
 from search.runs.run_folder import RunFolder
 from search.tuning.study import best_epoch, best_value, count_states, ranked_trials, trial_params
 from spaces.base import Space, TrialConfig
-from trainables.trial import settled
+from trainables.trial import resolve_config
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,18 @@ class Candidate:
     """What may be retrained by k-fold: a trial, or the linear probe (no number, no epochs)."""
 
     number: int | None
-    recipe: Recipe
+    retrain_config: RetrainConfig
     search_accuracy: float
 
     @property
     def name(self) -> str:
         """What people are shown."""
         if self.number is None:
-            return f"linear probe of {self.recipe.config.backbone}"
-        return f"trial {self.number}, {self.recipe.epochs} epochs"
+            return f"linear probe of {self.retrain_config.config.backbone}"
+        return f"trial {self.number}, {self.retrain_config.epochs} epochs"
 
 
-def choose_candidates(
+def choose_finalists(
     study: optuna.Study,
     space: Space,
     n: int,
@@ -56,42 +56,46 @@ def choose_candidates(
         if len(chosen) < n and is_new and trial.number not in without:
             chosen.append(trial)
     candidates = [
-        Candidate(trial.number, read_recipe(trial, space, folder.path), best_value(trial))
+        Candidate(trial.number, read_retrain_config(trial, space, folder.path), best_value(trial))
         for trial in chosen
     ]
     # Without an epoch of any trial, the probe is what there is, unless trials did not get that far
     # because they failed.
     if probes and (ranked or not count_states(study)["failed"]):
         name, probe = next(iter(probes.items()))
-        recipe = Recipe(TrialConfig(backbone=name, freeze_depth=5), 0, None)
-        candidates.append(Candidate(None, recipe, probe["accuracy"]))
+        retrain_config = RetrainConfig(TrialConfig(backbone=name, freeze_depth=5), 0, None)
+        candidates.append(Candidate(None, retrain_config, probe["accuracy"]))
     if with_first and chosen and all(candidate.number != FIRST for candidate in candidates):
         first = study.get_trials(deepcopy=False)[FIRST]
         is_new = all(first.params != trial.params for trial in chosen)
         if is_new and first.intermediate_values and first.state != TrialState.FAIL:
-            recipe = full_length(read_recipe(first, space, folder.path), first, space.epochs)
-            candidates.append(Candidate(FIRST, recipe, best_value(first)))
+            retrain_config = full_length(
+                read_retrain_config(first, space, folder.path), first, space.epochs
+            )
+            candidates.append(Candidate(FIRST, retrain_config, best_value(first)))
     return candidates
 
 
-def full_length(recipe: Recipe, trial: FrozenTrial, epochs: int) -> Recipe:
+def full_length(retrain_config: RetrainConfig, trial: FrozenTrial, epochs: int) -> RetrainConfig:
     """Return the recipe of a trial that ASHA stopped as it would have been without a search.
 
     Rates that a plateau decided stay, from where it was stopped, as they were last.
     """
     if trial.state == TrialState.COMPLETE:
-        return recipe
-    lrs = recipe.epoch_lrs
-    return replace(recipe, epochs=epochs, epoch_lrs=lrs and lrs + lrs[-1:] * (epochs - len(lrs)))
+        return retrain_config
+    lrs = retrain_config.epoch_lrs
+    return replace(
+        retrain_config, epochs=epochs, epoch_lrs=lrs and lrs + lrs[-1:] * (epochs - len(lrs))
+    )
 
 
-def read_recipe(trial: FrozenTrial, space: Space, run_folder: Path) -> Recipe:
+def read_retrain_config(trial: FrozenTrial, space: Space, run_folder: Path) -> RetrainConfig:
     """Return what a trial found: its configuration, its best epoch, its learning rates."""
-    config = settled(trial_params(trial, space))
+    config = resolve_config(trial_params(trial, space))
     epochs = best_epoch(trial)
     if config.scheduler != "plateau":
-        return Recipe(config, epochs, None)
+        return RetrainConfig(config, epochs, None)
     curve = run_folder / "trials" / str(trial.number) / "progress.csv"
     with curve.open(newline="", encoding="utf-8") as file:
         lrs = {int(row["epoch"]): float(row["lr"]) for row in csv.DictReader(file)}
-    return Recipe(config, epochs, tuple(lrs[epoch] for epoch in range(1, epochs + 1)))
+    return RetrainConfig(config, epochs, tuple(lrs[epoch] for epoch in range(1, epochs + 1)))

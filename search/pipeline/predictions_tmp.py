@@ -1,4 +1,4 @@
-"""Pictures with what a model says of them."""
+"""Images with what a model says of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search.pipeline.prepare import Material
+from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.kfold import Fold, out_of_fold
 from trainables.trial import open_table
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """Pictures with what a model says of them.
+class Predictions:
+    """Images with what a model says of them.
 
     Attributes:
         names: Theirs.
-        table: uint8 [N, S, S, 3], packed pictures, these among them.
+        table: uint8 [N, S, S, 3], packed images, these among them.
         rows: int64 [n], where these lie in it.
         labels: int64 [n]; -1 where the class is not known.
         probabilities: float32 [n, classes].
@@ -32,18 +32,20 @@ class Judged:
     labels: np.ndarray
     probabilities: np.ndarray
 
-    def pictures(self, places: np.ndarray) -> Tensor:
-        """Return some of the pictures, given by their places among these: uint8 [m, S, S, 3]."""
+    def images(self, places: np.ndarray) -> Tensor:
+        """Return some of the images, given by their places among these: uint8 [m, S, S, 3]."""
         return self.table[torch.from_numpy(self.rows[places])]
 
 
-def judge_out_of_fold(material: Material, folds: Sequence[Fold], temperature: float) -> Judged:
-    """Return the pictures of all folds, each judged by the training that did not see it."""
+def predict_out_of_fold(
+    prepared: PreparedData, folds: Sequence[Fold], temperature: float
+) -> Predictions:
+    """Return the images of all folds, each judged by the training that did not see it."""
     rows, logits = out_of_fold(folds)
-    return Judged(
-        names=material.names(rows),
-        table=open_table(material.packed.table, torch.device("cpu")),
+    return Predictions(
+        names=prepared.names(rows),
+        table=open_table(prepared.decoded.table, torch.device("cpu")),
         rows=rows,
-        labels=material.bench.labels[rows],
+        labels=prepared.context.labels[rows],
         probabilities=torch.softmax(torch.from_numpy(logits) / temperature, 1).numpy(),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from search.data.exclusion import read_exclusion, write_exclusion
-from search.data.manifest import Listing, scan, scan_external
+from search.data.manifest import Manifest, scan, scan_external
 from search.pipeline.request import Request, RequestError, load_requested_space
 from search.runs.run_folder import RunFolder, digest
 from search.runs.sync import fetch
@@ -25,40 +25,40 @@ _JOB_FOLDERS = "runtime_resources"
 
 
 @dataclass(frozen=True, eq=False)
-class Checked:
+class RunPlan:
     """A request that can be carried out.
 
     Attributes:
         request: As asked; one that carries a run on has that run's own settings filled in.
         space: With what the command line changes in it.
-        listing: The pictures.
-        external: The external pictures, if there are any.
+        manifest: The images.
+        external: The external images, if there are any.
         weights: By backbone, the file of its pretrained weights.
         folder: Of the run.
-        n_excluded: Pictures left out on request.
+        n_excluded: Images left out on request.
     """
 
     request: Request
     space: Space
-    listing: Listing
-    external: Listing | None
+    manifest: Manifest
+    external: Manifest | None
     weights: dict[str, Path]
     folder: RunFolder
     n_excluded: int = 0
 
 
 EXCLUDED = "excluded.csv"
-"""In the run's folder: the names of the pictures left out on request."""
+"""In the run's folder: the names of the images left out on request."""
 
 
-def check(request: Request) -> Checked:
+def check(request: Request) -> RunPlan:
     """Check a request, fetch what has to be downloaded, and make the run's folder.
 
     Raises:
         SpaceError, SourceError, DataError, WeightsError, FolderError, StorageError, RequestError:
             each says the rule, the value, and the way out.
     """
-    check_place(request)
+    check_output_path(request)
     if request.shared is not None:
         request.shared.try_out()
         if request.resume is not None and not request.resume.exists():
@@ -69,31 +69,33 @@ def check(request: Request) -> Checked:
     if folder is not None:
         if exclusion is not None:
             raise RequestError(
-                "a run that is carried on keeps its pictures, but --exclude would change them:"
+                "a run that is carried on keeps its images, but --exclude would change them:"
                 " leave it out, or begin a new run"
             )
         kept = folder.environment["request"]
         check_same_space(request.space if request.names_space else None, folder)
         excluded = folder.path / EXCLUDED
         exclusion = read_exclusion(excluded, must_exist=False) if excluded.is_file() else None
-        request = request.carrying_on(kept)
+        request = request.merge_with_saved(kept)
         if request.shared is not None:
             request.shared.try_out()
     else:
         RunFolder.check_free(request.out, request.name)
     space = load_requested_space(request)
-    if folder is not None and "framing" not in folder.summary.get("settings", {"framing": None}):
-        space = replace(space, framing="crop")  # it began when there was no other
+    if folder is not None and "resize_mode" not in folder.summary.get(
+        "settings", {"resize_mode": None}
+    ):
+        space = replace(space, resize_mode="crop")  # it began when there was no other
     cache = cache_folder()
-    listing = scan(
+    manifest = scan(
         space.source, request.data, cache, space.folds, request.limit, request.seed, exclusion
     )
     external = None
     if request.external is not None:
-        external = scan_external(request.external, listing.classes, exclusion)
+        external = scan_external(request.external, manifest.classes, exclusion)
     elif space.external is not None and request.data is None:
         found = space.external.open(None, cache)
-        external = scan_external(found, listing.classes, exclusion)
+        external = scan_external(found, manifest.classes, exclusion)
     weights = {}
     if space.weights == "pretrained":
         weights = find_weights(space.backbones, request.weights, cache)
@@ -110,7 +112,7 @@ def check(request: Request) -> Checked:
         fixed = ("space", "out", "name", "resume")
         folder.remember(request.as_json() | {name: kept[name] for name in fixed})
     n_excluded = 0 if exclusion is None else len(exclusion.names)
-    return Checked(request, space, listing, external, weights, folder, n_excluded)
+    return RunPlan(request, space, manifest, external, weights, folder, n_excluded)
 
 
 def check_same_space(asked: Path | None, folder: RunFolder) -> None:
@@ -154,7 +156,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def check_place(request: Request) -> None:
+def check_output_path(request: Request) -> None:
     """Check that what a run makes stays where it is put.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The pictures stage: what a run works on, from files to one shared table."""
+"""The images stage: what a run works on, from files to one shared table."""
 
 from __future__ import annotations
 
@@ -12,73 +12,73 @@ import ray
 import torch
 from torch import Tensor
 
-from search.cluster.feature_cache_actor import BankPlan, store_bytes
-from search.cluster.parallel import on_all_machines
+from search.cluster.feature_cache_actor import FeatureCachePlan, store_bytes
+from search.cluster.parallel import on_all_nodes
 from search.cluster.shared_file import share_file
 from search.console.formatting import count
 from search.console.progress import Progress
-from search.data.audit import COPIES, UNUSED, Audit, Pictures, examine, sum_up, write_audit_csv
+from search.data.audit import COPIES, UNUSED, Audit, Images, examine, sum_up, write_audit_csv
 from search.data.class_folders import DataError
 from search.data.exclusion import EXTERNAL
-from search.data.manifest import Listing, check_counts
-from search.data.packing import Packed, pack
-from search.data.splits import OUT, read_split_csv, split, straddling, write_split_csv
-from search.pipeline.preflight import Checked
-from search.reporting.audit_page import MOST_PAIRS
+from search.data.manifest import Manifest, check_counts
+from search.data.packing import DecodedImages, pack
+from search.data.splits import OUT, leaks_into_holdout, read_split_csv, split, write_split_csv
+from search.pipeline.preflight import RunPlan
+from search.reporting.audit_page import MAX_PAIRS
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
 from spaces.base import Space
-from trainables.trial import Bench, open_table
+from trainables.trial import TrainingContext, open_table
 
-PICTURES_SHARE = 0.2
-"""Of the smallest node's object store; more pictures than that are mapped from a file."""
+IMAGES_FRACTION = 0.2
+"""Of the smallest node's object store; more images than that are mapped from a file."""
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class PreparedData:
     """What a run works on, ready for trainings."""
 
     space: Space
-    listing: Listing
-    packed: Packed
+    manifest: Manifest
+    decoded: DecodedImages
     splits: np.ndarray
     """By table row, "train", "val", "test", or `splitting.OUT`."""
-    external: tuple[Listing, Packed] | None
-    bench: Bench
-    plan: BankPlan | None = None
-    external_twins: np.ndarray | None = None
-    """By table row of the external pictures, whether one is a near-duplicate of the set's, and is
-    no picture from elsewhere."""
+    external: tuple[Manifest, DecodedImages] | None
+    context: TrainingContext
+    plan: FeatureCachePlan | None = None
+    external_near_duplicates: np.ndarray | None = None
+    """By table row of the external images, whether one is a near-duplicate of the set's, and is
+    no image from elsewhere."""
 
     def rows(self, *splits: str) -> np.ndarray:
         """Return the table rows of some splits, ascending."""
         return np.flatnonzero(np.isin(self.splits, splits))
 
     def names(self, rows: np.ndarray) -> list[str]:
-        """Return the names of pictures, given by their table rows."""
-        return [self.listing.names[self.packed.kept[row]] for row in rows]
+        """Return the names of images, given by their table rows."""
+        return [self.manifest.names[self.decoded.kept[row]] for row in rows]
 
 
-def pack_pictures(
-    checked: Checked, weights: Mapping[str, Mapping[str, Tensor]], progress: Progress
-) -> Material:
-    """Decode, audit and split the pictures, and put all that trainings share into the store.
+def pack_images(
+    run_plan: RunPlan, weights: Mapping[str, Mapping[str, Tensor]], progress: Progress
+) -> PreparedData:
+    """Decode, audit and split the images, and put all that trainings share into the store.
 
     Raises:
-        DataError: too few pictures could be read, or a run carried on finds other pictures.
+        DataError: too few images could be read, or a run carried on finds other images.
     """
-    request, space, folder = checked.request, checked.space, checked.folder
-    listing, external = checked.listing, checked.external
-    n_pictures = len(listing.names) + (len(external.names) if external else 0)
-    progress.begin("pictures", n_pictures, "pictures")
-    packed = pack(
-        listing,
-        space.packed_size,
+    request, space, folder = run_plan.request, run_plan.space, run_plan.folder
+    manifest, external = run_plan.manifest, run_plan.external
+    n_images = len(manifest.names) + (len(external.names) if external else 0)
+    progress.begin("images", n_images, "images")
+    decoded = pack(
+        manifest,
+        space.cache_size,
         progress.advance,
         space.image_size,
-        space.framing,
-        budget_bytes=store_bytes(PICTURES_SHARE),
-        overflow=(folder.path / "cache" / "pictures.npy").absolute(),
+        space.resize_mode,
+        budget_bytes=store_bytes(IMAGES_FRACTION),
+        overflow=(folder.path / "cache" / "images.npy").absolute(),
         send_files=request.address is not None,
     )
     outside = None
@@ -87,68 +87,74 @@ def pack_pictures(
             external,
             pack(
                 external,
-                space.packed_size,
+                space.cache_size,
                 lambda *_: None,
                 space.image_size,
-                space.framing,
+                space.resize_mode,
                 send_files=request.address is not None,
             ),
         )
-    external_pictures = None if outside is None else _pictures(*outside)
-    audit = examine(_pictures(listing, packed), external_pictures, space.flip, on_all_machines)
+    external_images = None if outside is None else _images(*outside)
+    audit = examine(_images(manifest, decoded), external_images, space.flip, on_all_nodes)
     # A run that is refused here is left as it was.
-    splits, groups = _split(checked, packed, audit)
-    _tell(audit, listing, packed, outside, space, folder, progress)
-    table: Any = packed.table
+    splits, groups = _split(run_plan, decoded, audit)
+    _tell(audit, manifest, decoded, outside, space, folder, progress)
+    table: Any = decoded.table
     if isinstance(table, Path) and request.address is not None:
         table = share_file(table)
-    bench = Bench(
+    context = TrainingContext(
         table=table,
-        labels=listing.labels[packed.kept],
-        n_classes=len(listing.classes),
+        labels=manifest.labels[decoded.kept],
+        n_classes=len(manifest.classes),
         image_size=space.image_size,
         flip=space.flip,
         weights={name: ray.put(dict(state)) for name, state in weights.items()},
         n_views=space.views,
-        banks=None,
+        feature_cache=None,
         heads={},
         epochs=space.epochs,
         patience=space.patience,
         seed=request.seed,
         groups=groups,
     )
-    material = Material(
-        space, listing, packed, splits, outside, bench, external_twins=audit.external_twins
+    prepared = PreparedData(
+        space,
+        manifest,
+        decoded,
+        splits,
+        outside,
+        context,
+        external_near_duplicates=audit.external_near_duplicates,
     )
-    counts = {part: len(material.rows(part)) for part in ("train", "val", "test")}
+    counts = {part: len(prepared.rows(part)) for part in ("train", "val", "test")}
     folder.note(
         "data",
         {
-            "classes": list(listing.classes),
-            "n": len(packed.kept),
+            "classes": list(manifest.classes),
+            "n": len(decoded.kept),
             **counts,
             "out": int((splits == OUT).sum()),
-            "left_out": len(packed.problems),
-            "excluded": checked.n_excluded,
+            "left_out": len(decoded.problems),
+            "excluded": run_plan.n_excluded,
         },
     )
     progress.say(
-        f"{len(packed.kept)} pictures of {len(listing.classes)} classes:"
+        f"{len(decoded.kept)} images of {len(manifest.classes)} classes:"
         f" {counts['train']} to train, {counts['val']} to validate, {counts['test']} held out"
     )
-    return material
+    return prepared
 
 
 def _tell(
     audit: Audit,
-    listing: Listing,
-    packed: Packed,
-    outside: tuple[Listing, Packed] | None,
+    manifest: Manifest,
+    decoded: DecodedImages,
+    outside: tuple[Manifest, DecodedImages] | None,
     space: Space,
     folder: RunFolder,
     progress: Progress,
 ) -> None:
-    """Tell what was found in the pictures, and keep those of some pairs."""
+    """Tell what was found in the images, and keep those of some pairs."""
     write_audit_csv(folder.path / "audit.csv", audit.problems)
     folder.note("audit", audit.as_json())
     unused = [problem for problem in audit.problems if problem.kind in UNUSED]
@@ -160,50 +166,62 @@ def _tell(
         )
     if n_out := audit.count("left out"):
         progress.warn(
-            f"{n_out} pictures are near-duplicates of test or validation pictures, and leave"
+            f"{n_out} images are near-duplicates of test or validation images, and leave"
             f" training (see {folder.path / 'audit.csv'})"
         )
     progress.say(f"audit: {sum_up(audit)}")
-    pairs = [problem for problem in audit.problems if problem.kind in COPIES][:MOST_PAIRS]
-    wanted = {name for problem in pairs for name in (problem.name, problem.twin)}
+    pairs = [problem for problem in audit.problems if problem.kind in COPIES][:MAX_PAIRS]
+    wanted = {name for problem in pairs for name in (problem.name, problem.duplicate_of)}
     gallery = Gallery(folder.path)
-    _keep(gallery, "data", wanted, listing, packed, space)
+    _keep(gallery, "data", wanted, manifest, decoded, space)
     if outside is not None:
         names = {n.removeprefix(EXTERNAL) for n in wanted if n.startswith(EXTERNAL)}
         _keep(gallery, "external", names, *outside, space)
 
 
 def _keep(
-    gallery: Gallery, part: str, wanted: set[str], listing: Listing, packed: Packed, space: Space
+    gallery: Gallery,
+    part: str,
+    wanted: set[str],
+    manifest: Manifest,
+    decoded: DecodedImages,
+    space: Space,
 ) -> None:
-    rows = [row for row, i in enumerate(packed.kept) if listing.names[i] in wanted]
+    rows = [row for row, i in enumerate(decoded.kept) if manifest.names[i] in wanted]
     if rows:
-        table = open_table(packed.table, torch.device("cpu"))[rows].numpy()
-        names = [listing.names[packed.kept[row]] for row in rows]
+        table = open_table(decoded.table, torch.device("cpu"))[rows].numpy()
+        names = [manifest.names[decoded.kept[row]] for row in rows]
         gallery.keep(part, names, table, space.image_size)
 
 
-def _pictures(listing: Listing, packed: Packed) -> Pictures:
-    return Pictures(listing, packed.kept, packed.sketches, packed.problems)
+def _images(manifest: Manifest, decoded: DecodedImages) -> Images:
+    return Images(manifest, decoded.kept, decoded.thumbnails, decoded.problems)
 
 
-def _split(checked: Checked, packed: Packed, audit: Audit) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the pictures; a run that is carried on keeps the split that it began with.
+def _split(
+    run_plan: RunPlan, decoded: DecodedImages, audit: Audit
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the images; a run that is carried on keeps the split that it began with.
 
     Raises:
-        DataError: a class is too small, or a run carried on finds other pictures.
+        DataError: a class is too small, or a run carried on finds other images.
     """
-    request, space, listing, kept = checked.request, checked.space, checked.listing, packed.kept
-    path = checked.folder.path / "split.csv"
+    request, space, manifest, kept = (
+        run_plan.request,
+        run_plan.space,
+        run_plan.manifest,
+        decoded.kept,
+    )
+    path = run_plan.folder.path / "split.csv"
     try:
         if path.exists():
-            return read_split_csv(path, listing, kept, packed.digests)
-        stays = ~straddling(listing, kept, audit.groups)
-        check_counts(listing, kept[stays], space.folds, audit.groups[stays])
+            return read_split_csv(path, manifest, kept, decoded.digests)
+        stays = ~leaks_into_holdout(manifest, kept, audit.groups)
+        check_counts(manifest, kept[stays], space.folds, audit.groups[stays])
     except DataError as error:
-        raise DataError(f"{error}{_unreadable(packed)}") from None
+        raise DataError(f"{error}{_unreadable(decoded)}") from None
     splits = split(
-        listing,
+        manifest,
         kept,
         space.val_fraction,
         space.test_fraction,
@@ -211,13 +229,13 @@ def _split(checked: Checked, packed: Packed, audit: Audit) -> tuple[np.ndarray, 
         space.folds,
         audit.groups,
     )
-    write_split_csv(path, listing, kept, splits, audit.groups, packed.digests)
+    write_split_csv(path, manifest, kept, splits, audit.groups, decoded.digests)
     return splits, audit.groups
 
 
-def _unreadable(packed: Packed) -> str:
-    """Return what is to be said of files that could not be read, where pictures are missing."""
-    found = [problem for problem in packed.problems if problem.kind == "unreadable"]
+def _unreadable(decoded: DecodedImages) -> str:
+    """Return what is to be said of files that could not be read, where images are missing."""
+    found = [problem for problem in decoded.problems if problem.kind == "unreadable"]
     if not found:
         return ""
     return (

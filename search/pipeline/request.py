@@ -79,7 +79,7 @@ class Request:
         kept = asdict(self)
         return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in kept.items()}
 
-    def carrying_on(self, kept: dict[str, Any]) -> Request:
+    def merge_with_saved(self, kept: dict[str, Any]) -> Request:
         """Return the request of an earlier run, with what this command line says anew.
 
         Raises:
@@ -153,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m search.run",
-        description="Find the best image classifier for a folder of pictures, and prove how good"
+        description="Find the best image classifier for a folder of images, and prove how good"
         " it is.",
         epilog="""examples:
   python -m search.run
@@ -168,19 +168,19 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="DIR",
-        help="pictures: a folder per class, or train/ [val/] test/ of those",
+        help="images: a folder per class, or train/ [val/] test/ of those",
     )
     what.add_argument(
         "--external",
         type=Path,
         metavar="DIR",
-        help="pictures from elsewhere, flat or a folder per class",
+        help="images from elsewhere, flat or a folder per class",
     )
     what.add_argument(
         "--exclude",
         type=Path,
         metavar="FILE",
-        help="pictures to leave out: a name a line, or lines of audit.csv or label_issues.csv",
+        help="images to leave out: a name a line, or lines of audit.csv or label_issues.csv",
     )
     what.add_argument(
         "--weights",
@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         help="search these instead of the space's",
     )
     what.add_argument(
-        "--limit", type=_whole(10), metavar="N", help="at most N pictures, stratified (a quick try)"
+        "--limit", type=_whole(10), metavar="N", help="at most N images, stratified (a quick try)"
     )
     how = parser.add_argument_group("how long and how")
     how.add_argument("--trials", type=_whole(1), metavar="N", help="trials in all")

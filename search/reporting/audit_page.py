@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from search.data.audit import COPIES, KINDS
 
-MOST_PAIRS = 24
-"""Pairs of near-duplicates whose pictures a run keeps and its report shows."""
+MAX_PAIRS = 24
+"""Pairs of near-duplicates whose images a run keeps and its report shows."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Finding:
     name: str
     problem: str
     detail: str
-    twin: str = ""
+    duplicate_of: str = ""
     similarity: str = ""
 
 
@@ -43,11 +43,11 @@ class AuditPage:
 def lay_out(findings: Sequence[Finding]) -> AuditPage:
     """Sort findings for the page."""
     counts = Counter(finding.problem for finding in findings)
-    is_pair = [finding.problem in COPIES and bool(finding.twin) for finding in findings]
+    is_pair = [finding.problem in COPIES and bool(finding.duplicate_of) for finding in findings]
     pairs = [finding for finding, paired in zip(findings, is_pair, strict=True) if paired]
     return AuditPage(
         kinds=tuple((kind, what, counts[kind]) for kind, what in KINDS.items() if counts[kind]),
-        pairs=tuple(pairs[:MOST_PAIRS]),
+        pairs=tuple(pairs[:MAX_PAIRS]),
         n_pairs=len(pairs),
         others=tuple(f for f, paired in zip(findings, is_pair, strict=True) if not paired),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from search.reporting import style
-from search.reporting.model_charts import chart_evaluation, chart_ladder, chart_winner
+from search.reporting.model_charts import chart_ablation, chart_evaluation, chart_winner
 from search.reporting.run_record import Record
 from search.reporting.search_charts import chart_search
 
@@ -42,7 +42,7 @@ def draw_charts(record: Record, folder: Path) -> dict[str, Chart]:
             chart_search(record),
             chart_winner(record),
             chart_evaluation(record),
-            chart_ladder(record),
+            chart_ablation(record),
         )
         for drawn in chain.from_iterable(drawings):
             name, figure, alt, caption = drawn

@@ -21,13 +21,13 @@ def describe_gain(summary: Mapping[str, Any]) -> str | None:
     low, high = (100 * bound for bound in compared["difference_ci95"])
     return (
         f"{100 * compared['difference']:+.1f} points (95 % {low:+.1f} to {high:+.1f},"
-        f" {compared['only_model']} pictures won, {compared['only_baseline']} lost,"
+        f" {compared['n_model_only_correct']} won, {compared['n_baseline_only_correct']} lost,"
         f" p = {compared['p_value']:.2g}): {compared['verdict']}"
     )
 
 
 def describe_calibration(summary: Mapping[str, Any]) -> str | None:
-    """Say how far probabilities are off on held-out pictures, and were before the temperature."""
+    """Say how far probabilities are off on held-out images, and were before the temperature."""
     calibration = summary.get("calibration", {})
     if "test" not in calibration:
         return None
@@ -48,13 +48,13 @@ def describe_issues(summary: Mapping[str, Any]) -> str | None:
     return f"{count(issues['n'], 'label')} look{'s' if issues['n'] == 1 else ''} wrong"
 
 
-def describe_second_look(summary: Mapping[str, Any]) -> str | None:
-    """Say what a second look at each picture's middle does; None where none was tried."""
-    second = summary.get("kfold", {}).get("second_look")
+def describe_center_crop(summary: Mapping[str, Any]) -> str | None:
+    """Say what a second look at each image's middle does; None where none was tried."""
+    second = summary.get("kfold", {}).get("center_crop")
     if second is None:
         return None
     with_it, without = second["accuracy_mean"], second["accuracy_mean_without"]
-    losses = f"log loss {second['log_loss']:.3f} instead of {second['log_loss_without']:.3f}"
+    losses = f"log loss {second['log_loss']:.3f} instead of {second['log_loss_baseline']:.3f}"
     if second["kept"]:
         return f"yes: folds {with_it:.4f} instead of {without:.4f}, {losses}"
     return f"no: folds would be {with_it:.4f} instead of {without:.4f}, {losses}"
@@ -65,8 +65,8 @@ def evidence_rows(summary: Mapping[str, Any], issues_file: str) -> list[tuple[st
     rows = []
     if gain := describe_gain(summary):
         rows.append(("over trial 0", gain))
-    if second_look := describe_second_look(summary):
-        rows.append(("looks twice", second_look))
+    if center_crop := describe_center_crop(summary):
+        rows.append(("looks twice", center_crop))
     if calibration := describe_calibration(summary):
         rows.append(("calibration", calibration))
     if issues := describe_issues(summary):

@@ -1,7 +1,7 @@
-"""The pictures that a run keeps for people to look at.
+"""The images that a run keeps for people to look at.
 
 `results/<run>/gallery/` holds small JPEGs of those that the report shows. So the report can be
-written again when the pictures themselves have moved, or never lay in files.
+written again when the images themselves have moved, or never lay in files.
 """
 
 from __future__ import annotations
@@ -19,49 +19,49 @@ from PIL import Image
 from search.console.formatting import readable
 
 SIDE = 160
-"""Of a kept picture, in pixels; smaller ones keep their size."""
+"""Of a kept image, in pixels; smaller ones keep their size."""
 
 PARTS = ("data", "external")
-"""Where a name is from: two pictures of one name may be in both."""
+"""Where a name is from: two images of one name may be in both."""
 
 _HEAT = ".heat.png"  # grey, a pixel a place
 _QUALITY = 82  # a photo takes about 6 kB
-_PIXEL_ART = 64  # pixels a side, up to which a picture is kept without blur of colours
+_PIXEL_ART = 64  # pixels a side, up to which an image is kept without blur of colours
 
 
 class Gallery:
-    """A run's kept pictures, by part and name."""
+    """A run's kept images, by part and name."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / "gallery"
 
     def keep(
-        self, part: str, names: Sequence[str], pictures: Iterable[np.ndarray], image_size: int
+        self, part: str, names: Sequence[str], images: Iterable[np.ndarray], image_size: int
     ) -> None:
-        """Keep pictures, as the model sees them; those that are kept already are replaced.
+        """Keep images, as the model sees them; those that are kept already are replaced.
 
         Args:
             part: One of `PARTS`.
             names: Theirs, as the run's tables have them.
-            pictures: Each uint8 [S, S, 3], S >= image_size, as they are packed.
+            images: Each uint8 [S, S, 3], S >= image_size, as they are packed.
             image_size: Side in pixels of the central square that the model sees.
         """
-        for name, pixels in zip(names, pictures, strict=True):
+        for name, pixels in zip(names, images, strict=True):
             path = self._file(part, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode(Image.fromarray(_centre(np.asarray(pixels), image_size))))
 
     def find(self, part: str, name: str) -> bytes | None:
-        """Return a kept picture's JPEG, or None where there is none."""
+        """Return a kept image's JPEG, or None where there is none."""
         path = self._file(part, name)
         return path.read_bytes() if path.is_file() else None
 
     def keep_heat(self, part: str, name: str, heat: np.ndarray) -> None:
-        """Keep where in a picture the model found what it says.
+        """Keep where in an image the model found what it says.
 
         Args:
             part: One of `PARTS`.
-            name: The picture's.
+            name: The image's.
             heat: [h, w] in [0, 1], over the square that the model sees.
         """
         path = self._file(part, name).with_suffix(_HEAT)
@@ -85,29 +85,29 @@ class Gallery:
         return self.path / part / f"{key}.jpg"
 
 
-class Album:
-    """Hands a page its pictures, as data URIs, until the page has as many bytes as it may."""
+class EmbeddedImages:
+    """Hands a page its images, as data URIs, until the page has as many bytes as it may."""
 
     def __init__(self, gallery: Gallery, budget_bytes: int) -> None:
         self._gallery = gallery
         self._left_bytes = budget_bytes
         self.left_out = 0
-        """Pictures that are kept, and that the page has no room for."""
+        """Images that are kept, and that the page has no room for."""
 
     def source(self, part: str, name: str) -> str | None:
-        """Return what an `<img>` has for its `src`; None where there is no picture or no room."""
+        """Return what an `<img>` has for its `src`; None where there is no image or no room."""
         found = self._gallery.find(part, name)
         return None if found is None else self.embed(found)
 
-    def heated(self, part: str, name: str) -> str | None:
-        """Return a picture with what the model saw in it glowing; None as for `source`."""
+    def with_heatmap(self, part: str, name: str) -> str | None:
+        """Return an image with what the model saw in it glowing; None as for `source`."""
         found, heat = self._gallery.find(part, name), self._gallery.find_heat(part, name)
         if found is None or heat is None:
             return None
         return self.embed(encode(overlay(Image.open(io.BytesIO(found)), heat)))
 
     def embed(self, jpeg: bytes) -> str | None:
-        """Return a picture as a data URI; None where there is no room."""
+        """Return an image as a data URI; None where there is no room."""
         uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
         if len(uri) > self._left_bytes:
             self.left_out += 1
@@ -116,9 +116,9 @@ class Album:
         return uri
 
 
-def encode(picture: Image.Image) -> bytes:
-    """Return a picture as a small JPEG."""
-    small = picture.copy()
+def encode(image: Image.Image) -> bytes:
+    """Return an image as a small JPEG."""
+    small = image.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     sharp = max(small.size) <= _PIXEL_ART
     buffer = io.BytesIO()
@@ -132,15 +132,15 @@ def encode(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """Lay heat over a picture in grey: from dark violet over orange to yellow, as it rises.
+def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Lay heat over an image in grey: from dark violet over orange to yellow, as it rises.
 
     Args:
-        picture: RGB.
-        heat: [h, w] in [0, 1]; stretched over the picture.
+        image: RGB.
+        heat: [h, w] in [0, 1]; stretched over the image.
     """
-    side = max(SIDE, *picture.size)
-    grey = np.asarray(picture.convert("L").resize((side, side)), np.float64)[..., None] / 255
+    side = max(SIDE, *image.size)
+    grey = np.asarray(image.convert("L").resize((side, side)), np.float64)[..., None] / 255
     levels = Image.fromarray(heat.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
     level = np.clip(np.asarray(levels, np.float64), 0, 1)
     colours = colormaps["inferno"](level)[..., :3]

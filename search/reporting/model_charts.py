@@ -11,16 +11,16 @@ import numpy as np
 from search.console.formatting import interval, percent
 from search.evaluation.calibration import expected_calibration_error
 from search.reporting.model_figures import (
-    draw_agreement,
+    draw_ablation,
+    draw_accuracies,
     draw_confusion,
     draw_curves,
-    draw_ladder,
     draw_reliability,
 )
 from search.reporting.run_record import Record
 from search.reporting.style import Drawn
 
-_MOST_CLASSES = 40  # of a confusion matrix that can still be read
+_MAX_CLASSES = 40  # of a confusion matrix that can still be read
 
 
 def chart_winner(record: Record) -> Iterator[Drawn]:
@@ -35,7 +35,7 @@ def chart_winner(record: Record) -> Iterator[Drawn]:
                 "accuracy",
                 [e.train_accuracy for e in curve],
                 [e.val_accuracy for e in curve],
-                "Training pictures are augmented and dropout is on, so training may look worse"
+                "Training images are augmented and dropout is on, so training may look worse"
                 " than validation.",
             ),
             (
@@ -57,8 +57,8 @@ def chart_winner(record: Record) -> Iterator[Drawn]:
     judged = {
         title: (part["accuracy"], tuple(part["accuracy_ci95"]))
         for title, part in (
-            ("held-out pictures", record.summary.get("test")),
-            ("pictures from elsewhere", record.summary.get("external")),
+            ("held-out images", record.summary.get("test")),
+            ("images from elsewhere", record.summary.get("external")),
         )
         if part and part.get("accuracy") is not None
     }
@@ -68,10 +68,10 @@ def chart_winner(record: Record) -> Iterator[Drawn]:
         ]
         yield (
             "agreement",
-            draw_agreement(best["val_accuracy"], folds, judged),
+            draw_accuracies(best["val_accuracy"], folds, judged),
             f"The search said {percent(best['val_accuracy'])}, the folds say"
             f" {percent(statistics.mean(folds))} on average. " + ". ".join(words),
-            "The search chose by its number, so that one flatters. No fold is judged on pictures it"
+            "The search chose by its number, so that one flatters. No fold is judged on images it"
             " was trained on. Bars are 95 % intervals.",
         )
 
@@ -86,12 +86,12 @@ def most_confused(confusion: Sequence[Sequence[int]], most: int) -> list[int]:
 
 def chart_evaluation(record: Record) -> Iterator[Drawn]:
     """Yield the confusions, and whether the probabilities can be believed."""
-    for part, what in (("test", "held-out pictures"), ("external", "pictures from elsewhere")):
+    for part, what in (("test", "held-out images"), ("external", "images from elsewhere")):
         scores: Mapping[str, Any] = record.summary.get(part) or {}
         if "confusion" not in scores:
             continue
         classes = [row["class"] for row in scores["per_class"]]
-        shown = most_confused(scores["confusion"], _MOST_CLASSES)
+        shown = most_confused(scores["confusion"], _MAX_CLASSES)
         some = len(shown) < len(classes)
         title = f"Confusions of the {len(shown)} most confused classes" if some else "Confusions"
         left_out = (
@@ -118,26 +118,26 @@ def chart_evaluation(record: Record) -> Iterator[Drawn]:
         yield (
             "reliability",
             draw_reliability(sure, right),
-            f"Reliability diagram of the held-out pictures: the expected calibration error is"
+            f"Reliability diagram of the held-out images: the expected calibration error is"
             f" {percent(error)}.",
-            "On the dashed line, pictures that the model is 80 % sure of are right 80 times in 100."
-            f" It is {percent(error)} off on average. Numbers count pictures.",
+            "On the dashed line, images that the model is 80 % sure of are right 80 times in 100."
+            f" It is {percent(error)} off on average. Numbers count images.",
         )
 
 
-def chart_ladder(record: Record) -> Iterator[Drawn]:
+def chart_ablation(record: Record) -> Iterator[Drawn]:
     """Yield the ladder's curves."""
-    if not record.ladder:
+    if not record.ablation:
         return
     rungs = {
         name: ([e.train_accuracy for e in curve], [e.val_accuracy for e in curve])
-        for name, curve in record.ladder.items()
+        for name, curve in record.ablation.items()
     }
     yield (
-        "ladder",
-        draw_ladder(rungs),
+        "ablation",
+        draw_ablation(rungs),
         "Training and validation accuracy by epoch. At the end: "
         + "; ".join(f"{n} {percent(t[-1])} and {percent(v[-1])}" for n, (t, v) in rungs.items()),
         "A panel is a rung. Where the grey line leaves the blue one below, the network learns its"
-        " training pictures by heart.",
+        " training images by heart.",
     )

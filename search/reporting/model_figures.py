@@ -27,7 +27,7 @@ from search.reporting.style import (
     short,
 )
 
-_MOST_NUMBERED_CLASSES = 30  # cells of larger confusion matrices are too small for numbers
+_MAX_NUMBERED_CLASSES = 30  # cells of larger confusion matrices are too small for numbers
 
 
 def draw_curves(
@@ -50,7 +50,7 @@ def draw_curves(
     return figure
 
 
-def draw_agreement(
+def draw_accuracies(
     search: float,
     folds: Sequence[float],
     judged: Mapping[str, tuple[float, tuple[float, float]]],
@@ -82,7 +82,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     """Draw a confusion matrix; a cell's depth is its share of the row's true class."""
     counts = np.asarray(matrix)
     n = len(classes)
-    numbered = n <= _MOST_NUMBERED_CLASSES
+    numbered = n <= _MAX_NUMBERED_CLASSES
     side = min(14.0, max(WIDTH, 1.6 + n * (0.36 if numbered else 0.16)))
     figure = Figure(figsize=(side, 0.9 * side), layout="constrained")
     axes = figure.subplots()
@@ -132,7 +132,7 @@ def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> F
     return figure
 
 
-def draw_ladder(rungs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+def draw_ablation(rungs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """Draw training and validation accuracy by epoch, a panel a rung.
 
     Args:

@@ -20,28 +20,28 @@ from optuna.distributions import CategoricalDistribution
 
 from search.console.formatting import compact, count, duration, interval, percent
 from search.data.audit import UNUSED
-from search.evaluation.label_issues import MOST_ISSUES
+from search.evaluation.label_issues import MAX_ISSUES
 from search.reporting.audit_page import lay_out
 from search.reporting.charts import draw_charts
 from search.reporting.evidence import describe_gain
 from search.reporting.examples import (
-    MOST_EXTERNAL,
-    MOST_MISTAKES,
-    MOST_UNSURE,
-    doubtful_first,
-    least_sure,
+    MAX_EXTERNAL,
+    MAX_LEAST_CONFIDENT,
+    MAX_MISTAKES,
+    least_confident,
+    least_confident_first,
     mistakes,
 )
-from search.reporting.gallery import Album, Gallery
+from search.reporting.gallery import EmbeddedImages, Gallery
 from search.reporting.run_record import Record, TrialRecord, read_record
-from search.reporting.search_charts import FEWEST_FOR_IMPORTANCE
+from search.reporting.search_charts import MIN_TRIALS_FOR_IMPORTANCE
 from search.runs.run_folder import RunFolder
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_TRIALS = 2000  # rows of the table; all are in trials.csv
-_MOST_EXTERNAL_ROWS = 500  # of the table; all are in external_predictions.csv
-_MOST_CONFUSIONS = 8
-_PICTURE_BYTES = 6_000_000  # of all pictures in the page, which is to stay below 10 MB
+_MAX_TRIALS = 2000  # rows of the table; all are in trials.csv
+_MAX_EXTERNAL_ROWS = 500  # of the table; all are in external_predictions.csv
+_MAX_CONFUSIONS = 8
+_IMAGE_BYTES = 6_000_000  # of all images in the page, which is to stay below 10 MB
 
 
 def write_report(folder: RunFolder) -> None:
@@ -71,7 +71,7 @@ def write_report(folder: RunFolder) -> None:
         summary=record.summary,
         audit=lay_out(record.audit),
         charts=charts,
-        album=Album(Gallery(folder.path), _PICTURE_BYTES),
+        album=EmbeddedImages(Gallery(folder.path), _IMAGE_BYTES),
         style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -82,22 +82,22 @@ def write_report(folder: RunFolder) -> None:
         missing=missing_stages(record),
         notices=list(notices(record)),
         failures=Counter(t.reason for t in record.trials if t.state == "failed").most_common(5),
-        trials=best_first(record.trials)[:_MOST_TRIALS],
+        trials=best_first(record.trials)[:_MAX_TRIALS],
         trial_states=sorted({trial.state for trial in record.trials}),
         parameters={
             name: not isinstance(distribution, CategoricalDistribution)
             for name, distribution in record.distributions.items()
         },
-        fewest_for_importance=FEWEST_FOR_IMPORTANCE,
-        mistakes=mistakes(record.test)[:MOST_MISTAKES],
+        fewest_for_importance=MIN_TRIALS_FOR_IMPORTANCE,
+        mistakes=mistakes(record.test)[:MAX_MISTAKES],
         n_mistakes=len(mistakes(record.test)),
-        least_sure=least_sure(record.test)[:MOST_UNSURE],
+        least_confident=least_confident(record.test)[:MAX_LEAST_CONFIDENT],
         confusions=confusions(record.summary.get("test") or {}),
         commonest=commonest_share(record.summary.get("test") or {}),
-        external=doubtful_first(record.external)[:_MOST_EXTERNAL_ROWS],
-        most_pictured=MOST_EXTERNAL,
-        exhibits=record.summary.get("exhibits", {}),
-        label_issues=record.label_issues[:MOST_ISSUES],
+        external=least_confident_first(record.external)[:_MAX_EXTERNAL_ROWS],
+        most_imaged=MAX_EXTERNAL,
+        samples=record.summary.get("samples", {}),
+        label_issues=record.label_issues[:MAX_ISSUES],
         gain=describe_gain(record.summary),
         splits=[s for s in ("train", "val", "test") if s in (record.summary.get("data") or {})],
     )
@@ -109,10 +109,10 @@ def missing_stages(record: Record) -> list[str]:
     summary = record.summary
     searched = "search" in summary and not summary["search"].get("unfinished")
     stages = (
-        ("the pictures are not packed", "data" in summary),
+        ("the images are not packed", "data" in summary),
         ("the search is not finished", searched or "kfold" in summary),
         ("the folds are not trained", "kfold" in summary),
-        ("the held-out pictures are not opened", "test" in summary),
+        ("the held-out images are not opened", "test" in summary),
     )
     return [words for words, is_done in stages if not is_done]
 
@@ -131,17 +131,17 @@ def notices(record: Record) -> Iterator[str]:
         yield f"{count(unused, 'file')} could not be used; see the audit."
     if found["left out"]:
         yield (
-            f"{count(found['left out'], 'near-duplicate')} of test or validation pictures lay"
+            f"{count(found['left out'], 'near-duplicate')} of test or validation images lay"
             " in the training folders, and left training; see the audit."
         )
     if found["conflict"]:
         yield (
-            f"{count(found['conflict'], 'picture')} contradict the label of a near-duplicate;"
+            f"{count(found['conflict'], 'image')} contradict the label of a near-duplicate;"
             " see the audit."
         )
     if found["external twin"]:
         yield (
-            f"{count(found['external twin'], 'picture')} from elsewhere are near-duplicates of the"
+            f"{count(found['external twin'], 'image')} from elsewhere are near-duplicates of the"
             " set's, and are not judged; see the audit."
         )
     test, outside = record.summary.get("test"), record.summary.get("external")
@@ -149,7 +149,7 @@ def notices(record: Record) -> Iterator[str]:
         lowest = test["accuracy_ci95"][0]
         if outside["accuracy_ci95"][1] < lowest:
             yield (
-                f"On pictures from elsewhere the model does worse: {percent(outside['accuracy'])}"
+                f"On images from elsewhere the model does worse: {percent(outside['accuracy'])}"
                 f" against {percent(test['accuracy'])}. Expect that where yours differ as well."
             )
 
@@ -176,11 +176,11 @@ def confusions(scores: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
         for j, times in enumerate(row)
         if i != j and times
     ]
-    return sorted(found, key=lambda confusion: -confusion[2])[:_MOST_CONFUSIONS]
+    return sorted(found, key=lambda confusion: -confusion[2])[:_MAX_CONFUSIONS]
 
 
 def commonest_share(scores: Mapping[str, Any]) -> float | None:
-    """Return the share of pictures that are of the commonest class: what guessing it would get."""
+    """Return the share of images that are of the commonest class: what guessing it would get."""
     sizes = [row["n"] for row in scores.get("per_class", ())]
     return max(sizes) / sum(sizes) if sum(sizes) else None
 

@@ -67,19 +67,19 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one picture.
+    """What the model says of one image.
 
     Attributes:
-        name: The picture's.
+        name: The image's.
         label: Its class, or None where it is not known.
         ranked: The likeliest classes with their probabilities, at most three.
-        unlike: Whether it is not like the training pictures; False where the model cannot tell.
+        is_ood: Whether it is not like the training images; False where the model cannot tell.
     """
 
     name: str
     label: str | None
     ranked: tuple[tuple[str, float], ...]
-    unlike: bool = False
+    is_ood: bool = False
 
     @property
     def correct(self) -> bool | None:
@@ -87,7 +87,7 @@ class Prediction:
         return None if self.label is None else self.ranked[0][0] == self.label
 
     @property
-    def in_doubt(self) -> bool:
+    def low_confidence(self) -> bool:
         """Whether the second class is nearly as likely as the first."""
         runner_up = self.ranked[1][1] if len(self.ranked) > 1 else 0.0
         return self.ranked[0][1] - runner_up < 0.2
@@ -105,12 +105,12 @@ class Record:
         study: None where there is none that can be read.
         trials: By number, without those that wait.
         folds: By trial, the accuracy of each fold.
-        test: Of the held-out pictures.
-        external: Of the pictures from elsewhere.
-        audit: What was found in the pictures.
-        class_counts: By class, then by split, the number of pictures.
+        test: Of the held-out images.
+        external: Of the images from elsewhere.
+        audit: What was found in the images.
+        class_counts: By class, then by split, the number of images.
         label_issues: Labels that look wrong, the worst first.
-        ladder: By rung, its epochs.
+        ablation: By rung, its epochs.
     """
 
     folder: Path
@@ -125,7 +125,7 @@ class Record:
     audit: tuple[Finding, ...]
     class_counts: Mapping[str, Mapping[str, int]]
     label_issues: tuple[LabelIssue, ...] = ()
-    ladder: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
+    ablation: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -171,7 +171,7 @@ def read_record(folder: RunFolder) -> Record:
         ),
         class_counts=counts,
         label_issues=read_issues(path / "folds" / "label_issues.csv"),
-        ladder=_read_ladder(path / "ladder.csv"),
+        ablation=_read_ablation(path / "ladder.csv"),
     )
 
 
@@ -205,7 +205,7 @@ def _read_trial(trial: FrozenTrial, folder: Path) -> TrialRecord:
     )
 
 
-def _read_ladder(path: Path) -> dict[str, tuple[Epoch, ...]]:
+def _read_ablation(path: Path) -> dict[str, tuple[Epoch, ...]]:
     """Read the rungs of the ladder, lowest first."""
     rungs: dict[str, tuple[Epoch, ...]] = {}
     for row in _rows(path):
@@ -235,7 +235,7 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
             name=row["name"],
             label=row["label"] or None,
             ranked=tuple((row[p], float(row[f"{p}_probability"])) for p in places if row.get(p)),
-            unlike=row.get("unlike") == "1",
+            is_ood=row.get("is_ood") == "1",
         )
         for row in _rows(path)
     )

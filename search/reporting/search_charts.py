@@ -23,10 +23,10 @@ from search.reporting.search_figures import (
 )
 from search.reporting.style import Drawn
 
-FEWEST_FOR_IMPORTANCE = 4
+MIN_TRIALS_FOR_IMPORTANCE = 4
 """Full-length trials without which nothing can be said of what mattered."""
 
-_MOST_FOR_IMPORTANCE = 200  # trials; many more take minutes and tell the same
+_MAX_TRIALS_FOR_IMPORTANCE = 200  # trials; many more take minutes and tell the same
 _TREES = 32  # of the forest that importances are read from
 _SURE_PER_PARAMETER = 10  # full-length trials a parameter, below which importances are a guess
 
@@ -38,14 +38,14 @@ def importances(record: Record) -> dict[str, float]:
     all came to the same.
     """
     complete = [t for t in record.trials if t.state == "complete"]
-    if record.study is None or len(complete) < FEWEST_FOR_IMPORTANCE:
+    if record.study is None or len(complete) < MIN_TRIALS_FOR_IMPORTANCE:
         return {}
     study = record.study
     frozen = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if len({trial.value for trial in frozen}) < 2:
         return {}
     sample = optuna.create_study(direction="maximize")
-    sample.add_trials(frozen[:: math.ceil(len(frozen) / _MOST_FOR_IMPORTANCE)])
+    sample.add_trials(frozen[:: math.ceil(len(frozen) / _MAX_TRIALS_FOR_IMPORTANCE)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=0)

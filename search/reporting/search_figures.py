@@ -29,8 +29,8 @@ from search.reporting.style import (
     short,
 )
 
-_MOST_LINES = 400  # in parallel coordinates; more would hide one another
-_MOST_WHOLE_TICKS = 8
+_MAX_LINES = 400  # in parallel coordinates; more would hide one another
+_MAX_WHOLE_TICKS = 8
 _TICK_DISTANCE = 0.07  # of an axis's length, below which numbers would touch
 
 
@@ -85,7 +85,7 @@ class Axis:
         if self.log:
             powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
             return sorted({low, *(10.0**power for power in powers), high})
-        if self.whole and high - low <= _MOST_WHOLE_TICKS:
+        if self.whole and high - low <= _MAX_WHOLE_TICKS:
             return [float(number) for number in range(int(low), int(high) + 1)]
         middle = (low + high) / 2
         return [low, round(middle) if self.whole else middle, high]
@@ -196,7 +196,7 @@ def _lines(
     columns: Sequence[Axis], accuracies: Sequence[float], winner: int | None
 ) -> dict[str, list[list[tuple[float, float]]]]:
     """Return the trials' lines by kind, the best last."""
-    order = np.argsort(accuracies, kind="stable")[::-1][:_MOST_LINES].tolist()
+    order = np.argsort(accuracies, kind="stable")[::-1][:_MAX_LINES].tolist()
     best = set(order[: max(1, len(order) // 4)])
     # Trials that share a choice lie side by side rather than on top of one another.
     spread = np.random.default_rng(0).uniform(-0.02, 0.02, (len(accuracies), len(columns)))

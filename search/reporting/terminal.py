@@ -36,7 +36,7 @@ def _fold(line: str, console: Console) -> str:
 
 def _accuracies(summary: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("", "accuracy", "95 % interval", "pictures"):
+    for title in ("", "accuracy", "95 % interval", "images"):
         side = "left" if title in ("", "95 % interval") else "right"
         table.add_column(title, justify=side, no_wrap=True)  # type: ignore[arg-type]
     test, folds, outside = summary["test"], summary["kfold"], summary.get("external")
@@ -62,8 +62,10 @@ def _facts(folder: RunFolder) -> Iterator[str]:
     told = {*summary.get("settings", {}).get("searched", best["config"])}
     config = {name: value for name, value in best["config"].items() if name in told}
     # A linear probe is its backbone, and has none of what trials search.
-    recipe = best["name"] if best["trial"] is None else f"{best['name']}: {describe(config)}"
-    rows = [("winner", recipe)]
+    retrain_config = (
+        best["name"] if best["trial"] is None else f"{best['name']}: {describe(config)}"
+    )
+    rows = [("winner", retrain_config)]
     if searched:
         states = ("complete", "run in full"), ("pruned", "stopped early"), ("failed", "failed")
         shown = ", ".join(f"{searched[key]} {words}" for key, words in states)
@@ -73,7 +75,7 @@ def _facts(folder: RunFolder) -> Iterator[str]:
         )
     outside = summary.get("external")
     if outside and outside["accuracy"] is None:
-        rows.append(("elsewhere", f"{count(outside['n'], 'picture')} predicted"))
+        rows.append(("elsewhere", f"{count(outside['n'], 'image')} predicted"))
     rows += evidence_rows(summary, str(path / "folds" / "label_issues.csv"))
     rows += [("report", str(path / "report.html")), ("model", str(path / "model.pt"))]
     yield from (f"{label:<12}  {value}" for label, value in rows)
@@ -83,7 +85,7 @@ def _next_commands(folder: RunFolder) -> Iterator[str]:
     path = shlex.quote(str(folder.path))
     boards = shlex.quote(str(folder.path / "tensorboard"))
     yield "go on with:"
-    yield f"  python -m search.predict {path} PICTURE…"
+    yield f"  python -m search.predict {path} IMAGE…"
     yield f"  python -m search.serve {path}"
     yield f"  python -m search.report {path}"
     yield f"  tensorboard --logdir {boards}"

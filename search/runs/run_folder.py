@@ -127,7 +127,7 @@ class RunFolder:
             self._summary = {k: v for k, v in self._summary.items() if k not in sections}
             self.write_json(_SUMMARY, self._summary)
 
-    def note_seconds(self, stage: str, seconds: float) -> None:
+    def add_stage_seconds(self, stage: str, seconds: float) -> None:
         """Put a stage's seconds into `summary.json`; a stage carried on adds up."""
         stages = dict(self._summary.get("stages", {}))
         stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)

@@ -20,7 +20,7 @@ _LEFT_OUT = ("cache/", ".partial", "-journal", "-wal", "-shm", CHECKPOINT)
 
 
 @contextmanager
-def mirrored(
+def synced(
     folder: Path,
     shared: SharedFiles | None,
     warn: Callable[[str], None],
@@ -37,7 +37,7 @@ def mirrored(
     if shared is None:
         yield
         return
-    mirror, ended = _Mirror(folder, shared, warn), Event()
+    mirror, ended = _Sync(folder, shared, warn), Event()
 
     def keep_up() -> None:
         while not ended.wait(every_seconds):
@@ -62,7 +62,7 @@ def fetch(shared: SharedFiles, folder: Path) -> None:
             home.write(name, content)
 
 
-class _Mirror:
+class _Sync:
     def __init__(self, folder: Path, shared: SharedFiles, warn: Callable[[str], None]) -> None:
         self._folder, self._shared, self._warn = folder, shared, warn
         self._copied: dict[str, tuple[int, int]] = {}

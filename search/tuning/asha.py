@@ -39,11 +39,11 @@ class LetsWorkersStart:
         """Choose none."""
 
 
-class RebuiltASHA(LetsWorkersStart, ASHAScheduler):
+class ResumableASHA(LetsWorkersStart, ASHAScheduler):
     """Ray's ASHA, told at its beginning what trials of earlier sessions came to.
 
     It compares trials by their best validation accuracy so far, and equals by its loss: where a few
-    hundred pictures validate, every other trial would be among the best otherwise. A trial is known
+    hundred images validate, every other trial would be among the best otherwise. A trial is known
     by its number in the study: one that goes on, in a later session or after its worker was lost,
     stands where it stood.
     """

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 
-class SoleWriter(BaseStorage):
+class CachedStorage(BaseStorage):
     """Writes go through to Optuna's storage; trials are read from memory."""
 
     def __init__(self, storage: str | BaseStorage) -> None:
@@ -41,7 +41,7 @@ class SoleWriter(BaseStorage):
         self._places: dict[int, tuple[int, int]] = {}  # by trial: its study and number
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """Have a database keep all that is written in this block, or nothing.
 
         Raises:

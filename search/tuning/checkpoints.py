@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from search.cluster.nodes import on_driver_machine
+from search.cluster.nodes import on_driver_node
 from search.runs.run_folder import BEST_WEIGHTS as BEST_WEIGHTS
 from search.runs.run_folder import CHECKPOINT as CHECKPOINT
 from search.runs.storage import Files, LocalFiles, SharedFiles
@@ -27,7 +27,7 @@ Score = tuple[float, float]
 """Higher is better: validation accuracy, then the negative validation loss."""
 
 
-class Keeper:
+class CheckpointStore:
     """Decides whose weights are kept; `trials/<number>/best.pt` and `checkpoint.pt` are its files.
 
     It lives where the run folder is.
@@ -43,12 +43,12 @@ class Keeper:
             if self._files.has(f"{number}/{BEST_WEIGHTS}")
         }
 
-    def wants(self, number: int, score: Score) -> bool:
+    def would_keep(self, number: int, score: Score) -> bool:
         """Say whether a trial of this score would be kept, so that others send no weights."""
         rivals = [s for n, s in self._kept.items() if n != number]
         return len(rivals) < self._keep or score > sorted(rivals, reverse=True)[self._keep - 1]
 
-    def offer(self, number: int, score: Score, content: bytes | None) -> None:
+    def submit(self, number: int, score: Score, content: bytes | None) -> None:
         """Keep a trial's weights, as a file's content; let go those no longer among the best.
 
         None says that the file is there already.
@@ -87,46 +87,46 @@ class Keeper:
 
 
 @dataclass(frozen=True)
-class KeeperHandle:
+class CheckpointClient:
     """The keeper, as trials on any machine call it.
 
     Attributes:
-        actor: Handle of `Keeper`.
+        actor: Handle of `CheckpointStore`.
         shared: Where the files lie, if every machine reaches it; else they go through the actor.
     """
 
     actor: Any
     shared: SharedFiles | None = None
 
-    def wants(self, number: int, score: Score) -> bool:
-        """See `Keeper`."""
-        return bool(ray.get(self.actor.wants.remote(number, score)))
+    def would_keep(self, number: int, score: Score) -> bool:
+        """See `CheckpointStore`."""
+        return bool(ray.get(self.actor.would_keep.remote(number, score)))
 
-    def offer(self, number: int, score: Score, content: bytes) -> None:
-        """See `Keeper`."""
+    def submit(self, number: int, score: Score, content: bytes) -> None:
+        """See `CheckpointStore`."""
         if self.shared is not None:
             self.shared.write(f"{number}/{BEST_WEIGHTS}", content)
-        ray.get(self.actor.offer.remote(number, score, None if self.shared else content))
+        ray.get(self.actor.submit.remote(number, score, None if self.shared else content))
 
     def checkpoint(self, number: int, content: bytes) -> None:
-        """See `Keeper`."""
+        """See `CheckpointStore`."""
         if self.shared is not None:
             self.shared.write(f"{number}/{CHECKPOINT}", content)
         else:
             ray.get(self.actor.checkpoint.remote(number, content))
 
     def last_checkpoint(self, number: int) -> bytes | None:
-        """See `Keeper`."""
+        """See `CheckpointStore`."""
         if self.shared is not None:
             return self.shared.read(f"{number}/{CHECKPOINT}")
         content: bytes | None = ray.get(self.actor.last_checkpoint.remote(number))
         return content
 
     def forget(self, number: int) -> None:
-        """See `Keeper`; it is not waited for."""
+        """See `CheckpointStore`; it is not waited for."""
         self.actor.forget.remote(number)
 
-    def bring_home(self, trials: Path) -> None:
+    def download_best(self, trials: Path) -> None:
         """Copy the weights that are kept in shared storage to the run's own folder."""
         if self.shared is None:
             return
@@ -138,11 +138,11 @@ class KeeperHandle:
                 home.write(f"{number}/{BEST_WEIGHTS}", content)
 
 
-def start_keeper(
+def start_checkpoint_store(
     trials: Path, keep: int, kept: dict[int, Score], shared: SharedFiles | None = None
-) -> KeeperHandle:
-    """Start the actor beside the driver; see `Keeper` and `KeeperHandle` for the arguments."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Keeper).options(
-        scheduling_strategy=on_driver_machine()
+) -> CheckpointClient:
+    """Start the actor beside the driver; see `CheckpointStore` for the arguments."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CheckpointStore).options(
+        scheduling_strategy=on_driver_node()
     )
-    return KeeperHandle(actor.remote(shared or trials, keep, kept), shared)
+    return CheckpointClient(actor.remote(shared or trials, keep, kept), shared)

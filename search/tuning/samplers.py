@@ -23,16 +23,16 @@ from optuna.trial import FrozenTrial, TrialState
 from search.tuning.ranking import BEST_LOSS, score
 from spaces.base import Space, Value
 
-MOST_REMEMBERED = 1000
+MAX_REMEMBERED = 1000
 """Finished trials that TPE looks at, beside the best; its time grows with them."""
 
 _N_BEST = 25  # what TPE takes for good are a tenth of the trials, at most so many
 _N_CANDIDATES = 4  # of which TPE proposes the most promising; Optuna's 24 are greedier
 RANDOM_EVERY = 4
-"""Every fourth proposal is random: a few hundred validation pictures cannot tell the best region
+"""Every fourth proposal is random: a few hundred validation images cannot tell the best region
 from the second best, and TPE alone soon proposes nothing else. BOHB (arXiv 1807.01774) has a share
 of random ones, too."""
-RANDOM_SHARE = 0.25  # of the trials are random before TPE takes over, at most 10
+RANDOM_FRACTION = 0.25  # of the trials are random before TPE takes over, at most 10
 _GRID_POINTS = 3  # of each continuous parameter
 _DEPTH = "freeze_depth"
 
@@ -61,7 +61,7 @@ def create_sampler(
     seed = (seed + 1_000_003 * n_proposed) % 2**32
     if name == "random" or n_proposed % RANDOM_EVERY == RANDOM_EVERY - 1:
         return RandomSampler(seed=seed)
-    n_random = min(10, max(len(space.first_trials) + 1, round(RANDOM_SHARE * n_trials)))
+    n_random = min(10, max(len(space.first_trials) + 1, round(RANDOM_FRACTION * n_trials)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPE(space, n_random, seed, {} if memory is None else memory)
@@ -135,9 +135,9 @@ class _Scored:
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
         """Return trials in the order of their numbers; of very many the best and the latest."""
         trials = [self._score(trial) for trial in self._study._get_trials(*args, **kwargs)]
-        if len(trials) <= MOST_REMEMBERED:
+        if len(trials) <= MAX_REMEMBERED:
             return trials
-        older, latest = trials[:-MOST_REMEMBERED], trials[-MOST_REMEMBERED:]
+        older, latest = trials[:-MAX_REMEMBERED], trials[-MAX_REMEMBERED:]
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         best = {t.number for t in nlargest(_N_BEST, complete, key=lambda t: t.value or 0.0)}
         return [t for t in older if t.number in best or not t.state.is_finished()] + latest
@@ -162,16 +162,16 @@ def _scored(trial: FrozenTrial) -> FrozenTrial:
     return scored
 
 
-class Affordable(BaseSampler):
+class BudgetedSampler(BaseSampler):
     """Proposes what another sampler does, frozen at least as deep as there is time for."""
 
     def __init__(
-        self, sampler: BaseSampler, space: Space, shallowest: Callable[[str], int]
+        self, sampler: BaseSampler, space: Space, min_freeze_depth: Callable[[str], int]
     ) -> None:
-        """Begin; `shallowest` says, of a backbone, the least depth that there is time for."""
+        """Begin; `min_freeze_depth` says, of a backbone, the least depth that there is time for."""
         self._sampler = sampler
         self._space = space
-        self._shallowest = shallowest
+        self._min_freeze_depth = min_freeze_depth
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -185,7 +185,10 @@ class Affordable(BaseSampler):
         """Propose parameters together."""
         params = self._sampler.sample_relative(study, trial, search_space)
         if _DEPTH in params:
-            params = {**params, _DEPTH: self._deepen(params[_DEPTH], {**trial.params, **params})}
+            params = {
+                **params,
+                _DEPTH: self._raise_depth(params[_DEPTH], {**trial.params, **params}),
+            }
         return params
 
     def sample_independent(
@@ -197,14 +200,14 @@ class Affordable(BaseSampler):
     ) -> Any:
         """Propose one parameter."""
         value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
-        return self._deepen(value, trial.params) if param_name == _DEPTH else value
+        return self._raise_depth(value, trial.params) if param_name == _DEPTH else value
 
-    def _deepen(self, depth: int, params: Mapping[str, Any]) -> int:
+    def _raise_depth(self, depth: int, params: Mapping[str, Any]) -> int:
         """Return a depth that there is time for, and the deepest where there is for none."""
         chosen = {**self._space.constants, **params}.get("backbone")
         # A backbone that is not drawn yet may be any.
         backbones = self._space.backbones if chosen is None else (str(chosen),)
-        least = max(self._shallowest(name) for name in backbones)
+        least = max(self._min_freeze_depth(name) for name in backbones)
         depths = self._space.freeze_depths
         return max(depth, next((one for one in depths if one >= least), depths[-1]))
 

@@ -25,9 +25,9 @@ from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.runs.run_folder import STUDY
-from search.tuning.cached_storage import SoleWriter
+from search.tuning.cached_storage import CachedStorage
 from search.tuning.ranking import BEST_LOSS, score
-from search.tuning.samplers import Affordable, Grid, create_sampler
+from search.tuning.samplers import BudgetedSampler, Grid, create_sampler
 from spaces.base import Space, Value
 from trainables.trial import FAILURE
 
@@ -41,7 +41,7 @@ NODE = "node"
 SECONDS = "seconds"
 
 LOST = "its worker was lost again and again"
-MOST_LOST_WORKERS = 5
+MAX_LOST_WORKERS = 5
 """Workers that a trial may lose in a row, without an epoch in between, before it has failed."""
 
 STATES = {
@@ -67,7 +67,7 @@ def open_study(storage: str | BaseStorage, space: Space) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        storage=SoleWriter(storage),
+        storage=CachedStorage(storage),
         study_name=STUDY_NAME,
         direction="maximize",
         load_if_exists=True,
@@ -147,11 +147,11 @@ class StudySearcher(Searcher):
         n_trials: int,
         sampler: str,
         seed: int,
-        shallowest: Callable[[str], int] | None = None,
+        min_freeze_depth: Callable[[str], int] | None = None,
     ) -> None:
         """Search until the study holds `n_trials` trials that ended, well or not.
 
-        `shallowest` says how deep a backbone must be frozen at least, where time is short.
+        `min_freeze_depth` says how deep a backbone must be frozen at least, where time is short.
         """
         super().__init__(metric="val_accuracy", mode="max")
         self.broken: Exception | None = None
@@ -160,7 +160,7 @@ class StudySearcher(Searcher):
         self._space = space
         self._n_trials = n_trials
         self._sampler, self._seed = sampler, seed
-        self._shallowest = shallowest
+        self._min_freeze_depth = min_freeze_depth
         self._memory: dict[int, FrozenTrial] = {}
         self._running: dict[str, optuna.Trial] = {}
         # Reading the study takes longer the more trials it holds; so it is read once, here.
@@ -179,8 +179,8 @@ class StudySearcher(Searcher):
         nothing = None if self._running else str(Searcher.FINISHED)
         if self.broken or self._n_ended + len(self._running) >= self._n_trials:
             return nothing
-        with self._telling():
-            trial = self._go_on(self._cut_off.popleft()) if self._cut_off else self._ask()
+        with self._transaction():
+            trial = self._resume(self._cut_off.popleft()) if self._cut_off else self._ask()
             if trial is not None:
                 self._running[trial_id] = trial
                 params = {**self._space.constants, **trial.params}
@@ -195,7 +195,7 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record an epoch, once: a trial that went on elsewhere may tell its last one again."""
         if not self.broken and "epoch" in result:
-            with self._telling():
+            with self._transaction():
                 self._report(self._running[trial_id], result)
 
     def on_trial_complete(
@@ -207,11 +207,11 @@ class StudySearcher(Searcher):
             return
         if error or not result:
             self._lost[trial.number] += 1
-            if self.goes_on(trial.number):
+            if self.will_retry(trial.number):
                 self._cut_off.append(trial._trial_id)
                 del self._running[trial_id]
                 return
-        with self._telling():
+        with self._transaction():
             if error or not result:
                 self._fail(trial, LOST)
             elif FAILURE in result:
@@ -223,9 +223,9 @@ class StudySearcher(Searcher):
             self._n_ended += 1
             del self._running[trial_id]
 
-    def goes_on(self, number: int) -> bool:
+    def will_retry(self, number: int) -> bool:
         """Say whether a trial whose worker was lost is to go on."""
-        return 0 < self._lost[number] <= MOST_LOST_WORKERS
+        return 0 < self._lost[number] <= MAX_LOST_WORKERS
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study's storage has it all."""
@@ -233,7 +233,7 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing: the study's storage has it all."""
 
-    def _go_on(self, trial_id: int) -> optuna.Trial:
+    def _resume(self, trial_id: int) -> optuna.Trial:
         """Take up a trial that was cut off, maybe before all its parameters were drawn."""
         number = self._study._storage.get_trial(trial_id).number
         self._study.sampler = self._create_sampler(number)
@@ -262,9 +262,11 @@ class StudySearcher(Searcher):
         sampler = create_sampler(
             self._sampler, self._space, self._n_trials, self._seed, n_proposed, self._memory
         )
-        if self._shallowest is None or isinstance(sampler, Grid):  # a grid is to have every point
+        if self._min_freeze_depth is None or isinstance(
+            sampler, Grid
+        ):  # a grid is to have every point
             return sampler
-        return Affordable(sampler, self._space, self._shallowest)
+        return BudgetedSampler(sampler, self._space, self._min_freeze_depth)
 
     def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         epochs = self._epochs[trial.number]
@@ -292,11 +294,11 @@ class StudySearcher(Searcher):
             self._study.tell(trial, state=TrialState.PRUNED)
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[None]:
         """Write at once, or not at all; an error is kept, and nothing is told after that."""
         storage = self._study._storage
         try:
-            with storage.together() if isinstance(storage, SoleWriter) else nullcontext():
+            with storage.transaction() if isinstance(storage, CachedStorage) else nullcontext():
                 yield
         except (StorageInternalError, SQLAlchemyError) as error:
             self.broken = error

@@ -9,42 +9,42 @@ import numpy as np
 import ray
 import torch
 
-from search.tuning.tune import CPUS_A_TRIAL
+from search.tuning.tune import CPUS_PER_TRIAL
 from trainables.compute import compute_with
 from trainables.feature_cache import mixed_precision
 from trainables.images import crop_and_normalise
-from trainables.trial import Bench, fresh_backbone, threads_of_worker, training_device
+from trainables.trial import TrainingContext, clone_backbone, threads_of_worker, training_device
 
-_PICTURES = 16
+_IMAGES = 16
 
 
-def measure_paces(
-    bench: Bench, rows: np.ndarray, shares: Mapping[str, float]
+def measure_throughput(
+    context: TrainingContext, rows: np.ndarray, shares: Mapping[str, float]
 ) -> dict[str, tuple[float, ...]]:
-    """Return, by backbone, the seconds that one picture takes to train each of the five stages.
+    """Return, by backbone, the seconds that one image takes to train each of the five stages.
 
     Args:
-        bench: What all trainings share.
-        rows: Table rows of the pictures that trials train on.
+        context: What all trainings share.
+        rows: Table rows of the images that trials train on.
         shares: By backbone, the share of a GPU that a trial takes.
     """
-    few = rows[:_PICTURES]
+    few = rows[:_IMAGES]
     measured = {
-        name: _measure.options(num_cpus=CPUS_A_TRIAL, num_gpus=share).remote(bench, name, few)
+        name: _measure.options(num_cpus=CPUS_PER_TRIAL, num_gpus=share).remote(context, name, few)
         for name, share in shares.items()
     }
     return {name: ray.get(pace) for name, pace in measured.items()}
 
 
 @ray.remote(max_retries=3)
-def _measure(bench: Bench, backbone: str, rows: np.ndarray) -> tuple[float, ...]:
+def _measure(context: TrainingContext, backbone: str, rows: np.ndarray) -> tuple[float, ...]:
     compute_with(threads_of_worker())
     device = training_device()
-    network = fresh_backbone(bench, backbone, 0, device).train()
+    network = clone_backbone(context, backbone, 0, device).train()
     network.freeze(0)  # an earlier trial of this worker may have frozen what it is a copy of
-    pictures = bench.pictures(device).take(torch.from_numpy(rows.copy()), device)
+    images = context.images(device).take(torch.from_numpy(rows.copy()), device)
     for _ in range(2):  # the first time finds out how
-        x = crop_and_normalise(pictures, bench.image_size)
+        x = crop_and_normalise(images, context.image_size)
         seconds = []
         for stage in range(5):
             started = perf_counter()

@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 
-from search.pipeline.retraining.center_crop import takes_second_look
+from search.pipeline.retraining.center_crop import uses_center_crop
 from search.reporting.evidence import FIRST
 from search.tuning.study import SECONDS, STATES, best_epoch, best_value
 from spaces.base import Space, TrialConfig
@@ -20,17 +20,17 @@ from spaces.base import Space, TrialConfig
 FOLD_SECONDS = 1.0
 """What a fold takes besides its epochs: a worker, weights, the probe's head, predictions."""
 
-LOOK_SHARE = 1 / 3
-"""Of the time that a picture takes to train all of a network: what a second look at it takes."""
+LOOK_FRACTION = 1 / 3
+"""Of the time that an image takes to train all of a network: what a second look at it takes."""
 
 CLOSING_SECONDS = 12.0
 """Evaluation, boards and report of a small set, measured on two cores."""
 
-MOST_RESERVED = 0.6
+MAX_RESERVED = 0.6
 """Of the budget: a trial whose folds would take longer than this is no finalist, unless it is all
 there is; then it is worth the delay."""
 
-MOST_COMPARED = 0.2
+MAX_COMPARED = 0.2
 """Of the budget: what the first trial's folds may take where it is there to be compared with."""
 
 
@@ -78,9 +78,9 @@ class TimeBudget:
             space: What is searched.
             n_finalists: Trials that are retrained by k-fold.
             places: Says how many folds of a backbone run at a time.
-            growth: Pictures that a fold trains on, over those that a trial does.
-            paces: See `search.tuning.throughput.measure_paces`.
-            n_train: Pictures that a trial trains on.
+            growth: Images that a fold trains on, over those that a trial does.
+            paces: See `search.tuning.throughput.measure_throughput`.
+            n_train: Images that a trial trains on.
             has_probe: Whether the probe is a finalist.
         """
         self._seconds = seconds
@@ -107,18 +107,18 @@ class TimeBudget:
                 self.trial_ended(trial.number, ended, {"best_epoch": best_epoch(trial)})
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialListener`."""
+        """See `search.tuning.tune.TrialCallback`."""
         full = {**self._space.constants, **params}
         depth = int(full.get("freeze_depth", TrialConfig.freeze_depth))
         self._kinds[number] = str(full["backbone"]), depth
 
     def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialListener`."""
+        """See `search.tuning.tune.TrialCallback`."""
         seconds = result["trained_seconds"] / result["epoch"]
         self._see(number, result["best_val_accuracy"], self._space.epochs, seconds)
 
     def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialListener`."""
+        """See `search.tuning.tune.TrialCallback`."""
         cost = self._costs.get(number)
         if cost is None:
             return
@@ -134,7 +134,7 @@ class TimeBudget:
         """Say whether no trial may go on."""
         return self._elapsed() + self.reserved_seconds() > self._seconds
 
-    def shallowest(self, backbone: str) -> int:
+    def min_freeze_depth(self, backbone: str) -> int:
         """Return the least depth at which a trial, and its folds should it win, would end in time.
 
         5, at which no stage is trained, is always allowed.
@@ -155,11 +155,11 @@ class TimeBudget:
         finalists = {*ranked[: self._n_finalists], *([FIRST] if self._is_compared() else [])}
         folds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
         closing = self._closing_seconds({self._costs[number].backbone for number in finalists})
-        return min(folds + closing, MOST_RESERVED * self._seconds)
+        return min(folds + closing, MAX_RESERVED * self._seconds)
 
     def too_slow(self) -> set[int]:
         """Return the trials whose folds would take too much of the budget."""
-        most = MOST_RESERVED * self._seconds
+        most = MAX_RESERVED * self._seconds
         slow = {n for n, cost in self._costs.items() if self._folds_seconds(cost) > most}
         return slow if self._has_probe or slow < self._costs.keys() else set()
 
@@ -194,15 +194,15 @@ class TimeBudget:
         return self._rounds(probed) * FOLD_SECONDS + looks + CLOSING_SECONDS
 
     def _look_seconds(self, backbone: str) -> float:
-        """Return what looking at all pictures of the folds again takes."""
+        """Return what looking at all images of the folds again takes."""
         n = self._n_train * self._growth * self._space.folds / (self._space.folds - 1)
-        if not takes_second_look(self._space, n) or not self._has_probe:
+        if not uses_center_crop(self._space, n) or not self._has_probe:
             return 0.0
-        return LOOK_SHARE * n * sum(self._paces[backbone]) / max(1, self._places(backbone))
+        return LOOK_FRACTION * n * sum(self._paces[backbone]) / max(1, self._places(backbone))
 
     def _is_compared(self) -> bool:
         first = self._costs.get(FIRST)
-        return first is not None and self._folds_seconds(first) <= MOST_COMPARED * self._seconds
+        return first is not None and self._folds_seconds(first) <= MAX_COMPARED * self._seconds
 
     def _folds_seconds(self, cost: TrialCost) -> float:
         epoch_seconds = cost.epoch_seconds * self._growth
@@ -213,5 +213,5 @@ class TimeBudget:
 
 
 def fold_growth(n_train: int, n_val: int, folds: int) -> float:
-    """Return the pictures that a fold trains on over those that a trial does."""
+    """Return the images that a fold trains on over those that a trial does."""
     return (n_train + n_val) * (folds - 1) / folds / max(1, n_train)

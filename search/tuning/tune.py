@@ -19,18 +19,18 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from search.cluster.resources import Capacity
-from search.tuning.asha import LetsWorkersStart, RebuiltASHA
-from search.tuning.checkpoints import KeeperHandle
+from search.cluster.resources import TrialSlots
+from search.tuning.asha import LetsWorkersStart, ResumableASHA
+from search.tuning.checkpoints import CheckpointClient
 from search.tuning.curve import append_epoch
 from search.tuning.study import LOST, StudySearcher, curves
 from spaces.base import Space
-from trainables.trial import DISK_FULL, FAILURE, Bench, ImageTrial
+from trainables.trial import DISK_FULL, FAILURE, ImageTrial, TrainingContext
 
-CPUS_A_TRIAL = 1.0
+CPUS_PER_TRIAL = 1.0
 
 
-class TrialListener(Protocol):
+class TrialCallback(Protocol):
     """Someone who is told how trials go, in the driver."""
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
@@ -54,9 +54,9 @@ class SearchPlan:
         interrupted: Says whether the user has asked to stop.
         time_is_up: Says whether no trial may go on.
         concurrent: Trials at a time; None is as many as the machines take, as they come and go.
-        gpu_shares: By backbone, the share of a GPU that a trial asks for; 0 without GPUs.
-        shallowest: Of a backbone, the least depth that there is time for; None where time is not
-            limited.
+        gpu_fraction: By backbone, the share of a GPU that a trial asks for; 0 without GPUs.
+        min_freeze_depth: By backbone, the least depth that there is time for; None without a
+            time limit.
     """
 
     n_trials: int
@@ -65,19 +65,19 @@ class SearchPlan:
     interrupted: Callable[[], bool]
     time_is_up: Callable[[], bool]
     concurrent: int | None
-    gpu_shares: Mapping[str, float]
-    shallowest: Callable[[str], int] | None = None
+    gpu_fraction: Mapping[str, float]
+    min_freeze_depth: Callable[[str], int] | None = None
 
 
 def run_trials(
     plan: SearchPlan,
     study: optuna.Study,
     space: Space,
-    bench: Bench,
+    context: TrainingContext,
     rows: dict[str, np.ndarray],
-    keeper: KeeperHandle,
+    checkpoints: CheckpointClient,
     trials_folder: Path,
-    listeners: Sequence[TrialListener],
+    callbacks: Sequence[TrialCallback],
 ) -> None:
     """Run trials until the study holds as many as the plan asks for, or the time is up.
 
@@ -89,31 +89,33 @@ def run_trials(
         plan: How.
         study: Is asked and told.
         space: What is searched.
-        bench: What all trials share.
+        context: What all trials share.
         rows: Table rows of "train" and "val".
-        keeper: Keeps weights and checkpoints.
+        checkpoints: Keeps weights and checkpoints.
         trials_folder: Where each trial's `progress.csv` goes.
-        listeners: Are told of each event.
+        callbacks: Are told of each event.
     """
-    searcher = StudySearcher(study, space, plan.n_trials, plan.sampler, bench.seed, plan.shallowest)
+    searcher = StudySearcher(
+        study, space, plan.n_trials, plan.sampler, context.seed, plan.min_freeze_depth
+    )
     # Tune pickles what it runs with, and a plan reaches too far for that.
-    shares, concurrent = dict(plan.gpu_shares), plan.concurrent
-    capacity = Capacity(CPUS_A_TRIAL, list(shares.values()))
+    shares, concurrent = dict(plan.gpu_fraction), plan.concurrent
+    slots = TrialSlots(CPUS_PER_TRIAL, list(shares.values()))
     earlier = curves(study)
     asha = plan.scheduler == "asha"
-    scheduler = RebuiltASHA(bench.epochs, earlier) if asha else _NeverStops()  # type: ignore[no-untyped-call]
-    reporter = _Reporter(space, trials_folder, keeper, searcher, listeners)
+    scheduler = ResumableASHA(context.epochs, earlier) if asha else _NoEarlyStopping()  # type: ignore[no-untyped-call]
+    reporter = _TuneCallback(space, trials_folder, checkpoints, searcher, callbacks)
     searcher.on_suggested = reporter.begin
     trainable = tune.with_resources(
         tune.with_parameters(
             ImageTrial,
-            bench=bench,
+            context=context,
             train_rows=rows["train"],
             val_rows=rows["val"],
-            keeper=keeper,
+            checkpoints=checkpoints,
         ),
         lambda config: tune.PlacementGroupFactory(
-            [{"CPU": CPUS_A_TRIAL, "GPU": shares[config["params"]["backbone"]]}]
+            [{"CPU": CPUS_PER_TRIAL, "GPU": shares[config["params"]["backbone"]]}]
         ),
     )
     with tempfile.TemporaryDirectory(prefix="search-tune-") as scratch:
@@ -121,9 +123,9 @@ def run_trials(
             trainable,
             name="search",
             storage_path=scratch,
-            search_alg=_AsManyAs(lambda: concurrent or capacity(), searcher),
+            search_alg=_AsManyAs(lambda: concurrent or slots(), searcher),
             scheduler=scheduler,
-            stop=_End(plan, reporter),
+            stop=_SearchStopper(plan, reporter),
             max_failures=0,  # the searcher lets a trial whose worker was lost go on
             num_samples=-1,  # the searcher says when there are enough
             reuse_actors=True,
@@ -136,7 +138,7 @@ def run_trials(
         raise reporter.broken
 
 
-class _NeverStops(LetsWorkersStart, FIFOScheduler):
+class _NoEarlyStopping(LetsWorkersStart, FIFOScheduler):
     """Lets every trial run to its end."""
 
 
@@ -157,13 +159,13 @@ class _AsManyAs(ConcurrencyLimiter):
         """Do nothing: the limit says."""
 
 
-class _End(tune.Stopper):
+class _SearchStopper(tune.Stopper):
     """Ends the search when the time is up, the user asks for it, or nothing can be written.
 
     Trials stay unfinished.
     """
 
-    def __init__(self, plan: SearchPlan, reporter: _Reporter) -> None:
+    def __init__(self, plan: SearchPlan, reporter: _TuneCallback) -> None:
         self._interrupted, self._time_is_up = plan.interrupted, plan.time_is_up
         self._reporter = reporter
 
@@ -178,7 +180,7 @@ class _End(tune.Stopper):
         return {}
 
 
-class _Reporter(tune.Callback):
+class _TuneCallback(tune.Callback):
     """Turns Tune's callbacks into events, and keeps each trial's curve.
 
     What cannot be written ends the search: the first error is kept, nothing is told after it, and
@@ -189,15 +191,15 @@ class _Reporter(tune.Callback):
         self,
         space: Space,
         folder: Path,
-        keeper: KeeperHandle,
+        checkpoints: CheckpointClient,
         searcher: StudySearcher,
-        listeners: Sequence[TrialListener],
+        callbacks: Sequence[TrialCallback],
     ) -> None:
         self._searched = set(space.distributions)
-        self._keeper = keeper
+        self._keeper = checkpoints
         self._searcher = searcher
         self._folder = folder
-        self._listeners = listeners
+        self._listeners = callbacks
         self._started: set[int] = set()
         self._unwritten: Exception | None = None
 
@@ -221,8 +223,8 @@ class _Reporter(tune.Callback):
             return
         with self._writing():
             if append_epoch(self._folder / str(number) / "progress.csv", result):
-                for listener in self._listeners:
-                    listener.trial_epoch(number, result)
+                for callback in self._listeners:
+                    callback.trial_epoch(number, result)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -239,7 +241,7 @@ class _Reporter(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if not self._searcher.goes_on(trial.config["number"]):
+        if not self._searcher.will_retry(trial.config["number"]):
             self._end(trial, "failed", {"reason": LOST})
 
     def begin(self, number: int, params: Mapping[str, Any]) -> None:
@@ -249,8 +251,8 @@ class _Reporter(tune.Callback):
         self._started.add(number)
         searched = {k: v for k, v in params.items() if k in self._searched}
         with self._writing():
-            for listener in self._listeners:
-                listener.trial_started(number, searched)
+            for callback in self._listeners:
+                callback.trial_started(number, searched)
 
     def _end(self, trial: Trial, state: str, result: dict[str, Any]) -> None:
         if self.broken:
@@ -258,8 +260,8 @@ class _Reporter(tune.Callback):
         number = trial.config["number"]
         self._keeper.forget(number)
         with self._writing():
-            for listener in self._listeners:
-                listener.trial_ended(number, state, result)
+            for callback in self._listeners:
+                callback.trial_ended(number, state, result)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 SMOKES = (
     "step",
-    "bank",
+    "cache",
     "lpft",
     "memory",
     "overhead",
@@ -34,18 +34,18 @@ SMOKES = (
     "serve",
     "ensemble",
     "label_issues",
-    "doubt",
+    "ood_score",
     "intervals",
     "calibration",
     "duplicates",
     "audit",
     "outside",
-    "framing",
+    "resize_mode",
 )
 
 LONG = (
     *("memory", "vs_tutorial", "gpu", "serve", "overhead", "scale"),
-    *("lpft", "ensemble", "framing"),
+    *("lpft", "ensemble", "resize_mode"),
 )
 """Left to `make test-long`: these twenty seconds each would take CI beyond its twenty minutes."""
 
@@ -118,7 +118,7 @@ def test_default_data_that_is_not_there_ends_with_2(
     with pytest.raises(SystemExit) as stopped:
         workbench.need_data(argparse.Namespace(data=None))
     assert stopped.value.code == 2
-    assert "needs real pictures" in capsys.readouterr().err
+    assert "needs real images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_extrapolation_is_our_epochs_times_their_seconds() -> None:
     assert vs_ray_tutorial.extrapolate_seconds(work, ours, theirs) == (2 * 110 + 1 * 10) / 2
 
 
-def test_pictures_are_chosen_by_the_share_of_their_class() -> None:
+def test_images_are_chosen_by_the_share_of_their_class() -> None:
     labels = np.array([0] * 80 + [1] * 16 + [2] * 4)
     chosen = workbench.choose_stratified(labels, 25, seed=1)
     assert len(set(chosen.tolist())) == 25
@@ -230,7 +230,7 @@ def test_studies_are_summarised_over_their_seeds() -> None:
     }
 
 
-def test_generated_pictures_are_one_a_name_and_all_different(tmp_path: Path) -> None:
+def test_generated_images_are_one_a_name_and_all_different(tmp_path: Path) -> None:
     n_bytes = many_images.generate(tmp_path, 60, 16)
     files = sorted(tmp_path.rglob("*.jpg"))
     assert len(files) == len({file.name for file in files}) == 60

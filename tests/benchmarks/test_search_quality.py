@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from benchmarks.tuning import curve_tables, search_quality
-from benchmarks.tuning.curve_tables import CurveTable, Recipe, draw_params
+from benchmarks.tuning.curve_tables import CurveTable, RetrainConfig, draw_params
 from benchmarks.tuning.regret_figure import bootstrap, draw_regrets
 from benchmarks.tuning.simulated_search import SIDES, Side, race
 
@@ -31,7 +31,7 @@ def made(n: int = 80, seconds: float | None = None) -> CurveTable:
     taken = rng.uniform(1, 9, n) if seconds is None else np.full(n, seconds)
     labels = np.arange(POOL) % 3
     return CurveTable(
-        Recipe("made", 10, POOL, POOL // 3, 32, EPOCHS), params, labels, right, loss, taken
+        RetrainConfig("made", 10, POOL, POOL // 3, 32, EPOCHS), params, labels, right, loss, taken
     )
 
 
@@ -42,7 +42,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "made.npz"
     TABLE.save(path)
     again = curve_tables.load_table(path)
-    assert (again.recipe, again.params) == (TABLE.recipe, TABLE.params)
+    assert (again.retrain_config, again.params) == (TABLE.retrain_config, TABLE.params)
     for name in ("labels", "right", "loss", "seconds"):
         np.testing.assert_array_equal(getattr(again, name), getattr(TABLE, name))
     assert [file.name for file in path.parent.iterdir()] == ["made.npz"]
@@ -237,17 +237,19 @@ def test_an_unknown_set_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_a_table_goes_on_where_it_was_left_and_refuses_another_recipe(tmp_path: Path) -> None:
-    from benchmarks.harness.workbench import generate_pictures, pack_pictures
+    from benchmarks.harness.workbench import generate_images, pack_images
 
-    recipe = Recipe("tiny", n_train=9, n_pool=12, n_val=6, image_size=32, epochs=2, n_views=2)
-    pictures = pack_pictures(generate_pictures(tmp_path / "pictures", 24), recipe.image_size)
+    retrain_config = RetrainConfig(
+        "tiny", n_train=9, n_pool=12, n_val=6, image_size=32, epochs=2, n_views=2
+    )
+    images = pack_images(generate_images(tmp_path / "images", 24), retrain_config.image_size)
     states = dict.fromkeys(curve_tables.BACKBONES)
     path = tmp_path / "tiny.npz"
-    curve_tables.extend_table(path, recipe, pictures, states, 2)
-    grown = curve_tables.extend_table(path, recipe, pictures, states, 5)
-    whole = curve_tables.extend_table(tmp_path / "whole.npz", recipe, pictures, states, 5)
+    curve_tables.extend_table(path, retrain_config, images, states, 2)
+    grown = curve_tables.extend_table(path, retrain_config, images, states, 5)
+    whole = curve_tables.extend_table(tmp_path / "whole.npz", retrain_config, images, states, 5)
     assert grown.params == whole.params == tuple(map(draw_params, range(5)))
     np.testing.assert_array_equal(grown.right, whole.right)
     assert grown.right.shape == (5, 2, 12)
     with pytest.raises(ValueError, match=r"tiny\.npz was made by Recipe\(.*remove it first"):
-        curve_tables.extend_table(path, replace(recipe, epochs=3), pictures, states, 5)
+        curve_tables.extend_table(path, replace(retrain_config, epochs=3), images, states, 5)

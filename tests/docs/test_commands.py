@@ -66,14 +66,14 @@ def place(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, place / name)
     shutil.copy(place / "spaces" / "products.py", place / "spaces" / "mine.py")
     shutil.copytree(digits_run, place / "results" / "RUN")
-    pictures = (
+    images = (
         "photo.jpg",
         "other.jpg",
         "photos/cat/1.jpg",
         "folder-of-photos/1.jpg",
         "more/trip/1.png",
     )
-    for name in pictures:
+    for name in images:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), (200, 120, 40)).save(place / name)
     return place

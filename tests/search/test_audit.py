@@ -1,4 +1,4 @@
-"""The audit end to end, on pictures that the tests draw."""
+"""The audit end to end, on images that the tests draw."""
 
 import csv
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from search.audit import look, main
 from search.data.audit import examine
 from search.data.exclusion import read_exclusion
-from search.data.manifest import find_pictures
+from search.data.manifest import find_images
 from search.data.splits import OUT, split
 from spaces.sources import folder
 from tests.fixtures.drawing import CHANGES, draw, save
@@ -34,7 +34,7 @@ def photos(tmp_path_factory) -> Path:
     shutil.copy(at / "cat" / "00.png", at / "cat" / "same.png")
     save(CHANGES["cropped"](draw(2)), at / "cat" / "cropped.jpg")
     save(CHANGES["brightened"](draw(4)), at / "dog" / "was a cat.png")
-    save(CHANGES["mirrored"](draw(17)), at / "dog" / "leaked.png")
+    save(CHANGES["synced"](draw(17)), at / "dog" / "leaked.png")
     save(draw(50).point(lambda value: 9), at / "dog" / "blank.png")
     save(CHANGES["grey"](draw(51)), at / "dog" / "grey.png")
     save(draw(52, 600, 60), at / "dog" / "long.png")
@@ -49,7 +49,7 @@ def test_the_command_finds_what_was_planted(photos, tmp_path, capsys):
     out = tmp_path / "audit.csv"
     code = main([str(photos / "in"), "--external", str(photos / "out"), "--out", str(out)])
     assert code == 0
-    found = {(row["problem"], row["name"], row["twin"]) for row in rows_of(out)}
+    found = {(row["problem"], row["name"], row["duplicate_of"]) for row in rows_of(out)}
     assert found == {
         ("conflict", "train/cat/04.png", "train/dog/was a cat.png"),
         ("conflict", "train/dog/was a cat.png", "train/cat/04.png"),
@@ -65,8 +65,8 @@ def test_the_command_finds_what_was_planted(photos, tmp_path, capsys):
         ("grey", "train/dog/blank.png", ""),
     }
     shown = capsys.readouterr().out
-    assert "4 groups of near-duplicates kept together, 2 pictures whose near-duplicates" in shown
-    assert "1 taken out of training, 1 external pictures not judged, 1 unreadable" in shown
+    assert "4 groups of near-duplicates kept together, 2 images whose near-duplicates" in shown
+    assert "1 taken out of training, 1 external images not judged, 1 unreadable" in shown
 
 
 def test_what_the_audit_lists_can_be_excluded(photos, tmp_path):
@@ -97,7 +97,7 @@ def test_mistakes_are_told(photos, capsys, arguments, message):
 
 
 def test_no_planted_copy_straddles_a_split_in_a_thousand_random_cases(tmp_path):
-    """Pictures on disk, found and grouped; classes, official splits, shares and folds by chance."""
+    """Images on disk, found and grouped; classes, official splits, shares and folds by chance."""
     rng = np.random.default_rng(0)
     planted: dict[str, int] = {}
     for seed in range(60):
@@ -106,25 +106,25 @@ def test_no_planted_copy_straddles_a_split_in_a_thousand_random_cases(tmp_path):
             path = tmp_path / ("cat", "dog")[seed % 2] / f"{rng.integers(10**9)}-{copy}.png"
             save(image, path)
             planted[path.relative_to(tmp_path).as_posix()] = seed
-    found = find_pictures(folder(), tmp_path, tmp_path)
-    pictures = look(found, lambda done: None)
-    groups = examine(pictures, None, flip=True).groups
+    found = find_images(folder(), tmp_path, tmp_path)
+    images = look(found, lambda done: None)
+    groups = examine(images, None, flip=True).groups
     origin = np.array([planted[name] for name in found.names])
     n_copies = len(origin) - 60
     assert n_copies > 50
     for case in range(1000):
         n_classes, folds = int(rng.integers(1, 4)), int(rng.integers(2, 4))
         official = [None, None, "test", "val"][: rng.choice([1, 3, 4])]
-        listing = replace(
+        manifest = replace(
             found,
             classes=tuple("abc"[:n_classes]),
             labels=rng.integers(0, n_classes, 60)[origin],
             splits=tuple(official[i] for i in rng.integers(0, len(official), len(origin))),
         )
-        parts = split(listing, pictures.kept, *rng.uniform(0.1, 0.3, 2), case, folds, groups)
+        parts = split(manifest, images.kept, *rng.uniform(0.1, 0.3, 2), case, folds, groups)
         place = parts.astype("<U9")
         rows = np.flatnonzero(np.isin(parts, ("train", "val")))
-        held_out = grouped_folds(listing.labels[rows], groups[rows], folds, case)
+        held_out = grouped_folds(manifest.labels[rows], groups[rows], folds, case)
         for fold, positions in enumerate(held_out):
             place[rows[positions]] = [f"{part} {fold}" for part in parts[rows[positions]]]
         used = parts != OUT
@@ -134,9 +134,11 @@ def test_no_planted_copy_straddles_a_split_in_a_thousand_random_cases(tmp_path):
 
 def test_the_real_copies_of_caltech_are_found(shared_data):
     root = shared_data / "caltech101" / "101_ObjectCategories"
-    listing = find_pictures(folder(("ketch", "watch")), root, root)
-    audit = examine(look(listing, lambda done: None), None, flip=True)
-    pairs = {(problem.name, problem.twin) for problem in audit.problems if problem.twin}
+    manifest = find_images(folder(("ketch", "watch")), root, root)
+    audit = examine(look(manifest, lambda done: None), None, flip=True)
+    pairs = {
+        (problem.name, problem.duplicate_of) for problem in audit.problems if problem.duplicate_of
+    }
     assert pairs >= {
         ("ketch/image_0041.jpg", "ketch/image_0035.jpg"),
         ("watch/image_0211.jpg", "watch/image_0173.jpg"),

@@ -18,7 +18,7 @@ from search.export import main, one_member
 from search.predict import load
 from trainables.images import crop_and_normalise
 from trainables.models.ensemble import load_model
-from trainables.models.export_module import Deployed, central
+from trainables.models.export_module import ExportModule, central
 
 onnx = pytest.importorskip("onnx", reason="needs the extra: export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: export")
@@ -40,30 +40,30 @@ def exported(colour_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-def test_one_graph_gives_what_the_ensemble_gives(colour_run, colour_pictures):
+def test_one_graph_gives_what_the_ensemble_gives(colour_run, colour_images):
     ensemble = load_model(colour_run / "model.pt")
-    packed = read_split(colour_run, ensemble.card, "test", None).packed
-    pixels = central(torch.from_numpy(packed), ensemble.card.image_size)
+    decoded = read_split(colour_run, ensemble.card, "test", None).decoded
+    pixels = central(torch.from_numpy(decoded), ensemble.card.image_size)
     with torch.no_grad():
-        x = crop_and_normalise(torch.from_numpy(packed), 32)
+        x = crop_and_normalise(torch.from_numpy(decoded), 32)
         expected = torch.softmax(ensemble(x) / 1.25, 2).mean(0)
-        probabilities, doubt = Deployed(ensemble)(pixels)
+        probabilities, ood_score = ExportModule(ensemble)(pixels)
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-        told = ensemble.examine(torch.from_numpy(packed))[1]  # in bfloat16 where there is that
-        torch.testing.assert_close(doubt, told, atol=0.1, rtol=0.02)
-        ensemble.doubt = None
-        assert len(Deployed(ensemble)(pixels)) == 1
+        told = ensemble.examine(torch.from_numpy(decoded))[1]  # in bfloat16 where there is that
+        torch.testing.assert_close(ood_score, told, atol=0.1, rtol=0.02)
+        ensemble.ood_scorer = None
+        assert len(ExportModule(ensemble)(pixels)) == 1
 
 
-def test_onnx_is_checked_on_held_out_pictures_and_says_so(exported, capsys):
+def test_onnx_is_checked_on_held_out_images_and_says_so(exported, capsys):
     record = json.loads((exported / "export" / "export.json").read_text())["model.onnx"]
     assert record["passed"] is True
-    assert record["pictures"] == "held-out"
+    assert record["images"] == "held-out"
     assert (record["n"], record["n_missing"], record["n_other"]) == (18, 0, 0)
-    assert record["largest_difference"] <= parity.TOLERANCE
-    assert record["doubt_difference"] <= parity.DOUBT_TOLERANCE
-    assert record["n_other_side"] == 0
-    assert record["accuracy"] == record["accuracy_before"] == 1.0
+    assert record["max_difference"] <= parity.TOLERANCE
+    assert record["ood_difference"] <= parity.OOD_TOLERANCE
+    assert record["n_ood_flips"] == 0
+    assert record["accuracy"] == record["accuracy_pytorch"] == 1.0
     assert record["members"] == 5
     assert {p.name for p in (exported / "export").iterdir()} == {"model.onnx", "export.json"}
 
@@ -71,27 +71,31 @@ def test_onnx_is_checked_on_held_out_pictures_and_says_so(exported, capsys):
 def test_onnx_tells_its_user_what_it_takes(exported):
     session = onnxruntime.InferenceSession(exported / "export" / "model.onnx")
     (taken,) = session.get_inputs()
-    assert (taken.name, taken.type, taken.shape[1:]) == ("pictures", "tensor(uint8)", [32, 32, 3])
+    assert (taken.name, taken.type, taken.shape[1:]) == ("images", "tensor(uint8)", [32, 32, 3])
     assert isinstance(taken.shape[0], str)
-    given, doubt = session.get_outputs()
+    given, ood_score = session.get_outputs()
     assert (given.name, given.type, given.shape[1]) == ("probabilities", "tensor(float)", 3)
-    assert (doubt.name, doubt.type, len(doubt.shape)) == ("doubt", "tensor(float)", 1)
+    assert (ood_score.name, ood_score.type, len(ood_score.shape)) == (
+        "ood_score",
+        "tensor(float)",
+        1,
+    )
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["red", "grün und blau", "blue"]
     assert json.loads(about["card"])["temperature"] == 1.25
     assert "shorter side resized to 36 pixels" in about["preprocessing"]
-    assert "95 of 100 of those do not exceed 1" in about["doubt"]
+    assert "95 of 100 of those do not exceed 1" in about["ood_score"]
 
 
 @pytest.mark.parametrize("n", [1, 7])
-def test_onnx_takes_any_number_of_pictures(exported, n):
+def test_onnx_takes_any_number_of_images(exported, n):
     pixels = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     found = run_onnx(exported / "export" / "model.onnx", pixels)
     assert found.probabilities.shape == (n, 3)
     np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-5)
-    assert found.doubt is not None
-    assert found.doubt.shape == (n,)
-    assert (found.doubt > 1).all(), "noise is not like the training pictures"
+    assert found.ood_score is not None
+    assert found.ood_score.shape == (n,)
+    assert (found.ood_score > 1).all(), "noise is not like the training images"
 
 
 def test_the_frozen_stages_are_in_the_graph_once(exported):
@@ -103,34 +107,34 @@ def test_the_frozen_stages_are_in_the_graph_once(exported):
     assert n_products == 2 * 5, "a head and the doubt's directions, of each member"
 
 
-def test_as_the_docs_say_with_pillow_and_onnxruntime_alone(exported, colour_pictures):
-    path = colour_pictures / "blue" / "014.png"
-    picture = Image.open(path).convert("RGB")
-    scale = 36 / min(picture.size)
-    width, height = (int(side * scale) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+def test_as_the_docs_say_with_pillow_and_onnxruntime_alone(exported, colour_images):
+    path = colour_images / "blue" / "014.png"
+    image = Image.open(path).convert("RGB")
+    scale = 36 / min(image.size)
+    width, height = (int(side * scale) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - 32) / 2), round((height - 32) / 2)
-    pixels = np.asarray(picture.crop((left, top, left + 32, top + 32)))[None]
+    pixels = np.asarray(image.crop((left, top, left + 32, top + 32)))[None]
     found = run_onnx(exported / "export" / "model.onnx", pixels)
     made = load(exported).predict([path], top=1)[0]
     assert found.probabilities[0].argmax() == 2
     assert made.probabilities[0] == pytest.approx(found.probabilities[0][2], abs=0.02)
-    assert found.doubt is not None
-    assert made.doubt == pytest.approx(found.doubt[0], abs=0.1)
+    assert found.ood_score is not None
+    assert made.ood_score == pytest.approx(found.ood_score[0], abs=0.1)
 
 
 def test_a_member_alone(run, capsys):
     assert main([str(run), "--member", "2"]) == 0
     ensemble = load_model(run / "model.pt")
-    packed = read_split(run, ensemble.card, "test", None).packed
-    pixels = parity.central_pixels(ensemble.card, packed)
+    decoded = read_split(run, ensemble.card, "test", None).decoded
+    pixels = parity.central_pixels(ensemble.card, decoded)
     with torch.no_grad():
-        x = crop_and_normalise(torch.from_numpy(packed), 32)
+        x = crop_and_normalise(torch.from_numpy(decoded), 32)
         expected = torch.softmax(ensemble.classifiers[1](x) / 1.25, 1).numpy()
     found = run_onnx(run / "export" / "model-member2.onnx", pixels)
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-4)
-    alone = one_member(ensemble, 2).examine(torch.from_numpy(packed))[1]
-    np.testing.assert_allclose(found.doubt, alone, atol=0.1)
+    alone = one_member(ensemble, 2).examine(torch.from_numpy(decoded))[1]
+    np.testing.assert_allclose(found.ood_score, alone, atol=0.1)
     assert "warning" not in capsys.readouterr().err
 
 
@@ -146,8 +150,8 @@ def test_int8_is_smaller_and_its_accuracy_is_measured(run, exported, capsys):
     record = json.loads((run / "export" / "export.json").read_text())["model-int8.onnx"]
     assert record["quantised"] is True
     assert record["accuracy"] >= 0.9
-    assert 0 < record["largest_difference"] < 0.5
-    assert record["doubt_difference"] is not None
+    assert 0 < record["max_difference"] < 0.5
+    assert record["ood_difference"] is not None
     whole = (exported / "export" / "model.onnx").stat().st_size
     assert record["bytes"] == (run / "export" / "model-int8.onnx").stat().st_size < 0.5 * whole
     about = onnxruntime.InferenceSession(run / "export" / "model-int8.onnx").get_modelmeta()
@@ -157,17 +161,17 @@ def test_int8_is_smaller_and_its_accuracy_is_measured(run, exported, capsys):
 def test_a_program(run):
     assert main([str(run), "--format", "pt2"]) == 0
     ensemble = load_model(run / "model.pt")
-    pictures = read_split(run, ensemble.card, "test", None)
+    images = read_split(run, ensemble.card, "test", None)
     found = run_program(
-        run / "export" / "model.pt2", parity.central_pixels(ensemble.card, pictures.packed)
+        run / "export" / "model.pt2", parity.central_pixels(ensemble.card, images.decoded)
     )
-    expected = parity.expected_outputs(ensemble, pictures.packed)
+    expected = parity.expected_outputs(ensemble, images.decoded)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
-    np.testing.assert_allclose(found.doubt, expected.doubt, atol=1e-3)
+    np.testing.assert_allclose(found.ood_score, expected.ood_score, atol=1e-3)
     assert [path.name for path in (run / "export").glob("*partial*")] == []
 
 
-def test_pictures_that_moved(run, colour_pictures, tmp_path, capsys):
+def test_images_that_moved(run, colour_images, tmp_path, capsys):
     environment = json.loads((run / "environment.json").read_text())
     environment["request"]["data"] = str(tmp_path / "gone")
     (run / "environment.json").write_text(json.dumps(environment))
@@ -178,33 +182,33 @@ def test_pictures_that_moved(run, colour_pictures, tmp_path, capsys):
     (tmp_path / "gone").mkdir()
     assert main([str(run)]) == 2
     assert capsys.readouterr().err == (
-        f"error: none of the 18 test pictures of {run} is in {tmp_path}/gone any more, such as"
+        f"error: none of the 18 test images of {run} is in {tmp_path}/gone any more, such as"
         " 'red/012.png': say with --data where they are now\n"
     )
-    moved = Path(shutil.copytree(colour_pictures, tmp_path / "moved"))
+    moved = Path(shutil.copytree(colour_images, tmp_path / "moved"))
     (moved / "red" / "012.png").unlink()
     (moved / "red" / "013.png").write_bytes(b"damaged")
     assert main([str(run), "--format", "pt2", "--data", str(moved)]) == 0
     out = capsys.readouterr().out
-    assert "checked  16 held-out pictures (2 more are not there any more): " in out
+    assert "checked  16 held-out images (2 more are not there any more): " in out
 
 
-def test_pictures_that_were_changed_are_told(run, colour_pictures, tmp_path, capsys):
-    other = Path(shutil.copytree(colour_pictures, tmp_path / "other"))
+def test_images_that_were_changed_are_told(run, colour_images, tmp_path, capsys):
+    other = Path(shutil.copytree(colour_images, tmp_path / "other"))
     shutil.copy(other / "blue" / "012.png", other / "red" / "012.png")
     assert main([str(run), "--format", "pt2", "--data", str(other)]) == 0
     assert capsys.readouterr().err == (
-        "warning: 1 of 18 held-out pictures are no longer the same as in the run\n"
+        "warning: 1 of 18 held-out images are no longer the same as in the run\n"
     )
 
 
-def test_a_model_file_alone_is_checked_on_generated_pictures_and_runs_no_code(
+def test_a_model_file_alone_is_checked_on_generated_images_and_runs_no_code(
     colour_run, tmp_path, capsys
 ):
     shutil.copy(colour_run / "model.pt", tmp_path / "model.pt")
     (tmp_path / "space.py").write_text("raise SystemExit('run')")
     assert main([str(tmp_path / "model.pt"), "--format", "pt2"]) == 0
-    assert "checked  32 generated pictures: " in capsys.readouterr().out
+    assert "checked  32 generated images: " in capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir()} == {"model.pt", "model.pt2", "space.py"}
     assert main([str(tmp_path / "model.pt"), "--int8"]) == 2
     assert "--int8 needs the run's folder" in capsys.readouterr().err
@@ -243,19 +247,19 @@ def test_a_split_of_another_model(run, colour_run):
     card = load_model(colour_run / "model.pt").card
     with pytest.raises(DataError, match="does not belong to the model beside it"):
         read_split(run, replace(card, classes=("a", "b", "c")), "test", None)
-    with pytest.raises(DataError, match="lists no val pictures"):
+    with pytest.raises(DataError, match="lists no val images"):
         read_split(run, card, "val", None)
 
 
 def test_ties_are_no_difference(colour_run):
     card = load_model(colour_run / "model.pt").card
-    pictures = parity.generate_pictures(card, 3)
+    images = parity.generate_images(card, 3)
     expected = np.array([[0.5, 0.4995, 0.0005], [0.6, 0.4, 0.0], [0.2, 0.3, 0.5]])
     found = np.array([[0.4995, 0.5, 0.0005], [0.4, 0.6, 0.0], [0.2, 0.3, 0.5]])
 
     def compare(rows: list[int], quantised: bool = False) -> parity.Parity:
         both = parity.Outputs(expected[rows], None), parity.Outputs(found[rows], None)
-        return parity.compare(*both, pictures, "generated", quantised)
+        return parity.compare(*both, images, "generated", quantised)
 
     assert compare([0, 1, 2]).n_other == 1
     assert not compare([0, 1, 2]).passed
@@ -265,20 +269,20 @@ def test_ties_are_no_difference(colour_run):
 
 def test_a_doubt_that_differs(colour_run):
     card = load_model(colour_run / "model.pt").card
-    pictures = parity.generate_pictures(card, 3)
+    images = parity.generate_images(card, 3)
     shares = np.full((3, 3), 1 / 3)
 
     def compare(*found: float) -> parity.Parity:
         before = parity.Outputs(shares, np.array([0.5, 0.999, 40.0]))
         after = parity.Outputs(shares, np.array(found))
-        return parity.compare(before, after, pictures, "generated", False)
+        return parity.compare(before, after, images, "generated", False)
 
     close = compare(0.505, 1.001, 40.3)
     assert close.passed
-    assert close.doubt_difference == pytest.approx(0.3 / 40)
+    assert close.ood_difference == pytest.approx(0.3 / 40)
     far = compare(1.5, 0.999, 40.0)
     assert not far.passed
-    assert far.n_other_side == 1
+    assert far.n_ood_flips == 1
     assert "; doubt differs by at most 1 (allowed: 0.01), on the other side of 1 for 1" in (
         far.in_words()
     )

@@ -12,42 +12,42 @@ import pytest
 
 from search.deployment.predictor import Prediction
 from search.predict import as_json, expand, load, main, table_writer
-from trainables.images import PictureError
+from trainables.images import ImageError
 from trainables.models.ensemble import ModelError
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def folder(colour_pictures: Path, tmp_path: Path) -> Path:
-    """Three pictures, each the first of its class, and one file that is none."""
+def folder(colour_images: Path, tmp_path: Path) -> Path:
+    """Three images, each the first of its class, and one file that is none."""
     for name in ("red", "blue", "grün und blau"):
-        (tmp_path / f"{name}.png").write_bytes((colour_pictures / name / "012.png").read_bytes())
+        (tmp_path / f"{name}.png").write_bytes((colour_images / name / "012.png").read_bytes())
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     return tmp_path
 
 
-def test_from_python(colour_run, colour_pictures):
+def test_from_python(colour_run, colour_images):
     predictor = load(colour_run)
-    made = predictor.predict([colour_pictures / "blue" / "013.png"], top=2)
+    made = predictor.predict([colour_images / "blue" / "013.png"], top=2)
     assert len(made) == 1
-    assert made[0].name == str(colour_pictures / "blue" / "013.png")
+    assert made[0].name == str(colour_images / "blue" / "013.png")
     assert made[0].classes[0] == "blue"
     assert len(made[0].classes) == len(made[0].probabilities) == 2
     assert made[0].probabilities[0] > 0.9 > made[0].probabilities[1]
-    whole = predictor.predict([str(colour_pictures / "red" / "000.png")], top=99)[0]
+    whole = predictor.predict([str(colour_images / "red" / "000.png")], top=99)[0]
     assert len(whole.classes) == 3
     assert sum(whole.probabilities) == pytest.approx(1, abs=1e-5)
 
 
-def test_from_a_model_file_alone(colour_run, colour_pictures):
-    picture = colour_pictures / "red" / "012.png"
-    assert load(colour_run / "model.pt").predict([picture]) == load(colour_run).predict([picture])
+def test_from_a_model_file_alone(colour_run, colour_images):
+    image = colour_images / "red" / "012.png"
+    assert load(colour_run / "model.pt").predict([image]) == load(colour_run).predict([image])
 
 
-def test_from_python_an_unreadable_picture_is_an_error(colour_run, folder):
-    with pytest.raises(PictureError, match=r"broken\.png"):
+def test_from_python_an_unreadable_image_is_an_error(colour_run, folder):
+    with pytest.raises(ImageError, match=r"broken\.png"):
         load(colour_run).predict([folder / "red.png", folder / "broken.png"])
 
 
@@ -60,13 +60,13 @@ def test_order_is_kept_over_batches_with_unreadable_ones_between(colour_run, fol
     monkeypatch.setattr("search.deployment.predictor._BATCH", 2)
     names = ["red", "broken", "blue", "grün und blau", "broken", "broken", "blue"]
     made = list(load(colour_run).predict_each(folder / f"{name}.png" for name in names))
-    assert ["broken" if isinstance(one, PictureError) else one.classes[0] for one in made] == names
+    assert ["broken" if isinstance(one, ImageError) else one.classes[0] for one in made] == names
 
 
-def test_probabilities_are_those_of_the_run(colour_run, colour_pictures):
+def test_probabilities_are_those_of_the_run(colour_run, colour_images):
     with (colour_run / "test_predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    made = load(colour_run).predict([colour_pictures / row["name"] for row in rows], top=1)
+    made = load(colour_run).predict([colour_images / row["name"] for row in rows], top=1)
     assert [one.classes[0] for one in made] == [row["first"] for row in rows]
     for one, row in zip(made, rows, strict=True):
         assert one.probabilities[0] == pytest.approx(float(row["first_probability"]), abs=0.02)
@@ -84,13 +84,13 @@ def test_a_table_of_a_folder(colour_run, folder, capsys):
     assert "  blue 0.9" in lines[0]
     assert "broken.png" in err
     assert "cannot be read: " in err
-    assert err.endswith("1 of 4 pictures could not be read\n")
+    assert err.endswith("1 of 4 images could not be read\n")
 
 
 def test_json(colour_run, folder, capsys):
     assert main([str(colour_run), str(folder), "--json", "--top", "1"]) == 1
     content = json.loads(capsys.readouterr().out)
-    assert [one["picture"] for one in content] == [
+    assert [one["image"] for one in content] == [
         str(folder / f"{name}.png") for name in ("blue", "broken", "grün und blau", "red")
     ]
     assert "error" in content[1]
@@ -103,12 +103,12 @@ def test_csv(colour_run, folder, capsys):
     assert main([str(colour_run), str(folder / "red.png"), "--csv", "--top", "2"]) == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     likeliest = ["class_1", "probability_1", "class_2", "probability_2"]
-    assert rows[0] == ["picture", *likeliest, "doubt", "error"]
+    assert rows[0] == ["image", *likeliest, "ood_score", "error"]
     assert rows[1][:2] == [str(folder / "red.png"), "red"]
     assert rows[1][-1] == ""
 
 
-def test_a_picture_that_is_not_like_the_training_pictures_is_told(capsys):
+def test_a_image_that_is_not_like_the_training_images_is_told(capsys):
     known = Prediction("a.jpg", ("red",), (0.9,), 0.25)
     strange = Prediction("b.jpg", ("red",), (0.9,), 3.5)
     write = table_writer(5)
@@ -116,16 +116,16 @@ def test_a_picture_that_is_not_like_the_training_pictures_is_told(capsys):
         write(one)
     assert capsys.readouterr().out.splitlines() == [
         "a.jpg  red 0.9000",
-        "b.jpg  red 0.9000   not like the training pictures",
+        "b.jpg  red 0.9000   not like the training images",
     ]
-    assert as_json(strange)["unlike"] is True
+    assert as_json(strange)["is_ood"] is True
     assert as_json(known) == {
-        "picture": "a.jpg",
+        "image": "a.jpg",
         "classes": [{"class": "red", "probability": 0.9}],
-        "doubt": 0.25,
-        "unlike": False,
+        "ood_score": 0.25,
+        "is_ood": False,
     }
-    assert "doubt" not in as_json(Prediction("c.jpg", ("red",), (0.9,)))
+    assert "ood_score" not in as_json(Prediction("c.jpg", ("red",), (0.9,)))
 
 
 def test_a_list_on_standard_input(colour_run, folder, capsys, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_list_on_standard_input(colour_run, folder, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\r\n".join(names) + "\n"))
     assert main([str(colour_run), "-", "--json"]) == 1
     content = json.loads(capsys.readouterr().out)
-    assert [one["picture"] for one in content] == [names[0], names[2], names[3]]
+    assert [one["image"] for one in content] == [names[0], names[2], names[3]]
     assert content[1]["error"] == "there is no such file"
 
 
@@ -150,9 +150,9 @@ def test_patterns_and_folders(folder):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("nowhere.png", "there is no picture {0}/nowhere.png"),
+        ("nowhere.png", "there is no image {0}/nowhere.png"),
         ("*.jpeg", "no file matches {0}/*.jpeg"),
-        ("empty", "there are no pictures in {0}/empty"),
+        ("empty", "there are no images in {0}/empty"),
     ],
 )
 def test_an_argument_that_names_nothing(colour_run, tmp_path, capsys, argument, message):
@@ -164,7 +164,7 @@ def test_an_argument_that_names_nothing(colour_run, tmp_path, capsys, argument, 
 def test_an_empty_list(colour_run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert main([str(colour_run), "-"]) == 2
-    assert capsys.readouterr().err == "error: the list holds no picture's path\n"
+    assert capsys.readouterr().err == "error: the list holds no image's path\n"
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "many"])

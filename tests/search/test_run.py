@@ -1,4 +1,4 @@
-"""The command line: what is refused, and the whole flow on small pictures."""
+"""The command line: what is refused, and the whole flow on small images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from search.cluster.session import SessionError
-from search.pipeline.preflight import Checked, check
+from search.pipeline.preflight import RunPlan, check
 from search.pipeline.request import parse_request
 from search.run import main
 from search.runs.run_folder import RunFolder
@@ -65,8 +65,8 @@ SPACE = Space(
 """
 
 
-def make_pictures(folder: Path, counts: dict[str, int], size: int = 40, seed: int = 0) -> Path:
-    """Draw pictures whose class is their colour: red ones, green ones and so on."""
+def make_images(folder: Path, counts: dict[str, int], size: int = 40, seed: int = 0) -> Path:
+    """Draw images whose class is their colour: red ones, green ones and so on."""
     generator = torch.Generator().manual_seed(seed)
     for channel, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
@@ -78,8 +78,8 @@ def make_pictures(folder: Path, counts: dict[str, int], size: int = 40, seed: in
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return make_pictures(tmp_path / "pictures", {"red": 30, "grün und blau": 30, "blue": 24})
+def images(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "images", {"red": 30, "grün und blau": 30, "blue": 24})
 
 
 @pytest.fixture
@@ -143,12 +143,12 @@ def test_all_mistakes_of_a_space_are_named(
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "holds no pictures"),
+        ({}, "holds no images"),
         ({"red": 9}, "there must be two classes or more"),
-        ({"red": 9, "green": 2}, "every class needs at least 3 pictures"),
+        ({"red": 9, "green": 2}, "every class needs at least 3 images"),
     ],
 )
-def test_bad_pictures(
+def test_bad_images(
     counts: dict[str, int],
     message: str,
     space_file: Path,
@@ -156,16 +156,16 @@ def test_bad_pictures(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "bad").mkdir()
-    make_pictures(tmp_path / "bad", counts)
+    make_images(tmp_path / "bad", counts)
     arguments = ["--space", str(space_file), "--data", str(tmp_path / "bad")]
     check_refused([*arguments, "--out", str(tmp_path / "out")], message, tmp_path, capsys)
 
 
 def test_missing_weights(
-    space_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    space_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "none").mkdir()
-    arguments = ["--space", space_file, "--data", pictures, "--backbones", "resnet18"]
+    arguments = ["--space", space_file, "--data", images, "--backbones", "resnet18"]
     arguments += ["--weights", tmp_path / "none", "--out", tmp_path / "out"]
     shown = check_refused(list(map(str, arguments)), "no resnet18.pth in it", tmp_path, capsys)
     assert 'weights="none"' in shown
@@ -233,7 +233,7 @@ def test_resume_with_a_space_that_was_changed(
     other = tmp_path / "other.py"
     other.write_text(SPACE.replace('"batch_size": 16', '"batch_size": 32'))
     assert "params was" in refused(capsys, "--resume", run, "--space", other)
-    # As it was: the next thing that is wrong is that no pictures are named.
+    # As it was: the next thing that is wrong is that no images are named.
     assert "give --data DIR" in refused(capsys, "--resume", run, "--space", run / "space.py")
     (tmp_path / "space.py").write_text(SPACE + "# a remark changes nothing\n")
     assert "give --data DIR" in refused(capsys, "--resume", run)
@@ -243,13 +243,13 @@ def test_resume_with_a_space_that_was_changed(
 
 
 def test_a_run_of_before_there_was_a_choice_is_carried_on_with_crops(
-    tmp_path: Path, pictures: Path
+    tmp_path: Path, images: Path
 ) -> None:
-    for settings, framing in (({"framing": "whole"}, "whole"), ({"epochs": 3}, "crop")):
-        run = begun(tmp_path, data=str(pictures))
+    for settings, resize_mode in (({"resize_mode": "whole"}, "whole"), ({"epochs": 3}, "crop")):
+        run = begun(tmp_path, data=str(images))
         RunFolder.open(run).note("settings", settings)
-        checked = check(parse_request(["--resume", str(run), "--data", str(pictures)]))
-        assert checked.space.framing == framing
+        run_plan = check(parse_request(["--resume", str(run), "--data", str(images)]))
+        assert run_plan.space.resize_mode == resize_mode
         shutil.rmtree(run)
 
 
@@ -272,26 +272,26 @@ def no_new_ray(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_new_ray")
 def test_weights_that_do_not_fit_leave_no_folder(
-    space_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    space_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "weights").mkdir()
     weights = tmp_path / "weights" / "squeezenet1_1.pth"
     torch.save({"classifier.1.weight": torch.zeros(2, 2)}, weights)
-    arguments = ["--space", space_file, "--data", pictures, "--backbones", "squeezenet1_1"]
+    arguments = ["--space", space_file, "--data", images, "--backbones", "squeezenet1_1"]
     arguments += ["--weights", tmp_path / "weights", "--out", tmp_path / "out", "--name", "run"]
     assert str(weights) in refused(capsys, *arguments)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_new_ray")
-def test_too_few_readable_pictures_leave_no_folder(
-    space_file: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_too_few_readable_images_leave_no_folder(
+    space_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in sorted((pictures / "blue").iterdir())[1:]:
-        path.write_bytes(b"no picture")
-    arguments = ["--space", space_file, "--data", pictures, "--backbones", "tinynet"]
+    for path in sorted((images / "blue").iterdir())[1:]:
+        path.write_bytes(b"no image")
+    arguments = ["--space", space_file, "--data", images, "--backbones", "tinynet"]
     shown = refused(capsys, *arguments, "--out", tmp_path / "out", "--name", "run")
-    assert "every class needs at least 3 pictures" in shown
+    assert "every class needs at least 3 images" in shown
     assert "'blue' has 1" in shown
     assert "(23 files could not be read, such as blue/001.png: " in shown
     assert str(tmp_path / "out") not in shown, "nothing is there to be looked at"
@@ -301,17 +301,17 @@ def test_too_few_readable_pictures_leave_no_folder(
 @pytest.mark.usefixtures("no_new_ray")
 def test_a_mistake_that_is_found_late_removes_no_trials(
     space_file: Path,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def found_late(checked: Checked, *_: object) -> int:
-        (checked.folder.path / "study.db").touch()
+    def found_late(run_plan: RunPlan, *_: object) -> int:
+        (run_plan.folder.path / "study.db").touch()
         raise SessionError("no machine came")
 
     monkeypatch.setattr("search.pipeline.flow.run", found_late)
-    arguments = ["--space", space_file, "--data", pictures, "--out", tmp_path, "--name", "run"]
+    arguments = ["--space", space_file, "--data", images, "--out", tmp_path, "--name", "run"]
     assert main([str(argument) for argument in (*arguments, "--backbones", "tinynet")]) == 2
     assert (tmp_path / "run" / "study.db").is_file()
     shown = capsys.readouterr()
@@ -323,15 +323,15 @@ def test_a_mistake_that_is_found_late_removes_no_trials(
 
 
 @pytest.mark.slow
-def test_whole_flow(space_file: Path, pictures: Path, tmp_path: Path) -> None:
-    """A run with damaged files among the pictures, and external pictures by class."""
-    whole = (pictures / "red" / "000.png").read_bytes()
-    (pictures / "red" / "cut short.png").write_bytes(whole[: len(whole) // 2])
-    (pictures / "red" / "empty.jpg").write_bytes(b"")
-    (pictures / "blue" / "notes.jpg").write_text("no picture")
-    outside = make_pictures(tmp_path / "outside", {"red": 3, "grün und blau": 3}, seed=1)
+def test_whole_flow(space_file: Path, images: Path, tmp_path: Path) -> None:
+    """A run with damaged files among the images, and external images by class."""
+    whole = (images / "red" / "000.png").read_bytes()
+    (images / "red" / "cut short.png").write_bytes(whole[: len(whole) // 2])
+    (images / "red" / "empty.jpg").write_bytes(b"")
+    (images / "blue" / "notes.jpg").write_text("no image")
+    outside = make_images(tmp_path / "outside", {"red": 3, "grün und blau": 3}, seed=1)
     done = run_command(
-        "--space", space_file, "--data", pictures, "--external", outside,
+        "--space", space_file, "--data", images, "--external", outside,
         "--out", tmp_path, "--name", "run", "--seed", "3",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -350,7 +350,7 @@ def test_whole_flow(space_file: Path, pictures: Path, tmp_path: Path) -> None:
     assert low <= summary["test"]["accuracy"] <= high
     assert summary["external"]["n"] == 6
     assert summary["external"]["accuracy"] is not None
-    assert set(summary["stages"]) >= {"pictures", "probe", "search", "folds", "evaluation"}
+    assert set(summary["stages"]) >= {"images", "probe", "search", "folds", "evaluation"}
     for name in (
         "space.py", "environment.json", "split.csv", "study.db", "trials.csv", "model.pt",
         "report.html", "folds/folds.csv", "folds/oof_predictions.csv", "test_predictions.csv",
@@ -378,21 +378,21 @@ def test_whole_flow(space_file: Path, pictures: Path, tmp_path: Path) -> None:
         if trial.state == TrialState.COMPLETE:
             assert trial.value == max(trial.intermediate_values.values())
 
-    picture = pictures / "blue" / "001.png"
+    image = images / "blue" / "001.png"
     shown = subprocess.run(
-        [sys.executable, "-m", "search.predict", run, picture],
+        [sys.executable, "-m", "search.predict", run, image],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
     ).stdout  # fmt: skip
-    assert str(picture) in shown
-    assert shown.split(str(picture))[1].split()[0] == "blue"
+    assert str(image) in shown
+    assert shown.split(str(image))[1].split()[0] == "blue"
 
 
 @pytest.mark.slow
-def test_same_seed_same_numbers(space_file: Path, pictures: Path, tmp_path: Path) -> None:
+def test_same_seed_same_numbers(space_file: Path, images: Path, tmp_path: Path) -> None:
     outputs = []
     for name in ("one", "two"):
         done = run_command(
-            "--space", space_file, "--data", pictures, "--out", tmp_path, "--name", name,
+            "--space", space_file, "--data", images, "--out", tmp_path, "--name", name,
             "--concurrent", "1", "--trials", "3", "--quiet",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -406,9 +406,9 @@ def test_same_seed_same_numbers(space_file: Path, pictures: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_finished_run_is_extended(space_file: Path, pictures: Path, tmp_path: Path) -> None:
+def test_finished_run_is_extended(space_file: Path, images: Path, tmp_path: Path) -> None:
     first = run_command(
-        "--space", space_file, "--data", pictures, "--out", tmp_path, "--name", "run",
+        "--space", space_file, "--data", images, "--out", tmp_path, "--name", "run",
         "--trials", "2", "--scheduler", "none", "--no-probe",
     )  # fmt: skip
     assert first.returncode == 0, first.stderr
@@ -418,11 +418,11 @@ def test_finished_run_is_extended(space_file: Path, pictures: Path, tmp_path: Pa
     with (run / "trials.csv").open() as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["complete"] * 3
     before = [(run / name).read_bytes() for name in ("audit.csv", "split.csv", "summary.json")]
-    os.utime(pictures / "red" / "004.png")  # a copy is the same picture
-    shutil.copyfile(pictures / "blue" / "005.png", pictures / "red" / "005.png")
+    os.utime(images / "red" / "004.png")  # a copy is the same image
+    shutil.copyfile(images / "blue" / "005.png", images / "red" / "005.png")
     other = run_command("--resume", run, "--trials", "4")
     assert other.returncode == 2
-    assert "the pictures are not those that the run began with" in other.stderr
+    assert "the images are not those that the run began with" in other.stderr
     assert "other contents under the same names: red/005.png; give back" in other.stderr
     after = [(run / name).read_bytes() for name in ("audit.csv", "split.csv", "summary.json")]
     assert after == before

@@ -177,17 +177,17 @@ def test_a_file_that_is_no_model_ends_it(tmp_path, capsys, monkeypatch, content)
 
 
 @pytest.mark.slow
-def test_a_server_from_start_to_end(colour_run, colour_pictures):
+def test_a_server_from_start_to_end(colour_run, colour_images):
     """Answers, refuses, is killed, starts again at once, and ends in good order.
 
     First two replicas behind Serve's proxy, then one that listens itself.
     """
     port = free_port()
-    picture = ("x.png", (colour_pictures / "blue" / "012.png").read_bytes())
+    image = ("x.png", (colour_images / "blue" / "012.png").read_bytes())
     headers = {"authorization": f"Bearer {TOKEN}"}
 
     def post(client: Any, **more: Any) -> Any:
-        return client.post("/predict", files={"pictures": picture}, headers=headers, **more)
+        return client.post("/predict", files={"images": image}, headers=headers, **more)
 
     unreadable = {"headers": [(b"x-request-id", b"\xff")]}
     options = ("--max-megabytes", "1", "--timeout", "20", "--replicas", "2")
@@ -195,8 +195,8 @@ def test_a_server_from_start_to_end(colour_run, colour_pictures):
         with httpx2.Client(base_url=server.url, timeout=60) as client:
             made = post(client).json()["predictions"][0]["classes"][0]
             assert made["class"] == "blue"
-            assert client.post("/predict", files={"pictures": picture}).status_code == 401
-            large = {"pictures": ("x.png", bytes(2**21))}
+            assert client.post("/predict", files={"images": image}).status_code == 401
+            large = {"images": ("x.png", bytes(2**21))}
             assert client.post("/predict", files=large, headers=headers).status_code == 413
             assert client.get("/healthz").json() == {"status": "ready"}
             assert client.get("/healthz", **unreadable).status_code == 400
@@ -211,7 +211,7 @@ def test_a_server_from_start_to_end(colour_run, colour_pictures):
             assert _listens_on_loopback_alone(port)
             # A request that is still arriving when the server is asked to end is answered.
             with socket.create_connection(("127.0.0.1", port)) as slow:
-                form = httpx2.Request("POST", again.url, files={"pictures": picture})
+                form = httpx2.Request("POST", again.url, files={"images": image})
                 body = form.read()
                 head = (
                     f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"

@@ -71,11 +71,11 @@ def test_a_good_space_knows_what_is_searched_and_what_is_fixed():
 
 
 @pytest.mark.parametrize(
-    ("image_size", "resize_size", "packed_size"),
+    ("image_size", "resize_size", "cache_size"),
     [(224, None, 256), (28, None, 32), (32, 32, 32), (224, 232, 232)],
 )
-def test_pictures_are_packed_with_torchvisions_margin(image_size, resize_size, packed_size):
-    assert space(image_size=image_size, resize_size=resize_size).packed_size == packed_size
+def test_images_are_packed_with_torchvisions_margin(image_size, resize_size, cache_size):
+    assert space(image_size=image_size, resize_size=resize_size).cache_size == cache_size
 
 
 def test_all_mistakes_are_told_at_once():
@@ -139,10 +139,10 @@ def test_a_parameter_out_of_its_range(name, parameter, problem):
         ({"val_fraction": 0.01}, "0.05 <= val_fraction <= 0.5 must hold, but got 0.01"),
         ({"test_fraction": 0.9}, "0.05 <= test_fraction <= 0.5 must hold, but got 0.9"),
         ({"resize_size": 200}, "resize_size >= image_size must hold, but got 200 < 224"),
-        ({"framing": "square"}, "framing must be 'whole' or 'crop', but got 'square'"),
+        ({"resize_mode": "square"}, "framing must be 'whole' or 'crop', but got 'square'"),
         ({"patience": 0}, "patience >= 1 must hold, but got 0"),
-        ({"second_look": "no"}, "second_look must be True or False, but got 'no'"),
-        ({"ladder": 1}, "ladder must be True or False, but got 1"),
+        ({"center_crop": "no"}, "center_crop must be True or False, but got 'no'"),
+        ({"ablation": 1}, "ablation must be True or False, but got 1"),
         ({"weights": "imagenet"}, "weights must be 'pretrained' or 'none', but got 'imagenet'"),
     ],
 )
@@ -192,7 +192,7 @@ def test_values_of_a_parameter():
 
 
 def test_with_backbones_keeps_the_recipes_and_drops_what_becomes_the_same():
-    ladder = space(
+    ablation = space(
         first_trials=(
             {"backbone": "tinynet", "lr": 1e-3, "freeze_depth": 5},
             {"backbone": "cnn", "lr": 1e-3},
@@ -200,20 +200,20 @@ def test_with_backbones_keeps_the_recipes_and_drops_what_becomes_the_same():
             {"lr": 1e-3},
         )
     )
-    other = ladder.with_backbones(["resnet18", "vgg16_bn"])
+    other = ablation.with_backbones(["resnet18", "vgg16_bn"])
     assert other.backbones == ("resnet18", "vgg16_bn")
     assert other.first_trials == (
         {"backbone": "resnet18", "lr": 1e-3, "freeze_depth": 5},
         {"backbone": "resnet18", "lr": 1e-3},
         {"backbone": "resnet18", "lr": 2e-3},
     )
-    assert ladder.with_backbones(["resnet18", "cnn"]).first_trials[1] == {
+    assert ablation.with_backbones(["resnet18", "cnn"]).first_trials[1] == {
         "backbone": "cnn",
         "lr": 1e-3,
     }
-    assert ladder.backbones == ("tinynet", "cnn"), "the space itself has changed"
+    assert ablation.backbones == ("tinynet", "cnn"), "the space itself has changed"
     with pytest.raises(SpaceError, match=r"but got 'resnet19'; did you mean 'resnet18'\?"):
-        ladder.with_backbones(["resnet19"])
+        ablation.with_backbones(["resnet19"])
 
 
 def test_a_space_file_is_loaded(tmp_path):
@@ -274,7 +274,7 @@ def test_a_space_file_that_cannot_be_used(tmp_path, body, problem):
 
 
 def test_a_file_that_is_no_text_is_no_space(tmp_path):
-    path = tmp_path / "picture.py"
+    path = tmp_path / "image.py"
     path.write_bytes(b"\x89PNG\r\n\0\xff\xfe" * 20)
     assert load_error(path) == (
         "the file is not Python: source code string cannot contain null bytes"

@@ -13,42 +13,42 @@ from spaces.glyphs import (
 
 
 def test_same_seed_same_glyphs_whatever_was_rendered_before():
-    first_pictures, first_labels = render_glyphs(20, seed=3)
+    first_images, first_labels = render_glyphs(20, seed=3)
     np.random.default_rng(0).random()
     render_glyphs(5, seed=9)
-    pictures, labels = render_glyphs(20, seed=3)
-    np.testing.assert_array_equal(pictures, first_pictures)
+    images, labels = render_glyphs(20, seed=3)
+    np.testing.assert_array_equal(images, first_images)
     np.testing.assert_array_equal(labels, first_labels)
 
 
 def test_other_seed_other_glyphs():
-    pictures, _ = render_glyphs(20, seed=3)
+    images, _ = render_glyphs(20, seed=3)
     others, _ = render_glyphs(20, seed=4)
-    assert not np.array_equal(pictures, others)
+    assert not np.array_equal(images, others)
 
 
 @pytest.mark.parametrize("image_size", [28, 32])
-def test_glyphs_are_grey_pictures_of_the_size_asked_for(image_size):
-    pictures, labels = render_glyphs(300, seed=0, image_size=image_size)
-    assert pictures.shape == (300, image_size, image_size)
-    assert pictures.dtype == np.uint8
+def test_glyphs_are_grey_images_of_the_size_asked_for(image_size):
+    images, labels = render_glyphs(300, seed=0, image_size=image_size)
+    assert images.shape == (300, image_size, image_size)
+    assert images.dtype == np.uint8
     assert labels.dtype == np.int64
     assert labels.min() >= 0
     assert labels.max() < len(CHARACTERS)
     # Light on black, and something to see in every one.
-    assert (pictures.max(axis=(1, 2)) > 100).all()
-    assert (np.median(pictures, axis=(1, 2)) < 128).mean() > 0.9
+    assert (images.max(axis=(1, 2)) > 100).all()
+    assert (np.median(images, axis=(1, 2)) < 128).mean() > 0.9
 
 
 def test_labels_index_the_characters_asked_for():
-    pictures, labels = render_glyphs(60, seed=0, characters="O1", variation=MILD)
-    widths = (pictures > 64).any(axis=1).sum(axis=1)
+    images, labels = render_glyphs(60, seed=0, characters="O1", variation=MILD)
+    widths = (images > 64).any(axis=1).sum(axis=1)
     assert widths[labels == 0].mean() > 1.3 * widths[labels == 1].mean()
 
 
 def test_glyphs_of_one_character_and_font_differ():
-    pictures, _ = render_glyphs(10, seed=0, characters="7", fonts=["DejaVuSans"])
-    assert len(np.unique(pictures, axis=0)) == 10
+    images, _ = render_glyphs(10, seed=0, characters="7", fonts=["DejaVuSans"])
+    assert len(np.unique(images, axis=0)) == 10
 
 
 def test_external_fonts_and_their_families_are_unseen_in_pretraining():
@@ -61,17 +61,17 @@ def test_external_fonts_and_their_families_are_unseen_in_pretraining():
 @pytest.mark.parametrize("font", [*PRETRAINING_FONTS, *EXTERNAL_FONTS])
 def test_every_font_has_every_digit(font):
     # A font that lacks a character draws the same box for all of those.
-    pictures = [
+    images = [
         render_glyphs(1, seed=0, characters=digit, fonts=[font], variation=PRETRAINING)[0]
         for digit in "0123456789"
     ]
-    assert len({picture.tobytes() for picture in pictures}) == 10
+    assert len({image.tobytes() for image in images}) == 10
 
 
 def test_external_digits_hold_each_digit_in_each_font_equally_often():
-    pictures, labels, names = external_digits(seed=0, variants=2)
-    assert pictures.shape == (10 * len(EXTERNAL_FONTS) * 2, 8, 8)
-    assert pictures.dtype == np.uint8
+    images, labels, names = external_digits(seed=0, variants=2)
+    assert images.shape == (10 * len(EXTERNAL_FONTS) * 2, 8, 8)
+    assert images.dtype == np.uint8
     assert labels.dtype == np.int64
     assert np.bincount(labels).tolist() == [len(EXTERNAL_FONTS) * 2] * 10
     assert len(set(names)) == len(names) == len(labels)
@@ -81,11 +81,11 @@ def test_external_digits_hold_each_digit_in_each_font_equally_often():
 def test_external_digits_have_the_levels_and_the_ink_of_the_digits_set():
     from sklearn.datasets import load_digits
 
-    pictures, _, _ = external_digits()
+    images, _, _ = external_digits()
     levels = np.rint(np.arange(17) * 255 / 16).astype(np.uint8)
-    assert set(np.unique(pictures)) <= set(levels)
+    assert set(np.unique(images)) <= set(levels)
     ink = load_digits().images.mean() / 16
-    assert pictures.mean() / 255 == pytest.approx(ink, rel=0.25)
+    assert images.mean() / 255 == pytest.approx(ink, rel=0.25)
 
 
 def test_external_digits_follow_the_seed():

@@ -54,10 +54,10 @@ def fashion_contents() -> dict[str, bytes]:
     return contents
 
 
-def write_fashion(raw: Path, packed: bool = False) -> None:
+def write_fashion(raw: Path, decoded: bool = False) -> None:
     raw.mkdir(parents=True)
     for name, content in fashion_contents().items():
-        if packed:
+        if decoded:
             (raw / f"{name}.gz").write_bytes(gzip.compress(content))
         else:
             (raw / name).write_bytes(content)
@@ -87,17 +87,17 @@ def test_folder_without_data_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         folder(obtain="get it from example.org and unpack it").open(None, tmp_path)
     assert str(caught.value) == (
-        "this space brings no pictures of its own: give --data DIR, a folder that holds a folder"
+        "this space brings no images of its own: give --data DIR, a folder that holds a folder"
         " per class, or train/ [val/] test/ of those; get it from example.org and unpack it"
     )
 
 
 def test_missing_data_folder_suggests_its_neighbour(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     with pytest.raises(SourceError) as caught:
         folder().open(tmp_path / "picturs", tmp_path)
     assert str(caught.value) == (
-        f"--data must name a folder, but there is no {tmp_path}/picturs; did you mean 'pictures'?"
+        f"--data must name a folder, but there is no {tmp_path}/picturs; did you mean 'images'?"
     )
 
 
@@ -160,10 +160,10 @@ def test_rendered_digits(tmp_path: Path) -> None:
 # --- Fashion-MNIST -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("decoded", [False, True])
 @pytest.mark.parametrize("below", ["FashionMNIST/raw", "raw", "."])
-def test_fashion_layouts(tmp_path: Path, below: str, packed: bool) -> None:
-    write_fashion(tmp_path / "data" / below, packed)
+def test_fashion_layouts(tmp_path: Path, below: str, decoded: bool) -> None:
+    write_fashion(tmp_path / "data" / below, decoded)
     found = opened(fashion_mnist(), tmp_path / "data", tmp_path / "cache")
     assert found.images.shape == (50, 28, 28)
     assert found.names[0] == "train/00000"
@@ -215,7 +215,7 @@ def test_damaged_fashion_is_refused(tmp_path: Path, content: bytes, message: str
 
 
 def test_damaged_packed_fashion_is_refused(tmp_path: Path) -> None:
-    write_fashion(tmp_path / "raw", packed=True)
+    write_fashion(tmp_path / "raw", decoded=True)
     path = tmp_path / "raw" / f"{FASHION_FILES[0]}.gz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(SourceError, match="cannot be read"):
@@ -386,14 +386,14 @@ def test_a_second_run_that_was_quicker_is_trusted(
 
 def caltech_zip() -> bytes:
     """A small set in the two layers of the real one: a zip around a tar.gz."""
-    picture = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(picture, "JPEG")
+    image = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(image, "JPEG")
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as tar:
         for category in ("BACKGROUND_Google", "brain", "camera"):
             member = tarfile.TarInfo(f"101_ObjectCategories/{category}/image_0001.jpg")
-            member.size = len(picture.getvalue())
-            tar.addfile(member, io.BytesIO(picture.getvalue()))
+            member.size = len(image.getvalue())
+            tar.addfile(member, io.BytesIO(image.getvalue()))
     outer = io.BytesIO()
     with zipfile.ZipFile(outer, "w") as archive:
         archive.writestr("caltech-101/101_ObjectCategories.tar.gz", inner.getvalue())

@@ -48,33 +48,43 @@ def test_caltech():
     space = study("caltech")
     assert space.source.classes == ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
     assert (space.image_size, space.epochs, space.flip) == (224, 20, True)
-    recipe = firsts("caltech")[0]
-    assert (recipe.backbone, recipe.hidden_units) == ("resnet18", 0)
-    assert recipe.freeze_depth < 5, "the study fine-tuned"
-    assert recipe.augment > 0
+    retrain_config = firsts("caltech")[0]
+    assert (retrain_config.backbone, retrain_config.hidden_units) == ("resnet18", 0)
+    assert retrain_config.freeze_depth < 5, "the study fine-tuned"
+    assert retrain_config.augment > 0
 
 
 def test_tools():
     space = study("tools")
-    recipe = firsts("tools")[0]
-    assert (recipe.backbone, recipe.freeze_depth, recipe.dropout) == ("resnet50", 3, 0.5)
-    assert (recipe.optimizer, recipe.lr, recipe.scheduler) == ("adam", 1e-4, "plateau")
-    assert recipe.class_weights is True
-    assert recipe.hidden_units > 0, "the study's head was dense"
-    assert recipe.augment >= 0.8, "the study augmented aggressively"
+    retrain_config = firsts("tools")[0]
+    assert (retrain_config.backbone, retrain_config.freeze_depth, retrain_config.dropout) == (
+        "resnet50",
+        3,
+        0.5,
+    )
+    assert (retrain_config.optimizer, retrain_config.lr, retrain_config.scheduler) == (
+        "adam",
+        1e-4,
+        "plateau",
+    )
+    assert retrain_config.class_weights is True
+    assert retrain_config.hidden_units > 0, "the study's head was dense"
+    assert retrain_config.augment >= 0.8, "the study augmented aggressively"
     assert space.patience is not None, "the study stopped early"
     assert space.val_fraction == 0.2
 
 
 def test_cats_dogs_climbs_the_ladder():
-    assert study("cats_dogs").ladder
-    recipe = firsts("cats_dogs")[0]
-    assert (recipe.backbone, recipe.freeze_depth) == ("resnet50", 5), "the study's last rung"
+    assert study("cats_dogs").ablation
+    retrain_config = firsts("cats_dogs")[0]
+    assert (retrain_config.backbone, retrain_config.freeze_depth) == ("resnet50", 5), (
+        "the study's last rung"
+    )
 
 
 def test_fashion_mnist():
     space = study("fashion_mnist")
-    assert (space.image_size, space.packed_size) == (28, 28)
+    assert (space.image_size, space.cache_size) == (28, 28)
     configs = firsts("fashion_mnist")
     assert {c.optimizer for c in configs} == {"adam"}
     assert all(c.augment > 0 for c in configs)
@@ -108,7 +118,7 @@ def test_a_set_that_needs_an_account_says_where_it_is_and_what_to_give(name, tmp
         study(name).source.open(None, tmp_path)
     message = str(caught.value)
     assert message.startswith(
-        "this space brings no pictures of its own: give --data DIR, a folder that holds a folder"
+        "this space brings no images of its own: give --data DIR, a folder that holds a folder"
         " per class, or train/ [val/] test/ of those; "
     )
     assert "Kaggle" in message

@@ -17,135 +17,135 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(n: int = 8, side: int = 36, seed: int = 0) -> Tensor:
-    """Soft, colourful pictures: uint8 [n, side, side, 3]."""
+def images(n: int = 8, side: int = 36, seed: int = 0) -> Tensor:
+    """Soft, colourful images: uint8 [n, side, side, 3]."""
     coarse = torch.rand(n, 3, 5, 5, generator=generator(seed)) * 255
     smooth = torch.nn.functional.interpolate(coarse, side, mode="bicubic").clamp(0, 255)
     return smooth.permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def augmented(
-    packed: Tensor, magnitude: float, seed: int = 0, flip: bool = True, size: int = IMAGE_SIZE
+    decoded: Tensor, magnitude: float, seed: int = 0, flip: bool = True, size: int = IMAGE_SIZE
 ) -> Tensor:
-    magnitudes = torch.full((len(packed),), magnitude)
-    return augment_and_normalise(packed, size, magnitudes, flip, generator(seed))
+    magnitudes = torch.full((len(decoded),), magnitude)
+    return augment_and_normalise(decoded, size, magnitudes, flip, generator(seed))
 
 
 def only_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augmentation, "LARGEST_COLOUR_CHANGE", 0.0)
-    monkeypatch.setattr(augmentation, "LARGEST_HUE_TURN", 0.0)
+    monkeypatch.setattr(augmentation, "MAX_COLOUR_CHANGE", 0.0)
+    monkeypatch.setattr(augmentation, "MAX_HUE_TURN", 0.0)
     monkeypatch.setattr(augmentation, "ERASE_PROBABILITY", 0.0)
 
 
 def only_flips(monkeypatch: pytest.MonkeyPatch) -> None:
     only_geometry(monkeypatch)
-    monkeypatch.setattr(augmentation, "SMALLEST_CROP_AREA", 1.0)
+    monkeypatch.setattr(augmentation, "MIN_CROP_AREA", 1.0)
     for name in ("LOG_ASPECT", "SHIFT", "LOG_ZOOM", "ROTATION", "SHEAR"):
-        monkeypatch.setattr(augmentation, f"LARGEST_{name}", 0.0)
+        monkeypatch.setattr(augmentation, f"MAX_{name}", 0.0)
 
 
 @pytest.mark.parametrize("side", [32, 36, 37])
 def test_strength_0_gives_the_evaluation_pixels_exactly(side):
-    packed = pictures(side=side)
-    out = augmented(packed, 0.0)
-    assert torch.equal(out, crop_and_normalise(packed, IMAGE_SIZE))
+    decoded = images(side=side)
+    out = augmented(decoded, 0.0)
+    assert torch.equal(out, crop_and_normalise(decoded, IMAGE_SIZE))
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 0.5])
 def test_shape_type_and_memory_layout(magnitude):
-    packed = pictures(n=3, side=37)
-    before = packed.clone()
-    out = augmented(packed, magnitude)
+    decoded = images(n=3, side=37)
+    before = decoded.clone()
+    out = augmented(decoded, magnitude)
     assert out.shape == (3, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert out.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(packed, before), "the shared table was written to"
+    assert torch.equal(decoded, before), "the shared table was written to"
 
 
 def test_a_vanishing_magnitude_changes_next_to_nothing():
     """The augmented path meets the evaluation path where the knob reaches zero."""
-    packed = pictures()
-    difference = augmented(packed, 1e-4, flip=False) - crop_and_normalise(packed, IMAGE_SIZE)
+    decoded = images()
+    difference = augmented(decoded, 1e-4, flip=False) - crop_and_normalise(decoded, IMAGE_SIZE)
     assert 0 < difference.abs().max() < 0.05
 
 
 def test_the_seed_decides():
-    packed = pictures()
+    decoded = images()
     state = torch.get_rng_state()
-    first = augmented(packed, 0.7, seed=3)
-    assert torch.equal(first, augmented(packed, 0.7, seed=3))
-    assert not torch.equal(first, augmented(packed, 0.7, seed=4))
+    first = augmented(decoded, 0.7, seed=3)
+    assert torch.equal(first, augmented(decoded, 0.7, seed=3))
+    assert not torch.equal(first, augmented(decoded, 0.7, seed=4))
     assert torch.equal(torch.get_rng_state(), state), "the global random state was used"
 
 
-def test_every_picture_is_changed_in_its_own_way():
-    out = augmented(pictures(n=1).expand(4, -1, -1, -1), 0.7)
+def test_every_image_is_changed_in_its_own_way():
+    out = augmented(images(n=1).expand(4, -1, -1, -1), 0.7)
     assert all(not torch.equal(out[0], other) for other in out[1:])
 
 
 def test_the_change_grows_with_the_magnitude():
-    packed = pictures(n=64)
-    clean = crop_and_normalise(packed, IMAGE_SIZE)
+    decoded = images(n=64)
+    clean = crop_and_normalise(decoded, IMAGE_SIZE)
     changes = [
-        float((augmented(packed, m, flip=False) - clean).abs().mean())
+        float((augmented(decoded, m, flip=False) - clean).abs().mean())
         for m in (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
     ]
     assert changes == sorted(changes)
     assert changes[-1] > 5 * changes[0]
 
 
-def test_each_picture_has_its_own_magnitude():
-    packed = pictures()
+def test_each_image_has_its_own_magnitude():
+    decoded = images()
     magnitudes = torch.tensor([1e-6, 1.0] * 4)
-    out = augment_and_normalise(packed, IMAGE_SIZE, magnitudes, False, generator())
-    change = (out - crop_and_normalise(packed, IMAGE_SIZE)).abs().mean(dim=(1, 2, 3))
+    out = augment_and_normalise(decoded, IMAGE_SIZE, magnitudes, False, generator())
+    change = (out - crop_and_normalise(decoded, IMAGE_SIZE)).abs().mean(dim=(1, 2, 3))
     assert (change[0::2] < 1e-3).all()
     assert (change[1::2] > 0.05).all()
 
 
 def test_pixels_stay_in_the_normalised_range():
-    packed = torch.randint(0, 256, (64, 36, 36, 3), generator=generator(1), dtype=torch.uint8)
-    packed[0], packed[1] = 0, 255
-    out = augmented(packed, 1.0)
+    decoded = torch.randint(0, 256, (64, 36, 36, 3), generator=generator(1), dtype=torch.uint8)
+    decoded[0], decoded[1] = 0, 255
+    out = augmented(decoded, 1.0)
     assert out.isfinite().all()
     assert (out >= LOWEST.view(3, 1, 1) - 1e-5).all()
     assert (out <= HIGHEST.view(3, 1, 1) + 1e-5).all()
 
 
-def mirrored(out: Tensor) -> Tensor:
-    """Tell which pictures, once bright on the right, are now bright on the left."""
+def synced(out: Tensor) -> Tensor:
+    """Tell which images, once bright on the right, are now bright on the left."""
     half = IMAGE_SIZE // 2
     return out[..., :half].mean(dim=(1, 2, 3)) > out[..., half:].mean(dim=(1, 2, 3))
 
 
 def bright_on_the_right(n: int) -> Tensor:
-    packed = torch.zeros(n, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
-    packed[:, :, IMAGE_SIZE // 2 :] = 255
-    return packed
+    decoded = torch.zeros(n, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
+    decoded[:, :, IMAGE_SIZE // 2 :] = 255
+    return decoded
 
 
 @pytest.mark.parametrize("magnitude", [0.1, 0.5])
 def test_nothing_is_mirrored_where_the_space_forbids_it(magnitude):
     out = augmented(bright_on_the_right(512), magnitude, flip=False)
-    assert not mirrored(out).any()
+    assert not synced(out).any()
 
 
 @pytest.mark.parametrize(("magnitude", "share"), [(0.1, 0.2), (0.25, 0.5), (1.0, 0.5)])
-def test_pictures_are_mirrored_as_often_as_promised(monkeypatch, magnitude, share):
+def test_images_are_mirrored_as_often_as_promised(monkeypatch, magnitude, share):
     only_flips(monkeypatch)
-    packed = bright_on_the_right(2048)
-    out = augmented(packed, magnitude)
-    assert float(mirrored(out).float().mean()) == pytest.approx(share, abs=0.04)
-    clean = crop_and_normalise(packed, IMAGE_SIZE)
-    expected = torch.where(mirrored(out)[:, None, None, None], clean.flip(3), clean)
+    decoded = bright_on_the_right(2048)
+    out = augmented(decoded, magnitude)
+    assert float(synced(out).float().mean()) == pytest.approx(share, abs=0.04)
+    clean = crop_and_normalise(decoded, IMAGE_SIZE)
+    expected = torch.where(synced(out)[:, None, None, None], clean.flip(3), clean)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
 
 
-def test_geometry_alone_keeps_the_colour_of_a_plain_picture(monkeypatch):
+def test_geometry_alone_keeps_the_colour_of_a_plain_image(monkeypatch):
     only_geometry(monkeypatch)
-    packed = torch.tensor([200, 90, 30], dtype=torch.uint8).expand(16, 36, 36, 3)
-    out = augmented(packed, 1.0)
-    torch.testing.assert_close(out, crop_and_normalise(packed, IMAGE_SIZE), atol=1e-4, rtol=0)
+    decoded = torch.tensor([200, 90, 30], dtype=torch.uint8).expand(16, 36, 36, 3)
+    out = augmented(decoded, 1.0)
+    torch.testing.assert_close(out, crop_and_normalise(decoded, IMAGE_SIZE), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("degrees", [-36.0, 0.0, 20.0, 120.0])
@@ -167,15 +167,15 @@ def recoloured(pixels: Tensor, spreads: list[float]) -> Tensor:
     """Change colours by (brightness, contrast, saturation, hue) as drawn; return them in [0, 255].
 
     Args:
-        pixels: float [3], the one colour of a picture of two by two pixels beside black ones.
+        pixels: float [3], the one colour of an image of two by two pixels beside black ones.
         spreads: What each of the four draws comes to.
     """
-    picture = torch.zeros(1, 3, 2, 2)
-    picture[0, :, 0] = pixels[:, None]
+    image = torch.zeros(1, 3, 2, 2)
+    image[0, :, 0] = pixels[:, None]
     drawn = iter(spreads)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(augmentation, "_spread", lambda *_: torch.tensor([next(drawn)]))
-        out = augmentation._change_colours(picture, torch.ones(1), generator())
+        out = augmentation._change_colours(image, torch.ones(1), generator())
     scale, shift = torch.tensor(STD).view(3, 1, 1), torch.tensor(MEAN).view(3, 1, 1)
     return (out[0] * scale + shift) * 255
 
@@ -212,7 +212,7 @@ def test_erasing_hides_as_much_and_as_often_as_promised(magnitude):
     hidden = (pixels[:, 0] == 0).float().mean(dim=(1, 2))
     share = float((hidden > 0).float().mean())
     assert share == pytest.approx(augmentation.ERASE_PROBABILITY * magnitude, abs=0.05)
-    largest = augmentation.LARGEST_ERASED_AREA * magnitude
+    largest = augmentation.MAX_ERASED_AREA * magnitude
     assert 0.8 * largest < float(hidden.max()) <= largest + 0.02
     untouched = torch.ones(64, 3, 32, 32)
     augmentation._erase(untouched, torch.zeros(64), generator())

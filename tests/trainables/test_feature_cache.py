@@ -6,10 +6,10 @@ from torch import Tensor
 
 from trainables.augmentation import augment_and_normalise
 from trainables.feature_cache import (
-    ViewBank,
+    FeatureCache,
     as_features,
     build_view,
-    bytes_a_picture,
+    bytes_per_image,
     mixed_precision,
     view_magnitude,
     views_up_to,
@@ -19,7 +19,7 @@ from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.weights import PACKAGED, load_weights
 
 CPU = torch.device("cpu")
-N_PICTURES = 40  # more than one batch of the build
+N_IMAGES = 40  # more than one batch of the build
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,15 @@ def backbone() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Tensor:
+def images() -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    size = (N_PICTURES, 36, 36, 3)
+    size = (N_IMAGES, 36, 36, 3)
     return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
 
 
-def through(backbone: Backbone, x: Tensor, boundary: int) -> Tensor:
+def through(backbone: Backbone, x: Tensor, stage_output: int) -> Tensor:
     with torch.no_grad(), mixed_precision(CPU):
-        return backbone(x, 0, boundary).float()
+        return backbone(x, 0, stage_output).float()
 
 
 @pytest.mark.parametrize(
@@ -63,39 +63,39 @@ def test_a_view_is_drawn_from_the_strength_that_is_its_own_magnitude(n_views):
     assert counts == list(range(1, n_views + 1))
 
 
-def test_bytes_a_picture(backbone):
-    sizes = bytes_a_picture(backbone, 32)
+def test_bytes_a_image(backbone):
+    sizes = bytes_per_image(backbone, 32)
     with torch.no_grad():
         x = torch.zeros(1, 3, 32, 32)
         assert sizes == tuple(backbone(x, 0, b).numel() * 2 for b in range(1, 6))
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 0.6])
-def test_one_pass_equals_running_the_backbone_to_each_boundary(backbone, pictures, magnitude):
-    boundaries = (1, 3, 4, 5)
-    built = build_view(backbone, pictures, 32, magnitude, True, boundaries, 7, CPU)
-    assert tuple(built) == boundaries
+def test_one_pass_equals_running_the_backbone_to_each_boundary(backbone, images, magnitude):
+    stage_outputs = (1, 3, 4, 5)
+    built = build_view(backbone, images, 32, magnitude, True, stage_outputs, 7, CPU)
+    assert tuple(built) == stage_outputs
     generator = torch.Generator().manual_seed(7)
     batches = [
         augment_and_normalise(batch, 32, torch.full((len(batch),), magnitude), True, generator)
-        for batch in pictures.split(32)
+        for batch in images.split(32)
     ]
-    for boundary, bits in built.items():
+    for stage_output, bits in built.items():
         assert bits.dtype == np.int16
         features = as_features(bits)
-        expected = torch.cat([through(backbone, x, boundary) for x in batches])
-        if boundary < 5:
+        expected = torch.cat([through(backbone, x, stage_output) for x in batches])
+        if stage_output < 5:
             features = features.permute(0, 3, 1, 2)
         assert features.shape == expected.shape
         torch.testing.assert_close(features.float(), expected, atol=1e-2, rtol=1e-2)
         assert expected.std() > 0.1, "the tolerance would hide a mistake"
 
 
-def test_view_0_is_clean_and_the_seed_decides_the_others(backbone, pictures):
+def test_view_0_is_clean_and_the_seed_decides_the_others(backbone, images):
     def built(magnitude: float, seed: int) -> np.ndarray:
-        return build_view(backbone, pictures, 32, magnitude, True, (5,), seed, CPU)[5]
+        return build_view(backbone, images, 32, magnitude, True, (5,), seed, CPU)[5]
 
-    clean = through(backbone, crop_and_normalise(pictures, 32), 5)
+    clean = through(backbone, crop_and_normalise(images, 32), 5)
     torch.testing.assert_close(as_features(built(0.0, 1)).float(), clean, atol=1e-2, rtol=1e-2)
     assert np.array_equal(built(0.0, 1), built(0.0, 2))
     assert np.array_equal(built(0.5, 1), built(0.5, 1))
@@ -113,10 +113,10 @@ def test_bits_become_features_without_a_copy():
     assert as_features(bits).data_ptr() == bits.__array_interface__["data"][0]
 
 
-def marked_bank(n_views: int = 5, n_built: int | None = None, block_size: int = 3) -> ViewBank:
-    """Build a bank of four pictures, rows 9, 2, 7 and 4 of a table of ten.
+def marked_bank(n_views: int = 5, n_built: int | None = None, block_size: int = 3) -> FeatureCache:
+    """Build a bank of four images, rows 9, 2, 7 and 4 of a table of ten.
 
-    Each feature is 10 · picture's row + view.
+    Each feature is 10 · image's row + view.
     """
     rows = torch.tensor([9, 2, 7, 4])
     row_of = torch.full((10,), -1)
@@ -125,17 +125,17 @@ def marked_bank(n_views: int = 5, n_built: int | None = None, block_size: int = 
         (rows * 10 + view).to(torch.bfloat16)[:, None].split(block_size)
         for view in range(n_built or n_views)
     )
-    return ViewBank(views, n_views, row_of, block_size)
+    return FeatureCache(views, n_views, row_of, block_size)
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 4, 128])
-def test_clean_gives_view_0_of_the_right_pictures(block_size):
+def test_clean_gives_view_0_of_the_right_images(block_size):
     clean = marked_bank(block_size=block_size).clean(torch.tensor([4, 9, 4, 2]))
     assert clean.squeeze(1).tolist() == [40, 90, 40, 20]
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 4, 128])
-def test_draw_gives_the_right_pictures(block_size):
+def test_draw_gives_the_right_images(block_size):
     asked = torch.tensor([2, 7, 4, 9, 7] * 20)
     generator = torch.Generator().manual_seed(0)
     drawn = marked_bank(block_size=block_size).draw(asked, 1.0, generator).squeeze(1)
@@ -148,8 +148,8 @@ def test_draw_is_uniform_among_the_views_up_to_the_strength(augment, n_drawn):
     asked = torch.tensor([2, 4]).repeat(2000)
     generator = torch.Generator().manual_seed(1)
     views = marked_bank().draw(asked, augment, generator).squeeze(1).long() % 10
-    for picture in (2, 4):
-        counts = torch.bincount(views[asked == picture], minlength=5)
+    for image in (2, 4):
+        counts = torch.bincount(views[asked == image], minlength=5)
         assert not counts[n_drawn:].any()
         assert counts[:n_drawn].all()
         if n_drawn > 1:
@@ -181,18 +181,18 @@ def test_draw_takes_what_is_built_where_later_views_are_missing():
 
 
 @pytest.mark.parametrize("augment", [0.0, 1.0])
-def test_maps_come_back_as_a_network_takes_them(backbone, pictures, augment):
-    built = [build_view(backbone, pictures, 32, m, False, (2,), 0, CPU)[2] for m in (0.0, 1.0)]
+def test_maps_come_back_as_a_network_takes_them(backbone, images, augment):
+    built = [build_view(backbone, images, 32, m, False, (2,), 0, CPU)[2] for m in (0.0, 1.0)]
     views = tuple(as_features(bits).split(16) for bits in built)
-    bank = ViewBank(views, 2, torch.arange(N_PICTURES).flip(0), block_size=16)
+    cache = FeatureCache(views, 2, torch.arange(N_IMAGES).flip(0), block_size=16)
     rows = torch.tensor([3, 39, 0])
-    shape = (3, *backbone.boundary_shapes(32)[1])
+    shape = (3, *backbone.stage_output_shapes(32)[1])
     assert shape[1] > shape[2], "channels and height must differ for this test to see them swapped"
-    clean, drawn = bank.clean(rows), bank.draw(rows, augment, torch.Generator().manual_seed(0))
+    clean, drawn = cache.clean(rows), cache.draw(rows, augment, torch.Generator().manual_seed(0))
     assert clean.shape == drawn.shape == shape
     assert clean.is_contiguous(memory_format=torch.channels_last)
     assert drawn.is_contiguous(memory_format=torch.channels_last)
-    expected = through(backbone, crop_and_normalise(pictures[39 - rows], 32), 2)
+    expected = through(backbone, crop_and_normalise(images[39 - rows], 32), 2)
     torch.testing.assert_close(clean.float(), expected, atol=1e-2, rtol=1e-2)
 
 

@@ -15,14 +15,14 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 
 from trainables.images import (
+    IMAGE_SUFFIXES,
     MEAN,
-    PICTURE_SUFFIXES,
     STD,
-    PictureError,
+    ImageError,
     as_tensor,
     crop_and_normalise,
     fit,
-    read_picture,
+    read_image,
 )
 
 ONE_LEVEL = 1.001 / 255 / min(STD)
@@ -35,21 +35,21 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def smooth(width: int = 40, height: int = 30) -> Image.Image:
-    """A picture that compression hardly changes, and with no symmetry."""
+    """An image that compression hardly changes, and with no symmetry."""
     y, x = np.mgrid[0:height, 0:width]
     channels = (255 * x / width, 255 * y / height, 255 * x * y / (width * height))
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
-def ours(image: Image.Image, packed_size: int, image_size: int) -> torch.Tensor:
-    packed = torch.from_numpy(fit(image, packed_size, image_size).copy())[None]
-    return crop_and_normalise(packed, image_size)[0]
+def ours(image: Image.Image, cache_size: int, image_size: int) -> torch.Tensor:
+    decoded = torch.from_numpy(fit(image, cache_size, image_size).copy())[None]
+    return crop_and_normalise(decoded, image_size)[0]
 
 
-def torchvisions(image: Image.Image, packed_size: int, image_size: int) -> torch.Tensor:
+def torchvisions(image: Image.Image, cache_size: int, image_size: int) -> torch.Tensor:
     pixels: torch.Tensor = transforms.Compose(
         [
-            transforms.Resize(packed_size),
+            transforms.Resize(cache_size),
             transforms.CenterCrop(image_size),
             transforms.ToTensor(),
             transforms.Normalize(MEAN, STD),
@@ -78,8 +78,8 @@ def test_evaluation_pixels_are_torchvisions_at_random_sizes() -> None:
     rng = np.random.default_rng(7)
     for seed in range(300):
         width, height = (int(n) for n in rng.integers(1, 90, 2))
-        packed_size = int(rng.integers(1, 60))
-        sizes = packed_size, int(rng.integers(1, packed_size + 1))
+        cache_size = int(rng.integers(1, 60))
+        sizes = cache_size, int(rng.integers(1, cache_size + 1))
         image = noise(width, height, seed)
         torch.testing.assert_close(
             ours(image, *sizes),
@@ -92,10 +92,10 @@ def test_evaluation_pixels_are_torchvisions_at_random_sizes() -> None:
 
 def test_default_crop_is_exact_where_the_space_keeps_its_default_margin() -> None:
     for image_size in range(16, 120):
-        packed_size = round(image_size / 0.875)
-        image = noise(packed_size + 3, packed_size)
-        square = fit(image, packed_size)
-        np.testing.assert_array_equal(square, fit(image, packed_size, image_size))
+        cache_size = round(image_size / 0.875)
+        image = noise(cache_size + 3, cache_size)
+        square = fit(image, cache_size)
+        np.testing.assert_array_equal(square, fit(image, cache_size, image_size))
 
 
 @pytest.mark.parametrize("shape", [(1000, 3), (3, 1000)])
@@ -107,48 +107,48 @@ def test_extreme_aspect_ratios_differ_by_one_level_at_most(shape: tuple[int, int
 
 
 def test_one_pixel_by_twenty_thousand_takes_no_gigabytes() -> None:
-    # Resized whole at first, this would be a picture of 256 × 5,120,000.
+    # Resized whole at first, this would be an image of 256 × 5,120,000.
     column = np.repeat(np.arange(20_000, dtype=np.uint32)[:, None, None] // 80, 3, axis=2)
-    packed = fit(Image.fromarray(column.astype(np.uint8)), 256)
-    assert packed.shape == (256, 256, 3)
-    assert abs(int(packed.mean()) - 125) <= 1
+    decoded = fit(Image.fromarray(column.astype(np.uint8)), 256)
+    assert decoded.shape == (256, 256, 3)
+    assert abs(int(decoded.mean()) - 125) <= 1
 
 
-def test_evaluation_pixels_of_real_pictures(shared_data: Path) -> None:
-    paths = sorted(p for p in shared_data.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+def test_evaluation_pixels_of_real_images(shared_data: Path) -> None:
+    paths = sorted(p for p in shared_data.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     assert len(paths) > 2000
     for path in paths[::150]:
-        image = read_picture(path)
+        image = read_image(path)
         torch.testing.assert_close(
             ours(image, 256, 224), torchvisions(image, 256, 224), rtol=0, atol=2e-6
         )
 
 
 def test_fit_gives_square_bytes() -> None:
-    packed = fit(noise(50, 40), 32)
-    assert packed.shape == (32, 32, 3)
-    assert packed.dtype == np.uint8
+    decoded = fit(noise(50, 40), 32)
+    assert decoded.shape == (32, 32, 3)
+    assert decoded.dtype == np.uint8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_crop_and_normalise_lays_channels_last(dtype: torch.dtype) -> None:
-    pictures = torch.randint(0, 256, (4, 37, 37, 3), dtype=torch.uint8)
-    x = crop_and_normalise(pictures, 32, dtype)
+    images = torch.randint(0, 256, (4, 37, 37, 3), dtype=torch.uint8)
+    x = crop_and_normalise(images, 32, dtype)
     assert x.shape == (4, 3, 32, 32)
     assert x.dtype == dtype
     assert x.is_contiguous(memory_format=torch.channels_last)
-    exact = crop_and_normalise(pictures, 32)
+    exact = crop_and_normalise(images, 32)
     torch.testing.assert_close(x, exact.to(dtype), rtol=0, atol=0)
 
 
-def test_crop_and_normalise_leaves_the_pictures_and_takes_none() -> None:
-    pictures = torch.full((2, 8, 8, 3), 100, dtype=torch.uint8)
-    crop_and_normalise(pictures, 8)
-    assert (pictures == 100).all()
-    assert crop_and_normalise(pictures[:0], 6).shape == (0, 3, 6, 6)
+def test_crop_and_normalise_leaves_the_images_and_takes_none() -> None:
+    images = torch.full((2, 8, 8, 3), 100, dtype=torch.uint8)
+    crop_and_normalise(images, 8)
+    assert (images == 100).all()
+    assert crop_and_normalise(images[:0], 6).shape == (0, 3, 6, 6)
 
 
-def test_crop_larger_than_the_pictures_is_refused() -> None:
+def test_crop_larger_than_the_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^1 <= image_size <= 8 must hold, but got 9$"):
         crop_and_normalise(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), 9)
 
@@ -162,7 +162,7 @@ def test_as_tensor_shares_read_only_memory_silently(dtype: type) -> None:
     assert tensor.tolist() == array.tolist()
 
 
-def test_reading_pictures_needs_no_torch() -> None:
+def test_reading_images_needs_no_torch() -> None:
     code = "import sys, trainables.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -190,12 +190,12 @@ def test_reading_pictures_needs_no_torch() -> None:
 def test_formats(tmp_path: Path, suffix: str, options: dict[str, Any]) -> None:
     path = tmp_path / f"Ein süßes Bild{suffix}"
     smooth().save(path, **options)
-    image = read_picture(path)
+    image = read_image(path)
     assert image.mode == "RGB"
     assert image.size == (40, 30)
     tolerance = 30 if suffix == ".gif" else 12  # a GIF has a palette
     assert np.abs(np.asarray(image, int) - np.asarray(smooth(), int)).max() <= tolerance
-    assert suffix in PICTURE_SUFFIXES
+    assert suffix in IMAGE_SUFFIXES
 
 
 def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
         suffix = ".jpg" if mode in ("CMYK", "YCbCr") else ".png"
         path = tmp_path / f"{mode}{suffix}"
         grey.convert("RGB").convert(mode).save(path)
-        image = read_picture(path)
+        image = read_image(path)
         assert image.mode == "RGB"
         assert np.asarray(image).mean() == pytest.approx(np.asarray(grey).mean(), abs=3)
 
@@ -214,38 +214,38 @@ def test_transparent_parts_lie_on_white(tmp_path: Path, mode: str) -> None:
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:, :2] = (0, 0, 0, 255)
     pixels[:, 2:] = (9, 9, 9, 0)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(pixels).convert(mode).save(path)
-    values = np.asarray(read_picture(path))
+    values = np.asarray(read_image(path))
     assert (values[:, :2] == 0).all()
     assert (values[:, 2:] == 255).all()
 
 
 def test_half_transparent_parts_are_mixed_with_white(tmp_path: Path) -> None:
-    Image.new("RGBA", (2, 2), (0, 0, 0, 128)).save(tmp_path / "picture.png")
-    assert np.asarray(read_picture(tmp_path / "picture.png"))[0, 0].tolist() == [127] * 3
+    Image.new("RGBA", (2, 2), (0, 0, 0, 128)).save(tmp_path / "image.png")
+    assert np.asarray(read_image(tmp_path / "image.png"))[0, 0].tolist() == [127] * 3
 
 
 def test_a_transparent_colour_lies_on_white(tmp_path: Path) -> None:
     for mode, black in (("RGB", (0, 0, 0)), ("L", 0)):
         path = tmp_path / f"{mode}.png"
         Image.new(mode, (2, 2)).save(path, transparency=black)
-        assert (np.asarray(read_picture(path)) == 255).all()
+        assert (np.asarray(read_image(path)) == 255).all()
 
 
 def test_a_transparent_gif_lies_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 10, 10, 20, 20, 20])
     image.putpixel((1, 0), 1)
-    image.save(tmp_path / "picture.gif", transparency=0)
-    assert np.asarray(read_picture(tmp_path / "picture.gif"))[0].tolist() == [[255] * 3, [20] * 3]
+    image.save(tmp_path / "image.gif", transparency=0)
+    assert np.asarray(read_image(tmp_path / "image.gif"))[0].tolist() == [[255] * 3, [20] * 3]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
 def test_16_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 256, 257, 32768, 65535]], np.uint16)
-    Image.fromarray(values).save(tmp_path / f"picture{suffix}")
-    read = np.asarray(read_picture(tmp_path / f"picture{suffix}"))
+    Image.fromarray(values).save(tmp_path / f"image{suffix}")
+    read = np.asarray(read_image(tmp_path / f"image{suffix}"))
     assert read[0].tolist() == [[v] * 3 for v in (0, 1, 1, 128, 255)]
 
 
@@ -262,8 +262,8 @@ def test_16_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
     ],
 )
 def test_wide_grey_is_scaled(tmp_path: Path, values: np.ndarray, expected: list[int]) -> None:
-    Image.fromarray(values[None]).save(tmp_path / "picture.tif")
-    assert np.asarray(read_picture(tmp_path / "picture.tif"))[0, :, 0].tolist() == expected
+    Image.fromarray(values[None]).save(tmp_path / "image.tif")
+    assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
@@ -271,29 +271,29 @@ def test_wide_grey_is_scaled(tmp_path: Path, values: np.ndarray, expected: list[
 def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / f"picture{suffix}"
+    path = tmp_path / f"image{suffix}"
     smooth().save(path, exif=exif)
     with Image.open(path) as plain:
         expected = ImageOps.exif_transpose(plain)
     assert expected.size == ((30, 40) if orientation > 4 else (40, 30))
-    np.testing.assert_array_equal(np.asarray(read_picture(path)), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(read_image(path)), np.asarray(expected))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
 def test_senseless_orientation_is_ignored(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    smooth().save(tmp_path / "picture.jpg", exif=exif)
-    assert read_picture(tmp_path / "picture.jpg").size == (40, 30)
+    smooth().save(tmp_path / "image.jpg", exif=exif)
+    assert read_image(tmp_path / "image.jpg").size == (40, 30)
 
 
-def test_damaged_exif_leaves_the_picture_and_warns_nobody(tmp_path: Path) -> None:
-    path = tmp_path / "picture.jpg"
+def test_damaged_exif_leaves_the_image_and_warns_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
     smooth().save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff no such offset")
     with pytest.warns(UserWarning, match="Corrupt EXIF data"):
         Image.open(path).close()
     # In a process of its own: pytest's filters go before those of `images`.
-    code = f"from trainables.images import read_picture; print(read_picture({str(path)!r}).size)"
+    code = f"from trainables.images import read_image; print(read_image({str(path)!r}).size)"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("(40, 30)\n", "")
 
@@ -301,11 +301,11 @@ def test_damaged_exif_leaves_the_picture_and_warns_nobody(tmp_path: Path) -> Non
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".tif", ".png", ".mpo"])
 def test_first_frame_is_read(tmp_path: Path, suffix: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    path = tmp_path / f"picture{suffix}"
+    path = tmp_path / f"image{suffix}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
     with Image.open(path) as image:
         assert getattr(image, "n_frames", 1) == 3
-    red, green, blue = np.asarray(read_picture(path))[4, 4]
+    red, green, blue = np.asarray(read_image(path))[4, 4]
     assert red > 240
     assert green < 15
     assert blue < 15
@@ -315,20 +315,20 @@ def test_open_files_are_read() -> None:
     file = BytesIO()
     smooth().save(file, "PNG")
     file.seek(0)
-    np.testing.assert_array_equal(np.asarray(read_picture(file)), np.asarray(smooth()))
+    np.testing.assert_array_equal(np.asarray(read_image(file)), np.asarray(smooth()))
 
 
 def test_strings_are_read(tmp_path: Path) -> None:
-    smooth().save(tmp_path / "picture.png")
-    assert read_picture(str(tmp_path / "picture.png")).size == (40, 30)
+    smooth().save(tmp_path / "image.png")
+    assert read_image(str(tmp_path / "image.png")).size == (40, 30)
 
 
 # --- what cannot be read -----------------------------------------------------------------------
 
 
 def reason_for(path: Path) -> str:
-    with pytest.raises(PictureError) as caught:
-        read_picture(path)
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
     assert caught.value.path == str(path)
     assert str(caught.value) == f"{path}: {caught.value.reason}"
     return caught.value.reason
@@ -337,14 +337,14 @@ def reason_for(path: Path) -> str:
 def test_reasons(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     assert reason_for(tmp_path / "empty.jpg") == "is empty (zero bytes)"
-    (tmp_path / "text.jpg").write_text("no picture at all, but some words\n" * 20)
+    (tmp_path / "text.jpg").write_text("no image at all, but some words\n" * 20)
     assert reason_for(tmp_path / "text.jpg") == (
-        "is not a picture, or of a format that cannot be read"
+        "is not an image, or of a format that cannot be read"
     )
     assert reason_for(tmp_path / "missing.jpg") == "there is no such file"
     assert reason_for(tmp_path) == "is a folder"
-    with pytest.raises(PictureError, match=r"^the picture: is empty \(zero bytes\)$"):
-        read_picture(BytesIO())
+    with pytest.raises(ImageError, match=r"^the image: is empty \(zero bytes\)$"):
+        read_image(BytesIO())
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -352,14 +352,14 @@ def test_a_truncated_jpeg_is_never_silently_grey(tmp_path: Path, progressive: bo
     whole = BytesIO()
     noise(64, 48).save(whole, "JPEG", progressive=progressive)
     content = whole.getvalue()
-    expected = np.asarray(read_picture(BytesIO(content)))
+    expected = np.asarray(read_image(BytesIO(content)))
     n_refused = 0
     for length in range(1, len(content), 41):
         path = tmp_path / "cut.jpg"
         path.write_bytes(content[:length])
         try:
-            np.testing.assert_array_equal(np.asarray(read_picture(path)), expected)
-        except PictureError:
+            np.testing.assert_array_equal(np.asarray(read_image(path)), expected)
+        except ImageError:
             n_refused += 1
     assert n_refused >= len(range(1, len(content), 41)) - 1
     path.write_bytes(content[: len(content) // 2])
@@ -367,7 +367,7 @@ def test_a_truncated_jpeg_is_never_silently_grey(tmp_path: Path, progressive: bo
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".webp", ".bmp", ".tif", ".mpo"])
-def test_other_truncated_pictures_are_errors(tmp_path: Path, suffix: str) -> None:
+def test_other_truncated_images_are_errors(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut{suffix}"
     noise(64, 48).save(path)
     content = path.read_bytes()
@@ -375,7 +375,7 @@ def test_other_truncated_pictures_are_errors(tmp_path: Path, suffix: str) -> Non
     reason_for(path)
 
 
-def test_random_damage_is_a_picture_error_or_a_picture(tmp_path: Path) -> None:
+def test_random_damage_is_a_image_error_or_a_image(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "damaged"
     for form in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "MPO", "PPM", "TGA", "ICO"):
@@ -386,8 +386,8 @@ def test_random_damage_is_a_picture_error_or_a_picture(tmp_path: Path) -> None:
             places = rng.integers(0, min(200, len(content)), 3)
             content[places] = rng.integers(0, 256, 3)
             path.write_bytes(content.tobytes())
-            with suppress(PictureError):  # anything else fails the test
-                assert read_picture(path).mode == "RGB"
+            with suppress(ImageError):  # anything else fails the test
+                assert read_image(path).mode == "RGB"
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
@@ -401,24 +401,24 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     assert reason_for(path).startswith("has too many pixels: Image size (10000000000 pixels)")
 
 
-def test_picture_errors_travel_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(PictureError("a.jpg", "is empty")))
+def test_image_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("a.jpg", "is empty")))
     assert (error.path, error.reason, str(error)) == ("a.jpg", "is empty", "a.jpg: is empty")
 
 
-# --- the whole picture -------------------------------------------------------------------------
+# --- the whole image -------------------------------------------------------------------------
 
 
-def whole(image: Image.Image, packed_size: int, image_size: int) -> np.ndarray:
-    packed = fit(image, packed_size, image_size, "whole")
-    assert packed.shape == (packed_size, packed_size, 3)
-    start = round((packed_size - image_size) / 2)
-    return packed[start : start + image_size, start : start + image_size]
+def whole(image: Image.Image, cache_size: int, image_size: int) -> np.ndarray:
+    decoded = fit(image, cache_size, image_size, "whole")
+    assert decoded.shape == (cache_size, cache_size, 3)
+    start = round((cache_size - image_size) / 2)
+    return decoded[start : start + image_size, start : start + image_size]
 
 
 @pytest.mark.parametrize("sizes", [(256, 224), (37, 32), (33, 32), (32, 32)])
 @pytest.mark.parametrize("shape", [(300, 223), (223, 300), (256, 256), (400, 200), (200, 400)])
-def test_up_to_twice_as_long_as_wide_the_model_sees_a_squeezed_picture(
+def test_up_to_twice_as_long_as_wide_the_model_sees_a_squeezed_image(
     shape: tuple[int, int], sizes: tuple[int, int]
 ) -> None:
     image = noise(*shape)
@@ -430,8 +430,8 @@ def test_up_to_twice_as_long_as_wide_the_model_sees_a_squeezed_picture(
 def test_beyond_that_edges_go_on(shape: tuple[int, int], n_rows: int) -> None:
     image = noise(*shape)
     for turned in (False, True):
-        picture = image.transpose(Image.Transpose.TRANSPOSE) if turned else image
-        seen = whole(picture, 256, 224)
+        shown = image.transpose(Image.Transpose.TRANSPOSE) if turned else image
+        seen = whole(shown, 256, 224)
         seen = seen.transpose(1, 0, 2) if turned else seen
         first = (224 - n_rows) // 2
         middle = np.asarray(image.resize((224, n_rows), Image.Resampling.BILINEAR))
@@ -442,6 +442,6 @@ def test_beyond_that_edges_go_on(shape: tuple[int, int], n_rows: int) -> None:
 
 
 def test_the_margin_for_augmentation_repeats_the_edges() -> None:
-    packed = fit(noise(300, 200), 256, 224, "whole")
-    np.testing.assert_array_equal(packed[:16], np.repeat(packed[16:17], 16, 0))
-    np.testing.assert_array_equal(packed[:, 240:], np.repeat(packed[:, 239:240], 16, 1))
+    decoded = fit(noise(300, 200), 256, 224, "whole")
+    np.testing.assert_array_equal(decoded[:16], np.repeat(decoded[16:17], 16, 0))
+    np.testing.assert_array_equal(decoded[:, 240:], np.repeat(decoded[:, 239:240], 16, 1))

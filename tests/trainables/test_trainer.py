@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from spaces.base import TrialConfig
 from trainables import batches, trainer
-from trainables.batches import PictureSet
-from trainables.feature_cache import ViewBank, as_features, build_view
+from trainables.batches import ImageSet
+from trainables.feature_cache import FeatureCache, as_features, build_view
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.weights import PACKAGED, load_weights
 from trainables.trainer import EpochResult, Trainer, TrainingError
-from trainables.trial import settled
+from trainables.trial import resolve_config
 
 CPU = torch.device("cpu")
-N_CLASSES, N_PICTURES, N_TRAIN = 3, 72, 48
+N_CLASSES, N_IMAGES, N_TRAIN = 3, 72, 48
 STANDSTILL = 1e-30
 """A learning rate that changes no weight."""
 
@@ -39,16 +39,16 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> PictureSet:
+def images() -> ImageSet:
     """Three shapes in noise: a lying bar, a standing bar, a square."""
     generator = torch.Generator().manual_seed(0)
-    table = torch.randint(0, 100, (N_PICTURES, 32, 32, 3), generator=generator)
-    labels = torch.arange(N_PICTURES) % N_CLASSES
+    table = torch.randint(0, 100, (N_IMAGES, 32, 32, 3), generator=generator)
+    labels = torch.arange(N_IMAGES) % N_CLASSES
     for index, label in enumerate(labels.tolist()):
         width, height = ((18, 5), (5, 18), (11, 11))[label]
         x, y = torch.randint(3, 12, (2,), generator=generator).tolist()
         table[index, y : y + height, x : x + width] += 155
-    return PictureSet(table.to(torch.uint8), labels, N_CLASSES, 32, flip=True)
+    return ImageSet(table.to(torch.uint8), labels, N_CLASSES, 32, flip=True)
 
 
 @pytest.fixture(scope="module")
@@ -66,34 +66,36 @@ def new_backbone(pretrained: dict[str, Tensor]) -> Callable[[], Backbone]:
 
 
 @pytest.fixture(scope="module")
-def banks(pictures: PictureSet, new_backbone: Callable[[], Backbone]) -> dict[int, ViewBank]:
-    """Four views of all pictures at two boundaries."""
+def feature_cache(
+    images: ImageSet, new_backbone: Callable[[], Backbone]
+) -> dict[int, FeatureCache]:
+    """Four views of all images at two boundaries."""
     backbone = new_backbone()
     backbone.freeze(5)
     built = [
-        build_view(backbone.eval(), pictures.table, 32, view / 3, True, (3, 5), view, CPU)
+        build_view(backbone.eval(), images.table, 32, view / 3, True, (3, 5), view, CPU)
         for view in range(4)
     ]
     return {
-        boundary: ViewBank(
-            tuple(as_features(bits[boundary]).split(50) for bits in built),
+        stage_output: FeatureCache(
+            tuple(as_features(bits[stage_output]).split(50) for bits in built),
             4,
-            torch.arange(N_PICTURES),
+            torch.arange(N_IMAGES),
             block_size=50,
         )
-        for boundary in (3, 5)
+        for stage_output in (3, 5)
     }
 
 
 @pytest.fixture
 def create(
-    pictures: PictureSet,
+    images: ImageSet,
     new_backbone: Callable[[], Backbone],
-    banks: dict[int, ViewBank],
+    feature_cache: dict[int, FeatureCache],
 ) -> Callable[..., Trainer]:
     """Set a training up; keywords that `TrialConfig` knows go into the config."""
 
-    def build(use_bank: bool = True, seed: int = 0, **given: Any) -> Trainer:
+    def build(use_cache: bool = True, seed: int = 0, **given: Any) -> Trainer:
         known = TrialConfig.__dataclass_fields__
         config = TrialConfig(
             **{
@@ -103,11 +105,11 @@ def create(
             }
         )
         options = {
-            "pictures": pictures,
+            "images": images,
             "train_rows": torch.arange(N_TRAIN),
-            "val_rows": torch.arange(N_TRAIN, N_PICTURES),
+            "val_rows": torch.arange(N_TRAIN, N_IMAGES),
             "epochs": 4,
-            "bank": banks.get(config.freeze_depth) if use_bank else None,
+            "cache": feature_cache.get(config.freeze_depth) if use_cache else None,
             **{key: value for key, value in given.items() if key not in known},
         }
         backbone = options.pop("backbone_net", None) or new_backbone()
@@ -179,12 +181,12 @@ def test_a_dense_head_learns_with_everything_on(create):
     assert results[-1].val_accuracy > 0.8
 
 
-def test_validation_figures_are_those_of_its_predictions(create, pictures):
+def test_validation_figures_are_those_of_its_predictions(create, images):
     trainer = create(lr=1e-3)
     result = trainer.run_epoch()
-    rows = torch.arange(N_TRAIN, N_PICTURES)
-    logits, labels = trainer.predict_logits(rows), pictures.labels[rows]
-    assert logits.shape == (N_PICTURES - N_TRAIN, N_CLASSES)
+    rows = torch.arange(N_TRAIN, N_IMAGES)
+    logits, labels = trainer.predict_logits(rows), images.labels[rows]
+    assert logits.shape == (N_IMAGES - N_TRAIN, N_CLASSES)
     assert (logits.dtype, logits.device.type) == (torch.float32, "cpu")
     predicted = logits.argmax(1)
     assert 0 < result.val_accuracy < 1, "figures that all are 1 would hide mistakes"
@@ -215,12 +217,12 @@ def first_loss(trainer: Trainer) -> float:
     return trainer.run_epoch().train_loss
 
 
-def test_label_smoothing_is_in_the_loss(create, pictures):
+def test_label_smoothing_is_in_the_loss(create, images):
     still = {"lr": STANDSTILL, "batch_size": N_TRAIN, "hidden_units": 16}
     rows = torch.arange(N_TRAIN)
     logits = create(**still).predict_logits(rows)
     plain, smooth = (
-        float(F.cross_entropy(logits, pictures.labels[rows], label_smoothing=share))
+        float(F.cross_entropy(logits, images.labels[rows], label_smoothing=share))
         for share in (0.0, 0.3)
     )
     assert first_loss(create(**still)) == pytest.approx(plain, rel=1e-4)
@@ -232,27 +234,27 @@ def test_mixup_blends_inputs_and_targets(create):
     still = {"lr": STANDSTILL, "batch_size": N_TRAIN}
     weight = torch.randn(N_CLASSES, 128, generator=torch.Generator().manual_seed(0))
     head = {"weight": weight, "bias": torch.zeros(N_CLASSES)}
-    plain = first_loss(create(**still, head_start=head))
-    mixed = first_loss(create(**still, head_start=head, mixup=1.0))
+    plain = first_loss(create(**still, initial_head=head))
+    mixed = first_loss(create(**still, initial_head=head, mixup=1.0))
     assert mixed != pytest.approx(plain, rel=1e-3)
     almost_none = [
-        first_loss(create(**still, head_start=head, mixup=1e-4, seed=seed)) for seed in range(3)
+        first_loss(create(**still, initial_head=head, mixup=1e-4, seed=seed)) for seed in range(3)
     ]
     # Beta(1e-4, 1e-4) is 0 or 1: partners change places, and nothing else happens.
     assert almost_none == pytest.approx([plain] * 3, rel=1e-4)
 
 
-def test_class_weights_are_scikit_learns_balanced_ones(create, pictures):
+def test_class_weights_are_scikit_learns_balanced_ones(create, images):
     rows = torch.cat([torch.arange(0, 30, 3), torch.arange(1, 10, 3), torch.tensor([2])])
     trainer = create(class_weights=True, train_rows=rows, lr=STANDSTILL, batch_size=64)
-    labels = pictures.labels[rows]
+    labels = images.labels[rows]
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
     assert trainer._class_weights.tolist() == pytest.approx(expected.tolist())
     loss = F.cross_entropy(trainer.predict_logits(rows), labels, torch.from_numpy(expected).float())
     assert first_loss(trainer) == pytest.approx(float(loss), rel=1e-4)
 
 
-def test_a_class_without_pictures_breaks_no_weights(create):
+def test_a_class_without_images_breaks_no_weights(create):
     trainer = create(class_weights=True, train_rows=torch.tensor([0, 1, 3, 4]))
     assert math.isfinite(trainer.run_epoch().train_loss)
 
@@ -342,7 +344,7 @@ def test_without_patience_a_training_has_its_full_length(create):
     assert len(run(create(lr=STANDSTILL, optimizer="sgd", epochs=6))) == 6
 
 
-def test_without_validation_pictures_the_figures_are_nan(create):
+def test_without_validation_images_the_figures_are_nan(create):
     trainer = create(val_rows=torch.empty(0, dtype=torch.long), epochs=2)
     for result in run(trainer):
         assert math.isnan(result.val_loss)
@@ -354,7 +356,7 @@ def test_without_validation_pictures_the_figures_are_nan(create):
 # Going on
 
 RESUMED = {
-    "all of it, from pictures": {
+    "all of it, from images": {
         "freeze_depth": 1,
         "dropout": 0.3,
         "augment": 0.5,
@@ -414,60 +416,62 @@ def test_any_seed_of_the_command_line_trains(create):
 # Where batches come from
 
 
-def test_the_bank_and_the_pictures_give_the_same_features(create):
-    rows = torch.arange(N_PICTURES)
+def test_the_bank_and_the_images_give_the_same_features(create):
+    rows = torch.arange(N_IMAGES)
     generator = torch.Generator().manual_seed(0)
-    from_bank, computed = (create(use_bank=use_bank) for use_bank in (True, False))
-    clean = from_bank._inputs.clean(rows).float()
+    from_cache, computed = (create(use_cache=use_cache) for use_cache in (True, False))
+    clean = from_cache._batches.clean(rows).float()
     assert clean.std() > 0.1, "the tolerance would hide a mistake"
-    torch.testing.assert_close(computed._inputs.clean(rows).float(), clean, atol=1e-2, rtol=2e-2)
+    torch.testing.assert_close(computed._batches.clean(rows).float(), clean, atol=1e-2, rtol=2e-2)
     torch.testing.assert_close(
-        computed._inputs.train(rows, generator).float(), clean, atol=1e-2, rtol=2e-2
+        computed._batches.train(rows, generator).float(), clean, atol=1e-2, rtol=2e-2
     )
-    torch.testing.assert_close(from_bank._inputs.train(rows, generator).float(), clean)
+    torch.testing.assert_close(from_cache._batches.train(rows, generator).float(), clean)
 
 
 @pytest.mark.parametrize("augment", [0.0, 0.7])
-def test_a_training_from_the_bank_is_as_good_as_one_from_the_pictures(create, augment):
+def test_a_training_from_the_bank_is_as_good_as_one_from_the_images(create, augment):
     given = {"freeze_depth": 3, "lr": 3e-3, "augment": augment, "epochs": 6}
-    from_bank, computed = (run(create(use_bank=use_bank, **given)) for use_bank in (True, False))
-    assert from_bank[-1].val_accuracy >= 0.9
+    from_cache, computed = (
+        run(create(use_cache=use_cache, **given)) for use_cache in (True, False)
+    )
+    assert from_cache[-1].val_accuracy >= 0.9
     assert computed[-1].val_accuracy >= 0.9
     if augment == 0:
-        assert from_bank[0].train_loss == pytest.approx(computed[0].train_loss, rel=0.05)
+        assert from_cache[0].train_loss == pytest.approx(computed[0].train_loss, rel=0.05)
 
 
-@pytest.mark.parametrize("use_bank", [True, False])
-def test_a_processor_without_bfloat16_trains_too(create, monkeypatch, use_bank):
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_processor_without_bfloat16_trains_too(create, monkeypatch, use_cache):
     def full_precision(device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, enabled=False)
 
     for module in (trainer, batches):
         monkeypatch.setattr(module, "mixed_precision", full_precision)
-    created = create(freeze_depth=3, use_bank=use_bank)
+    created = create(freeze_depth=3, use_cache=use_cache)
     assert math.isfinite(created.run_epoch().val_loss)
 
 
-def test_every_training_picture_is_visited_once_an_epoch_in_a_new_order(create):
-    trainer = create(lr=STANDSTILL, train_rows=torch.arange(0, N_PICTURES, 2), batch_size=10)
+def test_every_training_image_is_visited_once_an_epoch_in_a_new_order(create):
+    trainer = create(lr=STANDSTILL, train_rows=torch.arange(0, N_IMAGES, 2), batch_size=10)
     visited: list[list[int]] = []
-    give = trainer._inputs.train
+    give = trainer._batches.train
 
     def watched(rows: Tensor, generator: torch.Generator) -> Tensor:
         visited[-1].extend(rows.tolist())
         return give(rows, generator)
 
-    trainer._inputs.train = watched  # type: ignore[method-assign]
+    trainer._batches.train = watched  # type: ignore[method-assign]
     for _ in range(2):
         visited.append([])
         trainer.run_epoch()
-    assert sorted(visited[0]) == sorted(visited[1]) == list(range(0, N_PICTURES, 2))
+    assert sorted(visited[0]) == sorted(visited[1]) == list(range(0, N_IMAGES, 2))
     assert visited[0] != visited[1] != sorted(visited[1])
     assert trainer.steps_per_epoch == 4
 
 
-def test_a_last_batch_of_one_picture_trains(create):
-    """Batch normalisation cannot train on one value a channel: tiny pictures in a deep net."""
+def test_a_last_batch_of_one_image_trains(create):
+    """Batch normalisation cannot train on one value a channel: tiny images in a deep net."""
     net = create_backbone("resnet18", seed=0).to(memory_format=torch.channels_last)
     trainer = create(
         backbone_net=net,
@@ -482,14 +486,14 @@ def test_a_last_batch_of_one_picture_trains(create):
 
 
 def short_of_memory(trainer: Trainer, most: int) -> list[int]:
-    """Let the model take at most so many pictures at a time; return the sizes it was given."""
+    """Let the model take at most so many images at a time; return the sizes it was given."""
     forward, given = trainer.model.forward, []
 
-    def limited(x: Tensor, boundary: int) -> Tensor:
+    def limited(x: Tensor, stage_output: int) -> Tensor:
         given.append(len(x))
         if len(x) > most and trainer.model.training:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(x, boundary)
+        return forward(x, stage_output)
 
     trainer.model.forward = limited  # type: ignore[method-assign]
     return given
@@ -507,22 +511,22 @@ def test_a_batch_that_does_not_fit_is_halved_and_learns_the_same(create, class_w
     assert sizes.count(15) == 1, "the halving is forgotten"
 
 
-def test_a_picture_that_does_not_fit_ends_the_training(create):
+def test_a_image_that_does_not_fit_ends_the_training(create):
     trainer = create()
     short_of_memory(trainer, most=0)
     with pytest.raises(TrainingError) as caught:
         trainer.run_epoch()
     assert str(caught.value) == (
-        "tinynet at depth 5 does not fit the GPU's memory with a single picture"
+        "tinynet at depth 5 does not fit the GPU's memory with a single image"
     )
 
 
 # What is frozen, and what is not
 
 
-@pytest.mark.parametrize("use_bank", [True, False])
-def test_frozen_stages_stay_as_they_are(create, use_bank):
-    trainer = create(freeze_depth=3, use_bank=use_bank, lr=1e-2, augment=0.5)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_frozen_stages_stay_as_they_are(create, use_cache):
+    trainer = create(freeze_depth=3, use_cache=use_cache, lr=1e-2, augment=0.5)
     before = weights_of(trainer)
     trainer.run_epoch()
     trainer.predict_logits(torch.arange(3))
@@ -534,7 +538,7 @@ def test_frozen_stages_stay_as_they_are(create, use_bank):
 def test_validation_moves_no_statistics(create):
     trainer = create(freeze_depth=0)
     before = weights_of(trainer)
-    trainer.predict_logits(torch.arange(N_PICTURES))
+    trainer.predict_logits(torch.arange(N_IMAGES))
     for key, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[key]), key
 
@@ -549,28 +553,28 @@ def test_biases_and_normalisation_are_not_decayed(create):
     assert len(decayed["params"]) + len(plain["params"]) == len(trained)
 
 
-def test_a_head_start_is_what_a_linear_head_begins_with(create, banks):
+def test_a_head_start_is_what_a_linear_head_begins_with(create, feature_cache):
     generator = torch.Generator().manual_seed(0)
     head = {
         "weight": torch.randn(N_CLASSES, 128, generator=generator),
         "bias": torch.randn(N_CLASSES, generator=generator),
     }
     rows = torch.arange(10)
-    expected = F.linear(banks[5].clean(rows).float(), head["weight"], head["bias"])
-    given = create(head_start=head, dropout=0.5)
+    expected = F.linear(feature_cache[5].clean(rows).float(), head["weight"], head["bias"])
+    given = create(initial_head=head, dropout=0.5)
     torch.testing.assert_close(given.predict_logits(rows), expected)
     before = head["weight"].clone()
     given.run_epoch()
     assert torch.equal(head["weight"], before), "other trainings begin with the same head"
-    dense = create(head_start=head, hidden_units=8)
+    dense = create(initial_head=head, hidden_units=8)
     assert [type(layer) for layer in dense.model.head] == [
         *(nn.Linear, nn.ReLU, nn.Dropout, nn.Linear)
     ]
 
 
 def test_a_network_that_nobody_has_pretrained_is_never_frozen():
-    assert settled({"backbone": "cnn", "freeze_depth": 4, "lr": 0.1}) == TrialConfig(
+    assert resolve_config({"backbone": "cnn", "freeze_depth": 4, "lr": 0.1}) == TrialConfig(
         "cnn", lr=0.1, freeze_depth=0
     )
-    assert settled({"backbone": "cnn"}).freeze_depth == 0
-    assert settled({"backbone": "tinynet", "freeze_depth": 4}).freeze_depth == 4
+    assert resolve_config({"backbone": "cnn"}).freeze_depth == 0
+    assert resolve_config({"backbone": "tinynet", "freeze_depth": 4}).freeze_depth == 4

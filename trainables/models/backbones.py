@@ -29,16 +29,16 @@ N_STAGES = 5
 
 
 class Backbone(nn.Module):
-    """A network that turns pictures into features, as five stages.
+    """A network that turns images into features, as five stages.
 
-    Boundary k is what the first k stages make of the pictures: boundary 0 is the normalised pixels
+    Boundary k is what the first k stages make of the images: boundary 0 is the normalised pixels
     [N, 3, H, W], boundary 5 the pooled features [N, feature_size]. No stage changes its input in
     place, so a boundary can be kept and used again.
 
     Attributes:
         name: One of `spaces.base.BACKBONES`.
         stages: Exactly five.
-        feature_size: Number of features of a picture.
+        feature_size: Number of features of an image.
         freeze_depth: Leading stages that are frozen, as last set by `freeze`.
     """
 
@@ -93,18 +93,18 @@ class Backbone(nn.Module):
         return self
 
     @torch.no_grad()
-    def boundary_shapes(self, image_size: int) -> tuple[tuple[int, ...], ...]:
-        """Compute what shape one picture has at boundaries 1 to 5, without running the network.
+    def stage_output_shapes(self, image_size: int) -> tuple[tuple[int, ...], ...]:
+        """Compute what shape one image has at boundaries 1 to 5, without running the network.
 
         Args:
-            image_size: Side of the pictures in pixels.
+            image_size: Side of the images in pixels.
 
         Returns:
             Five shapes without the batch: [C, H, W] for most nets ([H, W, C] for swin_t,
             [tokens, C] for vit_b_16), the last one [feature_size].
 
         Raises:
-            ValueError: the network cannot take pictures of this size.
+            ValueError: the network cannot take images of this size.
         """
         # A shadow on the meta device, which has shapes and no data: nothing is copied or computed.
         tensors = itertools.chain(self.parameters(), self.buffers())
@@ -117,7 +117,7 @@ class Backbone(nn.Module):
                 shapes.append(tuple(x.shape[1:]))
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"{self.name} cannot take pictures of {image_size} × {image_size} pixels: {error}"
+                f"{self.name} cannot take images of {image_size} × {image_size} pixels: {error}"
             ) from error
         return tuple(shapes)
 

@@ -16,17 +16,17 @@ from torch.fx.proxy import TraceError
 from trainables.models.backbones import Backbone
 
 
-def fused(backbone: Backbone) -> Backbone:
+def fold_batchnorm(backbone: Backbone) -> Backbone:
     """Return a copy of a backbone for inference alone; the backbone itself stays as it is.
 
     A stage that cannot be traced, or has no batch normalisation, is copied as it is.
     """
     made = copy.deepcopy(backbone).eval()
-    made.stages = nn.ModuleList(_fused_stage(stage) for stage in made.stages)
+    made.stages = nn.ModuleList(_fold_stage(stage) for stage in made.stages)
     return made.to(memory_format=torch.channels_last)
 
 
-def _fused_stage(stage: nn.Module) -> nn.Module:
+def _fold_stage(stage: nn.Module) -> nn.Module:
     if not any(isinstance(module, nn.BatchNorm2d) for module in stage.modules()):
         return stage
     try:

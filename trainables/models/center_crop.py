@@ -1,6 +1,6 @@
-"""A second look at each picture's middle, enlarged, by linear heads on pretrained features.
+"""A second look at each image's middle, enlarged, by linear heads on pretrained features.
 
-What a picture is of mostly fills its middle; enlarged, a network finds there what is too small for
+What an image is of mostly fills its middle; enlarged, a network finds there what is too small for
 it in the whole. The heads' logits are added to those of the members, which see the whole.
 """
 
@@ -15,10 +15,10 @@ from torch.nn import functional
 from trainables.models.backbones import Backbone
 
 ZOOM = 0.7
-"""Share of a picture's side that is looked at."""
+"""Share of an image's side that is looked at."""
 
 
-class SecondLook(nn.Module):
+class CenterCropBranch(nn.Module):
     """One pretrained backbone, and a linear head for each member of an ensemble."""
 
     def __init__(self, backbone: Backbone, heads: Mapping[str, Tensor]) -> None:
@@ -43,7 +43,7 @@ class SecondLook(nn.Module):
         Args:
             pixels: Normalised, [N, 3, H, W]: what the members see.
         """
-        features = self.backbone(enlarge_middle(pixels))
+        features = self.backbone(enlarge_center(pixels))
         with torch.autocast(features.device.type, enabled=False):
             return torch.stack([head(features.float()) for head in self.heads])
 
@@ -53,8 +53,8 @@ class SecondLook(nn.Module):
         return {key: torch.stack([one[key] for one in states]).cpu() for key in states[0]}
 
 
-def enlarge_middle(pixels: Tensor) -> Tensor:
-    """Cut the middle out of pictures [N, 3, H, W] and enlarge it (bilinear) to what they were."""
+def enlarge_center(pixels: Tensor) -> Tensor:
+    """Cut the middle out of images [N, 3, H, W] and enlarge it (bilinear) to what they were."""
     height, width = pixels.shape[-2:]
     top, left = (round(side * (1 - ZOOM) / 2) for side in (height, width))
     middle = pixels[..., top : height - top, left : width - left]

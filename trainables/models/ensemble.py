@@ -1,6 +1,6 @@
 """Stages and a head make a classifier; K of them over one frozen prefix make the ensemble.
 
-It may look at each picture twice: see `trainables.models.center_crop`.
+It may look at each image twice: see `trainables.models.center_crop`.
 
 `model.pt` holds tensors and one JSON text, and needs no code of the space to be loaded.
 """
@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from spaces.base import Framing
+from spaces.base import ResizeMode
 from trainables.feature_cache import mixed_precision
-from trainables.images import PictureRows, crop_and_normalise, fit
+from trainables.images import ImageRows, crop_and_normalise, fit
 from trainables.models.backbones import N_STAGES, Backbone, create_backbone
-from trainables.models.center_crop import SecondLook
-from trainables.models.ood import Doubt, read_doubt
+from trainables.models.center_crop import CenterCropBranch
+from trainables.models.ood import OODScorer, load_ood_scorer
 
 FORMAT = "classifier-search model 1"
 _PREDICT_BATCH = 64
@@ -44,18 +44,18 @@ class ModelCard:
     backbone: str
     classes: tuple[str, ...]
     image_size: int
-    packed_size: int
-    """Side in pixels of the square that pictures become before `image_size` is cut out of it."""
+    cache_size: int
+    """Side in pixels of the square that images become before `image_size` is cut out of it."""
     freeze_depth: int
     hidden_units: int
     n_members: int
     temperature: float = 1.0
-    framing: Framing = "crop"  # as all were before a file said so
-    second_look: bool = False
+    resize_mode: ResizeMode = "crop"  # as all were before a file said so
+    center_crop: bool = False
 
-    def fit(self, picture: Image.Image) -> np.ndarray:
-        """Make an RGB picture what the model takes: uint8 [packed_size, packed_size, 3]."""
-        return fit(picture, self.packed_size, self.image_size, self.framing)
+    def fit(self, image: Image.Image) -> np.ndarray:
+        """Make an RGB image what the model takes: uint8 [cache_size, cache_size, 3]."""
+        return fit(image, self.cache_size, self.image_size, self.resize_mode)
 
 
 def create_head(feature_size: int, n_classes: int, hidden_units: int, dropout: float) -> nn.Module:
@@ -78,15 +78,15 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, x: Tensor, boundary: int = 0) -> Tensor:
+    def forward(self, x: Tensor, stage_output: int = 0) -> Tensor:
         """Return logits [N, classes] from what lies at a boundary (0: normalised pixels)."""
-        return self.features_and_logits(x, boundary)[1]
+        return self.features_and_logits(x, stage_output)[1]
 
-    def features_and_logits(self, x: Tensor, boundary: int = 0) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, x: Tensor, stage_output: int = 0) -> tuple[Tensor, Tensor]:
         """Return the pooled features [N, feature_size] too."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.float()  # a bank's features are bfloat16, and nothing else would convert them
-        features = self.backbone(x, boundary, 5)
+        features = self.backbone(x, stage_output, 5)
         # The head is cheap and decides: it stays out of the half precision of the stages.
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features.float())
@@ -140,8 +140,8 @@ class Ensemble(nn.Module):
         card: ModelCard,
         prefix: Weights,
         members: Sequence[Weights],
-        doubt: Doubt | None = None,
-        second_look: Weights | None = None,
+        ood_scorer: OODScorer | None = None,
+        center_crop: Weights | None = None,
     ) -> None:
         """Rebuild the networks from their weights.
 
@@ -149,18 +149,18 @@ class Ensemble(nn.Module):
             card: What they are.
             prefix: Weights of the frozen stages.
             members: Each member's own.
-            doubt: Tells what is unlike the training pictures; None where nothing is known of them.
-            second_look: As `second_look_weights` returns it, where the card tells of one.
+            ood_scorer: Scores how unlike the training images others are; None where not fitted.
+            center_crop: As `center_crop_weights` returns it, where the card tells of one.
 
         Raises:
             ModelError: the weights do not fit the card.
         """
         super().__init__()
         self.card = card
-        self.doubt = doubt
+        self.ood_scorer = ood_scorer
         if len(members) != card.n_members:
             raise ModelError(f"the card tells of {card.n_members} members, not of {len(members)}")
-        if card.second_look != (second_look is not None):
+        if card.center_crop != (center_crop is not None):
             raise ModelError("the card and the weights do not agree whether there is a second look")
         backbone = create_backbone(card.backbone)
         backbone.freeze(card.freeze_depth)
@@ -174,7 +174,9 @@ class Ensemble(nn.Module):
                 raise ModelError(f"the prefix lacks {', '.join(frozen.missing_keys[:3])}")
             for classifier, weights in zip(self.classifiers, members, strict=True):
                 classifier.load_member_weights(weights)
-            self.second_look = None if second_look is None else self._look_again(second_look)
+            self.center_crop = (
+                None if center_crop is None else self._center_crop_branch(center_crop)
+            )
         except (ModelError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"the weights do not fit {card.backbone}: {reason}") from None
@@ -182,7 +184,7 @@ class Ensemble(nn.Module):
         self.to(memory_format=torch.channels_last)
         self.eval()
 
-    def _look_again(self, weights: Weights) -> SecondLook:
+    def _center_crop_branch(self, weights: Weights) -> CenterCropBranch:
         """Build the second look, which shares the members' frozen stages."""
         depth, frozen = self.card.freeze_depth, self.classifiers[0].backbone.stages
         backbone = create_backbone(self.card.backbone)
@@ -197,7 +199,7 @@ class Ensemble(nn.Module):
                 f"the second look's heads must be [members, classes, features] = {shape}, but are"
                 f" {tuple(heads['weight'].shape)}"
             )
-        return SecondLook(backbone, heads)
+        return CenterCropBranch(backbone, heads)
 
     @property
     def prefix(self) -> Weights:
@@ -210,12 +212,12 @@ class Ensemble(nn.Module):
         """The weights of each member's own stages and head."""
         return [classifier.member_weights() for classifier in self.classifiers]
 
-    def second_look_weights(self) -> Weights | None:
+    def center_crop_weights(self) -> Weights | None:
         """The second look's heads, and those of its stages that no member shares."""
-        if self.second_look is None:
+        if self.center_crop is None:
             return None
-        stages = stages_from(self.second_look.backbone, self.card.freeze_depth)
-        return {k: v.detach().cpu() for k, v in stages.items()} | self.second_look.head_weights()
+        stages = stages_from(self.center_crop.backbone, self.card.freeze_depth)
+        return {k: v.detach().cpu() for k, v in stages.items()} | self.center_crop.head_weights()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return each member's logits, [members, N, classes], from normalised pixels."""
@@ -227,20 +229,20 @@ class Ensemble(nn.Module):
         shared = self.classifiers[0].backbone(x, 0, depth)
         made = [classifier.features_and_logits(shared, depth) for classifier in self.classifiers]
         features, logits = (torch.stack(both) for both in zip(*made, strict=True))
-        if self.second_look is not None:
-            logits = logits + self.second_look(x)
+        if self.center_crop is not None:
+            logits = logits + self.center_crop(x)
         return features, logits
 
-    def logits(self, pictures: Tensor | PictureRows) -> Tensor:
-        """Return each member's logits for packed pictures; see `examine`."""
-        return self.examine(pictures)[0]
+    def logits(self, images: Tensor | ImageRows) -> Tensor:
+        """Return each member's logits for packed images; see `examine`."""
+        return self.examine(images)[0]
 
     @torch.no_grad()
-    def examine(self, pictures: Tensor | PictureRows) -> tuple[Tensor, Tensor | None]:
-        """Return each member's logits for packed pictures, and how far these are to be doubted.
+    def examine(self, images: Tensor | ImageRows) -> tuple[Tensor, Tensor | None]:
+        """Return each member's logits for packed images, and how far these are to be doubted.
 
         Args:
-            pictures: uint8 [N, S, S, 3] with S the card's `packed_size`.
+            images: uint8 [N, S, S, 3] with S the card's `cache_size`.
 
         Returns:
             float32 [members, N, classes] on the CPU; and the doubt, float32 [N] (see
@@ -248,20 +250,20 @@ class Ensemble(nn.Module):
         """
         device = next(self.parameters()).device
         parts = [torch.empty(len(self.classifiers), 0, len(self.card.classes))]
-        doubts = [torch.empty(0)]
-        for start in range(0, len(pictures), _PREDICT_BATCH):
-            batch = pictures[start : start + _PREDICT_BATCH].to(device)
+        ood_scores = [torch.empty(0)]
+        for start in range(0, len(images), _PREDICT_BATCH):
+            batch = images[start : start + _PREDICT_BATCH].to(device)
             with mixed_precision(device):
                 made = self.features_and_logits(crop_and_normalise(batch, self.card.image_size))
             features, logits = (both.float().cpu() for both in made)
             parts.append(logits)
-            if self.doubt is not None:
-                doubts.append(self.doubt.judge(features, logits))
-        return torch.cat(parts, dim=1), None if self.doubt is None else torch.cat(doubts)
+            if self.ood_scorer is not None:
+                ood_scores.append(self.ood_scorer.judge(features, logits))
+        return torch.cat(parts, dim=1), None if self.ood_scorer is None else torch.cat(ood_scores)
 
-    def probabilities(self, pictures: Tensor | PictureRows) -> Tensor:
+    def probabilities(self, images: Tensor | ImageRows) -> Tensor:
         """Return the members' mean probability of each class: float32 [N, classes], on the CPU."""
-        return mean_probabilities(self.logits(pictures), self.card.temperature)
+        return mean_probabilities(self.logits(images), self.card.temperature)
 
     def save(self, path: Path) -> None:
         """Write `model.pt`; a crash in the middle leaves the old file whole."""
@@ -271,10 +273,10 @@ class Ensemble(nn.Module):
             "prefix": self.prefix,
             "members": self.member_weights(),
         }
-        if self.doubt is not None:
-            content["doubt"] = self.doubt.state()
-        if self.second_look is not None:
-            content["second_look"] = self.second_look_weights()
+        if self.ood_scorer is not None:
+            content["ood_score"] = self.ood_scorer.state()
+        if self.center_crop is not None:
+            content["center_crop"] = self.center_crop_weights()
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:  # to a path, torch would not say that the disk is full
             torch.save(content, file)
@@ -304,11 +306,11 @@ def load_model(path: Path) -> Ensemble:
     try:
         card = _read_card(content["card"])
         ensemble = Ensemble(
-            card, content["prefix"], content["members"], second_look=content.get("second_look")
+            card, content["prefix"], content["members"], center_crop=content.get("center_crop")
         )
-        if "doubt" in content:
+        if "ood_score" in content:
             size = ensemble.classifiers[0].backbone.feature_size
-            ensemble.doubt = read_doubt(content["doubt"], card.n_members, size)
+            ensemble.ood_scorer = load_ood_scorer(content["ood_score"], card.n_members, size)
         return ensemble
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
@@ -318,18 +320,18 @@ def load_model(path: Path) -> Ensemble:
 def _read_card(text: str) -> ModelCard:
     content = json.loads(text)
     card = ModelCard(**{**content, "classes": tuple(content["classes"])})
-    numbers = (card.image_size, card.packed_size, card.freeze_depth, card.hidden_units)
+    numbers = (card.image_size, card.cache_size, card.freeze_depth, card.hidden_units)
     if not all(isinstance(n, int) and 0 <= n <= 65536 for n in numbers):
         raise ModelError(f"a size on its card is out of range: {numbers}")
-    if not 1 <= card.image_size <= card.packed_size:
+    if not 1 <= card.image_size <= card.cache_size:
         raise ModelError(
-            f"1 <= image_size <= packed_size must hold, but its card has {card.image_size} and"
-            f" {card.packed_size}"
+            f"1 <= image_size <= cache_size must hold, but its card has {card.image_size} and"
+            f" {card.cache_size}"
         )
-    if card.framing not in get_args(Framing):
-        raise ModelError(f"its framing must be 'whole' or 'crop', but is {card.framing!r}")
-    if not isinstance(card.second_look, bool):
-        raise ModelError(f"its second_look must be true or false, but is {card.second_look!r}")
+    if card.resize_mode not in get_args(ResizeMode):
+        raise ModelError(f"its framing must be 'whole' or 'crop', but is {card.resize_mode!r}")
+    if not isinstance(card.center_crop, bool):
+        raise ModelError(f"its center_crop must be true or false, but is {card.center_crop!r}")
     if not (isinstance(card.temperature, int | float) and 0 < card.temperature < math.inf):
         raise ModelError(f"its temperature must be a number above 0, but is {card.temperature!r}")
     if not (len(card.classes) >= 2 and all(isinstance(name, str) for name in card.classes)):

@@ -1,4 +1,4 @@
-"""The linear probe: what a backbone is worth on these pictures, before anything is trained."""
+"""The linear probe: what a backbone is worth on these images, before anything is trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainables.models.ensemble import Weights
 
 _FOLDS = 5
 _INVERSE_REGULARISATION = 0.03  # of standardised features; chosen in docs/studies.md
-MOST_PICTURES = 10_000
+MAX_IMAGES = 10_000
 """A probe of more than these takes a stratified part: it is only a ranking."""
 
 
@@ -28,7 +28,7 @@ class Probe:
     """A cross-validated linear probe.
 
     Attributes:
-        accuracy: Share of the pictures that the folds' models got right, each picture once.
+        accuracy: Share of the images that the folds' models got right, each image once.
         head: Weights of the linear head fitted on all of them: `weight` and `bias`.
     """
 
@@ -54,8 +54,8 @@ def fit_probe(
     """
     x, y = features.float().numpy(), labels.numpy()
     groups = np.arange(len(y)) if groups is None else groups
-    if len(y) > MOST_PICTURES:
-        chosen = _stratified_part(y, MOST_PICTURES / len(y), np.random.default_rng(seed))
+    if len(y) > MAX_IMAGES:
+        chosen = _stratified_part(y, MAX_IMAGES / len(y), np.random.default_rng(seed))
         x, y, groups = x[chosen], y[chosen], groups[chosen]
     n_folds = min(_FOLDS, min(len(np.unique(groups[y == label])) for label in np.unique(y)))
     accuracy = float("nan")
@@ -84,7 +84,7 @@ def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:
 
 
 def _stratified_part(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Choose a share of each class's pictures, and of a rare class enough for every fold."""
+    """Choose a share of each class's images, and of a rare class enough for every fold."""
     chosen = []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))

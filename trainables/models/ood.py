@@ -1,8 +1,8 @@
-"""How unlike its training pictures a picture is, from what a network makes of it.
+"""How unlike its training images an image is, from what a network makes of it.
 
-Two signs are added, as in virtual-logit matching (Wang et al., arXiv 2203.10807): the share of a
-picture's features that lies outside the directions in which the training pictures differ, and the
-energy of its logits. The first sees pictures from elsewhere, the second those of no class.
+Two signs are added, as in virtual-logit matching (Wang et al., arXiv 2203.10807): the share of an
+image's features that lies outside the directions in which the training images differ, and the
+energy of its logits. The first sees images from elsewhere, the second those of no class.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 
 N_COMPONENTS = 32
-"""Directions kept of each member's features; fewer where the features or pictures are few."""
+"""Directions kept of each member's features; fewer where the features or images are few."""
 
-MOST_PICTURES = 500
-"""Training pictures that they are found from."""
+MAX_IMAGES = 500
+"""Training images that they are found from."""
 
-KEPT_SHARE = 0.95
-"""Of out-of-fold pictures, those whose doubt is at most 1."""
+KEPT_FRACTION = 0.95
+"""Of out-of-fold images, those whose doubt is at most 1."""
 
 Subspace = dict[str, Tensor]
 """`mean` [features] and `components` [n, features], orthonormal: float32."""
 
 
 def fit_subspace(features: Tensor) -> Subspace:
-    """Find the directions in which pictures differ most.
+    """Find the directions in which images differ most.
 
     Args:
-        features: [n, features] of training pictures, n >= 2.
+        features: [n, features] of training images, n >= 2.
     """
     doubles = features.double()
     mean = doubles.mean(dim=0)
@@ -56,14 +56,14 @@ def energy(logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Doubt:
-    """Tells how unlike the training pictures of an ensemble's members a picture is.
+class OODScorer:
+    """Tells how unlike the training images of an ensemble's members an image is.
 
     Attributes:
         means: [members, features].
         components: [members, n, features].
         scale: What the residual and the energy are multiplied by, and what is added: [3]. By it 0
-            is the median of out-of-fold pictures, and 1 what `KEPT_SHARE` of them do not exceed.
+            is the median of out-of-fold images, and 1 what `KEPT_FRACTION` of them do not exceed.
     """
 
     means: Tensor
@@ -78,7 +78,7 @@ class Doubt:
             logits: [members, N, classes].
 
         Returns:
-            float32 [N]; above 1 a picture is not like the training pictures.
+            float32 [N]; above 1 an image is not like the training images.
         """
         of_residual, of_energy, offset = self.scale.unbind()  # no numbers: it is exported too
         total = torch.zeros(features.shape[1])
@@ -87,10 +87,10 @@ class Doubt:
             total = total + of_residual * residual(x, subspace) + of_energy * energy(z) + offset
         return total / len(features)
 
-    def of_member(self, index: int) -> Doubt:
+    def of_member(self, index: int) -> OODScorer:
         """Return the doubt by one member alone; the scale is one member's already."""
         kept = slice(index, index + 1)
-        return Doubt(self.means[kept], self.components[kept], self.scale)
+        return OODScorer(self.means[kept], self.components[kept], self.scale)
 
     def state(self) -> dict[str, Tensor]:
         """Return what a file keeps: half precision will do for all but the scale."""
@@ -98,14 +98,14 @@ class Doubt:
         return {**halves, "scale": self.scale.double()}
 
 
-def fit_doubt(
+def fit_ood_scorer(
     subspaces: Sequence[Mapping[str, Tensor]], residuals: Tensor, energies: Tensor
-) -> Doubt:
-    """Put both signs on one scale, by pictures that the members did not see.
+) -> OODScorer:
+    """Put both signs on one scale, by images that the members did not see.
 
     Args:
         subspaces: Each member's.
-        residuals: [n] of out-of-fold pictures, each in the subspace of the member that had not seen
+        residuals: [n] of out-of-fold images, each in the subspace of the member that had not seen
             it.
         energies: [n] of the same, by the same member.
     """
@@ -113,36 +113,38 @@ def fit_doubt(
     weights = [1 / _spread(sign) for sign in signs]
     both = sum((w * s for w, s in zip(weights, signs, strict=True)), torch.zeros(1).double())
     middle = both.median()
-    # The quantile of which KEPT_SHARE of new pictures fall short, and not only of these.
-    rank = min(len(both), int(torch.tensor(KEPT_SHARE * (len(both) + 1)).ceil()))
+    # The quantile of which KEPT_FRACTION of new images fall short, and not only of these.
+    rank = min(len(both), int(torch.tensor(KEPT_FRACTION * (len(both) + 1)).ceil()))
     reach = (both.sort().values[rank - 1] - middle).clamp_min(1e-6)
     n_shared = min(len(one["components"]) for one in subspaces)
-    return Doubt(
+    return OODScorer(
         torch.stack([one["mean"] for one in subspaces]),
         torch.stack([one["components"][:n_shared] for one in subspaces]),
         torch.stack([weights[0] / reach, weights[1] / reach, -middle / reach]),
     )
 
 
-def read_doubt(state: Mapping[str, Tensor], n_members: int, feature_size: int) -> Doubt:
-    """Read what `Doubt.state` returned.
+def load_ood_scorer(state: Mapping[str, Tensor], n_members: int, feature_size: int) -> OODScorer:
+    """Read what `OODScorer.state` returned.
 
     Raises:
         ValueError: it is not that, or of another model.
     """
-    doubt = Doubt(state["means"].float(), state["components"].float(), state["scale"].double())
+    ood_score = OODScorer(
+        state["means"].float(), state["components"].float(), state["scale"].double()
+    )
     whole = (
-        doubt.means.shape == (n_members, feature_size)
-        and doubt.components.dim() == 3
-        and doubt.components.shape[::2] == doubt.means.shape
-        and doubt.scale.shape == (3,)
-        and bool(torch.isfinite(doubt.scale).all())
+        ood_score.means.shape == (n_members, feature_size)
+        and ood_score.components.dim() == 3
+        and ood_score.components.shape[::2] == ood_score.means.shape
+        and ood_score.scale.shape == (3,)
+        and bool(torch.isfinite(ood_score.scale).all())
     )
     if not whole:
         raise ValueError(
             f"its doubt is not of {n_members} members with {feature_size} features each"
         )
-    return doubt
+    return ood_score
 
 
 def _spread(values: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The small embedded backbones: `tinynet`, whose weights ship in the package, and `cnn`.
 
-Both take ImageNet-normalised RGB of 28 to 224 pixels (grey pictures replicated to three channels)
-and are cut into five stages, the last of which ends in one feature vector per picture.
+Both take ImageNet-normalised RGB of 28 to 224 pixels (grey images replicated to three channels)
+and are cut into five stages, the last of which ends in one feature vector per image.
 `scripts/pretrain_tinynet.py` makes `weights/tinynet.pth`.
 """
 
@@ -15,8 +15,8 @@ class _Residual(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        out: Tensor = pictures + self.block(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = images + self.block(images)
         return out
 
 
@@ -39,11 +39,11 @@ def _conv_pool(channels_in: int, channels_out: int) -> nn.Sequential:
 def tinynet_stages() -> tuple[list[nn.Module], int]:
     """Build the small residual network, with random weights.
 
-    Only three of its stages halve the resolution, so that a picture of 28 or 32 pixels still has
+    Only three of its stages halve the resolution, so that an image of 28 or 32 pixels still has
     4 × 4 positions left to pool. 378,000 parameters; 13 million multiplications at 32 pixels.
 
     Returns:
-        Five stages, from pictures [N, 3, H, W] to features [N, 128], and the feature size 128.
+        Five stages, from images [N, 3, H, W] to features [N, 128], and the feature size 128.
     """
     stages: list[nn.Module] = [
         _conv_norm(3, 32, stride=2),
@@ -59,7 +59,7 @@ def cnn_stages() -> tuple[list[nn.Module], int]:
     """Build the plain network of the studies: convolution, ReLU, max pooling, again and again.
 
     Returns:
-        Five stages, from pictures [N, 3, H, W] to features [N, 256], and the feature size 256.
+        Five stages, from images [N, 3, H, W] to features [N, 256], and the feature size 256.
     """
     stages: list[nn.Module] = [
         _conv_pool(3, 32),

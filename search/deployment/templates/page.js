@@ -30,15 +30,15 @@ function add(files) {
 }
 
 async function classify(file) {
-  const name = file.name || "pasted picture";
+  const name = file.name || "pasted image";
   status.textContent = `Looking at ${name} …`;
   try {
     model ??= await ask("classes");
     const form = new FormData();
-    form.append("pictures", file, name);
+    form.append("images", file, name);
     const content = await ask("predict?attribution=true", { method: "POST", body: form });
     const first = await show(name, file, content.predictions[0]);
-    const unlike = content.predictions[0].unlike ? ", but unlike the training pictures" : "";
+    const unlike = content.predictions[0].unlike ? ", but unlike the training images" : "";
     status.textContent = `${name}: ${first.class}, ${percent(first.probability)}${unlike}`;
   } catch (error) {
     const reason = error instanceof TypeError ? "The server does not answer." : error.message;
@@ -67,15 +67,15 @@ async function show(name, file, result) {
   return first;
 }
 
-// Of pictures like the training pictures, 95 of 100 do not exceed 1.
+// Of images like the training images, 95 of 100 do not exceed 1.
 function tellDoubt(place, { doubt, unlike }) {
   place.classList.toggle("note", unlike);
   place.textContent = unlike
-    ? `Not like the pictures that the model was trained on (doubt ${doubt.toFixed(2)}, above 1): do not rely on the answer.`
-    : `Like the pictures that the model was trained on (doubt ${doubt.toFixed(2)}, at most 1).`;
+    ? `Not like the images that the model was trained on (doubt ${doubt.toFixed(2)}, above 1): do not rely on the answer.`
+    : `Like the images that the model was trained on (doubt ${doubt.toFixed(2)}, at most 1).`;
 }
 
-// Which part of a picture the model sees, in its pixels, and how much of the model's square that fills.
+// Which part of an image the model sees, in its pixels, and how much of the model's square that fills.
 function seen({ width, height }) {
   if (model.framing === "crop") {
     const side = Math.min(width, height) * model.kept;
@@ -87,7 +87,7 @@ function seen({ width, height }) {
   return { width, height, across, down };
 }
 
-// Draws what the model sees of a picture, and over it where it sees the class.
+// Draws what the model sees of an image, and over it where it sees the class.
 async function draw(card, name, file, result, label) {
   let bitmap;
   try {
@@ -98,16 +98,16 @@ async function draw(card, name, file, result, label) {
   const part = seen(bitmap);
   const longer = Math.max(part.width, part.height);
   const scale = Math.min(480, Math.max(160, longer)) / longer;
-  const [picture, places] = card.querySelectorAll("canvas");
-  for (const canvas of [picture, places]) {
+  const [image, places] = card.querySelectorAll("canvas");
+  for (const canvas of [image, places]) {
     canvas.width = Math.max(1, Math.round(part.width * scale));
     canvas.height = Math.max(1, Math.round(part.height * scale));
   }
   const [left, top] = [(bitmap.width - part.width) / 2, (bitmap.height - part.height) / 2];
-  const to = [0, 0, picture.width, picture.height];
-  picture.getContext("2d").drawImage(bitmap, left, top, part.width, part.height, ...to);
+  const to = [0, 0, image.width, image.height];
+  image.getContext("2d").drawImage(bitmap, left, top, part.width, part.height, ...to);
   const shown = model.framing === "crop" ? `The middle of ${name}` : name;
-  picture.setAttribute("aria-label", shown);
+  image.setAttribute("aria-label", shown);
   card.querySelector("figure").hidden = false;
   if (!result.attribution) return;
   drawPlaces(places, result.attribution, part);
@@ -116,7 +116,7 @@ async function draw(card, name, file, result, label) {
   const update = () => {
     places.hidden = !box.checked;
     const what = box.checked ? `; where the model sees ${label} is marked` : "";
-    picture.setAttribute("aria-label", `${shown}${what}`);
+    image.setAttribute("aria-label", `${shown}${what}`);
   };
   box.addEventListener("change", update);
   toggle.hidden = false;

@@ -1,6 +1,6 @@
 """Stratified k-fold retraining of the winner, as Ray tasks.
 
-In a fold, the held-out pictures choose nothing: epochs and learning rates are those of the search.
+In a fold, the held-out images choose nothing: epochs and learning rates are those of the search.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import ray
 import torch
 
 from search.cluster.nodes import EVERYWHERE
-from search.cluster.resources import Capacity
+from search.cluster.resources import TrialSlots
 from spaces.base import TrialConfig
 from trainables.compute import compute_with
 from trainables.grouped_kfold import grouped_folds
 from trainables.models.ensemble import Weights
 from trainables.models.linear_probe import fit_head
-from trainables.models.ood import MOST_PICTURES, Subspace, fit_subspace, residual
-from trainables.trial import Bench, create_trainer, threads_of_worker
+from trainables.models.ood import MAX_IMAGES, Subspace, fit_subspace, residual
+from trainables.trial import TrainingContext, create_trainer, threads_of_worker
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RetrainConfig:
     """What the search found: a configuration and how long to train it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Fold:
         residuals: float32 [n], theirs in `subspace`.
         accuracy: On them.
         weights: What the training made.
-        subspace: Of its training pictures' features; see `trainables.models.ood`.
+        subspace: Of its training images' features; see `trainables.models.ood`.
         seconds: Of training and prediction.
         node: Address of the machine that it ran on.
     """
@@ -87,8 +87,8 @@ def split_folds(
 
 
 def retrain(
-    bench: Bench,
-    recipe: Recipe,
+    context: TrainingContext,
+    retrain_config: RetrainConfig,
     rows: np.ndarray,
     n_folds: int,
     use_probe: bool,
@@ -99,16 +99,16 @@ def retrain(
     """Train the recipe once a fold, in parallel.
 
     Args:
-        bench: What all trainings share.
-        recipe: What to train.
-        rows: Table rows of the search's pictures, training and validation together.
+        context: What all trainings share.
+        retrain_config: What to train.
+        rows: Table rows of the search's images, training and validation together.
         n_folds: K.
-        use_probe: Whether linear heads begin as a probe of the fold's own training pictures.
+        use_probe: Whether linear heads begin as a probe of the fold's own training images.
         resources: `num_cpus` and `num_gpus` of each fold.
         on_fold: Is told each fold (counted from 0) as it ends.
-        before: Folds of an earlier session; those that held out the same pictures stand.
+        before: Folds of an earlier session; those that held out the same images stand.
     """
-    held_out = split_folds(rows, bench.labels, n_folds, bench.seed, bench.groups)
+    held_out = split_folds(rows, context.labels, n_folds, context.seed, context.groups)
     task = _train_fold.options(scheduling_strategy=EVERYWHERE, **resources)
     done = {
         index: fold
@@ -116,14 +116,14 @@ def retrain(
         if np.array_equal(fold.held_out, held_out[index])
     }
     # A task that waits for an object gives its CPU back: Ray would begin another fold beside it.
-    places = Capacity(resources["num_cpus"], [resources["num_gpus"]])
+    places = TrialSlots(resources["num_cpus"], [resources["num_gpus"]])
     waiting = [index for index in range(n_folds) if index not in done]
     pending: dict[Any, int] = {}
     while waiting or pending:
         while waiting and len(pending) < places():
             index = waiting.pop(0)
             part = held_out[index]
-            work = (bench, recipe, np.setdiff1d(rows, part), part, use_probe, index)
+            work = (context, retrain_config, np.setdiff1d(rows, part), part, use_probe, index)
             pending[task.remote(*work)] = index
         ended, _ = ray.wait(list(pending), timeout=_COUNT_SECONDS)  # a machine may have joined
         for ready in ended:
@@ -136,10 +136,11 @@ def retrain(
 class FoldStore:
     """Keeps each fold of a recipe as soon as it ends, so that none is trained twice."""
 
-    def __init__(self, folder: Path, name: str, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, name: str, retrain_config: RetrainConfig) -> None:
         """Keep the folds of a candidate's recipe in a folder."""
         self._folder = folder
-        text = f"{name} {sorted(vars(recipe.config).items())} {recipe.epochs} {recipe.epoch_lrs}"
+        config = sorted(vars(retrain_config.config).items())
+        text = f"{name} {config} {retrain_config.epochs} {retrain_config.epoch_lrs}"
         self._key = blake2b(text.encode(), digest_size=8).hexdigest()
 
     def load(self, n_folds: int) -> dict[int, Fold]:
@@ -178,8 +179,8 @@ def out_of_fold(folds: Sequence[Fold]) -> tuple[np.ndarray, np.ndarray]:
 
 @ray.remote(max_retries=3)
 def _train_fold(
-    bench: Bench,
-    recipe: Recipe,
+    context: TrainingContext,
+    retrain_config: RetrainConfig,
     train_rows: np.ndarray,
     held_out: np.ndarray,
     use_probe: bool,
@@ -187,28 +188,28 @@ def _train_fold(
 ) -> Fold:
     started = perf_counter()
     compute_with(threads_of_worker())
-    config = recipe.config
+    config = retrain_config.config
     rows = torch.from_numpy(train_rows.copy())
     trainer = create_trainer(
-        bench,
+        context,
         config,
         rows,
         torch.empty(0, dtype=torch.long),
-        seed=bench.seed * 1_000_003 + 500_009 + index,
-        epochs=bench.epochs,
-        head_start=_fold_head(bench, config, rows) if use_probe else None,
-        epoch_lrs=recipe.epoch_lrs,
+        seed=context.seed * 1_000_003 + 500_009 + index,
+        epochs=context.epochs,
+        initial_head=_fold_head(context, config, rows) if use_probe else None,
+        epoch_lrs=retrain_config.epoch_lrs,
     )
-    while trainer.epoch < recipe.epochs:
+    while trainer.epoch < retrain_config.epochs:
         trainer.run_epoch()
     features, logits = trainer.predict(torch.from_numpy(held_out.copy()))
-    few = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(bench.seed))]
-    subspace = fit_subspace(trainer.predict(few[:MOST_PICTURES])[0])
+    few = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed))]
+    subspace = fit_subspace(trainer.predict(few[:MAX_IMAGES])[0])
     return Fold(
         held_out=held_out,
         logits=logits.numpy(),
         residuals=residual(features, subspace).numpy(),
-        accuracy=float((logits.numpy().argmax(1) == bench.labels[held_out]).mean()),
+        accuracy=float((logits.numpy().argmax(1) == context.labels[held_out]).mean()),
         weights=trainer.model.member_weights(),
         subspace=subspace,
         seconds=perf_counter() - started,
@@ -216,11 +217,11 @@ def _train_fold(
     )
 
 
-def _fold_head(bench: Bench, config: TrialConfig, rows: torch.Tensor) -> Weights | None:
-    """Fit the probe's head on a fold's own training pictures; None where trials had none."""
-    if config.hidden_units or config.backbone not in bench.heads:
+def _fold_head(context: TrainingContext, config: TrialConfig, rows: torch.Tensor) -> Weights | None:
+    """Fit the probe's head on a fold's own training images; None where trials had none."""
+    if config.hidden_units or config.backbone not in context.heads:
         return None
-    bank = bench.pooled_bank(config.backbone)
-    if bank is None:
+    cache = context.pooled_bank(config.backbone)
+    if cache is None:
         return None
-    return fit_head(bank.clean(rows), torch.as_tensor(bench.labels)[rows], bench.n_classes)
+    return fit_head(cache.clean(rows), torch.as_tensor(context.labels)[rows], context.n_classes)

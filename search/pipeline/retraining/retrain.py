@@ -13,18 +13,18 @@ import torch
 from optuna.trial import TrialState
 
 from search.console.progress import Progress
-from search.pipeline.finalists import Candidate, read_recipe
-from search.pipeline.prepare import Material
-from search.pipeline.retraining.center_crop import LookedTwice, SecondLooks
-from search.pipeline.retraining.kfold import Fold, FoldStore, Recipe, retrain
-from search.pipeline.retraining.out_of_fold import fold_interval, learn_doubt, learn_from_folds
+from search.pipeline.finalists import Candidate, read_retrain_config
+from search.pipeline.prepare import PreparedData
+from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
+from search.pipeline.retraining.kfold import Fold, FoldStore, RetrainConfig, retrain
+from search.pipeline.retraining.out_of_fold import fit_ood, fold_interval, learn_from_folds
 from search.reporting.evidence import FIRST
 from search.runs.run_folder import RunFolder
 from search.tuning.checkpoints import BEST_WEIGHTS
 from search.tuning.study import best_value, ranked_trials
-from search.tuning.tune import CPUS_A_TRIAL
+from search.tuning.tune import CPUS_PER_TRIAL
 from trainables.models.ensemble import Ensemble, ModelCard, Weights
-from trainables.trial import fresh_backbone
+from trainables.trial import clone_backbone
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Finalist:
 
     candidate: Candidate
     trained: list[Fold]
-    """What its members make of the pictures that they did not see, by themselves."""
-    second: LookedTwice | None = None
+    """What its members make of the images that they did not see, by themselves."""
+    second: CenterCropResult | None = None
     """What a second look makes of them; None where there is none."""
 
     @property
-    def kept(self) -> LookedTwice | None:
+    def kept(self) -> CenterCropResult | None:
         """The second look, where it helps."""
         return self.second if self.second is not None and self.second.helps else None
 
@@ -84,7 +84,7 @@ class Retrained:
 
 
 def retrain_finalists(
-    material: Material,
+    prepared: PreparedData,
     candidates: Sequence[Candidate],
     use_probe: bool,
     folder: RunFolder,
@@ -93,20 +93,20 @@ def retrain_finalists(
     """Retrain the candidates by k-fold; the best fold mean wins, and its folds are the model.
 
     Args:
-        material: What the run works on.
+        prepared: What the run works on.
         candidates: At least one.
         use_probe: Whether linear heads begin as probes.
         folder: Gets `folds/` and `model.pt`.
         progress: Is told each fold.
     """
-    n_folds = material.space.folds
+    n_folds = prepared.space.folds
     progress.begin("folds", n_folds * len(candidates), "folds")
-    looks = SecondLooks(material, folder.summary["gpu_shares"])
+    looks = CenterCropProbes(prepared, folder.summary["gpu_fraction"])
     finalists = []
     for place, candidate in enumerate(candidates):
-        folds = _retrain(material, candidate, use_probe, folder, progress, place * n_folds)
-        backbone = candidate.recipe.config.backbone
-        second = looks.look(backbone, folds) if looks.can_look(backbone) else None
+        folds = _retrain(prepared, candidate, use_probe, folder, progress, place * n_folds)
+        backbone = candidate.retrain_config.config.backbone
+        second = looks.look(backbone, folds) if looks.applies_to(backbone) else None
         one = Finalist(candidate, folds, second)
         finalists.append(one)
         progress.say(
@@ -115,29 +115,29 @@ def retrain_finalists(
         )
     winner = max(finalists, key=lambda finalist: finalist.mean)
     _write_folds(finalists, winner, folder)
-    temperature = learn_from_folds(material, winner.folds, folder)
-    ensemble = _as_model(material, winner, looks, temperature)
-    ensemble.doubt = learn_doubt(winner.folds)
+    temperature = learn_from_folds(prepared, winner.folds, folder)
+    ensemble = _as_model(prepared, winner, looks, temperature)
+    ensemble.ood_scorer = fit_ood(winner.folds)
     ensemble.save(folder.path / "model.pt")
     first = next((one for one in finalists if one.candidate.number == FIRST), None)
     if first is None or first is winner:
         return Retrained(winner, ensemble, None)
-    return Retrained(winner, ensemble, _as_model(material, first, looks, temperature=1.0))
+    return Retrained(winner, ensemble, _as_model(prepared, first, looks, temperature=1.0))
 
 
 def _as_model(
-    material: Material, finalist: Finalist, looks: SecondLooks, temperature: float
+    prepared: PreparedData, finalist: Finalist, looks: CenterCropProbes, temperature: float
 ) -> Ensemble:
-    recipe, second = finalist.candidate.recipe, None
+    retrain_config, second = finalist.candidate.retrain_config, None
     if finalist.kept is not None:
-        config = recipe.config
+        config = retrain_config.config
         second = looks.weights(config.backbone, config.freeze_depth, finalist.kept.heads)
     weights = [fold.weights for fold in finalist.folds]
-    return build_ensemble(material, recipe, weights, temperature, second)
+    return build_ensemble(prepared, retrain_config, weights, temperature, second)
 
 
 def _retrain(
-    material: Material,
+    prepared: PreparedData,
     candidate: Candidate,
     use_probe: bool,
     folder: RunFolder,
@@ -145,10 +145,10 @@ def _retrain(
     n_before: int,
 ) -> list[Fold]:
     """Train a candidate's folds, but for those that an earlier session finished."""
-    n_folds, recipe = material.space.folds, candidate.recipe
-    rows = material.rows("train", "val")
-    share = folder.summary["gpu_shares"][recipe.config.backbone]
-    store = FoldStore(folder.path / "folds" / "state", candidate.name, recipe)
+    n_folds, retrain_config = prepared.space.folds, candidate.retrain_config
+    rows = prepared.rows("train", "val")
+    share = folder.summary["gpu_fraction"][retrain_config.config.backbone]
+    store = FoldStore(folder.path / "folds" / "state", candidate.name, retrain_config)
     before = store.load(n_folds)
     n_done = n_before + len(before)
     progress.advance(n_done)
@@ -160,48 +160,50 @@ def _retrain(
         progress.advance(n_done)
         progress.say(f"{candidate.name}, fold {index + 1} of {n_folds}: {fold.accuracy:.4f}")
 
-    resources = {"num_cpus": CPUS_A_TRIAL, "num_gpus": share}
-    return retrain(material.bench, recipe, rows, n_folds, use_probe, resources, on_fold, before)
+    resources = {"num_cpus": CPUS_PER_TRIAL, "num_gpus": share}
+    return retrain(
+        prepared.context, retrain_config, rows, n_folds, use_probe, resources, on_fold, before
+    )
 
 
-def save_best_trial(material: Material, study: optuna.Study, folder: RunFolder) -> None:
+def save_best_trial(prepared: PreparedData, study: optuna.Study, folder: RunFolder) -> None:
     """Make the best full-length trial the model, for a search that ends before the folds."""
     for trial in ranked_trials(study):
         weights = folder.path / "trials" / str(trial.number) / BEST_WEIGHTS
         if trial.state == TrialState.COMPLETE and weights.is_file():
-            recipe = read_recipe(trial, material.space, folder.path)
+            retrain_config = read_retrain_config(trial, prepared.space, folder.path)
             member = torch.load(weights, weights_only=True)
-            build_ensemble(material, recipe, [member]).save(folder.path / "model.pt")
-            _note_best(folder, Candidate(trial.number, recipe, best_value(trial)))
+            build_ensemble(prepared, retrain_config, [member]).save(folder.path / "model.pt")
+            _note_best(folder, Candidate(trial.number, retrain_config, best_value(trial)))
             return
 
 
 def build_ensemble(
-    material: Material,
-    recipe: Recipe,
+    prepared: PreparedData,
+    retrain_config: RetrainConfig,
     members: Sequence[Weights],
     temperature: float = 1.0,
-    second_look: Weights | None = None,
+    center_crop: Weights | None = None,
 ) -> Ensemble:
     """Put members over the frozen stages that they were trained on."""
-    space, config = material.space, recipe.config
+    space, config = prepared.space, retrain_config.config
     card = ModelCard(
         backbone=config.backbone,
-        classes=material.listing.classes,
+        classes=prepared.manifest.classes,
         image_size=space.image_size,
-        packed_size=space.packed_size,
-        framing=space.framing,
+        cache_size=space.cache_size,
+        resize_mode=space.resize_mode,
         freeze_depth=config.freeze_depth,
         hidden_units=config.hidden_units,
         n_members=len(members),
         temperature=temperature,
-        second_look=second_look is not None,
+        center_crop=center_crop is not None,
     )
-    backbone = fresh_backbone(
-        material.bench, config.backbone, config.freeze_depth, torch.device("cpu")
+    backbone = clone_backbone(
+        prepared.context, config.backbone, config.freeze_depth, torch.device("cpu")
     )
     prefix = backbone.stages[: config.freeze_depth].state_dict()
-    return Ensemble(card, prefix, members, second_look=second_look)
+    return Ensemble(card, prefix, members, center_crop=center_crop)
 
 
 def _write_folds(finalists: Sequence[Finalist], winner: Finalist, folder: RunFolder) -> None:
@@ -224,7 +226,7 @@ def _write_folds(finalists: Sequence[Finalist], winner: Finalist, folder: RunFol
             "accuracy_std": winner.std,
             "accuracy_ci95": fold_interval(winner.folds),
             "gap": winner.gap,
-            "second_look": _describe_second(winner),
+            "center_crop": _describe_center_crop(winner),
             "finalists": [
                 {
                     "trial": finalist.candidate.number,
@@ -232,7 +234,7 @@ def _write_folds(finalists: Sequence[Finalist], winner: Finalist, folder: RunFol
                     "search_accuracy": finalist.candidate.search_accuracy,
                     "accuracy_mean": finalist.mean,
                     "accuracy_std": finalist.std,
-                    "second_look": finalist.kept is not None,
+                    "center_crop": finalist.kept is not None,
                 }
                 for finalist in finalists
             ],
@@ -240,14 +242,14 @@ def _write_folds(finalists: Sequence[Finalist], winner: Finalist, folder: RunFol
     )
 
 
-def _describe_second(winner: Finalist) -> dict[str, Any] | None:
-    """Return what the winner's second look does to pictures that its folds held out."""
+def _describe_center_crop(winner: Finalist) -> dict[str, Any] | None:
+    """Return what the winner's second look does to images that its folds held out."""
     if winner.second is None:
         return None
     return {
         "kept": winner.kept is not None,
         "log_loss": winner.second.log_loss,
-        "log_loss_without": winner.second.log_loss_once,
+        "log_loss_baseline": winner.second.log_loss_one_view,
         "accuracy_mean": _mean_accuracy(winner.second.folds),
         "accuracy_mean_without": _mean_accuracy(winner.trained),
     }
@@ -259,8 +261,8 @@ def _note_best(folder: RunFolder, candidate: Candidate) -> None:
         {
             "trial": candidate.number,
             "name": candidate.name,
-            "config": asdict(candidate.recipe.config),
+            "config": asdict(candidate.retrain_config.config),
             "val_accuracy": candidate.search_accuracy,
-            "epoch": candidate.recipe.epochs,
+            "epoch": candidate.retrain_config.epochs,
         },
     )

@@ -1,4 +1,4 @@
-"""Sheets of pictures, each with a frame and a few words below, as one image."""
+"""Sheets of images, each with a frame and a few words below, as one image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 132
-"""Of a picture on a sheet, in pixels."""
+"""Of an image on a sheet, in pixels."""
 
 RIGHT, WRONG, UNKNOWN = "#2e7d32", "#b3261d", "#8a93a1"
 """Colours of frames: of a right answer, of a wrong one, and where nobody knows."""
@@ -21,12 +21,12 @@ _PAPER, _INK = "#ffffff", "#1a2230"
 _GAP, _FRAME = 8, 4
 _FONT_SIZE, _LINE_HEIGHT = 12, 16
 _JPEG_QUALITY = 88
-_ANTIALIAS_ABOVE = 64  # pixels; smaller pictures are enlarged with their pixels as they are
+_ANTIALIAS_ABOVE = 64  # pixels; smaller images are enlarged with their pixels as they are
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One picture of a sheet.
+    """One image of a sheet.
 
     Attributes:
         pixels: uint8 [S, S, 3].
@@ -67,10 +67,10 @@ def draw_sheet(tiles: Sequence[Tile], columns: int) -> Image.Image:
 
 
 def resize(pixels: np.ndarray, side: int) -> Image.Image:
-    """Return a square picture at another size; tiny ones keep their pixels sharp."""
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    """Return a square image at another size; tiny ones keep their pixels sharp."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     smooth = len(pixels) > _ANTIALIAS_ABOVE or side < len(pixels)
-    return picture.resize(
+    return image.resize(
         (side, side), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
     )
 

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a whole run, besides its trials: text, pictures, curves, features.
+"""What TensorBoard shows of a whole run, besides its trials: text, images, curves, features.
 
 tensorboard --logdir results/<run>/tensorboard
 """
@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import pr_curve
 
 from search.console.formatting import compact, count
-from search.pipeline.predictions_tmp import Judged
-from search.pipeline.prepare import Material
-from search.pipeline.probe import strongest
+from search.pipeline.predictions_tmp import Predictions
+from search.pipeline.prepare import PreparedData
+from search.pipeline.probe import max_augment
 from search.reporting.tensorboard.event_file import append_summary
 from search.reporting.tensorboard.image_grid import as_jpeg, draw_sheet
-from search.reporting.tensorboard.projector import MOST_POINTS, write_projection
+from search.reporting.tensorboard.projector import MAX_POINTS, write_projection
 from search.reporting.tensorboard.tiles import (
     N_DRAWS,
     augmented_tiles,
@@ -41,9 +41,9 @@ from trainables.images import crop_and_normalise
 from trainables.models.ensemble import Ensemble
 from trainables.trial import open_table
 
-_N_AUGMENTED = 6  # pictures on a sheet of augmentation, a row each
+_N_AUGMENTED = 6  # images on a sheet of augmentation, a row each
 _COLUMNS = 8  # of the other sheets
-_MOST_CURVES = 50  # of precision against recall, a class each
+_MAX_CURVES = 50  # of precision against recall, a class each
 _FEATURES_BATCH = 64
 _CONFUSION_DPI = 110
 
@@ -72,29 +72,29 @@ class Overview:
         space = (self._run.path / "space.py").read_text(encoding="utf-8", errors="replace")
         self._write(text_pb("space", "".join(f"    {line}\n" for line in space.splitlines())))
 
-    def show_augmentation(self, material: Material) -> None:
-        """Show what training sees of a few pictures at three strengths, up to the strongest."""
-        space, rows = material.space, material.rows("train")
-        rows = rows[spread(material.bench.labels[rows], _N_AUGMENTED)]
-        pictures = open_table(material.packed.table, torch.device("cpu"))[torch.from_numpy(rows)]
+    def show_augmentation(self, prepared: PreparedData) -> None:
+        """Show what training sees of a few images at three strengths, up to the strongest."""
+        space, rows = prepared.space, prepared.rows("train")
+        rows = rows[spread(prepared.context.labels[rows], _N_AUGMENTED)]
+        images = open_table(prepared.decoded.table, torch.device("cpu"))[torch.from_numpy(rows)]
         for share in (1 / 3, 2 / 3, 1.0):
-            strength = share * (strongest(space) or 1.0)
-            tiles = augmented_tiles(pictures, strength, space.image_size, space.flip)
+            strength = share * (max_augment(space) or 1.0)
+            tiles = augmented_tiles(images, strength, space.image_size, space.flip)
             self._write_image(
                 f"augmentation/strength_{strength:.2f}",
                 as_jpeg(draw_sheet(tiles, 1 + N_DRAWS)),
-                f"A picture, and what a trial with `augment` {strength:.2f} may see of it.",
+                f"An image, and what a trial with `augment` {strength:.2f} may see of it.",
             )
 
     def show_model(
         self,
         classes: Sequence[str],
         ensemble: Ensemble,
-        held_out: Judged,
-        out_of_fold: Judged,
-        external: Judged | None,
+        held_out: Predictions,
+        out_of_fold: Predictions,
+        external: Predictions | None,
     ) -> None:
-        """Show how good the model is, where it is wrong, and how it tells pictures apart."""
+        """Show how good the model is, where it is wrong, and how it tells images apart."""
         self._show_judged("held_out", held_out, classes)
         self._show_judged("out_of_fold", out_of_fold, classes)
         if external is not None:
@@ -107,8 +107,8 @@ class Overview:
             )
         self._write_features(classes, ensemble, held_out)
 
-    def _show_judged(self, part: str, judged: Judged, classes: Sequence[str]) -> None:
-        """Show confusions, mistakes and curves of the pictures whose class is known."""
+    def _show_judged(self, part: str, judged: Predictions, classes: Sequence[str]) -> None:
+        """Show confusions, mistakes and curves of the images whose class is known."""
         known = judged.labels >= 0
         if not known.any():
             return
@@ -119,16 +119,18 @@ class Overview:
             f"mistakes/{part}",
             as_jpeg(draw_sheet(mistake_tiles(judged, classes), _COLUMNS)),
             f"{count(int((predicted != labels).sum()), 'mistake')} among"
-            f" {count(len(labels), 'picture')}, in red, the most confident first; then, in green,"
+            f" {count(len(labels), 'image')}, in red, the most confident first; then, in green,"
             " the right answers that the model was least sure of.",
         )
-        for index in np.unique(labels)[:_MOST_CURVES]:
+        for index in np.unique(labels)[:_MAX_CURVES]:
             scores = probabilities[:, index].astype(np.float64)
             self._write(pr_curve(f"{part}/{classes[index]}", labels == index, scores))
 
-    def _write_features(self, classes: Sequence[str], ensemble: Ensemble, held_out: Judged) -> None:
-        rows = spread(held_out.labels, MOST_POINTS)
-        pictures = held_out.pictures(rows)
+    def _write_features(
+        self, classes: Sequence[str], ensemble: Ensemble, held_out: Predictions
+    ) -> None:
+        rows = spread(held_out.labels, MAX_POINTS)
+        images = held_out.images(rows)
         labels, predicted = held_out.labels[rows], held_out.probabilities[rows].argmax(1)
         columns = {
             "class": [classes[label] for label in labels],
@@ -136,8 +138,8 @@ class Overview:
             "answer": ["right" if same else "wrong" for same in predicted == labels],
             "name": [held_out.names[row] for row in rows],
         }
-        features = pooled_features(ensemble, pictures)
-        write_projection(self._folder, "held-out features", features, pictures.numpy(), columns)
+        features = pooled_features(ensemble, images)
+        write_projection(self._folder, "held-out features", features, images.numpy(), columns)
 
     def _write_image(self, tag: str, encoded: bytes, description: str = "") -> None:
         width, height = Image.open(io.BytesIO(encoded)).size
@@ -152,12 +154,12 @@ class Overview:
 
 
 @torch.no_grad()
-def pooled_features(ensemble: Ensemble, pictures: Tensor) -> np.ndarray:
-    """Return what the head of the ensemble's first member sees of pictures.
+def pooled_features(ensemble: Ensemble, images: Tensor) -> np.ndarray:
+    """Return what the head of the ensemble's first member sees of images.
 
     Args:
         ensemble: The model.
-        pictures: uint8 [n, S, S, 3].
+        images: uint8 [n, S, S, 3].
 
     Returns:
         float32 [n, size].
@@ -165,7 +167,7 @@ def pooled_features(ensemble: Ensemble, pictures: Tensor) -> np.ndarray:
     backbone = ensemble.classifiers[0].backbone
     device = next(backbone.parameters()).device
     parts = []
-    for batch in pictures.split(_FEATURES_BATCH):
+    for batch in images.split(_FEATURES_BATCH):
         pixels = crop_and_normalise(batch.to(device), ensemble.card.image_size)
         with mixed_precision(device):
             parts.append(backbone(pixels, 0, 5).float().cpu())

@@ -74,7 +74,7 @@ _STATUS_MEANING = "0 runs or was cut off, 1 ran to its end, 2 stopped early, 3 f
 _NOTHING_YET = {"best_val_accuracy": math.nan, "best_epoch": 0, "trained_seconds": 0.0, "epoch": 0}
 """The result of a trial that has ended no epoch."""
 
-_MOST_POINTS = 350
+_MAX_POINTS = 350
 """Of a curve; longer trials leave epochs out, which keeps their files below 200 kB."""
 
 
@@ -86,7 +86,7 @@ Outcome = tuple[int, dict[str, Any], str, dict[str, Any]]
 
 
 class TrialBoards:
-    """Writes an event file a trial; see `search.tuning.tune.TrialListener`."""
+    """Writes an event file a trial; see `search.tuning.tune.TrialCallback`."""
 
     def __init__(self, folder: Path, space: Space) -> None:
         """Begin, or carry on.
@@ -97,7 +97,7 @@ class TrialBoards:
         """
         self._folder = folder / "trials"
         self._run = folder.absolute().parent.name
-        self._stride = math.ceil(space.epochs / _MOST_POINTS)
+        self._stride = math.ceil(space.epochs / _MAX_POINTS)
         self._last: dict[int, dict[str, Any]] = {}  # result of each running trial
         experiment = self._folder / "events.out.tfevents.experiment"
         if not experiment.exists():

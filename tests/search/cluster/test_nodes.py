@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from search.cluster.nodes import AUTOSCALING_FILE, Machine, machines, machines_to_come, wait_for_gpu
+from search.cluster.nodes import AUTOSCALING_FILE, Node, autoscaler_nodes, machines, wait_for_gpu
 from search.cluster.session import SessionError
 
 CONFIG = {
@@ -45,8 +45,8 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_machines_that_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     alive(monkeypatch, HEAD, GPU)
     assert machines() == [
-        Machine("10.0.0.0", 8, 0, "", 10**9),
-        Machine("10.0.0.1", 8, 1, "A10G", 2 * 10**9),
+        Node("10.0.0.0", 8, 0, "", 10**9),
+        Node("10.0.0.1", 8, 1, "A10G", 2 * 10**9),
     ]
 
 
@@ -54,11 +54,11 @@ def test_machines_to_come_are_those_of_the_file_that_are_not_there(
     head: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive(monkeypatch, HEAD)
-    assert [(m.cpus, m.gpus) for m in machines_to_come()] == [(8, 1), (8, 1), (16, 0)]
+    assert [(m.cpus, m.gpus) for m in autoscaler_nodes()] == [(8, 1), (8, 1), (16, 0)]
     alive(monkeypatch, HEAD, GPU, GPU)
-    assert len(machines_to_come()) == 1
+    assert len(autoscaler_nodes()) == 1
     alive(monkeypatch, HEAD, GPU, GPU, GPU)
-    assert machines_to_come() == []
+    assert autoscaler_nodes() == []
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"max_workers": 2}'])
@@ -68,7 +68,7 @@ def test_where_ray_up_was_not_nobody_is_to_come(
     alive(monkeypatch, HEAD)
     if content is not None:
         (tmp_path / AUTOSCALING_FILE).write_text(content)
-    assert machines_to_come(tmp_path) == []
+    assert autoscaler_nodes(tmp_path) == []
 
 
 def test_the_first_gpu_is_asked_for_and_waited_for(

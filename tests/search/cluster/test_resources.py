@@ -10,13 +10,13 @@ import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from search.cluster import resources
-from search.cluster.nodes import Machine
+from search.cluster.nodes import Node
 from search.cluster.resources import (
-    Capacity,
-    Footprint,
-    gpu_share,
+    GpuMemory,
+    TrialSlots,
+    gpu_fraction_for,
     heaviest_config,
-    measure_shares,
+    measure_gpu_fractions,
     places,
 )
 from spaces.base import Space, TrialConfig
@@ -47,8 +47,8 @@ def space(**params: object) -> Space:
 def test_share_is_one_over_what_fits(
     peak_gib: float, total_gib: int, most: int, share: float
 ) -> None:
-    footprint = Footprint(int(peak_gib * GIB), total_gib * GIB)
-    assert gpu_share(footprint, most) == pytest.approx(share)
+    gpu_memory = GpuMemory(int(peak_gib * GIB), total_gib * GIB)
+    assert gpu_fraction_for(gpu_memory, most) == pytest.approx(share)
 
 
 def test_measured_at_the_deepest_unfreezing_and_the_widest_batch() -> None:
@@ -65,21 +65,19 @@ def test_measured_at_the_deepest_unfreezing_and_the_widest_batch() -> None:
     assert heaviest_config(space(), "cnn").freeze_depth == 0  # it is never frozen
 
 
-def machine(cpus: float, gpus: float = 0, kind: str = "") -> Machine:
-    return Machine("10.0.0.1", cpus, gpus, kind, 0)
+def machine(cpus: float, gpus: float = 0, kind: str = "") -> Node:
+    return Node("10.0.0.1", cpus, gpus, kind, 0)
 
 
-def these(
-    monkeypatch: pytest.MonkeyPatch, *there: Machine, to_come: Sequence[Machine] = ()
-) -> None:
+def these(monkeypatch: pytest.MonkeyPatch, *there: Node, to_come: Sequence[Node] = ()) -> None:
     """Stand in for a cluster of these machines."""
     monkeypatch.setattr(resources, "machines", lambda: list(there))
-    monkeypatch.setattr(resources, "machines_to_come", lambda: list(to_come))
+    monkeypatch.setattr(resources, "autoscaler_nodes", lambda: list(to_come))
 
 
 def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     these(monkeypatch, machine(4))
-    shares = measure_shares(space(), None, np.arange(4))  # type: ignore[arg-type]
+    shares = measure_gpu_fractions(space(), None, np.arange(4))  # type: ignore[arg-type]
     assert shares == {"tinynet": 0.0, "cnn": 0.0}
 
 
@@ -95,9 +93,9 @@ class Measure:
     def options(cls, resources: dict[str, float]) -> Measure:
         return cls(next(iter(resources), "").removeprefix("accelerator_type:"))
 
-    def remote(self, bench: None, config: TrialConfig, rows: object) -> Footprint:
+    def remote(self, context: None, config: TrialConfig, rows: object) -> GpuMemory:
         total = {"": 24, "A10G": 24, "T4": 16}[self._kind]
-        return Footprint(int(self.peaks[config.backbone][self._kind] * GIB), total * GIB)
+        return GpuMemory(int(self.peaks[config.backbone][self._kind] * GIB), total * GIB)
 
 
 @pytest.fixture
@@ -109,10 +107,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_backbone_has_its_own_share(measured: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Measure, "peaks", {"tinynet": {"": 1}, "cnn": {"": 7}})
     these(monkeypatch, machine(16, 2))
-    shares = measure_shares(space(), None, np.arange(4))  # type: ignore[arg-type]
+    shares = measure_gpu_fractions(space(), None, np.arange(4))  # type: ignore[arg-type]
     assert shares == {"tinynet": pytest.approx(1 / 8), "cnn": pytest.approx(1 / 2)}
     these(monkeypatch, machine(4, 2))
-    shares = measure_shares(space(), None, np.arange(4))  # type: ignore[arg-type]
+    shares = measure_gpu_fractions(space(), None, np.arange(4))  # type: ignore[arg-type]
     assert shares["tinynet"] == pytest.approx(1 / 2)  # no more trials than there are CPUs for
 
 
@@ -122,7 +120,7 @@ def test_of_several_kinds_of_gpu_the_one_that_takes_fewest_decides(
     peaks = {"tinynet": {"A10G": 2, "T4": 2}, "cnn": {"A10G": 6, "T4": 7}}
     monkeypatch.setattr(Measure, "peaks", peaks)
     these(monkeypatch, machine(32), machine(16, 1, "A10G"), machine(16, 1, "T4"))
-    shares = measure_shares(space(), None, np.arange(4))  # type: ignore[arg-type]
+    shares = measure_gpu_fractions(space(), None, np.arange(4))  # type: ignore[arg-type]
     assert shares == {"tinynet": pytest.approx(1 / 5), "cnn": pytest.approx(1)}
 
 
@@ -136,8 +134,8 @@ def test_places_on_a_machine(cpus: float, share: float, n: int) -> None:
 
 
 def test_capacity_follows_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_CAPACITY_LASTS_SECONDS", -1.0)
-    on_cpus, on_gpus = Capacity(1.0, [0.0, 0.0]), Capacity(1.0, [0.5, 0.25])
+    monkeypatch.setattr(resources, "_SLOTS_VALID_SECONDS", -1.0)
+    on_cpus, on_gpus = TrialSlots(1.0, [0.0, 0.0]), TrialSlots(1.0, [0.5, 0.25])
     these(monkeypatch, machine(2))
     assert (on_cpus(), on_gpus()) == (2, 1), "never none at all"
     these(monkeypatch, machine(2), machine(8, 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search.cluster.session import SessionError, ray_session, worker_environment
-from search.pipeline.preflight import check_place
+from search.pipeline.preflight import check_output_path
 from search.pipeline.request import RequestError, parse_request
 
 
@@ -34,9 +34,9 @@ def test_a_job_must_not_leave_its_results_in_its_own_folder(
     job.mkdir(parents=True)
     monkeypatch.chdir(job)
     with pytest.raises(RequestError, match=r"--out must be an absolute path in a Ray job"):
-        check_place(parse_request([]))
+        check_output_path(parse_request([]))
     with pytest.raises(RequestError, match=r"--resume must be an absolute path.*got results/mine"):
-        check_place(parse_request(["--resume", "results/mine"]))
-    check_place(parse_request(["--out", "/home/me/results"]))
+        check_output_path(parse_request(["--resume", "results/mine"]))
+    check_output_path(parse_request(["--out", "/home/me/results"]))
     monkeypatch.chdir(tmp_path)
-    check_place(parse_request([]))
+    check_output_path(parse_request([]))

@@ -21,9 +21,9 @@ def test_each_machine_has_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shared_file, "_CHUNK_BYTES", 100)
     (tmp_path / "elsewhere").mkdir()
     table = np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3), np.uint8)
-    np.save(tmp_path / "pictures.npy", table)
-    shared = share_file(tmp_path / "pictures.npy")
-    assert shared.local_path() == tmp_path / "pictures.npy", "the machine that has it reads it"
+    np.save(tmp_path / "images.npy", table)
+    shared = share_file(tmp_path / "images.npy")
+    assert shared.local_path() == tmp_path / "images.npy", "the machine that has it reads it"
 
     there = replace(shared, machine="another")
     copy = there.local_path()

@@ -80,13 +80,13 @@ def run_trials(shown: Progress) -> None:
 
 def test_a_pipe_gets_plain_lines(capsys, clock):
     with Progress() as shown:
-        shown.begin("pictures", 20, "pictures")
+        shown.begin("images", 20, "images")
         clock.now += 65
-        shown.say("20 pictures of 2 classes")
+        shown.say("20 images of 2 classes")
         run_trials(shown)
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "01:05  pictures    20 pictures of 2 classes",
+        "01:05  images    20 images of 2 classes",
         "01:05  trials      1/3  trial 0 done: 0.9500  (best so far)"
         "  backbone cnn, lr 0.00123, freeze_depth 2",
         "01:05  trials      2/3  trial 1 stopped at epoch 1: 0.4200"
@@ -117,10 +117,10 @@ def test_square_brackets_are_no_markup(capsys, clock):
 
 def test_a_quiet_one_tells_warnings_and_the_result_alone(capsys, clock, tmp_path):
     with Progress(quiet=True) as shown:
-        shown.begin("pictures", 20, "pictures")
+        shown.begin("images", 20, "images")
         clock.now += 100
         shown.advance(3, 20)
-        shown.say("20 pictures")
+        shown.say("20 images")
         run_trials(shown)
         out, err = capsys.readouterr()
         assert out == ""
@@ -140,13 +140,13 @@ def test_a_quiet_one_draws_nothing_for_a_person_either(clock):
 
 def test_a_long_stage_tells_how_far_it_is_now_and_then(capsys, clock):
     shown = Progress()
-    shown.begin("pictures", 100, "pictures")
+    shown.begin("images", 100, "images")
     for done, seconds in ((1, 5), (20, 6), (30, 6), (50, 6), (100, 20)):
         clock.now += seconds
         shown.advance(done, 100)
     assert capsys.readouterr().out.splitlines() == [
-        "00:11  pictures    20 of 100 pictures",
-        "00:23  pictures    50 of 100 pictures",
+        "00:11  images    20 of 100 images",
+        "00:23  images    50 of 100 images",
     ]
 
 
@@ -262,7 +262,7 @@ def test_a_verbose_one_tells_each_epoch(capsys, clock):
     assert capsys.readouterr().out.splitlines() == [
         "00:00  trials      trial 0 begins: backbone cnn, lr 0.00123, freeze_depth 2",
         "00:00  trials      trial 0 epoch 1/8: loss 0.5000, validation 0.7500, lr 0.001,"
-        " 1,234 pictures/s",
+        " 1,234 images/s",
     ]
 
 

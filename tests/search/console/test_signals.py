@@ -26,13 +26,13 @@ except KeyboardInterrupt:
 """
 AT_ONCE = "print('ready', flush=True); time.sleep(30)"
 PATIENT = """
-        with one.in_good_order():
+        with one.deferring():
             print("ready", flush=True)
             while not one.asked():
                 time.sleep(0.01)
 """
 HANGS = """
-        with one.in_good_order():
+        with one.deferring():
             print("ready", flush=True)
             for _ in range(3000):
                 time.sleep(0.01)

@@ -13,7 +13,7 @@ from search.data.class_folders import (
     is_side_file,
     official_parts,
     some,
-    strays,
+    unused_files,
 )
 
 
@@ -36,7 +36,7 @@ def message(root: Path, wanted: tuple[str, ...] | None = None) -> str:
 
 
 CLASS_FOLDER = (
-    "a class folder is named after its class and holds its pictures, such as"
+    "a class folder is named after its class and holds its images, such as"
     " DIR/cat/1.jpg and DIR/dog/1.jpg"
 )
 
@@ -73,15 +73,15 @@ def test_missing_classes_are_all_named(tmp_path: Path) -> None:
 
 
 def test_no_folders(tmp_path: Path) -> None:
-    assert message(tmp_path) == f"DIR holds no pictures: {CLASS_FOLDER}"
+    assert message(tmp_path) == f"DIR holds no images: {CLASS_FOLDER}"
     make(tmp_path, "1.JPG")
-    assert message(tmp_path) == f"DIR holds pictures but no class folders: {CLASS_FOLDER}"
-    assert message(tmp_path, ("a", "b")).startswith("DIR holds pictures but no class folders")
+    assert message(tmp_path) == f"DIR holds images but no class folders: {CLASS_FOLDER}"
+    assert message(tmp_path, ("a", "b")).startswith("DIR holds images but no class folders")
 
 
 def test_split_folders_without_class_folders(tmp_path: Path) -> None:
     make(tmp_path, "train/cat.0.jpg", "test/1.jpg")
-    assert message(tmp_path) == f"DIR holds pictures but no class folders: {CLASS_FOLDER}"
+    assert message(tmp_path) == f"DIR holds images but no class folders: {CLASS_FOLDER}"
 
 
 def test_one_class(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_strays(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.jpg", "train/2.png", "test/a/3.jpg", "4.jpg", "README.md", "odd/")
     found = {
         path.relative_to(tmp_path).as_posix(): reason
-        for path, reason in strays(tmp_path, official_parts(tmp_path))
+        for path, reason in unused_files(tmp_path, official_parts(tmp_path))
     }
     assert found == {
         "4.jpg": "lies in no class folder",
@@ -220,7 +220,7 @@ def test_check_known_names_all_that_is_unknown() -> None:
         check_known("DIR", ["cats", "dog", "zoo"], ("cat", "dog"))
     assert str(caught.value) == (
         "every folder of DIR must be named after a class (cat, dog), but it has"
-        " 'cats'; did you mean 'cat'?, 'zoo'; pictures of unknown class go in a folder without"
+        " 'cats'; did you mean 'cat'?, 'zoo'; images of unknown class go in a folder without"
         " folders"
     )
 

@@ -23,7 +23,7 @@ def read(tmp_path: Path, text: str) -> tuple[str, ...]:
             'name,problem,detail,twin,similarity\n"a/2, 3.jpg",grey,,,\n,imbalance,x,,\n',
             ("a/2, 3.jpg",),
         ),
-        ("picture,given,suggested,confidence\nb/ü.jpg,b,a,0.9\n", ("b/ü.jpg",)),
+        ("image,given,suggested,confidence\nb/ü.jpg,b,a,0.9\n", ("b/ü.jpg",)),
     ],
 )
 def test_lists_and_tables_are_read(tmp_path, text, names):
@@ -40,9 +40,9 @@ def test_an_unknown_name_is_told_with_the_nearest(tmp_path):
     with pytest.raises(DataError) as error:
         Exclusion(Path("my.csv"), ("a/11.jpg",)).kept(NAMES)
     assert str(error.value) == (
-        "--exclude must name the pictures by their paths below the folder (such as 'a/1.jpg'), but"
+        "--exclude must name the images by their paths below the folder (such as 'a/1.jpg'), but"
         " my.csv names 'a/11.jpg'; did you mean 'a/1.jpg'?: correct the lines, or take them out;"
-        " an external picture's name begins with 'external:'"
+        " an external image's name begins with 'external:'"
     )
     forgiving = Exclusion(Path("my.csv"), ("a/11.jpg",), must_exist=False)
     assert forgiving.kept(NAMES).tolist() == [0, 1, 2]

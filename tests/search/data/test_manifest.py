@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from search.data.class_folders import DataError
-from search.data.manifest import Listing, Problem, check_counts, deal, scan, scan_external
+from search.data.manifest import Manifest, Problem, check_counts, scan, scan_external, seeded_order
 from spaces.sources import Arrays, Source, SourceError, caltech101, digits, fashion_mnist, folder
 
 
 def make(root: Path, **counts: int) -> Path:
-    """Make files named as pictures: `train__cat=3` is train/cat/0.jpg to train/cat/2.jpg."""
+    """Make files named as images: `train__cat=3` is train/cat/0.jpg to train/cat/2.jpg."""
     for name, count in counts.items():
         target = root.joinpath(*name.split("__"))
         target.mkdir(parents=True)
@@ -22,13 +22,13 @@ def make(root: Path, **counts: int) -> Path:
 
 def listed(
     data: Path | None, source: Source | None = None, folds: int = 2, limit: int | None = None
-) -> Listing:
+) -> Manifest:
     cache = Path("/nonexistent")
-    listing = scan(source or folder(), data, cache, folds=folds, limit=limit, seed=0)
-    assert list(listing.names) == sorted(set(listing.names))
-    assert len(listing.names) == len(listing.labels) == len(listing.splits)
-    assert listing.labels.dtype == np.int64
-    return listing
+    manifest = scan(source or folder(), data, cache, folds=folds, limit=limit, seed=0)
+    assert list(manifest.names) == sorted(set(manifest.names))
+    assert len(manifest.names) == len(manifest.labels) == len(manifest.splits)
+    assert manifest.labels.dtype == np.int64
+    return manifest
 
 
 def message(data: Path, folds: int = 2, limit: int | None = None) -> str:
@@ -37,10 +37,10 @@ def message(data: Path, folds: int = 2, limit: int | None = None) -> str:
     return str(caught.value).replace(str(data), "DIR")
 
 
-def counts_of(listing: Listing) -> dict[tuple[str | None, str], int]:
+def counts_of(manifest: Manifest) -> dict[tuple[str | None, str], int]:
     counts: dict[tuple[str | None, str], int] = {}
-    for label, part in zip(listing.labels, listing.splits, strict=True):
-        key = part, listing.classes[label]
+    for label, part in zip(manifest.labels, manifest.splits, strict=True):
+        key = part, manifest.classes[label]
         counts[key] = counts.get(key, 0) + 1
     return counts
 
@@ -50,55 +50,55 @@ def counts_of(listing: Listing) -> dict[tuple[str | None, str], int]:
 
 def test_class_folders(tmp_path: Path) -> None:
     make(tmp_path, dog=3, cat=4)
-    listing = listed(tmp_path)
-    assert listing.classes == ("cat", "dog")
-    assert listing.names == (
+    manifest = listed(tmp_path)
+    assert manifest.classes == ("cat", "dog")
+    assert manifest.names == (
         *("cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "cat/3.jpg"),
         *("dog/0.jpg", "dog/1.jpg", "dog/2.jpg"),
     )
-    assert listing.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
-    assert listing.splits == (None,) * 7
-    assert listing.images is None
-    assert listing.paths == tuple(tmp_path / name for name in listing.names)
+    assert manifest.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert manifest.splits == (None,) * 7
+    assert manifest.images is None
+    assert manifest.paths == tuple(tmp_path / name for name in manifest.names)
 
 
 def test_nested_folders_and_odd_names_belong_to_their_class(tmp_path: Path) -> None:
     make(tmp_path, cat=3, dog=3)
     (tmp_path / "cat" / "große Kätzchen" / "2, zwei").mkdir(parents=True)
     (tmp_path / "cat" / "große Kätzchen" / "2, zwei" / "мяу мяу.PNG").touch()
-    listing = listed(tmp_path)
-    assert "cat/große Kätzchen/2, zwei/мяу мяу.PNG" in listing.names
-    assert listing.labels.tolist().count(0) == 4
+    manifest = listed(tmp_path)
+    assert "cat/große Kätzchen/2, zwei/мяу мяу.PNG" in manifest.names
+    assert manifest.labels.tolist().count(0) == 4
 
 
 def test_a_class_list_filters_and_orders(tmp_path: Path) -> None:
     make(tmp_path, a=3, b=3, c=3)
-    listing = listed(tmp_path, folder(("c", "a")))
-    assert listing.classes == ("c", "a")
-    assert listing.names[0] == "a/0.jpg"
-    assert listing.labels.tolist() == [1, 1, 1, 0, 0, 0]
+    manifest = listed(tmp_path, folder(("c", "a")))
+    assert manifest.classes == ("c", "a")
+    assert manifest.names[0] == "a/0.jpg"
+    assert manifest.labels.tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_split_folders(tmp_path: Path) -> None:
     make(tmp_path, train__a=3, train__b=3, val__a=1, val__b=1, test__a=2, test__b=2)
-    listing = listed(tmp_path)
-    assert listing.classes == ("a", "b")
-    assert counts_of(listing) == {
+    manifest = listed(tmp_path)
+    assert manifest.classes == ("a", "b")
+    assert counts_of(manifest) == {
         **{("train", "a"): 3, ("train", "b"): 3, ("val", "a"): 1, ("val", "b"): 1},
         **{("test", "a"): 2, ("test", "b"): 2},
     }
-    assert listing.names[0] == "test/a/0.jpg"
+    assert manifest.names[0] == "test/a/0.jpg"
 
 
-def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     make(tmp_path, a=3, b=3)
     for name in ("a/notes.txt", "b/README", "b/.DS_Store", "a/Thumbs.db", "stray.png", "LIESMICH"):
         (tmp_path / name).touch()
-    listing = listed(tmp_path)
-    assert len(listing.names) == 6
-    assert set(listing.skipped) == {
-        Problem("a/notes.txt", "not a picture", "its name is not a picture's"),
-        Problem("b/README", "not a picture", "its name is not a picture's"),
+    manifest = listed(tmp_path)
+    assert len(manifest.names) == 6
+    assert set(manifest.skipped) == {
+        Problem("a/notes.txt", "not an image", "its name is not an image's"),
+        Problem("b/README", "not an image", "its name is not an image's"),
         Problem("stray.png", "not used", "lies in no class folder"),
     }
 
@@ -110,27 +110,27 @@ def test_doubtful_files_are_listed_to_be_decoded(tmp_path: Path) -> None:
 
 
 def test_arrays_with_an_official_split(shared_data: Path) -> None:
-    listing = listed(shared_data, fashion_mnist())
-    assert listing.paths is None
-    assert listing.images is not None
-    assert listing.images.shape == (70_000, 28, 28)
-    assert counts_of(listing)["test", "Bag"] == 1000
+    manifest = listed(shared_data, fashion_mnist())
+    assert manifest.paths is None
+    assert manifest.images is not None
+    assert manifest.images.shape == (70_000, 28, 28)
+    assert counts_of(manifest)["test", "Bag"] == 1000
     arrays = fashion_mnist().open(shared_data, shared_data)
     assert isinstance(arrays, Arrays)
     row = arrays.names.index("train/00007")
-    ours = listing.names.index("train/00007")
-    np.testing.assert_array_equal(arrays.images[row], listing.images[ours])
-    assert arrays.labels[row] == listing.labels[ours]
+    ours = manifest.names.index("train/00007")
+    np.testing.assert_array_equal(arrays.images[row], manifest.images[ours])
+    assert arrays.labels[row] == manifest.labels[ours]
 
 
 def test_arrays_filtered_by_class() -> None:
     source = digits()
     some = type(source)(source.name, classes=("7", "1"))
-    listing = listed(None, some)
-    assert listing.classes == ("7", "1")
-    assert set(listing.labels) == {0, 1}
+    manifest = listed(None, some)
+    assert manifest.classes == ("7", "1")
+    assert set(manifest.labels) == {0, 1}
     whole = listed(None, source)
-    assert (listing.labels == 0).sum() == (whole.labels == 7).sum()
+    assert (manifest.labels == 0).sum() == (whole.labels == 7).sum()
 
 
 def test_arrays_without_a_wanted_class() -> None:
@@ -141,24 +141,23 @@ def test_arrays_without_a_wanted_class() -> None:
 
 def test_real_caltech(shared_data: Path) -> None:
     six = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
-    listing = listed(shared_data / "caltech101", caltech101(six), folds=5)
-    assert len(listing.names) == 988
-    assert np.bincount(listing.labels).tolist() == [50, 98, 435, 239, 114, 52]
+    manifest = listed(shared_data / "caltech101", caltech101(six), folds=5)
+    assert len(manifest.names) == 988
+    assert np.bincount(manifest.labels).tolist() == [50, 98, 435, 239, 114, 52]
     all_there = listed(shared_data / "caltech101" / "101_ObjectCategories", caltech101())
     assert len(all_there.names) == 988
     assert "BACKGROUND_Google" not in all_there.classes
 
 
 def test_real_cats_and_dogs(shared_data: Path) -> None:
-    listing = listed(shared_data / "cats_dogs", folds=5)
-    assert counts_of(listing)["train", "cats"] == 300
-    assert counts_of(listing)["test", "dogs"] == 150
+    manifest = listed(shared_data / "cats_dogs", folds=5)
+    assert counts_of(manifest)["train", "cats"] == 300
+    assert counts_of(manifest)["test", "dogs"] == 150
 
 
 def test_scanning_needs_neither_ray_nor_torch() -> None:
     code = (
-        "import sys, search.data.manifest;"
-        " sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
+        "import sys, search.data.manifest; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -173,23 +172,23 @@ def test_source_errors_pass_through(tmp_path: Path) -> None:
 
 def test_empty_class_folders(tmp_path: Path) -> None:
     make(tmp_path, a=0, b=0)
-    assert message(tmp_path) == "DIR has class folders (a, b), but no pictures in them"
+    assert message(tmp_path) == "DIR has class folders (a, b), but no images in them"
 
 
 def test_classes_smaller_than_the_folds_are_all_named(tmp_path: Path) -> None:
     make(tmp_path, cat=6, cow=5, dog=4)
     assert message(tmp_path, folds=5) == (
-        "every class needs at least 6 pictures (5 folds and 1 for the test), but 'cow' has 5,"
-        " 'dog' has 4: use fewer --folds, add pictures, or leave the class out"
+        "every class needs at least 6 images (5 folds and 1 for the test), but 'cow' has 5,"
+        " 'dog' has 4: use fewer --folds, add images, or leave the class out"
     )
     listed(tmp_path, folds=3)
 
 
-def test_official_test_pictures_fill_no_fold(tmp_path: Path) -> None:
+def test_official_test_images_fill_no_fold(tmp_path: Path) -> None:
     make(tmp_path, train__a=3, train__b=4, test__a=9, test__b=9)
     assert message(tmp_path, folds=4) == (
-        "every class needs at least 4 pictures (4 folds, test split aside), but 'a' has 3:"
-        " use fewer --folds, add pictures, or leave the class out"
+        "every class needs at least 4 images (4 folds, test split aside), but 'a' has 3:"
+        " use fewer --folds, add images, or leave the class out"
     )
     listed(tmp_path, folds=3)
 
@@ -197,18 +196,18 @@ def test_official_test_pictures_fill_no_fold(tmp_path: Path) -> None:
 def test_an_official_split_needs_every_class(tmp_path: Path) -> None:
     make(tmp_path, train__a=3, train__b=4, test__a=9, test__b=0)
     assert message(tmp_path) == (
-        "every class needs a picture in its official test split, but 'b' has 0:"
-        " use fewer --folds, add pictures, or leave the class out"
+        "every class needs an image in its official test split, but 'b' has 0:"
+        " use fewer --folds, add images, or leave the class out"
     )
 
 
 def test_counts_are_checked_again_for_what_could_be_read(tmp_path: Path) -> None:
-    listing = listed(make(tmp_path, a=6, b=6), folds=5)
-    check_counts(listing, np.arange(12), folds=5)
+    manifest = listed(make(tmp_path, a=6, b=6), folds=5)
+    check_counts(manifest, np.arange(12), folds=5)
     with pytest.raises(DataError, match="but 'a' has 4: use fewer --folds"):
-        check_counts(listing, np.arange(2, 12), folds=5)
+        check_counts(manifest, np.arange(2, 12), folds=5)
     with pytest.raises(DataError, match="but 'a' has 0, 'b' has 0: use fewer --folds"):
-        check_counts(listing, np.zeros(0, np.int64), folds=5)
+        check_counts(manifest, np.zeros(0, np.int64), folds=5)
 
 
 # --- a limit -----------------------------------------------------------------------------------
@@ -224,9 +223,9 @@ def test_limit_keeps_proportions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [14, 15, 37, 100, 149, 150, 1000])
 def test_limit_is_met_exactly(tmp_path: Path, limit: int) -> None:
     make(tmp_path, a=120, b=23, c=7)
-    listing = listed(tmp_path, limit=limit, folds=2)
-    assert len(listing.names) == min(limit, 150)
-    assert np.bincount(listing.labels).min() >= 3
+    manifest = listed(tmp_path, limit=limit, folds=2)
+    assert len(manifest.names) == min(limit, 150)
+    assert np.bincount(manifest.labels).min() >= 3
 
 
 def test_limit_leaves_enough_of_a_small_class(tmp_path: Path) -> None:
@@ -253,46 +252,50 @@ def test_limit_draws_by_seed_and_names_alone(tmp_path: Path) -> None:
 
 
 def test_limit_of_arrays() -> None:
-    listing = listed(None, digits(), limit=200, folds=5)
-    assert listing.images is not None
-    assert listing.images.shape == (200, 8, 8)
-    assert np.bincount(listing.labels).tolist() == pytest.approx([20] * 10, abs=1)
+    manifest = listed(None, digits(), limit=200, folds=5)
+    assert manifest.images is not None
+    assert manifest.images.shape == (200, 8, 8)
+    assert np.bincount(manifest.labels).tolist() == pytest.approx([20] * 10, abs=1)
 
 
 def test_deal_is_a_fixed_shuffle() -> None:
     names = [f"{i}.jpg" for i in range(1000)]
-    order = deal(names, 0, "x")
+    order = seeded_order(names, 0, "x")
     assert sorted(order) == list(range(1000))
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
-    assert deal(names[:3], 0, "split").tolist() == [1, 0, 2]  # on every machine, in every version
-    assert deal(names, 1, "x").tolist() != order.tolist()
-    assert deal(names, 0, "y").tolist() != order.tolist()
+    assert seeded_order(names[:3], 0, "split").tolist() == [
+        1,
+        0,
+        2,
+    ]  # on every machine, in every version
+    assert seeded_order(names, 1, "x").tolist() != order.tolist()
+    assert seeded_order(names, 0, "y").tolist() != order.tolist()
     without = [names[i] for i in order if i != 500]
     fewer = [name for name in names if name != "500.jpg"]
-    assert [fewer[i] for i in deal(fewer, 0, "x")] == without
+    assert [fewer[i] for i in seeded_order(fewer, 0, "x")] == without
 
 
-# --- external pictures -------------------------------------------------------------------------
+# --- external images -------------------------------------------------------------------------
 
 
-def test_flat_external_pictures_are_unlabelled(tmp_path: Path) -> None:
+def test_flat_external_images_are_unlabelled(tmp_path: Path) -> None:
     for name in ("b.jpg", "a b.png", ".hidden.jpg", "notes.txt"):
         (tmp_path / name).touch()
-    listing = scan_external(tmp_path, ("cat", "dog"))
-    assert listing.names == ("a b.png", "b.jpg")
-    assert listing.labels.tolist() == [-1, -1]
-    assert listing.classes == ("cat", "dog")
-    assert [problem.name for problem in listing.skipped] == ["notes.txt"]
+    manifest = scan_external(tmp_path, ("cat", "dog"))
+    assert manifest.names == ("a b.png", "b.jpg")
+    assert manifest.labels.tolist() == [-1, -1]
+    assert manifest.classes == ("cat", "dog")
+    assert [problem.name for problem in manifest.skipped] == ["notes.txt"]
 
 
 def test_external_class_folders_are_labelled_and_may_be_few(tmp_path: Path) -> None:
     make(tmp_path, dog=2, cow=1, empty=0)
     (tmp_path / "stray.jpg").touch()
-    listing = scan_external(tmp_path, ["cat", "cow", "dog"])
-    assert listing.names == ("cow/0.jpg", "dog/0.jpg", "dog/1.jpg")
-    assert listing.labels.tolist() == [1, 2, 2]
-    assert listing.splits == (None,) * 3
-    assert listing.skipped == (Problem("stray.jpg", "not used", "lies in no class folder"),)
+    manifest = scan_external(tmp_path, ["cat", "cow", "dog"])
+    assert manifest.names == ("cow/0.jpg", "dog/0.jpg", "dog/1.jpg")
+    assert manifest.labels.tolist() == [1, 2, 2]
+    assert manifest.splits == (None,) * 3
+    assert manifest.skipped == (Problem("stray.jpg", "not used", "lies in no class folder"),)
 
 
 def test_external_folder_that_is_no_class(tmp_path: Path) -> None:
@@ -304,7 +307,7 @@ def test_external_folder_that_is_no_class(tmp_path: Path) -> None:
 def test_external_folder_missing_or_empty(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^--external must name a folder, but .*/gone is none$"):
         scan_external(tmp_path / "gone", ("cat", "dog"))
-    with pytest.raises(DataError, match=r"^--external must hold pictures, .* has none$"):
+    with pytest.raises(DataError, match=r"^--external must hold images, .* has none$"):
         scan_external(tmp_path, ("cat", "dog"))
 
 
@@ -316,16 +319,16 @@ def test_external_arrays_take_the_classes_of_the_search() -> None:
         names=("z", "y", "x"),
         splits=(None,) * 3,
     )
-    listing = scan_external(arrays, ("cat", "cow", "dog"))
-    assert listing.names == ("x", "y", "z")
-    assert listing.labels.tolist() == [0, 0, 2]
-    assert listing.images is not None
-    assert listing.images.ravel().tolist() == [2, 1, 0]
+    manifest = scan_external(arrays, ("cat", "cow", "dog"))
+    assert manifest.names == ("x", "y", "z")
+    assert manifest.labels.tolist() == [0, 0, 2]
+    assert manifest.images is not None
+    assert manifest.images.ravel().tolist() == [2, 1, 0]
     with pytest.raises(DataError, match="the external set must be named after a class"):
         scan_external(arrays, ("cat", "cow"))
 
 
 def test_real_external(shared_data: Path) -> None:
     six = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
-    listing = scan_external(shared_data / "external" / "caltech6", six)
-    assert np.bincount(listing.labels, minlength=6).tolist() == [3, 0, 32, 40, 4, 2]
+    manifest = scan_external(shared_data / "external" / "caltech6", six)
+    assert np.bincount(manifest.labels, minlength=6).tolist() == [3, 0, 32, 40, 4, 2]

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from search.deployment.middleware import Gate, Guard, Limits
+from search.deployment.middleware import HeaderCheck, Limits, RequestLimits
 from search.deployment.predictor import load
-from trainables.models.ood import Doubt
+from trainables.models.ood import OODScorer
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
@@ -27,7 +27,7 @@ from search.deployment.app import build_app  # noqa: E402
 from search.deployment.service import Service  # noqa: E402
 
 TOKEN = "a-token-of-some-length"
-LIMITS = Limits(body_bytes=200_000, pixels=40_000, pictures=3, seconds=20.0, requests=4)
+LIMITS = Limits(body_bytes=200_000, pixels=40_000, images=3, seconds=20.0, requests=4)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def app(service: Service) -> Any:
 
 
 @pytest.fixture
-def picture(colour_pictures: Path) -> bytes:
-    return (colour_pictures / "grün und blau" / "012.png").read_bytes()
+def image(colour_images: Path) -> bytes:
+    return (colour_images / "grün und blau" / "012.png").read_bytes()
 
 
 def ask(app: Any, *requests: tuple[str, str, dict[str, Any]]) -> list[Any]:
@@ -63,7 +63,7 @@ def get(app: Any, path: str, **more: Any) -> Any:
 
 
 def post(app: Any, *contents: bytes, path: str = "/predict", **more: Any) -> Any:
-    files = [("pictures", (f"{i}.png", content)) for i, content in enumerate(contents)]
+    files = [("images", (f"{i}.png", content)) for i, content in enumerate(contents)]
     return ask(app, ("POST", path, {"files": files, **more}))[0]
 
 
@@ -83,11 +83,11 @@ def png(width: int, height: int) -> bytes:
     )
 
 
-def test_a_picture_is_named(app, picture):
-    answer = post(app, picture)
+def test_a_image_is_named(app, image):
+    answer = post(app, image)
     assert answer.status_code == 200
     (result,) = answer.json()["predictions"]
-    assert result["picture"] == "0.png"
+    assert result["image"] == "0.png"
     assert result["error"] is None
     assert result["attribution"] is None
     assert result["classes"][0]["class"] == "grün und blau"
@@ -95,52 +95,52 @@ def test_a_picture_is_named(app, picture):
     assert result["classes"][0]["probability"] > 0.9
 
 
-def test_many_pictures_and_one_that_cannot_be_read(app, picture, colour_pictures):
-    blue = (colour_pictures / "blue" / "012.png").read_bytes()
-    answer = post(app, picture, b"no picture", blue, path="/predict?top=1")
+def test_many_images_and_one_that_cannot_be_read(app, image, colour_images):
+    blue = (colour_images / "blue" / "012.png").read_bytes()
+    answer = post(app, image, b"no image", blue, path="/predict?top=1")
     assert answer.status_code == 200
     first, second, third = answer.json()["predictions"]
     assert first["classes"][0]["class"] == "grün und blau"
     assert len(first["classes"]) == 1
-    assert second["error"] == "is not a picture, or of a format that cannot be read"
+    assert second["error"] == "is not an image, or of a format that cannot be read"
     assert second["classes"] == []
     assert third["classes"][0]["class"] == "blue"
 
 
-def test_it_says_where_the_class_is_seen(app, picture):
-    answer = post(app, picture, path="/predict?attribution=true")
+def test_it_says_where_the_class_is_seen(app, image):
+    answer = post(app, image, path="/predict?attribution=true")
     (result,) = answer.json()["predictions"]
     values = [value for row in result["attribution"] for value in row]
     assert values
     assert all(0 <= value <= 1 for value in values)
 
 
-def test_doubt_is_told(colour_run, picture):
+def test_doubt_is_told(colour_run, image):
     predictor = load(colour_run)
     members, size = predictor.model.card.n_members, 128
     shapes = torch.zeros(members, size), torch.zeros(members, 1, size)
     answers = []
     for offset in (None, 1.5, float("inf")):
         scale = torch.tensor([0.0, 0.0, offset or 0.0])
-        predictor.model.doubt = None if offset is None else Doubt(*shapes, scale)
+        predictor.model.ood_scorer = None if offset is None else OODScorer(*shapes, scale)
         app = build_app(Service(predictor, LIMITS.pixels, 8), LIMITS, None)
-        answers.append(post(app, picture).json()["predictions"][0]["doubt"])
+        answers.append(post(app, image).json()["predictions"][0]["ood_score"])
     assert answers == [None, 1.5, None]
 
 
-def test_no_picture_that_can_be_read(app):
+def test_no_image_that_can_be_read(app):
     answer = post(app, b"", b"text")
     assert answer.status_code == 422
-    assert answer.json() == {"detail": "no picture could be read: 0.png: is empty (zero bytes)"}
+    assert answer.json() == {"detail": "no image could be read: 0.png: is empty (zero bytes)"}
 
 
 @pytest.mark.parametrize(
     ("path", "more", "status", "detail"),
     [
-        ("/predict", {}, 422, "body pictures: Field required"),
-        ("/predict", {"data": {"pictures": "text"}}, 422, "body pictures 0: "),
-        ("/predict?top=0", {"files": {"pictures": b"x"}}, 422, "query top: Input should be"),
-        ("/predict?top=x", {"files": {"pictures": b"x"}}, 422, "query top: Input should be"),
+        ("/predict", {}, 422, "body images: Field required"),
+        ("/predict", {"data": {"images": "text"}}, 422, "body images 0: "),
+        ("/predict?top=0", {"files": {"images": b"x"}}, 422, "query top: Input should be"),
+        ("/predict?top=x", {"files": {"images": b"x"}}, 422, "query top: Input should be"),
         (
             "/predict",
             {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
@@ -168,7 +168,7 @@ def test_a_body_that_does_not_say_how_large_it_is(app):
 
     async def body() -> AsyncIterator[bytes]:
         nonlocal read
-        yield b'--b\r\nContent-Disposition: form-data; name="pictures"; filename="x"\r\n\r\n'
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="x"\r\n\r\n'
         for _ in range(1000):
             read += 10_000
             yield bytes(10_000)
@@ -179,14 +179,14 @@ def test_a_body_that_does_not_say_how_large_it_is(app):
     assert answer.json() == {"detail": "a request's body may have at most 200,000 bytes"}
 
 
-def test_too_many_pictures(app, picture):
-    answer = post(app, *[picture] * 4)
+def test_too_many_images(app, image):
+    answer = post(app, *[image] * 4)
     assert answer.status_code == 413
-    assert answer.json() == {"detail": "a request may have at most 3 pictures, not 4"}
+    assert answer.json() == {"detail": "a request may have at most 3 images, not 4"}
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_of_too_many_pixels_is_not_decoded(app, picture):
+def test_a_image_of_too_many_pixels_is_not_decoded(app, image):
     bomb = png(20_000, 20_000)
     assert len(bomb) < LIMITS.body_bytes
     answer = post(app, bomb)
@@ -237,7 +237,7 @@ def stall(release: asyncio.Event | None, read_body: bool = True) -> Any:
 def test_one_request_more_than_the_queue_takes_is_told_to_come_back():
     async def send() -> list[Any]:
         release = asyncio.Event()
-        app = Guard(stall(release), Limits(requests=3))
+        app = RequestLimits(stall(release), Limits(requests=3))
         transport = httpx2.ASGITransport(app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             tasks = [asyncio.create_task(client.post("/predict")) for _ in range(5)]
@@ -255,7 +255,7 @@ def test_one_request_more_than_the_queue_takes_is_told_to_come_back():
 
 
 def test_a_request_that_takes_too_long():
-    answer = ask(Guard(stall(None), Limits(seconds=0.05)), ("GET", "/", {}))[0]
+    answer = ask(RequestLimits(stall(None), Limits(seconds=0.05)), ("GET", "/", {}))[0]
     assert answer.status_code == 429
     assert answer.json() == {"detail": "too busy to answer within 0.05 s; come back soon"}
 
@@ -266,7 +266,7 @@ def test_a_body_that_never_ends_arriving():
         await asyncio.sleep(3600)
         yield b"y"
 
-    app = Guard(stall(None), Limits(seconds=0.05))
+    app = RequestLimits(stall(None), Limits(seconds=0.05))
     answer = ask(app, ("POST", "/predict", {"content": body()}))[0]
     assert answer.status_code == 408
     assert answer.json() == {"detail": "a request must arrive within 0.05 s"}
@@ -285,11 +285,11 @@ def test_without_the_token(service, header, path):
     assert answer.json() == {"detail": "this needs the header Authorization: Bearer TOKEN"}
 
 
-def test_with_the_token(service, picture):
+def test_with_the_token(service, image):
     app = build_app(service, LIMITS, TOKEN)
     headers = {"authorization": f"bearer {TOKEN}"}
     assert get(app, "/classes", headers=headers).json()["classes"][1] == "grün und blau"
-    assert post(app, picture, headers=headers).status_code == 200
+    assert post(app, image, headers=headers).status_code == 200
     for path in ("/", "/docs", "/healthz", "/openapi.json", "/page.js", "/page.css"):
         answer = get(app, path)
         assert answer.status_code == 200
@@ -312,10 +312,10 @@ def test_a_header_that_serve_could_not_read():
 
     closed: list[Any] = []
     headers = [(b"x-request-id", b"\xff")]
-    answer = ask(Gate(reached), ("GET", "/", {"headers": headers}))[0]
+    answer = ask(HeaderCheck(reached), ("GET", "/", {"headers": headers}))[0]
     assert answer.status_code == 400
     assert answer.json() == {"detail": "a header's value is not UTF-8"}
-    asyncio.run(Gate(reached)({"type": "websocket", "headers": headers}, None, close))
+    asyncio.run(HeaderCheck(reached)({"type": "websocket", "headers": headers}, None, close))
     assert closed == [{"type": "websocket.close", "code": 1008}]
 
 
@@ -323,7 +323,7 @@ def test_an_error_inside_is_not_shown_to_the_client(caplog):
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise RuntimeError("/secret/path")
 
-    answer = ask(Guard(broken, LIMITS), ("GET", "/", {}))[0]
+    answer = ask(RequestLimits(broken, LIMITS), ("GET", "/", {}))[0]
     assert answer.status_code == 500
     assert answer.json() == {"detail": "the server failed; its log says why"}
     assert "/secret/path" in caplog.text
@@ -356,7 +356,7 @@ def test_health_and_classes(app):
     assert get(app, "/healthz").json() == {"status": "ready"}
     assert get(app, "/classes").json() == {
         "classes": ["red", "grün und blau", "blue"],
-        "framing": "crop",
+        "resize_mode": "crop",
         "kept": round(32 / 36, 6),
         "squeezed": 2.0,
     }

@@ -5,7 +5,7 @@ from scipy.special import log_softmax, softmax
 from search.evaluation.calibration import (
     expected_calibration_error,
     fit_temperature,
-    judge_calibration,
+    measure_calibration,
     reliability_bins,
 )
 
@@ -37,7 +37,7 @@ def test_no_other_temperature_has_a_lower_log_loss() -> None:
 
 
 def test_a_flawless_fold_does_not_make_the_model_certain() -> None:
-    """Of 98 right pictures the next may still be wrong: about one in a hundred."""
+    """Of 98 right images the next may still be wrong: about one in a hundred."""
     labels = np.arange(98) % 2
     temperature = fit_temperature(5.0 * np.eye(2)[labels], labels)
     said = softmax(5.0 * np.eye(2)[0] / temperature)[0]
@@ -64,8 +64,8 @@ def test_dividing_by_the_temperature_calibrates() -> None:
     fit_on, check_on = drawn(2000, 4.0), drawn(2000, 4.0, seed=1)
     temperature = fit_temperature(*fit_on)
     logits, labels = check_on
-    before = judge_calibration(labels, softmax(logits, axis=1))
-    after = judge_calibration(labels, softmax(logits / temperature, axis=1))
+    before = measure_calibration(labels, softmax(logits, axis=1))
+    after = measure_calibration(labels, softmax(logits / temperature, axis=1))
     assert before["ece"] > 0.1
     assert after["ece"] < 0.03
     assert after["log_loss"] < before["log_loss"]

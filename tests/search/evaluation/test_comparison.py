@@ -5,7 +5,7 @@ from search.evaluation.comparison import compare, difference_interval
 
 
 def predictions(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, ...]:
-    """Return labels and two models' predictions with so many pictures right by each."""
+    """Return labels and two models' predictions with so many images right by each."""
     a = [0] * both + [0] * first + [1] * second + [1] * neither
     b = [0] * both + [1] * first + [0] * second + [1] * neither
     return np.zeros(len(a), np.int64), np.array(a), np.array(b)
@@ -13,7 +13,7 @@ def predictions(both: int, first: int, second: int, neither: int) -> tuple[np.nd
 
 def test_a_gain_beyond_chance_is_said_to_be_one() -> None:
     made = compare(*predictions(both=80, first=12, second=2, neither=6))
-    assert (made.n, made.only_model, made.only_baseline) == (100, 12, 2)
+    assert (made.n, made.n_model_only_correct, made.n_baseline_only_correct) == (100, 12, 2)
     assert (made.accuracy, made.baseline_accuracy) == (0.92, 0.82)
     assert made.difference == pytest.approx(0.10)
     assert made.p_value == pytest.approx(0.0129, abs=1e-4)  # 2 · P(X <= 2), X ~ B(14, 1/2)
@@ -29,7 +29,7 @@ def test_a_loss_beyond_chance_too() -> None:
     assert made.difference_ci95[1] < 0
 
 
-def test_a_few_pictures_are_chance() -> None:
+def test_a_few_images_are_chance() -> None:
     made = compare(*predictions(both=190, first=4, second=1, neither=3))
     assert made.p_value == pytest.approx(0.375)
     assert made.verdict == "no difference beyond chance"
@@ -40,7 +40,7 @@ def test_a_few_pictures_are_chance() -> None:
 def test_the_same_predictions_are_the_same() -> None:
     made = compare(*predictions(both=50, first=0, second=0, neither=2))
     assert (made.difference, made.p_value) == (0.0, 1.0)
-    assert made.verdict == "both have the same pictures right"
+    assert made.verdict == "both have the same images right"
     low, high = made.difference_ci95
     assert -0.06 < low < 0 < high < 0.06
 

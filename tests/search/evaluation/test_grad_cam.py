@@ -23,14 +23,14 @@ def build_ensemble(
         head = create_head(network.feature_size, 3, hidden_units, 0.0)
         weights.append(Classifier(network, head).member_weights())
     prefix = create_backbone(backbone).stages[:freeze_depth].state_dict()
-    packed_size = side + side // 8
+    cache_size = side + side // 8
     card = ModelCard(
-        backbone, ("a", "b", "c"), side, packed_size, freeze_depth, hidden_units, members
+        backbone, ("a", "b", "c"), side, cache_size, freeze_depth, hidden_units, members
     )
     return Ensemble(card, prefix, weights)
 
 
-def pictures(n: int, side: int) -> Tensor:
+def images(n: int, side: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (n, side, side, 3), dtype=torch.uint8, generator=generator)
 
@@ -39,7 +39,7 @@ def pictures(n: int, side: int) -> Tensor:
 @pytest.mark.parametrize("hidden_units", [0, 16])
 def test_it_is_grad_cam(freeze_depth: int, hidden_units: int) -> None:
     ensemble = build_ensemble("tinynet", freeze_depth, members=1, hidden_units=hidden_units)
-    table = pictures(3, 72)
+    table = images(3, 72)
     found = attribute(ensemble, table, [0, 1, 2])
     (classifier,) = ensemble.classifiers
     pool = classifier.backbone.stages[4][1]
@@ -58,7 +58,7 @@ def test_it_is_grad_cam(freeze_depth: int, hidden_units: int) -> None:
 @pytest.mark.parametrize("freeze_depth", [0, 5])
 def test_the_ensemble_looks_where_its_members_look(freeze_depth: int) -> None:
     ensemble = build_ensemble("tinynet", freeze_depth, members=3)
-    table = pictures(2, 72)
+    table = images(2, 72)
     both = attribute(ensemble, table, [1, 1])
     alone = Ensemble(
         ModelCard(**{**vars(ensemble.card), "n_members": 1}),
@@ -87,7 +87,7 @@ def test_it_finds_the_place_that_speaks_for_a_class() -> None:
 
 def test_the_model_stays_as_it_is() -> None:
     ensemble = build_ensemble("tinynet", 2)
-    table = pictures(2, 72)
+    table = images(2, 72)
     before = ensemble.probabilities(table)
     attribute(ensemble, table, [0, 1])
     assert torch.equal(ensemble.probabilities(table), before)
@@ -96,10 +96,10 @@ def test_the_model_stays_as_it_is() -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_picture_in_which_nothing_speaks_for_the_class_is_dark() -> None:
+def test_a_image_in_which_nothing_speaks_for_the_class_is_dark() -> None:
     ensemble = build_ensemble("tinynet", 5, members=1)
     ensemble.classifiers[0].head[1].weight.data.fill_(-1.0)  # features are never negative
-    found = attribute(ensemble, pictures(1, 72), [0])
+    found = attribute(ensemble, images(1, 72), [0])
     assert (found == 0).all()
 
 
@@ -107,8 +107,8 @@ def test_a_picture_in_which_nothing_speaks_for_the_class_is_dark() -> None:
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
 def test_every_backbone_tells_where(backbone: str) -> None:
     ensemble = build_ensemble(backbone, 4, members=1, side=96 if backbone != "vit_b_16" else 32)
-    side = ensemble.card.packed_size
-    found = attribute(ensemble, pictures(1, side), [1])
+    side = ensemble.card.cache_size
+    found = attribute(ensemble, images(1, side), [1])
     assert found.ndim == 3
     assert found.shape[1] == found.shape[2] >= 2
     assert np.isfinite(found).all()
@@ -119,4 +119,4 @@ def test_a_network_without_places_is_told() -> None:
     ensemble = build_ensemble("tinynet", 5, members=1)
     ensemble.classifiers[0].backbone.stages[4] = torch.nn.Flatten()
     with pytest.raises(AttributionError, match="tinynet ends in no map of places"):
-        attribute(ensemble, pictures(1, 72), [0])
+        attribute(ensemble, images(1, 72), [0])

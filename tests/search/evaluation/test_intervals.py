@@ -31,7 +31,7 @@ def test_macro_scores_are_scikit_learns() -> None:
         assert scores[f"macro_{name}"] == pytest.approx(value)
 
 
-def test_a_class_without_pictures_has_no_part() -> None:
+def test_a_class_without_images_has_no_part() -> None:
     scores = macro_scores(np.array([[3, 0, 1], [0, 4, 0], [0, 0, 0]]))
     assert scores["macro_recall"] == pytest.approx((0.75 + 1) / 2)
     low, high = macro_intervals([[3, 0, 1], [0, 4, 0], [0, 0, 0]])["macro_recall"]
@@ -45,7 +45,7 @@ def test_no_mistake_is_no_certainty() -> None:
         assert high == 1.0
 
 
-def test_more_pictures_narrow_the_interval() -> None:
+def test_more_images_narrow_the_interval() -> None:
     few = np.array([[18, 2], [3, 17]])
     widths = [
         float(np.subtract(*macro_intervals((few * k).tolist())["macro_f1"])) for k in (1, 4, 16)

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from search.evaluation.label_issues import (
     LabelIssue,
-    find_doubtful,
+    find_label_issues,
     list_issues,
     summarise,
     write_issues,
@@ -29,7 +29,7 @@ def flipped(n: int = 300, n_wrong: int = 15) -> tuple[np.ndarray, np.ndarray, np
 
 def test_wrong_labels_are_found() -> None:
     labels, probabilities, _ = flipped()
-    found = find_doubtful(labels, probabilities)
+    found = find_label_issues(labels, probabilities)
     assert len(np.intersect1d(found, np.arange(15))) >= 14
     assert len(np.setdiff1d(found, np.arange(15))) <= 1
     margin = probabilities[found].max(1) - probabilities[found, labels[found]]
@@ -38,21 +38,21 @@ def test_wrong_labels_are_found() -> None:
 
 def test_labels_that_are_right_are_left_alone() -> None:
     _, probabilities, truth = flipped()
-    assert len(find_doubtful(truth, probabilities)) <= 1
+    assert len(find_label_issues(truth, probabilities)) <= 1
 
 
 def test_another_class_must_be_much_more_likely() -> None:
     labels = np.zeros(4, np.int64)
     likely = np.array([0.65, 0.75, 0.4, 0.9])  # of another class
     probabilities = np.stack([1 - likely, likely, np.zeros(4)], axis=1)
-    assert find_doubtful(labels, probabilities).tolist() == [3, 1]
+    assert find_label_issues(labels, probabilities).tolist() == [3, 1]
 
 
 def test_small_classes_and_a_single_one_are_no_failure() -> None:
     tiny = np.array([0, 0, 0, 0, 1, 1])
-    assert find_doubtful(tiny, np.eye(3)[tiny] * 0.9 + 1 / 30).tolist() == []
+    assert find_label_issues(tiny, np.eye(3)[tiny] * 0.9 + 1 / 30).tolist() == []
     alone = np.zeros(5, np.int64)
-    assert find_doubtful(alone, np.full((5, 3), 1 / 3)).tolist() == []
+    assert find_label_issues(alone, np.full((5, 3), 1 / 3)).tolist() == []
 
 
 def test_the_list_names_what_is_given_and_what_is_suggested(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_the_list_names_what_is_given_and_what_is_suggested(tmp_path: Path) -> N
     names = [f"{i}.jpg" for i in range(300)]
     names[0] = os.fsdecode(b"caf\xe9, 1.jpg")
     issues = list_issues(names, labels, probabilities, CLASSES)
-    by_name = {issue.picture: issue for issue in issues}
+    by_name = {issue.image: issue for issue in issues}
     first = by_name[names[0]]
     assert (first.given, first.suggested) == (CLASSES[labels[0]], CLASSES[truth[0]])
     assert first.confidence == pytest.approx(probabilities[0].max())
@@ -69,8 +69,8 @@ def test_the_list_names_what_is_given_and_what_is_suggested(tmp_path: Path) -> N
         newline="", encoding="utf-8", errors="surrogateescape"
     ) as file:
         rows = list(csv.DictReader(file))
-    assert [row["picture"] for row in rows] == [issue.picture for issue in issues]
-    assert list(rows[0]) == ["picture", "given", "suggested", "confidence"]
+    assert [row["image"] for row in rows] == [issue.image for issue in issues]
+    assert list(rows[0]) == ["image", "given", "suggested", "confidence"]
 
 
 def test_the_summary_counts_pairs() -> None:

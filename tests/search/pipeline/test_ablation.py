@@ -17,23 +17,23 @@ from optuna.distributions import CategoricalDistribution
 
 from search.console.progress import Progress
 from search.pipeline import ablation, flow
-from search.pipeline.ablation import climb, rungs_of
+from search.pipeline.ablation import ablation_steps, run_ablation
 from search.runs.run_folder import RunFolder
 from spaces.base import Space, load_space
 from spaces.sources import digits
 from trainables.models.weights import PACKAGED, load_weights
-from trainables.trial import Bench
+from trainables.trial import TrainingContext
 
-N_PICTURES, N_CLASSES, SIZE = 48, 3, 32
+N_IMAGES, N_CLASSES, SIZE = 48, 3, 32
 
 
 def space_of(**params: Any) -> Space:
     backbones = CategoricalDistribution(["tinynet"])
-    return Space(source=digits(), params={"backbone": backbones, **params}, ladder=True)
+    return Space(source=digits(), params={"backbone": backbones, **params}, ablation=True)
 
 
 def test_each_rung_adds_one_idea() -> None:
-    rungs = rungs_of(space_of(scheduler="cosine", batch_size=16), "resnet50")
+    rungs = ablation_steps(space_of(scheduler="cosine", batch_size=16), "resnet50")
     steps = [(r.config.backbone, r.config.dropout > 0, r.config.augment > 0) for r in rungs]
     assert steps == [
         ("cnn", False, False),
@@ -47,7 +47,7 @@ def test_each_rung_adds_one_idea() -> None:
 
 
 def test_without_a_pretrained_network_there_is_no_transfer() -> None:
-    assert [rung.name for rung in rungs_of(space_of(), None)] == [
+    assert [rung.name for rung in ablation_steps(space_of(), None)] == [
         "plain CNN",
         "+ dropout",
         "+ augmentation",
@@ -55,24 +55,24 @@ def test_without_a_pretrained_network_there_is_no_transfer() -> None:
 
 
 def test_what_a_space_fixes_gives_way_to_the_rung() -> None:
-    plain = rungs_of(space_of(dropout=0.3, augment=0.2, hidden_units=64), None)[0]
+    plain = ablation_steps(space_of(dropout=0.3, augment=0.2, hidden_units=64), None)[0]
     assert (plain.config.dropout, plain.config.augment, plain.config.hidden_units) == (0, 0, 0)
 
 
 def test_cats_and_dogs_asks_for_it() -> None:
     spaces = Path(__file__).parents[3] / "spaces"
-    assert load_space(spaces / "cats_dogs.py").ladder
-    assert not load_space(spaces / "digits.py").ladder
+    assert load_space(spaces / "cats_dogs.py").ablation
+    assert not load_space(spaces / "digits.py").ablation
 
 
 @pytest.fixture
-def material(ray_session: None) -> Any:
-    """Pictures whose class is their colour."""
+def prepared(ray_session: None) -> Any:
+    """Images whose class is their colour."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(N_PICTURES) % N_CLASSES
-    table = torch.randint(0, 90, (N_PICTURES, SIZE, SIZE, 3), generator=generator)
-    table[torch.arange(N_PICTURES), :, :, labels] += 120
-    bench = Bench(
+    labels = torch.arange(N_IMAGES) % N_CLASSES
+    table = torch.randint(0, 90, (N_IMAGES, SIZE, SIZE, 3), generator=generator)
+    table[torch.arange(N_IMAGES), :, :, labels] += 120
+    context = TrainingContext(
         table=ray.put(table.to(torch.uint8).numpy()),
         labels=labels.numpy(),
         n_classes=N_CLASSES,
@@ -80,24 +80,24 @@ def material(ray_session: None) -> Any:
         flip=False,
         weights={"tinynet": ray.put(load_weights(PACKAGED["tinynet"]))},
         n_views=2,
-        banks=None,
+        feature_cache=None,
         heads={},
         epochs=2,
         patience=1,
         seed=0,
     )
-    rows = {"train": np.arange(36), "val": np.arange(36, N_PICTURES)}
-    return SimpleNamespace(space=space_of(batch_size=12), bench=bench, rows=rows.__getitem__)
+    rows = {"train": np.arange(36), "val": np.arange(36, N_IMAGES)}
+    return SimpleNamespace(space=space_of(batch_size=12), context=context, rows=rows.__getitem__)
 
 
 @pytest.mark.slow
 def test_every_rung_is_trained_to_full_length_and_kept(
-    material: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path)
-    folder.note("gpu_shares", {"tinynet": 0.0})
-    climb(material, folder, Progress(quiet=True))
-    rungs = folder.summary["ladder"]
+    folder.note("gpu_fraction", {"tinynet": 0.0})
+    run_ablation(prepared, folder, Progress(quiet=True))
+    rungs = folder.summary["ablation"]
     assert [rung["name"] for rung in rungs] == [
         "plain CNN",
         "+ dropout",
@@ -115,43 +115,43 @@ def test_every_rung_is_trained_to_full_length_and_kept(
     assert last == pytest.approx(rungs[0]["val_accuracy"], abs=1e-6)
 
     # Carried on, only what is missing is trained, and what another length would change.
-    (tmp_path / "ladder" / "2.json").write_text("{cut off")
+    (tmp_path / "ablation" / "2.json").write_text("{cut off")
     trained = []
-    task = ablation._climb_rung
+    task = ablation._train_step
 
     class Watched:
         def options(self, **resources: Any) -> Any:
-            def remote(bench: Bench, config: Any, *rows: Any) -> Any:
-                trained.append((config.dropout, config.augment, bench.epochs))
-                return task.options(**resources).remote(bench, config, *rows)
+            def remote(context: TrainingContext, config: Any, *rows: Any) -> Any:
+                trained.append((config.dropout, config.augment, context.epochs))
+                return task.options(**resources).remote(context, config, *rows)
 
             return SimpleNamespace(remote=remote)
 
-    monkeypatch.setattr(ablation, "_climb_rung", Watched())
-    climb(material, folder, Progress(quiet=True))
+    monkeypatch.setattr(ablation, "_train_step", Watched())
+    run_ablation(prepared, folder, Progress(quiet=True))
     assert trained == [(0.5, 0.4, 2)]
-    assert json.loads((tmp_path / "ladder" / "2.json").read_text())["curve"][1]["epoch"] == 2
-    assert folder.summary["ladder"][2]["val_accuracy"] == rungs[2]["val_accuracy"]
-    material.bench = replace(material.bench, epochs=1)
-    climb(material, folder, Progress(quiet=True))
+    assert json.loads((tmp_path / "ablation" / "2.json").read_text())["curve"][1]["epoch"] == 2
+    assert folder.summary["ablation"][2]["val_accuracy"] == rungs[2]["val_accuracy"]
+    prepared.context = replace(prepared.context, epochs=1)
+    run_ablation(prepared, folder, Progress(quiet=True))
     assert len(trained) == 5
 
 
 def test_the_ladder_is_climbed_only_where_there_is_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three rungs train the CNN, two at a time: twice two epochs of 36 pictures at 0.5 s."""
-    material = SimpleNamespace(
-        space=replace(space_of(), epochs=2), bench=None, rows={"train": np.arange(36)}.__getitem__
+    """Three rungs train the CNN, two at a time: twice two epochs of 36 images at 0.5 s."""
+    prepared = SimpleNamespace(
+        space=replace(space_of(), epochs=2), context=None, rows={"train": np.arange(36)}.__getitem__
     )
-    monkeypatch.setattr(ablation, "measure_paces", lambda *_: {"cnn": (0.1,) * 5})
-    monkeypatch.setattr(ablation, "Capacity", lambda *_: lambda: 2)
+    monkeypatch.setattr(ablation, "measure_throughput", lambda *_: {"cnn": (0.1,) * 5})
+    monkeypatch.setattr(ablation, "TrialSlots", lambda *_: lambda: 2)
     folder, progress = RunFolder(tmp_path), Progress(quiet=True)
-    folder.note("gpu_shares", {"tinynet": 0.0})
-    climbed = []
-    monkeypatch.setattr(flow, "climb", lambda *_: climbed.append(1))
+    folder.note("gpu_fraction", {"tinynet": 0.0})
+    results = []
+    monkeypatch.setattr(flow, "run_ablation", lambda *_: results.append(1))
     for seconds, times in ((60.0, 0), (100.0, 1), (None, 2)):
         request: Any = SimpleNamespace(time_budget_seconds=seconds)
-        flow.climb_in_time(request, material, folder, progress)
-        assert len(climbed) == times
+        flow.run_ablation_in_time(request, prepared, folder, progress)
+        assert len(results) == times
     assert "left out: it would take about 1 min 12 s, and 1 min" in capsys.readouterr().err

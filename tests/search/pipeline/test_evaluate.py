@@ -105,7 +105,7 @@ def test_certainty_in_the_wrong_stays_finite():
     assert np.isfinite(judged["log_loss"])
 
 
-def test_one_picture():
+def test_one_image():
     judged = score(np.array([2]), np.array([[0.1, 0.2, 0.3, 0.4]]), CLASSES)
     assert (judged["n"], judged["accuracy"], judged["top3_accuracy"]) == (1, 0.0, 1.0)
 
@@ -121,7 +121,7 @@ def test_top_three():
     assert top_accuracy(np.array([0, 0]), np.array([[4, 3, 2, 1], [1, 2, 3, 4]]) / 10) == 0.5
 
 
-def test_predictions_are_written_a_line_a_picture(tmp_path):
+def test_predictions_are_written_a_line_a_image(tmp_path):
     path = tmp_path / "predictions.csv"
     write_predictions(
         path,
@@ -168,24 +168,24 @@ def test_two_classes_have_two_likeliest(tmp_path):
 
 
 class Oracle:
-    """Knows the class of each picture, which is the value of its pixels; errs on 9."""
+    """Knows the class of each image, which is the value of its pixels; errs on 9."""
 
     card = SimpleNamespace(temperature=2.0)
 
-    def logits(self, pictures: torch.Tensor) -> torch.Tensor:
-        values = pictures[:][:, 0, 0, 0].long()
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        values = images[:][:, 0, 0, 0].long()
         return torch.eye(4)[None, torch.where(values == 9, 0, values)] * 4
 
-    def examine(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def examine(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return doubt too: half of the pixels' value."""
-        return self.logits(pictures), pictures[:][:, 0, 0, 0].float() / 2
+        return self.logits(images), images[:][:, 0, 0, 0].float() / 2
 
-    def probabilities(self, pictures: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.logits(pictures)[0] / 2, 1)
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.logits(images)[0] / 2, 1)
 
 
 def table_of(values: list[int], path: Path) -> Path:
-    """Map a table of pictures, each all of one value, from a file: so no Ray is needed."""
+    """Map a table of images, each all of one value, from a file: so no Ray is needed."""
     shape = (len(values), 2, 2, 3)
     np.save(path, np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], shape))
     return path
@@ -193,42 +193,42 @@ def table_of(values: list[int], path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def exhibited(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """By part, the first pixel of each picture that people may be shown."""
+    """By part, the first pixel of each image that people may be shown."""
     parts: dict[str, list[int]] = {}
 
-    def keep(_folder: RunFolder, _model: Any, part: str, pictures: torch.Tensor) -> None:
-        parts[part] = pictures[:][:, 0, 0, 0].tolist()
+    def keep(_folder: RunFolder, _model: Any, part: str, images: torch.Tensor) -> None:
+        parts[part] = images[:][:, 0, 0, 0].tolist()
 
-    monkeypatch.setattr(evaluate, "keep_exhibits", keep)
+    monkeypatch.setattr(evaluate, "save_samples", keep)
     return parts
 
 
-def evaluated(tmp_path: Path, external: Any, twins: Any = None) -> RunFolder:
-    """Evaluate the oracle on six pictures, of which rows 1, 3 and 5 are the test split."""
-    material = SimpleNamespace(
-        listing=SimpleNamespace(classes=CLASSES),
-        packed=SimpleNamespace(table=table_of([0, 1, 2, 9, 3, 3], tmp_path / "table.npy")),
-        bench=SimpleNamespace(labels=np.array([0, 1, 2, 2, 3, 3])),
+def evaluated(tmp_path: Path, external: Any, near_duplicates: Any = None) -> RunFolder:
+    """Evaluate the oracle on six images, of which rows 1, 3 and 5 are the test split."""
+    prepared = SimpleNamespace(
+        manifest=SimpleNamespace(classes=CLASSES),
+        decoded=SimpleNamespace(table=table_of([0, 1, 2, 9, 3, 3], tmp_path / "table.npy")),
+        context=SimpleNamespace(labels=np.array([0, 1, 2, 2, 3, 3])),
         external=external,
-        external_twins=twins,
+        external_near_duplicates=near_duplicates,
         rows=lambda split: np.array({"test": [1, 3, 5]}[split]),
         names=lambda rows: [f"row {row}" for row in rows],
     )
     folder = RunFolder(tmp_path)
-    evaluate.evaluate(material, Oracle(), folder)
+    evaluate.evaluate(prepared, Oracle(), folder)
     return folder
 
 
 def outside(labels: list[int], tmp_path: Path) -> Any:
-    """List external pictures, of which the third is damaged and left out.
+    """List external images, of which the third is damaged and left out.
 
     A table in a file keeps the room of what was left out, at its end.
     """
-    listing = SimpleNamespace(
+    manifest = SimpleNamespace(
         labels=np.array(labels), names=("e0", "e1", "broken", "e3"), classes=CLASSES
     )
     table = table_of([0, 1, 9, 2], tmp_path / "external.npy")
-    return listing, SimpleNamespace(table=table, kept=np.array([0, 1, 3]))
+    return manifest, SimpleNamespace(table=table, kept=np.array([0, 1, 3]))
 
 
 def test_the_test_split_is_judged_and_written(tmp_path):
@@ -243,12 +243,12 @@ def test_the_test_split_is_judged_and_written(tmp_path):
     ]
     sure = np.exp(2) / (np.exp(2) + 3)
     assert lines[0]["first_probability"] == f"{sure:.6f}", "the temperature is used"
-    assert [(line["doubt"], line["unlike"]) for line in lines] == [
+    assert [(line["ood_score"], line["is_ood"]) for line in lines] == [
         ("0.5000", "0"),
         ("4.5000", "1"),
         ("1.5000", "1"),
     ]
-    assert folder.summary["test"]["n_unlike"] == 2
+    assert folder.summary["test"]["n_ood"] == 2
     calibration = folder.summary["calibration"]
     assert calibration["temperature"] == 2.0
     before, after = (calibration["test"][when] for when in ("before", "after"))
@@ -261,7 +261,7 @@ def test_the_test_split_is_judged_and_written(tmp_path):
     assert not (tmp_path / "external_predictions.csv").exists()
 
 
-def test_external_pictures_are_judged_where_labelled(tmp_path):
+def test_external_images_are_judged_where_labelled(tmp_path):
     folder = evaluated(tmp_path, outside([0, 1, 2, 3], tmp_path))
     judged = folder.summary["external"]
     assert (judged["n"], judged["accuracy"]) == (3, pytest.approx(2 / 3))
@@ -273,13 +273,13 @@ def test_external_pictures_are_judged_where_labelled(tmp_path):
     ]
 
 
-def test_external_pictures_without_labels_are_only_predicted(tmp_path):
+def test_external_images_without_labels_are_only_predicted(tmp_path):
     folder = evaluated(tmp_path, outside([-1, -1, -1, -1], tmp_path))
     assert folder.summary["external"] == {
         "n": 3,
         "accuracy": None,
         "top3_accuracy": None,
-        "n_unlike": 1,
+        "n_ood": 1,
     }
     lines = rows_of(tmp_path / "external_predictions.csv")
     assert [(line["name"], line["label"], line["first"]) for line in lines] == [
@@ -290,8 +290,8 @@ def test_external_pictures_without_labels_are_only_predicted(tmp_path):
 
 
 def test_external_near_duplicates_are_predicted_and_not_judged(tmp_path):
-    twins = np.array([False, False, True])
-    folder = evaluated(tmp_path, outside([0, 1, 2, 3], tmp_path), twins)
+    near_duplicates = np.array([False, False, True])
+    folder = evaluated(tmp_path, outside([0, 1, 2, 3], tmp_path), near_duplicates)
     judged = folder.summary["external"]
     assert (judged["n"], judged["n_labelled"], judged["n_twins"]) == (3, 2, 1)
     assert judged["accuracy"] == 1.0

@@ -5,7 +5,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from search.pipeline.finalists import Candidate, choose_candidates
+from search.pipeline.finalists import Candidate, choose_finalists
 from search.runs.run_folder import RunFolder
 from spaces.base import Space
 from spaces.sources import digits
@@ -45,14 +45,14 @@ def study_of(*trials: tuple[float, TrialState, tuple[float, ...]]) -> optuna.Stu
 
 
 def chosen(tmp_path: Path, study: optuna.Study, space: Space | None = None) -> list[Candidate]:
-    return choose_candidates(study, space or space_of(), 1, RunFolder(tmp_path))
+    return choose_finalists(study, space or space_of(), 1, RunFolder(tmp_path))
 
 
 def test_the_first_trial_is_always_a_finalist(tmp_path: Path) -> None:
     first = (1e-3, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.85))
     best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
     candidates = chosen(tmp_path, study_of(first, best))
-    assert [(c.number, c.recipe.epochs, c.search_accuracy) for c in candidates] == [
+    assert [(c.number, c.retrain_config.epochs, c.search_accuracy) for c in candidates] == [
         (1, 4, 0.95),
         (0, 3, 0.9),
     ]
@@ -65,7 +65,7 @@ def test_a_first_trial_that_there_is_no_time_for_is_one_only_where_it_is_best(
     best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
     for trials, number in (((good, best), 1), ((best, good), 0)):
         study, folder = study_of(*trials), RunFolder(tmp_path)
-        candidates = choose_candidates(study, space_of(), 1, folder, with_first=False)
+        candidates = choose_finalists(study, space_of(), 1, folder, with_first=False)
         assert [candidate.number for candidate in candidates] == [number]
 
 
@@ -75,7 +75,7 @@ def test_trials_that_are_too_slow_are_left_out(tmp_path: Path) -> None:
     study, folder = study_of(*trials), RunFolder(tmp_path)
     folder.note("probe", {"tinynet": {"accuracy": 0.5}})
     for slow, numbers in (({1}, [0, None]), ({0, 1}, [None])):
-        candidates = choose_candidates(study, space_of(), 1, folder, with_first=False, without=slow)
+        candidates = choose_finalists(study, space_of(), 1, folder, with_first=False, without=slow)
         assert [candidate.number for candidate in candidates] == numbers
 
 
@@ -90,8 +90,8 @@ def test_stopped_early_it_goes_its_full_length(tmp_path: Path) -> None:
     first = (1e-3, TrialState.PRUNED, (0.5,))
     best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
     candidate = chosen(tmp_path, study_of(first, best))[1]
-    assert (candidate.number, candidate.recipe.epochs) == (0, EPOCHS)
-    assert candidate.recipe.config.lr == 1e-3
+    assert (candidate.number, candidate.retrain_config.epochs) == (0, EPOCHS)
+    assert candidate.retrain_config.config.lr == 1e-3
 
 
 def test_rates_of_a_plateau_stay_as_they_were_last(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_rates_of_a_plateau_stay_as_they_were_last(tmp_path: Path) -> None:
     first = (1e-3, TrialState.PRUNED, (0.5, 0.6))
     best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
     study = study_of(first, best)
-    recipe = chosen(tmp_path, study, space_of("plateau"))[1].recipe
-    assert recipe.epoch_lrs == (1e-3, 1e-4, 1e-4, 1e-4)
+    retrain_config = chosen(tmp_path, study, space_of("plateau"))[1].retrain_config
+    assert retrain_config.epoch_lrs == (1e-3, 1e-4, 1e-4, 1e-4)
 
 
 @pytest.mark.parametrize("values", [(), (0.4,)])
@@ -118,7 +118,7 @@ def test_the_probe_is_always_a_finalist(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.note("probe", {"tinynet": {"accuracy": 0.97}})
     study = study_of((1e-3, TrialState.COMPLETE, (0.9,)))
-    candidates = choose_candidates(study, space_of(), 1, folder)
+    candidates = choose_finalists(study, space_of(), 1, folder)
     assert [(c.number, c.search_accuracy) for c in candidates] == [(0, 0.9), (None, 0.97)]
 
 

@@ -174,14 +174,14 @@ def test_a_space_that_is_not_there():
 
 def test_a_run_that_is_carried_on_keeps_its_request():
     first = request(
-        *("--space", CATS_DOGS, "--data", "/pictures", "--backbones", "cnn", "--limit", "50"),
+        *("--space", CATS_DOGS, "--data", "/images", "--backbones", "cnn", "--limit", "50"),
         *("--trials", "5", "--epochs", "3", "--time-budget", "1h", "--seed", "3"),
         *("--sampler", "random", "--scheduler", "none", "--no-probe", "--out", "o", "--name", "n"),
     )
     again = request("--resume", "o/n")
     assert again.space == Path("o/n/space.py")
     assert again.folder == Path("o/n")
-    carried = again.carrying_on(kept(first))
+    carried = again.merge_with_saved(kept(first))
     for name in (
         *("data", "backbones", "limit", "trials", "epochs", "time_budget_seconds", "seed"),
         *("sampler", "scheduler", "probe", "external", "weights", "folds"),
@@ -195,11 +195,11 @@ def test_a_run_that_is_carried_on_does_what_is_said_anew():
         *("--resume", "o/n", "--trials", "9", "--data", "moved", "--time-budget", "2m"),
         *("--finalists", "3", "--concurrent", "1", "-q"),
     )
-    carried = again.carrying_on(kept(first))
+    carried = again.merge_with_saved(kept(first))
     assert (carried.trials, carried.epochs, carried.data) == (9, 3, Path("moved"))
     assert carried.time_budget_seconds == 120
     assert (carried.finalists, carried.concurrent, carried.quiet) == (3, 1, True)
-    assert carried.seed == 3, "another seed would split the pictures anew"
+    assert carried.seed == 3, "another seed would split the images anew"
 
 
 def test_the_runs_folder_in_storage():

@@ -3,9 +3,9 @@ import numpy as np
 from search.evaluation.comparison import compare
 from search.reporting.evidence import (
     describe_calibration,
+    describe_center_crop,
     describe_gain,
     describe_issues,
-    describe_second_look,
     evidence_rows,
 )
 
@@ -24,8 +24,7 @@ SUMMARY = {
 
 def test_a_gain_is_told_with_its_interval() -> None:
     assert describe_gain(SUMMARY) == (
-        "+10.0 points (95 % +4.5 to +16.5, 10 pictures won, 0 lost, p = 0.002):"
-        " better beyond chance"
+        "+10.0 points (95 % +4.5 to +16.5, 10 images won, 0 lost, p = 0.002): better beyond chance"
     )
 
 
@@ -39,8 +38,8 @@ def test_nothing_is_said_of_what_is_not_known() -> None:
     assert describe_calibration({}) is None
     assert describe_calibration({"calibration": {"temperature": 1.2}}) is None
     assert describe_issues({}) is None
-    assert describe_second_look({}) is None
-    assert describe_second_look({"kfold": {"second_look": None}}) is None
+    assert describe_center_crop({}) is None
+    assert describe_center_crop({"kfold": {"center_crop": None}}) is None
     assert evidence_rows({}, "file") == []
 
 
@@ -54,15 +53,15 @@ def test_the_closing_lines() -> None:
     second = {
         "kept": True,
         "log_loss": 0.04,
-        "log_loss_without": 0.05,
+        "log_loss_baseline": 0.05,
         "accuracy_mean": 0.99,
         "accuracy_mean_without": 0.98,
     }
-    rows = dict(evidence_rows({"kfold": {"second_look": second}}, "file"))
+    rows = dict(evidence_rows({"kfold": {"center_crop": second}}, "file"))
     assert rows == {
         "looks twice": "yes: folds 0.9900 instead of 0.9800, log loss 0.040 instead of 0.050"
     }
-    rows = dict(evidence_rows({"kfold": {"second_look": {**second, "kept": False}}}, "file"))
+    rows = dict(evidence_rows({"kfold": {"center_crop": {**second, "kept": False}}}, "file"))
     assert rows["looks twice"].startswith("no: folds would be 0.9900")
     none_found = {"label_issues": {"n": 0, "share": 0.0, "pairs": []}}
     assert evidence_rows(none_found, "file") == [("labels", "no label looks wrong")]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.reporting.gallery import SIDE, Album, Gallery, overlay
+from search.reporting.gallery import SIDE, EmbeddedImages, Gallery, overlay
 
 
 def photo(side: int = 256, seed: int = 0) -> np.ndarray:
-    """A smooth picture with a white frame of 16 pixels."""
+    """A smooth image with a white frame of 16 pixels."""
     noise = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
     pixels = np.array(Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC))
     pixels[:16] = pixels[-16:] = pixels[:, :16] = pixels[:, -16:] = 255
@@ -22,7 +22,7 @@ def opened(content: bytes | None) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)), np.int16)
 
 
-def test_a_kept_picture_is_what_the_model_sees_and_small(tmp_path: Path) -> None:
+def test_a_kept_image_is_what_the_model_sees_and_small(tmp_path: Path) -> None:
     pixels = photo()
     Gallery(tmp_path).keep("data", ["cat/1.jpg"], [pixels], image_size=224)
     content = Gallery(tmp_path).find("data", "cat/1.jpg")
@@ -35,7 +35,7 @@ def test_a_kept_picture_is_what_the_model_sees_and_small(tmp_path: Path) -> None
     assert np.abs(shown - np.asarray(seen, np.int16)).mean() < 4
 
 
-def test_pictures_smaller_than_a_thumbnail_keep_their_pixels(tmp_path: Path) -> None:
+def test_images_smaller_than_a_thumbnail_keep_their_pixels(tmp_path: Path) -> None:
     pixels = photo()[60:92, 60:92]
     Gallery(tmp_path).keep("data", ["7"], [pixels], image_size=28)
     shown = opened(Gallery(tmp_path).find("data", "7"))
@@ -58,7 +58,7 @@ def test_parts_and_odd_names_are_told_apart(tmp_path: Path) -> None:
 
 def test_what_is_not_kept_is_none(tmp_path: Path) -> None:
     assert Gallery(tmp_path).find("data", "cat/1.jpg") is None
-    assert Album(Gallery(tmp_path), 10_000).source("data", "cat/1.jpg") is None
+    assert EmbeddedImages(Gallery(tmp_path), 10_000).source("data", "cat/1.jpg") is None
 
 
 def test_an_unknown_part_is_told(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_an_album_stops_at_its_budget(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path)
     names = [f"{i}.jpg" for i in range(10)]
     gallery.keep("data", names, [photo(seed=i) for i in range(10)], 224)
-    album = Album(gallery, budget_bytes=20_000)
+    album = EmbeddedImages(gallery, budget_bytes=20_000)
     sources = [album.source("data", name) for name in names]
     given = [source for source in sources if source]
     assert 0 < sum(map(len, given)) <= 20_000
@@ -80,7 +80,7 @@ def test_an_album_stops_at_its_budget(tmp_path: Path) -> None:
     assert base64.b64decode(content) == gallery.find("data", "0.jpg")
 
 
-def test_heat_is_kept_beside_its_picture(tmp_path: Path) -> None:
+def test_heat_is_kept_beside_its_image(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path)
     heat = np.array([[0.0, 0.5], [0.25, 1.0]])
     gallery.keep_heat("data", "a.jpg", heat)
@@ -92,14 +92,14 @@ def test_heat_is_kept_beside_its_picture(tmp_path: Path) -> None:
     assert gallery.find_heat("data", "a.jpg") is None
 
 
-def test_a_heated_picture_glows_where_the_heat_is(tmp_path: Path) -> None:
+def test_a_heated_image_glows_where_the_heat_is(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path)
     heat = np.zeros((4, 4))
     heat[3, 0] = 1.0
     gallery.keep("data", ["a.jpg"], [np.full((224, 224, 3), 90, np.uint8)], 224)
-    assert Album(gallery, 50_000).heated("data", "a.jpg") is None
+    assert EmbeddedImages(gallery, 50_000).with_heatmap("data", "a.jpg") is None
     gallery.keep_heat("data", "a.jpg", heat)
-    source = Album(gallery, 50_000).heated("data", "a.jpg")
+    source = EmbeddedImages(gallery, 50_000).with_heatmap("data", "a.jpg")
     assert source is not None
     shown = opened(base64.b64decode(source.split(",")[1]))
     assert shown.shape == (SIDE, SIDE, 3)
@@ -110,6 +110,6 @@ def test_a_heated_picture_glows_where_the_heat_is(tmp_path: Path) -> None:
     assert shown[20, 140].max() < 100
 
 
-def test_a_small_picture_is_enlarged_under_its_heat() -> None:
+def test_a_small_image_is_enlarged_under_its_heat() -> None:
     laid = overlay(Image.fromarray(photo()[60:92, 60:92]), np.eye(4))
     assert laid.size == (SIDE, SIDE)

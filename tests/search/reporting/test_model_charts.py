@@ -2,15 +2,15 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from tests.search.test_report import make_run, scores
 
 from search.reporting.model_charts import chart_evaluation, most_confused
 from search.reporting.run_record import Record, read_record
 from search.runs.run_folder import RunFolder
+from tests.search.reporting.test_page import make_run, scores
 
 
 def record_of(folder: Path, confusion: np.ndarray) -> Record:
-    """The record of a run with these confusions of held-out pictures."""
+    """The record of a run with these confusions of held-out images."""
     record = read_record(RunFolder.open(make_run(folder)))
     classes = [f"class {i}" for i in range(len(confusion))]
     return dataclasses.replace(record, summary={"test": scores(confusion.tolist(), classes)})

@@ -76,9 +76,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def test_the_answer_comes_first_with_its_interval(finished: Path) -> None:
     page = Page(finished / "report.html")
-    assert "95.0 % of held‑out pictures are classified right" in page.words
+    assert "95.0 % of held‑out images are classified right" in page.words
     assert "between 83.5 % and 98.6 %" in page.words
-    assert "On pictures from elsewhere the model does worse: 50.0 % against 95.0 %" in page.words
+    assert "On images from elsewhere the model does worse: 50.0 % against 95.0 %" in page.words
     assert str(finished / "model.pt") in page.words
     assert f"python -m search.predict {finished} photo.jpg" in page.words
 
@@ -104,7 +104,7 @@ def test_the_best_epoch_of_a_trial_is_read_from_its_curve(finished: Path) -> Non
 def test_the_winner_and_its_gap_are_shown(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert "The search said 99.00 %, the folds say 95.00 % ± 1.00 %: a gap of +4.00" in page.words
-    assert "That is large: the search has fitted its validation pictures." in page.words
+    assert "That is large: the search has fitted its validation images." in page.words
 
 
 def test_mistakes_come_most_confident_first(finished: Path) -> None:
@@ -113,19 +113,19 @@ def test_mistakes_come_most_confident_first(finished: Path) -> None:
     assert "cat taken for <b>&: 2 of 10" in page.words
 
 
-def test_pictures_are_shown_where_they_are_kept(run: Path) -> None:
+def test_images_are_shown_where_they_are_kept(run: Path) -> None:
     page = Page(run / "report.html")
     assert page.find("img") == []
-    assert "This run keeps no pictures, so only their names are shown." in page.words
+    assert "This run keeps no images, so only their names are shown." in page.words
     gallery = Gallery(run)
     for name in ("test/3.jpg", "test/7.jpg", "test/0.jpg"):
         gallery.keep("data", [name], [np.zeros((32, 32, 3), np.uint8)], 32)
     gallery.keep_heat("data", "test/7.jpg", np.eye(4))
     gallery.keep("external", ["outside/1.jpg"], [np.zeros((32, 32, 3), np.uint8)], 32)
-    note(run, exhibits={"data": {"pictures": 3, "attributed": 1, "problem": None}})
+    note(run, samples={"data": {"images": 3, "attributed": 1, "problem": None}})
     write_report(RunFolder.open(run))
     page = Page(run / "report.html")
-    assert [picture["alt"] for picture in page.find("img")] == [
+    assert [image["alt"] for image in page.find("img")] == [
         "test/7.jpg",
         "The same, glowing where the model found <b>&",
         "test/3.jpg",
@@ -134,11 +134,11 @@ def test_pictures_are_shown_where_they_are_kept(run: Path) -> None:
     ]
     assert all(str(p["src"]).startswith("data:image/jpeg;base64,") for p in page.find("img"))
     assert "the same one glows where the model found the class it said (Grad-CAM)" in page.words
-    assert page.words.count("This run keeps no pictures") == 1  # of elsewhere
+    assert page.words.count("This run keeps no images") == 1  # of elsewhere
 
 
 def test_why_nothing_glows_is_told(run: Path) -> None:
-    note(run, exhibits={"data": {"pictures": 0, "attributed": 0, "problem": "out of <memory>"}})
+    note(run, samples={"data": {"images": 0, "attributed": 0, "problem": "out of <memory>"}})
     write_report(RunFolder.open(run))
     words = Page(run / "report.html").words
     assert "Where the model looked cannot be told: out of <memory>." in words
@@ -149,7 +149,7 @@ def test_guessing_is_told_beside_the_accuracy(finished: Path) -> None:
     assert "saying the commonest class 25.00 %" in Page(finished / "report.html").words
 
 
-def test_doubt_about_pictures_from_elsewhere_is_told(finished: Path) -> None:
+def test_doubt_about_images_from_elsewhere_is_told(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert "outside/1.jpg cat wrong , in doubt <b>& 40.0 % , cat 35.0 %" in page.words
     assert "wrong , in doubt , it is cat <b>& 40.0 % cat 35.0 % $x_1$ 25.0 %" in page.words
@@ -183,13 +183,13 @@ def test_the_page_asks_the_network_for_nothing(finished: Path) -> None:
 
 def test_figures_have_words_and_files(finished: Path) -> None:
     page = Page(finished / "report.html")
-    pictures = page.find("div", **{"class": "chart", "role": "img"})
+    images = page.find("div", **{"class": "chart", "role": "img"})
     names = {
         *("agreement", "history", "survival", "parallel_coordinates", "importances", "stages"),
         *("winner_loss", "winner_accuracy", "confusion_test", "confusion_external", "reliability"),
     }
-    assert len(pictures) == len(names)
-    assert all(picture["aria-label"] for picture in pictures)
+    assert len(images) == len(names)
+    assert all(image["aria-label"] for image in images)
     for suffix in ("png", "svg"):
         assert {path.stem for path in (finished / "figures").glob(f"*.{suffix}")} == names
 
@@ -240,7 +240,7 @@ def test_the_same_run_gives_the_same_page(finished: Path) -> None:
             "Does it know when it is sure?",
         ),
         (("study.db",), "the run folder has no study that can be read", "What mattered"),
-        (("summary:data",), "not finished: the pictures are not packed.", "pictures of 4 classes"),
+        (("summary:data",), "not finished: the images are not packed.", "images of 4 classes"),
         (
             ("summary:test", "summary:kfold", "summary:best"),
             "99.0 % is the best trial so far",
@@ -276,7 +276,7 @@ def test_a_search_that_was_interrupted_has_no_winner_yet(run: Path) -> None:
     assert (
         "This run is not finished: the search is not finished, the folds are not trained" in words
     )
-    assert "Trial 0, at epoch 6: 99.00 % of the validation pictures. No fold has" in words
+    assert "Trial 0, at epoch 6: 99.00 % of the validation images. No fold has" in words
     assert "ensemble of its folds" not in words
     assert "What the search gained" not in words
     assert "complete, best so far" in words
@@ -302,28 +302,28 @@ def test_a_torn_line_of_a_curve_is_left_out(run: Path) -> None:
     assert "0 complete, winner 99.00 % 6 6 3.0" in Page(run / "report.html").words
 
 
-def test_pictures_of_unknown_class_are_listed(run: Path) -> None:
+def test_images_of_unknown_class_are_listed(run: Path) -> None:
     note(run, external={"n": 2, "accuracy": None, "top3_accuracy": None})
     rows = [("a.jpg", "", (0.9, 0.1, 0, 0)), ("b.jpg", "", (0.5, 0.4, 0.1, 0))]
     write_predictions(run / "external_predictions.csv", rows)
     write_report(RunFolder.open(run))
     page = Page(run / "report.html")
-    assert "2 pictures from another source, whose classes are not known." in page.words
+    assert "2 images from another source, whose classes are not known." in page.words
     assert "b.jpg in doubt cat 50.0 %" in page.words
     assert "a.jpg sure cat 90.0 %" in page.words
 
 
-def test_pictures_unlike_the_training_pictures_are_marked(run: Path) -> None:
+def test_images_unlike_the_training_images_are_marked(run: Path) -> None:
     path = run / "external_predictions.csv"
     header, *lines = path.read_text(encoding="utf-8").splitlines()
     marked = [f"{header},doubt,unlike", f"{lines[0]},1.5,1", *(f"{x},0.5,0" for x in lines[1:])]
     path.write_text("\n".join(marked) + "\n", encoding="utf-8")
     summary = json.loads((run / "summary.json").read_text())
-    note(run, external=summary["external"] | {"n_unlike": 1})
+    note(run, external=summary["external"] | {"n_ood": 1})
     write_report(RunFolder.open(run))
     words = Page(run / "report.html").words
-    assert "1 of 4 are unlike the training pictures" in words
-    assert words.count(", unlike the training pictures") == 2  # its card, and its row
+    assert "1 of 4 are unlike the training images" in words
+    assert words.count(", unlike the training images") == 2  # its card, and its row
 
 
 @pytest.mark.slow
@@ -366,7 +366,7 @@ def test_the_study_has_the_name_that_the_search_gives_it() -> None:
 
 
 def make_run(folder: Path, n_trials: int = 12) -> Path:
-    """Write the folder of a run: its 40 held-out pictures have two mistakes."""
+    """Write the folder of a run: its 40 held-out images have two mistakes."""
     folder.mkdir(parents=True)
     (folder / "space.py").write_text("SPACE = '<i>'\n")
     (folder / "model.pt").write_bytes(bytes(1_500_000))
@@ -384,7 +384,7 @@ def make_run(folder: Path, n_trials: int = 12) -> Path:
     note(
         folder,
         data={"classes": CLASSES, "n": 200, "train": 128, "val": 32, "test": 40, "left_out": 1},
-        stages={"pictures": 0.5, "probe": 13.0, "search": 3700.0, "report": 0.0},
+        stages={"images": 0.5, "probe": 13.0, "search": 3700.0, "report": 0.0},
         probe={"tinynet": {"accuracy": 0.97, "seconds": 3.2}},
         search={"trials": 12},
         best={
@@ -571,7 +571,7 @@ def test_what_the_search_gained_is_told(run: Path) -> None:
     model, baseline = np.repeat([0, 1], [38, 2]), np.repeat([0, 1], [30, 10])
     note(run, comparison=compare(labels, model, baseline).as_json())
     words = written(run).words
-    assert "has 75.0 % of the held-out pictures right, the model 95.0 %." in words
+    assert "has 75.0 % of the held-out images right, the model 95.0 %." in words
     assert "Only the model is right about 8, only the first trial about 0." in words
     assert "That is beyond chance: the search gained something." in words
     note(run, comparison=compare(labels, model, model).as_json())
@@ -588,7 +588,7 @@ def test_calibration_is_told_before_and_after(run: Path) -> None:
     note(run, calibration={"temperature": 1.7, "out_of_fold": judged, "test": judged})
     words = written(run).words
     assert "divided by a temperature of 1.70" in words
-    assert "held-out pictures 40 5.00 % 1.23 % 0.3000 0.2000" in words
+    assert "held-out images 40 5.00 % 1.23 % 0.3000 0.2000" in words
 
 
 def test_labels_that_look_wrong_are_listed(run: Path) -> None:
@@ -596,7 +596,7 @@ def test_labels_that_look_wrong_are_listed(run: Path) -> None:
     write_issues(run / "folds" / "label_issues.csv", issues)
     note(run, label_issues=summarise(issues, 160))
     words = written(run).words
-    assert "1 label, 0.6 % of the pictures" in words
+    assert "1 label, 0.6 % of the images" in words
     assert "labelled cat, looks like <b>&: 1" in words
     assert "train/<i>.jpg cat <b>& 97.0 %" in words
     write_issues(run / "folds" / "label_issues.csv", [])
@@ -608,7 +608,7 @@ def test_the_ladder_is_a_table_and_curves(run: Path) -> None:
     rung = {"train_accuracy": 0.95, "val_accuracy": 0.78, "best_val_accuracy": 0.8}
     rung |= {"best_epoch": 2, "seconds": 31.0}
     names = ("plain CNN", "+ dropout")
-    note(run, ladder=[{"name": name, **rung} for name in names])
+    note(run, ablation=[{"name": name, **rung} for name in names])
     header = ("rung", "name", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
     lines = [
         (place, name, epoch, 1 / epoch, 0.4 * epoch, 1.0, 0.3 * epoch)
@@ -623,8 +623,8 @@ def test_the_ladder_is_a_table_and_curves(run: Path) -> None:
     assert (run / "figures" / "ladder.png").is_file()
 
 
-def test_how_many_pictures_are_unlike_the_training_ones(run: Path) -> None:
+def test_how_many_images_are_unlike_the_training_ones(run: Path) -> None:
     outside = json.loads((run / "summary.json").read_text())["external"]
-    assert "not like the training pictures" not in written(run).words
-    note(run, external=outside | {"n_unlike": 1})
-    assert "1 picture of these is not like the training pictures" in written(run).words
+    assert "not like the training images" not in written(run).words
+    note(run, external=outside | {"n_ood": 1})
+    assert "1 image of these is not like the training images" in written(run).words

@@ -1,11 +1,11 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from tests.search.test_report import make_run, remove
 
 from search.reporting.run_record import read_record
 from search.reporting.search_charts import chart_search, importances
 from search.runs.run_folder import RunFolder
+from tests.search.reporting.test_page import make_run, remove
 
 
 def legend_of(figure: Figure) -> set[str]:

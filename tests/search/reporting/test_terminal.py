@@ -41,7 +41,7 @@ def test_accuracies_facts_files_and_the_next_commands(tmp_path: Path) -> None:
     path = tmp_path / "run-1"
     lines = shown(path)
     for line in (
-        "accuracy 95 % interval pictures",
+        "accuracy 95 % interval images",
         "held out 0.9877 0.9612 to 0.9987 359",
         "5 folds 0.9811 ± 0.0042 (sd)",
         "in the search 0.9912",
@@ -50,7 +50,7 @@ def test_accuracies_facts_files_and_the_next_commands(tmp_path: Path) -> None:
         f"report {path}/report.html",
         f"model {path}/model.pt",
         "go on with:",
-        f"python -m search.predict {path} PICTURE…",
+        f"python -m search.predict {path} IMAGE…",
         f"python -m search.serve {path}",
         f"python -m search.report {path}",
         f"tensorboard --logdir {path}/tensorboard",
@@ -71,10 +71,10 @@ def test_a_linear_probe_has_no_parameters(tmp_path: Path) -> None:
             {"n": 40, "n_labelled": 38, "accuracy": 0.975, "accuracy_ci95": (0.871, 0.9956)},
             "from elsewhere 0.9750 0.8710 to 0.9956 38",
         ),
-        ({"n": 40, "accuracy": None}, "elsewhere 40 pictures predicted"),
+        ({"n": 40, "accuracy": None}, "elsewhere 40 images predicted"),
     ],
 )
-def test_pictures_from_elsewhere(tmp_path: Path, external: dict[str, Any], line: str) -> None:
+def test_images_from_elsewhere(tmp_path: Path, external: dict[str, Any], line: str) -> None:
     assert line in shown(tmp_path, external=external)
 
 
@@ -89,7 +89,7 @@ def test_a_path_can_be_copied_whole(tmp_path: Path, width: int) -> None:
     path = tmp_path / "my photos [old]" / ("deep " * 20).strip() / ":smile:"
     lines = shown(path, width)
     assert f"report {path}/report.html" in lines
-    assert f"python -m search.predict '{path}' PICTURE…" in lines
+    assert f"python -m search.predict '{path}' IMAGE…" in lines
     assert f"tensorboard --logdir '{path}/tensorboard'" in lines
 
 

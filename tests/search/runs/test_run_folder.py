@@ -159,9 +159,9 @@ def test_what_is_no_finite_number_becomes_null(tmp_path):
 
 def test_seconds_of_a_stage_that_is_carried_on_add_up(tmp_path):
     folder = begun(tmp_path)
-    folder.note_seconds("search", 1.25)
-    folder.note_seconds("folds", 3.0)
-    RunFolder.open(folder.path).note_seconds("search", 2.0004)
+    folder.add_stage_seconds("search", 1.25)
+    folder.add_stage_seconds("folds", 3.0)
+    RunFolder.open(folder.path).add_stage_seconds("search", 2.0004)
     assert summary_of(folder)["stages"] == {"search": 3.25, "folds": 3.0}
 
 

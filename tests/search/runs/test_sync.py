@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from search.runs.storage import SharedFiles
-from search.runs.sync import fetch, mirrored
+from search.runs.sync import fetch, synced
 from search.tuning.checkpoints import CHECKPOINT
 
 
@@ -32,7 +32,7 @@ def test_a_run_is_copied_and_fetched(run: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(run / "study.db")) as study:
         study.execute("create table trial (number)")
         study.commit()
-        with mirrored(run, shared, never, every_seconds=0.05):
+        with synced(run, shared, never, every_seconds=0.05):
             while not shared.has("study.db"):
                 time.sleep(0.05)
             study.execute("insert into trial values (7)")
@@ -47,7 +47,7 @@ def test_a_run_is_copied_and_fetched(run: Path, tmp_path: Path) -> None:
 
 def test_what_failed_is_copied_too(run: Path, tmp_path: Path) -> None:
     shared = SharedFiles(str(tmp_path / "storage"), "run")
-    with pytest.raises(KeyboardInterrupt), mirrored(run, shared, never):
+    with pytest.raises(KeyboardInterrupt), synced(run, shared, never):
         raise KeyboardInterrupt
     assert shared.has("summary.json")
 
@@ -56,12 +56,12 @@ def test_a_run_goes_on_when_storage_is_gone(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     warnings: list[str] = []
     shared = SharedFiles(str(tmp_path / "file"), "run")
-    with mirrored(run, shared, warnings.append, every_seconds=0.02):
+    with synced(run, shared, warnings.append, every_seconds=0.02):
         time.sleep(0.2)
     assert len(warnings) == 1, "told once"
     assert "does not take the run's files" in warnings[0]
 
 
 def test_without_storage_nothing_is_done(run: Path) -> None:
-    with mirrored(run, None, never):
+    with synced(run, None, never):
         pass

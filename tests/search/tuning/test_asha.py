@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import InMemoryStorage
 from ray.tune.schedulers import TrialScheduler
 
-from search.tuning.asha import RebuiltASHA, rung_epochs
+from search.tuning.asha import ResumableASHA, rung_epochs
 from search.tuning.ranking import score
 from search.tuning.study import StudySearcher, curves, open_study
 from spaces.base import Space
@@ -25,7 +25,7 @@ def trial(number: int, reported: int = 0, session: str = "one") -> Any:
 
 
 def feed(
-    scheduler: RebuiltASHA,
+    scheduler: ResumableASHA,
     number: int,
     curve: list[float],
     reported: int = 0,
@@ -60,7 +60,7 @@ def feed(
     ],
 )
 def test_rungs_well_before_the_full_length(epochs: int, rungs: list[int]) -> None:
-    assert sorted(RebuiltASHA(epochs, {}).rungs()) == rungs
+    assert sorted(ResumableASHA(epochs, {}).rungs()) == rungs
     assert rung_epochs(epochs) == rungs
 
 
@@ -68,7 +68,7 @@ def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
     generator = np.random.default_rng(0)
     epochs = 9
     curves = [list(np.sort(generator.uniform(0.3, 1.0, epochs))) for _ in range(30)]
-    whole = RebuiltASHA(epochs, {})
+    whole = ResumableASHA(epochs, {})
     stopped = [feed(whole, number, curve) for number, curve in enumerate(curves)]
     assert any(stopped)
     assert not all(stopped)
@@ -77,7 +77,7 @@ def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
             number: {e: curves[number][e - 1] for e in range(1, (stopped[number] or epochs) + 1)}
             for number in range(cut)
         }
-        rest = RebuiltASHA(epochs, ended)
+        rest = ResumableASHA(epochs, ended)
         later = [feed(rest, number, curves[number]) for number in range(cut, 30)]
         assert later == stopped[cut:]
         assert rest.rungs() == whole.rungs()
@@ -85,7 +85,7 @@ def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
 
 def test_of_equal_accuracies_a_third_goes_on_by_the_lower_loss() -> None:
     losses = list(np.random.default_rng(0).permutation(30) / 30)
-    scheduler = RebuiltASHA(4, {})
+    scheduler = ResumableASHA(4, {})
     stopped = [
         feed(scheduler, number, [0.975] * 4, losses=[loss] * 4)
         for number, loss in enumerate(losses)
@@ -99,21 +99,21 @@ def test_of_equal_accuracies_a_third_goes_on_by_the_lower_loss() -> None:
 
 def test_rungs_of_equal_accuracies_are_rebuilt() -> None:
     losses = np.random.default_rng(1).permutation(20) / 20
-    whole = RebuiltASHA(4, {})
+    whole = ResumableASHA(4, {})
     stopped = [feed(whole, n, [0.9] * 4, losses=[loss] * 4) for n, loss in enumerate(losses)]
     earlier = {n: {1: score(0.9, losses[n])} for n in range(12)}
-    rest = RebuiltASHA(4, earlier)
+    rest = ResumableASHA(4, earlier)
     later = [feed(rest, n, [0.9] * 4, losses=[losses[n]] * 4) for n in range(12, 20)]
     assert later == stopped[12:]
     assert rest.rungs() == whole.rungs()
 
 
-def whole_and_cut(last: dict[int, float]) -> tuple[RebuiltASHA, list[int], RebuiltASHA]:
+def whole_and_cut(last: dict[int, float]) -> tuple[ResumableASHA, list[int], ResumableASHA]:
     """Run four trials; and begin a session that knows two, and of the others what they told."""
-    whole = RebuiltASHA(5, {})
+    whole = ResumableASHA(5, {})
     stopped = [feed(whole, number, curve) for number, curve in enumerate(CURVES)]
     known = {number: dict(enumerate(CURVES[number], start=1)) for number in (0, 1)}
-    return whole, stopped, RebuiltASHA(5, {**known, 2: {1: 0.2}, 3: last})
+    return whole, stopped, ResumableASHA(5, {**known, 2: {1: 0.2}, 3: last})
 
 
 CURVES = [
@@ -141,7 +141,7 @@ def test_what_was_told_but_not_decided_is_decided_later() -> None:
 
 
 def test_a_trial_that_goes_on_in_the_same_session_has_one_place() -> None:
-    whole = RebuiltASHA(5, {})
+    whole = ResumableASHA(5, {})
     for number, curve in enumerate(CURVES):
         feed(whole, number, curve[:2] if number == 3 else curve)
     before = whole.rungs()
@@ -156,7 +156,7 @@ COARSE = Space(
 
 
 def told_by(lr: float, epoch: int) -> dict[str, Any]:
-    """Make an epoch's result of a few validation pictures: many accuracies are equal."""
+    """Make an epoch's result of a few validation images: many accuracies are equal."""
     far = abs(np.log10(lr) + 2.3)
     losses = [far + 1 / at for at in range(1, epoch + 1)]
     accuracies = [round(1 - 0.2 * loss, 1) for loss in losses]
@@ -178,7 +178,7 @@ def session(storage: InMemoryStorage, n_trials: int, n_epochs: int) -> optuna.St
     """Search with a trial at a time, and be killed after so many epochs."""
     study = open_study(storage, COARSE)  # type: ignore[arg-type]
     searcher = StudySearcher(study, COARSE, n_trials, "tpe", seed=3)
-    scheduler = RebuiltASHA(9, curves(study))
+    scheduler = ResumableASHA(9, curves(study))
     while isinstance(suggested := searcher.suggest(name := f"{id(study)} {n_epochs}"), dict):
         told = SimpleNamespace(trial_id=name, config=suggested)
         scheduler.on_trial_add(None, told)

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
-from search.tuning.cached_storage import SoleWriter
+from search.tuning.cached_storage import CachedStorage
 
 SEARCHED = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -21,8 +21,8 @@ SEARCHED = {
 }
 
 
-def begin(folder: Path) -> tuple[optuna.Study, SoleWriter]:
-    storage = SoleWriter(f"sqlite:///{folder / 'study.db'}")
+def begin(folder: Path) -> tuple[optuna.Study, CachedStorage]:
+    storage = CachedStorage(f"sqlite:///{folder / 'study.db'}")
     return optuna.create_study(storage=storage, study_name="s", load_if_exists=True), storage
 
 
@@ -40,8 +40,8 @@ def timed(trials: list[FrozenTrial]) -> list[tuple[bool, bool]]:
     return [(t.datetime_start is None, t.datetime_complete is None) for t in trials]
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_what_it_remembers_is_what_is_on_disk(tmp_path, together):
+@pytest.mark.parametrize("transaction", [False, True])
+def test_what_it_remembers_is_what_is_on_disk(tmp_path, transaction):
     study, storage = begin(tmp_path)
     study.enqueue_trial({"lr": 1e-3, "backbone": "b"}, user_attrs={"why": "first"})
     rng = np.random.default_rng(0)
@@ -63,8 +63,8 @@ def test_what_it_remembers_is_what_is_on_disk(tmp_path, together):
                 study.tell(trial, state=(TrialState.PRUNED, TrialState.FAIL)[outcome - 1])
 
     for _ in range(25):
-        if together:
-            with storage.together():
+        if transaction:
+            with storage.transaction():
                 act()
         else:
             act()
@@ -93,13 +93,13 @@ def test_trials_are_read_once(tmp_path):
 
 def test_a_block_that_fails_leaves_nothing(tmp_path):
     study, storage = begin(tmp_path)
-    with storage.together():
+    with storage.transaction():
         trial = study.ask(SEARCHED)
         trial.report(0.5, step=1)
     before = told(study.trials)
 
     def write() -> None:
-        with storage.together():
+        with storage.transaction():
             trial.report(0.6, step=2)
             study.ask(SEARCHED)
             raise RuntimeError("cut off")
@@ -107,7 +107,7 @@ def test_a_block_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="cut off"):
         write()
     assert told(study.trials) == told(on_disk(tmp_path)) == before
-    with storage.together():
+    with storage.transaction():
         trial.report(0.7, step=3)
     assert study.trials[0].intermediate_values == {1: 0.5, 3: 0.7}
     assert told(study.trials) == told(on_disk(tmp_path))
@@ -124,7 +124,7 @@ def test_a_write_that_optuna_would_pass_over_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "_set_trial_intermediate_value_without_commit", collide)
 
     def write() -> None:
-        with storage.together():
+        with storage.transaction():
             trial.set_user_attr("a", 1)
             trial.report(0.5, step=1)
 
@@ -134,8 +134,8 @@ def test_a_write_that_optuna_would_pass_over_is_an_error(tmp_path, monkeypatch):
 
 
 def test_it_serves_any_storage():
-    study = optuna.create_study(storage=SoleWriter(optuna.storages.InMemoryStorage()))
-    with study._storage.together():  # type: ignore[attr-defined]
+    study = optuna.create_study(storage=CachedStorage(optuna.storages.InMemoryStorage()))
+    with study._storage.transaction():  # type: ignore[attr-defined]
         study.tell(study.ask(SEARCHED), 0.5)
     study.set_user_attr("a", 1)
     assert (study.best_value, study.user_attrs, len(study.trials)) == (0.5, {"a": 1}, 1)

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from search.tuning import samplers
 from search.tuning.ranking import BEST_LOSS
-from search.tuning.samplers import Affordable, Grid, create_sampler
+from search.tuning.samplers import BudgetedSampler, Grid, create_sampler
 from spaces.base import Space, load_space
 from spaces.sources import folder
 
@@ -130,7 +130,7 @@ def test_tpe_learns_from_losses_where_all_accuracies_are_equal(stopped):
 
 
 def test_of_very_many_trials_tpe_sees_the_best_and_the_latest(monkeypatch):
-    monkeypatch.setattr(samplers, "MOST_REMEMBERED", 30)
+    monkeypatch.setattr(samplers, "MAX_REMEMBERED", 30)
     space = space_of(lr=FloatDistribution(1e-5, 1e-1, log=True))
     study, memory = optuna.create_study(direction="maximize"), {}
     for index in range(100):
@@ -162,7 +162,7 @@ def test_trials_are_frozen_as_deep_as_time_asks_for(depths):
         study = optuna.create_study(direction="maximize")
         for number in range(40):
             sampler = create_sampler("tpe", space, 40, 0, number)
-            study.sampler = sampler if least is None else Affordable(sampler, space, least.get)
+            study.sampler = sampler if least is None else BudgetedSampler(sampler, space, least.get)
             study.tell(study.ask(space.distributions), 0.5)
         return [trial.params for trial in study.trials]
 

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from search.tuning.ranking import score
 from search.tuning.samplers import create_sampler
 from search.tuning.study import (
-    MOST_LOST_WORKERS,
+    MAX_LOST_WORKERS,
     STUDY_NAME,
     StudySearcher,
     best_epoch,
@@ -183,7 +183,7 @@ def test_a_trial_that_failed_keeps_its_reason_and_has_no_value():
     assert (trial.state, trial.value) == (TrialState.FAIL, None)
     assert trial.user_attrs["reason"] == "the training loss is nan in epoch 2"
     assert trial.intermediate_values == {1: 0.7}
-    assert not searcher.goes_on(0)
+    assert not searcher.will_retry(0)
 
 
 def test_a_trial_that_lost_its_worker_goes_on_first_under_its_number():
@@ -193,8 +193,8 @@ def test_a_trial_that_lost_its_worker_goes_on_first_under_its_number():
     searcher.on_trial_result("a", epoch(1, 0.7))
     searcher.suggest("b")
     searcher.on_trial_complete("a", epoch(1, 0.7), error=True)
-    assert searcher.goes_on(0)
-    assert not searcher.goes_on(1)
+    assert searcher.will_retry(0)
+    assert not searcher.will_retry(1)
     assert count_states(study) == {"complete": 0, "pruned": 0, "failed": 0}
     assert searcher.suggest("c") == {**lost, "reported": 1}
     assert searcher.suggest("d")["number"] == 2
@@ -206,16 +206,16 @@ def test_a_trial_that_lost_its_worker_goes_on_first_under_its_number():
 def test_a_trial_that_loses_worker_after_worker_has_failed():
     study = opened()
     searcher = searching(study, 1)
-    for attempt in range(MOST_LOST_WORKERS):
+    for attempt in range(MAX_LOST_WORKERS):
         assert searcher.suggest(f"a{attempt}")["number"] == 0
         searcher.on_trial_complete(f"a{attempt}", None, error=True)
     searcher.suggest("b")
     searcher.on_trial_result("b", epoch(1, 0.7))  # it got on: the count begins anew
-    for attempt in range(MOST_LOST_WORKERS):
+    for attempt in range(MAX_LOST_WORKERS):
         searcher.on_trial_complete("b" if attempt == 0 else f"c{attempt}", None, error=True)
         assert searcher.suggest(f"c{attempt + 1}")["number"] == 0
-    searcher.on_trial_complete(f"c{MOST_LOST_WORKERS}", None, error=True)
-    assert not searcher.goes_on(0)
+    searcher.on_trial_complete(f"c{MAX_LOST_WORKERS}", None, error=True)
+    assert not searcher.will_retry(0)
     assert searcher.suggest("d") == Searcher.FINISHED
     assert study.trials[0].state == TrialState.FAIL
     assert study.trials[0].user_attrs["reason"] == "its worker was lost again and again"

@@ -12,9 +12,9 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from search.tuning.time_budget import (
     CLOSING_SECONDS,
     FOLD_SECONDS,
-    LOOK_SHARE,
-    MOST_COMPARED,
-    MOST_RESERVED,
+    LOOK_FRACTION,
+    MAX_COMPARED,
+    MAX_RESERVED,
     TimeBudget,
     fold_growth,
 )
@@ -31,7 +31,7 @@ class Clock:
 
 N_TRAIN = 800
 PACE = (0.004, 0.003, 0.002, 0.001, 0.0005)
-"""Seconds that a picture takes to train each stage: 8.4 an epoch for all, 0.4 for the last."""
+"""Seconds that an image takes to train each stage: 8.4 an epoch for all, 0.4 for the last."""
 
 
 def make(seconds: float, clock: Clock, finalists: int = 1, has_probe: bool = False) -> TimeBudget:
@@ -115,7 +115,7 @@ def test_the_run_ends_in_time_and_uses_it(
     searched, ended = simulate(seconds, finalists, epoch_seconds)
     longest = max(epoch_seconds)
     assert ended <= 1.02 * seconds + longest
-    assert searched >= (1 - MOST_RESERVED) * seconds
+    assert searched >= (1 - MAX_RESERVED) * seconds
     if len(set(epoch_seconds)) == 1:  # nothing dearer could have come: no time is given away
         assert ended >= 0.9 * seconds
 
@@ -150,7 +150,7 @@ def test_most_of_the_budget_is_never_reserved() -> None:
     budget = make(100, Clock())
     budget.trial_started(0, {})
     budget.trial_epoch(0, epoch(1, 0.8, 50.0))
-    assert budget.reserved_seconds() == MOST_RESERVED * 100
+    assert budget.reserved_seconds() == MAX_RESERVED * 100
 
 
 def test_no_trial_is_begun_that_there_is_no_time_for() -> None:
@@ -159,34 +159,34 @@ def test_no_trial_is_begun_that_there_is_no_time_for() -> None:
     closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
     for seconds in (20, 60, 120, 200, 300, 500):
         clock = Clock(7.0)
-        allowed = make(seconds, clock).shallowest("tinynet")
+        allowed = make(seconds, clock).min_freeze_depth("tinynet")
 
         def whole(depth: int) -> float:
             epoch_seconds = N_TRAIN * sum(PACE[depth:])
-            folds = rounds * (FOLD_SECONDS + EPOCHS * epoch_seconds)  # each on 800 pictures, too
+            folds = rounds * (FOLD_SECONDS + EPOCHS * epoch_seconds)  # each on 800 images, too
             return EPOCHS * epoch_seconds + folds + closing + 7.0
 
         assert allowed == next((depth for depth in range(5) if whole(depth) <= seconds), 5)
-    assert make(500, Clock()).shallowest("tinynet") == 0
-    assert make(20, Clock(7.0)).shallowest("tinynet") == 5
+    assert make(500, Clock()).min_freeze_depth("tinynet") == 0
+    assert make(20, Clock(7.0)).min_freeze_depth("tinynet") == 5
 
 
 def test_trials_correct_what_was_expected_of_the_others() -> None:
     clock = Clock()
     budget = make(200, clock)
-    before = budget.shallowest("tinynet")
+    before = budget.min_freeze_depth("tinynet")
     budget.trial_started(0, {"freeze_depth": 3})
     expected = N_TRAIN * sum(PACE[3:])
     budget.trial_epoch(0, epoch(1, 0.8, expected))
-    assert budget.shallowest("tinynet") == before
+    assert budget.min_freeze_depth("tinynet") == before
     budget.trial_epoch(0, epoch(1, 0.8, 3 * expected))
-    slower = budget.shallowest("tinynet")
+    slower = budget.min_freeze_depth("tinynet")
     assert slower > before
     # One that trains less of the network tells less; one that trains nothing, nothing.
     for number, depth in ((1, 4), (2, 5)):
         budget.trial_started(number, {"freeze_depth": depth})
         budget.trial_epoch(number, epoch(1, 0.8, 100 * expected))
-        assert budget.shallowest("tinynet") == slower
+        assert budget.min_freeze_depth("tinynet") == slower
 
 
 def test_a_slow_first_trial_that_is_not_the_best_is_not_compared_with() -> None:
@@ -194,7 +194,7 @@ def test_a_slow_first_trial_that_is_not_the_best_is_not_compared_with() -> None:
     rounds = 3  # of 5 folds, 2 at a time
     closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
     assert not budget.leaves_first_out()
-    slow = MOST_COMPARED * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
+    slow = MAX_COMPARED * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
     budget.trial_started(0, {"freeze_depth": 0})
     budget.trial_epoch(0, epoch(1, 0.8, slow))
     budget.trial_started(1, {"freeze_depth": 5})
@@ -216,14 +216,14 @@ def test_trials_whose_folds_would_take_too_long_are_no_finalists() -> None:
     """Nothing is reserved for them, so the search goes on; but where there is nothing else."""
     rounds = 3  # of 5 folds, 2 at a time
     closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
-    slow = MOST_RESERVED * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
+    slow = MAX_RESERVED * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
     for has_probe in (True, False):
-        look = LOOK_SHARE * 1000 * sum(PACE) / PLACES if has_probe else 0.0
+        look = LOOK_FRACTION * 1000 * sum(PACE) / PLACES if has_probe else 0.0
         budget = make(1000, Clock(), has_probe=has_probe)
         budget.trial_started(1, {"freeze_depth": 0})
         budget.trial_epoch(1, epoch(1, 0.9, slow))
         assert budget.too_slow() == ({1} if has_probe else set())
-        reserved = closing + look if has_probe else MOST_RESERVED * 1000
+        reserved = closing + look if has_probe else MAX_RESERVED * 1000
         assert budget.reserved_seconds() == reserved
         budget.trial_started(2, {"freeze_depth": 5})
         budget.trial_epoch(2, epoch(1, 0.8, 0.1))

@@ -18,19 +18,19 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from search.tuning import throughput
-from search.tuning.checkpoints import Keeper, start_keeper
+from search.tuning.checkpoints import CheckpointStore, start_checkpoint_store
 from search.tuning.study import curves, open_study
-from search.tuning.throughput import measure_paces
+from search.tuning.throughput import measure_throughput
 from search.tuning.tune import SearchPlan, run_trials
 from spaces.base import Space
 from spaces.sources import digits
 from trainables import trial as trial_module
 from trainables.disk_full import is_disk_full
-from trainables.trial import Bench, ImageTrial
+from trainables.trial import ImageTrial, TrainingContext
 
 pytestmark = pytest.mark.slow
 
-N_PICTURES, N_CLASSES, SIZE = 48, 3, 32
+N_IMAGES, N_CLASSES, SIZE = 48, 3, 32
 
 
 def make_space(**fields: Any) -> Space:
@@ -49,12 +49,12 @@ def make_space(**fields: Any) -> Space:
 
 
 @pytest.fixture
-def bench(ray_session: None) -> Bench:
+def context(ray_session: None) -> TrainingContext:
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(N_PICTURES) % N_CLASSES
-    table = torch.randint(0, 90, (N_PICTURES, SIZE, SIZE, 3), generator=generator)
-    table[torch.arange(N_PICTURES), :, :, labels] += 120
-    return Bench(
+    labels = torch.arange(N_IMAGES) % N_CLASSES
+    table = torch.randint(0, 90, (N_IMAGES, SIZE, SIZE, 3), generator=generator)
+    table[torch.arange(N_IMAGES), :, :, labels] += 120
+    return TrainingContext(
         table=ray.put(table.to(torch.uint8).numpy()),
         labels=labels.numpy(),
         n_classes=N_CLASSES,
@@ -62,7 +62,7 @@ def bench(ray_session: None) -> Bench:
         flip=False,
         weights={},
         n_views=2,
-        banks=None,
+        feature_cache=None,
         heads={},
         epochs=4,
         patience=None,
@@ -87,7 +87,12 @@ class Events:
 
 
 def run(
-    bench: Bench, space: Space, folder: Path, n_trials: int, listener: Any = None, **plan: Any
+    context: TrainingContext,
+    space: Space,
+    folder: Path,
+    n_trials: int,
+    callback: Any = None,
+    **plan: Any,
 ) -> optuna.Study:
     study = open_study(f"sqlite:///{folder / 'study.db'}", space)
     fields = {
@@ -98,29 +103,31 @@ def run(
         "interrupted": lambda: False,
         **plan,
     }
-    rows = {"train": np.arange(36), "val": np.arange(36, N_PICTURES)}
-    keeper = start_keeper(folder / "trials", 1, {})
+    rows = {"train": np.arange(36), "val": np.arange(36, N_IMAGES)}
+    checkpoints = start_checkpoint_store(folder / "trials", 1, {})
     run_trials(
-        SearchPlan(n_trials=n_trials, gpu_shares={"tinynet": 0.0}, **fields),
+        SearchPlan(n_trials=n_trials, gpu_fraction={"tinynet": 0.0}, **fields),
         study,
         space,
-        bench,
+        context,
         rows,
-        keeper,
+        checkpoints,
         folder / "trials",
-        [listener] if listener else [],
+        [callback] if callback else [],
     )
     return study
 
 
-def test_a_trial_that_explodes_fails_with_its_reason(bench: Bench, tmp_path: Path) -> None:
+def test_a_trial_that_explodes_fails_with_its_reason(
+    context: TrainingContext, tmp_path: Path
+) -> None:
     space = make_space()
     params = {**space.params, "hidden_units": CategoricalDistribution([0, 8]), "lr": 1e-3}
     space = replace(space, params=params, first_trials=({"hidden_units": 0}, {"hidden_units": 8}))
     # Only a linear head begins as the probe's, which here is damaged.
     poisoned = {"weight": torch.full((N_CLASSES, 128), torch.nan), "bias": torch.zeros(N_CLASSES)}
     events = Events()
-    study = run(replace(bench, heads={"tinynet": poisoned}), space, tmp_path, 2, events)
+    study = run(replace(context, heads={"tinynet": poisoned}), space, tmp_path, 2, events)
     failed, complete = study.trials
     assert failed.state == TrialState.FAIL
     assert failed.value is None
@@ -142,15 +149,17 @@ class KillOnce(Events):
             os.kill(result["pid"], signal.SIGKILL)
 
 
-def test_a_trial_goes_on_after_its_worker_was_killed(bench: Bench, tmp_path: Path) -> None:
-    listener = KillOnce()
-    study = run(bench, make_space(), tmp_path, 2, listener)
-    assert ("killed",) in listener.seen
+def test_a_trial_goes_on_after_its_worker_was_killed(
+    context: TrainingContext, tmp_path: Path
+) -> None:
+    callback = KillOnce()
+    study = run(context, make_space(), tmp_path, 2, callback)
+    assert ("killed",) in callback.seen
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert all(sorted(curve) == [1, 2, 3, 4] for curve in curves(study).values())
-    epochs = [event[2] for event in listener.seen if event[:2] == ("epoch", 0)]
+    epochs = [event[2] for event in callback.seen if event[:2] == ("epoch", 0)]
     assert epochs == [1, 2, 3, 4]  # each told once
-    assert listener.seen.count(("ended", 0, "complete")) == 1
+    assert callback.seen.count(("ended", 0, "complete")) == 1
 
 
 class StopAfter(Events):
@@ -172,7 +181,9 @@ def outcome(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [(t.state, t.params, t.value, t.intermediate_values) for t in study.trials]
 
 
-def test_a_search_in_pieces_decides_as_one_in_one_piece(bench: Bench, tmp_path: Path) -> None:
+def test_a_search_in_pieces_decides_as_one_in_one_piece(
+    context: TrainingContext, tmp_path: Path
+) -> None:
     """The same seed, a trial at a time: the same trials, rungs, and epochs, bit by bit."""
     # Of these, some are stopped at the first rung, before the breaks and after.
     space = make_space()
@@ -184,16 +195,16 @@ def test_a_search_in_pieces_decides_as_one_in_one_piece(bench: Bench, tmp_path: 
     folders = [tmp_path / name for name in ("whole", "pieces")]
     plan = {"n_trials": 6, "sampler": "tpe", "scheduler": "asha"}
     (folders[0]).mkdir()
-    whole = run(bench, space, folders[0], **plan)
+    whole = run(context, space, folders[0], **plan)
     folders[1].mkdir()
     epochs: list[tuple[int, int]] = []
     for n_epochs in (1, 2, 3, 1, 1):  # each break comes within a trial
         events = StopAfter(n_epochs)
-        pieces = run(bench, space, folders[1], listener=events, interrupted=events.asked, **plan)
+        pieces = run(context, space, folders[1], callback=events, interrupted=events.asked, **plan)
         epochs += [event[1:] for event in events.seen if event[0] == "epoch"]
         assert pieces.get_trials(states=(TrialState.RUNNING,))
     last = Events()
-    pieces = run(bench, space, folders[1], listener=last, **plan)
+    pieces = run(context, space, folders[1], callback=last, **plan)
     epochs += [event[1:] for event in last.seen if event[0] == "epoch"]
     assert outcome(pieces) == outcome(whole)
     assert {trial.state for trial in whole.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
@@ -212,16 +223,18 @@ class FullDisk(Events):
         (self._trials / str(number) / "checkpoint.pt.partial").symlink_to("/dev/full")
 
 
-def test_a_full_disk_ends_the_search_and_fails_no_trial(bench: Bench, tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_search_and_fails_no_trial(
+    context: TrainingContext, tmp_path: Path
+) -> None:
     space = make_space()
     with pytest.raises(OSError, match="no space left") as caught:
-        run(bench, space, tmp_path, 2, FullDisk(tmp_path / "trials"))
+        run(context, space, tmp_path, 2, FullDisk(tmp_path / "trials"))
     assert is_disk_full(caught.value)
     study = open_study(f"sqlite:///{tmp_path / 'study.db'}", space)
     assert [t.state for t in study.trials] == [TrialState.RUNNING]
     assert {number: sorted(curve) for number, curve in curves(study).items()} == {0: [1]}
     (tmp_path / "trials" / "0" / "checkpoint.pt.partial").unlink()  # room was made
-    done = run(bench, space, tmp_path, 2)
+    done = run(context, space, tmp_path, 2)
     assert [trial.state for trial in done.trials] == [TrialState.COMPLETE] * 2
     assert all(sorted(curve) == [1, 2, 3, 4] for curve in curves(done).values())
 
@@ -230,9 +243,9 @@ class LocalKeeper:
     """The keeper's methods as `ImageTrial` calls them, without an actor."""
 
     def __init__(self, folder: Path) -> None:
-        keeper = Keeper(folder, 1, {})
-        for name in ("wants", "offer", "checkpoint", "last_checkpoint", "forget"):
-            setattr(self, name, Remote(getattr(keeper, name)))
+        checkpoints = CheckpointStore(folder, 1, {})
+        for name in ("would_keep", "submit", "checkpoint", "last_checkpoint", "forget"):
+            setattr(self, name, Remote(getattr(checkpoints, name)))
 
 
 class Remote:
@@ -244,16 +257,16 @@ class Remote:
 
 
 @pytest.fixture
-def reused(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageTrial:
+def reused(context: TrainingContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageTrial:
     monkeypatch.setattr(trial_module, "threads_of_worker", lambda: 1)
     config = {"number": 0, "params": {"backbone": "tinynet", "freeze_depth": 3}, "reported": 0}
     made = ImageTrial.__new__(ImageTrial)  # as an actor, without Tune's folders
     made.setup(
         config,
-        bench=replace(bench, epochs=1),
+        context=replace(context, epochs=1),
         train_rows=np.arange(36),
-        val_rows=np.arange(36, N_PICTURES),
-        keeper=LocalKeeper(tmp_path),
+        val_rows=np.arange(36, N_IMAGES),
+        checkpoints=LocalKeeper(tmp_path),
     )
     return made
 
@@ -271,7 +284,7 @@ def test_a_reused_worker_gives_memory_back(reused: ImageTrial) -> None:
     assert sizes[-1] - sizes[4] < 30, sizes
 
 
-def test_a_search_short_of_time_freezes_deeper(bench: Bench, tmp_path: Path) -> None:
+def test_a_search_short_of_time_freezes_deeper(context: TrainingContext, tmp_path: Path) -> None:
     """A first trial stays as the space has it."""
     space = make_space()
     space = replace(
@@ -281,11 +294,11 @@ def test_a_search_short_of_time_freezes_deeper(bench: Bench, tmp_path: Path) -> 
     )
     asked: list[str] = []
 
-    def shallowest(backbone: str) -> int:
+    def min_freeze_depth(backbone: str) -> int:
         asked.append(backbone)
         return 4
 
-    study = run(bench, space, tmp_path, 6, shallowest=shallowest)
+    study = run(context, space, tmp_path, 6, min_freeze_depth=min_freeze_depth)
     first, *others = [trial.params["freeze_depth"] for trial in study.trials]
     assert first == 2
     assert len(others) == 5
@@ -293,8 +306,8 @@ def test_a_search_short_of_time_freezes_deeper(bench: Bench, tmp_path: Path) -> 
     assert set(asked) == {"tinynet"}
 
 
-def test_the_pace_is_measured_of_every_stage(bench: Bench) -> None:
-    paces = measure_paces(bench, np.arange(36), {"tinynet": 0.0, "cnn": 0.0})
+def test_the_pace_is_measured_of_every_stage(context: TrainingContext) -> None:
+    paces = measure_throughput(context, np.arange(36), {"tinynet": 0.0, "cnn": 0.0})
     assert set(paces) == {"tinynet", "cnn"}
     for seconds in paces.values():
         assert len(seconds) == 5
@@ -302,10 +315,10 @@ def test_the_pace_is_measured_of_every_stage(bench: Bench) -> None:
 
 
 def test_the_pace_is_measured_where_a_trial_froze_all_before(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    context: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(throughput, "threads_of_worker", lambda: 1)
     monkeypatch.setattr(throughput, "compute_with", lambda threads: None)
-    trial_module.fresh_backbone(bench, "tinynet", 5, torch.device("cpu")).freeze(5)
-    seconds = throughput._measure._function(bench, "tinynet", np.arange(36))
+    trial_module.clone_backbone(context, "tinynet", 5, torch.device("cpu")).freeze(5)
+    seconds = throughput._measure._function(context, "tinynet", np.arange(36))
     assert len(seconds) == 5

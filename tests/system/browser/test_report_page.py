@@ -8,12 +8,19 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
-from tests.search.test_report import CLASSES, make_run, note, remove, scores, write_predictions
 
-from scripts.readme_pictures import WIDTH, take_pictures
+from scripts.readme_images import WIDTH, take_images
 from search.reporting.gallery import Gallery
 from search.reporting.page import write_report
 from search.runs.run_folder import RunFolder
+from tests.search.reporting.test_page import (
+    CLASSES,
+    make_run,
+    note,
+    remove,
+    scores,
+    write_predictions,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -24,8 +31,8 @@ WIDTHS = {"telephone": 390, "desk": 1280}
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run written by hand, with odd names, failed trials and mistakes."""
     folder = make_run(tmp_path_factory.mktemp("runs") / "spring", n_trials=40)
-    keep_pictures(folder, "data", [f"test/{i}.jpg" for i in range(40)])
-    keep_pictures(folder, "external", [f"outside/{i}.jpg" for i in range(4)])
+    keep_images(folder, "data", [f"test/{i}.jpg" for i in range(40)])
+    keep_images(folder, "external", [f"outside/{i}.jpg" for i in range(4)])
     Gallery(folder).keep_heat("data", "test/7.jpg", np.eye(7))
     write_report(RunFolder.open(folder))
     return folder
@@ -44,8 +51,8 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def keep_pictures(folder: Path, part: str, names: list[str]) -> None:
-    """Keep a smooth picture of its own for each name."""
+def keep_images(folder: Path, part: str, names: list[str]) -> None:
+    """Keep a smooth image of its own for each name."""
     for seed, name in enumerate(names):
         noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), np.uint8)
         pixels = np.asarray(Image.fromarray(noise).resize((256, 256)))
@@ -90,13 +97,13 @@ def test_nothing_fails_and_nothing_is_fetched(
     assert (folder / "report.html").stat().st_size < 10_000_000
 
 
-def test_a_search_has_pictures_of_its_mistakes(page: Page, digits_run: Path) -> None:
+def test_a_search_has_images_of_its_mistakes(page: Page, digits_run: Path) -> None:
     open_report(page, digits_run)
     cards = page.locator("#evaluation .cards > li")
     assert cards.count() > 0
     assert page.locator("#evaluation .cards img[alt^='The same, glowing']").count() > 0
     assert page.locator("#elsewhere .cards > li img").count() > 0
-    assert page.get_by_text("no picture kept").count() == 0
+    assert page.get_by_text("no image kept").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -230,10 +237,10 @@ def test_a_thousand_classes_and_ten_thousand_mistakes_stay_small(
     assert complaints == []
 
 
-def test_the_readme_has_its_pictures_from_a_report(page: Page, written: Path) -> None:
-    taken = dict(take_pictures(page, written / "report.html"))
-    assert list(taken) == ["report", "search", "pictures"]
-    for picture in taken.values():
-        assert picture.width == WIDTH
-        assert picture.height > 200
-        assert len(picture.convert("RGB").getcolors(2**20) or ()) > 20
+def test_the_readme_has_its_images_from_a_report(page: Page, written: Path) -> None:
+    taken = dict(take_images(page, written / "report.html"))
+    assert list(taken) == ["report", "search", "images"]
+    for image in taken.values():
+        assert image.width == WIDTH
+        assert image.height > 200
+        assert len(image.convert("RGB").getcolors(2**20) or ()) > 20

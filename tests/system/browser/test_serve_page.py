@@ -1,4 +1,4 @@
-"""The served page in Chromium, from the picture that is chosen to its class."""
+"""The served page in Chromium, from the image that is chosen to its class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from playwright.sync_api import Page, expect
 from search.deployment.middleware import Limits
 from search.deployment.predictor import load
 from tests.fixtures.serving import serving
-from trainables.models.ood import Doubt
+from trainables.models.ood import OODScorer
 
 expect.set_options(timeout=30_000)
 
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.browser
 TOKEN = "a-token-of-some-length"
 
 
-def serve(run: Path, token: str | None, doubt: float | None = None) -> Iterator[str]:
+def serve(run: Path, token: str | None, ood_score: float | None = None) -> Iterator[str]:
     """The page's address."""
     predictor = load(run)
-    if doubt is not None:
+    if ood_score is not None:
         n = predictor.model.card.n_members
-        scale = torch.tensor([0.0, 0.0, doubt])
-        predictor.model.doubt = Doubt(torch.zeros(n, 128), torch.zeros(n, 1, 128), scale)
+        scale = torch.tensor([0.0, 0.0, ood_score])
+        predictor.model.ood_scorer = OODScorer(torch.zeros(n, 128), torch.zeros(n, 1, 128), scale)
     with serving(predictor, Limits(), token) as url:
         yield f"{url}/"
 
@@ -51,21 +51,21 @@ def guarded_url(colour_run: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def whole_url(colour_run: Path) -> Iterator[str]:
-    """Of a model that sees whole pictures."""
+    """Of a model that sees whole images."""
     predictor = load(colour_run)
-    predictor.model.card = replace(predictor.model.card, framing="whole")
+    predictor.model.card = replace(predictor.model.card, resize_mode="whole")
     with serving(predictor, Limits()) as url:
         yield f"{url}/"
 
 
 @pytest.fixture(scope="module")
 def doubtful_url(colour_run: Path) -> Iterator[str]:
-    yield from serve(colour_run, None, doubt=2.5)
+    yield from serve(colour_run, None, ood_score=2.5)
 
 
-def test_a_picture_that_is_chosen_is_named(url, page: Page, complaints, colour_pictures):
+def test_a_image_that_is_chosen_is_named(url, page: Page, complaints, colour_images):
     page.goto(url)
-    page.set_input_files("#files", colour_pictures / "grün und blau" / "012.png")
+    page.set_input_files("#files", colour_images / "grün und blau" / "012.png")
     result = page.locator("article").first
     expect(result.locator(".answer")).to_have_text("grün und blau")
     expect(result.locator("h2")).to_have_text("012.png")
@@ -82,44 +82,44 @@ def test_a_picture_that_is_chosen_is_named(url, page: Page, complaints, colour_p
     assert complaints == []
 
 
-def test_a_whole_picture_is_shown_in_its_proportions(whole_url, url, page: Page, tmp_path):
+def test_a_whole_image_is_shown_in_its_proportions(whole_url, url, page: Page, tmp_path):
     Image.new("RGB", (600, 200), (20, 160, 20)).save(tmp_path / "long.png")
     sizes = []
     for address in (whole_url, url):
         page.goto(address)
         page.set_input_files("#files", tmp_path / "long.png")
-        expect(page.locator("canvas.picture")).to_be_visible()
+        expect(page.locator("canvas.image")).to_be_visible()
         sizes.append(
             page.locator("canvas").evaluate_all("all => all.map(c => [c.width, c.height])")
         )
     assert sizes[0] == [[480, 160], [480, 160]]
     assert sizes[1][0][0] == sizes[1][0][1]
-    expect(page.locator("canvas.picture")).to_have_attribute(
+    expect(page.locator("canvas.image")).to_have_attribute(
         "aria-label", re.compile("^The middle of long.png")
     )
 
 
-def test_it_says_when_a_picture_is_unlike_those_it_knows(doubtful_url, page: Page, colour_pictures):
+def test_it_says_when_a_image_is_unlike_those_it_knows(doubtful_url, page: Page, colour_images):
     page.goto(doubtful_url)
-    page.set_input_files("#files", colour_pictures / "red" / "012.png")
-    expect(page.locator(".doubt")).to_contain_text("Not like the pictures")
-    expect(page.get_by_role("status")).to_contain_text("but unlike the training pictures")
+    page.set_input_files("#files", colour_images / "red" / "012.png")
+    expect(page.locator(".doubt")).to_contain_text("Not like the images")
+    expect(page.get_by_role("status")).to_contain_text("but unlike the training images")
 
 
-def test_it_shows_where_the_model_sees_it(url, page: Page, colour_pictures):
+def test_it_shows_where_the_model_sees_it(url, page: Page, colour_images):
     page.goto(url)
-    page.set_input_files("#files", colour_pictures / "blue" / "012.png")
-    picture = page.get_by_role("img", name="where the model sees blue is marked")
-    expect(picture).to_be_visible()
+    page.set_input_files("#files", colour_images / "blue" / "012.png")
+    image = page.get_by_role("img", name="where the model sees blue is marked")
+    expect(image).to_be_visible()
     drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0)"
     assert page.locator("canvas.places").evaluate(drawn)
     page.get_by_label("Show where the model sees it").uncheck()
     expect(page.locator("canvas.places")).to_be_hidden()
 
 
-def test_pictures_that_are_dropped_or_pasted(url, page: Page, colour_pictures):
+def test_images_that_are_dropped_or_pasted(url, page: Page, colour_images):
     page.goto(url)
-    content = list((colour_pictures / "red" / "013.png").read_bytes())
+    content = list((colour_images / "red" / "013.png").read_bytes())
     for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
         page.evaluate(
             """([event, field, content]) => {
@@ -135,19 +135,19 @@ def test_pictures_that_are_dropped_or_pasted(url, page: Page, colour_pictures):
         expect(result.locator(".answer")).to_have_text("red")
 
 
-def test_a_file_that_is_no_picture(url, page: Page, tmp_path):
-    (tmp_path / "notes.png").write_text("no picture")
+def test_a_file_that_is_no_image(url, page: Page, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
     page.goto(url)
     page.set_input_files("#files", tmp_path / "notes.png")
     expect(page.get_by_role("status")).to_have_text(
-        "notes.png: no picture could be read: notes.png: is not a picture, or of a format that"
+        "notes.png: no image could be read: notes.png: is not an image, or of a format that"
         " cannot be read"
     )
     expect(page.locator("article")).to_have_count(0)
 
 
-def test_by_keyboard_alone(url, page: Page, colour_pictures):
-    red = colour_pictures / "red" / "012.png"
+def test_by_keyboard_alone(url, page: Page, colour_images):
+    red = colour_images / "red" / "012.png"
     # Listened for before the page is there: asked for just before the key, it may come too late.
     page.once("filechooser", lambda chooser: chooser.set_files(red))
     page.goto(url)
@@ -157,24 +157,24 @@ def test_by_keyboard_alone(url, page: Page, colour_pictures):
     expect(page.locator(".answer")).to_have_text("red")
 
 
-def test_with_a_token(guarded_url, page: Page, colour_pictures):
+def test_with_a_token(guarded_url, page: Page, colour_images):
     page.goto(guarded_url)
-    page.set_input_files("#files", colour_pictures / "red" / "012.png")
+    page.set_input_files("#files", colour_images / "red" / "012.png")
     expect(page.get_by_role("status")).to_contain_text("The token is missing or wrong")
     page.get_by_label("Token").fill(TOKEN)
     page.get_by_role("button", name="Use").click()
-    page.set_input_files("#files", colour_pictures / "red" / "012.png")
+    page.set_input_files("#files", colour_images / "red" / "012.png")
     expect(page.locator(".answer")).to_have_text("red")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", ["", "docs"])
-def test_nothing_keeps_people_out(url, page: Page, complaints, colour_pictures, scheme, path):
+def test_nothing_keeps_people_out(url, page: Page, complaints, colour_images, scheme, path):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 800})
     page.goto(url + path)
     if not path:
-        page.set_input_files("#files", colour_pictures / "red" / "012.png")
+        page.set_input_files("#files", colour_images / "red" / "012.png")
         expect(page.locator(".answer")).to_have_text("red")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert complaints == []

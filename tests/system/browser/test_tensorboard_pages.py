@@ -171,7 +171,7 @@ def test_scalars_have_a_point_an_epoch_of_every_trial(
     assert complaints == []
 
 
-def test_images_show_augmentation_confusions_mistakes_and_pictures_from_elsewhere(
+def test_images_show_augmentation_confusions_mistakes_and_images_from_elsewhere(
     page: Page, complaints: list[str], address: str
 ) -> None:
     tags = page.request.get(f"{address}/data/plugin/images/tags").json()["overview"]
@@ -185,9 +185,9 @@ def test_images_show_augmentation_confusions_mistakes_and_pictures_from_elsewher
     for tag in ("augmentation/strength_0.60", "confusion/held_out"):
         card = page.locator("tf-image-loader").filter(has_text=tag).first
         card.scroll_into_view_if_needed()
-        picture = card.locator("img").first
-        expect(picture).to_be_visible()
-        page.wait_for_function("one => one.naturalWidth > 300", arg=picture.element_handle())
+        image = card.locator("img").first
+        expect(image).to_be_visible()
+        page.wait_for_function("one => one.naturalWidth > 300", arg=image.element_handle())
     assert complaints == []
 
 

@@ -22,7 +22,7 @@ from tests.system.cluster.hosts import BASE, Host
 ROOT = Path(__file__).parents[3]
 CALTECH = Path("caltech101") / "101_ObjectCategories"
 CALTECH_OPTIONS = (
-    *("--space", "spaces/caltech.py", "--data", "~/pictures/caltech101"),
+    *("--space", "spaces/caltech.py", "--data", "~/images/caltech101"),
     *("--weights", "~/weights"),
 )
 
@@ -53,7 +53,7 @@ class Outcome:
         trials: By address, trials that ended there.
         folds: By address, folds that were trained there.
         lost: Trials that failed, never ended, or told an epoch twice or not at all; folds that are
-            missing; pictures that no fold, or more than one, has predicted.
+            missing; images that no fold, or more than one, has predicted.
         seconds: From the command to its end.
         stages: Seconds by stage.
     """
@@ -207,7 +207,7 @@ def shape(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        # Trials that ASHA stops, those whose weights are kept, and the pictures that are shown
+        # Trials that ASHA stops, those whose weights are kept, and the images that are shown
         # differ from run to run.
         name = re.sub(r"^(trials|tensorboard|gallery|folds/state)/.*", r"\1/", name)
         if name.startswith("figures/importances."):
@@ -224,7 +224,7 @@ def shape(folder: Path) -> dict[str, object]:
 
 
 def give_caltech(head: Host, data: Path, backbone: str) -> None:
-    """Copy the pictures of the Caltech space, and a backbone's weights, to the head alone."""
+    """Copy the images of the Caltech space, and a backbone's weights, to the head alone."""
     for name in load_space(ROOT / "spaces" / "caltech.py").source.classes or ():
-        head.put(data / CALTECH / name, f"~/pictures/{CALTECH}/{name}")
+        head.put(data / CALTECH / name, f"~/images/{CALTECH}/{name}")
     head.put(data / "weights" / f"{backbone}.pth", f"~/weights/{backbone}.pth")

@@ -140,10 +140,10 @@ class Scenarios:
         )
 
     def caltech(self) -> str:
-        """Real pictures, which only the head has."""
+        """Real images, which only the head has."""
         self._all_there()
         if self.data is None:
-            return "skipped: no pictures (give their folder with --data)"
+            return "skipped: no images (give their folder with --data)"
         give_caltech(self.cluster.head, self.data, BACKBONE)
         run = self._search(
             "caltech",
@@ -154,7 +154,7 @@ class Scenarios:
         outcome = run.finish(3600)
         check(len(outcome.trials) == 3, f"trials ran on {dict(outcome.trials)}")
         for worker in self.cluster.workers:
-            check(not (worker.home / "pictures").exists(), "a worker has pictures")
+            check(not (worker.home / "images").exists(), "a worker has images")
         return describe(outcome)
 
     def alone(self) -> str:

@@ -4,7 +4,7 @@
 python -m tests.system.cluster.two_hosts
 ```
 
-The whole command is timed, from its first line to its last: pictures, probe, banks, trials, folds,
+The whole command is timed, from its first line to its last: images, probe, banks, trials, folds,
 evaluation and report. All trials are drawn at random and run to their end, so that both sides do
 the same work. Needs root (see `hosts`), two free cores and about a quarter of an hour.
 """

@@ -73,7 +73,16 @@ def interrupted(folder: Path) -> Tally:
     """Ctrl-C at each stage of one run, and carry it on each time."""
     ordeal = Ordeal("SIGINT at each stage", folder)
     ordeal.session(lambda process: stop_at_start(ordeal, process))
-    stages = ("pictures", "probe", "banks", "search", "folds", "evaluation", "boards", "report")
+    stages = (
+        "images",
+        "probe",
+        "feature_cache",
+        "search",
+        "folds",
+        "evaluation",
+        "boards",
+        "report",
+    )
     for stage in stages:
         ordeal.session(lambda process, stage=stage: stop(ordeal, process, stage, signal.SIGINT))
     return ordeal.finish()

@@ -19,7 +19,7 @@ from tests.system.faults.processes import Process
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 FINISH_SECONDS = 300.0
-N_PICTURES = 300
+N_IMAGES = 300
 N_KEPT = 2
 
 SPACE = """
@@ -189,7 +189,7 @@ class Ordeal:
         else:
             space.write_text(SPACE)
             arguments = ["--space", space, "--out", self.run.parent, "--name", self.run.name]
-            arguments += ["--limit", N_PICTURES]
+            arguments += ["--limit", N_IMAGES]
         arguments += ["--trials", self.n_trials, *self._options]
         watched = Path(__file__).with_name("watched.py")
         return Process(

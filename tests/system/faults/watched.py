@@ -72,7 +72,7 @@ def spoil_weights(number: int, trainer: Any) -> None:
 
 
 def run_out_of_memory(number: int, trainer: Any) -> None:
-    """Let trial 1 have no memory for a batch, 2 none for a picture, 3 none of the machine's.
+    """Let trial 1 have no memory for a batch, 2 none for an image, 3 none of the machine's.
 
     What trial 3 gets is what the kernel's out-of-memory killer does, each time that it is tried.
     """

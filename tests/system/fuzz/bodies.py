@@ -17,10 +17,10 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from tests.system.fuzz.mutations import draw_body, sound_pictures
+from tests.system.fuzz.mutations import draw_body, sound_images
 
 _PORT = 8765
-_MOST_GROWTH = 1.1
+_MAX_GROWTH = 1.1
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _fuzz(pid: int, n_bodies: int) -> int:
-    pictures = sound_pictures()
+    images = sound_images()
     statuses: collections.Counter[int] = collections.Counter()
     memory: list[float] = []
     limits = httpx2.Limits(max_connections=8)
@@ -54,7 +54,7 @@ def _fuzz(pid: int, n_bodies: int) -> int:
     ):
 
         def send(seed: int) -> int:
-            body, kind = draw_body(random.Random(seed), pictures)
+            body, kind = draw_body(random.Random(seed), images)
             return client.post("/predict", content=body, headers={"content-type": kind}).status_code
 
         for start in range(0, n_bodies, 1000):
@@ -67,7 +67,7 @@ def _fuzz(pid: int, n_bodies: int) -> int:
     growth = memory[-1] / memory[min(1, len(memory) - 1)]
     n_failed = sum(count for status, count in statuses.items() if status >= 500)
     print(f"5xx: {n_failed}; memory grew by {growth:.3f} from the second thousand to the last")
-    return int(n_failed > 0 or growth > _MOST_GROWTH)
+    return int(n_failed > 0 or growth > _MAX_GROWTH)
 
 
 def _replica_bytes(pid: int) -> int:

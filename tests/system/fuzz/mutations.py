@@ -1,4 +1,4 @@
-"""Damaged pictures and request bodies, drawn from a seed."""
+"""Damaged images and request bodies, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "ICO"
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 
 
-def sound_pictures() -> list[bytes]:
-    """Make one small picture of each format."""
+def sound_images() -> list[bytes]:
+    """Make one small image of each format."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     made = []
     for kind in FORMATS:
@@ -34,7 +34,7 @@ def tiny_model() -> bytes:
     tensors = {"head.1.weight": torch.zeros(2, 4)}
     content = {"format": FORMAT, "card": json.dumps(asdict(card)), "prefix": tensors}
     file = io.BytesIO()
-    torch.save({**content, "members": [tensors], "doubt": tensors}, file)
+    torch.save({**content, "members": [tensors], "ood_score": tensors}, file)
     return file.getvalue()
 
 
@@ -63,17 +63,19 @@ def mutate(rng: random.Random, content: bytes) -> bytes:
     return bytes(data)
 
 
-def draw_body(rng: random.Random, pictures: list[bytes]) -> tuple[bytes, str]:
-    """Draw a request's body and its content type: half sound forms of damaged pictures."""
-    boundary = b"".join(rng.choice((b"a", b"Z", b"7", b"-")) for _ in range(rng.randrange(1, 30)))
+def draw_body(rng: random.Random, images: list[bytes]) -> tuple[bytes, str]:
+    """Draw a request's body and its content type: half sound forms of damaged images."""
+    stage_output = b"".join(
+        rng.choice((b"a", b"Z", b"7", b"-")) for _ in range(rng.randrange(1, 30))
+    )
     parts = []
     for _ in range(rng.choice((0, 1, 1, 1, 2, 5))):
-        content = mutate(rng, rng.choice(pictures)) if rng.random() < 0.8 else rng.randbytes(200)
-        name = rng.choice((b"pictures", b"pictures", b"pictures", b"picture", b"", b"\xff"))
+        content = mutate(rng, rng.choice(images)) if rng.random() < 0.8 else rng.randbytes(200)
+        name = rng.choice((b"images", b"images", b"images", b"image", b"", b"\xff"))
         file = rng.choice((b"x.png", b"", b"../../x", b"\xc3\xa4\xff.jpg", b'"', b"x" * 500))
         parts.append(
             b"--"
-            + boundary
+            + stage_output
             + b'\r\nContent-Disposition: form-data; name="'
             + name
             + b'"; filename="'
@@ -82,8 +84,8 @@ def draw_body(rng: random.Random, pictures: list[bytes]) -> tuple[bytes, str]:
             + content
             + b"\r\n"
         )
-    body = b"".join(parts) + b"--" + boundary + b"--\r\n"
-    kind = f"multipart/form-data; boundary={boundary.decode()}"
+    body = b"".join(parts) + b"--" + stage_output + b"--\r\n"
+    kind = f"multipart/form-data; boundary={stage_output.decode()}"
     if rng.random() < 0.3:
         body = mutate(rng, body)
     if rng.random() < 0.1:

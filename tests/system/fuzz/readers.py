@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the readers with atheris (`make fuzz`).
 
-python -m tests.system.fuzz.readers picture -runs=20000
+python -m tests.system.fuzz.readers image -runs=20000
 python -m tests.system.fuzz.readers model -runs=5000
 """
 
@@ -30,10 +30,10 @@ with atheris.instrument_imports(include=_INSTRUMENTED):
     importlib.reload(torch._weights_only_unpickler)
     from PIL import Image
 
-    from trainables.images import PictureError, read_picture
+    from trainables.images import ImageError, read_image
     from trainables.models.ensemble import ModelError, load_model
 
-from tests.system.fuzz.mutations import sound_pictures, tiny_model  # noqa: E402
+from tests.system.fuzz.mutations import sound_images, tiny_model  # noqa: E402
 
 warnings.simplefilter("ignore")
 Image.MAX_IMAGE_PIXELS = 500_000
@@ -41,10 +41,10 @@ _MODEL = Path(tempfile.mkdtemp()) / "model.pt"
 _PARTS: dict[str, bytes] = {}
 
 
-def picture(content: bytes) -> None:
-    """Read a picture."""
-    with suppress(PictureError):
-        read_picture(io.BytesIO(content))
+def image(content: bytes) -> None:
+    """Read an image."""
+    with suppress(ImageError):
+        read_image(io.BytesIO(content))
 
 
 def model(content: bytes) -> None:
@@ -58,8 +58,8 @@ def model(content: bytes) -> None:
 
 def main() -> None:
     """Fuzz the reader that the command line names; what it finds lies in a new folder."""
-    target = {"picture": picture, "model": model}[sys.argv.pop(1)]
-    starts = sound_pictures()
+    target = {"image": image, "model": model}[sys.argv.pop(1)]
+    starts = sound_images()
     if target is model:
         with zipfile.ZipFile(io.BytesIO(tiny_model())) as archive:
             _PARTS.update({name: archive.read(name) for name in archive.namelist()})

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from search.deployment.middleware import Limits
 from search.deployment.predictor import load
 from tests.fixtures.serving import serving
-from tests.system.fuzz.mutations import draw_body, sound_pictures
+from tests.system.fuzz.mutations import draw_body, sound_images
 
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
 pytest.importorskip("schemathesis", reason="needs the extra: dev")
@@ -22,7 +22,7 @@ from schemathesis import Case, GenerationMode, openapi  # noqa: E402
 from schemathesis.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402
 
 N_BODIES = 300
-LIMITS = Limits(body_bytes=100_000, pixels=1_000_000, pictures=4, seconds=20.0)
+LIMITS = Limits(body_bytes=100_000, pixels=1_000_000, images=4, seconds=20.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_the_interface_is_what_it_says(url):
         for mode in modes:
 
             def check(case: Case) -> None:
-                # Bytes that are sound by the document need not be a picture's, and any bytes pass
+                # Bytes that are sound by the document need not be an image's, and any bytes pass
                 # for a file: whether they are let in, other tests say.
                 answer = case.call_and_validate(
                     timeout=60, excluded_checks=[positive_data_acceptance, negative_data_rejection]
@@ -59,11 +59,11 @@ def test_the_interface_is_what_it_says(url):
 
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_bodies(url):
-    rng, pictures = random.Random(0), sound_pictures()
+    rng, images = random.Random(0), sound_images()
     statuses = collections.Counter()
     with httpx2.Client(base_url=url, timeout=60) as client:
         for _ in range(N_BODIES):
-            body, kind = draw_body(rng, pictures)
+            body, kind = draw_body(rng, images)
             answer = client.post("/predict", content=body, headers={"content-type": kind})
             statuses[answer.status_code] += 1
             if answer.status_code != 200:

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.system.fuzz.mutations import FORMATS, mutate, sound_pictures
-from trainables.images import PictureError, fit, read_picture
+from tests.system.fuzz.mutations import FORMATS, mutate, sound_images
+from trainables.images import ImageError, fit, read_image
 from trainables.models.ensemble import ModelError, load_model
 
-PICTURES = sound_pictures()
+IMAGES = sound_images()
 quick = settings(
     max_examples=300,
     deadline=None,
@@ -25,23 +25,23 @@ quick = settings(
 
 
 @pytest.mark.parametrize("index", range(len(FORMATS)), ids=FORMATS)
-def test_sound_pictures_are_read(index):
-    assert fit(read_picture(io.BytesIO(PICTURES[index])), 20, 16).shape == (20, 20, 3)
+def test_sound_images_are_read(index):
+    assert fit(read_image(io.BytesIO(IMAGES[index])), 20, 16).shape == (20, 20, 3)
 
 
 @pytest.mark.filterwarnings("ignore")
 @quick
-@given(st.sampled_from(PICTURES), st.integers(0, 2**32))
-def test_a_damaged_picture(content, seed):
+@given(st.sampled_from(IMAGES), st.integers(0, 2**32))
+def test_a_damaged_image(content, seed):
     damaged = mutate(random.Random(seed), content)
     reason = "none"
     try:
-        picture = read_picture(io.BytesIO(damaged))
-    except PictureError as error:
+        image = read_image(io.BytesIO(damaged))
+    except ImageError as error:
         reason = error.reason
     else:
-        assert picture.mode == "RGB"
-        assert fit(picture, 20, 16).shape == (20, 20, 3)
+        assert image.mode == "RGB"
+        assert fit(image, 20, 16).shape == (20, 20, 3)
     assert reason
     assert "\n" not in reason
 
@@ -50,9 +50,9 @@ def test_a_damaged_picture(content, seed):
 @quick
 @given(st.binary(max_size=300))
 @example(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-def test_bytes_that_are_no_picture(content):
-    with pytest.raises(PictureError):
-        read_picture(io.BytesIO(content))
+def test_bytes_that_are_no_image(content):
+    with pytest.raises(ImageError):
+        read_image(io.BytesIO(content))
 
 
 def test_postscript_starts_no_program(monkeypatch):
@@ -60,8 +60,8 @@ def test_postscript_starts_no_program(monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: started.append(a))
     file = io.BytesIO()
     Image.new("RGB", (9, 9)).save(file, "EPS")
-    with pytest.raises(PictureError, match="of a format that cannot be read"):
-        read_picture(file)
+    with pytest.raises(ImageError, match="of a format that cannot be read"):
+        read_image(file)
     assert started == []
 
 

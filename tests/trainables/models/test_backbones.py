@@ -65,7 +65,7 @@ def reference(name: str) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def pictures(name: str) -> Tensor:
+def images(name: str) -> Tensor:
     size = 224 if name == "vit_b_16" else 64
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -76,24 +76,24 @@ def backbone(name: str, reference: nn.Module) -> Backbone:
 
 
 @torch.no_grad()
-def test_stages_compose_to_torchvisions_own_features(name, reference, backbone, pictures):
-    x, shapes = pictures, []
+def test_stages_compose_to_torchvisions_own_features(name, reference, backbone, images):
+    x, shapes = images, []
     for stage in range(5):
         before = x.clone()
         out = backbone(x, stage, stage + 1)
         assert torch.equal(x, before), f"stage {stage + 1} changes its input in place"
         x = out
         shapes.append(tuple(x.shape[1:]))
-    expected = without_classifier(reference, name)(pictures)
+    expected = without_classifier(reference, name)(images)
     assert expected.std() > 1e-3
     torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
-    assert torch.equal(backbone(pictures), x)
-    assert backbone.boundary_shapes(pictures.shape[-1]) == tuple(shapes)
+    assert torch.equal(backbone(images), x)
+    assert backbone.stage_output_shapes(images.shape[-1]) == tuple(shapes)
     assert x.shape == (2, backbone.feature_size)
 
 
 @torch.no_grad()
-def test_freeze_depth_leaves_the_right_weights_trainable_and_statistics_moving(backbone, pictures):
+def test_freeze_depth_leaves_the_right_weights_trainable_and_statistics_moving(backbone, images):
     net = copy.deepcopy(backbone)
     norms = [[m for m in s.modules() if isinstance(m, nn.BatchNorm2d)] for s in net.stages]
     for depth in (3, 0, 1, 2, 4, 5):
@@ -105,7 +105,7 @@ def test_freeze_depth_leaves_the_right_weights_trainable_and_statistics_moving(b
         before = [[norm.running_mean.clone() for norm in stage] for stage in norms]
         counts = [[int(norm.num_batches_tracked) for norm in stage] for stage in norms]
         if any(norms):
-            net(pictures)
+            net(images)
         for index, stage in enumerate(norms):
             moved = [
                 not torch.equal(norm.running_mean, mean)
@@ -128,7 +128,7 @@ def test_weights_are_copied_and_complete(reference, backbone):
 def test_from_scratch(name):
     net = create_backbone(name)
     assert {t.device.type for t in net.state_dict().values()} == {"cpu"}
-    assert net.boundary_shapes(64)[-1] == (net.feature_size,)
+    assert net.stage_output_shapes(64)[-1] == (net.feature_size,)
     assert all(p.requires_grad for p in net.parameters())
     assert net.training
 
@@ -221,15 +221,15 @@ def test_convnext_needs_the_norm_of_its_classifier():
         create_backbone("convnext_tiny", state)
 
 
-def test_pictures_that_are_too_small_are_refused():
-    with pytest.raises(ValueError, match="vgg16_bn cannot take pictures of 16 × 16 pixels: "):
-        create_backbone("vgg16_bn").boundary_shapes(16)
+def test_images_that_are_too_small_are_refused():
+    with pytest.raises(ValueError, match="vgg16_bn cannot take images of 16 × 16 pixels: "):
+        create_backbone("vgg16_bn").stage_output_shapes(16)
 
 
 def test_vit_takes_any_multiple_of_its_patch():
     net = create_backbone("vit_b_16").eval()
     with pytest.raises(ValueError, match="side that is a multiple of 16 pixels, but got 100 × 100"):
-        net.boundary_shapes(100)
+        net.stage_output_shapes(100)
     small = VisionTransformer(64, 16, 12, 12, 768, 3072).eval()
     state = get_model("vit_b_16", weights=None).state_dict()
     net = create_backbone("vit_b_16", state).eval()
@@ -238,7 +238,7 @@ def test_vit_takes_any_multiple_of_its_patch():
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(net(x), small(x), rtol=1e-6, atol=1e-6)
-    assert net.boundary_shapes(64)[0] == (17, 768)
+    assert net.stage_output_shapes(64)[0] == (17, 768)
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_0", "mobilenet_v2"])

@@ -6,7 +6,7 @@ from torch import nn
 
 from spaces.base import BACKBONES
 from trainables.models.backbones import create_backbone
-from trainables.models.batchnorm_folding import fused
+from trainables.models.batchnorm_folding import fold_batchnorm
 
 WITHOUT_BATCH_NORM = {
     "cnn",
@@ -28,12 +28,12 @@ def test_features_are_those_of_the_network_itself(name: str) -> None:
             module.running_var.uniform_(0.5, 1.5, generator=generator)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     x = torch.randn(2, 3, 64, 64, generator=generator)
-    quick = fused(backbone)
+    quick = fold_batchnorm(backbone)
     with torch.no_grad():
-        for boundary in range(1, 6):
-            expected = backbone(x, 0, boundary)
-            error = (quick(x, 0, boundary) - expected).norm() / expected.norm()
-            assert error < 1e-4, boundary
+        for stage_output in range(1, 6):
+            expected = backbone(x, 0, stage_output)
+            error = (quick(x, 0, stage_output) - expected).norm() / expected.norm()
+            assert error < 1e-4, stage_output
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, before[key]), key
     n_left = sum(isinstance(module, nn.BatchNorm2d) for module in quick.modules())

@@ -19,7 +19,7 @@ from search.evaluation.grad_cam import attribute
 from search.export import one_member
 from trainables.images import crop_and_normalise
 from trainables.models.backbones import create_backbone
-from trainables.models.center_crop import ZOOM, enlarge_middle
+from trainables.models.center_crop import ZOOM, enlarge_center
 from trainables.models.ensemble import (
     Classifier,
     Ensemble,
@@ -30,12 +30,12 @@ from trainables.models.ensemble import (
     load_model,
     stages_from,
 )
-from trainables.models.export_module import Deployed
+from trainables.models.export_module import ExportModule
 
-CARD = ModelCard("tinynet", ("a", "b", "c"), 32, 36, 3, 0, n_members=2, second_look=True)
+CARD = ModelCard("tinynet", ("a", "b", "c"), 32, 36, 3, 0, n_members=2, center_crop=True)
 
 
-def pictures(n: int = 5) -> Tensor:
+def images(n: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (n, 36, 36, 3), generator=generator, dtype=torch.uint8)
 
@@ -66,18 +66,18 @@ def build(card: ModelCard = CARD) -> Ensemble:
     pretrained = create_backbone("tinynet", seed=0)
     second = stages_from(pretrained, card.freeze_depth) | heads(card)
     prefix = pretrained.stages[: card.freeze_depth].state_dict()
-    return Ensemble(card, prefix, members(card), second_look=second if card.second_look else None)
+    return Ensemble(card, prefix, members(card), center_crop=second if card.center_crop else None)
 
 
-def test_the_middle_is_enlarged_as_a_picture_would_be() -> None:
+def test_the_middle_is_enlarged_as_a_image_would_be() -> None:
     generator = np.random.default_rng(0)
     small = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     side = 64
-    picture = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC))
-    found = enlarge_middle(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float())
+    image = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC))
+    found = enlarge_center(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float())
     cut = round(side * (1 - ZOOM) / 2)
     box = (cut, cut, side - cut, side - cut)
-    expected = Image.fromarray(picture).crop(box).resize((side, side), Image.Resampling.BILINEAR)
+    expected = Image.fromarray(image).crop(box).resize((side, side), Image.Resampling.BILINEAR)
     difference = found[0].permute(1, 2, 0).numpy() - np.asarray(expected, np.float32)
     assert np.abs(difference).max() <= 1.0, "Pillow rounds to whole steps"
 
@@ -86,9 +86,9 @@ def test_the_middle_is_enlarged_as_a_picture_would_be() -> None:
 @pytest.mark.parametrize("hidden_units", [0, 16])
 def test_its_logits_are_added_and_come_of_pretrained_stages(depth: int, hidden_units: int) -> None:
     card = replace(CARD, freeze_depth=depth, hidden_units=hidden_units)
-    both, once = build(card), build(replace(card, second_look=False))
-    pixels = crop_and_normalise(pictures(), 32)
-    features = create_backbone("tinynet", seed=0).eval()(enlarge_middle(pixels))
+    both, once = build(card), build(replace(card, center_crop=False))
+    pixels = crop_and_normalise(images(), 32)
+    features = create_backbone("tinynet", seed=0).eval()(enlarge_center(pixels))
     head = heads(card)
     with torch.no_grad():
         added = torch.stack(
@@ -97,11 +97,11 @@ def test_its_logits_are_added_and_come_of_pretrained_stages(depth: int, hidden_u
         torch.testing.assert_close(both(pixels), once(pixels) + added, atol=1e-4, rtol=1e-4)
         looked = both.features_and_logits(pixels)[0]
         assert torch.equal(looked, once.features_and_logits(pixels)[0]), "doubt sees the first look"
-    assert both.second_look is not None
-    for index, stage in enumerate(both.second_look.backbone.stages):
+    assert both.center_crop is not None
+    for index, stage in enumerate(both.center_crop.backbone.stages):
         shared = stage is both.classifiers[0].backbone.stages[index]
         assert shared == (index < depth), "frozen stages are there once"
-    assert not any(p.requires_grad for p in both.second_look.parameters())
+    assert not any(p.requires_grad for p in both.center_crop.parameters())
 
 
 @pytest.mark.parametrize("depth", [0, 3, 5])
@@ -111,10 +111,10 @@ def test_a_file_keeps_it(depth: int, tmp_path: Path) -> None:
     model.save(path)
     again = load_model(path)
     assert again.card == card
-    assert torch.equal(again.logits(pictures()), model.logits(pictures()))
+    assert torch.equal(again.logits(images()), model.logits(images()))
     if depth == 5:  # Stages are there already: it adds two heads.
         once = tmp_path / "once.pt"
-        build(replace(card, second_look=False)).save(once)
+        build(replace(card, center_crop=False)).save(once)
         n_bytes = 4 * sum(tensor.numel() for tensor in heads(card).values())
         assert path.stat().st_size - once.stat().st_size < n_bytes + 2000
 
@@ -122,16 +122,16 @@ def test_a_file_keeps_it(depth: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda c: c.pop("second_look"), "do not agree whether there is a second look"),
-        (lambda c: _on_card(c, second_look=False), "do not agree whether there is a second look"),
-        (lambda c: _on_card(c, second_look=1), "its second_look must be true or false, but is 1"),
-        (lambda c: c["second_look"].pop("stages.4.0.0.weight"), "lack stages' tensors: 4.0.0.weig"),
-        (lambda c: c["second_look"].pop("bias"), "KeyError: 'bias'"),
+        (lambda c: c.pop("center_crop"), "do not agree whether there is a second look"),
+        (lambda c: _on_card(c, center_crop=False), "do not agree whether there is a second look"),
+        (lambda c: _on_card(c, center_crop=1), "its center_crop must be true or false, but is 1"),
+        (lambda c: c["center_crop"].pop("stages.4.0.0.weight"), "lack stages' tensors: 4.0.0.weig"),
+        (lambda c: c["center_crop"].pop("bias"), "KeyError: 'bias'"),
         (
-            lambda c: c["second_look"].update(weight=torch.zeros(1, 3, 128)),
+            lambda c: c["center_crop"].update(weight=torch.zeros(1, 3, 128)),
             r"second look's heads must be .* = \(2, 3, 128\), but are \(1, 3, 128\)",
         ),
-        (lambda c: c.update(second_look=[1]), "is damaged"),
+        (lambda c: c.update(center_crop=[1]), "is damaged"),
     ],
 )
 def test_a_file_with_half_of_it_is_refused(change: Any, reason: str, tmp_path: Path) -> None:
@@ -154,25 +154,25 @@ def _on_card(content: dict[str, Any], **changes: object) -> None:
 def test_a_member_alone_keeps_its_own_head(depth: int) -> None:
     model = build(replace(CARD, freeze_depth=depth))
     alone = one_member(model, 2)
-    torch.testing.assert_close(alone.logits(pictures())[0], model.logits(pictures())[1])
+    torch.testing.assert_close(alone.logits(images())[0], model.logits(images())[1])
 
 
 @pytest.mark.parametrize("depth", [3, 5])
 def test_what_is_exported_looks_twice(depth: int, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra: export")
     model = build(replace(CARD, freeze_depth=depth))
-    pixels = central_pixels(model.card, pictures().numpy())
+    pixels = central_pixels(model.card, images().numpy())
     with torch.no_grad():
-        x = crop_and_normalise(pictures(), 32)
+        x = crop_and_normalise(images(), 32)
         expected = torch.softmax(model(x), 2).mean(0)
-        torch.testing.assert_close(Deployed(model)(torch.from_numpy(pixels))[0], expected)
+        torch.testing.assert_close(ExportModule(model)(torch.from_numpy(pixels))[0], expected)
     write_onnx(model, tmp_path / "model.onnx")
     found = run_onnx(tmp_path / "model.onnx", pixels).probabilities
     np.testing.assert_allclose(found, expected, atol=1e-4)
     write_program(model, tmp_path / "model.pt2")
     found = run_program(tmp_path / "model.pt2", pixels).probabilities
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    write_int8(model, pictures().numpy(), tmp_path / "int8.onnx")
+    write_int8(model, images().numpy(), tmp_path / "int8.onnx")
     found = run_onnx(tmp_path / "int8.onnx", pixels).probabilities
     np.testing.assert_allclose(found, expected, atol=0.1)
 
@@ -180,7 +180,7 @@ def test_what_is_exported_looks_twice(depth: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("depth", [3, 5])
 def test_places_are_those_of_the_first_look(depth: int) -> None:
     card = replace(CARD, freeze_depth=depth)
-    both, once = build(card), build(replace(card, second_look=False))
-    maps = attribute(both, pictures(2), [0, 1])
-    np.testing.assert_allclose(maps, attribute(once, pictures(2), [0, 1]), atol=1e-5)
-    assert both.second_look is not None, "the model stays as it is"
+    both, once = build(card), build(replace(card, center_crop=False))
+    maps = attribute(both, images(2), [0, 1])
+    np.testing.assert_allclose(maps, attribute(once, images(2), [0, 1]), atol=1e-5)
+    assert both.center_crop is not None, "the model stays as it is"

@@ -31,7 +31,7 @@ CARD = ModelCard(
     backbone="tinynet",
     classes=("cat", "dog", "Käfer"),
     image_size=32,
-    packed_size=36,
+    cache_size=36,
     freeze_depth=3,
     hidden_units=0,
     n_members=3,
@@ -62,7 +62,7 @@ def ensemble(card: ModelCard = CARD) -> Ensemble:
     return Ensemble(card, prefix(card), members)
 
 
-def pictures(n: int = 5, side: int = CARD.packed_size) -> Tensor:
+def images(n: int = 5, side: int = CARD.cache_size) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (n, side, side, 3), generator=generator, dtype=torch.uint8)
 
@@ -105,12 +105,14 @@ def test_a_linear_head_drops_features_and_a_dense_one_drops_its_own():
     assert (dense[3].in_features, dense[3].out_features) == (64, 3)
 
 
-@pytest.mark.parametrize("boundary", [0, 2, 5])
-def test_a_classifier_goes_on_from_any_boundary(boundary):
+@pytest.mark.parametrize("stage_output", [0, 2, 5])
+def test_a_classifier_goes_on_from_any_boundary(stage_output):
     model = classifier()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(model(model.backbone(x, 0, boundary), boundary), model(x))
+        torch.testing.assert_close(
+            model(model.backbone(x, 0, stage_output), stage_output), model(x)
+        )
 
 
 def test_the_head_works_in_full_precision():
@@ -165,15 +167,15 @@ def test_members_share_the_frozen_stages_and_nothing_else(depth):
 
 def test_an_ensemble_is_the_mean_of_its_members():
     model = ensemble()
-    packed = pictures()
-    probabilities = model.probabilities(packed)
+    decoded = images()
+    probabilities = model.probabilities(decoded)
     with torch.no_grad():
-        x = crop_and_normalise(packed, CARD.image_size)
+        x = crop_and_normalise(decoded, CARD.image_size)
         alone = [classifier(seed=seed)(x) for seed in range(3)]
     expected = torch.stack([torch.softmax(logits / 1.5, 1) for logits in alone]).mean(0)
     torch.testing.assert_close(probabilities, expected, atol=0.02, rtol=0)
     assert max(float((torch.softmax(one / 1.5, 1) - expected).abs().max()) for one in alone) > 0.1
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(packed)))
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(decoded)))
     assert (probabilities.dtype, probabilities.device.type) == (torch.float32, "cpu")
 
 
@@ -185,19 +187,19 @@ def test_the_mean_is_over_probabilities_at_the_temperature():
 
 
 def test_logits_do_not_depend_on_batches(monkeypatch):
-    model, packed = ensemble(), pictures(5)
-    whole = model.logits(packed)
+    model, decoded = ensemble(), images(5)
+    whole = model.logits(decoded)
     assert whole.shape == (3, 5, 3)
     monkeypatch.setattr("trainables.models.ensemble._PREDICT_BATCH", 2)
-    torch.testing.assert_close(model.logits(packed), whole, atol=0.05, rtol=0.02)
-    assert model.logits(packed[:0]).shape == (3, 0, 3)
+    torch.testing.assert_close(model.logits(decoded), whole, atol=0.05, rtol=0.02)
+    assert model.logits(decoded[:0]).shape == (3, 0, 3)
 
 
 def test_an_ensemble_stays_as_it_is():
     model = ensemble()
     assert not any(module.training for module in model.modules())
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    model.probabilities(pictures())
+    model.probabilities(images())
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
 
@@ -209,25 +211,23 @@ def test_save_and_load_is_exact(tmp_path, depth, hidden_units):
     model.save(path)
     again = load_model(path)
     assert again.card == model.card
-    assert torch.equal(again.probabilities(pictures()), model.probabilities(pictures()))
+    assert torch.equal(again.probabilities(images()), model.probabilities(images()))
     assert again.state_dict().keys() == model.state_dict().keys()
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
 
 
-def test_a_model_says_how_it_frames_pictures_and_one_of_before_crops(tmp_path):
+def test_a_model_says_how_it_frames_images_and_one_of_before_crops(tmp_path):
     path = tmp_path / "model.pt"
-    ensemble(replace(CARD, framing="whole")).save(path)
-    picture = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
-    )
-    sizes = CARD.packed_size, CARD.image_size
-    np.testing.assert_array_equal(load_model(path).card.fit(picture), fit(picture, *sizes, "whole"))
+    ensemble(replace(CARD, resize_mode="whole")).save(path)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8))
+    sizes = CARD.cache_size, CARD.image_size
+    np.testing.assert_array_equal(load_model(path).card.fit(image), fit(image, *sizes, "whole"))
     content = torch.load(path, weights_only=True)
     card = json.loads(content["card"])
-    del card["framing"]
+    del card["resize_mode"]
     torch.save({**content, "card": json.dumps(card)}, path)
-    np.testing.assert_array_equal(load_model(path).card.fit(picture), fit(picture, *sizes, "crop"))
+    np.testing.assert_array_equal(load_model(path).card.fit(image), fit(image, *sizes, "crop"))
 
 
 def test_a_file_holds_tensors_and_json_and_the_prefix_once(saved, tmp_path):
@@ -325,17 +325,17 @@ def test_a_hostile_file_runs_nothing(tmp_path, zipped):
     ("changes", "reason"),
     [
         ({"image_size": -1}, "out of range"),
-        ({"image_size": 0}, "1 <= image_size <= packed_size must hold, but its card has 0 and 36"),
+        ({"image_size": 0}, "1 <= image_size <= cache_size must hold, but its card has 0 and 36"),
         ({"image_size": 1e9}, "out of range"),
         ({"image_size": "32"}, "out of range"),
         (
             {"image_size": 64},
-            "1 <= image_size <= packed_size must hold, but its card has 64 and 36",
+            "1 <= image_size <= cache_size must hold, but its card has 64 and 36",
         ),
-        ({"packed_size": 70_000}, "out of range"),
+        ({"cache_size": 70_000}, "out of range"),
         ({"freeze_depth": 6}, "0 <= freeze_depth <= 5 must hold, but got 6"),
         ({"hidden_units": -1}, "out of range"),
-        ({"framing": "tall"}, "its framing must be 'whole' or 'crop', but is 'tall'"),
+        ({"resize_mode": "tall"}, "its framing must be 'whole' or 'crop', but is 'tall'"),
         ({"temperature": 0}, "its temperature must be a number above 0, but is 0"),
         ({"temperature": float("nan")}, "its temperature must be a number above 0, but is nan"),
         ({"temperature": "hot"}, "its temperature must be a number above 0, but is 'hot'"),

@@ -86,7 +86,7 @@ def test_features_of_a_bank_are_taken():
 
 
 @pytest.mark.parametrize("present", [(0, 2), (1, 2, 4)])
-def test_a_class_without_pictures_is_never_the_answer(present):
+def test_a_class_without_images_is_never_the_answer(present):
     features, labels = clouds((15,) * len(present))
     features = (features - features.mean(0)) / features.std(0)
     labels = torch.tensor(present)[labels]
@@ -102,7 +102,7 @@ def test_a_class_without_pictures_is_never_the_answer(present):
     np.testing.assert_allclose(kept / kept.sum(1, keepdims=True), expected, atol=1e-4)
 
 
-def test_a_class_of_two_pictures_leaves_two_folds():
+def test_a_class_of_two_images_leaves_two_folds():
     features, labels = clouds((20, 2), spread=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # scikit-learn warns of folds that lack a class
@@ -110,7 +110,7 @@ def test_a_class_of_two_pictures_leaves_two_folds():
     assert 0.9 <= accuracy <= 1.0
 
 
-def test_a_class_of_one_picture_cannot_be_cross_validated():
+def test_a_class_of_one_image_cannot_be_cross_validated():
     made = fit_probe(*clouds((20, 1)), 2, seed=0)
     assert math.isnan(made.accuracy)
     assert made.head["weight"].isfinite().all()
@@ -138,9 +138,9 @@ def test_a_regression_that_has_not_converged_says_nothing(monkeypatch):
     fit_head(features, labels, 3)
 
 
-def test_of_many_pictures_a_stratified_part_is_taken(monkeypatch):
+def test_of_many_images_a_stratified_part_is_taken(monkeypatch):
     """A rare class must not vanish: the probe would then rank nothing."""
-    monkeypatch.setattr(linear_probe, "MOST_PICTURES", 120)
+    monkeypatch.setattr(linear_probe, "MAX_IMAGES", 120)
     sizes = []
 
     def watched(model: Pipeline, x: np.ndarray, y: np.ndarray, cv: object) -> np.ndarray:

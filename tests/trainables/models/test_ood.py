@@ -6,7 +6,14 @@ from torch import Tensor
 
 from trainables.models.backbones import create_backbone
 from trainables.models.ensemble import Ensemble, ModelCard, create_head, load_model
-from trainables.models.ood import Doubt, energy, fit_doubt, fit_subspace, read_doubt, residual
+from trainables.models.ood import (
+    OODScorer,
+    energy,
+    fit_ood_scorer,
+    fit_subspace,
+    load_ood_scorer,
+    residual,
+)
 
 N_FEATURES = 24
 
@@ -22,12 +29,12 @@ def axes(*indices: int) -> Tensor:
     return torch.eye(N_FEATURES)[list(indices)]
 
 
-def test_a_subspace_holds_what_the_training_pictures_differ_in() -> None:
+def test_a_subspace_holds_what_the_training_images_differ_in() -> None:
     subspace = fit_subspace(drawn(400, 0, axes(0, 1, 2)))
     assert subspace["components"].shape == (N_FEATURES // 2, N_FEATURES)
-    like, unlike = drawn(50, 1, axes(0, 1, 2)), drawn(50, 2, axes(20, 21, 22))
+    like, is_ood = drawn(50, 1, axes(0, 1, 2)), drawn(50, 2, axes(20, 21, 22))
     assert residual(like, subspace).mean() < 0.2
-    assert residual(unlike, subspace).min() > 0.4
+    assert residual(is_ood, subspace).min() > 0.4
     assert residual(subspace["mean"][None], subspace).item() == 0.0
 
 
@@ -38,7 +45,7 @@ def test_a_residual_is_the_share_of_length_outside() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
-def test_few_pictures_give_few_directions(n: int) -> None:
+def test_few_images_give_few_directions(n: int) -> None:
     subspace = fit_subspace(drawn(n, 0, axes(0)))
     assert len(subspace["components"]) == max(1, n // 2)
 
@@ -49,41 +56,41 @@ def test_energy_falls_as_any_class_is_surer() -> None:
     assert low == pytest.approx(-9.0001, abs=1e-3)
 
 
-def known() -> tuple[Doubt, Tensor]:
+def known() -> tuple[OODScorer, Tensor]:
     """Return the doubt of two members, and the features that it was put on a scale by."""
     seen = drawn(400, 0, axes(0, 1, 2))
     subspaces = [fit_subspace(seen[:300]), fit_subspace(seen[100:])]
     unseen = drawn(1000, 1, axes(0, 1, 2))
     logits = torch.randn(1000, 3, generator=torch.Generator().manual_seed(2))
-    return fit_doubt(subspaces, residual(unseen, subspaces[0]), energy(logits)), unseen
+    return fit_ood_scorer(subspaces, residual(unseen, subspaces[0]), energy(logits)), unseen
 
 
-def judged(doubt: Doubt, features: Tensor, seed: int = 3) -> Tensor:
+def judged(ood_score: OODScorer, features: Tensor, seed: int = 3) -> Tensor:
     logits = torch.randn(len(features), 3, generator=torch.Generator().manual_seed(seed))
-    return doubt.judge(torch.stack([features] * 2), torch.stack([logits] * 2))
+    return ood_score.judge(torch.stack([features] * 2), torch.stack([logits] * 2))
 
 
-def test_95_of_100_pictures_are_kept_and_others_are_not() -> None:
-    doubt, _ = known()
-    like = judged(doubt, drawn(2000, 5, axes(0, 1, 2)))
+def test_95_of_100_images_are_kept_and_others_are_not() -> None:
+    ood_score, _ = known()
+    like = judged(ood_score, drawn(2000, 5, axes(0, 1, 2)))
     assert 0.93 < (like <= 1).float().mean() < 0.97
     assert like.median() == pytest.approx(0.0, abs=0.1)
-    assert (judged(doubt, drawn(200, 6, axes(20, 21))) > 1).float().mean() > 0.99
+    assert (judged(ood_score, drawn(200, 6, axes(20, 21))) > 1).float().mean() > 0.99
 
 
 def test_energy_alone_raises_doubt_too() -> None:
-    doubt, unseen = known()
+    ood_score, unseen = known()
     features = torch.stack([unseen[:1]] * 2)
     sure, unsure = (
-        doubt.judge(features, torch.full((2, 1, 3), value)).item() for value in (5.0, -5.0)
+        ood_score.judge(features, torch.full((2, 1, 3), value)).item() for value in (5.0, -5.0)
     )
     assert unsure > sure
 
 
-def test_pictures_that_are_all_alike_are_no_failure() -> None:
+def test_images_that_are_all_alike_are_no_failure() -> None:
     subspace = fit_subspace(torch.ones(5, 4))
-    doubt = fit_doubt([subspace], torch.zeros(5), torch.zeros(5))
-    assert torch.isfinite(doubt.judge(torch.ones(1, 2, 4), torch.zeros(1, 2, 3))).all()
+    ood_score = fit_ood_scorer([subspace], torch.zeros(5), torch.zeros(5))
+    assert torch.isfinite(ood_score.judge(torch.ones(1, 2, 4), torch.zeros(1, 2, 3))).all()
 
 
 def test_a_file_keeps_it(tmp_path: Path) -> None:
@@ -93,18 +100,18 @@ def test_a_file_keeps_it(tmp_path: Path) -> None:
     members = [{f"head.{key}": value for key, value in head.items()} for head in heads]
     features = torch.randn(60, backbone.feature_size)
     subspaces = [fit_subspace(features[:40]), fit_subspace(features[20:])]
-    doubt = fit_doubt(subspaces, residual(features, subspaces[0]), torch.randn(60))
-    made = Ensemble(card, backbone.stages.state_dict(), members, doubt)
-    pictures = torch.randint(0, 255, (3, 36, 36, 3), dtype=torch.uint8)
-    logits, before = made.examine(pictures)
-    assert torch.equal(logits, made.logits(pictures))
+    ood_score = fit_ood_scorer(subspaces, residual(features, subspaces[0]), torch.randn(60))
+    made = Ensemble(card, backbone.stages.state_dict(), members, ood_score)
+    images = torch.randint(0, 255, (3, 36, 36, 3), dtype=torch.uint8)
+    logits, before = made.examine(images)
+    assert torch.equal(logits, made.logits(images))
     bare = tmp_path / "bare.pt"
     Ensemble(card, backbone.stages.state_dict(), members).save(bare)
-    assert load_model(bare).examine(pictures)[1] is None
+    assert load_model(bare).examine(images)[1] is None
     path = tmp_path / "model.pt"
     made.save(path)
     assert path.stat().st_size - bare.stat().st_size < 2 * 34 * backbone.feature_size * 2 + 4000
-    after = load_model(path).examine(pictures)[1]
+    after = load_model(path).examine(images)[1]
     assert before is not None
     assert after is not None
     assert after.tolist() == pytest.approx(before.tolist(), abs=0.02), "kept in half precision"
@@ -123,6 +130,6 @@ def test_a_file_keeps_it(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(change: dict[str, Tensor]) -> None:
     state = {"means": torch.zeros(2, 4), "components": torch.zeros(2, 1, 4)}
     state["scale"] = torch.ones(3)
-    assert read_doubt(state, 2, 4).means.shape == (2, 4)
+    assert load_ood_scorer(state, 2, 4).means.shape == (2, 4)
     with pytest.raises(ValueError, match="its doubt is not of 2 members with 4 features each"):
-        read_doubt({**state, **change}, 2, 4)
+        load_ood_scorer({**state, **change}, 2, 4)

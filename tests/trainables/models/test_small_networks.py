@@ -23,9 +23,9 @@ N_SEEDS = 3
 def test_five_stages_end_in_one_finite_feature_vector(build, image_size):
     stages, n_features = build()
     assert len(stages) == 5
-    pictures = torch.randn(2, 3, image_size, image_size)
+    images = torch.randn(2, 3, image_size, image_size)
     with torch.no_grad():
-        features = nn.Sequential(*stages).eval()(pictures)
+        features = nn.Sequential(*stages).eval()(images)
     assert features.shape == (2, n_features)
     assert features.isfinite().all()
     assert features.std() > 0
@@ -73,20 +73,20 @@ def test_weights_are_plain_tensors_that_fit_the_network():
 
 def test_frozen_pretrained_features_beat_pixels_random_features_and_scratch():
     digits = load_digits()
-    pictures = _normalise(torch.from_numpy(digits.images).float() / 16)
+    images = _normalise(torch.from_numpy(digits.images).float() / 16)
     pretrained = nn.ModuleList(tinynet_stages()[0])
     pretrained.load_state_dict(torch.load(WEIGHTS, weights_only=True))
     torch.manual_seed(0)
     untrained = nn.ModuleList(tinynet_stages()[0])
     inputs = {
         "pixels": digits.data / 16,
-        "pretrained": _extract(pretrained, pictures),
-        "untrained": _extract(untrained, pictures),
+        "pretrained": _extract(pretrained, images),
+        "untrained": _extract(untrained, images),
     }
     accuracies = {name: [] for name in inputs}
     for seed in range(N_SEEDS):
         train, test = train_test_split(
-            np.arange(len(pictures)), train_size=100, stratify=digits.target, random_state=seed
+            np.arange(len(images)), train_size=100, stratify=digits.target, random_state=seed
         )
         for name, features in inputs.items():
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
@@ -94,8 +94,8 @@ def test_frozen_pretrained_features_beat_pixels_random_features_and_scratch():
             accuracies[name].append(probe.score(features[test], digits.target[test]))
         if seed == 0:
             labels = torch.from_numpy(digits.target)
-            network = _train_from_scratch(pictures[train], labels[train])
-            scratch = (network(pictures[test]).argmax(1) == labels[test]).float().mean().item()
+            network = _train_from_scratch(images[train], labels[train])
+            scratch = (network(images[test]).argmax(1) == labels[test]).float().mean().item()
     means = {name: float(np.mean(values)) for name, values in accuracies.items()}
     assert means["pretrained"] >= 0.94
     assert means["pretrained"] >= means["pixels"] + 0.03
@@ -113,11 +113,11 @@ def _normalise(grey):
 
 
 @torch.no_grad()
-def _extract(stages, pictures):
-    return nn.Sequential(*stages).eval()(pictures).numpy()
+def _extract(stages, images):
+    return nn.Sequential(*stages).eval()(images).numpy()
 
 
-def _train_from_scratch(pictures, labels, n_steps=120):
+def _train_from_scratch(images, labels, n_steps=120):
     torch.manual_seed(0)
     stages, n_features = tinynet_stages()
     network = nn.Sequential(*stages, nn.Linear(n_features, 10)).train()
@@ -125,7 +125,7 @@ def _train_from_scratch(pictures, labels, n_steps=120):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=n_steps)
     for _ in range(n_steps):
         batch = torch.randperm(len(labels))[:50]
-        loss = F.cross_entropy(network(pictures[batch]), labels[batch])
+        loss = F.cross_entropy(network(images[batch]), labels[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -16,20 +16,20 @@ import torch
 from search.console.progress import Progress
 from search.evaluation.calibration import fit_temperature, log_losses
 from search.pipeline.finalists import Candidate
-from search.pipeline.retraining.center_crop import LEAST_GAIN, LookedTwice, SecondLooks
-from search.pipeline.retraining.kfold import Fold, Recipe, out_of_fold, split_folds
+from search.pipeline.retraining.center_crop import MIN_GAIN, CenterCropProbes, CenterCropResult
+from search.pipeline.retraining.kfold import Fold, RetrainConfig, out_of_fold, split_folds
 from search.pipeline.retraining.retrain import Finalist, retrain_finalists
 from search.runs.run_folder import RunFolder
 from spaces.base import Space, TrialConfig
 from spaces.sources import folder
-from trainables.images import PictureRows, crop_and_normalise
-from trainables.models.center_crop import enlarge_middle
+from trainables.images import ImageRows, crop_and_normalise
+from trainables.models.center_crop import enlarge_center
 from trainables.models.ensemble import load_model
-from trainables.models.linear_probe import MOST_PICTURES, fit_head
+from trainables.models.linear_probe import MAX_IMAGES, fit_head
 from trainables.models.weights import PACKAGED, load_weights
-from trainables.trial import Bench, fresh_backbone
+from trainables.trial import TrainingContext, clone_backbone
 
-N_PICTURES, N_CLASSES, SIDE, PACKED, N_FOLDS = 90, 3, 32, 36, 3
+N_IMAGES, N_CLASSES, SIDE, PACKED, N_FOLDS = 90, 3, 32, 36, 3
 SHARES = {"tinynet": 0.0}
 
 
@@ -39,18 +39,18 @@ def space_of(**fields: Any) -> Space:
 
 
 @pytest.fixture(scope="module")
-def material(ray_session: None) -> Any:
+def prepared(ray_session: None) -> Any:
     """Noise whose class is the colour of a dot in the middle."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(N_PICTURES) % N_CLASSES
-    table = torch.randint(0, 256, (N_PICTURES, PACKED, PACKED, 3), generator=generator)
+    labels = torch.arange(N_IMAGES) % N_CLASSES
+    table = torch.randint(0, 256, (N_IMAGES, PACKED, PACKED, 3), generator=generator)
     middle = slice(PACKED // 2 - 5, PACKED // 2 + 5)
     table[:, middle, middle] //= 3
     for row, label in enumerate(labels.tolist()):
         table[row, middle, middle, label] += 90
     table = table.to(torch.uint8)
     network = ray.put(load_weights(PACKAGED["tinynet"]))
-    bench = Bench(
+    context = TrainingContext(
         table=ray.put(table.numpy()),
         labels=labels.numpy(),
         n_classes=N_CLASSES,
@@ -58,30 +58,30 @@ def material(ray_session: None) -> Any:
         flip=False,
         weights={"tinynet": network},
         n_views=1,
-        banks=None,
+        feature_cache=None,
         heads={"tinynet": {}},
         epochs=1,
         patience=None,
         seed=0,
     )
-    rows = {"train": np.arange(70), "val": np.arange(70, N_PICTURES)}
+    rows = {"train": np.arange(70), "val": np.arange(70, N_IMAGES)}
     return SimpleNamespace(
         space=space_of(),
-        bench=bench,
-        listing=SimpleNamespace(classes=("red", "green", "blue")),
-        packed=SimpleNamespace(table=bench.table),
-        pictures=table,
+        context=context,
+        manifest=SimpleNamespace(classes=("red", "green", "blue")),
+        decoded=SimpleNamespace(table=context.table),
+        images=table,
         rows=lambda *parts: np.concatenate([rows[part] for part in parts]),
         names=lambda rows: [f"{row}.png" for row in rows],
     )
 
 
-def folds_of(material: Any, sure: float, wrong: int) -> list[Fold]:
-    """Return folds that say the class by `sure`, and for every `wrong`th picture another."""
-    labels = material.bench.labels
+def folds_of(prepared: Any, sure: float, wrong: int) -> list[Fold]:
+    """Return folds that say the class by `sure`, and for every `wrong`th image another."""
+    labels = prepared.context.labels
     rng = np.random.default_rng(0)
     made = []
-    for part in split_folds(material.rows("train", "val"), labels, N_FOLDS, seed=0):
+    for part in split_folds(prepared.rows("train", "val"), labels, N_FOLDS, seed=0):
         said = np.where(part % wrong == 0, (labels[part] + 1) % N_CLASSES, labels[part])
         logits = sure * np.eye(N_CLASSES)[said] + rng.normal(size=(len(part), N_CLASSES))
         logits = logits.astype(np.float32)
@@ -90,25 +90,25 @@ def folds_of(material: Any, sure: float, wrong: int) -> list[Fold]:
     return made
 
 
-def test_a_middle_that_tells_the_class_helps_a_model_that_does_not_know(material: Any) -> None:
-    folds = folds_of(material, sure=1.0, wrong=4)
-    looks = SecondLooks(material, SHARES)
+def test_a_middle_that_tells_the_class_helps_a_model_that_does_not_know(prepared: Any) -> None:
+    folds = folds_of(prepared, sure=1.0, wrong=4)
+    looks = CenterCropProbes(prepared, SHARES)
     found = looks.look("tinynet", folds)
     assert found.helps
-    one = Finalist(Candidate(0, Recipe(TrialConfig("tinynet"), 1, None), 0.9), folds, found)
+    one = Finalist(Candidate(0, RetrainConfig(TrialConfig("tinynet"), 1, None), 0.9), folds, found)
     once = float(np.mean([fold.accuracy for fold in folds]))
     assert one.kept is found
     assert one.mean > once + 0.1
     assert one.gap == pytest.approx(0.9 - once), "what the search flattered had one look, too"
 
-    labels, (rows, logits) = material.bench.labels, out_of_fold(found.folds)
+    labels, (rows, logits) = prepared.context.labels, out_of_fold(found.folds)
     loss = log_losses(logits, labels[rows], fit_temperature(logits, labels[rows])).mean()
     assert found.log_loss == pytest.approx(loss)
-    # Each head learned from the other folds' pictures alone, and is on the members' scale.
-    network = fresh_backbone(material.bench, "tinynet", 5, torch.device("cpu")).eval()
+    # Each head learned from the other folds' images alone, and is on the members' scale.
+    network = clone_backbone(prepared.context, "tinynet", 5, torch.device("cpu")).eval()
     with torch.no_grad():
-        pixels = crop_and_normalise(material.pictures, SIDE)
-        features = network(enlarge_middle(pixels)).float()
+        pixels = crop_and_normalise(prepared.images, SIDE)
+        features = network(enlarge_center(pixels)).float()
     _, first = out_of_fold(folds)
     seconds = []
     for fold in folds:
@@ -121,58 +121,58 @@ def test_a_middle_that_tells_the_class_helps_a_model_that_does_not_know(material
     np.testing.assert_allclose(logits, first + scale * second, atol=0.3)  # bfloat16 features
 
 
-def test_middles_that_are_all_alike_do_not_help(material: Any) -> None:
-    table = material.pictures.clone()
+def test_middles_that_are_all_alike_do_not_help(prepared: Any) -> None:
+    table = prepared.images.clone()
     table[:, 4:-4, 4:-4] = 128
-    other = SimpleNamespace(**vars(material))
-    other.bench = replace(material.bench, table=ray.put(table.numpy()))
+    other = SimpleNamespace(**vars(prepared))
+    other.context = replace(prepared.context, table=ray.put(table.numpy()))
     folds = folds_of(other, sure=6.0, wrong=30)
-    found = SecondLooks(other, SHARES).look("tinynet", folds)
+    found = CenterCropProbes(other, SHARES).look("tinynet", folds)
     assert not found.helps
-    one = Finalist(Candidate(0, Recipe(TrialConfig("tinynet"), 1, None), 0.9), folds, found)
+    one = Finalist(Candidate(0, RetrainConfig(TrialConfig("tinynet"), 1, None), 0.9), folds, found)
     assert one.folds is folds
     assert one.kept is None
 
 
 def test_what_it_costs_must_be_worth_it() -> None:
     def helps(log_loss: float) -> bool:
-        return LookedTwice([], {}, log_loss, log_loss_once=0.1).helps
+        return CenterCropResult([], {}, log_loss, log_loss_one_view=0.1).helps
 
-    assert helps((1 - LEAST_GAIN) * 0.1)
+    assert helps((1 - MIN_GAIN) * 0.1)
     assert not helps(0.0995), "a probe that knows nothing may do as well by luck"
     assert not helps(0.11)
 
 
-def test_where_there_is_no_second_look(material: Any) -> None:
-    def can_look(**changes: Any) -> bool:
-        other = SimpleNamespace(**{**vars(material), **changes})
-        return SecondLooks(other, SHARES).can_look("tinynet")
+def test_where_there_is_no_second_look(prepared: Any) -> None:
+    def applies_to(**changes: Any) -> bool:
+        other = SimpleNamespace(**{**vars(prepared), **changes})
+        return CenterCropProbes(other, SHARES).applies_to("tinynet")
 
-    assert can_look()
-    assert not can_look(space=space_of(second_look=False))
-    assert not can_look(bench=replace(material.bench, heads={})), "it was not probed"
-    assert not can_look(rows=lambda *_: np.arange(MOST_PICTURES + 1))
+    assert applies_to()
+    assert not applies_to(space=space_of(center_crop=False))
+    assert not applies_to(context=replace(prepared.context, heads={})), "it was not probed"
+    assert not applies_to(rows=lambda *_: np.arange(MAX_IMAGES + 1))
 
 
-def test_the_model_gives_what_the_folds_were_judged_by(material: Any, tmp_path: Path) -> None:
+def test_the_model_gives_what_the_folds_were_judged_by(prepared: Any, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.note("gpu_shares", SHARES)
+    run.note("gpu_fraction", SHARES)
     candidate = Candidate(
-        None, Recipe(TrialConfig("tinynet", freeze_depth=5, lr=0.01), 1, None), 0.5
+        None, RetrainConfig(TrialConfig("tinynet", freeze_depth=5, lr=0.01), 1, None), 0.5
     )
-    made = retrain_finalists(material, [candidate], True, run, Progress(quiet=True))
-    section = run.summary["kfold"]["second_look"]
+    made = retrain_finalists(prepared, [candidate], True, run, Progress(quiet=True))
+    section = run.summary["kfold"]["center_crop"]
     assert section["kept"]
-    assert section["log_loss"] < section["log_loss_without"]
+    assert section["log_loss"] < section["log_loss_baseline"]
     assert section["accuracy_mean"] == run.summary["kfold"]["accuracy_mean"]
     assert run.summary["kfold"]["gap"] == 0.5 - section["accuracy_mean_without"]
     model = load_model(tmp_path / "model.pt")
-    assert model.card.second_look
+    assert model.card.center_crop
     with (tmp_path / "folds" / "oof_predictions.csv").open(newline="") as file:
         told = {row["name"]: float(row["p:green"]) for row in csv.DictReader(file)}
     for index, fold in enumerate(made.winner.folds):
-        pictures = PictureRows(material.pictures, torch.from_numpy(fold.held_out.copy()))
-        logits = model.logits(pictures)[index]
+        images = ImageRows(prepared.images, torch.from_numpy(fold.held_out.copy()))
+        logits = model.logits(images)[index]
         probabilities = torch.softmax(logits / model.card.temperature, 1)[:, 1]
-        expected = [told[name] for name in material.names(fold.held_out)]
+        expected = [told[name] for name in prepared.names(fold.held_out)]
         np.testing.assert_allclose(probabilities, expected, atol=0.03)  # features are bfloat16

@@ -9,13 +9,13 @@ import pytest
 import ray
 
 from search.pipeline.retraining import kfold
-from search.pipeline.retraining.kfold import Fold, Recipe, retrain
+from search.pipeline.retraining.kfold import Fold, RetrainConfig, retrain
 from spaces.base import TrialConfig
-from trainables.trial import Bench
+from trainables.trial import TrainingContext
 
-N_PICTURES, N_FOLDS = 30, 5
-LABELS = np.arange(N_PICTURES) % 2
-BENCH = Bench(None, LABELS, 2, 32, False, {}, 1, None, {}, 1, None, seed=0)
+N_IMAGES, N_FOLDS = 30, 5
+LABELS = np.arange(N_IMAGES) % 2
+BENCH = TrainingContext(None, LABELS, 2, 32, False, {}, 1, None, {}, 1, None, seed=0)
 RESOURCES = {"num_cpus": 1.0, "num_gpus": 0.0}
 
 
@@ -35,7 +35,14 @@ class Watched:
     def options(self, **resources: Any) -> Watched:
         return self
 
-    def remote(self, bench: Bench, recipe: Recipe, rows: Any, part: Any, *rest: Any) -> Any:
+    def remote(
+        self,
+        context: TrainingContext,
+        retrain_config: RetrainConfig,
+        rows: Any,
+        part: Any,
+        *rest: Any,
+    ) -> Any:
         self._submitted += 1
         self.at_a_time.append(self._submitted - len(self._told))
         return _stand_in.remote(part, rest[-1])
@@ -55,13 +62,13 @@ def watched(ray_session: None, told: list[int], monkeypatch: pytest.MonkeyPatch)
 
 
 def run(told: list[int], before: dict[int, Fold]) -> list[Fold]:
-    recipe = Recipe(TrialConfig("tinynet"), 1, None)
+    retrain_config = RetrainConfig(TrialConfig("tinynet"), 1, None)
 
     def on_fold(index: int, fold: Fold) -> None:
         told.append(index)
 
-    rows = np.arange(N_PICTURES)
-    return retrain(BENCH, recipe, rows, N_FOLDS, True, RESOURCES, on_fold, before)
+    rows = np.arange(N_IMAGES)
+    return retrain(BENCH, retrain_config, rows, N_FOLDS, True, RESOURCES, on_fold, before)
 
 
 def test_no_more_folds_run_at_a_time_than_there_are_cpus(watched: Watched, told: list[int]) -> None:

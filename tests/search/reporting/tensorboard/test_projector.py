@@ -11,13 +11,13 @@ from search.reporting.tensorboard.projector import write_projection
 def test_a_cloud_is_written_as_the_projector_reads_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(10, 3)).astype(np.float32)
-    pictures = np.stack([np.full((16, 16, 3), 20 * i, np.uint8) for i in range(10)])
+    images = np.stack([np.full((16, 16, 3), 20 * i, np.uint8) for i in range(10)])
     columns = {
         "class": ["a\tb"] + ["c"] * 9,
         "digit": [str(i) for i in range(10)],
         "name": [f"{i}.jpg" for i in range(10)],
     }
-    write_projection(tmp_path, "cloud", features, pictures, columns)
+    write_projection(tmp_path, "cloud", features, images, columns)
 
     config = text_format.Parse(
         (tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig()

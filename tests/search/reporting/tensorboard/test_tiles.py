@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from search.pipeline.predictions_tmp import Judged
+from search.pipeline.predictions_tmp import Predictions
 from search.reporting.tensorboard.image_grid import RIGHT, SIDE, UNKNOWN, WRONG, Tile, draw_sheet
 from search.reporting.tensorboard.tiles import (
     N_DRAWS,
@@ -24,13 +24,13 @@ PROBABILITIES = np.array(
 )
 
 
-def judged() -> Judged:
-    """Five pictures, each all of its own number; they lie in the table in another order."""
+def judged() -> Predictions:
+    """Five images, each all of its own number; they lie in the table in another order."""
     rows = np.array([4, 2, 0, 1, 3])
     table = torch.zeros(5, 8, 8, 3, dtype=torch.uint8)
     table[torch.from_numpy(rows)] = torch.arange(5, dtype=torch.uint8).view(-1, 1, 1, 1)
     names = [f"{i}.jpg" for i in range(5)]
-    return Judged(names, table, rows, np.array([0, 1, 2, 3, -1]), PROBABILITIES)
+    return Predictions(names, table, rows, np.array([0, 1, 2, 3, -1]), PROBABILITIES)
 
 
 def shown(tiles: list[Tile]) -> list[int]:
@@ -44,7 +44,7 @@ def test_mistakes_come_most_confident_first_and_then_the_least_sure() -> None:
     assert tiles[0].lines == ("said bee: 90\u00a0%", "is cow")
 
 
-def test_pictures_from_elsewhere_have_their_likeliest_classes() -> None:
+def test_images_from_elsewhere_have_their_likeliest_classes() -> None:
     tiles = predicted_tiles(judged(), CLASSES)
     assert shown(tiles) == [1, 2, 4, 0, 3]
     assert [tile.frame for tile in tiles] == [WRONG, WRONG, UNKNOWN, RIGHT, RIGHT]
@@ -52,13 +52,13 @@ def test_pictures_from_elsewhere_have_their_likeliest_classes() -> None:
     assert len(tiles[2].lines) == 3
 
 
-def test_augmented_pictures_follow_the_picture_itself() -> None:
+def test_augmented_images_follow_the_image_itself() -> None:
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(0, 256, (2, 40, 40, 3), generator=generator, dtype=torch.uint8)
-    tiles = augmented_tiles(pictures, 0.6, 32, flip=True)
+    images = torch.randint(0, 256, (2, 40, 40, 3), generator=generator, dtype=torch.uint8)
+    tiles = augmented_tiles(images, 0.6, 32, flip=True)
     assert len(tiles) == 2 * (1 + N_DRAWS)
-    for place, picture in ((0, pictures[0]), (1 + N_DRAWS, pictures[1])):
-        assert np.array_equal(tiles[place].pixels, picture[4:36, 4:36].numpy())
+    for place, image in ((0, images[0]), (1 + N_DRAWS, images[1])):
+        assert np.array_equal(tiles[place].pixels, image[4:36, 4:36].numpy())
         for tile in tiles[place + 1 : place + 1 + N_DRAWS]:
             assert np.abs(tile.pixels.astype(int) - tiles[place].pixels).mean() > 1
 

@@ -1,10 +1,10 @@
-"""Make the pictures of the README and docs, `docs/pictures/*.png`, from a finished run's report.
+"""Make the images of the README and docs, `docs/images/*.png`, from a finished run's report.
 
     python -m search.run --name digits
-    python -m scripts.readme_pictures results/digits
+    python -m scripts.readme_images results/digits
 
 The report is written again first, and names the run as this command does. Needs Chromium (Debian:
-`apt-get install chromium`) and the extra `dev`. Take a run whose pictures may be shown to everyone:
+`apt-get install chromium`) and the extra `dev`. Take a run whose images may be shown to everyone:
 they are in the report.
 """
 
@@ -26,18 +26,18 @@ from search.reporting.page import write_report
 from search.runs.run_folder import FolderError, RunFolder
 
 WIDTH = 1160
-"""Of the pictures, in pixels: a README is shown about 900 wide."""
+"""Of the images, in pixels: a README is shown about 900 wide."""
 
 COLOURS = 128
-MOST_BYTES = 300_000
-"""Of all pictures together."""
+MAX_BYTES = 300_000
+"""Of all images together."""
 
 _MARGIN = 16
 _TWO_ROWS = 6  # cards
 
 
-def take_pictures(page: Page, report: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yield each picture's name, and the picture."""
+def take_images(page: Page, report: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Yield each image's name, and the image."""
     page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(report.absolute().as_uri())
     yield "report", _clip(page, 0, _bottom(page.locator("#answer")))
@@ -47,7 +47,7 @@ def take_pictures(page: Page, report: Path) -> Iterator[tuple[str, Image.Image]]
     cards = (outside if outside.count() else page.locator("#evaluation .cards")).first
     each = cards.locator(":scope > li")
     last = each.nth(min(each.count(), _TWO_ROWS) - 1)
-    yield "pictures", _clip(page, _top(cards), _bottom(last))
+    yield "images", _clip(page, _top(cards), _bottom(last))
 
 
 @contextmanager
@@ -91,25 +91,25 @@ def _clip(page: Page, top: float, bottom: float) -> Image.Image:
 
 def main() -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(description="Make the README's pictures.")
+    parser = argparse.ArgumentParser(description="Make the README's images.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a finished run's folder")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "pictures")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
     options = parser.parse_args()
     n_bytes = 0
     try:
         write_report(RunFolder.open(options.run))
         options.out.mkdir(parents=True, exist_ok=True)
         with open_page() as page:
-            for name, picture in take_pictures(page, options.run / "report.html"):
+            for name, image in take_images(page, options.run / "report.html"):
                 path = options.out / f"{name}.png"
-                picture.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+                image.convert("RGB").quantize(COLOURS).save(path, optimize=True)
                 n_bytes += path.stat().st_size
-                print(f"{path}: {picture.width} × {picture.height}, {path.stat().st_size:,} bytes")
+                print(f"{path}: {image.width} × {image.height}, {path.stat().st_size:,} bytes")
     except (FolderError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if n_bytes > MOST_BYTES:
-        print(f"error: {n_bytes:,} bytes are more than {MOST_BYTES:,}", file=sys.stderr)
+    if n_bytes > MAX_BYTES:
+        print(f"error: {n_bytes:,} bytes are more than {MAX_BYTES:,}", file=sys.stderr)
         return 1
     return 0
 
