@@ -62,7 +62,7 @@ class Trial:
         import torch
 
         from spaces.base import TrialConfig
-        from trainables.trial import create_trainer
+        from trainables.worker import create_trainer
 
         torch.set_num_threads(1)
         self._table = context.images(torch.device("cpu")).table
@@ -122,7 +122,7 @@ def make_context(table: np.ndarray) -> tuple[Any, float]:
 
     from search.cluster.feature_cache_actor import FeatureCachePlan, start_feature_cache
     from trainables.feature_cache import bytes_per_image
-    from trainables.trial import TrainingContext, clone_backbone
+    from trainables.worker import TrainingContext, clone_backbone
 
     import torch  # isort: skip
 

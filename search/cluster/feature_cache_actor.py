@@ -290,6 +290,6 @@ def _build_block(
     Returns:
         By boundary, the features' bits; and a last None for another task to wait for (`after`).
     """
-    from trainables.trial import build_block
+    from trainables.worker import build_block
 
     return [*build_block(context, backbone, rows, view, n_views, stage_outputs, seed), None]

@@ -17,7 +17,9 @@ import torch
 from search.cluster.nodes import Node, autoscaler_nodes, machines
 from spaces.base import Space, TrialConfig, values_of
 from trainables.trainer import Trainer
-from trainables.trial import TrainingContext, create_trainer, resolve_config
+from trainables.worker import TrainingContext, create_trainer, resolve_config
+
+CPUS_PER_TRIAL = 1.0
 
 MAX_TRIALS_PER_GPU = 8
 """Trials on one GPU; more only wait for each other."""

@@ -19,16 +19,15 @@ import ray
 import torch
 
 from search.cluster.nodes import EVERYWHERE
-from search.cluster.resources import TrialSlots
+from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
 from search.console.progress import Progress
 from search.pipeline.prepare import PreparedData
 from search.runs.run_folder import RunFolder
 from search.tuning.throughput import measure_throughput
-from search.tuning.tune import CPUS_PER_TRIAL
 from spaces.base import Space, TrialConfig
 from trainables.compute import compute_with
 from trainables.trainer import EpochResult
-from trainables.trial import TrainingContext, create_trainer, threads_of_worker
+from trainables.worker import TrainingContext, create_trainer, threads_of_worker
 
 _COLUMNS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 

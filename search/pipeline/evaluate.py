@@ -28,7 +28,7 @@ from search.reporting.examples import save_samples
 from search.runs.run_folder import RunFolder
 from trainables.images import ImageRows
 from trainables.models.ensemble import Ensemble, mean_probabilities
-from trainables.trial import open_table
+from trainables.worker import open_table
 
 TOP = 3  # classes named for each external image
 

@@ -11,11 +11,17 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.pipeline.retraining.kfold import RetrainConfig
-from search.reporting.evidence import FIRST
 from search.runs.run_folder import RunFolder
-from search.tuning.study import best_epoch, best_value, count_states, ranked_trials, trial_params
+from search.tuning.study import (
+    BASELINE_TRIAL,
+    best_epoch,
+    best_value,
+    count_states,
+    ranked_trials,
+    trial_params,
+)
 from spaces.base import Space, TrialConfig
-from trainables.trial import resolve_config
+from trainables.worker import resolve_config
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,18 @@ def choose_finalists(
         name, probe = next(iter(probes.items()))
         retrain_config = RetrainConfig(TrialConfig(backbone=name, freeze_depth=5), 0, None)
         candidates.append(Candidate(None, retrain_config, probe["accuracy"]))
-    if with_first and chosen and all(candidate.number != FIRST for candidate in candidates):
-        first = study.get_trials(deepcopy=False)[FIRST]
+    if (
+        with_first
+        and chosen
+        and all(candidate.number != BASELINE_TRIAL for candidate in candidates)
+    ):
+        first = study.get_trials(deepcopy=False)[BASELINE_TRIAL]
         is_new = all(first.params != trial.params for trial in chosen)
         if is_new and first.intermediate_values and first.state != TrialState.FAIL:
             retrain_config = full_length(
                 read_retrain_config(first, space, folder.path), first, space.epochs
             )
-            candidates.append(Candidate(FIRST, retrain_config, best_value(first)))
+            candidates.append(Candidate(BASELINE_TRIAL, retrain_config, best_value(first)))
     return candidates
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from search.cluster.nodes import wait_for_gpu
-from search.cluster.resources import TrialSlots, measure_gpu_fractions
+from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots, measure_gpu_fractions
 from search.console.formatting import describe, duration
 from search.console.progress import Progress
 from search.console.signals import FAILED, GracefulShutdown
@@ -24,12 +24,12 @@ from search.pipeline.prepare import PreparedData, pack_images
 from search.pipeline.probe import build_feature_cache, open_feature_cache, probe_backbones
 from search.pipeline.request import Request, RequestError
 from search.pipeline.retraining.retrain import retrain_finalists, save_best_trial
-from search.reporting.evidence import FIRST
 from search.reporting.tensorboard.run_board import Overview
 from search.reporting.tensorboard.trial_boards import TrialBoards
 from search.runs.run_folder import RunFolder
 from search.tuning.checkpoints import start_checkpoint_store
 from search.tuning.study import (
+    BASELINE_TRIAL,
     best_value,
     count_states,
     count_unfinished,
@@ -42,7 +42,7 @@ from search.tuning.study import (
 )
 from search.tuning.throughput import measure_throughput
 from search.tuning.time_budget import TimeBudget, fold_growth
-from search.tuning.tune import CPUS_PER_TRIAL, SearchPlan, TrialCallback, run_trials
+from search.tuning.tune import SearchPlan, TrialCallback, run_trials
 from spaces.base import Space
 from trainables.models.backbones import create_backbone
 from trainables.models.weights import WeightsError, load_weights
@@ -209,7 +209,7 @@ def tell_left_out(
             f"trial {ranked[0].number}, {best_value(ranked[0]):.4f} in the search, is no finalist:"
             " its folds would take too much of the time budget"
         )
-    elif time.leaves_first_out() and FIRST not in retrained:
+    elif time.leaves_first_out() and BASELINE_TRIAL not in retrained:
         progress.warn("the first trial is not compared with: its folds would take too long")
 
 

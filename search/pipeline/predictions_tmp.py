@@ -11,7 +11,7 @@ from torch import Tensor
 
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.kfold import Fold, out_of_fold
-from trainables.trial import open_table
+from trainables.worker import open_table
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from search.reporting.audit_page import MAX_PAIRS
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
 from spaces.base import Space
-from trainables.trial import TrainingContext, open_table
+from trainables.worker import TrainingContext, open_table
 
 IMAGES_FRACTION = 0.2
 """Of the smallest node's object store; more images than that are mapped from a file."""

@@ -26,7 +26,7 @@ from trainables.feature_cache import (
 )
 from trainables.models.ensemble import Ensemble, ModelCard
 from trainables.models.linear_probe import Probe, fit_probe
-from trainables.trial import clone_backbone
+from trainables.worker import clone_backbone
 
 FEATURE_CACHE_FRACTION = 0.7
 """Of the smallest node's object store; the rest is for images and weights."""

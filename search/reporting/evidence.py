@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from search.console.formatting import count
-
-FIRST = 0
-"""The number of the first trial: the default recipe, where the space names one."""
+from search.tuning.study import BASELINE_TRIAL
 
 
 def describe_gain(summary: Mapping[str, Any]) -> str | None:
     """Say whether the search gained anything over its first trial; None before that is known."""
-    if summary.get("best", {}).get("trial") == FIRST:
+    if summary.get("best", {}).get("trial") == BASELINE_TRIAL:
         return "none: the first trial's recipe won the folds"
     compared = summary.get("comparison")
     if not compared:

@@ -33,6 +33,9 @@ from trainables.trial import FAILURE
 
 STUDY_NAME = "search"
 
+BASELINE_TRIAL = 0
+"""Number of the space's first trial, which the winner is compared with."""
+
 # What is kept beside each trial's parameters and values (`trial.user_attrs`).
 BEST_EPOCH = "best_epoch"
 LOSSES = "val_losses"

@@ -9,11 +9,11 @@ import numpy as np
 import ray
 import torch
 
-from search.tuning.tune import CPUS_PER_TRIAL
+from search.cluster.resources import CPUS_PER_TRIAL
 from trainables.compute import compute_with
 from trainables.feature_cache import mixed_precision
 from trainables.images import crop_and_normalise
-from trainables.trial import TrainingContext, clone_backbone, threads_of_worker, training_device
+from trainables.worker import TrainingContext, clone_backbone, threads_of_worker, training_device
 
 _IMAGES = 16
 

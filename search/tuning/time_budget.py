@@ -13,8 +13,7 @@ from typing import Any
 import optuna
 
 from search.pipeline.retraining.center_crop import uses_center_crop
-from search.reporting.evidence import FIRST
-from search.tuning.study import SECONDS, STATES, best_epoch, best_value
+from search.tuning.study import BASELINE_TRIAL, SECONDS, STATES, best_epoch, best_value
 from spaces.base import Space, TrialConfig
 
 FOLD_SECONDS = 1.0
@@ -124,7 +123,7 @@ class TimeBudget:
             return
         if state == "complete":
             self._costs[number] = replace(cost, epochs=result["best_epoch"])
-        elif state == "pruned" and number == FIRST:
+        elif state == "pruned" and number == BASELINE_TRIAL:
             # It is retrained at its full length, but is no rival to the full-length trials.
             self._costs[number] = replace(cost, accuracy=-math.inf)
         else:
@@ -141,7 +140,7 @@ class TimeBudget:
         """
         left = self._seconds - self._elapsed() - self._closing_seconds({backbone})
         if self._is_compared():
-            left -= self._folds_seconds(self._costs[FIRST])
+            left -= self._folds_seconds(self._costs[BASELINE_TRIAL])
         for depth in range(5):
             cost = TrialCost(0.0, self._space.epochs, self._expected(backbone, depth), backbone)
             if cost.epochs * cost.epoch_seconds + self._folds_seconds(cost) <= left:
@@ -152,7 +151,10 @@ class TimeBudget:
         """Return what folds, evaluation and report are expected to take."""
         able = self._costs.keys() - self.too_slow()
         ranked = sorted(able, key=lambda number: -self._costs[number].accuracy)
-        finalists = {*ranked[: self._n_finalists], *([FIRST] if self._is_compared() else [])}
+        finalists = {
+            *ranked[: self._n_finalists],
+            *([BASELINE_TRIAL] if self._is_compared() else []),
+        }
         folds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
         closing = self._closing_seconds({self._costs[number].backbone for number in finalists})
         return min(folds + closing, MAX_RESERVED * self._seconds)
@@ -165,7 +167,7 @@ class TimeBudget:
 
     def leaves_first_out(self) -> bool:
         """Say whether there is no time to retrain the first trial just to compare with it."""
-        return FIRST in self._costs and not self._is_compared()
+        return BASELINE_TRIAL in self._costs and not self._is_compared()
 
     def __getstate__(self) -> dict[str, object]:
         """Save nothing: Tune pickles what it runs with, and nobody carries on from that."""
@@ -201,7 +203,7 @@ class TimeBudget:
         return LOOK_FRACTION * n * sum(self._paces[backbone]) / max(1, self._places(backbone))
 
     def _is_compared(self) -> bool:
-        first = self._costs.get(FIRST)
+        first = self._costs.get(BASELINE_TRIAL)
         return first is not None and self._folds_seconds(first) <= MAX_COMPARED * self._seconds
 
     def _folds_seconds(self, cost: TrialCost) -> float:

@@ -19,15 +19,14 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from search.cluster.resources import TrialSlots
+from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
 from search.tuning.asha import LetsWorkersStart, ResumableASHA
 from search.tuning.checkpoints import CheckpointClient
 from search.tuning.curve import append_epoch
 from search.tuning.study import LOST, StudySearcher, curves
 from spaces.base import Space
-from trainables.trial import DISK_FULL, FAILURE, ImageTrial, TrainingContext
-
-CPUS_PER_TRIAL = 1.0
+from trainables.trial import DISK_FULL, FAILURE, ImageTrial
+from trainables.worker import TrainingContext
 
 
 class TrialCallback(Protocol):

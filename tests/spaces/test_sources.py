@@ -95,9 +95,9 @@ def test_folder_without_data_says_how_to_get_it(tmp_path: Path) -> None:
 def test_missing_data_folder_suggests_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(SourceError) as caught:
-        folder().open(tmp_path / "picturs", tmp_path)
+        folder().open(tmp_path / "imagse", tmp_path)
     assert str(caught.value) == (
-        f"--data must name a folder, but there is no {tmp_path}/picturs; did you mean 'images'?"
+        f"--data must name a folder, but there is no {tmp_path}/imagse; did you mean 'images'?"
     )
 
 

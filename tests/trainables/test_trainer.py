@@ -19,7 +19,7 @@ from trainables.feature_cache import FeatureCache, as_features, build_view
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.weights import PACKAGED, load_weights
 from trainables.trainer import EpochResult, Trainer, TrainingError
-from trainables.trial import resolve_config
+from trainables.worker import resolve_config
 
 CPU = torch.device("cpu")
 N_CLASSES, N_IMAGES, N_TRAIN = 3, 72, 48

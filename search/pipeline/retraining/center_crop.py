@@ -15,10 +15,10 @@ import ray
 import torch
 
 from search.cluster.nodes import EVERYWHERE
+from search.cluster.resources import CPUS_PER_TRIAL
 from search.evaluation.calibration import fit_temperature, log_losses
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.kfold import Fold, out_of_fold
-from search.tuning.tune import CPUS_PER_TRIAL
 from spaces.base import Space
 from trainables.compute import compute_with
 from trainables.feature_cache import mixed_precision
@@ -26,7 +26,7 @@ from trainables.images import crop_and_normalise
 from trainables.models.center_crop import enlarge_center
 from trainables.models.ensemble import Weights, stages_from
 from trainables.models.linear_probe import MAX_IMAGES, fit_head
-from trainables.trial import (
+from trainables.worker import (
     TrainingContext,
     clone_backbone,
     folded_backbone,

@@ -25,7 +25,7 @@ from trainables.grouped_kfold import grouped_folds
 from trainables.models.ensemble import Weights
 from trainables.models.linear_probe import fit_head
 from trainables.models.ood import MAX_IMAGES, Subspace, fit_subspace, residual
-from trainables.trial import TrainingContext, create_trainer, threads_of_worker
+from trainables.worker import TrainingContext, create_trainer, threads_of_worker
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from search.pipeline.retraining.kfold import Fold, out_of_fold
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
 from trainables.models.ood import OODScorer, energy, fit_ood_scorer
-from trainables.trial import open_table
+from trainables.worker import open_table
 
 
 def learn_from_folds(prepared: PreparedData, folds: Sequence[Fold], folder: RunFolder) -> float:

@@ -12,19 +12,18 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
+from search.cluster.resources import CPUS_PER_TRIAL
 from search.console.progress import Progress
 from search.pipeline.finalists import Candidate, read_retrain_config
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
 from search.pipeline.retraining.kfold import Fold, FoldStore, RetrainConfig, retrain
 from search.pipeline.retraining.out_of_fold import fit_ood, fold_interval, learn_from_folds
-from search.reporting.evidence import FIRST
 from search.runs.run_folder import RunFolder
 from search.tuning.checkpoints import BEST_WEIGHTS
-from search.tuning.study import best_value, ranked_trials
-from search.tuning.tune import CPUS_PER_TRIAL
+from search.tuning.study import BASELINE_TRIAL, best_value, ranked_trials
 from trainables.models.ensemble import Ensemble, ModelCard, Weights
-from trainables.trial import clone_backbone
+from trainables.worker import clone_backbone
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def retrain_finalists(
     ensemble = _as_model(prepared, winner, looks, temperature)
     ensemble.ood_scorer = fit_ood(winner.folds)
     ensemble.save(folder.path / "model.pt")
-    first = next((one for one in finalists if one.candidate.number == FIRST), None)
+    first = next((one for one in finalists if one.candidate.number == BASELINE_TRIAL), None)
     if first is None or first is winner:
         return Retrained(winner, ensemble, None)
     return Retrained(winner, ensemble, _as_model(prepared, first, looks, temperature=1.0))

@@ -39,7 +39,7 @@ from search.runs.run_folder import RunFolder
 from trainables.feature_cache import mixed_precision
 from trainables.images import crop_and_normalise
 from trainables.models.ensemble import Ensemble
-from trainables.trial import open_table
+from trainables.worker import open_table
 
 _N_AUGMENTED = 6  # images on a sheet of augmentation, a row each
 _COLUMNS = 8  # of the other sheets

@@ -12,7 +12,7 @@ import torch
 
 from search.cluster import shared_file
 from search.cluster.shared_file import share_file
-from trainables.trial import open_table
+from trainables.worker import open_table
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -22,7 +22,7 @@ from search.runs.run_folder import RunFolder
 from spaces.base import Space, load_space
 from spaces.sources import digits
 from trainables.models.weights import PACKAGED, load_weights
-from trainables.trial import TrainingContext
+from trainables.worker import TrainingContext
 
 N_IMAGES, N_CLASSES, SIZE = 48, 3, 32
 

@@ -26,7 +26,8 @@ from spaces.base import Space
 from spaces.sources import digits
 from trainables import trial as trial_module
 from trainables.disk_full import is_disk_full
-from trainables.trial import ImageTrial, TrainingContext
+from trainables.trial import ImageTrial
+from trainables.worker import TrainingContext
 
 pytestmark = pytest.mark.slow
 

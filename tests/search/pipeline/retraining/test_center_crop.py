@@ -27,7 +27,7 @@ from trainables.models.center_crop import enlarge_center
 from trainables.models.ensemble import load_model
 from trainables.models.linear_probe import MAX_IMAGES, fit_head
 from trainables.models.weights import PACKAGED, load_weights
-from trainables.trial import TrainingContext, clone_backbone
+from trainables.worker import TrainingContext, clone_backbone
 
 N_IMAGES, N_CLASSES, SIDE, PACKED, N_FOLDS = 90, 3, 32, 36, 3
 SHARES = {"tinynet": 0.0}

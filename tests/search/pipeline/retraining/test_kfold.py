@@ -11,7 +11,7 @@ import ray
 from search.pipeline.retraining import kfold
 from search.pipeline.retraining.kfold import Fold, RetrainConfig, retrain
 from spaces.base import TrialConfig
-from trainables.trial import TrainingContext
+from trainables.worker import TrainingContext
 
 N_IMAGES, N_FOLDS = 30, 5
 LABELS = np.arange(N_IMAGES) % 2
