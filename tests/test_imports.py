@@ -5,9 +5,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("spaces", "trainables", "search")
-"""The packages; one may import itself and those before it."""
 NOT_STUDIES = ("base", "sources", "glyphs")
+COMMANDS = ("run", "predict", "export", "serve", "audit", "report")
+LAYERS = (
+    ("spaces",),
+    ("trainables",),
+    ("search.runs", "search.console"),
+    ("search.cluster",),
+    ("search.tuning", "search.data", "search.evaluation"),
+    ("search.reporting", "search.deployment"),
+    ("search.pipeline",),
+    tuple(f"search.{command}" for command in COMMANDS),
+)
+"""The rooms, a layer a line, the lowest first: a room imports itself and those of lower lines."""
+MAX_MODULES = 10
+MAX_LINES = 300
+QUICK_ROOMS = ("search.data", "search.evaluation", "search.runs", "search.console")
+"""Rooms that import neither Ray nor torch, so that a user's mistake is shown at once."""
+KNOW_RAY_TUNE = {
+    *("search.tuning.tune", "search.tuning.searcher", "search.tuning.asha", "trainables.trial")
+}
 
 
 def imports_of(source: str, modules: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -40,17 +57,38 @@ def cycle_in(graph: Mapping[str, set[str]]) -> list[str] | None:
     return next((found for module in sorted(graph) if (found := visit(module, []))), None)
 
 
-def layer(module: str) -> str:
+def package(module: str) -> str:
     return module.split(".", 1)[0]
+
+
+def room(module: str) -> str | None:
+    """Return the room that a module is in; None of what is not ours."""
+    rooms = [name for names in LAYERS for name in names]
+    return next((name for name in rooms if f"{module}.".startswith(f"{name}.")), None)
+
+
+def layer(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+def runs_up(here: str | None, there: str | None) -> bool:
+    return None not in (here, there) and there != here and layer(str(there)) >= layer(str(here))
+
+
+def imported_at_once(source: str) -> Iterator[str]:
+    """Yield what importing a file imports: not what stands in functions or is for types alone."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imports_of(ast.unparse(node))
 
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, Path]:
-    """Every file of the packages, by module name."""
+    """Every file of the packages, by its module's dotted path."""
     return {
-        f"{package}.{path.stem}": path
-        for package in LAYERS
-        for path in sorted((ROOT / package).rglob("*.py"))
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for name in ("spaces", "trainables", "search")
+        for path in sorted((ROOT / name).rglob("*.py"))
     }
 
 
@@ -88,19 +126,34 @@ def test_a_cycle_would_be_found():
 
 
 def test_all_packages_are_read(files):
-    for module in ("spaces.base", "spaces.digits", "trainables.trainer", "search.run"):
+    for module in ("spaces.base", "trainables.models.ood", "search.data.audit", "search.run"):
         assert module in files
 
 
-def test_imports_run_one_way(graph):
+def test_every_module_is_in_a_room(files):
+    outside = {m for m in files if room(m) is None} - {"search"}
+    assert outside == set()
+
+
+def test_imports_run_down(graph):
     wrong = [
         f"{module} imports {imported}"
         for module, all_imported in graph.items()
         for imported in sorted(all_imported)
-        if layer(imported) in LAYERS[LAYERS.index(layer(module)) + 1 :]
-        or layer(imported) in ("tests", "benchmarks", "scripts")
+        if package(imported) in ("tests", "benchmarks", "scripts")
+        or runs_up(room(module), room(imported))
     ]
     assert wrong == []
+
+
+def test_the_pipeline_is_only_run(graph):
+    """The other commands work on what a run has left."""
+    users = {
+        module
+        for module, imported in graph.items()
+        if any(room(name) == "search.pipeline" for name in imported)
+    }
+    assert {module for module in users if room(module) != "search.pipeline"} == {"search.run"}
 
 
 def test_there_is_no_import_cycle(graph):
@@ -112,7 +165,9 @@ def test_a_study_is_data(graph):
     studies = {
         module: imported
         for module, imported in graph.items()
-        if layer(module) == "spaces" and module.split(".")[1] not in NOT_STUDIES
+        if package(module) == "spaces"
+        and module != "spaces"
+        and module.split(".")[1] not in NOT_STUDIES
     }
     assert len(studies) >= 6
     assert {module: imported - allowed for module, imported in studies.items()} == {
@@ -120,9 +175,49 @@ def test_a_study_is_data(graph):
     }
 
 
-def test_only_the_controller_and_the_trial_know_ray(graph):
-    know_ray = {m for m, imported in graph.items() if "ray" in map(layer, imported)}
-    assert {m for m in know_ray if layer(m) != "search"} == {"trainables.trial"}
+def test_who_knows_ray(graph):
+    know_ray = {m for m, imported in graph.items() if "ray" in map(package, imported)}
+    assert {m for m in know_ray if package(m) != "search"} == {"trainables.trial"}
+    know_tune = {
+        module
+        for module, imported in graph.items()
+        if any(f"{name}.".startswith("ray.tune.") for name in imported)
+    }
+    assert know_tune == KNOW_RAY_TUNE
+
+
+def test_quick_rooms_import_neither_ray_nor_torch(files):
+    slow = {
+        (module, name)
+        for module, path in files.items()
+        if room(module) in QUICK_ROOMS
+        for name in imported_at_once(path.read_text(encoding="utf-8"))
+        if package(name) in ("ray", "torch", "torchvision")
+    }
+    assert slow == set()
+
+
+def test_rooms_are_small(files):
+    sizes: dict[Path, int] = {}
+    for path in files.values():
+        if path.name != "__init__.py":
+            sizes[path.parent] = sizes.get(path.parent, 0) + 1
+    assert {
+        str(folder.relative_to(ROOT)): n
+        for folder, n in sizes.items()
+        if n > MAX_MODULES and "search" in folder.parts
+    } == {}
+
+
+def test_long_files_say_why(files):
+    long = []
+    for module, path in files.items():
+        source = path.read_text(encoding="utf-8")
+        if source.count("\n") > MAX_LINES:
+            text = ast.get_docstring(ast.parse(source)) or ""
+            if "long" not in text.lower():
+                long.append(module)
+    assert long == []
 
 
 def test_no_file_is_a_drawer_for_everything(files):
