@@ -139,7 +139,7 @@ def one_member(ensemble: Ensemble, number: int) -> Ensemble:
     if number > n_members:
         raise ExportError(f"1 <= --member <= {n_members} must hold, but got {number}")
     card = replace(ensemble.card, n_members=1)
-    ood_score = None if ensemble.ood_scorer is None else ensemble.ood_scorer.of_member(number - 1)
+    ood_score = None if ensemble.ood_scorer is None else ensemble.ood_scorer.for_member(number - 1)
     second = ensemble.center_crop_weights()
     if second is not None:
         second |= {key: second[key][number - 1 : number] for key in ("weight", "bias")}

@@ -53,7 +53,7 @@ BACKBONES: tuple[str, ...] = (
 )
 """Every backbone that `trainables.models.backbones` can build."""
 
-ResizeMode = Literal["whole", "crop"]
+ResizeMode = Literal["pad", "crop"]
 """How an image becomes a square: see `Space.resize_mode`."""
 
 Value = str | int | float | bool
@@ -165,8 +165,8 @@ class Space:
     resize_size: int | None = None
     """Side in pixels of the square that an image is kept at, of which `image_size` is the middle;
     None is `image_size / 0.875`, as torchvision's own recipes do."""
-    resize_mode: ResizeMode = "whole"
-    """How an image becomes a square: "whole" shows all of it, its outermost pixels going on to the
+    resize_mode: ResizeMode = "pad"
+    """How an image becomes a square: "pad" shows all of it, its outermost pixels going on to the
     square's edges; "crop" shows the middle, as torchvision's recipes do."""
     epochs: int = 20
     trials: int = 48
@@ -185,7 +185,7 @@ class Space:
     """Share of all images held out for the test, where the set has no test split of its own."""
     views: int = 8
     """Augmented views of each training image in the view bank."""
-    keep: int = 3
+    keep_checkpoints: int = 3
     """How many of the best trials keep their weights on disk."""
     center_crop: bool = True
     """Whether the model looks at the enlarged middle of each image, too, where the folds predict
@@ -332,7 +332,7 @@ def _number_problems(space: Space) -> Iterable[str]:
         ("trials", 1, 1_000_000),
         ("folds", 2, 100),
         ("views", 1, 256),
-        ("keep", 1, 1_000_000),
+        ("keep_checkpoints", 1, 1_000_000),
     )
     for name, low, high in bounds:
         problem = _Rule(low, high, integer=True).broken_by(name, getattr(space, name))
@@ -347,7 +347,7 @@ def _number_problems(space: Space) -> Iterable[str]:
             f"resize_size >= image_size must hold, but got {space.resize_size} < {space.image_size}"
         )
     if space.resize_mode not in get_args(ResizeMode):
-        yield f"framing must be 'whole' or 'crop', but got {space.resize_mode!r}"
+        yield f"resize_mode must be 'pad' or 'crop', but got {space.resize_mode!r}"
     if space.patience is not None and space.patience < 1:
         yield f"patience >= 1 must hold, but got {space.patience}"
     for name in ("center_crop", "ablation"):

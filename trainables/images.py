@@ -99,7 +99,7 @@ def read_image(path_or_file: ImageSource) -> Image.Image:
         raise ImageError(_name_of(path_or_file), _reason(error, path_or_file)) from error
 
 
-def fit(
+def to_square(
     image: Image.Image,
     cache_size: int,
     image_size: int | None = None,
@@ -107,7 +107,7 @@ def fit(
 ) -> np.ndarray:
     """Make an image the square that is packed.
 
-    Framed "whole", the evaluation crop sees all of it: its longer side is squeezed to that of the
+    Framed "pad", the evaluation crop sees all of it: its longer side is squeezed to that of the
     shorter, by a factor of `MAX_SQUEEZED` at most, and the outermost pixels go on from there to
     the edges. Framed "crop", its shorter side is resized to `cache_size` and the square at the
     centre is kept: the pixels are those of torchvision's `Resize(cache_size)`, and the square lies
@@ -118,14 +118,14 @@ def fit(
         cache_size: side of the square, in pixels.
         image_size: side in pixels of the evaluation crop that will be taken; None is
             `CROP_FRACTION` of `cache_size`.
-        resize_mode: "whole" or "crop".
+        resize_mode: "pad" or "crop".
 
     Returns:
         uint8 [cache_size, cache_size, 3].
     """
     image_size = image_size or round(cache_size * CROP_FRACTION)
-    if resize_mode == "whole":
-        return _fit_whole(image, cache_size, image_size)
+    if resize_mode == "pad":
+        return _pad_to_square(image, cache_size, image_size)
     width, height = image.size
     short, long = min(width, height), max(width, height)
     long_packed = int(cache_size * long / short)  # torchvision's rounding
@@ -147,7 +147,7 @@ def fit(
     return np.asarray(image)
 
 
-def _fit_whole(image: Image.Image, cache_size: int, image_size: int) -> np.ndarray:
+def _pad_to_square(image: Image.Image, cache_size: int, image_size: int) -> np.ndarray:
     longer = max(image.size)
     width, height = (
         max(1, round(image_size * min(1.0, MAX_SQUEEZED * side / longer))) for side in image.size

@@ -15,7 +15,7 @@ from benchmarks.harness.reporting import DEFAULT_DATA, stop
 from spaces.base import ResizeMode
 from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view
-from trainables.images import IMAGE_SUFFIXES, as_tensor, fit, read_image
+from trainables.images import IMAGE_SUFFIXES, as_tensor, read_image, to_square
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.ensemble import Weights
 from trainables.models.weights import load_weights
@@ -154,10 +154,10 @@ def choose_per_class(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndar
     return np.concatenate(members)
 
 
-def pack_images(images: ImageFiles, image_size: int, resize_mode: ResizeMode = "whole") -> ImageSet:
+def pack_images(images: ImageFiles, image_size: int, resize_mode: ResizeMode = "pad") -> ImageSet:
     """Decode images into the table that trainings read."""
     sizes = round(image_size / 0.875), image_size
-    table = np.stack([fit(read_image(path), *sizes, resize_mode) for path in images.paths])
+    table = np.stack([to_square(read_image(path), *sizes, resize_mode) for path in images.paths])
     labels = torch.from_numpy(images.labels.astype(np.int64))
     return ImageSet(torch.from_numpy(table), labels, len(images.classes), image_size, flip=True)
 
@@ -175,7 +175,7 @@ def new_backbone(name: str, state: Weights | None, device: str = "cpu") -> Backb
 
 
 def pooled_features(
-    images: ImageFiles, backbone: Backbone, image_size: int, resize_mode: ResizeMode = "whole"
+    images: ImageFiles, backbone: Backbone, image_size: int, resize_mode: ResizeMode = "pad"
 ) -> torch.Tensor:
     """Return what a frozen backbone makes of images: float32 [n, feature_size]."""
     decoded = pack_images(images, image_size, resize_mode)

@@ -33,7 +33,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say, stop
+from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress, stop
 from benchmarks.harness.workbench import (
     CALTECH_SIX,
     build_cache,
@@ -52,7 +52,7 @@ from search.pipeline.retraining.kfold import split_folds
 from spaces.sources import Arrays, digits, fashion_mnist, rendered_digits
 from trainables.batches import ImageSet
 from trainables.feature_cache import mixed_precision
-from trainables.images import crop_and_normalise, fit
+from trainables.images import crop_and_normalise, to_square
 from trainables.models.center_crop import enlarge_center
 
 N_VIEWS = 8
@@ -136,7 +136,7 @@ def main() -> int:
     pairs = _pairs(arguments)
     found: dict[tuple[str, str, str], list[float]] = {}
     for name, pair in pairs.items():
-        say(name)
+        log_progress(name)
         for seed in range(n_seeds):
             for way, settings in WAYS.items():
                 if settings.fits(pair.inside):
@@ -294,7 +294,7 @@ def _features(
 def _kept(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     path = _STORE / f"{name}.npy"
     if not path.is_file():
-        say(f"features: {name}")
+        log_progress(f"features: {name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, make())
     return np.asarray(np.load(path))
@@ -324,7 +324,7 @@ def _fashion(data: Path, classes: tuple[str, ...]) -> ImageSet:
 def _as_set(images: np.ndarray, labels: np.ndarray, size: int, flip: bool) -> ImageSet:
     decoded = size if size < 64 else round(size / 0.875)
     table = np.stack(
-        [fit(Image.fromarray(x).convert("RGB"), decoded, size, "whole") for x in images]
+        [to_square(Image.fromarray(x).convert("RGB"), decoded, size, "pad") for x in images]
     )
     y = torch.from_numpy(labels.astype(np.int64))
     return ImageSet(torch.from_numpy(table), y, int(y.max()) + 1, size, flip)

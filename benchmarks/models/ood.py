@@ -25,7 +25,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from benchmarks.harness.reporting import Ratio, Report, command_line, say
+from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress
 from benchmarks.harness.workbench import (
     ImageFiles,
     background,
@@ -77,7 +77,7 @@ def main() -> int:
     names = sorted(known, key=lambda name: name != "caltech")
     rows = []
     for name in names[: 1 if arguments.mode == "quick" else None]:
-        say(name)
+        log_progress(name)
         rows += _measure(name, known, features)
     report.tables["area under the ROC curve, held-out images against others"] = [
         _columns(row, "auroc") for row in rows
@@ -176,7 +176,7 @@ def fit_scores(fold: Fold, held_out: Tensor) -> dict[str, Score]:
         return lambda x: 1 - (_unit(x) @ units.T).topk(k, dim=1).values[:, -1]
 
     return {
-        OURS: lambda x: ood_score.judge(x[None], fold.logits(x)[None]),
+        OURS: lambda x: ood_score.score(x[None], fold.logits(x)[None]),
         "residual": lambda x: residual(x, subspace),
         "energy": lambda x: energy(fold.logits(x)),
         "1 - largest probability": lambda x: 1 - fold.logits(x).softmax(1).max(1).values,

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
+from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress, stop
 from benchmarks.harness.workbench import (
     CALTECH_SIX,
     ImageFiles,
@@ -42,7 +42,7 @@ from benchmarks.harness.workbench import (
 from benchmarks.models.feature_cache import interval
 from search.pipeline.retraining.kfold import split_folds
 from trainables.batches import ImageSet
-from trainables.images import CROP_FRACTION, fit, read_image
+from trainables.images import CROP_FRACTION, read_image, to_square
 from trainables.models.ensemble import Weights
 from trainables.models.export_module import central
 from trainables.models.linear_probe import fit_head
@@ -92,7 +92,7 @@ def main() -> int:
 
 def middle(image: Image.Image, size: int) -> np.ndarray:
     """Return the central `size` of a shorter side of `size / 0.875`."""
-    decoded = torch.from_numpy(fit(image, round(size / CROP_FRACTION), size))
+    decoded = torch.from_numpy(to_square(image, round(size / CROP_FRACTION), size))
     return central(decoded[None], size)[0].numpy()
 
 
@@ -114,7 +114,7 @@ def padded(image: Image.Image, size: int) -> np.ndarray:
 def zoomed(image: Image.Image, size: int) -> np.ndarray:
     """Return the middle of ours, enlarged."""
     cut = size * (1 - _ZOOM) / 2
-    ours = Image.fromarray(fit(image, size, size, "whole"))
+    ours = Image.fromarray(to_square(image, size, size, "pad"))
     box = (cut, cut, size - cut, size - cut)
     return np.asarray(ours.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
@@ -122,10 +122,10 @@ def zoomed(image: Image.Image, size: int) -> np.ndarray:
 MIDDLE, OURS, ZOOMED = "the middle", "ours", "ours, zoomed"
 WAYS: Mapping[str, Callable[[Image.Image, int], np.ndarray]] = {
     MIDDLE: middle,
-    "the square": lambda image, size: fit(image, size, size),
+    "the square": lambda image, size: to_square(image, size, size),
     "squeezed": squeezed,
     "padded": padded,
-    OURS: lambda image, size: fit(image, size, size, "whole"),
+    OURS: lambda image, size: to_square(image, size, size, "pad"),
     ZOOMED: zoomed,
 }
 LOOKS: Mapping[str, Sequence[str]] = {
@@ -165,7 +165,7 @@ def _features(
     rows = torch.arange(len(labels))
     made = {}
     for way, frame in WAYS.items():
-        say(f"{name}: {way}")
+        log_progress(f"{name}: {way}")
         table = np.stack([frame(read_image(path), image_size) for path in files.paths])
         images = ImageSet(
             torch.from_numpy(table), labels, len(files.classes), image_size, flip=True

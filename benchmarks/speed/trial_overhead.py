@@ -25,7 +25,7 @@ from typing import Any
 from unittest import mock
 
 import search.tuning.tune
-from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say
+from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress
 from benchmarks.harness.simulated_trials import SimulatedContext, SimulatedTrial
 from search.cluster.session import ray_session
 from search.tuning.asha import REDUCTION_FACTOR
@@ -105,7 +105,7 @@ def run_ours(
         gpu_fraction=dict.fromkeys(space.backbones, 0.0),
     )
     study = open_study(storage_url(folder), space)
-    checkpoints = start_checkpoint_store(trials, space.keep, {})
+    checkpoints = start_checkpoint_store(trials, space.keep_checkpoints, {})
     rows = {"train": np.arange(8), "val": np.arange(8)}
     with simulated_trials():
         run_trials(plan, study, space, context, rows, checkpoints, trials, callbacks)
@@ -121,7 +121,7 @@ def main() -> None:
     with ray_session(None):
         for concurrent in (1, 2) if arguments.mode != "smoke" else (1,):
             for side, run in (("ours", _time_ours), ("stock Ray Tune", _time_stock)):
-                say(f"{side}: {n_trials} trials, {concurrent} at a time")
+                log_progress(f"{side}: {n_trials} trials, {concurrent} at a time")
                 rows.append(_row(side, concurrent, run(space, n_trials, concurrent)))
     report.tables[f"A trial that does nothing, after {N_WARM_UP} to warm up"] = rows
     for concurrent in dict.fromkeys(row["at a time"] for row in rows):

@@ -34,7 +34,7 @@ import numpy as np
 import optuna
 import torch
 
-from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say, stop
+from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress, stop
 from benchmarks.harness.workbench import find_weights_folder, generate_images, need_data
 from benchmarks.speed.ray_tutorial import Job
 from search.tuning.asha import REDUCTION_FACTOR, rung_epochs
@@ -126,10 +126,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vs-tutorial-") as scratch:
         work = plan_work(arguments, Path(scratch))
         configs = draw_configs(work)
-        say(f"ours: {work.n_configs} configurations, at most {work.epochs} epochs")
+        log_progress(f"ours: {work.n_configs} configurations, at most {work.epochs} epochs")
         ours, details = run_ours(work, configs, Path(scratch))
         chosen = spread_over_depths(configs, work.n_tutorial)
-        say(f"the tutorial's way: {len(chosen)} configurations; ours took {ours.whole_seconds:.0f}")
+        log_progress(
+            f"the tutorial's way: {len(chosen)} configurations; ours took {ours.whole_seconds:.0f}"
+        )
         theirs = run_tutorial(work, chosen, Path(scratch))
     tell(report, work, ours, theirs, details)
     report.publish(arguments)
@@ -335,7 +337,7 @@ def judge_kept_trial(work: Work, run: Path, trial: dict[str, Any]) -> float:
         n_members=1,
     )
     model = Ensemble(card, _prefix(work, run), [torch.load(kept, weights_only=True)])
-    table = np.stack([card.fit(read_image(p)) for p, _ in samples["test"]])
+    table = np.stack([card.to_square(read_image(p)) for p, _ in samples["test"]])
     predicted = model.logits(torch.from_numpy(table))[0].argmax(1)
     right = [
         summary_classes[guess] == classes[label]

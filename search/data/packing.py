@@ -23,7 +23,7 @@ from search.cluster.nodes import EVERYWHERE
 from search.data.manifest import Manifest, Problem
 from search.data.thumbnails import Thumbnails
 from spaces.base import ResizeMode
-from trainables.images import ImageError, fit, read_image
+from trainables.images import ImageError, read_image, to_square
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +179,7 @@ def _decode_files(files: Sequence[Path | bytes], square: ResizeSpec) -> Block:
         except ImageError as error:
             reasons[row] = error.reason
             continue
-        block[row] = fit(image, *square)
+        block[row] = to_square(image, *square)
         thumbnails.draw(row, image)
         digests[row] = "" if isinstance(content, Path) else image_digest(content)
     return block, thumbnails, digests, reasons
@@ -191,7 +191,7 @@ def _resize_arrays(images: np.ndarray, start: int, block_size: int, square: Resi
     thumbnails = Thumbnails.empty(len(part))
     for row, pixels in enumerate(part):
         image = Image.fromarray(pixels).convert("RGB")
-        block[row] = fit(image, *square)
+        block[row] = to_square(image, *square)
         thumbnails.draw(row, image)
     return block, thumbnails, [image_digest(pixels.tobytes()) for pixels in part], {}
 

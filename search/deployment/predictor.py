@@ -93,7 +93,7 @@ class Predictor:
         Raises:
             ImageError: it cannot be read.
         """
-        return self.model.card.fit(read_image(image))
+        return self.model.card.to_square(read_image(image))
 
     def predict_packed(
         self, names: Sequence[str], decoded: Sequence[np.ndarray], top: int
@@ -106,7 +106,7 @@ class Predictor:
             top: How many classes to name for each.
         """
         classes = self.model.card.classes
-        logits, ood_score = self.model.examine(torch.from_numpy(np.stack(decoded)))
+        logits, ood_score = self.model.predict_with_ood(torch.from_numpy(np.stack(decoded)))
         rows = mean_probabilities(logits, self.model.card.temperature)
         ood_scores: list[float | None] = (
             [None] * len(names) if ood_score is None else ood_score.tolist()

@@ -123,7 +123,7 @@ def _read_files(root: Path, names: Sequence[str], card: ModelCard) -> list[_Read
     for name in names:
         try:
             content = (root / name).read_bytes()
-            decoded = card.fit(read_image(BytesIO(content)))
+            decoded = card.to_square(read_image(BytesIO(content)))
         except (OSError, ImageError):
             images.append(None)
         else:
@@ -139,6 +139,6 @@ def _read_arrays(arrays: Arrays, names: Sequence[str], card: ModelCard) -> list[
             images.append(None)
             continue
         pixels = arrays.images[row_of[name]]
-        decoded = card.fit(Image.fromarray(pixels).convert("RGB"))
+        decoded = card.to_square(Image.fromarray(pixels).convert("RGB"))
         images.append((decoded, image_digest(pixels.tobytes())))
     return images

@@ -53,7 +53,7 @@ def evaluate(
     table = open_table(prepared.decoded.table, torch.device("cpu"))
     labels = prepared.context.labels[rows]
     images = ImageRows(table, torch.from_numpy(rows))
-    logits, ood_score = ensemble.examine(images)
+    logits, ood_score = ensemble.predict_with_ood(images)
     before, probabilities = (
         mean_probabilities(logits, temperature).numpy()
         for temperature in (1.0, ensemble.card.temperature)
@@ -101,7 +101,7 @@ def _evaluate_external(
     classes = prepared.manifest.classes
     labels = manifest.labels[decoded.kept]
     table = open_table(decoded.table, torch.device("cpu"))[: len(decoded.kept)]
-    logits, ood_score = ensemble.examine(table)
+    logits, ood_score = ensemble.predict_with_ood(table)
     probabilities = mean_probabilities(logits, ensemble.card.temperature).numpy()
     names = [manifest.names[i] for i in decoded.kept]
     write_predictions(

@@ -144,7 +144,7 @@ def search(
     )
     trials = folder.path / "trials"
     shared = request.shared and request.shared.within("trials")
-    checkpoints = start_checkpoint_store(trials.absolute(), space.keep, kept_scores(study), shared)
+    checkpoints = start_checkpoint_store(trials.absolute(), space.keep_checkpoints, kept_scores(study), shared)
     boards = TrialBoards(folder.path / "tensorboard", space)
     boards.catch_up(outcomes(study))
     n_ended = sum(count_states(study).values())
@@ -258,7 +258,7 @@ def _note_trials(study: optuna.Study, space: Space, folder: RunFolder, seconds: 
 def settings(run_plan: RunPlan) -> dict[str, object]:
     """Return what applied to the run, the command line's changes to the space included."""
     request, space = run_plan.request, run_plan.space
-    scope = ("trials", "epochs", "folds", "patience", "views", "keep")
+    scope = ("trials", "epochs", "folds", "patience", "views", "keep_checkpoints")
     images = ("image_size", "resize_mode", "cache_size", "weights", "center_crop")
     return {
         **{name: getattr(space, name) for name in (*scope, *images)},

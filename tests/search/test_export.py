@@ -49,7 +49,7 @@ def test_one_graph_gives_what_the_ensemble_gives(colour_run, colour_images):
         expected = torch.softmax(ensemble(x) / 1.25, 2).mean(0)
         probabilities, ood_score = ExportModule(ensemble)(pixels)
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-        told = ensemble.examine(torch.from_numpy(decoded))[1]  # in bfloat16 where there is that
+        told = ensemble.predict_with_ood(torch.from_numpy(decoded))[1]  # in bfloat16 where there is that
         torch.testing.assert_close(ood_score, told, atol=0.1, rtol=0.02)
         ensemble.ood_scorer = None
         assert len(ExportModule(ensemble)(pixels)) == 1
@@ -133,7 +133,7 @@ def test_a_member_alone(run, capsys):
         expected = torch.softmax(ensemble.classifiers[1](x) / 1.25, 1).numpy()
     found = run_onnx(run / "export" / "model-member2.onnx", pixels)
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-4)
-    alone = one_member(ensemble, 2).examine(torch.from_numpy(decoded))[1]
+    alone = one_member(ensemble, 2).predict_with_ood(torch.from_numpy(decoded))[1]
     np.testing.assert_allclose(found.ood_score, alone, atol=0.1)
     assert "warning" not in capsys.readouterr().err
 

@@ -245,7 +245,7 @@ def test_resume_with_a_space_that_was_changed(
 def test_a_run_of_before_there_was_a_choice_is_carried_on_with_crops(
     tmp_path: Path, images: Path
 ) -> None:
-    for settings, resize_mode in (({"resize_mode": "whole"}, "whole"), ({"epochs": 3}, "crop")):
+    for settings, resize_mode in (({"resize_mode": "pad"}, "pad"), ({"epochs": 3}, "crop")):
         run = begun(tmp_path, data=str(images))
         RunFolder.open(run).note("settings", settings)
         run_plan = check(parse_request(["--resume", str(run), "--data", str(images)]))

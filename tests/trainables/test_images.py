@@ -21,8 +21,8 @@ from trainables.images import (
     ImageError,
     as_tensor,
     crop_and_normalise,
-    fit,
     read_image,
+    to_square,
 )
 
 ONE_LEVEL = 1.001 / 255 / min(STD)
@@ -42,7 +42,7 @@ def smooth(width: int = 40, height: int = 30) -> Image.Image:
 
 
 def ours(image: Image.Image, cache_size: int, image_size: int) -> torch.Tensor:
-    decoded = torch.from_numpy(fit(image, cache_size, image_size).copy())[None]
+    decoded = torch.from_numpy(to_square(image, cache_size, image_size).copy())[None]
     return crop_and_normalise(decoded, image_size)[0]
 
 
@@ -94,8 +94,8 @@ def test_default_crop_is_exact_where_the_space_keeps_its_default_margin() -> Non
     for image_size in range(16, 120):
         cache_size = round(image_size / 0.875)
         image = noise(cache_size + 3, cache_size)
-        square = fit(image, cache_size)
-        np.testing.assert_array_equal(square, fit(image, cache_size, image_size))
+        square = to_square(image, cache_size)
+        np.testing.assert_array_equal(square, to_square(image, cache_size, image_size))
 
 
 @pytest.mark.parametrize("shape", [(1000, 3), (3, 1000)])
@@ -109,7 +109,7 @@ def test_extreme_aspect_ratios_differ_by_one_level_at_most(shape: tuple[int, int
 def test_one_pixel_by_twenty_thousand_takes_no_gigabytes() -> None:
     # Resized whole at first, this would be an image of 256 × 5,120,000.
     column = np.repeat(np.arange(20_000, dtype=np.uint32)[:, None, None] // 80, 3, axis=2)
-    decoded = fit(Image.fromarray(column.astype(np.uint8)), 256)
+    decoded = to_square(Image.fromarray(column.astype(np.uint8)), 256)
     assert decoded.shape == (256, 256, 3)
     assert abs(int(decoded.mean()) - 125) <= 1
 
@@ -125,7 +125,7 @@ def test_evaluation_pixels_of_real_images(shared_data: Path) -> None:
 
 
 def test_fit_gives_square_bytes() -> None:
-    decoded = fit(noise(50, 40), 32)
+    decoded = to_square(noise(50, 40), 32)
     assert decoded.shape == (32, 32, 3)
     assert decoded.dtype == np.uint8
 
@@ -410,7 +410,7 @@ def test_image_errors_travel_between_processes() -> None:
 
 
 def whole(image: Image.Image, cache_size: int, image_size: int) -> np.ndarray:
-    decoded = fit(image, cache_size, image_size, "whole")
+    decoded = to_square(image, cache_size, image_size, "pad")
     assert decoded.shape == (cache_size, cache_size, 3)
     start = round((cache_size - image_size) / 2)
     return decoded[start : start + image_size, start : start + image_size]
@@ -442,6 +442,6 @@ def test_beyond_that_edges_go_on(shape: tuple[int, int], n_rows: int) -> None:
 
 
 def test_the_margin_for_augmentation_repeats_the_edges() -> None:
-    decoded = fit(noise(300, 200), 256, 224, "whole")
+    decoded = to_square(noise(300, 200), 256, 224, "pad")
     np.testing.assert_array_equal(decoded[:16], np.repeat(decoded[16:17], 16, 0))
     np.testing.assert_array_equal(decoded[:, 240:], np.repeat(decoded[:, 239:240], 16, 1))

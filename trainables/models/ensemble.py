@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from spaces.base import ResizeMode
 from trainables.feature_cache import mixed_precision
-from trainables.images import ImageRows, crop_and_normalise, fit
+from trainables.images import ImageRows, crop_and_normalise, to_square
 from trainables.models.backbones import N_STAGES, Backbone, create_backbone
 from trainables.models.center_crop import CenterCropBranch
 from trainables.models.ood import OODScorer, load_ood_scorer
@@ -53,9 +53,9 @@ class ModelCard:
     resize_mode: ResizeMode = "crop"  # as all were before a file said so
     center_crop: bool = False
 
-    def fit(self, image: Image.Image) -> np.ndarray:
+    def to_square(self, image: Image.Image) -> np.ndarray:
         """Make an RGB image what the model takes: uint8 [cache_size, cache_size, 3]."""
-        return fit(image, self.cache_size, self.image_size, self.resize_mode)
+        return to_square(image, self.cache_size, self.image_size, self.resize_mode)
 
 
 def create_head(feature_size: int, n_classes: int, hidden_units: int, dropout: float) -> nn.Module:
@@ -234,11 +234,11 @@ class Ensemble(nn.Module):
         return features, logits
 
     def logits(self, images: Tensor | ImageRows) -> Tensor:
-        """Return each member's logits for packed images; see `examine`."""
-        return self.examine(images)[0]
+        """Return each member's logits for packed images; see `predict_with_ood`."""
+        return self.predict_with_ood(images)[0]
 
     @torch.no_grad()
-    def examine(self, images: Tensor | ImageRows) -> tuple[Tensor, Tensor | None]:
+    def predict_with_ood(self, images: Tensor | ImageRows) -> tuple[Tensor, Tensor | None]:
         """Return each member's logits for packed images, and how far these are to be doubted.
 
         Args:
@@ -258,7 +258,7 @@ class Ensemble(nn.Module):
             features, logits = (both.float().cpu() for both in made)
             parts.append(logits)
             if self.ood_scorer is not None:
-                ood_scores.append(self.ood_scorer.judge(features, logits))
+                ood_scores.append(self.ood_scorer.score(features, logits))
         return torch.cat(parts, dim=1), None if self.ood_scorer is None else torch.cat(ood_scores)
 
     def probabilities(self, images: Tensor | ImageRows) -> Tensor:
@@ -329,7 +329,7 @@ def _read_card(text: str) -> ModelCard:
             f" {card.cache_size}"
         )
     if card.resize_mode not in get_args(ResizeMode):
-        raise ModelError(f"its framing must be 'whole' or 'crop', but is {card.resize_mode!r}")
+        raise ModelError(f"its resize_mode must be 'pad' or 'crop', but is {card.resize_mode!r}")
     if not isinstance(card.center_crop, bool):
         raise ModelError(f"its center_crop must be true or false, but is {card.center_crop!r}")
     if not (isinstance(card.temperature, int | float) and 0 < card.temperature < math.inf):

@@ -54,7 +54,7 @@ class ExportModule(nn.Module):
         if not self.has_ood:
             return (probabilities,)
         ood_score = OODScorer(self.ood_means, self.ood_components, self.ood_scale)
-        return probabilities, ood_score.judge(features, logits)
+        return probabilities, ood_score.score(features, logits)
 
 
 def central(decoded: Tensor, image_size: int) -> Tensor:

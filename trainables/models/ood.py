@@ -70,7 +70,7 @@ class OODScorer:
     components: Tensor
     scale: Tensor
 
-    def judge(self, features: Tensor, logits: Tensor) -> Tensor:
+    def score(self, features: Tensor, logits: Tensor) -> Tensor:
         """Return the members' mean doubt.
 
         Args:
@@ -87,7 +87,7 @@ class OODScorer:
             total = total + of_residual * residual(x, subspace) + of_energy * energy(z) + offset
         return total / len(features)
 
-    def of_member(self, index: int) -> OODScorer:
+    def for_member(self, index: int) -> OODScorer:
         """Return the doubt by one member alone; the scale is one member's already."""
         kept = slice(index, index + 1)
         return OODScorer(self.means[kept], self.components[kept], self.scale)

@@ -77,7 +77,7 @@ function tellDoubt(place, { doubt, unlike }) {
 
 // Which part of an image the model sees, in its pixels, and how much of the model's square that fills.
 function seen({ width, height }) {
-  if (model.framing === "crop") {
+  if (model.resize_mode === "crop") {
     const side = Math.min(width, height) * model.kept;
     return { width: side, height: side, across: 1, down: 1 };
   }
@@ -106,7 +106,7 @@ async function draw(card, name, file, result, label) {
   const [left, top] = [(bitmap.width - part.width) / 2, (bitmap.height - part.height) / 2];
   const to = [0, 0, image.width, image.height];
   image.getContext("2d").drawImage(bitmap, left, top, part.width, part.height, ...to);
-  const shown = model.framing === "crop" ? `The middle of ${name}` : name;
+  const shown = model.resize_mode === "crop" ? `The middle of ${name}` : name;
   image.setAttribute("aria-label", shown);
   card.querySelector("figure").hidden = false;
   if (!result.attribution) return;

@@ -16,7 +16,7 @@ from search.data.class_folders import DataError
 from search.data.manifest import Manifest, check_counts, scan
 from search.data.packing import DecodedImages, pack
 from spaces.sources import caltech101, digits, folder
-from trainables.images import as_tensor, fit, read_image
+from trainables.images import as_tensor, read_image, to_square
 
 # --- pack --------------------------------------------------------------------------------------
 
@@ -57,7 +57,7 @@ def test_pack_decodes_every_image_in_order(tmp_path: Path, block_size: int | Non
     assert decoded.problems == ()
     assert manifest.paths is not None
     for row, path in enumerate(manifest.paths):
-        np.testing.assert_array_equal(table[row], fit(read_image(path), 16, 13))
+        np.testing.assert_array_equal(table[row], to_square(read_image(path), 16, 13))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -138,7 +138,7 @@ def test_unreadable_files_are_named_and_left_out(tmp_path: Path, block_size: int
         *(f"class 1/{i}.png" for i in range(6)),
     ]
     for row, i in enumerate(decoded.kept):
-        np.testing.assert_array_equal(table[row], fit(read_image(manifest.paths[i]), 16))
+        np.testing.assert_array_equal(table[row], to_square(read_image(manifest.paths[i]), 16))
     with pytest.raises(DataError, match="but 'class 0' has 5"):
         check_counts(manifest, decoded.kept, folds=5)
 
@@ -187,7 +187,7 @@ def test_pack_resizes_arrays(tmp_path: Path) -> None:
     assert manifest.images is not None
     for row in (0, 69, 70, 299):
         image = Image.fromarray(manifest.images[row]).convert("RGB")
-        np.testing.assert_array_equal(table[row], fit(image, 18, 16))
+        np.testing.assert_array_equal(table[row], to_square(image, 18, 16))
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -53,7 +53,7 @@ def guarded_url(colour_run: Path) -> Iterator[str]:
 def whole_url(colour_run: Path) -> Iterator[str]:
     """Of a model that sees whole images."""
     predictor = load(colour_run)
-    predictor.model.card = replace(predictor.model.card, resize_mode="whole")
+    predictor.model.card = replace(predictor.model.card, resize_mode="pad")
     with serving(predictor, Limits()) as url:
         yield f"{url}/"
 

@@ -37,7 +37,7 @@ SPACE = Space(
         "batch_size": 64,
     },
     image_size=32, resize_size=32, epochs=6, trials=8, folds=2, views=3, flip=False,
-    keep=2,
+    keep_checkpoints=2,
 )
 """
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.system.fuzz.mutations import FORMATS, mutate, sound_images
-from trainables.images import ImageError, fit, read_image
+from trainables.images import ImageError, read_image, to_square
 from trainables.models.ensemble import ModelError, load_model
 
 IMAGES = sound_images()
@@ -26,7 +26,7 @@ quick = settings(
 
 @pytest.mark.parametrize("index", range(len(FORMATS)), ids=FORMATS)
 def test_sound_images_are_read(index):
-    assert fit(read_image(io.BytesIO(IMAGES[index])), 20, 16).shape == (20, 20, 3)
+    assert to_square(read_image(io.BytesIO(IMAGES[index])), 20, 16).shape == (20, 20, 3)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -41,7 +41,7 @@ def test_a_damaged_image(content, seed):
         reason = error.reason
     else:
         assert image.mode == "RGB"
-        assert fit(image, 20, 16).shape == (20, 20, 3)
+        assert to_square(image, 20, 16).shape == (20, 20, 3)
     assert reason
     assert "\n" not in reason
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainables.images import crop_and_normalise, fit
+from trainables.images import crop_and_normalise, to_square
 from trainables.models.backbones import create_backbone
 from trainables.models.ensemble import (
     FORMAT,
@@ -219,15 +219,19 @@ def test_save_and_load_is_exact(tmp_path, depth, hidden_units):
 
 def test_a_model_says_how_it_frames_images_and_one_of_before_crops(tmp_path):
     path = tmp_path / "model.pt"
-    ensemble(replace(CARD, resize_mode="whole")).save(path)
+    ensemble(replace(CARD, resize_mode="pad")).save(path)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8))
     sizes = CARD.cache_size, CARD.image_size
-    np.testing.assert_array_equal(load_model(path).card.fit(image), fit(image, *sizes, "whole"))
+    np.testing.assert_array_equal(
+        load_model(path).card.to_square(image), to_square(image, *sizes, "pad")
+    )
     content = torch.load(path, weights_only=True)
     card = json.loads(content["card"])
     del card["resize_mode"]
     torch.save({**content, "card": json.dumps(card)}, path)
-    np.testing.assert_array_equal(load_model(path).card.fit(image), fit(image, *sizes, "crop"))
+    np.testing.assert_array_equal(
+        load_model(path).card.to_square(image), to_square(image, *sizes, "crop")
+    )
 
 
 def test_a_file_holds_tensors_and_json_and_the_prefix_once(saved, tmp_path):
@@ -335,7 +339,7 @@ def test_a_hostile_file_runs_nothing(tmp_path, zipped):
         ({"cache_size": 70_000}, "out of range"),
         ({"freeze_depth": 6}, "0 <= freeze_depth <= 5 must hold, but got 6"),
         ({"hidden_units": -1}, "out of range"),
-        ({"resize_mode": "tall"}, "its framing must be 'whole' or 'crop', but is 'tall'"),
+        ({"resize_mode": "tall"}, "its resize_mode must be 'pad' or 'crop', but is 'tall'"),
         ({"temperature": 0}, "its temperature must be a number above 0, but is 0"),
         ({"temperature": float("nan")}, "its temperature must be a number above 0, but is nan"),
         ({"temperature": "hot"}, "its temperature must be a number above 0, but is 'hot'"),

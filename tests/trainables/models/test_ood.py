@@ -67,7 +67,7 @@ def known() -> tuple[OODScorer, Tensor]:
 
 def judged(ood_score: OODScorer, features: Tensor, seed: int = 3) -> Tensor:
     logits = torch.randn(len(features), 3, generator=torch.Generator().manual_seed(seed))
-    return ood_score.judge(torch.stack([features] * 2), torch.stack([logits] * 2))
+    return ood_score.score(torch.stack([features] * 2), torch.stack([logits] * 2))
 
 
 def test_95_of_100_images_are_kept_and_others_are_not() -> None:
@@ -82,7 +82,7 @@ def test_energy_alone_raises_doubt_too() -> None:
     ood_score, unseen = known()
     features = torch.stack([unseen[:1]] * 2)
     sure, unsure = (
-        ood_score.judge(features, torch.full((2, 1, 3), value)).item() for value in (5.0, -5.0)
+        ood_score.score(features, torch.full((2, 1, 3), value)).item() for value in (5.0, -5.0)
     )
     assert unsure > sure
 
@@ -90,7 +90,7 @@ def test_energy_alone_raises_doubt_too() -> None:
 def test_images_that_are_all_alike_are_no_failure() -> None:
     subspace = fit_subspace(torch.ones(5, 4))
     ood_score = fit_ood_scorer([subspace], torch.zeros(5), torch.zeros(5))
-    assert torch.isfinite(ood_score.judge(torch.ones(1, 2, 4), torch.zeros(1, 2, 3))).all()
+    assert torch.isfinite(ood_score.score(torch.ones(1, 2, 4), torch.zeros(1, 2, 3))).all()
 
 
 def test_a_file_keeps_it(tmp_path: Path) -> None:
@@ -103,15 +103,15 @@ def test_a_file_keeps_it(tmp_path: Path) -> None:
     ood_score = fit_ood_scorer(subspaces, residual(features, subspaces[0]), torch.randn(60))
     made = Ensemble(card, backbone.stages.state_dict(), members, ood_score)
     images = torch.randint(0, 255, (3, 36, 36, 3), dtype=torch.uint8)
-    logits, before = made.examine(images)
+    logits, before = made.predict_with_ood(images)
     assert torch.equal(logits, made.logits(images))
     bare = tmp_path / "bare.pt"
     Ensemble(card, backbone.stages.state_dict(), members).save(bare)
-    assert load_model(bare).examine(images)[1] is None
+    assert load_model(bare).predict_with_ood(images)[1] is None
     path = tmp_path / "model.pt"
     made.save(path)
     assert path.stat().st_size - bare.stat().st_size < 2 * 34 * backbone.feature_size * 2 + 4000
-    after = load_model(path).examine(images)[1]
+    after = load_model(path).predict_with_ood(images)[1]
     assert before is not None
     assert after is not None
     assert after.tolist() == pytest.approx(before.tolist(), abs=0.02), "kept in half precision"
