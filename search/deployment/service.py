@@ -14,8 +14,8 @@ from PIL import Image
 
 from search.deployment.batching import Batcher
 from search.deployment.predictor import Prediction, Predictor
-from search.evaluation.grad_cam import AttributionError, attribute
 from trainables.images import ImageError, as_tensor
+from trainables.models.grad_cam import GradCamError, grad_cam
 
 _MAX_SCANS = 100
 _SCAN = b"\xff\xda"
@@ -71,7 +71,7 @@ class Service:
     def _attribute(self, decoded: np.ndarray, name: str) -> np.ndarray | None:
         image = as_tensor(decoded[None])
         try:
-            (found,) = attribute(self._predictor.model, image, [self.card.classes.index(name)])
-        except AttributionError:
+            (found,) = grad_cam(self._predictor.model, image, [self.card.classes.index(name)])
+        except GradCamError:
             return None
         return np.asarray(found)

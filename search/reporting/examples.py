@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from search.console.formatting import readable
-from search.evaluation.grad_cam import AttributionError, attribute
 from search.reporting.gallery import Gallery
 from search.reporting.run_record import Prediction, read_predictions
 from search.runs.run_folder import RunFolder
 from trainables.images import ImageRows
 from trainables.models.ensemble import Ensemble
+from trainables.models.grad_cam import GradCamError, grad_cam
 
 MAX_MISTAKES = 60
 """Held-out images that the model has wrong, the most confident first."""
@@ -74,11 +74,11 @@ def save_samples(
     classes = [readable(name) for name in ensemble.card.classes]
     said = [classes.index(one.ranked[0][0]) for one in shown[:n]]
     try:
-        heats = attribute(ensemble, taken[:n], said) if n else ()
+        heats = grad_cam(ensemble, taken[:n], said) if n else ()
         for one, heat in zip(shown[:n], heats, strict=True):
             if heat.any():
                 gallery.keep_heat(part, one.name, heat)
-    except (AttributionError, RuntimeError) as error:  # a GPU may be too small for gradients
+    except (GradCamError, RuntimeError) as error:  # a GPU may be too small for gradients
         problem = (str(error).splitlines() or [type(error).__name__])[0]
     kept = {"images": len(shown), "attributed": 0 if problem else n, "problem": problem}
     folder.note("samples", {**folder.summary.get("samples", {}), part: kept})

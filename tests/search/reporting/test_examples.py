@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from search.evaluation.grad_cam import AttributionError
 from search.pipeline.evaluate import write_predictions
 from search.reporting import examples
 from search.reporting.examples import least_confident, least_confident_first, mistakes, save_samples
@@ -15,6 +14,7 @@ from search.reporting.run_record import Prediction
 from search.runs.run_folder import RunFolder
 from trainables.models.backbones import create_backbone
 from trainables.models.ensemble import Classifier, Ensemble, ModelCard, create_head
+from trainables.models.grad_cam import GradCamError
 
 CLASSES = ("ant", os.fsdecode(b"b\xe9e"), "cow")
 SIDE = 40
@@ -99,7 +99,8 @@ def test_what_an_earlier_model_saw_is_forgotten(judged: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [AttributionError("cnn ends in no map of places"), RuntimeError("out of memory\nat 1")]
+    "error",
+    [GradCamError("cnn has no feature map in its last stage"), RuntimeError("out of memory\nat 1")],
 )
 def test_a_run_is_not_lost_where_attribution_fails(
     judged: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -107,7 +108,7 @@ def test_a_run_is_not_lost_where_attribution_fails(
     def fail(*_: object) -> np.ndarray:
         raise error
 
-    monkeypatch.setattr(examples, "attribute", fail)
+    monkeypatch.setattr(examples, "grad_cam", fail)
     folder, ensemble, images = judged
     save_samples(folder, ensemble, "data", images)
     kept = folder.summary["samples"]["data"]

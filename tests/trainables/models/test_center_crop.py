@@ -15,7 +15,6 @@ from torch import Tensor
 
 from search.deployment.exporters import run_onnx, run_program, write_int8, write_onnx, write_program
 from search.deployment.parity import central_pixels
-from search.evaluation.grad_cam import attribute
 from search.export import one_member
 from trainables.images import crop_and_normalise
 from trainables.models.backbones import create_backbone
@@ -31,6 +30,7 @@ from trainables.models.ensemble import (
     stages_from,
 )
 from trainables.models.export_module import ExportModule
+from trainables.models.grad_cam import grad_cam
 
 CARD = ModelCard("tinynet", ("a", "b", "c"), 32, 36, 3, 0, n_members=2, center_crop=True)
 
@@ -181,6 +181,6 @@ def test_what_is_exported_looks_twice(depth: int, tmp_path: Path) -> None:
 def test_places_are_those_of_the_first_look(depth: int) -> None:
     card = replace(CARD, freeze_depth=depth)
     both, once = build(card), build(replace(card, center_crop=False))
-    maps = attribute(both, images(2), [0, 1])
-    np.testing.assert_allclose(maps, attribute(once, images(2), [0, 1]), atol=1e-5)
+    maps = grad_cam(both, images(2), [0, 1])
+    np.testing.assert_allclose(maps, grad_cam(once, images(2), [0, 1]), atol=1e-5)
     assert both.center_crop is not None, "the model stays as it is"

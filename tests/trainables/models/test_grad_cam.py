@@ -4,11 +4,11 @@ import torch
 from captum.attr import LayerGradCam
 from torch import Tensor
 
-from search.evaluation.grad_cam import AttributionError, attribute
 from spaces.base import BACKBONES
 from trainables.images import crop_and_normalise
 from trainables.models.backbones import create_backbone
 from trainables.models.ensemble import Classifier, Ensemble, ModelCard, create_head
+from trainables.models.grad_cam import GradCamError, grad_cam
 
 
 def build_ensemble(
@@ -37,10 +37,10 @@ def images(n: int, side: int) -> Tensor:
 
 @pytest.mark.parametrize("freeze_depth", [0, 3, 5])
 @pytest.mark.parametrize("hidden_units", [0, 16])
-def test_it_is_grad_cam(freeze_depth: int, hidden_units: int) -> None:
+def test_grad_cam_equals_captums_layer_grad_cam(freeze_depth: int, hidden_units: int) -> None:
     ensemble = build_ensemble("tinynet", freeze_depth, members=1, hidden_units=hidden_units)
     table = images(3, 72)
-    found = attribute(ensemble, table, [0, 1, 2])
+    found = grad_cam(ensemble, table, [0, 1, 2])
     (classifier,) = ensemble.classifiers
     pool = classifier.backbone.stages[4][1]
     plain = LayerGradCam(classifier, pool).attribute(
@@ -56,20 +56,20 @@ def test_it_is_grad_cam(freeze_depth: int, hidden_units: int) -> None:
 
 
 @pytest.mark.parametrize("freeze_depth", [0, 5])
-def test_the_ensemble_looks_where_its_members_look(freeze_depth: int) -> None:
+def test_grad_cam_adds_up_the_members_maps(freeze_depth: int) -> None:
     ensemble = build_ensemble("tinynet", freeze_depth, members=3)
     table = images(2, 72)
-    both = attribute(ensemble, table, [1, 1])
+    both = grad_cam(ensemble, table, [1, 1])
     alone = Ensemble(
         ModelCard(**{**vars(ensemble.card), "n_members": 1}),
         ensemble.prefix,
         ensemble.member_weights()[:1],
     )
     assert both.shape == (2, 8, 8)
-    assert not np.allclose(both, attribute(alone, table, [1, 1]), atol=0.01)
+    assert not np.allclose(both, grad_cam(alone, table, [1, 1]), atol=0.01)
 
 
-def test_it_finds_the_place_that_speaks_for_a_class() -> None:
+def test_grad_cam_is_highest_at_the_object() -> None:
     ensemble = build_ensemble("tinynet", 5, members=1, side=96)
     classifier = ensemble.classifiers[0]
     table = torch.zeros(1, 108, 108, 3, dtype=torch.uint8)
@@ -78,45 +78,45 @@ def test_it_finds_the_place_that_speaks_for_a_class() -> None:
     bright = classifier.backbone(crop_and_normalise(table, 96)).detach()
     head = classifier.head[1]
     head.weight.data[0] = bright[0] - blank[0]  # class 0 is the white square
-    found = attribute(ensemble, table, [0])[0]
+    found = grad_cam(ensemble, table, [0])[0]
     row, column = np.unravel_index(found.argmax(), found.shape)
     side = found.shape[0]
     assert 54 / 96 <= (row + 0.5) / side <= 84 / 96
     assert 60 / 96 <= (column + 0.5) / side <= 90 / 96
 
 
-def test_the_model_stays_as_it_is() -> None:
+def test_grad_cam_leaves_the_model_unchanged() -> None:
     ensemble = build_ensemble("tinynet", 2)
     table = images(2, 72)
     before = ensemble.probabilities(table)
-    attribute(ensemble, table, [0, 1])
+    grad_cam(ensemble, table, [0, 1])
     assert torch.equal(ensemble.probabilities(table), before)
     assert all(p.grad is None for p in ensemble.parameters())
     weight = ensemble.classifiers[0].backbone.stages[4][0][0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_image_in_which_nothing_speaks_for_the_class_is_dark() -> None:
+def test_grad_cam_is_zero_where_nothing_speaks_for_the_class() -> None:
     ensemble = build_ensemble("tinynet", 5, members=1)
     ensemble.classifiers[0].head[1].weight.data.fill_(-1.0)  # features are never negative
-    found = attribute(ensemble, images(1, 72), [0])
+    found = grad_cam(ensemble, images(1, 72), [0])
     assert (found == 0).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
-def test_every_backbone_tells_where(backbone: str) -> None:
+def test_grad_cam_works_for_every_backbone(backbone: str) -> None:
     ensemble = build_ensemble(backbone, 4, members=1, side=96 if backbone != "vit_b_16" else 32)
     side = ensemble.card.cache_size
-    found = attribute(ensemble, images(1, side), [1])
+    found = grad_cam(ensemble, images(1, side), [1])
     assert found.ndim == 3
     assert found.shape[1] == found.shape[2] >= 2
     assert np.isfinite(found).all()
     assert found.min() == 0.0 or found.max() == 1.0
 
 
-def test_a_network_without_places_is_told() -> None:
+def test_grad_cam_raises_without_a_feature_map() -> None:
     ensemble = build_ensemble("tinynet", 5, members=1)
     ensemble.classifiers[0].backbone.stages[4] = torch.nn.Flatten()
-    with pytest.raises(AttributionError, match="tinynet ends in no map of places"):
-        attribute(ensemble, images(1, 72), [0])
+    with pytest.raises(GradCamError, match="tinynet has no feature map in its last stage"):
+        grad_cam(ensemble, images(1, 72), [0])

@@ -1,0 +1,97 @@
+"""Grad-CAM heat maps of an ensemble (Selvaraju et al., arXiv 1610.02391).
+
+A heat map is the gradient of a class's logit with respect to the last feature map, times that map,
+summed over the channels. Every backbone but ViT averages its last feature map over the positions,
+so the gradient is the same at each of them and this equals Grad-CAM. ViT has no such average: its
+feature map is the input of the last block, and the gradient keeps a value for each position
+(HiResCAM, arXiv 2011.08891).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import EncoderBlock
+
+from trainables.images import crop_and_normalise
+from trainables.models.ensemble import Classifier, Ensemble
+
+_BATCH_SIZE = 8  # small, because the gradient needs the activations of the whole network
+
+
+class GradCamError(ValueError):
+    """The backbone has no feature map to compute a heat map from."""
+
+
+def grad_cam(ensemble: Ensemble, images: Tensor, classes: Sequence[int]) -> np.ndarray:
+    """Compute a Grad-CAM heat map of one class for each image.
+
+    Args:
+        ensemble: The model; it is not changed.
+        images: uint8 [N, S, S, 3] with S the card's `cache_size`, N >= 1.
+        classes: The class index to explain, for each image.
+
+    Returns:
+        float32 [N, h, w] in [0, 1], scaled so that each image's highest value is 1; all 0 where
+        no position speaks for the class. h and w are the last feature map's, about 1/32 of the
+        image's.
+
+    Raises:
+        GradCamError: the backbone has no feature map in its last stage.
+    """
+    # A copy in plain float32: gradients of half precision are coarse.
+    model = copy.deepcopy(ensemble).float().to(memory_format=torch.contiguous_format).eval()
+    # The centre-crop branch has a feature map of its own, of the centre alone.
+    model.center_crop = None
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, len(images), _BATCH_SIZE):
+        batch = images[start : start + _BATCH_SIZE].to(device)
+        pixels = crop_and_normalise(batch, model.card.image_size).contiguous()
+        targets = torch.tensor(classes[start : start + _BATCH_SIZE], device=device)
+        parts.append(_gradient_maps(model, pixels, targets).cpu().numpy())
+    maps = np.maximum(np.concatenate(parts), 0.0)
+    highest = maps.max(axis=(1, 2), keepdims=True)
+    return np.asarray(np.divide(maps, highest, out=np.zeros_like(maps), where=highest > 0))
+
+
+def _gradient_maps(model: Ensemble, pixels: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum of the members' gradient × activation maps: [N, h, w]."""
+    from captum.attr import LayerGradientXActivation  # slow to import, and rarely needed
+
+    # Members with a common last stage have one map between them.
+    layers = list(dict.fromkeys(_pooling_layer(member) for member in model.classifiers))
+    method = LayerGradientXActivation(lambda x: model(x).mean(0), layers)
+    with torch.enable_grad():
+        products = method.attribute(
+            pixels.requires_grad_(), target=targets, attribute_to_layer_input=True
+        )
+    parts = [products] if isinstance(products, Tensor) else [*_flatten(products)]
+    return torch.stack([_sum_channels(part.detach()) for part in parts]).sum(0)
+
+
+def _pooling_layer(classifier: Classifier) -> nn.Module:
+    """Return the layer whose input is the last feature map."""
+    for layer in reversed(list(classifier.backbone.stages[-1].children())):
+        if isinstance(layer, nn.AdaptiveAvgPool2d | EncoderBlock):
+            return layer
+    raise GradCamError(f"{classifier.backbone.name} has no feature map in its last stage")
+
+
+def _flatten(products: Sequence[Tensor | tuple[Tensor, ...]]) -> Iterator[Tensor]:
+    for product in products:
+        yield product if isinstance(product, Tensor) else product[0]
+
+
+def _sum_channels(product: Tensor) -> Tensor:
+    """Sum over channels: [N, C, h, w], or ViT's [N, 1 + h·w, C], becomes [N, h, w]."""
+    if product.dim() == 4:
+        return product.sum(1)
+    positions = product[:, 1:].sum(2)  # without the class token, which has no position
+    side = math.isqrt(positions.shape[1])
+    return positions.reshape(-1, side, side)
