@@ -15,6 +15,7 @@ from uuid import uuid4
 import ray
 
 from search.cluster.nodes import on_driver_node
+from trainables.atomic_write import write_atomically
 
 _CHUNK_BYTES = 64 * 2**20
 _FOLDER = "classifier-search"
@@ -65,11 +66,9 @@ class SharedFile:
         return copy
 
     def _copy_to(self, copy: Path) -> None:
-        partial = copy.with_name(copy.name + ".partial")
-        with partial.open("wb") as file:
+        with write_atomically(copy) as partial, partial.open("wb") as file:
             for offset in range(0, self.size_bytes, _CHUNK_BYTES):
                 file.write(ray.get(self.reader.read.remote(self.path, offset, _CHUNK_BYTES)))
-        partial.replace(copy)
 
 
 def share_file(path: Path) -> SharedFile:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search.runs.storage import LocalFiles
+from trainables.atomic_write import write_atomically
 
 BEST_WEIGHTS = "best.pt"
 CHECKPOINT = "checkpoint.pt"
@@ -139,11 +140,8 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with write_atomically(self.path / name) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     @property
     def has_trials(self) -> bool:

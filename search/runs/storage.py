@@ -6,12 +6,13 @@ shared folder. A run's files lie in a folder of its name there.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+
+from trainables.atomic_write import write_atomically
 
 _MARK = ".classifier-search"
 """A file that comes and goes while storage is tried."""
@@ -45,14 +46,8 @@ class LocalFiles:
 
     def write(self, name: str, content: bytes) -> None:
         """See `Files`."""
-        path = self.base / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a power cut must not leave a name without its content
-        partial.replace(path)
+        with write_atomically(self.base / name) as partial:
+            partial.write_bytes(content)
 
     def read(self, name: str) -> bytes | None:
         """See `Files`."""

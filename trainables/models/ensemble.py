@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spaces.base import ResizeMode
+from trainables.atomic_write import write_atomically
 from trainables.feature_cache import mixed_precision
 from trainables.images import ImageRows, crop_and_normalise, to_square
 from trainables.models.backbones import N_STAGES, Backbone, create_backbone
@@ -277,10 +278,9 @@ class Ensemble(nn.Module):
             content["ood_score"] = self.ood_scorer.state()
         if self.center_crop is not None:
             content["center_crop"] = self.center_crop_weights()
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:  # to a path, torch would not say that the disk is full
+        # To a path, torch would not say that the disk is full.
+        with write_atomically(path) as partial, partial.open("wb") as file:
             torch.save(content, file)
-        partial.replace(path)
 
 
 def mean_probabilities(logits: Tensor, temperature: float) -> Tensor:

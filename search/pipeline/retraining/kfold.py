@@ -20,6 +20,7 @@ import torch
 from search.cluster.nodes import EVERYWHERE
 from search.cluster.resources import TrialSlots
 from spaces.base import TrialConfig
+from trainables.atomic_write import write_atomically
 from trainables.compute import compute_with
 from trainables.grouped_kfold import grouped_folds
 from trainables.models.ensemble import Weights
@@ -158,12 +159,10 @@ class FoldStore:
 
     def save(self, index: int, fold: Fold) -> None:
         """Keep a fold, counted from 0."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         arrays = {key: torch.tensor(getattr(fold, key)) for key in _ARRAYS}
-        partial = self._path(index).with_suffix(".partial")
-        with partial.open("wb") as file:  # to a path, torch would not say that the disk is full
+        # To a path, torch would not say that the disk is full.
+        with write_atomically(self._path(index)) as partial, partial.open("wb") as file:
             torch.save({**vars(fold), **arrays}, file)
-        partial.replace(self._path(index))
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{self._key}-{index}.pt"

@@ -1,0 +1,79 @@
+"""Read and write a run's CSV files, with pandas.
+
+Cells are text as it stands in the file: an empty cell is "", and a label such as "007" or "NA"
+stays that. A file's name may hold bytes that are no UTF-8; they are written and read as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainables.atomic_write import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLIT_COLUMNS = ("image", "label", "split", "group", "digest")
+AUDIT_COLUMNS = ("image", "issue", "detail", "duplicate_of", "similarity")
+EXCLUDED_COLUMNS = ("image",)
+FOLD_COLUMNS = ("trial", "fold", "accuracy", "n", "seconds", "node")
+LABEL_ISSUE_COLUMNS = ("image", "given_label", "predicted_label", "label_quality")
+CURVE_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+ABLATION_COLUMNS = ("step", "name", *CURVE_COLUMNS)
+"""Columns of the tables that more than one module reads."""
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table atomically.
+
+    Args:
+        path: The CSV file.
+        columns: The header.
+        rows: Their cells, in the order of `columns`; None becomes an empty cell.
+    """
+    import pandas as pd  # takes half a second, which `--help` does not need
+
+    # As objects, whole numbers beside empty cells stay whole, and odd names are not looked into.
+    frame = pd.DataFrame(list(rows), columns=pd.Index(columns, dtype=object), dtype=object)
+    with write_atomically(path) as partial:
+        frame.to_csv(
+            partial, index=False, lineterminator="\n", encoding="utf-8", errors="surrogateescape"
+        )
+
+
+def read_csv(path: Path, errors: str = "surrogateescape") -> pd.DataFrame:
+    """Read a table; one without rows and columns where there is no file.
+
+    A last line without its end is not read: whoever wrote it was cut off.
+
+    Args:
+        path: The CSV file.
+        errors: What becomes of bytes that are no UTF-8: see `bytes.decode`.
+
+    Raises:
+        ValueError: the file is no table.
+    """
+    import pandas as pd
+
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if not whole.strip():
+        return pd.DataFrame(dtype=object)
+    lines = pd.read_csv(
+        BytesIO(whole),
+        header=None,
+        dtype=object,
+        keep_default_na=False,
+        lineterminator="\n",
+        encoding_errors=errors,
+    )
+    columns = pd.Index(lines.iloc[0], dtype=object)
+    return lines[1:].set_axis(columns, axis="columns").reset_index(drop=True)
+
+
+def read_rows(path: Path, errors: str = "surrogateescape") -> list[dict[str, str]]:
+    """Read a table's rows, each a dict from column to cell; see `read_csv`."""
+    return read_csv(path, errors).to_dict("records")  # type: ignore[return-value]

@@ -1,0 +1,35 @@
+import pytest
+
+from trainables.atomic_write import write_atomically
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "deep" / "page.html"
+    for text in ("old", "new"):
+        with write_atomically(path) as partial:
+            partial.write_text(text)
+    assert path.read_text() == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def test_an_error_leaves_the_old_content(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with write_atomically(path) as partial:
+            partial.write_text("ne")
+            assert path.read_text() == "old"
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_half()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_temporary_name_keeps_a_suffix(tmp_path):
+    with write_atomically(tmp_path / "model.onnx", partial=".partial.onnx") as partial:
+        assert partial.name == "model.onnx.partial.onnx"
+        partial.touch()
+    assert (tmp_path / "model.onnx").is_file()
