@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +16,7 @@ from trainables.batches import Batches, CachedBatches, ImageBatches, ImageSet
 from trainables.feature_cache import FeatureCache, mixed_precision
 from trainables.models.backbones import Backbone
 from trainables.models.ensemble import Classifier, Weights, create_head
+from trainables.trial_result import EpochResult
 
 PLATEAU_PATIENCE = 2  # epochs without a lower validation loss before the learning rate falls
 PLATEAU_FACTOR = 0.1
@@ -28,27 +28,6 @@ _EVALUATION_BATCH = 64
 
 class TrainingError(RuntimeError):
     """A training cannot go on, for a reason that lies in its configuration."""
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch came to. Losses are mean cross-entropies in nats; times are in seconds."""
-
-    epoch: int
-    """Counted from 1."""
-    train_loss: float
-    train_accuracy: float
-    train_macro_f1: float
-    val_loss: float
-    val_accuracy: float
-    val_macro_f1: float
-    lr: float
-    """Learning rate at the end of the epoch."""
-    seconds: float
-    images_per_second: float
-    """Training images a second, validation left out."""
-    gpu_memory_mb: float
-    """Peak since the trial began; 0 without a GPU."""
 
 
 class Trainer:

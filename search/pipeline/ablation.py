@@ -26,7 +26,7 @@ from search.runs.run_folder import RunFolder
 from search.tuning.throughput import measure_throughput
 from spaces.base import Space, TrialConfig
 from trainables.compute import compute_with
-from trainables.trainer import EpochResult
+from trainables.trial_result import EpochResult
 from trainables.worker import TrainingContext, create_trainer, threads_of_worker
 
 _COLUMNS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")

@@ -18,7 +18,8 @@ from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.weights import PACKAGED, load_weights
-from trainables.trainer import EpochResult, Trainer, TrainingError
+from trainables.trainer import Trainer, TrainingError
+from trainables.trial_result import EpochResult
 from trainables.worker import resolve_config
 
 CPU = torch.device("cpu")
