@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from threading import Thread
 
-from search.cluster.session import SessionError, ray_session
+from search.cluster.session import SessionError, configure_ray, ray_session
 from search.console.formatting import describe
 from search.console.progress import Progress
+from search.console.run_log import start_run_log
 from search.console.signals import FAILED, GracefulShutdown
 from search.data.class_folders import DataError
 from search.pipeline.preflight import RunPlan, check
@@ -44,6 +45,7 @@ MISTAKES = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
+    configure_ray()
     request = parse_request(arguments)
     run_plan: RunPlan | None = None
     shutdown = GracefulShutdown(lambda: show_best_so_far(run_plan))
@@ -53,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Thread(target=import_module, args=("search.pipeline.flow",), daemon=True).start()
         with (
             shutdown.watching(),
-            Progress(request.quiet, verbose=request.verbose) as progress,
+            Progress(request.quiet) as progress,
             synced(run_plan.folder.path, run_plan.request.shared, progress.warn),
+            start_run_log(run_plan.folder.path / "run.log", request.verbose),
             ray_session(request.address),
         ):
             shutdown.watch()

@@ -119,7 +119,9 @@ def _serve(options: argparse.Namespace, shutdown: GracefulShutdown) -> int:
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(_read_model, options.run)
         # Ray must start in the main thread: its processes end with the thread that started them.
-        from search.cluster.session import ray_session
+        from search.cluster.session import configure_ray, ray_session
+
+        configure_ray()
 
         with ray_session(None):
             problem = reading.result()
@@ -206,7 +208,7 @@ def _run(options: argparse.Namespace, shutdown: GracefulShutdown) -> None:
     print(f"ready: http://{host}:{options.port}  (Ctrl-C stops)", flush=True)
     try:
         with shutdown.deferring():
-            while not shutdown.asked():
+            while not shutdown.requested():
                 time.sleep(0.2)
     except KeyboardInterrupt:
         _delete(limits.seconds)  # the rest ends with Ray

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
-import search.cluster.session  # noqa: F401 - sets the environment that Ray reads
+from search.cluster.session import configure_ray
 
+configure_ray()  # before any test imports Ray
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray sets it for a trial; before torch is there
 
 pytest_plugins = ("tests.fixtures.colours",)
@@ -26,7 +26,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A Ray of two CPUs for all tests."""
+    """A Ray session of two CPUs for all tests."""
+    import ray
+
     # "local", so that tests never join a cluster that happens to run on the machine.
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield

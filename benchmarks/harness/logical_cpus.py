@@ -1,29 +1,29 @@
-"""A Ray of this machine with more logical CPUs than it has, for trials that need none."""
+"""Starts Ray with more logical CPUs than the machine has, for trials that only wait."""
 
 from __future__ import annotations
 
 import logging
 
-import search.cluster.session  # noqa: F401  # sets what quiets Ray, before Ray is imported
-
-import ray  # isort: skip
+from search.cluster.session import WORKER_VARIABLES, configure_ray
 
 
 def start_ray(n_cpus: int, object_store_bytes: int) -> None:
-    """Start Ray as `search.cluster.session.ray_session` does, but for these two.
+    """Start Ray as `search.cluster.session.ray_session` does, with other limits.
 
     Args:
         n_cpus: Logical CPUs.
-        object_store_bytes: What the object store may take.
+        object_store_bytes: Maximum size of the object store.
     """
+    configure_ray()
+    import ray
+
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(
-        address="local",  # whatever else runs on this machine
+        address="local",  # never join a cluster that happens to run on this machine
         num_cpus=n_cpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=object_store_bytes,
-        # Tune starts its actors in this environment: with it, workers that wait are taken.
-        runtime_env={"env_vars": {"PL_DISABLE_FORK": "1"}},
+        runtime_env={"env_vars": WORKER_VARIABLES},
     )

@@ -27,7 +27,7 @@ from unittest import mock
 import search.tuning.tune
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress
 from benchmarks.harness.simulated_trials import SimulatedContext, SimulatedTrial
-from search.cluster.session import ray_session
+from search.cluster.session import configure_ray, ray_session
 from search.tuning.asha import REDUCTION_FACTOR
 from search.tuning.checkpoints import start_checkpoint_store
 from search.tuning.study import open_study, storage_url
@@ -118,6 +118,7 @@ def main() -> None:
     report = Report("overhead", "Seconds that a trial costs beside its training.")
     n_trials = arguments.trials or _N_TRIALS[arguments.mode]
     rows: list[dict[str, Any]] = []
+    configure_ray()
     with ray_session(None):
         for concurrent in (1, 2) if arguments.mode != "smoke" else (1,):
             for side, run in (("ours", _time_ours), ("stock Ray Tune", _time_stock)):

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import search.cluster.session  # isort: skip  # noqa: F401 - sets the environment that Tune reads
-
 import numpy as np
 import optuna
 from ray import tune

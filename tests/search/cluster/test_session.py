@@ -1,14 +1,53 @@
-"""Joining a cluster: what is refused before Ray is asked, and what goes to the machines."""
+"""Ray's configuration, and what is checked and sent when a cluster is joined."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ray.tune.execution.class_cache import DEFAULT_ENV_VARS
 
-from search.cluster.session import SessionError, ray_session, worker_environment
+from search.cluster.session import (
+    WORKER_VARIABLES,
+    SessionError,
+    configure_ray,
+    ray_session,
+    worker_environment,
+)
 from search.pipeline.preflight import check_output_path
 from search.pipeline.request import RequestError, parse_request
+
+
+def test_ray_is_configured_without_being_imported() -> None:
+    code = """
+import os, sys
+before = dict(os.environ)
+from search.cluster.session import configure_ray
+assert dict(os.environ) == before, "importing sets nothing"
+configure_ray()
+assert os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] == "1"
+assert 0.3 <= float(os.environ["RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION"]) <= 0.5
+assert "ray" not in sys.modules
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_variables_that_are_set_already_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE_PRINT_ALL_TRIAL_ERRORS", "1")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    configure_ray()
+    assert os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] == "1"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_workers_have_the_environment_of_tunes_actors() -> None:
+    """Ray starts a trial in an idle worker only if both environments are equal."""
+    assert WORKER_VARIABLES == DEFAULT_ENV_VARS
+    assert worker_environment(on_cluster=False)["env_vars"] == DEFAULT_ENV_VARS
 
 
 def test_a_search_is_no_ray_client() -> None:
@@ -19,7 +58,7 @@ def test_a_search_is_no_ray_client() -> None:
         raise AssertionError
 
 
-def test_our_packages_alone_go_to_the_machines_of_a_cluster() -> None:
+def test_only_our_packages_are_sent_to_the_nodes_of_a_cluster() -> None:
     assert "py_modules" not in worker_environment(on_cluster=False)
     packages = worker_environment(on_cluster=True)["py_modules"]
     assert [Path(path).name for path in packages] == ["search", "trainables", "spaces"]

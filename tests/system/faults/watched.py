@@ -17,16 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import search.cluster.session  # isort: skip  # noqa: F401 - sets the environment that Ray reads
+from search.cluster.session import configure_ray
 
-import ray
-import torch
+configure_ray()  # before Ray is imported
 
-from search.pipeline import flow
-from search.run import main
-from search.runs.run_folder import RunFolder
-from search.tuning import tune
-from trainables.trial import ImageTrial
+import ray  # noqa: E402
+import torch  # noqa: E402
+
+from search.pipeline import flow  # noqa: E402
+from search.run import main  # noqa: E402
+from search.runs.run_folder import RunFolder  # noqa: E402
+from search.tuning import tune  # noqa: E402
+from trainables.trial import ImageTrial  # noqa: E402
 
 _JUMPS_SECONDS = (0.0, 86_400.0, -172_800.0)
 _JUMP_EVERY_SECONDS = 3.0
