@@ -1,1 +1,1 @@
-"""Command-line arguments, progress display, signals."""
+"""The terminal: arguments, progress, the run log, signals, formatting."""

@@ -1,4 +1,4 @@
-"""What the commands over a finished run share: their parser, and how they name its model."""
+"""Parse command-line arguments: what the commands over a finished run share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one message."""
+    """A parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """End with 2 and the message."""
+        """Exit with code 2 and the message."""
         self.exit(2, f"error: {message} (see --help)\n")
 
 
@@ -22,20 +22,20 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def model_path(run: Path) -> Path:
-    """Return where the model of a run lies, given its folder or the file itself."""
+    """Return the path of a run's model, given the run's folder or the file itself."""
     return run / "model.pt" if run.is_dir() else run
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers from `least` on."""
+def whole_number(low: int) -> Callable[[str], int]:
+    """Return an argument type: whole numbers >= `low`."""
 
     def read(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, but got {text!r}")
+            number = low - 1
+        if number < low:
+            raise argparse.ArgumentTypeError(f"must be a whole number >= {low}, but got {text!r}")
         return number
 
     return read

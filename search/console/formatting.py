@@ -1,22 +1,22 @@
-"""Numbers as people read them."""
+"""Format numbers, parameters and names for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """Return a share in [0, 1] as a percentage: "99.2 %"."""
-    return f"{100 * share:.{digits}f}\u00a0%"
+def percent(fraction: float, digits: int = 1) -> str:
+    """Format a fraction in [0, 1] as a percentage: "99.2%"."""
+    return f"{100 * fraction:.{digits}f}%"
 
 
 def interval(bounds: tuple[float, float]) -> str:
-    """Return both ends of an interval of shares: "97.6 to 99.7 %"."""
-    return f"{100 * bounds[0]:.1f} to {percent(bounds[1])}"
+    """Format an interval of fractions as percentages: "97.6–99.7%"."""
+    return f"{100 * bounds[0]:.1f}–{percent(bounds[1])}"
 
 
 def duration(seconds: float) -> str:
-    """Return a duration: "0.4 s", "37 s", "4 min 10 s", "2 h 5 min"."""
+    """Format a duration: "0.4 s", "37 s", "4 min 10 s", "2 h 5 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -27,20 +27,20 @@ def duration(seconds: float) -> str:
 
 
 def compact(value: object) -> str:
-    """Return a parameter's value, a number with three digits that count: "0.00312", "6.51e-05"."""
+    """Format a parameter's value, a float with three significant digits: "0.00312", "6.51e-05"."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def describe(params: Mapping[str, object]) -> str:
-    """Return parameters as one short line: "lr 0.00312, freeze_depth 2"."""
+    """Format parameters as one line: "lr 0.00312, freeze_depth 2"."""
     return ", ".join(f"{name} {compact(value)}" for name, value in params.items())
 
 
 def count(n: int, thing: str) -> str:
-    """Return a number of things: "1 trial", "1,200 trials"."""
+    """Format a number of things: "1 trial", "1,200 trials"."""
     return f"{n:,} {thing}" + ("" if n == 1 else "s")
 
 
 def readable(name: str) -> str:
-    """Return a name with marks in place of the bytes that are no UTF-8, as tables are read back."""
+    """Replace the bytes of a file name that are not UTF-8, as in tables that are read back."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

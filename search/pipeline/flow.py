@@ -26,6 +26,7 @@ from search.pipeline.request import Request, RequestError
 from search.pipeline.retraining.retrain import retrain_finalists, save_best_trial
 from search.reporting.tensorboard.run_board import Overview
 from search.reporting.tensorboard.trial_boards import TrialBoards
+from search.reporting.terminal import show_result
 from search.runs.run_folder import RunFolder
 from search.tuning.checkpoints import start_checkpoint_store
 from search.tuning.study import (
@@ -105,7 +106,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
     if prepared.space.ablation:
         run_ablation_in_time(request, prepared, folder, progress)
     report(folder, progress)
-    progress.show_result(folder)
+    show_result(folder.summary, folder.path, progress.console)
     return 0
 
 
@@ -132,7 +133,7 @@ def search(
         n_trials=space.trials,
         sampler=request.sampler,
         scheduler=request.scheduler,
-        interrupted=shutdown.asked,
+        interrupted=shutdown.requested,
         time_is_up=lambda: budget is not None and budget.is_up(),
         min_freeze_depth=budget.min_freeze_depth if budget is not None else None,
         concurrent=request.concurrent,
@@ -163,7 +164,7 @@ def search(
         checkpoints.download_best(trials)
         _note_trials(study, space, folder, monotonic() - started)
         save_best_trial(prepared, study, folder)  # until the folds have made a better model
-        if shutdown.asked():
+        if shutdown.requested():
             report(folder, progress)
     return study, budget
 

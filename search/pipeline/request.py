@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = parser.add_argument_group("what is shown").add_mutually_exclusive_group()
     shown.add_argument("-q", "--quiet", action="store_true", help="print only the result")
     shown.add_argument(
-        "-v", "--verbose", action="store_true", help="print each epoch of each trial as well"
+        "-v", "--verbose", action="store_true", help="show the log, each epoch of each trial too"
     )
     return parser
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
@@ -15,14 +16,13 @@ from rich.text import Text
 
 from search.console.formatting import count, describe, duration
 from search.reporting.evidence import evidence_rows
-from search.runs.run_folder import RunFolder
 
 
-def show_result(folder: RunFolder, console: Console) -> None:
+def show_result(summary: Mapping[str, Any], path: Path, console: Console) -> None:
     """Print a finished run's accuracies, its files, and the commands to go on with."""
-    console.print(_accuracies(folder.summary))
-    facts = (_fold(line, console) for line in _facts(folder))
-    for line in (*facts, "", *_next_commands(folder)):
+    console.print(_accuracies(summary))
+    facts = (_fold(line, console) for line in _facts(summary, path))
+    for line in (*facts, "", *_next_commands(path)):
         # Not in a table, which would cut paths; not as markup, for their [ ].
         console.print(Text(line), soft_wrap=True)
 
@@ -55,9 +55,8 @@ def _judged(scores: Mapping[str, Any]) -> tuple[str, str]:
     return f"{scores['accuracy']:.4f}", f"{low:.4f} to {high:.4f}"
 
 
-def _facts(folder: RunFolder) -> Iterator[str]:
+def _facts(summary: Mapping[str, Any], path: Path) -> Iterator[str]:
     """Yield a line for each thing to know beside the accuracies."""
-    summary, path = folder.summary, folder.path
     best, searched = summary["best"], summary.get("search")
     told = {*summary.get("settings", {}).get("searched", best["config"])}
     config = {name: value for name, value in best["config"].items() if name in told}
@@ -81,9 +80,9 @@ def _facts(folder: RunFolder) -> Iterator[str]:
     yield from (f"{label:<12}  {value}" for label, value in rows)
 
 
-def _next_commands(folder: RunFolder) -> Iterator[str]:
-    path = shlex.quote(str(folder.path))
-    boards = shlex.quote(str(folder.path / "tensorboard"))
+def _next_commands(run: Path) -> Iterator[str]:
+    path = shlex.quote(str(run))
+    boards = shlex.quote(str(run / "tensorboard"))
     yield "go on with:"
     yield f"  python -m search.predict {path} IMAGE…"
     yield f"  python -m search.serve {path}"

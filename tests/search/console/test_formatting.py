@@ -28,23 +28,23 @@ def test_duration(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-def test_shares_are_percentages() -> None:
-    assert percent(0.9916) == "99.2\u00a0%"
-    assert percent(0.9916, 2) == "99.16\u00a0%"
-    assert interval((0.9757, 1.0)) == "97.6 to 100.0\u00a0%"
+def test_fractions_are_percentages() -> None:
+    assert percent(0.9916) == "99.2%"
+    assert percent(0.9916, 2) == "99.16%"
+    assert interval((0.9757, 1.0)) == "97.6–100.0%"
 
 
-def test_only_real_numbers_are_rounded() -> None:
+def test_only_floats_are_rounded() -> None:
     assert [compact(v) for v in (0.00312256, 6.51e-05, 64, "cosine", False)] == [
         *("0.00312", "6.51e-05", "64", "cosine", "False")
     ]
 
 
-def test_one_thing_has_no_s() -> None:
+def test_a_count_of_one_is_singular() -> None:
     assert [count(n, "trial") for n in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
 
 
-def test_bytes_that_are_no_text_are_marked() -> None:
+def test_bytes_that_are_not_utf_8_are_replaced() -> None:
     assert readable(os.fsdecode(b"caf\xe9.jpg")) == "caf\ufffd.jpg"
     assert readable("café 日本.jpg") == "café 日本.jpg"
 

@@ -1,6 +1,5 @@
 import io
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,14 +7,13 @@ from rich.console import Console
 
 from search.console import progress
 from search.console.progress import Progress
-from search.runs.run_folder import RunFolder
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PARAMS = {"backbone": "cnn", "lr": 0.00123456, "freeze_depth": 2}
 
 
 class Clock:
-    """Stands still until it is told otherwise."""
+    """Stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -38,18 +36,15 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def result_of(epoch: int, accuracy: float) -> dict[str, Any]:
-    return {"epoch": epoch, "best_val_accuracy": accuracy}
-
-
-def make_finished(path: Path) -> RunFolder:
-    """Make the folder of a finished run, with what the closing table needs."""
-    path.mkdir()
-    folder = RunFolder(path)
-    folder.note("test", {"accuracy": 0.98765, "accuracy_ci95": (0.9612, 0.9987), "n": 359})
-    folder.note("kfold", {"folds": 5, "accuracy_mean": 0.9811, "accuracy_std": 0.0042})
-    best = {"trial": 7, "name": "trial 7, 8 epochs", "val_accuracy": 0.9912, "config": PARAMS}
-    folder.note("best", best)
-    return folder
+    return {
+        "epoch": epoch,
+        "best_val_accuracy": accuracy,
+        "train_loss": 0.5,
+        "val_accuracy": 0.75,
+        "lr": 0.001,
+        "images_per_second": 1234.5,
+        "node": "10.0.0.2",
+    }
 
 
 def person(width: int = 100) -> Console:
@@ -66,7 +61,7 @@ def drawn(shown: Progress) -> str:
 
 
 def run_trials(shown: Progress) -> None:
-    """Go through a search of three trials: the best, one stopped early, one that failed."""
+    """Go through a search of three trials: the best, one pruned, one that failed."""
     shown.begin_trials(3, 0, 8, None)
     for number, params in enumerate((PARAMS, {**PARAMS, "lr": 0.5}, PARAMS)):
         shown.trial_started(number, params)
@@ -80,16 +75,16 @@ def run_trials(shown: Progress) -> None:
 
 def test_a_pipe_gets_plain_lines(capsys, clock):
     with Progress() as shown:
-        shown.begin("images", 20, "images")
+        shown.begin("data", 20, "images")
         clock.now += 65
         shown.say("20 images of 2 classes")
         run_trials(shown)
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "01:05  images    20 images of 2 classes",
-        "01:05  trials      1/3  trial 0 done: 0.9500  (best so far)"
+        "01:05  data              20 images of 2 classes",
+        "01:05  search            1/3  trial 0 complete: 95.00%  (best so far)"
         "  backbone cnn, lr 0.00123, freeze_depth 2",
-        "01:05  trials      2/3  trial 1 stopped at epoch 1: 0.4200"
+        "01:05  search            2/3  trial 1 pruned at epoch 1: 42.00%"
         "  backbone cnn, lr 0.5, freeze_depth 2",
         "warning: trial 2 failed: the training loss is nan in epoch 1",
     ]
@@ -108,25 +103,23 @@ def test_a_line_is_never_folded_in_a_pipe(capsys, clock):
 def test_square_brackets_are_no_markup(capsys, clock):
     shown = Progress()
     shown.say("photos [old]/[/x] :smile:")
-    shown.warn("left out: [red].jpg")
+    shown.warn("excluded: [red].jpg")
     assert capsys.readouterr().out.splitlines() == [
         "00:00  photos [old]/[/x] :smile:",
-        "warning: left out: [red].jpg",
+        "warning: excluded: [red].jpg",
     ]
 
 
-def test_a_quiet_one_tells_warnings_and_the_result_alone(capsys, clock, tmp_path):
+def test_a_quiet_one_shows_warnings_alone(capsys, clock):
     with Progress(quiet=True) as shown:
-        shown.begin("images", 20, "images")
+        shown.begin("data", 20, "images")
         clock.now += 100
         shown.advance(3, 20)
         shown.say("20 images")
         run_trials(shown)
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err == "warning: trial 2 failed: the training loss is nan in epoch 1\n"
-        shown.show_result(make_finished(tmp_path / "run"))
-    assert "0.9877" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "warning: trial 2 failed: the training loss is nan in epoch 1\n"
 
 
 def test_a_quiet_one_draws_nothing_for_a_person_either(clock):
@@ -138,15 +131,15 @@ def test_a_quiet_one_draws_nothing_for_a_person_either(clock):
     assert console.file.getvalue() == ""
 
 
-def test_a_long_stage_tells_how_far_it_is_now_and_then(capsys, clock):
+def test_a_long_stage_prints_how_far_it_is_now_and_then(capsys, clock):
     shown = Progress()
-    shown.begin("images", 100, "images")
+    shown.begin("data", 100, "images")
     for done, seconds in ((1, 5), (20, 6), (30, 6), (50, 6), (100, 20)):
         clock.now += seconds
         shown.advance(done, 100)
     assert capsys.readouterr().out.splitlines() == [
-        "00:11  images    20 of 100 images",
-        "00:23  images    50 of 100 images",
+        "00:11  data              20 of 100 images",
+        "00:23  data              50 of 100 images",
     ]
 
 
@@ -172,22 +165,22 @@ def test_the_display_shows_stage_trials_and_the_best(clock):
     shown.trial_epoch(4, result_of(2, 0.8765))
     text = drawn(shown)
     for part in (
-        "trials",
-        "3/3 trials",
-        "1 done · 2 running · 1 stopped early · 1 failed",
+        "search",
+        "3 of 3 trials",
+        "1 complete · 2 running · 1 pruned · 1 failed",
         "trial 3  epoch 0/8  …  backbone tinynet",
-        "trial 4  epoch 2/8  0.8765  backbone resnet18",
-        "best 0.9500  trial 0: backbone cnn, lr 0.00123, freeze_depth 2",
+        "trial 4  epoch 2/8  87.65%  backbone resnet18",
+        "best 95.00%  trial 0: backbone cnn, lr 0.00123, freeze_depth 2",
     ):
         assert part in text
-    shown.begin("folds", 5, "folds")
+    shown.begin("cross_validation", 5, "folds")
     text = drawn(shown)
-    assert "0/5 folds" in text
+    assert "0 of 5 folds" in text
     assert "running" not in text
-    assert "best 0.9500" in text, "the best stays in sight"
+    assert "best 95.00%" in text, "the best stays in sight"
 
 
-def test_a_trial_stopped_early_is_never_the_best(clock, capsys):
+def test_a_pruned_trial_is_never_the_best(clock, capsys):
     shown = Progress()
     shown.begin_trials(2, 0, 8, None)
     for number, (accuracy, state) in enumerate(((0.99, "pruned"), (0.5, "complete"))):
@@ -196,45 +189,54 @@ def test_a_trial_stopped_early_is_never_the_best(clock, capsys):
         shown.trial_ended(number, state, {})
     first, second = capsys.readouterr().out.splitlines()
     assert "best so far" not in first
-    assert "0.5000  (best so far)" in second
-    assert "best 0.5000  trial 1" in drawn(shown)
+    assert "50.00%  (best so far)" in second
+    assert "best 50.00%  trial 1" in drawn(shown)
 
 
 def test_the_best_of_an_earlier_session_stays_the_best(clock, capsys):
     shown = Progress()
     shown.begin_trials(12, 10, 8, (0.97, 4, PARAMS))
-    assert "best 0.9700  trial 4: backbone cnn" in drawn(shown)
+    assert "best 97.00%  trial 4: backbone cnn" in drawn(shown)
     for number, accuracy in ((10, 0.96), (11, 0.98)):
         shown.trial_started(number, PARAMS)
         shown.trial_epoch(number, result_of(8, accuracy))
         shown.trial_ended(number, "complete", {})
     worse, better = capsys.readouterr().out.splitlines()
-    assert "11/12  trial 10 done: 0.9600  backbone" in worse
-    assert "12/12  trial 11 done: 0.9800  (best so far)" in better
+    assert "11/12  trial 10 complete: 96.00%  backbone" in worse
+    assert "12/12  trial 11 complete: 98.00%  (best so far)" in better
 
 
 def test_time_left_is_what_the_rest_takes_at_this_pace(clock):
     shown = Progress(console=person())
-    shown.begin("folds", 4, "folds")
+    shown.begin("cross_validation", 4, "folds")
     clock.now += 30
-    assert shown._time_left() == "00:30"
+    assert "0:00:30 -:--:-- left" in drawn(shown)
     shown.advance(1, 4)
-    assert shown._time_left() == "00:30, about 01:30 left"
+    assert "0:00:30 0:01:30 left" in drawn(shown)
     clock.now += 3570
     shown.advance(3, 4)
-    assert shown._time_left() == "1:00:00, about 20:00 left"
+    assert "1:00:00 0:20:00 left" in drawn(shown)
     shown.advance(4, 4)
-    assert shown._time_left() == "1:00:00"
+    assert "1:00:00 0:00:00 left" in drawn(shown)
 
 
 def test_time_left_does_not_count_what_an_earlier_session_did(clock):
     shown = Progress(console=person())
     shown.begin_trials(12, 10, 8, None)
     clock.now += 5
-    assert shown._time_left() == "00:05"
+    assert "0:00:05 -:--:-- left" in drawn(shown)
     shown.trial_started(10, PARAMS)
     shown.trial_ended(10, "pruned", {})
-    assert shown._time_left() == "00:05, about 00:05 left"
+    assert "0:00:05 0:00:05 left" in drawn(shown)
+
+
+def test_a_stage_without_a_total_shows_the_time_it_took(clock):
+    shown = Progress(console=person())
+    shown.begin("evaluation")
+    clock.now += 65
+    assert "evaluation" in drawn(shown)
+    assert "0:01:05" in drawn(shown)
+    assert "left" not in drawn(shown)
 
 
 @pytest.mark.parametrize("width", [20, 60, 160])
@@ -253,17 +255,19 @@ def test_the_display_has_no_line_wider_than_the_terminal(clock, width):
     assert ("━" in lines[0]) == (width >= 60)
 
 
-def test_a_verbose_one_tells_each_epoch(capsys, clock):
-    shown = Progress(verbose=True)
-    shown.begin_trials(1, 0, 8, None)
-    shown.trial_started(0, PARAMS)
-    result = {"train_loss": 0.5, "val_accuracy": 0.75, "lr": 0.001, "images_per_second": 1234.5}
-    shown.trial_epoch(0, {**result_of(1, 0.8), **result})
-    assert capsys.readouterr().out.splitlines() == [
-        "00:00  trials      trial 0 begins: backbone cnn, lr 0.00123, freeze_depth 2",
-        "00:00  trials      trial 0 epoch 1/8: loss 0.5000, validation 0.7500, lr 0.001,"
-        " 1,234 images/s",
+def test_each_epoch_goes_to_the_log_with_its_node(capsys, clock, caplog):
+    shown = Progress()
+    with caplog.at_level("DEBUG", "search.console.progress"):
+        shown.begin_trials(1, 0, 8, None)
+        shown.trial_started(0, PARAMS)
+        shown.trial_epoch(0, result_of(1, 0.8))
+    assert caplog.messages == [
+        "stage search begins",
+        "trial 0 begins: backbone cnn, lr 0.00123, freeze_depth 2",
+        "trial 0 epoch 1/8: loss 0.5000, validation accuracy 0.7500, lr 0.001, 1234 images/s",
     ]
+    assert caplog.records[-1].node == "10.0.0.2"
+    assert capsys.readouterr().out == ""
 
 
 def test_no_color_leaves_no_colour(monkeypatch, clock):

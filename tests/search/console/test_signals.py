@@ -14,25 +14,25 @@ ROOT = Path(__file__).parents[3]
 STAGE = """
 import sys, time
 from search.console import signals
-signals.PATIENCE_SECONDS = 0.3
-one = signals.Interruption(lambda: print("carry on: that way"))
+signals.MAX_STOP_SECONDS = 0.3
+shutdown = signals.GracefulShutdown(lambda: print("resume: that way"))
 try:
-    with one.watching():
-        one.watch()
+    with shutdown.watching():
+        shutdown.watch()
         {body}
 except KeyboardInterrupt:
-    print("in good order" if one.asked() else "")
-    sys.exit(one.exit_code)
+    print("requested" if shutdown.requested() else "")
+    sys.exit(shutdown.exit_code)
 """
 AT_ONCE = "print('ready', flush=True); time.sleep(30)"
-PATIENT = """
-        with one.deferring():
+GRACEFUL = """
+        with shutdown.deferring():
             print("ready", flush=True)
-            while not one.asked():
+            while not shutdown.requested():
                 time.sleep(0.01)
 """
 HANGS = """
-        with one.deferring():
+        with shutdown.deferring():
             print("ready", flush=True)
             for _ in range(3000):
                 time.sleep(0.01)
@@ -73,12 +73,12 @@ def stopped(body: str, *signals: signal.Signals) -> tuple[int, str]:
         return process.wait(timeout=20), shown
 
 
-@pytest.mark.parametrize("body", [AT_ONCE, PATIENT])
+@pytest.mark.parametrize("body", [AT_ONCE, GRACEFUL])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_stops_in_good_order(body: str, number: signal.Signals, code: int) -> None:
+def test_the_first_signal_stops_gracefully(body: str, number: signal.Signals, code: int) -> None:
     exit_code, shown = stopped(body, number)
     assert exit_code == code, shown
-    assert "in good order" in shown
+    assert "requested" in shown
     assert "Traceback" not in shown
 
 
@@ -88,10 +88,10 @@ def test_the_second_signal_stops_at_once() -> None:
     assert "Traceback" not in shown
 
 
-def test_nobody_is_waited_for_long_after_sigterm() -> None:
+def test_a_stop_by_sigterm_takes_no_longer_than_its_limit() -> None:
     exit_code, shown = stopped(HANGS, signal.SIGTERM)
     assert exit_code == 143
-    assert "carry on: that way" in shown
+    assert "resume: that way" in shown
 
 
 @pytest.mark.parametrize("where", IGNORED)
@@ -101,4 +101,4 @@ def test_a_signal_that_comes_where_exceptions_are_ignored_is_not_lost(where: str
     )
     assert code == 130
     assert "Exception ignored" not in shown
-    assert "in good order" in shown
+    assert "requested" in shown

@@ -1,0 +1,95 @@
+"""Log a run to `results/<run>/run.log` with standard `logging`, one line an event.
+
+    2026-01-31T12:00:00Z INFO node-1 search.console.progress trial 3 complete: 0.9731
+
+Modules log through `logging.getLogger(__name__)`. An event of another machine carries its name:
+`extra={"node": node}`. The lines of a traceback are indented, so that every line that begins with a
+digit is an event.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+SHOWN = "shown"
+"""Attribute of a record that is True where the terminal has shown its text already."""
+
+_FORMAT = "%(asctime)s %(levelname)s %(node)s %(name)s %(message)s"
+_OUR_PACKAGES = ("search", "trainables")
+
+
+@contextmanager
+def start_run_log(path: Path, verbose: bool = False) -> Iterator[None]:
+    """Log what happens within to a file, and an exception that ends it, with its traceback.
+
+    Everything that the project logs is kept, and what libraries log from WARNING up.
+
+    Args:
+        path: The log file; appended to where a run is resumed.
+        verbose: Show the log on the terminal as well.
+    """
+    handlers: list[logging.Handler] = [_RunLogFile(path, encoding="utf-8", errors="replace")]
+    if verbose:
+        handlers.append(_Terminal())
+    levels = {name: logging.getLogger(name).level for name in _OUR_PACKAGES}
+    for handler in handlers:
+        handler.setFormatter(_OneLine())
+        logging.getLogger().addHandler(handler)
+    for name in _OUR_PACKAGES:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    try:
+        _log.info("command: %s", " ".join(sys.argv))
+        yield
+    except KeyboardInterrupt:
+        _log.warning("interrupted")
+        raise
+    except Exception:
+        _log.exception("the run failed")
+        raise
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for handler in handlers:
+            logging.getLogger().removeHandler(handler)
+            with suppress(OSError):  # see `_RunLogFile`
+                handler.close()
+
+
+class _OneLine(logging.Formatter):
+    """Formats an event with its UTC time and node; further lines are indented."""
+
+    converter = time.gmtime
+
+    def __init__(self) -> None:
+        super().__init__(_FORMAT, "%Y-%m-%dT%H:%M:%SZ", defaults={"node": platform.node()})
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", "\n    ")
+
+
+class _RunLogFile(logging.FileHandler):
+    """Appends to a file; a full disk ends no run here, but where results are written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class _Terminal(logging.Handler):
+    """Shows what the terminal has not shown yet.
+
+    It writes to the error output of the moment, which a live display replaces by one that prints
+    above it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not getattr(record, SHOWN, False):
+            print(self.format(record), file=sys.stderr)
