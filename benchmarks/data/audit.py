@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.data.near_duplicates import CHANGES, PHOTOS
-from benchmarks.harness.reporting import Ratio, Report, command_line, say
+from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress
 from benchmarks.harness.workbench import need_data
 from search.data.audit import Images, examine
 from search.data.manifest import Manifest
@@ -78,7 +78,7 @@ def _measure(
         copy_of: int64 [m], of which image each of the last m is a copy.
     """
     n = len(thumbnails)
-    say(f"{name}: {n:,} images")
+    log_progress(f"{name}: {n:,} images")
     labels = np.random.default_rng(1).integers(0, 10, n)
     labels[n - len(copy_of) :] = labels[copy_of]
     manifest = Manifest(

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from benchmarks.harness.reporting import Ratio, Report, command_line, say
+from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress
 from benchmarks.harness.workbench import need_data
 from search.data.near_duplicates import find_near_duplicates, groups_of
 from search.data.thumbnails import Thumbnails
@@ -131,7 +131,7 @@ def main() -> int:
     recalls: list[dict[str, Any]] = []
     sets: list[dict[str, Any]] = []
     for one in _sets(arguments, n_small):
-        say(f"{one.name}: {len(one.images)} images")
+        log_progress(f"{one.name}: {len(one.images)} images")
         found, row, pairs = measure(one, n_copies)
         recalls += found
         sets.append(row)

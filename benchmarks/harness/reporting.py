@@ -1,8 +1,8 @@
-"""What every benchmark prints and keeps: tables, ratios against their targets, versions, machine.
+"""Prints and writes a benchmark's results: tables, ratios against targets, versions, machine.
 
-A ratio has both sides measured in one run on one machine. The JSON beside the table is
-`benchmarks/results/<name>.json`; a quick run writes `<name>-quick.json`, so that it never takes the
-place of a full one.
+Both sides of a ratio are measured in one run on one machine. The results are written to
+`benchmarks/results/<name>.json`; a quick run writes `<name>-quick.json`, so that it never replaces
+a full one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, NoReturn
+
+from scipy.stats import t as student
 
 ROOT = Path(__file__).parents[2]
 DEFAULT_DATA = ROOT.parent / "shared" / "data"
@@ -30,13 +33,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Ratio:
-    """A comparison of two sides, and what is asked of it.
+    """A ratio of two measurements, with its target.
 
     Attributes:
         name: What over what.
         value: The ratio; NaN where it could not be measured.
-        target: Its bound; None asks for nothing.
-        at_least: Whether the target bounds the ratio from below; else from above.
+        target: The bound to meet; None for no target.
+        at_least: Whether the target is a lower bound; otherwise an upper one.
     """
 
     name: str
@@ -46,7 +49,7 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """Say whether the target is met."""
+        """Describe the target and whether it is met."""
         if self.target is None:
             return ""
         bound = f"target {'≥' if self.at_least else '≤'} {self.target:g}"
@@ -58,15 +61,15 @@ class Ratio:
 
 @dataclass
 class Report:
-    """What a benchmark found.
+    """The results of a benchmark.
 
     Attributes:
-        name: Of the benchmark: its file's stem.
+        name: The benchmark's module name, without its package.
         claim: What is measured, in one line.
         tables: Rows by title; the keys of the first row are the columns, units in their names.
         ratios: The comparisons.
-        notes: Lines a reader must know, such as what is extrapolated.
-        extra: What is kept in the JSON alone.
+        notes: What a reader must know, such as what is extrapolated.
+        extra: Details that only the JSON holds.
     """
 
     name: str
@@ -78,7 +81,7 @@ class Report:
     started: float = field(default_factory=time.perf_counter)
 
     def publish(self, arguments: argparse.Namespace) -> None:
-        """Print the tables and write the JSON."""
+        """Print the tables and write the JSON file."""
         seconds = round(time.perf_counter() - self.started, 1)
         setting = describe_setting(self.name, arguments.mode, seconds)
         print(self.claim)
@@ -93,7 +96,7 @@ class Report:
             print(f"note   {note}")
         print(f"\n{setting['machine']}\n{_versions_line(setting)}\n{setting['command']}", end="")
         print(f"  ({arguments.mode}, {seconds:,.0f} s)")
-        path = arguments.out or _default_out(self.name, arguments.mode)
+        path = arguments.out or default_output(self.name, arguments.mode)
         if path is not None:
             self._write(path, setting)
             print(f"written to {path}")
@@ -114,11 +117,11 @@ class Report:
 
 
 def command_line(doc: str, data: bool = False) -> argparse.ArgumentParser:
-    """Return a parser with what all benchmarks take.
+    """Create a parser with the options that all benchmarks share.
 
     Args:
         doc: The benchmark's docstring.
-        data: Whether it works on images and pretrained weights.
+        data: Whether it reads images and pretrained weights.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -141,7 +144,7 @@ def command_line(doc: str, data: bool = False) -> argparse.ArgumentParser:
             "--data",
             type=Path,
             metavar="DIR",
-            help=f"holds caltech101/101_ObjectCategories (default: {DEFAULT_DATA})",
+            help="folder with caltech101/101_ObjectCategories (default: ../shared/data)",
         )
         parser.add_argument(
             "--weights",
@@ -152,23 +155,30 @@ def command_line(doc: str, data: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of values and its 95% confidence interval by Student's t."""
+    center = mean(values)
+    reach = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return center, center - reach, center + reach
+
+
 def stop(message: str, code: int = 2) -> NoReturn:
-    """End with one clear message: the request was wrong."""
+    """Print one error message and exit."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 
-def say(text: str) -> None:
-    """Print how far a long benchmark is."""
+def log_progress(text: str) -> None:
+    """Print a line about a long benchmark's progress, with the time, to stderr."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
 
 def describe_setting(name: str, mode: str, seconds: float) -> dict[str, Any]:
-    """Return the command, the versions and the machine that figures belong to."""
+    """Return the command, the versions and the machine of a measurement."""
     arguments = [Path(argument).name if "/" in argument else argument for argument in sys.argv[1:]]
     return {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{name}.py", *arguments]),
+        "command": " ".join(["python", "-m", _main_module(), *arguments]),
         "mode": mode,
         "date": time.strftime("%Y-%m-%d"),
         "seconds": seconds,
@@ -179,11 +189,11 @@ def describe_setting(name: str, mode: str, seconds: float) -> dict[str, Any]:
 
 
 def describe_machine() -> str:
-    """Name the processor, its cores, its bfloat16, the memory and the graphics cards."""
+    """Describe the processor, its cores and bfloat16 support, the memory and the GPUs."""
     import torch
 
     parts = [f"{_processor()}, {len(os.sched_getaffinity(0))} cores"]
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if torch.cpu.get_capabilities().get("avx512_bf16"):
         parts.append("bfloat16")
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     parts.append(f"{memory_bytes / 2**30:.0f} GB")
@@ -192,7 +202,7 @@ def describe_machine() -> str:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Lay rows out as text, one line each, numbers to the right."""
+    """Format rows as text, one line each, numbers aligned right."""
     if not rows:
         return "  (none)"
     names = list(rows[0])
@@ -210,7 +220,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Show a value with four significant digits at the most."""
+    """Format a value with at most four significant digits."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
@@ -219,7 +229,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(content: Any) -> Any:
-    """Make JSON of it: no NaN, no NumPy, no paths."""
+    """Convert to what JSON can hold: no NaN, no NumPy, no paths."""
     if isinstance(content, Mapping):
         return {str(key): _plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -231,9 +241,16 @@ def _plain(content: Any) -> Any:
     return content if isinstance(content, str | int | bool | None) else str(content)
 
 
-def _default_out(name: str, mode: str) -> Path | None:
+def default_output(name: str, mode: str) -> Path | None:
+    """Return where results are written; None for a smoke run, whose figures mean nothing."""
     names = {"full": f"{name}.json", "quick": f"{name}-quick.json"}
     return _RESULTS / names[mode] if mode in names else None
+
+
+def _main_module() -> str:
+    """Return the dotted name of the module that `python -m` runs."""
+    spec = sys.modules["__main__"].__spec__
+    return Path(sys.argv[0]).name if spec is None else spec.name
 
 
 def _versions_line(setting: Mapping[str, Any]) -> str:
@@ -248,7 +265,7 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    """Name the processor, as Linux does."""
+    """Return the processor's name, as Linux gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Images, networks and banks for benchmarks of training alone, without Ray."""
+"""Images, backbones and feature caches for benchmarks that train without Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BLOCK_IMAGES = 128
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images on disk with their labels, and where they are from."""
+    """Image files with their labels; `origin` names the set."""
 
     paths: tuple[Path, ...]
     labels: np.ndarray
@@ -36,13 +36,13 @@ class ImageFiles:
     origin: str
 
     def take(self, indices: np.ndarray) -> ImageFiles:
-        """Return some of the images, given by their int64 indices."""
+        """Select images by their int64 indices."""
         paths = tuple(self.paths[i] for i in indices)
         return ImageFiles(paths, self.labels[indices], self.classes, self.origin)
 
 
 def find_data(arguments: argparse.Namespace) -> Path | None:
-    """Return the folder of the test data; None where there is none and none was named."""
+    """Return the folder of the photo sets; None where there is none and --data is not given."""
     data: Path = arguments.data or DEFAULT_DATA
     if (data / _CALTECH_FOLDER).is_dir():
         return data
@@ -52,7 +52,7 @@ def find_data(arguments: argparse.Namespace) -> Path | None:
 
 
 def need_data(arguments: argparse.Namespace) -> Path:
-    """Return the folder of the test data, or end with a clear message."""
+    """Return the folder of the photo sets, or exit with a clear message."""
     data = find_data(arguments)
     if data is None:
         stop(
@@ -63,7 +63,7 @@ def need_data(arguments: argparse.Namespace) -> Path:
 
 
 def find_weights_folder(arguments: argparse.Namespace, data: Path | None) -> Path | None:
-    """Return the folder of <backbone>.pth files; None where there is none and none was named."""
+    """Return the folder of <backbone>.pth files; None without one and without --weights."""
     if arguments.weights is not None:
         if not arguments.weights.is_dir():
             stop(f"there is no folder {arguments.weights}; give <backbone>.pth files by --weights")
@@ -73,7 +73,7 @@ def find_weights_folder(arguments: argparse.Namespace, data: Path | None) -> Pat
 
 
 def caltech_six(data: Path) -> ImageFiles:
-    """List the six classes of the study, every image, by class and name."""
+    """List all images of the six Caltech-101 classes of the study, by class and name."""
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(CALTECH_SIX):
@@ -86,7 +86,7 @@ def caltech_six(data: Path) -> ImageFiles:
 
 
 def image_sets(data: Path) -> dict[str, ImageFiles]:
-    """List the photo sets that there are, each by class and name."""
+    """List the photo sets in a folder, each by class and name."""
     sets = {"caltech": caltech_six(data)}
     folders = {"cats_dogs": data / "cats_dogs" / "train", "products": data / "products"}
     for name, folder in {**folders, "tools": data / "tools"}.items():
@@ -96,7 +96,7 @@ def image_sets(data: Path) -> dict[str, ImageFiles]:
 
 
 def background(data: Path) -> ImageFiles:
-    """List the images of BACKGROUND_Google, which are of no class."""
+    """List the images of BACKGROUND_Google, which belong to no class."""
     paths = tuple(sorted((data / _CALTECH_FOLDER / "BACKGROUND_Google").glob("*.jpg")))
     if not paths:
         stop(f"{data / _CALTECH_FOLDER} has no BACKGROUND_Google")
@@ -104,7 +104,7 @@ def background(data: Path) -> ImageFiles:
 
 
 def class_folders(folder: Path, origin: str) -> ImageFiles:
-    """List a folder per class, every image, by class and name."""
+    """List the images of a folder per class, by class and name."""
     classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
     paths: list[Path] = []
     labels: list[int] = []
@@ -134,11 +134,11 @@ def generate_images(folder: Path, n_images: int, n_classes: int = 3) -> ImageFil
 
 
 def choose_stratified(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Choose n images, each class by its share and at least once: int64 indices, shuffled."""
+    """Draw n images, stratified by class, at least one of each: int64 indices, shuffled."""
     rng = np.random.default_rng(seed)
     n = min(n, len(labels))
     order = rng.permutation(len(labels))
-    # An image's place within its class, as a share of the class: the lowest are taken.
+    # An image's place within its class, as a fraction of the class: the lowest are taken.
     place = np.empty(len(labels))
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -148,14 +148,14 @@ def choose_stratified(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def choose_per_class(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
-    """Choose the same number of images of every class: int64 indices."""
+    """Draw the same number of images of every class: int64 indices."""
     order = np.random.default_rng(seed).permutation(len(labels))
     members = [order[labels[order] == label][:n_per_class] for label in np.unique(labels)]
     return np.concatenate(members)
 
 
-def pack_images(images: ImageFiles, image_size: int, resize_mode: ResizeMode = "pad") -> ImageSet:
-    """Decode images into the table that trainings read."""
+def decode_images(images: ImageFiles, image_size: int, resize_mode: ResizeMode = "pad") -> ImageSet:
+    """Decode images into the table that trainings read: uint8 [n, side, side, 3]."""
     sizes = round(image_size / 0.875), image_size
     table = np.stack([to_square(read_image(path), *sizes, resize_mode) for path in images.paths])
     labels = torch.from_numpy(images.labels.astype(np.int64))
@@ -163,13 +163,13 @@ def pack_images(images: ImageFiles, image_size: int, resize_mode: ResizeMode = "
 
 
 def read_state(backbone: str, weights: Path | None) -> Weights | None:
-    """Read pretrained weights; None where there is no such file."""
+    """Load pretrained weights; None where there is no such file."""
     path = None if weights is None else weights / f"{backbone}.pth"
     return load_weights(path) if path is not None and path.is_file() else None
 
 
 def new_backbone(name: str, state: Weights | None, device: str = "cpu") -> Backbone:
-    """Build a backbone as trainings want it: on its device, channels_last."""
+    """Create a backbone on its device, in channels_last."""
     backbone = create_backbone(name, state)
     return backbone.to(device).to(memory_format=torch.channels_last)
 
@@ -177,8 +177,8 @@ def new_backbone(name: str, state: Weights | None, device: str = "cpu") -> Backb
 def pooled_features(
     images: ImageFiles, backbone: Backbone, image_size: int, resize_mode: ResizeMode = "pad"
 ) -> torch.Tensor:
-    """Return what a frozen backbone makes of images: float32 [n, feature_size]."""
-    decoded = pack_images(images, image_size, resize_mode)
+    """Compute pooled features of a frozen backbone: float32 [n, feature_size]."""
+    decoded = decode_images(images, image_size, resize_mode)
     rows = torch.arange(len(images.paths))
     return build_cache(backbone, decoded, rows, stage_output=5, n_views=1).clean(rows).float()
 
@@ -192,15 +192,15 @@ def build_cache(
     views: Sequence[int] | None = None,
     seed: int = 0,
 ) -> FeatureCache:
-    """Build the view bank of some images at one boundary, in this process.
+    """Build a feature cache of one stage output, in this process.
 
     Args:
-        backbone: Whose frozen stages.
+        backbone: The network whose frozen stages compute the features.
         images: All images.
-        rows: int64 [n], those that the bank holds.
+        rows: int64 [n], the images to cache.
         stage_output: In 1 to 5.
         n_views: V, which sets the magnitudes.
-        views: Which views, ascending from 0; None is all.
+        views: Which views to build, ascending from 0; None for all.
         seed: Of the augmentation.
     """
     device = next(backbone.parameters()).device

@@ -1,12 +1,12 @@
-"""Is one temperature, fitted on out-of-fold logits, right for the ensemble of the folds?
+"""Is one temperature, fitted on out-of-fold logits, right for the ensemble of fold members?
 
     python -m benchmarks.models.calibration
 
-Half of each photo set trains five folds, the other half is held out. A fold's model is the linear
-probe, or a head trained by gradient descent until it is too sure of itself. The temperature comes
-from the logits of the one fold that never saw an image; it is judged on the held-out images, for
-the mean of the members' probabilities, which is what is deployed, and for the softmax of their mean
-logits. The best temperature there could be is fitted on the held-out images themselves.
+Half of each photo set trains five folds, the other half is the test set. A fold's model is the
+linear probe, or a head trained by gradient descent until it is overconfident. The temperature is
+fitted on out-of-fold logits and evaluated on the test set, for the mean of the members'
+probabilities, which is what is deployed, and for the softmax of their mean logits. For comparison,
+the best possible temperature is fitted on the test set itself.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _TARGET = 0.02
 
 
 def main() -> int:
-    """Measure, print a table, and keep it as JSON."""
+    """Run the benchmark."""
     parser = command_line(__doc__ or "", data=True)
     parser.add_argument("--backbone", default="mobilenet_v2", help="default: %(default)s")
     arguments = parser.parse_args()
-    report = Report("calibration", "Expected calibration error and log loss of held-out images.")
+    report = Report("calibration", "Expected calibration error and log loss on test sets.")
     seeds = {"smoke": 1, "quick": 2, "full": 5}[arguments.mode]
     with tempfile.TemporaryDirectory() as scratch:
         sets = _read(arguments, Path(scratch))
@@ -69,13 +69,13 @@ def main() -> int:
         for row in rows
         if row["n"] >= 300
     ]
-    report.notes.append(f"mean over {seeds} seeds, each with its own halves")
+    report.notes.append(f"mean over {seeds} seeds, each with its own split")
     report.publish(arguments)
     return 0
 
 
 def _read(arguments: argparse.Namespace, scratch: Path) -> dict[str, tuple[Tensor, np.ndarray]]:
-    """Return each set's features and labels."""
+    """Compute each set's features; return them with the labels."""
     if arguments.mode == "smoke":
         backbone, size = new_backbone("tinynet", None), 32
         sets = {"generated": generate_images(scratch, 60)}
@@ -94,24 +94,24 @@ def _measure(
     for seed in range(seeds):
         rows, test = split_folds(np.arange(len(labels)), labels, 2, seed)
         out_of_fold, members = [], []
-        for held_out in split_folds(rows, labels, N_FOLDS, seed):
-            train = np.setdiff1d(rows, held_out)
+        for fold in split_folds(rows, labels, N_FOLDS, seed):
+            train = np.setdiff1d(rows, fold)
             weights = fit(x[train], torch.from_numpy(labels[train]), n_classes)
-            out_of_fold.append(_logits(x[held_out], weights))
+            out_of_fold.append(_logits(x[fold], weights))
             members.append(_logits(x[test], weights))
         order = np.concatenate(split_folds(rows, labels, N_FOLDS, seed))
         temperature = fit_temperature(torch.cat(out_of_fold).numpy(), labels[order])
         logits = torch.stack(members)
         mean_logits = logits.mean(0, keepdim=True)
-        judged = {
+        probabilities = {
             "before": mean_probabilities(logits, 1.0),
             "after": mean_probabilities(logits, temperature),
             "of mean logits": mean_probabilities(mean_logits, temperature),
             "at best": mean_probabilities(logits, _best_temperature(logits, labels[test])),
         }
         found.setdefault("temperature", []).append(temperature)
-        for when, probabilities in judged.items():
-            scores = measure_calibration(labels[test], probabilities.numpy())
+        for when, values in probabilities.items():
+            scores = measure_calibration(labels[test], values.numpy())
             found.setdefault(f"ECE {when}", []).append(scores["ece"])
             found.setdefault(f"log loss {when}", []).append(scores["log_loss"])
     means = {key: statistics.mean(values) for key, values in found.items()}
@@ -119,7 +119,7 @@ def _measure(
 
 
 def _best_temperature(logits: Tensor, labels: np.ndarray) -> float:
-    """Return the temperature of least log loss for the mean probability, by trying many."""
+    """Find the temperature with the lowest log loss of the mean probabilities, by grid search."""
     tried = np.geomspace(0.1, 10, 80)
     losses = [
         measure_calibration(labels, mean_probabilities(logits, float(t)).numpy())["log_loss"]
@@ -137,7 +137,7 @@ def _probe(x: Tensor, labels: Tensor, n_classes: int) -> dict[str, Tensor]:
 
 
 def _overtrain(x: Tensor, labels: Tensor, n_classes: int) -> dict[str, Tensor]:
-    """Train a linear head without any regularisation, far beyond the last mistake."""
+    """Train a linear head without regularization, far beyond zero training errors."""
     weight = torch.zeros(n_classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(n_classes, requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], lr=_LR)

@@ -1,18 +1,18 @@
-"""What makes a head err less on images from elsewhere?
+"""Generalization of linear probes to external images: the centre-crop branch and alternatives.
 
     python -m benchmarks.models.center_crop [--quick] [--data DIR]
 
-Pairs of a set to learn from and images of its classes from elsewhere: Caltech-101's six classes
-and photos of other repositories, all of them and 20 a class; those photos and Caltech-101, the
-other way round; clothes photographed for sale and Fashion-MNIST's (three classes); handwritten
-digits and digits of fonts. Features are pooled, of frozen backbones. Each way changes one thing in
-the linear probe: what it is fitted on, how many are averaged, and of what images it is asked.
-Differences from the plain probe are paired by seed, with Student's 95 % interval of their mean over
-the pairs and seeds. Sets with nothing from elsewhere are judged on held-out images alone.
-Fine-tuning from the probe's head (LP-FT) is in lpft.py.
+Pairs of a training set and an external test set of its classes: Caltech-101's six classes and
+photos from other repositories, with all training images and with 20 per class; the same swapped;
+clothes photographed for sale and Fashion-MNIST's (three classes); handwritten digits and digits of
+fonts. Features are pooled, from frozen backbones. Each method changes one thing in the linear
+probe: its training views, the number of probes that are averaged, or the views it predicts from.
+Differences from the plain probe are paired by seed, with Student's 95% interval of their mean over
+the pairs and seeds. Sets without external images have only their own test set. Fine-tuning from the
+probe's head (LP-FT) is in lp_ft.py.
 
---quick is the pairs of Caltech-101 and of digits, with one backbone and slight augmentation alone.
-Features are kept in results/outside/; delete it to compute them anew.
+--quick uses the pairs of Caltech-101 and of digits, one backbone and only slight augmentation.
+Features are cached in results/center_crop/; delete it to compute them again.
 """
 
 from __future__ import annotations
@@ -33,21 +33,28 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress, stop
+from benchmarks.harness.reporting import (
+    ROOT,
+    Ratio,
+    Report,
+    command_line,
+    log_progress,
+    mean_interval,
+    stop,
+)
 from benchmarks.harness.workbench import (
     CALTECH_SIX,
     build_cache,
     choose_per_class,
     choose_stratified,
     class_folders,
+    decode_images,
     find_weights_folder,
     image_sets,
     need_data,
     new_backbone,
-    pack_images,
     read_state,
 )
-from benchmarks.models.feature_cache import interval
 from search.pipeline.retraining.kfold import split_folds
 from spaces.sources import Arrays, digits, fashion_mnist, rendered_digits
 from trainables.batches import ImageSet
@@ -57,166 +64,171 @@ from trainables.models.center_crop import enlarge_center
 
 N_VIEWS = 8
 VIEWS = (0, 1, 2, 4, 7)
-"""Views that are used, of magnitudes v / 7; the first is the image as it is."""
+"""The views used, of magnitudes v / 7; the first is the image without augmentation."""
 PHOTOS = ("mobilenet_v2", "squeezenet1_0")
 _FASHION = {"t-shirt": (0,), "pants": (1,), "shoes": (5, 7, 9)}
-"""By class of the products, Fashion-MNIST's labels."""
+"""Fashion-MNIST's labels of each class of the products."""
 _TRAINED_FRACTION = 0.8
-_STORE = ROOT / "results" / "outside"
+_STORE = ROOT / "results" / "center_crop"
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a probe is fitted and asked.
+class Method:
+    """How a probe is fitted and how it predicts.
 
     Attributes:
         views: How many of `VIEWS` it is fitted on.
-        members: Folds whose probabilities are averaged; 1 is one probe of all.
-        asked: How many of `VIEWS` of an image are averaged.
+        members: Number of folds whose probabilities are averaged; 1 for one probe of all images.
+        test_views: How many of `VIEWS` of a test image are averaged.
         backbones: How many are averaged.
-        regularisation: Inverse, of the probe.
-        looks: 2 adds the logits of a probe of the enlarged middle (`models.center_crop`).
+        regularisation: Inverse strength, scikit-learn's C.
+        center_crop: Whether to add the logits of a probe of the enlarged centre
+            (`trainables.models.center_crop`).
     """
 
     views: int = 1
     members: int = 1
-    asked: int = 1
+    test_views: int = 1
     backbones: int = 1
     regularisation: float = 0.03
-    looks: int = 1
+    center_crop: bool = False
 
     def fits(self, features: list[np.ndarray]) -> bool:
-        """Tell whether there are as many backbones and views as it needs."""
+        """Check that there are enough backbones and views."""
         n_views = len(features[0]) - 1
-        return len(features) >= self.backbones and n_views >= max(self.views, self.asked)
+        return len(features) >= self.backbones and n_views >= max(self.views, self.test_views)
 
 
 PLAIN = "plain probe"
-WAYS: Mapping[str, Way] = {
-    PLAIN: Way(),
-    "augmented up to 0.29": Way(views=3),
-    "augmented up to 0.57": Way(views=4),
-    "augmented up to 1": Way(views=5),
-    "mean of five folds": Way(members=5),
-    "mean of 3 views when asked": Way(asked=3),
-    "both, up to 0.29 and 3 views": Way(views=3, asked=3),
-    "a second look": Way(looks=2),
-    "two backbones": Way(backbones=2),
-    "ten times the regularisation": Way(regularisation=0.003),
-    "a tenth of the regularisation": Way(regularisation=0.3),
+METHODS: Mapping[str, Method] = {
+    PLAIN: Method(),
+    "augmented up to 0.29": Method(views=3),
+    "augmented up to 0.57": Method(views=4),
+    "augmented up to 1": Method(views=5),
+    "mean of five folds": Method(members=5),
+    "test: mean of 3 views": Method(test_views=3),
+    "both, up to 0.29 and 3 views": Method(views=3, test_views=3),
+    "centre-crop branch": Method(center_crop=True),
+    "two backbones": Method(backbones=2),
+    "ten times the regularisation": Method(regularisation=0.003),
+    "a tenth of the regularisation": Method(regularisation=0.3),
 }
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A set to learn from, and images from elsewhere.
+    """A set to train and test on, and an external test set.
 
     Attributes:
-        inside: Its features by backbone, float32 [views + 1, n, d]; the last are of the enlarged
-            middle.
+        features: Of the set, by backbone, float32 [views + 1, n, d]; the last view is the
+            enlarged centre.
         labels: int64 [n].
-        outside: Those from elsewhere, the same backbones; empty where there are none.
-        outside_labels: int64 [m].
-        per_class: Training images of each class; None is four fifths of all.
+        external: The same of the external images; empty without any.
+        external_labels: int64 [m].
+        per_class: Training images per class; None for four fifths of all.
     """
 
-    inside: list[np.ndarray]
+    features: list[np.ndarray]
     labels: np.ndarray
-    outside: list[np.ndarray]
-    outside_labels: np.ndarray
+    external: list[np.ndarray]
+    external_labels: np.ndarray
     per_class: int | None = None
 
 
 def main() -> int:
-    """Measure, print tables, and keep them as JSON."""
+    """Run the benchmark."""
     parser = command_line(__doc__ or "", data=True)
     arguments = parser.parse_args()
     n_seeds = {"full": 5, "quick": 5, "smoke": 2}[arguments.mode]
-    report = Report("outside", "What makes a head err less on images from elsewhere.")
+    report = Report("center_crop", "Accuracy of linear probes on external images, by method.")
     pairs = _pairs(arguments)
     found: dict[tuple[str, str, str], list[float]] = {}
-    for name, pair in pairs.items():
-        log_progress(name)
+    for pair_name, pair in pairs.items():
+        log_progress(pair_name)
         for seed in range(n_seeds):
-            for way, settings in WAYS.items():
-                if settings.fits(pair.inside):
-                    for where, accuracy in _measure(pair, settings, seed).items():
-                        found.setdefault((where, name, way), []).append(accuracy)
-    for where in ("elsewhere", "held out"):
-        judged = [name for name in pairs if (where, name, PLAIN) in found]
+            for name, method in METHODS.items():
+                if method.fits(pair.features):
+                    for test_set, accuracy in _measure(pair, method, seed).items():
+                        found.setdefault((test_set, pair_name, name), []).append(accuracy)
+    for test_set in ("external", "test"):
+        with_plain = [pair for pair in pairs if (test_set, pair, PLAIN) in found]
         rows = []
-        for way in WAYS:
+        for method in METHODS:
             gains = [
                 ours - plain
-                for name in judged
+                for pair in with_plain
                 for ours, plain in zip(
-                    found.get((where, name, way), []), found[where, name, PLAIN], strict=False
+                    found.get((test_set, pair, method), []),
+                    found[test_set, pair, PLAIN],
+                    strict=False,
                 )
             ]
             if not gains:
                 continue
-            centre, low, high = interval(gains)
+            center, low, high = mean_interval(gains)
             means = {
-                name: fmean(found[where, name, way]) if (where, name, way) in found else None
-                for name in judged
+                pair: fmean(found[key]) if (key := (test_set, pair, method)) in found else None
+                for pair in with_plain
             }
-            rows.append({"way": way, **means, "gain": centre, "low": low, "high": high})
-            if way != PLAIN:
-                report.ratios.append(Ratio(f"{where}: gained by {way}", centre))
-        report.tables[f"accuracy {where}, mean of {n_seeds} seeds"] = rows
+            rows.append({"method": method, **means, "gain": center, "low": low, "high": high})
+            if method != PLAIN:
+                report.ratios.append(Ratio(f"{test_set}: gained by {method}", center))
+        report.tables[f"{test_set} accuracy, mean of {n_seeds} seeds"] = rows
     report.publish(arguments)
     return 0
 
 
-def _measure(pair: Pair, way: Way, seed: int) -> dict[str, float]:
-    """Fit on a part of the set, and judge on the rest and on images from elsewhere."""
+def _measure(pair: Pair, method: Method, seed: int) -> dict[str, float]:
+    """Fit on a part of the set; return the accuracy on the rest and on external images."""
     if pair.per_class is not None:
         train = choose_per_class(pair.labels, pair.per_class, seed)
     else:
         train = choose_stratified(pair.labels, round(_TRAINED_FRACTION * len(pair.labels)), seed)
     rest = np.setdiff1d(np.arange(len(pair.labels)), train)
     parts = [train]
-    if way.members > 1:
-        folds = split_folds(np.sort(train), pair.labels, way.members, seed)
-        parts = [np.setdiff1d(train, held_out) for held_out in folds]
-    asked = {"held out": ([x[:, rest] for x in pair.inside], pair.labels[rest])}
-    if pair.outside:
-        asked["elsewhere"] = (pair.outside, pair.outside_labels)
+    if method.members > 1:
+        folds = split_folds(np.sort(train), pair.labels, method.members, seed)
+        parts = [np.setdiff1d(train, fold) for fold in folds]
+    test_sets = {"test": ([x[:, rest] for x in pair.features], pair.labels[rest])}
+    if pair.external:
+        test_sets["external"] = (pair.external, pair.external_labels)
     n_classes = int(pair.labels.max()) + 1
-    sums = {where: np.zeros((len(y), n_classes)) for where, (_, y) in asked.items()}
-    for place in range(way.backbones):
+    sums = {name: np.zeros((len(y), n_classes)) for name, (_, y) in test_sets.items()}
+    for place in range(method.backbones):
         for part in parts:
-            x = pair.inside[place][:, part]
-            model = _fit(x[: way.views], pair.labels[part], way)
-            middle = _fit(x[-1:], pair.labels[part], way) if way.looks > 1 else None
-            for where, (features, y) in asked.items():
-                seen = features[place][: way.asked]
-                made = model.predict_log_proba(seen.reshape(-1, seen.shape[2]))
-                if middle is not None:
-                    made = log_softmax(made + middle.predict_log_proba(features[place][-1]), 1)
-                shares = np.exp(made).reshape(way.asked, len(y), -1)
-                sums[where][:, model.classes_] += shares.mean(0)
+            x = pair.features[place][:, part]
+            probe = _fit(x[: method.views], pair.labels[part], method)
+            center = _fit(x[-1:], pair.labels[part], method) if method.center_crop else None
+            for name, (features, y) in test_sets.items():
+                views = features[place][: method.test_views]
+                logits = probe.predict_log_proba(views.reshape(-1, views.shape[2]))
+                if center is not None:
+                    logits = log_softmax(logits + center.predict_log_proba(features[place][-1]), 1)
+                probabilities = np.exp(logits).reshape(method.test_views, len(y), -1)
+                sums[name][:, probe.classes_] += probabilities.mean(0)
     return {
-        where: float((sums[where].argmax(1) == y).mean())
-        for where, (_, y) in asked.items()
+        name: float((sums[name].argmax(1) == y).mean())
+        for name, (_, y) in test_sets.items()
         if len(y)
     }
 
 
-def _fit(x: np.ndarray, labels: np.ndarray, way: Way) -> Pipeline:
+def _fit(x: np.ndarray, labels: np.ndarray, method: Method) -> Pipeline:
     """Fit a probe on views of images, [views, n, d]."""
     model = make_pipeline(
-        StandardScaler(), LogisticRegression(C=way.regularisation / len(x), max_iter=200)
+        StandardScaler(), LogisticRegression(C=method.regularisation / len(x), max_iter=200)
     )
     return model.fit(x.reshape(-1, x.shape[2]), np.tile(labels, len(x)))
 
 
 def _pairs(arguments: argparse.Namespace) -> dict[str, Pair]:
     none: tuple[list[np.ndarray], np.ndarray] = ([], np.zeros(0, np.int64))
-    drawn, fonts = (array_set(source, 32, flip=False) for source in (digits(), rendered_digits()))
-    ours = [_features("digits", drawn, "tinynet", None)]
+    handwritten, fonts = (
+        array_set(source, 32, flip=False) for source in (digits(), rendered_digits())
+    )
+    ours = [_features("digits", handwritten, "tinynet", None)]
     theirs = [_features("fonts", fonts, "tinynet", None)]
-    pairs = {"digits → fonts": Pair(ours, drawn.labels.numpy(), theirs, fonts.labels.numpy())}
+    pairs = {"digits → fonts": Pair(ours, handwritten.labels.numpy(), theirs, fonts.labels.numpy())}
     if arguments.mode == "smoke":
         return pairs
     data = need_data(arguments)
@@ -229,25 +241,25 @@ def _pairs(arguments: argparse.Namespace) -> dict[str, Pair]:
         return [_features(name, images, backbone, weights, views) for backbone in backbones]
 
     labels = {name: one.labels for name, one in sets.items()}
-    inside = {name: photos(name, pack_images(one, 224)) for name, one in sets.items()}
-    elsewhere = class_folders(data / "external" / "caltech6", "elsewhere")
-    of_class = np.array([CALTECH_SIX.index(name) for name in elsewhere.classes])
-    outside = photos("elsewhere", pack_images(elsewhere, 224))
-    outside_labels = of_class[elsewhere.labels]
-    six = (inside["caltech"], labels["caltech"])
-    pairs["Caltech → elsewhere"] = Pair(*six, outside, outside_labels)
-    pairs["Caltech, 20 a class → elsewhere"] = Pair(*six, outside, outside_labels, 20)
-    known = np.isin(labels["caltech"], outside_labels)
-    pairs["elsewhere → Caltech"] = Pair(
-        outside, outside_labels, [x[:, known] for x in six[0]], six[1][known]
+    features = {name: photos(name, decode_images(one, 224)) for name, one in sets.items()}
+    found = class_folders(data / "external" / "caltech6", "external")
+    of_class = np.array([CALTECH_SIX.index(name) for name in found.classes])
+    external = photos("external", decode_images(found, 224))
+    external_labels = of_class[found.labels]
+    six = (features["caltech"], labels["caltech"])
+    pairs["Caltech → external"] = Pair(*six, external, external_labels)
+    pairs["Caltech, 20 per class → external"] = Pair(*six, external, external_labels, 20)
+    known = np.isin(labels["caltech"], external_labels)
+    pairs["external → Caltech"] = Pair(
+        external, external_labels, [x[:, known] for x in six[0]], six[1][known]
     )
     if "products" in sets:
         clothes = _fashion(data, sets["products"].classes)
-        seen = photos("fashion", clothes), clothes.labels.numpy()
-        pairs["products → Fashion-MNIST"] = Pair(inside["products"], labels["products"], *seen)
+        worn = photos("fashion", clothes), clothes.labels.numpy()
+        pairs["products → Fashion-MNIST"] = Pair(features["products"], labels["products"], *worn)
     for name in ("cats_dogs", "tools"):
         if name in sets:
-            pairs[name] = Pair(inside[name], labels[name], *none)
+            pairs[name] = Pair(features[name], labels[name], *none)
     return pairs
 
 
@@ -258,7 +270,7 @@ def _features(
     weights: Path | None,
     views: tuple[int, ...] = VIEWS,
 ) -> np.ndarray:
-    """Return pooled features of every view and of the middle, from an earlier time if kept.
+    """Compute pooled features of every view and of the enlarged centre, or load cached ones.
 
     Returns:
         float32 [views + 1, n, d].
@@ -277,7 +289,7 @@ def _features(
         return np.stack([torch.cat(blocks).float().numpy() for blocks in made.views])
 
     @torch.no_grad()
-    def middle() -> np.ndarray:
+    def center() -> np.ndarray:
         parts = []
         for batch in images.table.split(32):
             pixels = crop_and_normalise(batch, images.image_size)
@@ -287,11 +299,11 @@ def _features(
 
     stem = f"{name}-{backbone}"
     return np.concatenate(
-        [_kept(f"{stem}-{len(views)}-whole", every_view), _kept(f"{stem}-middle", middle)]
+        [_cached(f"{stem}-{len(views)}", every_view), _cached(f"{stem}-center", center)]
     )
 
 
-def _kept(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+def _cached(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     path = _STORE / f"{name}.npy"
     if not path.is_file():
         log_progress(f"features: {name}")
@@ -301,7 +313,7 @@ def _kept(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def array_set(source: Any, size: int, flip: bool) -> ImageSet:
-    """Pack a set that comes as arrays."""
+    """Decode a set whose source gives arrays."""
     found = source.open(None, ROOT)
     if not isinstance(found, Arrays):
         raise TypeError("these sets are read as arrays")

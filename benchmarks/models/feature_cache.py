@@ -1,13 +1,13 @@
-"""Training from the view bank is as accurate as training from freshly augmented images.
+"""Accuracy of training from the feature cache, against training on freshly augmented images.
 
     python -m benchmarks.models.feature_cache [--quick]
 
-The same configurations, once with the bank and once without (features computed as they are needed,
-under the same law of augmentation), over 5 seeds, each of which draws its own few training images
-of Caltech-101's six classes; all others validate. What is quoted is the difference in validation
-accuracy at the last epoch, bank less no bank, paired by seed, with Student's 95 % interval of its
-mean: it should include 0, or lie above. Then the bank's bytes and the seconds it takes to build,
-and a head's accuracy, as the number of views V grows.
+The same configurations, with the cache and without it (features computed when they are needed,
+with the same distribution of augmentations), over 5 seeds, each with its own few training images
+of Caltech-101's six classes; the others are the validation set. Quoted is the difference in
+validation accuracy at the last epoch, with minus without the cache, paired by seed, with Student's
+95% interval of its mean: it should include 0, or lie above. Then the cache's size and the seconds
+to build it, and a head's accuracy, by the number of augmented views V.
 """
 
 from __future__ import annotations
@@ -21,19 +21,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import t as student
 
-from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
+from benchmarks.harness.reporting import (
+    Ratio,
+    Report,
+    command_line,
+    log_progress,
+    mean_interval,
+    stop,
+)
 from benchmarks.harness.workbench import (
     build_cache,
     caltech_six,
     choose_per_class,
     choose_stratified,
+    decode_images,
     find_weights_folder,
     generate_images,
     need_data,
     new_backbone,
-    pack_images,
     read_state,
 )
 from spaces.base import TrialConfig
@@ -43,8 +49,8 @@ from trainables.models.ensemble import Weights
 from trainables.trainer import Trainer
 
 BACKBONE = "squeezenet1_0"
-# Few images and small batches, so that training has something to gain or to lose: accuracies lie
-# well below 1. Learning rates are those that the cached training does well with.
+# Few images and small batches keep accuracies well below 1, so that differences show. The learning
+# rates are those that suit training from the cache.
 _COMMON: dict[str, Any] = {"batch_size": 16, "scheduler": "cosine"}
 CONFIGS = (
     TrialConfig(BACKBONE, lr=5e-3, freeze_depth=5, augment=0.3, **_COMMON),
@@ -62,10 +68,10 @@ class Plan:
     Attributes:
         n_seeds: At least 2.
         n_per_class: Training images of each class.
-        n_val: Validation images, the same share of each class.
+        n_val: Validation images, stratified by class.
         epochs: Of every training.
         image_size: Side in pixels.
-        configs: What is trained.
+        configs: Configurations to train.
         views: V of the second table.
     """
 
@@ -87,7 +93,7 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training came to: at its last epoch, and the median seconds of its epochs."""
+    """Validation results at a training's last epoch, and the median seconds of its epochs."""
 
     accuracy: float
     loss: float
@@ -95,14 +101,14 @@ class Outcome:
 
 
 def main() -> None:
-    """Measure, and report."""
+    """Run the benchmark."""
     parser = command_line(__doc__, data=True)
     parser.add_argument("--threads", type=int, help="of PyTorch (default: all cores)")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     plan = PLANS[arguments.mode]
-    report = Report("cache", "Training from the view bank against training without it.")
+    report = Report("feature_cache", "Training from the feature cache against training without it.")
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.mode == "smoke":
             files, state = generate_images(Path(scratch), 48), None
@@ -112,19 +118,19 @@ def main() -> None:
             state = read_state(BACKBONE, find_weights_folder(arguments, data))
             if state is None:
                 stop(f"there are no weights of {BACKBONE}; give the folder with --weights")
-        images = pack_images(files, plan.image_size)
+        images = decode_images(files, plan.image_size)
     pairs = compare(plan, images, state)
-    growth = grow(plan, images, state)
-    report.tables["Bank less no bank, paired by seed"] = [
+    growth = measure_by_views(plan, images, state)
+    report.tables["With minus without the cache, paired by seed"] = [
         *(_row(config, pairs[config]) for config in plan.configs),
         _mean_row(plan, pairs),
     ]
     n_train = plan.n_per_class * images.n_classes
-    report.tables[f"The bank as V grows ({n_train} images; the head's augment is 1)"] = growth
+    report.tables[f"The cache by V ({n_train} images; the head's augment is 1)"] = growth
     report.ratios += _ratios(plan, pairs)
     report.notes.append(
-        f"{plan.n_seeds} seeds, {plan.n_per_class} training images a class, {plan.n_val} to"
-        f" validate, {plan.epochs} epochs, V = {N_VIEWS}, {files.origin}, {plan.image_size} px"
+        f"{plan.n_seeds} seeds, {plan.n_per_class} training images per class, {plan.n_val} for"
+        f" validation, {plan.epochs} epochs, V = {N_VIEWS}, {files.origin}, {plan.image_size} px"
     )
     report.extra["pairs"] = [
         {
@@ -138,7 +144,7 @@ def main() -> None:
 
 
 def draw_rows(plan: Plan, images: ImageSet, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a seed's training rows, and validation rows among the others."""
+    """Draw a seed's training rows, and validation rows from the others."""
     labels = images.labels.numpy()
     train = torch.from_numpy(choose_per_class(labels, plan.n_per_class, seed)).sort().values
     left = torch.ones(len(labels), dtype=torch.bool)
@@ -151,7 +157,7 @@ def draw_rows(plan: Plan, images: ImageSet, seed: int) -> tuple[torch.Tensor, to
 def compare(
     plan: Plan, images: ImageSet, state: Weights | None
 ) -> dict[TrialConfig, list[tuple[Outcome, Outcome]]]:
-    """Train every configuration with and without the bank; return both outcomes a seed."""
+    """Train every configuration with and without the cache; return both outcomes by seed."""
     pairs: dict[TrialConfig, list[tuple[Outcome, Outcome]]] = {c: [] for c in plan.configs}
     for seed in range(plan.n_seeds):
         train, val = draw_rows(plan, images, seed)
@@ -163,9 +169,9 @@ def compare(
                 for source in (cache, None)
             )
             pairs[config].append(both)  # type: ignore[arg-type]
-            say(
-                f"seed {seed} depth {config.freeze_depth} augment {config.augment}: bank"
-                f" {both[0].accuracy:.4f}, none {both[1].accuracy:.4f}"
+            log_progress(
+                f"seed {seed} depth {config.freeze_depth} augment {config.augment}: with"
+                f" {both[0].accuracy:.4f}, without {both[1].accuracy:.4f}"
             )
     return pairs
 
@@ -180,7 +186,7 @@ def _train(
     seed: int,
     cache: FeatureCache | None,
 ) -> Outcome:
-    """Train a configuration; the trainings of a pair differ in their inputs alone."""
+    """Train a configuration; the trainings of a pair differ only in their inputs."""
     trainer = Trainer(
         config,
         new_backbone(BACKBONE, state),
@@ -192,21 +198,21 @@ def _train(
         cache=cache,
     )
     seconds = [trainer.run_epoch().seconds for _ in range(plan.epochs)]
-    # The bank holds the training images alone, so both are judged on the images themselves.
-    judge = Trainer(
+    # The cache holds only the training images, so both are evaluated on the images themselves.
+    evaluator = Trainer(
         config, trainer.model.backbone, images, train, val, epochs=1, seed=seed, cache=None
     )
-    judge.model.head.load_state_dict(trainer.model.head.state_dict())
-    logits, labels = judge.predict_logits(val), images.labels[val]
+    evaluator.model.head.load_state_dict(trainer.model.head.state_dict())
+    logits, labels = evaluator.predict_logits(val), images.labels[val]
     accuracy = float((logits.argmax(1) == labels).float().mean())
     return Outcome(accuracy, float(F.cross_entropy(logits, labels)), median(seconds))
 
 
-def grow(plan: Plan, images: ImageSet, state: Weights | None) -> list[dict[str, Any]]:
-    """Build banks of more and more views; train a head from each."""
+def measure_by_views(plan: Plan, images: ImageSet, state: Weights | None) -> list[dict[str, Any]]:
+    """Build caches of 1 to V views; train a head from each."""
     config = TrialConfig(BACKBONE, lr=5e-3, freeze_depth=5, augment=1.0, **_COMMON)
     n_train = plan.n_per_class * images.n_classes
-    a_image = bytes_per_image(new_backbone(BACKBONE, state), plan.image_size)
+    per_image = bytes_per_image(new_backbone(BACKBONE, state), plan.image_size)
     rows = []
     for n_views in plan.views:
         seconds, accuracies = [], []
@@ -218,14 +224,14 @@ def grow(plan: Plan, images: ImageSet, state: Weights | None) -> list[dict[str, 
             seconds.append(perf_counter() - started)
             found = _train(plan, config, images, train, val, state, seed, cache)
             accuracies.append(found.accuracy)
-        say(f"V = {n_views}: {median(seconds):.1f} s, accuracy {mean(accuracies):.4f}")
-        sizes = {f"depth {b} MB": a_image[b - 1] * n_train * n_views / 2**20 for b in (3, 4, 5)}
+        log_progress(f"V = {n_views}: {median(seconds):.1f} s, accuracy {mean(accuracies):.4f}")
+        sizes = {f"depth {b} MB": per_image[b - 1] * n_train * n_views / 2**20 for b in (3, 4, 5)}
         rows.append(
             {
                 "V": n_views,
                 **sizes,
                 "build seconds": median(seconds),
-                "ms a view and image": 1000 * median(seconds) / n_views / n_train,
+                "ms per view and image": 1000 * median(seconds) / n_views / n_train,
                 "head's val accuracy": mean(accuracies),
                 "± sd": stdev(accuracies),
             }
@@ -233,29 +239,22 @@ def grow(plan: Plan, images: ImageSet, state: Weights | None) -> list[dict[str, 
     return rows
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Return the mean of values and Student's 95 % interval of it."""
-    centre = mean(values)
-    reach = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return centre, centre - reach, centre + reach
-
-
 def _row(config: TrialConfig, found: list[tuple[Outcome, Outcome]]) -> dict[str, Any]:
-    centre, low, high = interval([a.accuracy - b.accuracy for a, b in found])
-    loss, loss_low, loss_high = interval([a.loss - b.loss for a, b in found])
+    center, low, high = mean_interval([a.accuracy - b.accuracy for a, b in found])
+    loss, loss_low, loss_high = mean_interval([a.loss - b.loss for a, b in found])
     cached, uncached = (median(o[i].epoch_seconds for o in found) for i in (0, 1))
     return {
         "configuration": f"depth {config.freeze_depth}, augment {config.augment}",
-        "cache": mean(a.accuracy for a, _ in found),
-        "no bank": mean(b.accuracy for _, b in found),
-        "difference": centre,
+        "with cache": mean(a.accuracy for a, _ in found),
+        "without": mean(b.accuracy for _, b in found),
+        "difference": center,
         "low": low,
         "high": high,
         "loss difference": loss,
         "loss low": loss_low,
         "loss high": loss_high,
-        "epoch s, bank": cached,
-        "epoch s, none": uncached,
+        "epoch s, with cache": cached,
+        "epoch s, without": uncached,
         "times faster": uncached / cached,
     }
 
@@ -263,15 +262,15 @@ def _row(config: TrialConfig, found: list[tuple[Outcome, Outcome]]) -> dict[str,
 def _mean_row(
     plan: Plan, pairs: dict[TrialConfig, list[tuple[Outcome, Outcome]]]
 ) -> dict[str, Any]:
-    """Average the configurations within each seed, then compare over the seeds."""
+    """Average the configurations within each seed, then compare by seed."""
     by_seed = _mean_differences(plan, pairs)
-    centre, low, high = interval(by_seed)
+    center, low, high = mean_interval(by_seed)
     every = [outcome for found in pairs.values() for outcome in found]
     return {
         "configuration": "mean of all",
-        "cache": mean(a.accuracy for a, _ in every),
-        "no bank": mean(b.accuracy for _, b in every),
-        "difference": centre,
+        "with cache": mean(a.accuracy for a, _ in every),
+        "without": mean(b.accuracy for _, b in every),
+        "difference": center,
         "low": low,
         "high": high,
     }
@@ -287,14 +286,14 @@ def _mean_differences(
 
 
 def _ratios(plan: Plan, pairs: dict[TrialConfig, list[tuple[Outcome, Outcome]]]) -> list[Ratio]:
-    _, _, high = interval(_mean_differences(plan, pairs))
+    _, _, high = mean_interval(_mean_differences(plan, pairs))
     every = [outcome for found in pairs.values() for outcome in found]
     accuracy = mean(a.accuracy for a, _ in every) / mean(b.accuracy for _, b in every)
     seconds = median(b.epoch_seconds / a.epoch_seconds for a, b in every)
     return [
         Ratio("upper end of the interval of the mean accuracy difference", high, 0.0),
-        Ratio("accuracy, bank over no bank", accuracy),
-        Ratio("seconds an epoch, no bank over bank, median of all", seconds),
+        Ratio("accuracy, with over without cache", accuracy),
+        Ratio("seconds per epoch, without over with cache, median of all", seconds),
     ]
 
 

@@ -1,12 +1,13 @@
-"""Do 95 % intervals hold the truth in 95 of 100 experiments?
+"""Coverage of our 95% confidence intervals on simulated experiments.
 
     python -m benchmarks.models.intervals
 
-Experiments are drawn from known truths, at the sizes and accuracies of our sets. Shares: the exact
-coverage of Wilson's interval, by summing binomials, averaged over accuracies around each. Macro F1:
-confusion matrices are drawn with recalls that differ by class, and ours is compared with the
-percentile bootstrap. Differences: pairs of models are drawn that have half to one and a half of the
-errors and disagree more or less one-sidedly; ours is compared with the bootstrap.
+Experiments are drawn from known distributions, at the sizes and accuracies of our sets. Accuracy:
+the exact coverage of Wilson's interval, by summing binomials, averaged over accuracies around each.
+Macro F1: confusion matrices are drawn with recalls that differ by class, and our interval is
+compared with the percentile bootstrap. Differences: pairs of models are drawn that have 0.5 to 1.5
+times the errors and whose disagreements favour one of them more or less; our interval is compared
+with the bootstrap.
 """
 
 from __future__ import annotations
@@ -30,32 +31,36 @@ SETS: Mapping[str, tuple[Sequence[int], float]] = {
     "digits, 359": ((36,) * 10, 0.994),
     "fashion_mnist, 10,000": ((1000,) * 10, 0.93),
 }
-"""By set, the held-out images of each class, and an accuracy."""
+"""By set, the test images of each class, and an accuracy."""
 
 _LOWEST, _HIGHEST = 0.93, 0.97
 _BOOTSTRAPS = 500
 
 
 def main() -> int:
-    """Simulate, print tables, and keep them as JSON."""
+    """Run the benchmark."""
     arguments = command_line(__doc__ or "").parse_args()
     n_experiments = {"smoke": 5, "quick": 200, "full": 600}[arguments.mode]
     report = Report(
-        "intervals", "Share of experiments whose interval holds the truth; 0.95 is meant."
+        "intervals", "Coverage: intervals that contain the true value; 0.95 is nominal."
     )
     rng = np.random.default_rng(0)
-    shares = [_cover_share(name, sizes, accuracy) for name, (sizes, accuracy) in SETS.items()]
+    accuracies = [
+        _accuracy_coverage(name, sizes, accuracy) for name, (sizes, accuracy) in SETS.items()
+    ]
     macros, differences = [], []
     for name, (sizes, accuracy) in SETS.items():
-        macros.append(_cover_macro(name, np.array(sizes), accuracy, n_experiments, rng))
-        differences.append(_cover_difference(name, sum(sizes), accuracy, 10 * n_experiments, rng))
+        macros.append(_macro_f1_coverage(name, np.array(sizes), accuracy, n_experiments, rng))
+        differences.append(
+            _difference_coverage(name, sum(sizes), accuracy, 10 * n_experiments, rng)
+        )
     report.tables = {
-        "accuracy: Wilson, exact": shares,
+        "accuracy: Wilson, exact": accuracies,
         f"macro F1, {n_experiments} experiments": macros,
         f"difference of two models, {10 * n_experiments:,} experiments": differences,
     }
     for what, rows, key in (
-        ("Wilson", shares, "Wilson"),
+        ("Wilson", accuracies, "Wilson"),
         ("macro F1", macros, "ours"),
         ("difference", differences, "ours"),
     ):
@@ -68,8 +73,8 @@ def main() -> int:
     return 0
 
 
-def _cover_share(name: str, sizes: Sequence[int], accuracy: float) -> dict[str, Any]:
-    """Average the exact coverage over accuracies whose error is half to one and a half of ours."""
+def _accuracy_coverage(name: str, sizes: Sequence[int], accuracy: float) -> dict[str, Any]:
+    """Average the exact coverage over accuracies with 0.5 to 1.5 times the set's error."""
     n = sum(sizes)
     bounds = np.array([wilson_interval(k, n) for k in range(n + 1)])
     truths = 1 - (1 - accuracy) * np.linspace(0.5, 1.5, 41)
@@ -86,7 +91,7 @@ def _cover_share(name: str, sizes: Sequence[int], accuracy: float) -> dict[str, 
     }
 
 
-def _cover_macro(
+def _macro_f1_coverage(
     name: str, sizes: np.ndarray, accuracy: float, n_experiments: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     hits = {"ours": 0, "bootstrap": 0}
@@ -111,7 +116,7 @@ def _cover_macro(
 
 
 def _draw_truth(n_classes: int, accuracy: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw how often each class is taken for each: classes differ, and mistakes gather."""
+    """Draw a confusion matrix: recall differs by class, and errors concentrate on few classes."""
     missed = np.minimum(0.6, (1 - accuracy) * rng.gamma(1.0, 1.0, n_classes))
     truth = np.zeros((n_classes, n_classes))
     for label in range(n_classes):
@@ -129,15 +134,15 @@ def _bootstrap_macro(drawn: np.ndarray, rng: np.random.Generator) -> tuple[float
     return float(low), float(high)
 
 
-def _cover_difference(
+def _difference_coverage(
     name: str, n: int, accuracy: float, n_experiments: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Draw pairs of models, one of which alone has right half or more of what tells them apart."""
+    """Draw pairs of models, one of which wins half or more of their disagreements."""
     apart = (1 - accuracy) * rng.uniform(0.5, 1.5, n_experiments)
     gained = apart * rng.uniform(0.5, 0.9, n_experiments)
-    shares = np.stack([gained, apart - gained, 1 - apart], axis=1)
-    truth = shares[:, 0] - shares[:, 1]
-    drawn = np.stack([rng.multinomial(n, row) for row in shares])
+    fractions = np.stack([gained, apart - gained, 1 - apart], axis=1)
+    truth = fractions[:, 0] - fractions[:, 1]
+    drawn = np.stack([rng.multinomial(n, row) for row in fractions])
     intervals = {(b, c): difference_interval(b, c, n) for b, c, _ in drawn.tolist()}
     ours = np.array([intervals[b, c] for b, c, _ in drawn.tolist()])
     resampled = [rng.multinomial(n, row / n, size=_BOOTSTRAPS) for row in drawn]
@@ -145,7 +150,7 @@ def _cover_difference(
     bootstrap = np.array([np.quantile(gap, (0.025, 0.975)) for gap in gaps])
     return {
         "set": name,
-        "images apart": float(apart.mean() * n),
+        "disagreements": float(apart.mean() * n),
         **{
             key: float(((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean())
             for key, bounds in (("ours", ours), ("bootstrap", bootstrap))

@@ -1,11 +1,11 @@
-"""How many wrong labels are found, and how many of those flagged are wrong?
+"""Recall and precision of label-issue detection on flipped labels, ours against cleanlab's rules.
 
     python -m benchmarks.models.label_issues
 
-Labels of real images are flipped at random, each to another class drawn evenly. Five folds of
-the linear probe give out-of-fold probabilities, as the folds of a run do, at the temperature that a
-run would fit. What we flag, and what cleanlab flags by each of its rules, is compared with what was
-flipped.
+Labels of real images are flipped at random, each to another class drawn uniformly. 5-fold
+cross-validation of the linear probe gives out-of-fold probabilities, scaled by the temperature that
+a run would fit. The labels that we flag, and those that cleanlab flags by each of its rules, are
+compared with the flipped ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from search.pipeline.retraining.kfold import split_folds
 from trainables.models.backbones import Backbone
 from trainables.models.linear_probe import fit_head
 
-SHARES = (0.02, 0.05, 0.10)
+FRACTIONS = (0.02, 0.05, 0.10)
 _OURS = "ours"
 _CLEANLABS = (
     "prune_by_noise_rate",
@@ -53,18 +53,18 @@ _CLEANLABS = (
     "predicted_neq_given",
 )
 N_FOLDS = 5
-_TARGET_RECALL, _TARGET_PRECISION = 0.90, 0.75  # on Caltech with 5 % flipped
+_TARGET_RECALL, _TARGET_PRECISION = 0.90, 0.75  # on Caltech with 5% flipped
 
 
 def main() -> int:
-    """Measure, print a table, and keep it as JSON."""
+    """Run the benchmark."""
     parser = command_line(__doc__ or "", data=True)
     parser.add_argument("--backbone", default="mobilenet_v2", help="default: %(default)s")
     arguments = parser.parse_args()
     report = Report(
         "label_issues",
-        "Recall: share of the flipped labels that are flagged. Precision: share of the flagged that"
-        " were flipped.",
+        "Recall: fraction of the flipped labels that are flagged. Precision: fraction of the"
+        " flagged labels that were flipped.",
     )
     seeds = {"smoke": 1, "quick": 3, "full": 5}[arguments.mode]
     rules = (_OURS, *(_CLEANLABS if arguments.mode == "full" else ()))
@@ -74,21 +74,21 @@ def main() -> int:
         of_set = {name: pooled_features(one, backbone, size) for name, one in sets.items()}
     for name, images in sets.items():
         features = of_set[name]
-        for share in SHARES:
-            found = [_measure(features, images, share, seed, rules) for seed in range(seeds)]
-            rows += [_row(name, share, rule, [one[rule] for one in found]) for rule in rules]
+        for fraction in FRACTIONS:
+            found = [_measure(features, images, fraction, seed, rules) for seed in range(seeds)]
+            rows += [_row(name, fraction, rule, [one[rule] for one in found]) for rule in rules]
     chosen = [row for row in rows if row["rule"] == _OURS]
     others = [row for row in rows if row["rule"] != _OURS]
     report.tables["ours"] = chosen
     if others:
         report.tables["cleanlab's rules"] = others
-    judged = next((r for r in chosen if (r["set"], r["flipped"]) == ("caltech", 0.05)), chosen[0])
+    row = next((r for r in chosen if (r["set"], r["flipped"]) == ("caltech", 0.05)), chosen[0])
     report.ratios = [
-        Ratio(f"recall, {judged['set']}, 5 % flipped", judged["recall"], _TARGET_RECALL),
-        Ratio(f"precision, {judged['set']}, 5 % flipped", judged["precision"], _TARGET_PRECISION),
+        Ratio(f"recall, {row['set']}, 5% flipped", row["recall"], _TARGET_RECALL),
+        Ratio(f"precision, {row['set']}, 5% flipped", row["precision"], _TARGET_PRECISION),
     ]
     report.notes.append(
-        f"mean and standard deviation over {seeds} seeds; labels that were wrong from the start"
+        f"mean and standard deviation over {seeds} seeds; labels that were wrong before"
         " count as false alarms"
     )
     report.publish(arguments)
@@ -98,7 +98,7 @@ def main() -> int:
 def _choose_work(
     arguments: argparse.Namespace, scratch: Path
 ) -> tuple[dict[str, ImageFiles], Backbone, int]:
-    """Return the image sets, the backbone and the side in pixels that it sees."""
+    """Return the image sets, the backbone and its image size in pixels."""
     if arguments.mode == "smoke":
         return {"generated": generate_images(scratch, 90)}, new_backbone("tinynet", None), 32
     data = need_data(arguments)
@@ -109,14 +109,14 @@ def _choose_work(
 def _measure(
     features: torch.Tensor,
     images: ImageFiles,
-    share: float,
+    fraction: float,
     seed: int,
     rules: tuple[str, ...],
 ) -> dict[str, tuple[float, float, int]]:
-    """Flip a share of the labels; return by rule recall, precision and the number flagged."""
+    """Flip a fraction of the labels; return by rule recall, precision and the number flagged."""
     rng = np.random.default_rng(seed)
     labels, n_classes = images.labels, len(images.classes)
-    flipped = choose_stratified(labels, max(1, round(share * len(labels))), seed)
+    flipped = choose_stratified(labels, max(1, round(fraction * len(labels))), seed)
     given = labels.copy()
     given[flipped] = (labels[flipped] + rng.integers(1, n_classes, len(flipped))) % n_classes
     probabilities = _out_of_fold(features, given, n_classes, seed)
@@ -142,29 +142,29 @@ def _out_of_fold(
 ) -> np.ndarray:
     rows = np.arange(len(labels))
     logits = np.empty((len(labels), n_classes), np.float32)
-    for held_out in split_folds(rows, labels, N_FOLDS, seed):
-        train = np.setdiff1d(rows, held_out)
+    for fold in split_folds(rows, labels, N_FOLDS, seed):
+        train = np.setdiff1d(rows, fold)
         head = fit_head(features[train], torch.from_numpy(labels[train]), n_classes)
-        logits[held_out] = (features[held_out] @ head["weight"].T + head["bias"]).numpy()
+        logits[fold] = (features[fold] @ head["weight"].T + head["bias"]).numpy()
     return np.asarray(softmax(logits / fit_temperature(logits, labels), axis=1))
 
 
 def _row(
-    name: str, share: float, rule: str, found: list[tuple[float, float, int]]
+    name: str, fraction: float, rule: str, found: list[tuple[float, float, int]]
 ) -> dict[str, Any]:
     recalls, precisions, flagged = (list(values) for values in zip(*found, strict=True))
 
-    def spread(values: list[float]) -> float:
+    def deviation(values: list[float]) -> float:
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
     return {
         "set": name,
-        "flipped": share,
+        "flipped": fraction,
         "rule": rule,
         "recall": statistics.mean(recalls),
-        "± recall": spread(recalls),
+        "± recall": deviation(recalls),
         "precision": statistics.mean(precisions),
-        "± precision": spread(precisions),
+        "± precision": deviation(precisions),
         "flagged": statistics.mean(flagged),
     }
 

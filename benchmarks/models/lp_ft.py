@@ -1,12 +1,12 @@
-"""Does a head that begins as the linear probe help (LP-FT, arXiv 2202.10054)?
+"""Fine-tuning from the linear probe's head (LP-FT, arXiv 2202.10054) against a random head.
 
     python -m benchmarks.models.lp_ft [--quick]
 
 The same configurations of MobileNetV2 on Caltech-101's six classes, once with a random head and
-once with the probe's, several seeds, each with training images of its own. What is quoted is
-the difference in accuracy, probe less random, paired by seed, with Student's 95 % interval of its
-mean: on held-out images and on images from elsewhere, after one epoch (what ASHA judges by) and
-after the last. With many training images everything is right after an epoch or two, so a
+once with the probe's, over several seeds, each with its own training images. Quoted is the
+difference in accuracy, probe minus random, paired by seed, with Student's 95% interval of its mean:
+on the test set and on the external test set, after one epoch (which ASHA compares) and after the
+last. With many training images every image is classified correctly after an epoch or two, so a
 second table has few.
 """
 
@@ -21,21 +21,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
+from benchmarks.harness.reporting import (
+    Ratio,
+    Report,
+    command_line,
+    log_progress,
+    mean_interval,
+    stop,
+)
 from benchmarks.harness.workbench import (
     CALTECH_SIX,
     ImageFiles,
     build_cache,
     caltech_six,
     choose_stratified,
+    decode_images,
     find_weights_folder,
     generate_images,
     need_data,
     new_backbone,
-    pack_images,
     read_state,
 )
-from benchmarks.models.feature_cache import interval
 from spaces.base import TrialConfig
 from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache
@@ -54,7 +60,7 @@ class Plan:
 
     Attributes:
         n_seeds: At least 2.
-        n_train: Training images, a table each; the rest of the set is held out.
+        n_train: Training images, a table each; the rest of the set is the test set.
         depths: Freeze depths, from 1.
         lrs: Learning rates.
         epochs: Of every training.
@@ -76,14 +82,14 @@ PLANS = {
 }
 
 Key = tuple[int, int, float, int, str]
-"""Training images, depth, learning rate, epoch, and where it was judged."""
+"""Training images, depth, learning rate, epoch, and the test set."""
 
 
 def main() -> None:
-    """Measure, and report."""
+    """Run the benchmark."""
     arguments = command_line(__doc__, data=True).parse_args()
     plan = PLANS[arguments.mode]
-    report = Report("lpft", "Fine-tuning from the probe's head against a random one.")
+    report = Report("lp_ft", "Fine-tuning from the probe's head against a random one.")
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.mode == "smoke":
             files, state = generate_images(Path(scratch), 48), None
@@ -95,23 +101,23 @@ def main() -> None:
             state = read_state(BACKBONE, find_weights_folder(arguments, data))
             if state is None:
                 stop(f"there are no weights of {BACKBONE}; give the folder with --weights")
-        images = pack_images(files, plan.image_size)
+        images = decode_images(files, plan.image_size)
     found = compare(plan, images, state, n_inside)
     for n_train in plan.n_train:
         rows = [_row(key, pairs) for key, pairs in found.items() if key[0] == n_train]
         report.tables[f"{n_train} training images, {plan.n_seeds} seeds"] = rows
-    for where in ("held-out", "external"):
+    for where in ("test", "external"):
         for epoch in sorted({1, plan.epochs}):
             chosen = [p for key, p in found.items() if key[3:] == (epoch, where)]
             by_seed = [mean(p[s][1] - p[s][0] for p in chosen) for s in range(plan.n_seeds)]
-            centre, low, high = interval(by_seed)
-            report.ratios.append(Ratio(f"{where}, epoch {epoch}: accuracy gained", centre))
-            report.notes.append(f"{where}, epoch {epoch}: 95 % interval {low:+.4f} to {high:+.4f}")
+            center, low, high = mean_interval(by_seed)
+            report.ratios.append(Ratio(f"{where}, epoch {epoch}: accuracy gained", center))
+            report.notes.append(f"{where}, epoch {epoch}: 95% CI {low:+.4f} to {high:+.4f}")
     report.publish(arguments)
 
 
 def with_external(files: ImageFiles, data: Path) -> ImageFiles:
-    """Add the images of the same classes that are from elsewhere."""
+    """Append the external images of the same classes."""
     folder = data / "external" / "caltech6"
     paths, labels = list(files.paths), list(files.labels)
     for label, name in enumerate(CALTECH_SIX):
@@ -126,7 +132,7 @@ def with_external(files: ImageFiles, data: Path) -> ImageFiles:
 def compare(
     plan: Plan, images: ImageSet, state: Weights | None, n_inside: int
 ) -> dict[Key, list[tuple[float, float]]]:
-    """Train everything from both heads; return by what, a pair of accuracies a seed."""
+    """Train everything from both heads; return pairs of accuracies, one per seed."""
     found: dict[Key, list[tuple[float, float]]] = {}
     external = torch.arange(n_inside, len(images.labels))
     every = torch.arange(len(images.labels))
@@ -134,14 +140,14 @@ def compare(
     for depth in {*plan.depths, 5}:
         backbone = new_backbone(BACKBONE, state)
         feature_cache[depth] = build_cache(backbone, images, every, depth, N_VIEWS)
-        say(f"depth {depth}: bank of {N_VIEWS} views")
+        log_progress(f"depth {depth}: cached {N_VIEWS} views")
     for n_train in plan.n_train:
         for seed in range(plan.n_seeds):
             chosen = choose_stratified(images.labels[:n_inside].numpy(), n_train, seed)
             train = torch.from_numpy(chosen).sort().values
             is_left = torch.ones(n_inside, dtype=torch.bool)
             is_left[train] = False
-            parts = {"held-out": is_left.nonzero().squeeze(1), "external": external}
+            parts = {"test": is_left.nonzero().squeeze(1), "external": external}
             head = fit_head(feature_cache[5].clean(train), images.labels[train], images.n_classes)
             for depth in plan.depths:
                 for lr in plan.lrs:
@@ -155,7 +161,7 @@ def compare(
                     for (epoch, where), right in both[0].items():
                         pair = (right, both[1][epoch, where])
                         found.setdefault((n_train, depth, lr, epoch, where), []).append(pair)
-            say(f"{n_train} images, seed {seed}")
+            log_progress(f"{n_train} images, seed {seed}")
     return found
 
 
@@ -170,7 +176,7 @@ def _train(
     feature_cache: dict[int, FeatureCache],
     head: Weights | None,
 ) -> dict[tuple[int, str], float]:
-    """Train a configuration; return accuracy by epoch (the first and the last) and part."""
+    """Train a configuration; return accuracy by epoch (the first and the last) and test set."""
     trainer = Trainer(
         config,
         new_backbone(BACKBONE, state),
@@ -194,13 +200,13 @@ def _train(
 
 def _row(key: Key, pairs: list[tuple[float, float]]) -> dict[str, Any]:
     _, depth, lr, epoch, where = key
-    centre, low, high = interval([probe - random for random, probe in pairs])
+    center, low, high = mean_interval([probe - random for random, probe in pairs])
     return {
         "configuration": f"depth {depth}, lr {lr:g}",
         "epoch": epoch,
-        "judged on": where,
+        "test set": where,
         **{start: mean(pair[i] for pair in pairs) for i, start in enumerate(_STARTS)},
-        "difference": centre,
+        "difference": center,
         "low": low,
         "high": high,
     }

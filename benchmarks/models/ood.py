@@ -1,13 +1,13 @@
-"""Which score best tells images that are not like the training images?
+"""Out-of-distribution detection: ours against seven other scores.
 
     python -m benchmarks.models.ood
 
-Each photo set in turn is what a model knows: four fifths of it train five folds of the linear
-probe, the rest is held out. Every score is fitted on each fold's training images, and averaged
-over the five. It is to tell the held-out images from those of the other sets and of
-BACKGROUND_Google. The area under the ROC curve says how well it orders them; the share flagged,
-above what 95 % of out-of-fold images do not exceed, how well it decides. Of photos of the known
-classes from elsewhere only some should be flagged.
+Each photo set in turn is the in-distribution set: four fifths of it train five folds of the linear
+probe, the rest is the test set. Every score is fitted on each fold's training images, and averaged
+over the folds. It has to separate the test images from those of the other sets and of
+BACKGROUND_Google. Quoted are the area under the ROC curve, and the fraction flagged: images with a
+score above the 95% quantile of out-of-fold images. Of external photos of the same classes only some
+should be flagged.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from trainables.models.linear_probe import fit_head
 from trainables.models.ood import energy, fit_ood_scorer, fit_subspace, residual
 
 OURS = "residual and energy"
-ELSEWHERE, NO_CLASS = "caltech external", "BACKGROUND_Google"
+EXTERNAL, NO_CLASS = "caltech external", "BACKGROUND_Google"
 N_FOLDS = 5
 _TARGET = 0.95
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What a score may be fitted on: a fold's training images."""
+    """A fold's training images and linear probe, which scores are fitted on."""
 
     features: Tensor
     labels: Tensor
@@ -58,20 +58,20 @@ class Fold:
     head: Mapping[str, Tensor]
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return the probe's logits."""
+        """Compute the probe's logits."""
         return features @ self.head["weight"].T + self.head["bias"]
 
 
 Score = Callable[[Tensor], Tensor]
-"""Features [n, features] to scores [n], the higher the stranger."""
+"""Features [n, features] to scores [n], higher for out-of-distribution images."""
 
 
 def main() -> int:
-    """Measure, print a table, and keep it as JSON."""
+    """Run the benchmark."""
     parser = command_line(__doc__ or "", data=True)
     parser.add_argument("--backbone", default="mobilenet_v2", help="default: %(default)s")
     arguments = parser.parse_args()
-    report = Report("ood_score", "Telling images that are not like the training images.")
+    report = Report("ood", "Detection of images that are unlike the training images.")
     with tempfile.TemporaryDirectory() as scratch:
         known, features = _read(arguments, Path(scratch))
     names = sorted(known, key=lambda name: name != "caltech")
@@ -79,28 +79,30 @@ def main() -> int:
     for name in names[: 1 if arguments.mode == "quick" else None]:
         log_progress(name)
         rows += _measure(name, known, features)
-    report.tables["area under the ROC curve, held-out images against others"] = [
+    report.tables["area under the ROC curve, test images against others"] = [
         _columns(row, "auroc") for row in rows
     ]
-    report.tables["share flagged, of held-out images and of others"] = [
+    report.tables["fraction flagged, of test images and of others"] = [
         _columns(row, "flagged") for row in rows
     ]
     ours = next(row for row in rows if row["score"] == OURS)
-    asked = NO_CLASS if NO_CLASS in ours["auroc"] else next(iter(ours["auroc"]))
+    other = NO_CLASS if NO_CLASS in ours["auroc"] else next(iter(ours["auroc"]))
     report.ratios = [
-        Ratio(f"area, {ours['known']} against {asked}", ours["auroc"][asked], _TARGET),
+        Ratio(f"area, {ours['known']} against {other}", ours["auroc"][other], _TARGET),
         Ratio(
             "lowest area of ours, all sets",
-            min(value for row in rows if row["score"] == OURS for value in _judged(row).values()),
+            min(
+                value for row in rows if row["score"] == OURS for value in _separable(row).values()
+            ),
         ),
     ]
     report.publish(arguments)
     return 0
 
 
-def _judged(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the areas that are to be high: photos of known classes from elsewhere need not be."""
-    return {other: area for other, area in row["auroc"].items() if other != ELSEWHERE}
+def _separable(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the areas that should be high: all but that of external photos of the same classes."""
+    return {other: area for other, area in row["auroc"].items() if other != EXTERNAL}
 
 
 def _columns(row: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def _columns(row: Mapping[str, Any], what: str) -> dict[str, Any]:
 def _read(
     arguments: argparse.Namespace, scratch: Path
 ) -> tuple[dict[str, ImageFiles], dict[str, Tensor]]:
-    """Return the sets that have classes, and what the backbone makes of all sets."""
+    """Return the sets that have classes, and the features of all sets."""
     if arguments.mode == "smoke":
         backbone, size = new_backbone("tinynet", None), 32
         known = {"caltech": generate_images(scratch / "a", 60)}
@@ -120,40 +122,40 @@ def _read(
         state = read_state(arguments.backbone, find_weights_folder(arguments, data))
         backbone, known = new_backbone(arguments.backbone, state), image_sets(data)
         sets = known | {NO_CLASS: background(data)}
-        outside = data / "external" / "caltech6"
-        if outside.is_dir():
-            sets |= {ELSEWHERE: class_folders(outside, ELSEWHERE)}
+        external = data / "external" / "caltech6"
+        if external.is_dir():
+            sets |= {EXTERNAL: class_folders(external, EXTERNAL)}
     return known, {name: pooled_features(one, backbone, size) for name, one in sets.items()}
 
 
 def _measure(
     name: str, known: Mapping[str, ImageFiles], features: Mapping[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """Judge every score where one set is known and all others are not."""
+    """Evaluate every score with one set in distribution and all others out of it."""
     x, labels = features[name], known[name].labels
     n_classes = len(known[name].classes)
     test = split_folds(np.arange(len(labels)), labels, N_FOLDS, 7)[0]
     rows = np.setdiff1d(np.arange(len(labels)), test)
     others = {other: made for other, made in features.items() if other != name}
     if name != "caltech":
-        others.pop(ELSEWHERE, None)
-    asked = {"held-out": x[test], **others}
+        others.pop(EXTERNAL, None)
+    evaluated = {"test": x[test], **others}
     found: dict[str, dict[str, list[Tensor]]] = {}
-    for held_out in split_folds(rows, labels, N_FOLDS, 0):
-        train = np.setdiff1d(rows, held_out)
+    for out_of_fold in split_folds(rows, labels, N_FOLDS, 0):
+        train = np.setdiff1d(rows, out_of_fold)
         y = torch.from_numpy(labels[train])
         fold = Fold(x[train], y, n_classes, fit_head(x[train], y, n_classes))
-        for score, judge in fit_scores(fold, x[held_out]).items():
-            kept = found.setdefault(score, {})
-            kept.setdefault("out-of-fold", []).append(judge(x[held_out]))
-            for other, made in asked.items():
-                kept.setdefault(other, []).append(judge(made))
-    judged = []
-    for score, kept in found.items():
-        limit = torch.quantile(torch.cat(kept.pop("out-of-fold")).float(), 0.95)
-        mean = {other: torch.stack(values).mean(0) for other, values in kept.items()}
-        inside = mean["held-out"]
-        judged.append(
+        for score, compute in fit_scores(fold, x[out_of_fold]).items():
+            by_set = found.setdefault(score, {})
+            by_set.setdefault("out-of-fold", []).append(compute(x[out_of_fold]))
+            for other, made in evaluated.items():
+                by_set.setdefault(other, []).append(compute(made))
+    results = []
+    for score, by_set in found.items():
+        limit = torch.quantile(torch.cat(by_set.pop("out-of-fold")).float(), 0.95)
+        mean = {other: torch.stack(values).mean(0) for other, values in by_set.items()}
+        inside = mean["test"]
+        results.append(
             {
                 "known": name,
                 "score": score,
@@ -161,14 +163,14 @@ def _measure(
                 "flagged": {o: float((mean[o] > limit).float().mean()) for o in mean},
             }
         )
-    return judged
+    return results
 
 
-def fit_scores(fold: Fold, held_out: Tensor) -> dict[str, Score]:
-    """Fit every score on a fold's training images; ours is put on its scale by the held-out."""
+def fit_scores(fold: Fold, out_of_fold: Tensor) -> dict[str, Score]:
+    """Fit every score on a fold's training images; ours is scaled on its out-of-fold images."""
     subspace = fit_subspace(fold.features)
     ood_score = fit_ood_scorer(
-        [subspace], residual(held_out, subspace), energy(fold.logits(held_out))
+        [subspace], residual(out_of_fold, subspace), energy(fold.logits(out_of_fold))
     )
     units = _unit(fold.features)
 
@@ -187,7 +189,7 @@ def fit_scores(fold: Fold, held_out: Tensor) -> dict[str, Score]:
 
 
 def _mahalanobis(fold: Fold) -> dict[str, Score]:
-    """Fit the distance to the nearest class mean, and the same less that to the overall mean."""
+    """Fit the distance to the nearest class mean, and the same minus that to the overall mean."""
     x = fold.features
     means = torch.stack([x[fold.labels == label].mean(0) for label in range(fold.n_classes)])
     within = _precision(x - means[fold.labels])
@@ -204,7 +206,7 @@ def _mahalanobis(fold: Fold) -> dict[str, Score]:
 
 
 def _precision(centred: Tensor) -> Tensor:
-    """Invert a covariance that is shrunk half way to a multiple of the identity."""
+    """Invert the covariance, shrunk by half towards a multiple of the identity."""
     covariance = centred.T @ centred / len(centred)
     n = len(covariance)
     return torch.linalg.inv(0.5 * covariance + 0.5 * torch.eye(n) * covariance.trace() / n)

@@ -1,16 +1,17 @@
-"""Measure whether the pretrained `tinynet` earns its place on scikit-learn's digits.
+"""Accuracy of the pretrained `tinynet` on scikit-learn's digits, against pixels and scratch.
 
-python -m benchmarks.models.tinynet [--seeds 5] [--weights trainables/weights/tinynet.pth]
+    python -m benchmarks.models.tinynet [--quick] [--seeds 5] [--weights tinynet.pth]
 
-Prints accuracies (mean ± standard deviation over seeds; each seed draws its own labelled
-images, and the others are the test) and writes benchmarks/results/tinynet.json. Every network is
-trained by the same recipe, without augmentation, and judged at its last step.
+Mean and standard deviation over seeds; each seed draws its own labelled images, and the others are
+the test set. All networks have the same training settings, without augmentation, and are evaluated
+at their last step.
 """
 
-import argparse
-import json
-import time
+from __future__ import annotations
+
+import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import torch
@@ -23,70 +24,72 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import resize
 
-from benchmarks.harness.reporting import describe_setting
+from benchmarks.harness.reporting import Ratio, Report, command_line
 from spaces.glyphs import external_digits
 from trainables.models.small_networks import tinynet_stages
+from trainables.models.weights import PACKAGED
 
 IMAGE_SIZE = 32
 BATCH_SIZE = 64
 N_STEPS = 300
 N_LABELS = (100, 1000, 1400)
-# The better of 1e-3 and 3e-3 on the test images themselves, so the comparison favours scratch.
+# The better of 1e-3 and 3e-3 on the test images themselves, which favours training from scratch.
 SCRATCH_LEARNING_RATE = 3e-3
 FINE_TUNING_LEARNING_RATE = 1e-3
 MAX_GRADIENT_NORM = 1.0
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-RESULTS = Path(__file__).parents[1] / "results" / "tinynet.json"
+FROZEN, SCRATCH = "pretrained, frozen, linear head", "scratch"
+_N_SEEDS = {"full": 5, "quick": 2, "smoke": 2}
 
 
-def main() -> None:
-    """Measure, print, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="at least 2")
-    parser.add_argument("--weights", type=Path, default=Path("trainables/weights/tinynet.pth"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+def main() -> int:
+    """Run the benchmark."""
+    parser = command_line(__doc__ or "")
+    parser.add_argument("--seeds", type=int, help="at least 2 (default: 5)")
+    parser.add_argument("--weights", type=Path, default=PACKAGED["tinynet"])
     arguments = parser.parse_args()
-    started = time.perf_counter()
-    rows = measure(arguments.weights, arguments.seeds)
-    seconds = round(time.perf_counter() - started, 1)
-    setting = {**describe_setting("tinynet", "full", seconds), "seeds": arguments.seeds}
-    table = {
-        images: {way: summarise(values) for way, values in ways.items()}
-        for images, ways in rows.items()
-    }
-    for images, ways in table.items():
-        print(f"\n{images}")
-        for way, figures in ways.items():
-            print(f"  {way:<42} {figures['mean']:.4f} ± {figures['sd']:.4f}")
-    print(f"\n{json.dumps(setting, indent=2)}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({**setting, "accuracy": table}, indent=2) + "\n")
+    n_seeds = arguments.seeds or _N_SEEDS[arguments.mode]
+    n_steps = 3 if arguments.mode == "smoke" else N_STEPS
+    report = Report("tinynet", "Accuracy on digits of the pretrained tinynet and of others.")
+    accuracies = measure(arguments.weights, n_seeds, n_steps)
+    for test_set, methods in accuracies.items():
+        report.tables[f"accuracy, {test_set}, {n_seeds} seeds"] = [
+            {"method": method, "mean": fmean(each), "± sd": stdev(each)}
+            for method, each in methods.items()
+        ]
+    for test_set, methods in accuracies.items():
+        gain = fmean(methods[FROZEN]) - fmean(methods[SCRATCH])
+        report.ratios.append(Ratio(f"frozen minus scratch, {test_set}", gain))
+    report.extra["by seed"] = accuracies
+    report.publish(arguments)
+    return 0
 
 
-def measure(weights: Path, n_seeds: int) -> dict[str, dict[str, list[float]]]:
-    """Train and score every way of using the network.
+def measure(weights: Path, n_seeds: int, n_steps: int) -> dict[str, dict[str, list[float]]]:
+    """Train and evaluate every way of using the network.
 
     Args:
         weights: The pretrained state dict.
-        n_seeds: How many draws of the labelled images, and of the scratch networks' weights.
+        n_seeds: Number of draws of the labelled images and of the random weights.
+        n_steps: Of every training.
 
     Returns:
-        For each set of images and each way, one accuracy per seed.
+        By test set and method, one accuracy per seed.
     """
     digits = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    images, labels = prepare(grey), torch.from_numpy(digits.target)
-    external_grey, external_targets, _ = external_digits()
-    external = (prepare(external_grey), torch.from_numpy(external_targets))
+    gray = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    images, labels = prepare(gray), torch.from_numpy(digits.target)
+    external_gray, external_targets, _ = external_digits()
+    external = (prepare(external_gray), torch.from_numpy(external_targets))
     features = extract(load(weights)[0], images).numpy()
     external_features = extract(load(weights)[0], external[0]).numpy()
     raw = digits.data / 16
-    raw_external = external_grey.reshape(len(external_grey), -1) / 255
+    raw_external = external_gray.reshape(len(external_gray), -1) / 255
 
     rows: dict[str, dict[str, list[float]]] = {}
 
-    def note(row: str, way: str, accuracy: float) -> None:
+    def add(row: str, way: str, accuracy: float) -> None:
         rows.setdefault(row, {}).setdefault(way, []).append(float(accuracy))
 
     for seed in range(n_seeds):
@@ -97,47 +100,41 @@ def measure(weights: Path, n_seeds: int) -> dict[str, dict[str, list[float]]]:
                 stratify=digits.target,
                 random_state=seed,
             )
-            held_out = f"{n_labels} labels, {len(test)} others as test"
-            outside = f"{n_labels} labels, {len(external_targets)} external digits as test"
+            test_set = f"{n_labels} labels, {len(test)} others as test"
+            external_set = f"{n_labels} labels, {len(external_targets)} external digits as test"
             for way, inputs, outer in (
                 ("raw pixels, linear", raw, raw_external),
-                ("pretrained, frozen, linear head", features, external_features),
+                (FROZEN, features, external_features),
             ):
                 probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
                 probe.fit(inputs[train], digits.target[train])
-                note(held_out, way, probe.score(inputs[test], digits.target[test]))
-                note(outside, way, probe.score(outer, external_targets))
+                add(test_set, way, probe.score(inputs[test], digits.target[test]))
+                add(external_set, way, probe.score(outer, external_targets))
             for way, start, rate in (
                 ("pretrained, fine-tuned", weights, FINE_TUNING_LEARNING_RATE),
-                ("scratch", None, SCRATCH_LEARNING_RATE),
+                (SCRATCH, None, SCRATCH_LEARNING_RATE),
             ):
-                network = train_network(start, images[train], labels[train], rate, seed)
-                note(held_out, way, score(network, images[test], labels[test]))
-                note(outside, way, score(network, *external))
+                network = train_network(start, images[train], labels[train], rate, seed, n_steps)
+                add(test_set, way, score(network, images[test], labels[test]))
+                add(external_set, way, score(network, *external))
     return rows
 
 
-def summarise(accuracies: list[float]) -> dict[str, float | list[float]]:
-    """Give the mean and the standard deviation over seeds, and the accuracies themselves."""
-    mean, sd = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
-    return {"mean": mean, "sd": sd, "each": accuracies}
-
-
-def prepare(grey: np.ndarray) -> Tensor:
-    """Turn grey images [N, 8, 8] in 0 to 255 into what the digits space shows a network.
+def prepare(gray: np.ndarray) -> Tensor:
+    """Preprocess grayscale images [N, 8, 8] in 0 to 255 as the digits space does.
 
     Args:
-        grey: uint8 images.
+        gray: uint8 images.
 
     Returns:
         ImageNet-normalised RGB [N, 3, 32, 32], scaled up bilinearly.
     """
-    large = resize(torch.from_numpy(grey)[:, None], [IMAGE_SIZE, IMAGE_SIZE]) / 255
+    large = resize(torch.from_numpy(gray)[:, None], [IMAGE_SIZE, IMAGE_SIZE]) / 255
     return ((large - IMAGENET_MEAN) / IMAGENET_STD).contiguous(memory_format=torch.channels_last)
 
 
 def load(weights: Path | None) -> tuple[nn.Sequential, int]:
-    """Build the five stages, with the weights of a file or with random ones."""
+    """Create the five stages, with weights from a file or random ones."""
     stages, n_features = tinynet_stages()
     if weights is not None:
         state = torch.load(weights, weights_only=True)
@@ -147,34 +144,40 @@ def load(weights: Path | None) -> tuple[nn.Sequential, int]:
 
 @torch.no_grad()
 def extract(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Compute what a frozen network makes of images [N, 3, H, W]."""
+    """Compute features of images [N, 3, H, W] with a frozen network."""
     backbone.eval()
     return torch.cat([backbone(batch) for batch in images.split(256)])
 
 
 def train_network(
-    weights: Path | None, images: Tensor, labels: Tensor, learning_rate: float, seed: int
+    weights: Path | None,
+    images: Tensor,
+    labels: Tensor,
+    learning_rate: float,
+    seed: int,
+    n_steps: int,
 ) -> nn.Module:
     """Train all layers, with AdamW and a one-cycle schedule.
 
     Args:
-        weights: Where to start, or none for random weights.
+        weights: Initial weights, or None for random ones.
         images: [N, 3, 32, 32].
         labels: [N] from 0 to 9.
         learning_rate: The schedule's peak.
-        seed: Seed of the random weights and of the order.
+        seed: Of the random weights and of the order.
+        n_steps: Length of the training.
 
     Returns:
-        The network with its head, after `N_STEPS` steps.
+        The network with its head, after its last step.
     """
     torch.manual_seed(seed)
     backbone, n_features = load(weights)
     network = nn.Sequential(backbone, nn.Linear(n_features, 10))
     network = network.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=N_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=n_steps)
     batches: list[Tensor] = []
-    for _ in range(N_STEPS):
+    for _ in range(n_steps):
         if not batches:
             shuffled = torch.randperm(len(labels))
             batches = [part for part in shuffled.split(BATCH_SIZE) if len(part) >= BATCH_SIZE // 2]
@@ -189,9 +192,9 @@ def train_network(
 
 
 def score(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images whose likeliest class is the right one."""
+    """Compute the accuracy on images [N, 3, H, W]."""
     return (extract(network, images).argmax(1) == labels).float().mean().item()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,7 +19,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from benchmarks.harness.reporting import Ratio, Report, command_line, say
+from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress
 from benchmarks.speed.serving import Plan as ServedModel
 from benchmarks.speed.serving import save_model
 from search.deployment.exporters import INPUT, write_onnx
@@ -63,7 +63,7 @@ def main() -> None:
             ):
                 five, one = _in_turn(sides, plan.n_rounds)
                 rows.append({"backbone": backbone, "by": way, "five ms": five, "one ms": one})
-                say(f"{backbone}, {way}: {five / one:.3f}")
+                log_progress(f"{backbone}, {way}: {five / one:.3f}")
                 ratio = Ratio(f"{backbone}, {way}: five over one", five / one, 1.15, at_least=False)
                 report.ratios.append(ratio)
     report.tables[f"{N_IMAGES} images of {plan.image_size} px"] = rows

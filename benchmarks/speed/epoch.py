@@ -1,14 +1,15 @@
-"""Our training epoch feeds the model as fast as a tensor in memory does, at least 0.90 of it.
+"""Training throughput: our epoch against the bare model step on a batch in memory (≥ 0.90).
 
     python -m benchmarks.speed.epoch [--quick]
 
-For three backbones, freeze depths and strengths of augmentation: training images a second of
-`Trainer.run_epoch` over those of the bare model step (forward, backward, optimiser) on one batch
-that lies in memory, with the same precision, memory format and threads. From depth 1 up both start
-at the frozen boundary, ours from the view bank. The two take turns, and the median over the turns
-is quoted; beside it the same by the process's CPU time, which other work on the machine disturbs
-less. Then, on the same images, an epoch the tutorial's way (`benchmarks/ray_tutorial.py`: files,
-DataLoader, PIL, float32, a full forward pass) over ours, at depth 0 and with the head alone.
+For three backbones, freeze depths and augmentation strengths: training images per second of
+`Trainer.run_epoch` over those of the bare model step (forward, backward, optimizer) on one batch
+in memory, with the same precision, memory format and threads. From depth 1 up both start at the
+output of the frozen stages, ours from the feature cache. The two alternate, and the median over
+the turns is quoted; beside it the same by the process's CPU time, which other work on the machine
+disturbs less. Then, on the same images, an epoch as in Ray Tune's tutorial
+(`benchmarks/speed/ray_tutorial.py`: files, DataLoader, PIL, float32, a full forward pass) over
+ours, at depth 0 and with the head alone.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness.reporting import Ratio, Report, command_line, say
+from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress
 from benchmarks.harness.workbench import (
     ImageFiles,
     build_cache,
     caltech_six,
     choose_stratified,
+    decode_images,
     find_data,
     find_weights_folder,
     generate_images,
     new_backbone,
-    pack_images,
     read_state,
 )
 from benchmarks.speed import ray_tutorial
@@ -58,13 +59,13 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        n_images: An epoch's, whole batches.
+        n_images: Images per epoch, whole batches.
         image_size: Side in pixels.
-        backbones: Which.
-        depths: Which freeze depths.
-        turns: How often ours and the bare step take turns.
-        epochs_a_turn: Of ours, at depth 5, where an epoch is short.
-        tutorial_backbones: Which are compared with the tutorial's way.
+        backbones: Backbones to measure.
+        depths: Freeze depths to measure.
+        turns: How often ours and the bare step alternate.
+        epochs_per_turn: Of ours, at depth 5, where an epoch is short.
+        tutorial_backbones: Backbones that are compared with the tutorial.
     """
 
     n_images: int
@@ -72,7 +73,7 @@ class Plan:
     backbones: tuple[str, ...]
     depths: tuple[int, ...]
     turns: int
-    epochs_a_turn: int
+    epochs_per_turn: int
     tutorial_backbones: tuple[str, ...]
 
 
@@ -84,13 +85,13 @@ PLANS = {
 
 
 def main() -> None:
-    """Measure, and report."""
+    """Run the benchmark."""
     parser = command_line(__doc__, data=True)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; a trial has one CPU")
     arguments = parser.parse_args()
     compute_with(arguments.threads)
     plan = PLANS[arguments.mode]
-    report = Report("step", "Training images a second: our epoch over the bare model step.")
+    report = Report("epoch", "Training images per second: our epoch over the bare model step.")
     data = find_data(arguments)
     weights = find_weights_folder(arguments, data)
     with tempfile.TemporaryDirectory() as scratch:
@@ -99,18 +100,18 @@ def main() -> None:
         else:
             every = caltech_six(data)
             files = every.take(choose_stratified(every.labels, plan.n_images, seed=0))
-        images = pack_images(files, plan.image_size)
+        images = decode_images(files, plan.image_size)
         states = {name: read_state(name, weights) for name in plan.backbones}
         steps = measure_steps(plan, images, states)
         epochs = measure_epochs(plan, images, files, states, weights)
-    report.tables["Images a second of training"] = steps
-    report.tables["A training epoch, tutorial's way over ours, augment 0.5 (seconds)"] = epochs
+    report.tables["Training images per second"] = steps
+    report.tables["A training epoch, tutorial over ours, augment 0.5 (seconds)"] = epochs
     report.ratios += compare(steps, epochs)
     random = [name for name, state in states.items() if state is None]
     report.notes += [
         f"{plan.n_images} {files.origin}, {plan.image_size} px, batches of {BATCH},"
         f" {arguments.threads} thread(s), median of {plan.turns} turns",
-        *([f"random weights, which cost the same: {', '.join(random)}"] if random else []),
+        *([f"random weights, which take the same time: {', '.join(random)}"] if random else []),
     ]
     report.publish(arguments)
 
@@ -118,7 +119,7 @@ def main() -> None:
 def measure_steps(
     plan: Plan, images: ImageSet, states: dict[str, Weights | None]
 ) -> list[dict[str, Any]]:
-    """Compare our epoch with the bare step, for every backbone, depth and strength."""
+    """Compare our epoch with the bare step, by backbone, depth and augmentation strength."""
     rows = torch.arange(len(images.table))
     found = []
     for name in plan.backbones:
@@ -132,7 +133,7 @@ def measure_steps(
                     name, lr=1e-4, freeze_depth=depth, augment=augment, batch_size=BATCH
                 )
                 row = _measure_step(plan, config, images, cache, states[name])
-                say(f"{name} depth {depth} augment {augment}: {row['ratio']:.3f}")
+                log_progress(f"{name} depth {depth} augment {augment}: {row['ratio']:.3f}")
                 found.append(row)
     return found
 
@@ -144,17 +145,17 @@ def _measure_step(
     cache: FeatureCache | None,
     state: Weights | None,
 ) -> dict[str, Any]:
-    """Let our epoch and the bare step take turns."""
+    """Alternate our epoch and the bare step."""
     trainer = create_trainer(config, images, cache, state)
     bare = BareStep(config, images, cache, state)
-    n_epochs = plan.epochs_a_turn if config.freeze_depth == 5 else 1
+    n_epochs = plan.epochs_per_turn if config.freeze_depth == 5 else 1
     n_steps = trainer.steps_per_epoch
     trainer.run_epoch()
     bare.run(min(3, n_steps))
     ours, theirs, by_cpu = [], [], []
     for _ in range(plan.turns):
         cpu_started = process_time()
-        seconds = sum(_train_seconds(trainer) for _ in range(n_epochs))
+        seconds = sum(_train_seconds(trainer, len(images.table)) for _ in range(n_epochs))
         cpu_between = process_time()
         ours.append(n_epochs * len(images.table) / seconds)
         theirs.append(n_epochs * n_steps * BATCH / bare.run(n_epochs * n_steps))
@@ -177,7 +178,7 @@ def _measure_step(
 def create_trainer(
     config: TrialConfig, images: ImageSet, cache: FeatureCache | None, state: Weights | None
 ) -> Trainer:
-    """Set up our training, without validation."""
+    """Create a trainer without validation."""
     rows = torch.arange(len(images.table))
     return Trainer(
         config,
@@ -192,7 +193,7 @@ def create_trainer(
 
 
 class BareStep:
-    """The model step alone: one batch that lies in memory, again and again."""
+    """The model step alone: the same batch in memory, again and again."""
 
     def __init__(
         self,
@@ -201,7 +202,7 @@ class BareStep:
         cache: FeatureCache | None,
         state: Weights | None,
     ) -> None:
-        """Put the batch where a training's inputs begin."""
+        """Prepare the batch: pixels, or cached features of the frozen stages."""
         backbone = new_backbone(config.backbone, state)
         backbone.freeze(config.freeze_depth)
         self._depth = config.freeze_depth
@@ -219,7 +220,7 @@ class BareStep:
         self._optimizer = torch.optim.AdamW(parameters, lr=config.lr, fused=True)
 
     def run(self, n_steps: int) -> float:
-        """Take steps; return their seconds."""
+        """Run steps; return their seconds."""
         started = perf_counter()
         for _ in range(n_steps):
             with mixed_precision(self._batches.device):
@@ -238,7 +239,7 @@ def measure_epochs(
     states: dict[str, Weights | None],
     weights: Path | None,
 ) -> list[dict[str, Any]]:
-    """Compare a training epoch of both ways, all layers and the head alone."""
+    """Compare a training epoch with the tutorial's, of all layers and of the head alone."""
     rows = torch.arange(len(images.table))
     found = []
     for name in plan.tutorial_backbones:
@@ -250,11 +251,11 @@ def measure_epochs(
                 cache = build_cache(backbone, images, rows, 5, N_VIEWS, range(2))
             trainer = create_trainer(config, images, cache, states[name])
             trainer.run_epoch()
-            n_epochs = plan.turns * (plan.epochs_a_turn if depth == 5 else 1)
-            ours = median(_train_seconds(trainer) for _ in range(n_epochs))
+            n_epochs = plan.turns * (plan.epochs_per_turn if depth == 5 else 1)
+            ours = median(_train_seconds(trainer, len(rows)) for _ in range(n_epochs))
             path = None if states[name] is None else weights and weights / f"{name}.pth"
             theirs = _tutorial_seconds(config, files, plan.image_size, path)
-            say(f"{name} depth {depth}: tutorial {theirs:.1f} s, ours {ours:.3f} s")
+            log_progress(f"{name} depth {depth}: tutorial {theirs:.1f} s, ours {ours:.3f} s")
             found.append(
                 {
                     "backbone": name,
@@ -270,7 +271,7 @@ def measure_epochs(
 def _tutorial_seconds(
     config: TrialConfig, files: ImageFiles, image_size: int, weights: Path | None
 ) -> float:
-    """Train one epoch the tutorial's way; the first batches warm up and are not counted."""
+    """Time one epoch of the tutorial; the first batches warm up and are not counted."""
     params = vars(config)
     n_classes = len(files.classes)
     model = ray_tutorial.create_model(params, None if weights is None else str(weights), n_classes)
@@ -285,21 +286,22 @@ def _tutorial_seconds(
     return perf_counter() - started
 
 
-def _train_seconds(trainer: Trainer) -> float:
+def _train_seconds(trainer: Trainer, n_images: int) -> float:
     """Run an epoch; return the seconds of its training pass, without the empty validation."""
-    result = trainer.run_epoch()
-    return len(trainer._train_rows) / result.images_per_second
+    return n_images / trainer.run_epoch().images_per_second
 
 
 def compare(steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> list[Ratio]:
-    """Sum the tables up: the lowest of each kind."""
+    """Summarize the tables: the lowest ratio of each kind."""
     ratios = []
     for augment in STRENGTHS:
         lowest = min(r["ratio"] for r in steps if r["depth"] == 0 and r["augment"] == augment)
         name = f"our epoch over the bare step, depth 0, augment {augment:g}, lowest backbone"
         ratios.append(Ratio(name, lowest, 0.90))
     frozen = [row["ratio"] for row in steps if row["depth"] > 0]
-    ratios.append(Ratio("our epoch over the bare step, from the bank, median", _median(frozen)))
+    ratios.append(
+        Ratio("our epoch over the bare step, from the feature cache, median", _median(frozen))
+    )
     for depth, target, what in ((0, 2.5, "depth 0"), (5, 100.0, "head alone")):
         for row in epochs:
             if row["depth"] == depth:

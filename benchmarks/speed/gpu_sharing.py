@@ -1,12 +1,12 @@
-"""Trials that share a GPU train at 0.9 or more of its bare-step throughput together.
+"""Throughput of trials that share a GPU, against the bare model step on it (≥ 0.9).
 
-    python -m benchmarks.speed.gpu_sharing [--quick] [--packed 1,2,4,8]
+    python -m benchmarks.speed.gpu_sharing [--quick] [--parallel 1,2,4,8]
 
-For a machine with CUDA; without one it says so and ends with 0. Per backbone, at depth 0: images
-a second of k processes on the card that take the bare model step (forward, backward, optimiser, on
-a batch that lies on the card, autocast, channels_last), and of k of our trainings, k = 1, 2, 4, 8.
-The ratio is the most that any number of trainings reaches over the most that any number of bare
-steps does. Then a whole search, by its command, with the seconds of each stage.
+Needs CUDA; without it the benchmark reports so and exits with 0. Per backbone, at depth 0: images
+per second of k processes on the GPU that run the bare model step (forward, backward, optimizer, on
+a batch in GPU memory, autocast, channels_last), and of k of our trainings, k = 1, 2, 4, 8. The
+ratio is the best throughput of any number of trainings over the best of any number of bare steps.
+Then a whole search, by its command, with the seconds of each stage.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say
+from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress
 from benchmarks.harness.workbench import (
     caltech_six,
+    decode_images,
     find_data,
     find_weights_folder,
     generate_images,
     new_backbone,
-    pack_images,
 )
 from spaces.base import TrialConfig
 from trainables.batches import ImageSet
@@ -53,19 +53,19 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        backbones: Which.
+        backbones: Backbones to measure.
         image_size: Side in pixels.
-        n_images: An epoch's.
-        seconds: That each throughput is measured for.
-        decoded: Trainings at a time.
-        trials: Of the whole search; 0 leaves it out.
+        n_images: Images per epoch.
+        seconds: How long each throughput is measured.
+        parallel: Numbers of trainings in parallel.
+        trials: Of the whole search; 0 skips it.
     """
 
     backbones: tuple[str, ...]
     image_size: int
     n_images: int
     seconds: float
-    decoded: tuple[int, ...]
+    parallel: tuple[int, ...]
     trials: int
 
 
@@ -77,22 +77,22 @@ PLANS = {
 
 
 def main() -> None:
-    """Measure, and report; do nothing where there is no GPU."""
+    """Run the benchmark; do nothing without a GPU."""
     arguments = parse()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device: nothing to measure")
         return
     plan = PLANS[arguments.mode]
-    decoded = arguments.decoded or plan.decoded
-    report = Report("gpu", "Trials that share a GPU: their throughput over the bare step's.")
+    parallel = arguments.parallel or plan.parallel
+    report = Report("gpu_sharing", "Throughput of trials that share a GPU over the bare step's.")
     with tempfile.TemporaryDirectory() as scratch:
         images = _images(arguments, plan, Path(scratch))
         rows = [
             row
             for name in plan.backbones
-            for row in measure(plan, name, images, decoded, arguments.device)
+            for row in measure(plan, name, images, parallel, arguments.device)
         ]
-        report.tables[f"Training images a second at depth 0, batches of {BATCH}"] = rows
+        report.tables[f"Training images per second at depth 0, batches of {BATCH}"] = rows
         report.ratios += [compare(name, rows) for name in plan.backbones]
         if plan.trials and arguments.device == "cuda":
             report.tables["A whole search"] = search(arguments, plan, Path(scratch))
@@ -103,40 +103,40 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__, data=True)
     parser.add_argument(
-        "--packed",
+        "--parallel",
         type=lambda text: tuple(int(part) for part in text.split(",")),
         metavar="K,…",
-        help="trainings at a time",
+        help="numbers of trainings in parallel",
     )
     parser.add_argument("--device", default="cuda", help="cpu shows that the benchmark runs")
     return parser.parse_args()
 
 
 def _images(arguments: argparse.Namespace, plan: Plan, scratch: Path) -> ImageSet:
-    """Pack images, as often as an epoch needs."""
+    """Decode images and repeat them until an epoch is full."""
     data = find_data(arguments)
     if data is None or arguments.mode == "smoke":
         files = generate_images(scratch / "images", 64)
     else:
         files = caltech_six(data)
-    once = pack_images(files, plan.image_size)
+    once = decode_images(files, plan.image_size)
     rows = torch.arange(plan.n_images) % len(once.table)
     return ImageSet(once.table[rows], once.labels[rows], once.n_classes, once.image_size, True)
 
 
 def measure(
-    plan: Plan, name: str, images: ImageSet, decoded: tuple[int, ...], device: str
+    plan: Plan, name: str, images: ImageSet, parallel: tuple[int, ...], device: str
 ) -> list[dict[str, Any]]:
-    """Measure k bare steps and k trainings at a time; NaN where they do not fit the card."""
+    """Measure k bare steps and k trainings in parallel; NaN where they do not fit the GPU."""
     rows = []
-    for k in decoded:
+    for k in parallel:
         bare = run_together(k, run_bare, (plan, name, images, device))
         ours = run_together(k, run_trainings, (plan, name, images, device))
-        say(f"{name}: {k} at a time, bare {bare:.0f}, trainings {ours:.0f} images/s")
+        log_progress(f"{name}: {k} in parallel, bare {bare:.0f}, trainings {ours:.0f} images/s")
         rows.append(
             {
                 "backbone": name,
-                "at a time": k,
+                "in parallel": k,
                 "trainings images/s": ours,
                 "bare step images/s": bare,
                 "ratio": ours / bare,
@@ -146,21 +146,21 @@ def measure(
 
 
 def compare(name: str, rows: list[dict[str, Any]]) -> Ratio:
-    """Compare the most that trainings reach with the most that the card gives."""
+    """Compare the best throughput of trainings with the best of bare steps."""
     ours, bare = (
         max(
             (row[key] for row in rows if row["backbone"] == name and row[key] > 0), default=math.nan
         )
         for key in ("trainings images/s", "bare step images/s")
     )
-    return Ratio(f"packed trainings over the card's bare step, {name}", ours / bare, 0.9)
+    return Ratio(f"trainings in parallel over the bare step, {name}", ours / bare, 0.9)
 
 
 def run_together(n: int, work: Any, arguments: tuple[Any, ...]) -> float:
-    """Run n processes that begin to measure at the same moment; add their images/s up.
+    """Run n processes that start to measure at the same moment; sum their throughput.
 
     Returns:
-        Images a second; NaN where a process failed.
+        Images per second; NaN where a process failed.
     """
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(n, timeout=_START_TIMEOUT_SECONDS), context.Queue()
@@ -179,7 +179,7 @@ def run_together(n: int, work: Any, arguments: tuple[Any, ...]) -> float:
 def run_bare(
     plan: Plan, name: str, images: ImageSet, device: str, barrier: Any, results: Any
 ) -> None:
-    """Take the bare model step for some seconds; report images/s."""
+    """Run the bare model step for some seconds; report images/s."""
     torch.set_num_threads(1)
     backbone = new_backbone(name, None, device)
     backbone.freeze(0)
@@ -239,7 +239,7 @@ def run_trainings(
 
 
 def _rate(work: Any, seconds: float) -> float:
-    """Repeat work for at least so many seconds; return the median of what it does a second."""
+    """Repeat work for at least so many seconds; return its median images per second."""
     rates = []
     ends_at = time.perf_counter() + seconds
     while not rates or time.perf_counter() < ends_at:
@@ -255,7 +255,7 @@ def _wait(device: str) -> None:
 
 
 def search(arguments: argparse.Namespace, plan: Plan, scratch: Path) -> list[dict[str, Any]]:
-    """Run a whole search by its command: the Caltech space where there is data, else digits."""
+    """Run a whole search by its command: the Caltech space with data, else the digits."""
     data = find_data(arguments)
     weights = find_weights_folder(arguments, data)
     command = [sys.executable, "-m", "search.run", "--out", str(scratch), "--name", "run"]

@@ -34,7 +34,7 @@ from PIL import Image
 import search.run  # isort: skip  # sets Ray's environment first
 import search.pipeline.flow
 import search.pipeline.prepare
-from benchmarks.harness.reporting import Ratio, Report, command_line, say, stop
+from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress, stop
 
 _IMAGES = {"full": 100_000, "quick": 5_000, "smoke": 200}
 _N_CLASSES, _N_SCENES = 20, 12
@@ -94,7 +94,7 @@ class Stopwatch:
                 return step(*arguments, **options)
             finally:
                 self.spans[name] = (began, time.monotonic())
-                say(f"{name}: {time.monotonic() - began:.1f} s")
+                log_progress(f"{name}: {time.monotonic() - began:.1f} s")
 
         return run
 
@@ -147,7 +147,7 @@ def main() -> None:
     watch = Stopwatch()
     with tempfile.TemporaryDirectory(prefix="many-images-") as name, ExitStack() as patched:
         folder = Path(name)
-        say(f"{n:,} images of {side} × {side} are generated")
+        log_progress(f"{n:,} images of {side} × {side} are generated")
         n_bytes = generate(folder / "images", n, side)
         (folder / "space.py").write_text(_SPACE.format(side=side))
         for step, (where, function) in _STEPS.items():

@@ -1,13 +1,13 @@
-"""A node holds the images and each bank once, however many trials run on it.
+"""Memory of a node by the number of trials: images and feature caches are held once.
 
     python -m benchmarks.speed.memory [--quick] [--megabytes 256]
 
-1, 2, 4 and 8 trials at a time, each in a worker of its own, over one packed table and one view bank
-in the object store, as `TrainingContext` hands them out: every trial trains an epoch on some
-images, then reads every byte of both. While all of them hold on, the proportional set size (PSS,
-which counts a page that k processes share as 1/k in each) of all of the node's Ray processes is
-added up: what lies in the object store, and the rest. The other side gives every trial a copy of
-its own, as a Dataset that decodes into memory does.
+1, 2, 4 and 8 trials in parallel, each in its own worker, over one table of decoded images and one
+feature cache in the object store, which `TrainingContext` opens: every trial trains an epoch on
+some images, then reads every byte of both. While all of them keep the data open, the proportional
+set size (PSS, which counts a page that k processes share as 1/k in each) of all of the node's Ray
+processes is summed: the object store's memory, and the rest. The other side gives every trial its
+own copy, as a Dataset that decodes into memory does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.harness.logical_cpus import start_ray  # isort: skip  # quiets Ray
 
-from benchmarks.harness.reporting import Ratio, Report, command_line, say
+from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress
 
 import ray  # isort: skip
 
@@ -34,9 +34,9 @@ BACKBONE = "tinynet"
 DEPTH = 1
 N_TRAINED = 128
 _SHARED_MEMORY = re.compile(r"/dev/shm/|/plasma|plasma")
-_SPARE_BYTES = 512 * 2**20  # of the object store, for the bank and the weights
+_SPARE_BYTES = 512 * 2**20  # of the object store, for the feature cache and the weights
 _SIZES = {"full": (256, (1, 2, 4, 8)), "quick": (64, (1, 2, 4)), "smoke": (8, (1, 2))}
-"""Megabytes of the table, and trials at a time."""
+"""Megabytes of the table, and numbers of trials in parallel."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Memory:
     """Proportional set sizes of a node's Ray processes, in MB.
 
     Attributes:
-        store: What lies in the object store's shared memory.
-        private: Everything else of the trials' workers.
+        store: The object store's shared memory.
+        private: All other memory of the trials' workers.
         node: All of the node's Ray processes together.
     """
 
@@ -55,10 +55,10 @@ class Memory:
 
 
 class Trial:
-    """One trial's worker: opens the shared data as trials do, and holds on."""
+    """A worker that opens the shared data as a trial does, and keeps it open."""
 
     def open(self, context: Any, n_images: int, as_copies: bool) -> int:
-        """Train an epoch, read all of the data, and keep it; return this worker's process id."""
+        """Train an epoch and read all of the data; return this worker's process id."""
         import torch
 
         from spaces.base import TrialConfig
@@ -67,11 +67,11 @@ class Trial:
         torch.set_num_threads(1)
         self._table = context.images(torch.device("cpu")).table
         config = TrialConfig(BACKBONE, freeze_depth=DEPTH, augment=1.0)
-        self._bank = context.cache(config)
+        self._cache = context.cache(config)
         rows = torch.arange(min(N_TRAINED, n_images))
         self._trainer = create_trainer(context, config, rows, rows[:0], seed=0, epochs=1)
         self._trainer.run_epoch()
-        data = [self._table, *_tensors(self._bank)]
+        data = [self._table, *_tensors(self._cache)]
         if as_copies:
             self._copies = [tensor.clone() for tensor in data]
             data = self._copies
@@ -82,13 +82,13 @@ class Trial:
 
 
 def main() -> None:
-    """Measure, and report."""
+    """Run the benchmark."""
     parser = command_line(__doc__)
     parser.add_argument("--megabytes", type=int, metavar="N", help="of the table (default: 256)")
     arguments = parser.parse_args()
     megabytes, counts = _SIZES[arguments.mode]
     megabytes = arguments.megabytes or megabytes
-    report = Report("memory", "A node's memory as more trials share the images and a bank.")
+    report = Report("memory", "A node's memory by the number of trials that share data.")
     start_ray(max(counts), 2 * megabytes * 2**20 + _SPARE_BYTES)
     table = make_table(megabytes)
     context, data_mb = make_context(table)
@@ -96,20 +96,20 @@ def main() -> None:
     for as_copies in (False, True):
         for n_trials in counts:
             row = measure(context, len(table), n_trials, as_copies, data_mb)
-            say(f"{row['data']}, {n_trials} trials: {row['data MB']:.0f} MB of data")
+            log_progress(f"{row['data']}, {n_trials} trials: {row['data MB']:.0f} MB of data")
             rows.append(row)
     ray.shutdown()
     report.tables["Proportional set size of the node's Ray processes"] = rows
     report.ratios += compare(rows, max(counts))
     report.notes.append(
-        f"{len(table)} generated images, {table.nbytes / 2**20:.0f} MB, and a bank of {N_VIEWS}"
+        f"{len(table)} generated images, {table.nbytes / 2**20:.0f} MB, and a cache of {N_VIEWS}"
         f" views at depth {DEPTH}: {data_mb:.0f} MB together, once; {BACKBONE}, {IMAGE_SIZE} px"
     )
     report.publish(arguments)
 
 
 def make_table(megabytes: int) -> np.ndarray:
-    """Make packed images of random pixels: uint8 [N, S, S, 3]."""
+    """Make images of random pixels: uint8 [N, S, S, 3]."""
     cache_size = round(IMAGE_SIZE / 0.875)
     n_images = max(64, megabytes * 2**20 // (cache_size**2 * 3))
     rng = np.random.default_rng(0)
@@ -117,7 +117,7 @@ def make_table(megabytes: int) -> np.ndarray:
 
 
 def make_context(table: np.ndarray) -> tuple[Any, float]:
-    """Put the table and a bank into the object store; return the bench and the MB of both."""
+    """Put images and cached features into the object store; return the context and their MB."""
     from dataclasses import replace
 
     from search.cluster.feature_cache_actor import FeatureCachePlan, start_feature_cache
@@ -163,7 +163,7 @@ def make_context(table: np.ndarray) -> tuple[Any, float]:
 
 
 def _references(nested: Any) -> Iterator[Any]:
-    """Find object references, however deep they lie."""
+    """Find object references in nested lists and tuples."""
     if isinstance(nested, ray.ObjectRef):
         yield nested
     elif isinstance(nested, list | tuple):
@@ -172,14 +172,14 @@ def _references(nested: Any) -> Iterator[Any]:
 
 
 def _tensors(cache: Any) -> list[Any]:
-    """Return a bank's tensors."""
+    """Return the tensors of a feature cache."""
     return [] if cache is None else [block for view in cache.views for block in view]
 
 
 def measure(
     context: Any, n_images: int, n_trials: int, as_copies: bool, data_mb: float
 ) -> dict[str, Any]:
-    """Let so many trials hold the data at a time; add their memory up."""
+    """Let n trials keep the data open in parallel; sum their memory."""
     actor = ray.remote(num_cpus=1)(Trial)
     trials = [actor.remote() for _ in range(n_trials)]
     workers = ray.get([trial.open.remote(context, n_images, as_copies) for trial in trials])
@@ -189,34 +189,35 @@ def measure(
     copies_mb = data_mb * n_trials if as_copies else 0.0
     data = copies_mb if as_copies else memory.store
     return {
-        "data": "a copy a trial" if as_copies else "shared (ours)",
+        "data": "a copy per trial" if as_copies else "shared (ours)",
         "trials": n_trials,
         "data MB": data,
         "copies of the data": data / data_mb,
         "object store MB": memory.store,
         "workers' other MB": memory.private - copies_mb,
-        "other MB a worker": (memory.private - copies_mb) / n_trials,
+        "other MB per worker": (memory.private - copies_mb) / n_trials,
         "node MB": memory.node,
     }
 
 
-def compare(rows: list[dict[str, Any]], most: int) -> list[Ratio]:
-    """Compare the sides with most trials at a time."""
+def compare(rows: list[dict[str, Any]], n_trials: int) -> list[Ratio]:
+    """Compare both sides with n trials in parallel."""
     ours, copied = (
-        next(r for r in rows if r["trials"] == most and r["data"].startswith(kind))
+        next(r for r in rows if r["trials"] == n_trials and r["data"].startswith(kind))
         for kind in ("shared", "a copy")
     )
     return [
-        Ratio(f"copies of the data with {most} trials", ours["copies of the data"], 1.1, False),
-        Ratio("data memory, ours over a copy a trial", ours["data MB"] / copied["data MB"]),
+        Ratio(f"copies of the data with {n_trials} trials", ours["copies of the data"], 1.1, False),
+        Ratio("data memory, ours over a copy per trial", ours["data MB"] / copied["data MB"]),
         Ratio(
-            "the whole node's memory, ours over a copy a trial", ours["node MB"] / copied["node MB"]
+            "the whole node's memory, ours over a copy per trial",
+            ours["node MB"] / copied["node MB"],
         ),
     ]
 
 
 def node_memory(workers: set[int]) -> Memory:
-    """Add up the memory of this session's Ray processes, the driver left out.
+    """Sum the memory of this session's Ray processes, without the driver.
 
     Args:
         workers: Process ids of the trials' workers.
@@ -227,7 +228,7 @@ def node_memory(workers: set[int]) -> Memory:
         store += in_store
         node += in_store + other
         private += other if process in workers else 0.0
-    # The driver may have the store mapped as well: its share of it belongs to the node.
+    # The driver may map the store as well: that part of its memory belongs to the node.
     in_store, _ = _pss_mb(os.getpid())
     return Memory(store + in_store, private, node + in_store)
 

@@ -1,13 +1,13 @@
-"""The other side of the comparison: a search the way the Ray Tune tutorial shows.
+"""A search written as Ray Tune's tutorial shows: the baseline of `vs_ray_tutorial`.
 
     python -m benchmarks.speed.ray_tutorial JOB.json
 
 A function trainable; image files read by a Dataset and a DataLoader, decoded and transformed by
-PIL and torchvision at every visit; a full forward pass each epoch; a checkpoint an epoch; a process
-a trial. See https://docs.ray.io/en/latest/tune/examples/tune-pytorch-cifar.html.
+PIL and torchvision every time; a full forward pass each epoch; a checkpoint per epoch; a process
+per trial. See https://docs.ray.io/en/latest/tune/examples/tune-pytorch-cifar.html.
 
-Network, freezing, optimiser, schedule, batch size, ASHA and split are those of the other side, so
-that only the way differs. `vs_ray_tutorial.py` writes the job and reads what comes out.
+Network, freezing, optimizer, schedule, batch size, ASHA and split are the same as ours, so that
+only the implementation differs. `vs_ray_tutorial.py` writes the job and reads the results.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trainables.models.backbones import create_backbone
 from trainables.models.ensemble import Classifier, create_head
 from trainables.models.weights import load_weights
 
-# A trial has one CPU, so that decoding in other processes gains nothing (measured: 0 is no slower).
+# A trial has one CPU, so decoding in other processes gains nothing (measured: 0 is no slower).
 N_LOADER_WORKERS = 0
 WARMUP_FRACTION = 0.1
 CHECKPOINT = "checkpoint.pt"
@@ -45,18 +45,18 @@ Sample = tuple[str, int]
 
 @dataclass(frozen=True)
 class Job:
-    """What the tutorial's side is to do.
+    """The search to run.
 
     Attributes:
         configs: One trial each.
-        epochs: The full length.
+        epochs: Of a full training.
         grace_epochs: See ASHA.
         reduction_factor: See ASHA.
         image_size: Side in pixels that the network sees.
-        n_classes: Labels are below it.
-        weights: The backbone's state dict, or None for random weights.
-        samples: Of "train", "val" and "test".
-        concurrent: Trials at a time.
+        n_classes: Number of classes.
+        weights: Path of the backbone's state dict, or None for random weights.
+        samples: By split: "train", "val" and "test".
+        max_concurrent: Trials in parallel.
         out: The JSON file to write.
     """
 
@@ -68,7 +68,7 @@ class Job:
     n_classes: int
     weights: str | None
     samples: dict[str, list[Sample]]
-    concurrent: int
+    max_concurrent: int
     out: str
 
     def write(self, path: Path) -> None:
@@ -123,7 +123,7 @@ def evaluation_transform(image_size: int) -> transforms.Compose:
 
 
 def create_model(config: dict[str, Any], weights: str | None, n_classes: int) -> Classifier:
-    """Build the network of a configuration, its first stages frozen, in plain float32."""
+    """Create the network of a configuration, its first stages frozen, in plain float32."""
     state = None if weights is None else load_weights(Path(weights))
     backbone = create_backbone(config["backbone"], state)
     backbone.freeze(config["freeze_depth"])
@@ -133,7 +133,7 @@ def create_model(config: dict[str, Any], weights: str | None, n_classes: int) ->
 def create_loader(
     samples: Sequence[Sample], transform: transforms.Compose, batch_size: int, shuffle: bool
 ) -> DataLoader[tuple[Tensor, int]]:
-    """Load batches of image files."""
+    """Create a loader of batches of image files."""
     dataset = ImageFolder(samples, transform)
     return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=N_LOADER_WORKERS)
 
@@ -141,7 +141,7 @@ def create_loader(
 def create_optimizer(
     model: nn.Module, config: dict[str, Any], n_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Build AdamW over what is not frozen, with a warm-up and a cosine over `n_steps`."""
+    """Create AdamW for what is not frozen, with a warm-up and a cosine over `n_steps`."""
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=config["lr"],
@@ -163,7 +163,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> float:
-    """Visit every image once; return the mean loss in nats."""
+    """Train on every image once; return the mean loss in nats."""
     model.train()
     loss_sum = 0.0
     for images, labels in loader:
@@ -179,14 +179,14 @@ def train_epoch(
 
 @torch.no_grad()
 def measure_accuracy(model: nn.Module, loader: DataLoader[tuple[Tensor, int]]) -> float:
-    """Return the share of images that are classified right."""
+    """Compute the accuracy on a loader's images."""
     model.eval()
     n_right = sum(int((model(x).argmax(1) == y).sum()) for x, y in loader)
     return n_right / len(loader.dataset)  # type: ignore[arg-type]
 
 
 def train(config: dict[str, Any], job: Job) -> None:
-    """Train one configuration, reporting each epoch to Ray Tune: the function trainable."""
+    """Train one configuration and report each epoch: Ray Tune's function trainable."""
     from ray import tune
 
     params = config["params"]
@@ -230,7 +230,7 @@ def search(job: Job, storage: Path) -> Any:
             metric="val_accuracy",
             mode="max",
             scheduler=scheduler,
-            max_concurrent_trials=job.concurrent,
+            max_concurrent_trials=job.max_concurrent,
         ),
         run_config=tune.RunConfig(storage_path=str(storage), name="tutorial", verbose=0),
     )
@@ -243,7 +243,7 @@ def describe_trials(results: Any) -> list[dict[str, Any]]:
     for result in results:
         frame = result.metrics_dataframe
         if result.error is not None or frame is None:
-            raise RuntimeError(f"a trial of the tutorial's side failed: {result.error}")
+            raise RuntimeError(f"a trial of the tutorial failed: {result.error}")
         trials.append(
             {
                 "params": result.config["params"],
@@ -255,7 +255,7 @@ def describe_trials(results: Any) -> list[dict[str, Any]]:
 
 
 def test_accuracy(best: Any, job: Job) -> float:
-    """Classify the held-out images with the best epoch of the best trial."""
+    """Compute the test accuracy of the best epoch of the best trial."""
     model = create_model(best.config["params"], job.weights, job.n_classes)
     checkpoint = best.get_best_checkpoint("val_accuracy", "max")
     with checkpoint.as_directory() as folder:
@@ -266,7 +266,7 @@ def test_accuracy(best: Any, job: Job) -> float:
 
 
 def main() -> None:
-    """Run the job that the command line names, and write what it came to."""
+    """Run the job given on the command line and write its results."""
     started = perf_counter()
     import ray
 

@@ -37,7 +37,7 @@ import psutil
 
 from benchmarks.harness.logical_cpus import start_ray  # isort: skip  # quiets Ray
 
-from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say
+from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress
 from benchmarks.harness.simulated_trials import (
     Gate,
     SimulatedContext,
@@ -166,7 +166,7 @@ def main() -> None:
     rows = []
     for n_workers in arguments.workers:
         n_trials = arguments.trials or _TRIALS_PER_WORKER * n_workers
-        say(f"{n_trials} trials on {n_workers} logical CPUs; the workers start")
+        log_progress(f"{n_trials} trials on {n_workers} logical CPUs; the workers start")
         done = search(n_trials, n_workers, arguments.seats, arguments.epoch_seconds, profile)
         rows.append(row_of(done))
         tell(report, done)

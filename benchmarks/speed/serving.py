@@ -24,7 +24,7 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say, stop
+from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress, stop
 from benchmarks.harness.workbench import generate_images
 
 BACKBONE = "squeezenet1_0"
@@ -86,7 +86,7 @@ def main() -> None:
         for _ in range(plan.n_rounds):
             for batch, found in rounds.items():
                 found.append(measure(plan, model, batch, images))
-                say(f"batches of {batch}: {found[-1].per_second:.1f} images/s")
+                log_progress(f"batches of {batch}: {found[-1].per_second:.1f} images/s")
     report.tables[f"{plan.concurrent} requests at a time, one image each"] = [
         _row(batch, found) for batch, found in rounds.items()
     ]

@@ -1,17 +1,17 @@
-"""A whole search, ours against the way the Ray Tune tutorial shows: at least 10 × faster.
+"""A whole search against one written as Ray Tune's tutorial shows: at least 10 × faster.
 
     python -m benchmarks.speed.vs_ray_tutorial [--quick] [--tutorial-configs N]
 
 The same 24 configurations of SqueezeNet 1.0 (drawn once, by seed, from `spaces/caltech.py`), at
 most 8 epochs, ASHA, the same split and images (Caltech-101, six classes, 224 px), both sides in
-one run, one after the other, each as a process of its own timed from its command. Ours is
-`python -m search.run`, with images, probe and banks counted; its folds and its evaluation, which
-the tutorial has not, are told apart. The other side is `benchmarks/speed/ray_tutorial.py`.
+one run, one after the other, each a separate process timed from its command. Ours is
+`python -m search.run`, including decoding, linear probe and feature cache; its cross-validation
+and evaluation, which the tutorial lacks, are listed separately. The other side is
+`benchmarks/speed/ray_tutorial.py`.
 
-The tutorial's side takes over an hour on 2 cores. With `--tutorial-configs N` it runs N of the
-configurations, spread over the freeze depths; what the others would take is extrapolated, as the
-epochs that our side gave them times the seconds an epoch of their depth takes, and the table says
-so.
+The tutorial takes over an hour on 2 cores. With `--tutorial-configs N` it runs N of the
+configurations, spread over the freeze depths; the time of the others is extrapolated (the epochs
+they ran on our side, times the seconds of an epoch at their depth), and the table says so.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Work:
-    """The reference work, or a smaller one.
+    """How much is measured.
 
     Attributes:
-        n_configs: Of our side.
-        n_tutorial: How many of them the tutorial's side runs.
-        epochs: The full length.
-        folds: Of our side's retraining.
+        n_configs: Configurations of our side.
+        n_tutorial: How many of them the tutorial runs.
+        epochs: Of a full training.
+        folds: Of our cross-validation.
         image_size: Side in pixels.
-        limit: Images; None is all.
+        limit: Number of images; None for all.
         data: The folder that `search.run` is given.
-        weights: Folder of `<backbone>.pth`; None starts from scratch.
+        weights: Folder of `<backbone>.pth`; None trains from scratch.
         source: The space's source, as Python.
-        concurrent: Trials at a time, on both sides.
+        max_concurrent: Trials in parallel, on both sides.
     """
 
     n_configs: int
@@ -77,21 +77,21 @@ class Work:
     data: Path
     weights: Path | None
     source: str
-    concurrent: int
+    max_concurrent: int
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one side came to.
+    """The results of one side.
 
     Attributes:
         search_seconds: From the command to the last trial.
         whole_seconds: From the command to its end.
-        configs: Of its trials.
-        epoch_seconds: By trial, the seconds of each epoch, validation included.
-        val_accuracy: The best epoch of the best trial: on our side of a trial that ran to its
-            end, on the tutorial's of any trial, stopped early or not.
-        test_accuracy: Of that epoch's weights, on the held-out images.
+        configs: The trials' configurations.
+        epoch_seconds: By trial, the seconds of each epoch, including validation.
+        val_accuracy: Best epoch of the best trial: on our side among complete trials, in the
+            tutorial among all trials, pruned or not.
+        test_accuracy: Of that epoch's weights.
     """
 
     search_seconds: float
@@ -103,7 +103,7 @@ class Side:
 
     @property
     def n_epochs(self) -> int:
-        """Epochs of all trials."""
+        """Return the number of epochs of all trials."""
         return sum(map(len, self.epoch_seconds))
 
     def seconds_at(self, depth: int) -> list[float]:
@@ -113,32 +113,32 @@ class Side:
 
 
 def main() -> None:
-    """Run both sides, compare, and report."""
+    """Run the benchmark."""
     parser = command_line(__doc__, data=True)
     parser.add_argument(
         "--tutorial-configs",
         type=int,
         metavar="N",
-        help="run N of the configurations the tutorial's way, and extrapolate the rest",
+        help="run N of the configurations in the tutorial, and extrapolate the rest",
     )
     arguments = parser.parse_args()
-    report = Report("vs_tutorial", "Whole search: the tutorial's way over ours.")
-    with tempfile.TemporaryDirectory(prefix="vs-tutorial-") as scratch:
+    report = Report("vs_ray_tutorial", "Whole search: the tutorial over ours.")
+    with tempfile.TemporaryDirectory(prefix="vs-ray-tutorial-") as scratch:
         work = plan_work(arguments, Path(scratch))
         configs = draw_configs(work)
         log_progress(f"ours: {work.n_configs} configurations, at most {work.epochs} epochs")
         ours, details = run_ours(work, configs, Path(scratch))
         chosen = spread_over_depths(configs, work.n_tutorial)
         log_progress(
-            f"the tutorial's way: {len(chosen)} configurations; ours took {ours.whole_seconds:.0f}"
+            f"the tutorial: {len(chosen)} configurations; ours took {ours.whole_seconds:.0f}"
         )
         theirs = run_tutorial(work, chosen, Path(scratch))
-    tell(report, work, ours, theirs, details)
+    fill_report(report, work, ours, theirs, details)
     report.publish(arguments)
 
 
 def plan_work(arguments: argparse.Namespace, scratch: Path) -> Work:
-    """Choose the size of the work."""
+    """Choose how much is measured."""
     work = _smoke_work(scratch) if arguments.mode == "smoke" else _real_work(arguments)
     n_tutorial = arguments.tutorial_configs
     if n_tutorial is None:
@@ -166,7 +166,7 @@ def _real_work(arguments: argparse.Namespace) -> Work:
 
 
 def draw_configs(work: Work) -> list[Config]:
-    """Draw the configurations, by seed; a small number is spread over the freeze depths."""
+    """Draw configurations, by seed; a small number is spread over the freeze depths."""
     space = load_space(_CALTECH_SPACE).with_backbones((BACKBONE,))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=SEED))
@@ -178,7 +178,7 @@ def draw_configs(work: Work) -> list[Config]:
 
 
 def spread_over_depths(configs: Sequence[Config], n: int) -> list[Config]:
-    """Choose n configurations, in turn from each freeze depth; all keep their order."""
+    """Choose n configurations evenly over the freeze depths, in their original order."""
     turns: dict[int, int] = {}
     order = []
     for index, config in enumerate(configs):
@@ -189,19 +189,19 @@ def spread_over_depths(configs: Sequence[Config], n: int) -> list[Config]:
 
 
 def run_ours(work: Work, configs: Sequence[Config], scratch: Path) -> tuple[Side, dict[str, Any]]:
-    """Run `python -m search.run` on the configurations; return its side and its own details."""
+    """Run `python -m search.run` on the configurations; return its results and details."""
     space_file = scratch / "space.py"
     space_file.write_text(write_space(work, configs), encoding="utf-8")
     command = [sys.executable, "-m", "search.run", "--space", space_file, "--data", work.data]
     command += ["--out", scratch, "--name", "ours", "--seed", SEED]
-    command += ["--concurrent", work.concurrent, "--folds", work.folds]
+    command += ["--max-concurrent", work.max_concurrent, "--folds", work.folds]
     command += ["--weights", work.weights] if work.weights else []
     command += ["--limit", work.limit] if work.limit else []
     run = scratch / "ours"
     seconds, first_model_seconds = run_command(command, scratch / "ours.log", run / "model.pt")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     stages: dict[str, float] = summary["stages"]
-    after = sum(stages.get(name, 0.0) for name in ("folds", "evaluation", "report"))
+    after = sum(stages.get(name, 0.0) for name in ("cross_validation", "evaluation", "report"))
     trials = read_trials(run)
     best = max(trials, key=lambda t: (t["state"] == "complete", t["best"], -t["best_loss"]))
     side = Side(
@@ -210,12 +210,12 @@ def run_ours(work: Work, configs: Sequence[Config], scratch: Path) -> tuple[Side
         configs=[trial["config"] for trial in trials],
         epoch_seconds=[trial["seconds"] for trial in trials],
         val_accuracy=best["best"],
-        test_accuracy=judge_kept_trial(work, run, best),
+        test_accuracy=evaluate_checkpoint(work, run, best),
     )
     details = {
         "stages_seconds": stages,
         "first_model_seconds": first_model_seconds,
-        "folds_accuracy": summary["kfold"]["accuracy_mean"],
+        "kfold_accuracy": summary["kfold"]["accuracy_mean"],
         "ensemble_test_accuracy": summary["test"]["accuracy"],
         "test_n": summary["test"]["n"],
     }
@@ -223,7 +223,7 @@ def run_ours(work: Work, configs: Sequence[Config], scratch: Path) -> tuple[Side
 
 
 def write_space(work: Work, configs: Sequence[Config]) -> str:
-    """Write a space file that tries just these configurations."""
+    """Return a space file that tries exactly these configurations."""
     return f"""from dataclasses import replace
 
 from spaces.base import load_space
@@ -247,14 +247,14 @@ def run_command(
     """Run a command to its end.
 
     Args:
-        command: Its words.
-        log: Gets what it prints.
-        awaited: A file; the first sight of it is timed.
+        command: The command's words.
+        log: File for what it prints.
+        awaited: A file whose first appearance is timed.
 
     Returns:
-        Seconds to the end, and to the awaited file (None: it never came).
+        Seconds to the end, and to the awaited file (None: it never appeared).
     """
-    # Each side sets of Tune's switches what it wants; none comes from where this is called.
+    # Each side sets its own variables for Tune; none is inherited.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TUNE_")}
     environment["PYTHONPATH"] = str(ROOT)
     started, seen = perf_counter(), None
@@ -273,7 +273,7 @@ def run_command(
 
 
 def read_trials(run: Path) -> list[dict[str, Any]]:
-    """Read what our side's trials came to, from its run folder."""
+    """Read the results of our trials from the run folder."""
     trials = []
     with (run / "trials.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -296,13 +296,13 @@ def read_trials(run: Path) -> list[dict[str, Any]]:
 
 
 def read_split(run: Path) -> list[tuple[str, str, str]]:
-    """Read our side's split: name, class and part of every image."""
+    """Read our split: every image's name, class and split."""
     with (run / "split.csv").open(newline="", encoding="utf-8") as file:
-        return [(row["name"], row["label"], row["split"]) for row in csv.DictReader(file)]
+        return [(row["image"], row["label"], row["split"]) for row in csv.DictReader(file)]
 
 
 def find_image(data: Path, name: str) -> Path:
-    """Find an image by the name that our split has for it, below the data or its set's folder."""
+    """Find an image by its name in our split, below the data folder or the set's own."""
     places = [folder / name for folder in (data, data / "101_ObjectCategories")]
     found = [path for path in places if path.is_file()]
     if not found:
@@ -311,7 +311,7 @@ def find_image(data: Path, name: str) -> Path:
 
 
 def read_samples(work: Work, run: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]]]:
-    """Return the classes, and each part's paths with labels."""
+    """Return the classes, and each split's paths with labels."""
     rows = read_split(run)
     classes = tuple(sorted({label for _, label, _ in rows}))
     samples: dict[str, list[tuple[str, int]]] = {"train": [], "val": [], "test": []}
@@ -320,8 +320,8 @@ def read_samples(work: Work, run: Path) -> tuple[tuple[str, ...], dict[str, list
     return classes, samples
 
 
-def judge_kept_trial(work: Work, run: Path, trial: dict[str, Any]) -> float:
-    """Classify the held-out images with a trial's kept weights; NaN where none are kept."""
+def evaluate_checkpoint(work: Work, run: Path, trial: dict[str, Any]) -> float:
+    """Compute the test accuracy of a trial's best checkpoint; NaN where it was not kept."""
     kept = run / "trials" / str(trial["number"]) / "best.pt"
     if not kept.is_file():
         return float("nan")
@@ -347,7 +347,7 @@ def judge_kept_trial(work: Work, run: Path, trial: dict[str, Any]) -> float:
 
 
 def _prefix(work: Work, run: Path) -> dict[str, torch.Tensor]:
-    """Return the frozen stages of our side: the pretrained ones, else those of its model."""
+    """Return the frozen stages of our models: pretrained, or random with our seed."""
     from trainables.models.backbones import create_backbone
 
     state = load_weights(work.weights / f"{BACKBONE}.pth") if work.weights else None
@@ -366,11 +366,11 @@ def run_tutorial(work: Work, configs: Sequence[Config], scratch: Path) -> Side:
         n_classes=len(classes),
         weights=str(work.weights / f"{BACKBONE}.pth") if work.weights else None,
         samples=samples,
-        concurrent=work.concurrent,
+        max_concurrent=work.max_concurrent,
         out=str(scratch / "tutorial-out.json"),
     )
     job.write(scratch / "job.json")
-    command = [sys.executable, ROOT / "benchmarks" / "tutorial.py", scratch / "job.json"]
+    command = [sys.executable, "-m", "benchmarks.speed.ray_tutorial", scratch / "job.json"]
     seconds, _ = run_command(command, scratch / "tutorial.log")
     found = json.loads(Path(job.out).read_text(encoding="utf-8"))
     return Side(
@@ -384,10 +384,10 @@ def run_tutorial(work: Work, configs: Sequence[Config], scratch: Path) -> Side:
 
 
 def extrapolate_seconds(work: Work, ours: Side, theirs: Side) -> float:
-    """Return what the configurations that the tutorial's side left out would have added.
+    """Extrapolate the seconds of the configurations that the tutorial did not run.
 
-    The epochs that our side gave them, times the median seconds an epoch takes at their depth
-    (between measured depths, interpolated), over the trials at a time.
+    The epochs that they ran on our side, times the tutorial's median seconds of an epoch at their
+    depth (interpolated between measured depths), over the trials in parallel.
     """
     measured = {d: median(s) for d in range(6) if (s := theirs.seconds_at(d))}
     left = {d: len(ours.seconds_at(d)) for d in range(6)}
@@ -396,18 +396,20 @@ def extrapolate_seconds(work: Work, ours: Side, theirs: Side) -> float:
         n_ours = sum(c["freeze_depth"] == depth for c in ours.configs)
         left[depth] = round(left[depth] * (n_ours - done) / n_ours) if n_ours else 0
     costs = np.interp(range(6), list(measured), list(measured.values()))
-    return float(sum(left[d] * costs[d] for d in range(6)) / work.concurrent)
+    return float(sum(left[d] * costs[d] for d in range(6)) / work.max_concurrent)
 
 
-def tell(report: Report, work: Work, ours: Side, theirs: Side, details: dict[str, Any]) -> None:
-    """Fill the report."""
+def fill_report(
+    report: Report, work: Work, ours: Side, theirs: Side, details: dict[str, Any]
+) -> None:
+    """Add tables, ratios and notes to the report."""
     is_whole = len(theirs.configs) == len(ours.configs)
     extra_seconds = 0.0 if is_whole else extrapolate_seconds(work, ours, theirs)
     tutorial_seconds = theirs.search_seconds + extra_seconds
     basis = f"{len(theirs.configs)} of {len(ours.configs)} configurations measured"
     report.tables["Whole search"] = [
         _side_row("ours, to the last trial", "measured", ours, ours.search_seconds),
-        _side_row("ours, folds and evaluation too", "measured", ours, ours.whole_seconds),
+        _side_row("ours, the whole command", "measured", ours, ours.whole_seconds),
         _side_row(
             "tutorial",
             "measured" if is_whole else f"extrapolated: {basis}",
@@ -415,7 +417,7 @@ def tell(report: Report, work: Work, ours: Side, theirs: Side, details: dict[str
             tutorial_seconds,
         ),
     ]
-    report.tables["An epoch, validation included, by freeze depth (median seconds)"] = [
+    report.tables["An epoch with validation, by freeze depth (median seconds)"] = [
         _depth_row(depth, ours, theirs) for depth in range(6)
     ]
     report.tables["Our stages"] = [
@@ -424,27 +426,27 @@ def tell(report: Report, work: Work, ours: Side, theirs: Side, details: dict[str
     report.ratios += [
         Ratio("whole search, tutorial over ours", tutorial_seconds / ours.search_seconds, 10.0),
         Ratio(
-            "whole search, tutorial over ours with folds and evaluation",
+            "tutorial over our whole command",
             tutorial_seconds / ours.whole_seconds,
         ),
         _depth_ratio(5, ours, theirs, 100.0),
         _depth_ratio(0, ours, theirs, 2.5),
         Ratio(
-            "best validation accuracy, ours less tutorial's",
+            "best validation accuracy, ours minus tutorial",
             ours.val_accuracy - theirs.val_accuracy,
             0.0,
         ),
         Ratio(
-            "held-out accuracy of the best trial, ours less tutorial's",
+            "test accuracy of the best trial, ours minus tutorial",
             ours.test_accuracy - theirs.test_accuracy,
         ),
     ]
     report.notes += [
-        f"{work.concurrent} trials at a time, one CPU each; ASHA by {REDUCTION_FACTOR}, ours after"
-        f" epochs {rung_epochs(work.epochs)}, the tutorial's by that factor from the first on",
-        f"held-out: {details['test_n']} images; our ensemble of {work.folds} folds gets"
-        f" {details['ensemble_test_accuracy']:.4f} of them right",
-        f"ours has a first usable model after {details['first_model_seconds'] or float('nan'):.1f}"
+        f"{work.max_concurrent} trials in parallel, one CPU each; ASHA by {REDUCTION_FACTOR}, ours"
+        f" after epochs {rung_epochs(work.epochs)}, the tutorial's from the first epoch on",
+        f"test: {details['test_n']} images; our ensemble of {work.folds} members classifies"
+        f" {details['ensemble_test_accuracy']:.4f} of them correctly",
+        f"ours saves its first model after {details['first_model_seconds'] or float('nan'):.1f}"
         " s of its command",
     ]
     report.extra["ours"], report.extra["tutorial"] = vars(ours) | details, vars(theirs)
@@ -458,7 +460,7 @@ def _side_row(side: str, basis: str, figures: Side, seconds: float) -> dict[str,
         "epochs": figures.n_epochs,
         "seconds": seconds,
         "best val accuracy": figures.val_accuracy,
-        "held-out accuracy": figures.test_accuracy,
+        "test accuracy": figures.test_accuracy,
     }
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from torch import Tensor
 
-from benchmarks.harness.reporting import say
+from benchmarks.harness.reporting import log_progress
 from benchmarks.harness.workbench import choose_stratified, new_backbone
 from spaces.base import Space, TrialConfig, Value
 from spaces.sources import folder
@@ -288,7 +288,7 @@ def extend_table(
         table = _joined(table, school.train_all(numbers))
         table.save(path)
         n_there = len(table.params)
-        say(f"{retrain_config.name}: {n_there} of {n_configs} configurations")
+        log_progress(f"{retrain_config.name}: {n_there} of {n_configs} configurations")
     assert table is not None
     return table
 
@@ -323,7 +323,7 @@ class _School:
             features = self._banks[name, 5].clean(self._train)
             labels = images.labels[self._train]
             self._heads[name] = fit_head(features, labels, images.n_classes)
-            say(f"{retrain_config.name}: banks of {name}")
+            log_progress(f"{retrain_config.name}: banks of {name}")
 
     def train_all(self, numbers: Sequence[int]) -> CurveTable:
         """Train configurations; return their table."""

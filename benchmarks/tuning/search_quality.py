@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, say, stop
+from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress, stop
 from benchmarks.harness.simulated_trials import RECORDED
 from benchmarks.harness.workbench import (
     ImageFiles,
+    decode_images,
     find_weights_folder,
     generate_images,
     need_data,
-    pack_images,
     read_state,
 )
 from benchmarks.tuning.curve_tables import (
@@ -156,7 +156,7 @@ def build(arguments: argparse.Namespace, name: str, n_configs: int) -> CurveTabl
     source = load_space(ROOT / "spaces" / f"{name}.py").source
     manifest = scan(source, data / _FOLDERS.get(name, name), CACHE, 2, None, 0)
     files = ImageFiles(manifest.paths or (), manifest.labels, manifest.classes, name)
-    images = pack_images(files, retrain_config.image_size)
+    images = decode_images(files, retrain_config.image_size)
     try:
         return extend_table(_path(arguments, name), retrain_config, images, states, n_configs)
     except ValueError as error:
@@ -182,7 +182,7 @@ def build_generated(folder: Path, n_configs: int) -> CurveTable:
     retrain_config = RetrainConfig(
         "generated", n_train=12, n_pool=24, n_val=12, image_size=32, epochs=2, n_views=2
     )
-    images = pack_images(generate_images(folder, 36), retrain_config.image_size)
+    images = decode_images(generate_images(folder, 36), retrain_config.image_size)
     states = dict.fromkeys(BACKBONES)
     return extend_table(folder / "generated.npz", retrain_config, images, states, n_configs)
 
@@ -205,7 +205,7 @@ def compare(
             val[name].append(100 * (view.val_accuracy[best].max() - run.val[ends]))
             held[name].append(100 * (view.held_accuracy[best].max() - run.held[ends]))
         if n_done % 10 == 0:
-            say(f"{table.retrain_config.name}: {n_done} of {len(seeds)} seeds")
+            log_progress(f"{table.retrain_config.name}: {n_done} of {len(seeds)} seeds")
     found.val.update({name: np.stack(rows) for name, rows in val.items()})
     found.held.update({name: np.stack(rows) for name, rows in held.items()})
     return found
