@@ -28,6 +28,7 @@ from rich.text import Text
 
 from search.console.formatting import describe, percent
 from search.console.run_log import SHOWN
+from trainables.trial_result import TrialResult
 
 _log = logging.getLogger(__name__)
 
@@ -143,24 +144,24 @@ class Progress:
         self._running[number] = (params, 0, float("nan"))
         _log.info("trial %d begins: %s", number, describe(params))
 
-    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         params = self._running[number][0] if number in self._running else {}
-        self._running[number] = (params, result["epoch"], result["best_val_accuracy"])
+        self._running[number] = (params, result.epoch, result.best_val_accuracy)
         _log.debug(
             "trial %d epoch %d/%d: loss %.4f, validation accuracy %.4f, lr %.2g, %.0f images/s",
-            *(number, result["epoch"], self._epochs, result["train_loss"], result["val_accuracy"]),
-            *(result["lr"], result["images_per_second"]),
-            extra={"node": result["node"]},
+            *(number, result.epoch, self._epochs, result.train_loss, result.val_accuracy),
+            *(result.lr, result.images_per_second),
+            extra={"node": result.node},
         )
 
-    def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
+    def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         params, epoch, accuracy = self._running.pop(number, ({}, 0, float("nan")))
         self._ended[state] += 1
         self._bar.advance(self._task_id)
         if state == "failed":
-            self.warn(f"trial {number} failed: {result['reason']}")
+            self.warn(f"trial {number} failed: {result.failure}")
             return
         mark = ""
         if state == "complete" and (self._best is None or accuracy > self._best[0]):

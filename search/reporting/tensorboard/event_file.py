@@ -1,7 +1,8 @@
-"""One of TensorBoard's event files: events are appended, and nothing stays open.
+"""Append events to TensorBoard's event files, without keeping them open.
 
-So a search of any length holds no file open, what was written is seen at once, and a run that is
-carried on goes on in the same file.
+A search of any length holds no file open, events are seen at once, and a resumed run appends to the
+same file. `torch.utils.tensorboard.SummaryWriter` keeps a file and a thread for each, and begins a
+new file each time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _CHECKSUM_BYTES = 4
 
 
 def append_summary(path: Path, step: int, summary: Summary) -> None:
-    """Append one event to a file, which begins with the format's version."""
+    """Append one event to a file; a new file begins with the format's version."""
     events = [Event(wall_time=time.time(), step=step, summary=summary)]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +32,7 @@ def append_summary(path: Path, step: int, summary: Summary) -> None:
 
 
 def cut_torn_end(path: Path) -> None:
-    """Cut off a last record that a crash left unfinished: nothing behind it would ever be read."""
+    """Cut off a torn last record, which a crash left: nothing after it would be read."""
     content = path.read_bytes()
     end = 0
     while end + _LENGTH.size <= len(content):

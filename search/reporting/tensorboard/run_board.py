@@ -1,6 +1,6 @@
-"""What TensorBoard shows of a whole run, besides its trials: text, images, curves, features.
+"""Show a whole run in TensorBoard: text, images, precision-recall curves, features.
 
-tensorboard --logdir results/<run>/tensorboard
+The trials are in `search.reporting.tensorboard.trial_boards`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.plugins.text.summary_v2 import text_pb
@@ -22,132 +24,155 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import pr_curve
 
 from search.console.formatting import compact, count
-from search.pipeline.predictions_tmp import Predictions
-from search.pipeline.prepare import PreparedData
-from search.pipeline.probe import max_augment
+from search.evaluation.predictions import Predictions
 from search.reporting.tensorboard.event_file import append_summary
-from search.reporting.tensorboard.image_grid import as_jpeg, draw_sheet
-from search.reporting.tensorboard.projector import MAX_POINTS, write_projection
-from search.reporting.tensorboard.tiles import (
+from search.reporting.tensorboard.image_grid import (
     N_DRAWS,
+    as_jpeg,
     augmented_tiles,
-    mistake_tiles,
+    draw_grid,
     predicted_tiles,
-    spread,
+    resize,
+    stratified_rows,
+    top_loss_tiles,
 )
 from search.runs.run_folder import RunFolder
+from search.runs.summary import Settings
+from spaces.base import Space, values_of
 from trainables.feature_cache import mixed_precision
-from trainables.images import crop_and_normalise
+from trainables.images import ImageRows, crop_and_normalise
 from trainables.models.ensemble import Ensemble
-from trainables.worker import open_table
 
-_N_AUGMENTED = 6  # images on a sheet of augmentation, a row each
-_COLUMNS = 8  # of the other sheets
-_MAX_CURVES = 50  # of precision against recall, a class each
+_N_AUGMENTED = 6  # images in a grid of augmentation, a row each
+_COLUMNS = 8  # of the other grids
+_MAX_CURVES = 50  # precision-recall curves of a set, a class each
 _FEATURES_BATCH = 64
 _CONFUSION_DPI = 110
+_MAX_POINTS = 1000  # in the projector; more are slow to turn in a browser
+_MAX_DIMENSIONS = 64  # principal components that the projector works on
+_THUMBNAIL = 40  # pixels; a sprite of `_MAX_POINTS` stays far below the 8192 that browsers take
 
 
-class Overview:
-    """Writes `tensorboard/overview/`, anew in each session of a run."""
+class RunBoard:
+    """Writes `tensorboard/overview/`, which each session of a run begins again."""
 
     def __init__(self, folder: RunFolder, n_trials: int) -> None:
-        """Begin with an empty board: what an earlier session found is out of date.
+        """Remove the board of an earlier session: it is out of date.
 
         Args:
             folder: Of the run.
-            n_trials: That the run is to have, the step at which all is shown.
+            n_trials: That the run is to have: the step of everything on the board.
         """
         self._run = folder
         self._folder = folder.path / "tensorboard" / "overview"
-        # A TensorBoard that is open reads on where it was in a file, so each has its own name.
+        # An open TensorBoard continues at its place in a file, so each session has its own name.
         self._events = self._folder / f"events.out.tfevents.{time.time_ns()}"
         self._step = n_trials
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def describe(self) -> None:
-        """Show, as text, what applies to the run and what it runs on."""
-        self._write(text_pb("configuration", _table(_flat(self._run.summary["settings"]))))
+    def describe(self, settings: Settings) -> None:
+        """Write the run's configuration, environment and space as text."""
+        self._write(text_pb("configuration", _table(_flat(asdict(settings)))))
         self._write(text_pb("environment", _table(_flat(self._run.environment))))
         space = (self._run.path / "space.py").read_text(encoding="utf-8", errors="replace")
         self._write(text_pb("space", "".join(f"    {line}\n" for line in space.splitlines())))
 
-    def show_augmentation(self, prepared: PreparedData) -> None:
-        """Show what training sees of a few images at three strengths, up to the strongest."""
-        space, rows = prepared.space, prepared.rows("train")
-        rows = rows[spread(prepared.context.labels[rows], _N_AUGMENTED)]
-        images = open_table(prepared.decoded.table, torch.device("cpu"))[torch.from_numpy(rows)]
-        for share in (1 / 3, 2 / 3, 1.0):
-            strength = share * (max_augment(space) or 1.0)
-            tiles = augmented_tiles(images, strength, space.image_size, space.flip)
+    def show_augmentation(self, images: ImageRows, labels: np.ndarray, space: Space) -> None:
+        """Show augmented samples of a few images at three strengths, up to the space's strongest.
+
+        Args:
+            images: The training images.
+            labels: int64 [n], their classes.
+            space: What is searched.
+        """
+        chosen = images[torch.from_numpy(stratified_rows(labels, _N_AUGMENTED))]
+        strongest = max(float(str(s)) for s in values_of(space.params.get("augment", 0.0))) or 1.0
+        for fraction in (1 / 3, 2 / 3, 1.0):
+            strength = fraction * strongest
+            tiles = augmented_tiles(chosen, strength, space.image_size, space.flip)
             self._write_image(
                 f"augmentation/strength_{strength:.2f}",
-                as_jpeg(draw_sheet(tiles, 1 + N_DRAWS)),
-                f"An image, and what a trial with `augment` {strength:.2f} may see of it.",
+                as_jpeg(draw_grid(tiles, 1 + N_DRAWS)),
+                f"An image, and samples of it with `augment` {strength:.2f}.",
             )
 
     def show_model(
         self,
-        classes: Sequence[str],
         ensemble: Ensemble,
-        held_out: Predictions,
+        test: Predictions,
         out_of_fold: Predictions,
         external: Predictions | None,
     ) -> None:
-        """Show how good the model is, where it is wrong, and how it tells images apart."""
-        self._show_judged("held_out", held_out, classes)
-        self._show_judged("out_of_fold", out_of_fold, classes)
+        """Show confusion matrices, top losses, precision-recall curves and features."""
+        self._show_predictions("test", test)
+        self._show_predictions("out_of_fold", out_of_fold)
         if external is not None:
-            self._show_judged("external", external, classes)
+            self._show_predictions("external", external)
             self._write_image(
                 "predictions/external",
-                as_jpeg(draw_sheet(predicted_tiles(external, classes), _COLUMNS)),
-                "The likeliest classes: wrong answers first, then the least certain ones. Green is"
-                " right, red is wrong, grey is not known.",
+                as_jpeg(draw_grid(predicted_tiles(external), _COLUMNS)),
+                "Top-3 predictions: wrong ones first, then the least confident. Green is correct,"
+                " red is wrong, grey has no label.",
             )
-        self._write_features(classes, ensemble, held_out)
+        self._write_features(ensemble, test)
 
-    def _show_judged(self, part: str, judged: Predictions, classes: Sequence[str]) -> None:
-        """Show confusions, mistakes and curves of the images whose class is known."""
-        known = judged.labels >= 0
+    def _show_predictions(self, part: str, predictions: Predictions) -> None:
+        """Show the confusion matrix, top losses and curves of the labelled images."""
+        known = predictions.labels >= 0
         if not known.any():
             return
-        labels, probabilities = judged.labels[known], judged.probabilities[known]
+        classes = predictions.classes
+        labels, probabilities = predictions.labels[known], predictions.probabilities[known]
         predicted = probabilities.argmax(1)
         self._write_image(f"confusion/{part}", _draw_confusion(labels, predicted, classes, part))
         self._write_image(
-            f"mistakes/{part}",
-            as_jpeg(draw_sheet(mistake_tiles(judged, classes), _COLUMNS)),
-            f"{count(int((predicted != labels).sum()), 'mistake')} among"
+            f"top_losses/{part}",
+            as_jpeg(draw_grid(top_loss_tiles(predictions), _COLUMNS)),
+            f"{count(int((predicted != labels).sum()), 'wrong prediction')} of"
             f" {count(len(labels), 'image')}, in red, the most confident first; then, in green,"
-            " the right answers that the model was least sure of.",
+            " the least confident correct predictions.",
         )
         for index in np.unique(labels)[:_MAX_CURVES]:
             scores = probabilities[:, index].astype(np.float64)
             self._write(pr_curve(f"{part}/{classes[index]}", labels == index, scores))
 
-    def _write_features(
-        self, classes: Sequence[str], ensemble: Ensemble, held_out: Predictions
-    ) -> None:
-        rows = spread(held_out.labels, MAX_POINTS)
-        images = held_out.images(rows)
-        labels, predicted = held_out.labels[rows], held_out.probabilities[rows].argmax(1)
+    def _write_features(self, ensemble: Ensemble, test: Predictions) -> None:
+        """Write features of test images for the projector, as a cloud of thumbnails.
+
+        Nothing may follow: the writer begins a new event file, after which TensorBoard does not
+        read on in the first one.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        rows = stratified_rows(test.labels, _MAX_POINTS)
+        classes = test.classes
+        labels, predicted = test.labels[rows], test.probabilities[rows].argmax(1)
         columns = {
-            "class": [classes[label] for label in labels],
-            "predicted": [classes[label] for label in predicted],
-            "answer": ["right" if same else "wrong" for same in predicted == labels],
-            "name": [held_out.names[row] for row in rows],
+            "class": _categories("class", [classes[label] for label in labels]),
+            "predicted": _categories("class", [classes[label] for label in predicted]),
+            "prediction": ["correct" if same else "wrong" for same in predicted == labels],
+            "image": [test.names[row] for row in rows],
         }
-        features = pooled_features(ensemble, images)
-        write_projection(self._folder, "held-out features", features, images.numpy(), columns)
+        images = test.images(rows)
+        thumbnails = np.stack([resize(image, _THUMBNAIL) for image in images.numpy()])
+        with SummaryWriter(self._folder) as writer:
+            writer.add_embedding(
+                principal_components(pooled_features(ensemble, images)),
+                metadata=[
+                    [_cell(value) for value in row] for row in zip(*columns.values(), strict=True)
+                ],
+                metadata_header=list(columns),
+                label_img=torch.from_numpy(thumbnails).permute(0, 3, 1, 2) / 255,
+                tag="test_features",
+            )
 
     def _write_image(self, tag: str, encoded: bytes, description: str = "") -> None:
         width, height = Image.open(io.BytesIO(encoded)).size
         image = Summary.Image(
             width=width, height=height, colorspace=3, encoded_image_string=encoded
         )
-        told = SummaryMetadata(summary_description=description)
-        self._write(Summary(value=[Summary.Value(tag=tag, image=image, metadata=told)]))
+        metadata = SummaryMetadata(summary_description=description)
+        self._write(Summary(value=[Summary.Value(tag=tag, image=image, metadata=metadata)]))
 
     def _write(self, summary: Summary) -> None:
         append_summary(self._events, self._step, summary)
@@ -155,7 +180,7 @@ class Overview:
 
 @torch.no_grad()
 def pooled_features(ensemble: Ensemble, images: Tensor) -> np.ndarray:
-    """Return what the head of the ensemble's first member sees of images.
+    """Return the features that the head of the ensemble's first member gets.
 
     Args:
         ensemble: The model.
@@ -174,17 +199,46 @@ def pooled_features(ensemble: Ensemble, images: Tensor) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
+def principal_components(features: np.ndarray) -> np.ndarray:
+    """Reduce features to their principal components where they have more dimensions than shown.
+
+    Args:
+        features: float32 [n, size], n >= 1.
+
+    Returns:
+        float64 [n, at most 64].
+    """
+    n_components = min(_MAX_DIMENSIONS, *features.shape)
+    if n_components < features.shape[1]:
+        features = PCA(n_components, random_state=0).fit_transform(features)
+    return features.astype(np.float64).round(4)  # the file is text
+
+
+def _categories(title: str, values: Sequence[str]) -> list[str]:
+    """Return values that the projector colours as categories: numbers alone would be a scale."""
+    if all(value.replace(".", "", 1).isdigit() for value in values):
+        return [f"{title} {value}" for value in values]
+    return list(values)
+
+
+def _cell(value: str) -> str:
+    """Return a value as a cell of the projector's table: one line without tabs, not empty."""
+    text = " ".join(value.split()) or "-"
+    return text.encode("utf-8", "replace").decode()
+
+
 def _draw_confusion(
     labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], part: str
 ) -> bytes:
-    """Draw a confusion matrix, as a PNG file's bytes."""
+    """Draw a confusion matrix as PNG."""
     from search.reporting import style  # Matplotlib takes a while, and is needed last.
     from search.reporting.model_figures import draw_confusion
 
     counts = confusion_matrix(labels, predicted, labels=range(len(classes))).tolist()
+    title = {"test": "Test set", "out_of_fold": "Out-of-fold", "external": "External test set"}
     buffer = io.BytesIO()
     with style.style():
-        figure = draw_confusion(counts, classes, part.replace("_", " ").capitalize())
+        figure = draw_confusion(counts, classes, title[part])
         figure.savefig(buffer, dpi=_CONFUSION_DPI, facecolor="white")
     return buffer.getvalue()
 
@@ -201,6 +255,6 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
-    """Return a table in Markdown."""
+    """Format rows as a table in Markdown."""
     cells = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
-    return "| what | value |\n|-|-|\n" + "".join(f"| {row} |\n" for row in cells)
+    return "| name | value |\n|-|-|\n" + "".join(f"| {row} |\n" for row in cells)

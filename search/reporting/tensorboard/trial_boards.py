@@ -1,8 +1,6 @@
-"""What TensorBoard shows of the trials: each one's curves, and HParams from its start.
+"""Show each trial in TensorBoard: its curves, and HParams from its start.
 
-    tensorboard --logdir results/<run>/tensorboard
-
-What it shows of the whole run is in `search.reporting.tensorboard.run_board`.
+The whole run is in `search.reporting.tensorboard.run_board`.
 """
 
 from __future__ import annotations
@@ -37,6 +35,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 
 from search.reporting.tensorboard.event_file import append_summary, cut_torn_end
 from spaces.base import Space
+from trainables.trial_result import TrialResult
 
 _CURVES = {
     "loss/train": "train_loss",
@@ -48,17 +47,17 @@ _CURVES = {
     "training/learning_rate": "lr",
     "training/images_per_second": "images_per_second",
 }
-"""Scalars of every epoch, by the key of the epoch's result that each is read from."""
+"""Scalars of every epoch: tag and field of `TrialResult`."""
 
 _GPU_MEMORY = {"training/gpu_memory_mb": "gpu_memory_mb"}
-"""Where there is a GPU."""
+"""Scalars of every epoch on a GPU."""
 
 _METRICS = {
     "trial/best_validation_accuracy": "best_val_accuracy",
     "trial/best_epoch": "best_epoch",
     "trial/seconds": "trained_seconds",
 }
-"""What HParams shows beside a trial's parameters, by the result's key as well."""
+"""What HParams shows beside a trial's parameters: tag and field of `TrialResult`."""
 
 _STATUS = "trial/status"
 _STATUSES = {"running": 0, "complete": 1, "pruned": 2, "failed": 3}
@@ -69,36 +68,29 @@ _METRIC_TITLES = {
     "trial/seconds": "seconds",
     _STATUS: "status",
 }
-_STATUS_MEANING = "0 runs or was cut off, 1 ran to its end, 2 stopped early, 3 failed"
-
-_NOTHING_YET = {"best_val_accuracy": math.nan, "best_epoch": 0, "trained_seconds": 0.0, "epoch": 0}
-"""The result of a trial that has ended no epoch."""
+_STATUS_MEANING = "0 running or interrupted, 1 complete, 2 pruned, 3 failed"
 
 _MAX_POINTS = 350
-"""Of a curve; longer trials leave epochs out, which keeps their files below 200 kB."""
-
+"""Points of a curve; longer trials skip epochs, which keeps their files below 200 kB."""
 
 _SESSION_END_BYTES = 400
-"""Of a file that is complete, the end that names the session's end is well within."""
-
-Outcome = tuple[int, dict[str, Any], str, dict[str, Any]]
-"""A trial's number, parameters, state and last result."""
+"""Length of the end of a closed trial's file, in which its session's end is found."""
 
 
 class TrialBoards:
-    """Writes an event file a trial; see `search.tuning.tune.TrialCallback`."""
+    """Writes one event file a trial; a `search.tuning.tune.TrialCallback`."""
 
     def __init__(self, folder: Path, space: Space) -> None:
-        """Begin, or carry on.
+        """Begin, or resume.
 
         Args:
-            folder: `tensorboard/` of the run folder; trials go to `trials/<number>/` in it.
+            folder: `tensorboard/` of the run folder; trials go to its `trials/<number>/`.
             space: What is searched.
         """
         self._folder = folder / "trials"
         self._run = folder.absolute().parent.name
         self._stride = math.ceil(space.epochs / _MAX_POINTS)
-        self._last: dict[int, dict[str, Any]] = {}  # result of each running trial
+        self._last: dict[int, TrialResult] = {}  # of each running trial
         experiment = self._folder / "events.out.tfevents.experiment"
         if not experiment.exists():
             append_summary(experiment, 0, _experiment(space))
@@ -106,40 +98,46 @@ class TrialBoards:
             cut_torn_end(path)
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
-        """Show the trial with its parameters; one that is carried on is shown already."""
-        self._last[number] = _NOTHING_YET
+        """Show the trial with its parameters; a resumed one is shown already."""
+        self._last[number] = TrialResult()
         if self._path(number).exists():
             return
         # Sessions of one group count as one trial, so the name is unique: two trials may have the
         # same parameters, and two runs side by side the same number.
         self._write(number, 0, hparams_pb(params, f"{self._run}/{number:04d}"))
-        self._write_metrics(number, _NOTHING_YET, "running")
+        self._write_metrics(number, TrialResult(), "running")
 
-    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
-        """Add an epoch to the curves, and bring the metrics up to date."""
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
+        """Add an epoch to the curves, and update the metrics."""
         self._last[number] = result
-        epoch = result["epoch"]
-        if epoch % self._stride and epoch > 1:
+        if result.epoch % self._stride and result.epoch > 1:
             return
-        curves = _CURVES | _GPU_MEMORY if result["gpu_memory_mb"] else _CURVES
-        self._write(number, epoch, _scalars({tag: result[key] for tag, key in curves.items()}))
+        tags = _CURVES | _GPU_MEMORY if result.gpu_memory_mb else _CURVES
+        curves = {tag: getattr(result, field) for tag, field in tags.items()}
+        self._write(number, result.epoch, _scalars(curves))
         self._write_metrics(number, result, "running")
 
-    def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
-        """Close the trial's session; what was stopped early has succeeded as well."""
-        last = self._last.pop(number, _NOTHING_YET) | result
+    def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
+        """Close the trial's session; a pruned trial counts as a success."""
+        last = self._last.pop(number, TrialResult())
+        if result.epoch:  # a failed trial may end without the metrics of its last epoch
+            last = result
         outcomes = {
-            "complete": f"ran to its end, epoch {last['epoch']}",
-            "pruned": f"stopped early, after epoch {last['epoch']}",
-            "failed": f"failed: {last.get('reason')}",
+            "complete": f"complete, {last.epoch} epochs",
+            "pruned": f"pruned after epoch {last.epoch}",
+            "failed": f"failed: {result.failure}",
         }
         status = Status.STATUS_FAILURE if state == "failed" else Status.STATUS_SUCCESS
         self._write_metrics(number, last, state)
-        self._write(number, last["epoch"], text_pb("outcome", outcomes[state]))
-        self._write(number, last["epoch"], _session_end(status))
+        self._write(number, last.epoch, text_pb("outcome", outcomes[state]))
+        self._write(number, last.epoch, _session_end(status))
 
-    def catch_up(self, ended: Iterable[Outcome]) -> None:
-        """Close the sessions of trials that ended just before an earlier session was killed."""
+    def catch_up(self, ended: Iterable[tuple[int, dict[str, Any], str, TrialResult]]) -> None:
+        """Close the boards of trials that ended just before an earlier session was killed.
+
+        Args:
+            ended: Number, parameters, state and last result of each trial.
+        """
         for number, params, state, result in ended:
             path = self._path(number)
             end = path.read_bytes()[-_SESSION_END_BYTES:] if path.exists() else b""
@@ -148,15 +146,15 @@ class TrialBoards:
                 self.trial_ended(number, state, result)
 
     def close(self) -> None:
-        """Close all: a trial that has not ended stays open, and may be carried on."""
+        """End; the sessions of trials that have not ended stay open, and may be resumed."""
         self._last.clear()
 
     def _write(self, number: int, step: int, summary: Summary) -> None:
         append_summary(self._path(number), step, summary)
 
-    def _write_metrics(self, number: int, result: Mapping[str, Any], state: str) -> None:
-        values = {tag: result[key] for tag, key in _METRICS.items()}
-        self._write(number, result["epoch"], _scalars({**values, _STATUS: _STATUSES[state]}))
+    def _write_metrics(self, number: int, result: TrialResult, state: str) -> None:
+        values = {tag: getattr(result, field) for tag, field in _METRICS.items()}
+        self._write(number, result.epoch, _scalars({**values, _STATUS: _STATUSES[state]}))
 
     def _path(self, number: int) -> Path:
         return self._folder / str(number) / "events.out.tfevents.trial"
@@ -182,14 +180,14 @@ def _domain(distribution: BaseDistribution) -> Domain:
         return IntInterval(distribution.low, distribution.high)
     if isinstance(distribution, CategoricalDistribution):
         choices = distribution.choices
-        if any(isinstance(choice, float) for choice in choices):  # all of one type are wanted
+        if any(isinstance(choice, float) for choice in choices):  # they must be of one type
             return Discrete([float(choice) for choice in choices])  # type: ignore[arg-type]
         return Discrete(choices)
     raise TypeError(f"no domain for {distribution}")
 
 
 def _session_end(status: int) -> Summary:
-    """Return what ends a trial's session; TensorBoard's own function for it needs TensorFlow."""
+    """Return the end of a trial's session; TensorBoard's own function for it needs TensorFlow."""
     end = HParamsPluginData(
         session_end_info=SessionEndInfo(status=status, end_time_secs=time.time())
     )
@@ -199,6 +197,11 @@ def _session_end(status: int) -> Summary:
         tensor=metadata.NULL_TENSOR,
     )
     return Summary(value=[value])
+
+
+def _values(fields: Mapping[str, str], result: TrialResult) -> dict[str, float]:
+    """Return, by tag, the values of a result's fields."""
+    return {tag: getattr(result, field) for tag, field in fields.items()}
 
 
 def _scalars(values: Mapping[str, float]) -> Summary:

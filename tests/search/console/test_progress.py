@@ -1,12 +1,12 @@
 import io
 import re
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from search.console import progress
 from search.console.progress import Progress
+from trainables.trial_result import TrialResult
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PARAMS = {"backbone": "cnn", "lr": 0.00123456, "freeze_depth": 2}
@@ -35,16 +35,16 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def result_of(epoch: int, accuracy: float) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "best_val_accuracy": accuracy,
-        "train_loss": 0.5,
-        "val_accuracy": 0.75,
-        "lr": 0.001,
-        "images_per_second": 1234.5,
-        "node": "10.0.0.2",
-    }
+def result_of(epoch: int, accuracy: float) -> TrialResult:
+    return TrialResult(
+        epoch=epoch,
+        best_val_accuracy=accuracy,
+        train_loss=0.5,
+        val_accuracy=0.75,
+        lr=0.001,
+        images_per_second=1234.5,
+        node="10.0.0.2",
+    )
 
 
 def person(width: int = 100) -> Console:
@@ -68,9 +68,9 @@ def run_trials(shown: Progress) -> None:
     shown.trial_epoch(0, result_of(1, 0.91))
     shown.trial_epoch(1, result_of(1, 0.42))
     shown.trial_epoch(0, result_of(8, 0.95))
-    shown.trial_ended(0, "complete", {})
-    shown.trial_ended(1, "pruned", {})
-    shown.trial_ended(2, "failed", {"reason": "the training loss is nan in epoch 1"})
+    shown.trial_ended(0, "complete", TrialResult())
+    shown.trial_ended(1, "pruned", TrialResult())
+    shown.trial_ended(2, "failed", TrialResult(failure="the training loss is nan in epoch 1"))
 
 
 def test_a_pipe_gets_plain_lines(capsys, clock):
@@ -186,7 +186,7 @@ def test_a_pruned_trial_is_never_the_best(clock, capsys):
     for number, (accuracy, state) in enumerate(((0.99, "pruned"), (0.5, "complete"))):
         shown.trial_started(number, PARAMS)
         shown.trial_epoch(number, result_of(2, accuracy))
-        shown.trial_ended(number, state, {})
+        shown.trial_ended(number, state, TrialResult())
     first, second = capsys.readouterr().out.splitlines()
     assert "best so far" not in first
     assert "50.00%  (best so far)" in second
@@ -200,7 +200,7 @@ def test_the_best_of_an_earlier_session_stays_the_best(clock, capsys):
     for number, accuracy in ((10, 0.96), (11, 0.98)):
         shown.trial_started(number, PARAMS)
         shown.trial_epoch(number, result_of(8, accuracy))
-        shown.trial_ended(number, "complete", {})
+        shown.trial_ended(number, "complete", TrialResult())
     worse, better = capsys.readouterr().out.splitlines()
     assert "11/12  trial 10 complete: 96.00%  backbone" in worse
     assert "12/12  trial 11 complete: 98.00%  (best so far)" in better
@@ -226,7 +226,7 @@ def test_time_left_does_not_count_what_an_earlier_session_did(clock):
     clock.now += 5
     assert "0:00:05 -:--:-- left" in drawn(shown)
     shown.trial_started(10, PARAMS)
-    shown.trial_ended(10, "pruned", {})
+    shown.trial_ended(10, "pruned", TrialResult())
     assert "0:00:05 0:00:05 left" in drawn(shown)
 
 

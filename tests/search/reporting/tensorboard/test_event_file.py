@@ -31,7 +31,7 @@ def test_a_torn_end_hides_nothing_that_comes_after(tmp_path: Path, n_lost: int) 
     assert read(path) == [(0, "one"), (2, "after")]
 
 
-def test_a_whole_file_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_complete_file_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "events.out.tfevents.x"
     append_summary(path, 0, text_pb("one", "1"))
     before = path.read_bytes()

@@ -22,6 +22,7 @@ from tensorboard.plugins.hparams.list_session_groups import Handler
 from search.reporting.tensorboard.trial_boards import TrialBoards
 from spaces.base import Space
 from spaces.sources import digits
+from trainables.trial_result import TrialResult
 
 SPACE = Space(
     source=digits(),
@@ -54,33 +55,33 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "spring" / "tensorboard"
 
 
-def epoch(number: int) -> dict[str, Any]:
+def epoch(number: int) -> TrialResult:
     """An epoch whose validation accuracy is best at epoch 2."""
     accuracy = 0.9 if number == 2 else 0.5
-    return {
-        "epoch": number,
-        "train_loss": 1 / number,
-        "train_accuracy": 0.8,
-        "train_macro_f1": 0.75,
-        "val_loss": 2 / number,
-        "val_accuracy": accuracy,
-        "val_macro_f1": accuracy - 0.1,
-        "lr": 0.01,
-        "seconds": 1.5,
-        "images_per_second": 100.0,
-        "gpu_memory_mb": 12.0,
-        "best_val_accuracy": 0.9 if number >= 2 else 0.5,
-        "best_epoch": min(number, 2),
-        "trained_seconds": 1.5 * number,
-    }
+    return TrialResult(
+        epoch=number,
+        train_loss=1 / number,
+        train_accuracy=0.8,
+        train_macro_f1=0.75,
+        val_loss=2 / number,
+        val_accuracy=accuracy,
+        val_macro_f1=accuracy - 0.1,
+        lr=0.01,
+        seconds=1.5,
+        images_per_second=100.0,
+        gpu_memory_mb=12.0,
+        best_val_accuracy=0.9 if number >= 2 else 0.5,
+        best_epoch=min(number, 2),
+        trained_seconds=1.5 * number,
+    )
 
 
 def run_trial(boards: TrialBoards, number: int, n_epochs: int, state: str) -> None:
     boards.trial_started(number, PARAMS)
     for i in range(1, n_epochs + 1):
         boards.trial_epoch(number, epoch(i))
-    result = {"reason": "ValueError: <b>no</b>"} if state == "failed" else epoch(max(1, n_epochs))
-    boards.trial_ended(number, state, result)
+    failed = TrialResult(failure="ValueError: <b>no</b>")
+    boards.trial_ended(number, state, failed if state == "failed" else epoch(max(1, n_epochs)))
 
 
 def read_hparams(folder: Path) -> tuple[Experiment, ListSessionGroupsResponse]:
@@ -105,7 +106,9 @@ def read_trial(folder: Path, number: int) -> EventAccumulator:
     return events
 
 
-def test_every_trial_is_a_session_group_of_its_own_with_all_there_is_to_know(folder: Path) -> None:
+def test_every_trial_is_a_session_group_with_parameters_and_metrics(
+    folder: Path,
+) -> None:
     boards = TrialBoards(folder, SPACE)
     run_trial(boards, 0, 3, "complete")
     run_trial(boards, 1, 1, "pruned")
@@ -204,7 +207,7 @@ def test_curves_have_a_point_an_epoch_as_soon_as_it_ends(folder: Path) -> None:
     )
 
 
-def test_the_outcome_is_told_in_words(folder: Path) -> None:
+def test_the_outcome_is_shown_as_text(folder: Path) -> None:
     boards = TrialBoards(folder, SPACE)
     run_trial(boards, 0, 3, "complete")
     run_trial(boards, 1, 1, "pruned")
@@ -215,13 +218,13 @@ def test_the_outcome_is_told_in_words(folder: Path) -> None:
         for number in range(3)
     ]
     assert outcomes == [
-        "ran to its end, epoch 3",
-        "stopped early, after epoch 1",
+        "complete, 3 epochs",
+        "pruned after epoch 1",
         "failed: ValueError: <b>no</b>",
     ]
 
 
-def test_a_run_that_is_carried_on_doubles_nothing(folder: Path) -> None:
+def test_a_resumed_run_writes_nothing_twice(folder: Path) -> None:
     boards = TrialBoards(folder, SPACE)
     run_trial(boards, 0, 2, "complete")
     boards.trial_started(1, PARAMS)
@@ -257,7 +260,7 @@ def test_no_file_stays_open_and_files_are_small(folder: Path) -> None:
     assert path.stat().st_size < 20_000
 
 
-def test_the_longest_trial_has_a_small_file_and_its_last_word(folder: Path) -> None:
+def test_the_longest_trial_has_a_small_file_and_its_last_metrics(folder: Path) -> None:
     boards = TrialBoards(folder, dataclasses.replace(SPACE, epochs=10_000))
     boards.trial_started(0, PARAMS)
     for i in range(1, 10_001):
@@ -275,7 +278,7 @@ def test_the_longest_trial_has_a_small_file_and_its_last_word(folder: Path) -> N
 def test_no_gpu_has_no_curve_of_its_memory(folder: Path) -> None:
     boards = TrialBoards(folder, SPACE)
     boards.trial_started(0, PARAMS)
-    boards.trial_epoch(0, {**epoch(1), "gpu_memory_mb": 0.0})
+    boards.trial_epoch(0, dataclasses.replace(epoch(1), gpu_memory_mb=0.0))
     assert "training/gpu_memory_mb" not in read_trial(folder, 0).Tags()["scalars"]
 
 
@@ -303,7 +306,7 @@ def test_trials_that_ended_as_the_run_was_killed_are_closed(folder: Path) -> Non
     ended = [
         (0, PARAMS, "complete", epoch(2)),
         (1, PARAMS, "pruned", epoch(1)),
-        (2, PARAMS, "failed", {"reason": "no memory"}),
+        (2, PARAMS, "failed", TrialResult(failure="no memory")),
     ]
     TrialBoards(folder, SPACE).catch_up(ended)
 
