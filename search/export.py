@@ -1,4 +1,4 @@
-"""Export a finished run's model to run without this program: ONNX, or a PyTorch program.
+"""Export a finished run's model to ONNX or to a torch.export program.
 
 ```
 python -m search.export results/caltech-1            # export/model.onnx, checked
@@ -6,8 +6,8 @@ python -m search.export results/caltech-1 --int8     # export/model-int8.onnx, s
 python -m search.export results/caltech-1 --format pt2
 ```
 
-The graph takes uint8 [N, H, W, 3] and gives probabilities [N, classes] and doubt [N]; see
-docs/deploy.md.
+The graph takes `images`, uint8 [N, H, W, 3], and returns `probabilities` [N, classes] and
+`ood_score` [N]; see docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ from spaces.base import SpaceError
 from spaces.sources import SourceError
 
 if TYPE_CHECKING:
-    from search.deployment.parity import Parity
+    from search.deployment.parity import Outputs, Parity
+    from search.deployment.run_images import RunImages
     from trainables.models.ensemble import Ensemble
 
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 _CALIBRATION_IMAGES = 256
 _GENERATED_IMAGES = 32
 RECORD = "export.json"
+"""In the export folder: the comparison of each exported file with PyTorch."""
 
 
 class ExportError(ValueError):
-    """The model cannot be exported as asked."""
+    """The model cannot be exported as requested."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = _parser().parse_args(arguments)
-    lacking = [name for name in _NEEDED if find_spec(name) is None]
-    if lacking and options.format == "onnx":
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing and options.format == "onnx":
         print(
-            f"error: exporting to ONNX needs {', '.join(lacking)}:"
+            f"error: exporting to ONNX needs {', '.join(missing)}:"
             " pip install 'classifier-search[export]'",
             file=sys.stderr,
         )
@@ -62,15 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    """Write the file, check it, print and keep what the check found."""
+    """Write the exported file and compare it with PyTorch; return the exit code."""
     from search.deployment import parity
-    from search.deployment.exporters import (
-        run_onnx,
-        run_program,
-        write_int8,
-        write_onnx,
-        write_program,
-    )
     from search.deployment.run_images import read_split
     from trainables.models.ensemble import load_model
 
@@ -78,35 +73,26 @@ def _export(options: argparse.Namespace) -> int:
         raise ExportError(f"--int8 goes with --format onnx, not with {options.format}")
     if options.int8 and not options.run.is_dir():
         raise ExportError(
-            "--int8 needs the run's folder, whose training images set the ranges of its"
+            "--int8 needs the run's folder, whose training images calibrate the ranges of the"
             f" integers, but {options.run} is a file"
         )
     ensemble = load_model(model_path(options.run))
     if options.member is not None:
         ensemble = one_member(ensemble, options.member)
-    if options.run.is_dir():
-        images = read_split(options.run, ensemble.card, "test", options.data)
-        checked_on = "held-out"
-    else:
+    generated = not options.run.is_dir()
+    if generated:
         images = parity.generate_images(ensemble.card, _GENERATED_IMAGES)
-        checked_on = "generated"
+    else:
+        images = read_split(options.run, ensemble.card, "test", options.data)
     path = options.out or _default_out(options)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_stem(path.stem + "-partial")  # torch.export reads no other suffix
-    expected = parity.expected_outputs(ensemble, images.decoded)
     try:
-        if options.int8:
-            training = read_split(
-                options.run, ensemble.card, "train", options.data, _CALIBRATION_IMAGES
-            )
-            write_int8(ensemble, training.decoded, partial)
-        elif options.format == "onnx":
-            write_onnx(ensemble, partial)
-        else:
-            write_program(ensemble, partial)
-        run = run_program if options.format == "pt2" else run_onnx
-        found = run(partial, parity.central_pixels(ensemble.card, images.decoded))
-        result = parity.compare(expected, found, images, checked_on, options.int8)
+        exported = _write_and_run(options, ensemble, images, partial)
+        expected = parity.expected_outputs(ensemble, images.decoded)
+        result = parity.compare_outputs(
+            expected, exported, images, generated=generated, quantised=options.int8
+        )
         if not result.passed:
             print(f"error: {path.name} is not written: {result.in_words()}", file=sys.stderr)
             return 1
@@ -115,16 +101,36 @@ def _export(options: argparse.Namespace) -> int:
         partial.unlink(missing_ok=True)
     print(f"written  {path}  ({path.stat().st_size / 1e6:.1f} MB)")
     print(f"checked  {result.in_words()}")
-    if options.run.is_dir():
-        if images.n_changed:
-            print(
-                f"warning: {images.n_changed} of {len(images.names)} held-out images are no"
-                " longer the same as in the run",
-                file=sys.stderr,
-            )
-        if path.parent == options.run / "export":
-            _keep(options.run, path, result, ensemble.card.n_members)
+    if images.n_changed:
+        print(
+            f"warning: {images.n_changed} of {len(images.names)} test images have changed since"
+            " the run",
+            file=sys.stderr,
+        )
+    if not generated and path.parent == options.run / "export":
+        _record(options.run, path, result, ensemble.card.n_members)
     return 0
+
+
+def _write_and_run(
+    options: argparse.Namespace, ensemble: Ensemble, images: RunImages, path: Path
+) -> Outputs:
+    """Write the exported file; return its outputs for the images."""
+    from search.deployment import exporters
+    from search.deployment.parity import central_pixels
+    from search.deployment.run_images import read_split
+
+    pixels = central_pixels(ensemble.card, images.decoded)
+    if options.format == "pt2":
+        exporters.write_program(ensemble, path)
+        return exporters.run_program(path, pixels)
+    if options.int8:
+        card = ensemble.card
+        training = read_split(options.run, card, "train", options.data, _CALIBRATION_IMAGES)
+        exporters.write_int8(ensemble, training.decoded, path)
+    else:
+        exporters.write_onnx(ensemble, path)
+    return exporters.run_onnx(path, pixels)
 
 
 def one_member(ensemble: Ensemble, number: int) -> Ensemble:
@@ -139,16 +145,16 @@ def one_member(ensemble: Ensemble, number: int) -> Ensemble:
     if number > n_members:
         raise ExportError(f"1 <= --member <= {n_members} must hold, but got {number}")
     card = replace(ensemble.card, n_members=1)
-    ood_score = None if ensemble.ood_scorer is None else ensemble.ood_scorer.for_member(number - 1)
-    second = ensemble.center_crop_weights()
-    if second is not None:
-        second |= {key: second[key][number - 1 : number] for key in ("weight", "bias")}
+    ood_scorer = None if ensemble.ood_scorer is None else ensemble.ood_scorer.for_member(number - 1)
+    center_crop = ensemble.center_crop_weights()
+    if center_crop is not None:
+        center_crop |= {key: center_crop[key][number - 1 : number] for key in ("weight", "bias")}
     members = [ensemble.member_weights()[number - 1]]
-    return Ensemble(card, ensemble.prefix, members, ood_score, second)
+    return Ensemble(card, ensemble.prefix, members, ood_scorer, center_crop)
 
 
-def _keep(run: Path, path: Path, result: Parity, n_members: int) -> None:
-    """Put what the check found into the record beside the exported files."""
+def _record(run: Path, path: Path, result: Parity, n_members: int) -> None:
+    """Write the comparison into the record beside the exported files."""
     record = run / "export" / RECORD
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
@@ -171,16 +177,16 @@ def _default_out(options: argparse.Namespace) -> Path:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m search.export",
-        description="Export the model, and check the export against it on the held-out images.",
-        epilog="The check runs the run's own space.py to find its images: export a run that you"
-        " do not trust by its model.pt alone.",
+        description="Export the model, and compare the export with it on the test set.",
+        epilog="The comparison executes the run's own space.py to find its images: export a run"
+        " that you do not trust by its model.pt alone.",
     )
     add_run(parser)
     parser.add_argument(
         "--format",
         choices=("onnx", "pt2"),
         default="onnx",
-        help="ONNX, or a program of torch.export (default: %(default)s)",
+        help="ONNX, or a torch.export program (default: %(default)s)",
     )
     parser.add_argument(
         "--int8", action="store_true", help="quantise: smaller, faster, a little less accurate"
@@ -189,10 +195,10 @@ def _parser() -> Parser:
         "--member",
         type=whole_number(1),
         metavar="N",
-        help="one fold's model alone (default: the ensemble of all)",
+        help="the model of one fold (default: the ensemble of all)",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="where the run's images are now, if they moved"
+        "--data", type=Path, metavar="DIR", help="the folder of the run's images, if they moved"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="default: export/ in the run's folder"

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 def load(run: str | Path) -> Predictor:
-    """Load a run's model: from its folder, or from a `model.pt` alone.
+    """Load a run's model, from the run's folder or from its `model.pt` alone.
 
     Raises:
-        ModelError: there is none, or it is damaged.
+        ModelError: there is no model, or it is damaged.
     """
     from search.deployment.predictor import load as load_predictor
 
@@ -50,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         paths = list(expand(options.images, sys.stdin))
         if not paths:
-            raise FileNotFoundError("the list holds no image's path")
+            raise FileNotFoundError("the list holds no path of an image")
     except (FileNotFoundError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    # Imported here, as PyTorch takes seconds: what is wrong with the images is told before.
+    # Imported here, as PyTorch takes seconds: mistakes in the arguments are reported before.
     from trainables.models.ensemble import ModelError
 
     try:
@@ -62,23 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    # A file's name may hold bytes that are no UTF-8; they are written as they are.
+    # A file's name may hold bytes that are not UTF-8; they are written as they are.
     with suppress(AttributeError):  # a test's stand-in for stdout
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
         n_unreadable = _write(options, paths, predictor)
-    except BrokenPipeError:  # what reads the output has enough, as `head` does
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
     if n_unreadable:
-        print(f"{n_unreadable} of {len(paths)} images could not be read", file=sys.stderr)
+        print(f"{n_unreadable} of {len(paths)} images cannot be read", file=sys.stderr)
     return 1 if n_unreadable else 0
 
 
 def _write(options: argparse.Namespace, paths: Sequence[Path], predictor: Predictor) -> int:
-    """Predict and write; return how many images could not be read."""
+    """Predict and write; return the number of images that cannot be read."""
     if options.format == "json":
         write = json_writer()
     elif options.format == "csv":
@@ -88,9 +88,9 @@ def _write(options: argparse.Namespace, paths: Sequence[Path], predictor: Predic
     n_unreadable = 0
     with _progress() as progress:
         task = progress.add_task("images", total=len(paths))
-        for made in predictor.predict_each(paths, options.top):
-            n_unreadable += isinstance(made, ImageError)
-            write(made)
+        for result in predictor.predict_each(paths, options.top):
+            n_unreadable += isinstance(result, ImageError)
+            write(result)
             progress.advance(task)
     write(None)
     sys.stdout.flush()
@@ -98,81 +98,87 @@ def _write(options: argparse.Namespace, paths: Sequence[Path], predictor: Predic
 
 
 Writer = Callable[["Prediction | ImageError | None"], None]
-"""Writes a prediction, or why there is none, to stdout; None ends."""
+"""Writes the result of one image to standard output; None ends the output.
+
+Results are written one by one, as a list of images may be long and `head` may read the output; so
+the CSV is not written by pandas.
+"""
 
 
 def table_writer(width: int) -> Writer:
-    """Write a line an image: its path, then the likeliest classes."""
+    """Return a writer of a line per image: its path, then the top-k predictions."""
 
-    def write(made: Prediction | ImageError | None) -> None:
-        if isinstance(made, ImageError):
-            print(f"{made.path:<{width}}  cannot be read: {made.reason}", file=sys.stderr)
-        elif made is not None:
-            pairs = zip(made.classes, made.probabilities, strict=True)
+    def write(result: Prediction | ImageError | None) -> None:
+        if isinstance(result, ImageError):
+            print(f"{result.path:<{width}}  cannot be read: {result.reason}", file=sys.stderr)
+        elif result is not None:
+            pairs = zip(result.classes, result.probabilities, strict=True)
             named = "   ".join(f"{name} {p:.4f}" for name, p in pairs)
-            note = "   not like the training images" if made.is_ood else ""
-            print(f"{made.name:<{width}}  {named}{note}")
+            note = "   out of distribution" if result.is_ood else ""
+            print(f"{result.image:<{width}}  {named}{note}")
 
     return write
 
 
 def json_writer() -> Writer:
-    """Write a JSON array, an image a line."""
+    """Return a writer of a JSON array, one image per line."""
     before = "[\n"
 
-    def write(made: Prediction | ImageError | None) -> None:
+    def write(result: Prediction | ImageError | None) -> None:
         nonlocal before
-        if made is None:
+        if result is None:
             print("[]" if before == "[\n" else "\n]")
             return
-        print(before + json.dumps(as_json(made)), end="")
+        print(before + json.dumps(as_json(result)), end="")
         before = ",\n"
 
     return write
 
 
-def csv_writer(n_named: int) -> Writer:
-    """Write CSV: the path, the likeliest classes, the doubt (above 1: unlike), what went wrong."""
+def csv_writer(top: int) -> Writer:
+    """Return a writer of CSV: the path, the top-k predictions, the OOD score, the error."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    ranks = [f"{what}_{i}" for i in range(1, n_named + 1) for what in ("class", "probability")]
-    writer.writerow(["image", *ranks, "ood_score", "error"])
+    ranks = [f"{what}_{i}" for i in range(1, top + 1) for what in ("prediction", "probability")]
+    writer.writerow(["image", *ranks, "ood_score", "is_ood", "error"])
 
-    def write(made: Prediction | ImageError | None) -> None:
-        if isinstance(made, ImageError):
-            writer.writerow([made.path, *[""] * len(ranks), "", made.reason])
-        elif made is not None:
-            pairs = zip(made.classes, made.probabilities, strict=True)
+    def write(result: Prediction | ImageError | None) -> None:
+        if isinstance(result, ImageError):
+            writer.writerow([result.path, *[""] * len(ranks), "", "", result.reason])
+        elif result is not None:
+            pairs = zip(result.classes, result.probabilities, strict=True)
             cells = [cell for name, p in pairs for cell in (name, f"{p:.6f}")]
-            ood_score = "" if made.ood_score is None else f"{made.ood_score:.4f}"
-            writer.writerow([made.name, *cells, ood_score, ""])
+            scores = ["", ""]
+            if result.ood_score is not None:
+                scores = [f"{result.ood_score:.4f}", str(int(result.is_ood))]
+            writer.writerow([result.image, *cells, *scores, ""])
 
     return write
 
 
-def as_json(made: Prediction | ImageError) -> dict[str, object]:
-    """Return what is written, and served, of an image."""
-    if isinstance(made, ImageError):
-        return {"image": made.path, "error": made.reason}
-    likeliest = [
-        {"class": name, "probability": round(p, 6)}
-        for name, p in zip(made.classes, made.probabilities, strict=True)
-    ]
-    content: dict[str, object] = {"image": made.name, "classes": likeliest}
-    if made.ood_score is not None:
-        content |= {"ood_score": round(made.ood_score, 4), "is_ood": made.is_ood}
+def as_json(result: Prediction | ImageError) -> dict[str, object]:
+    """Return the JSON object of an image; it has the keys that the server's has."""
+    if isinstance(result, ImageError):
+        return {"image": result.path, "error": result.reason}
+    pairs = zip(result.classes, result.probabilities, strict=True)
+    content: dict[str, object] = {
+        "image": result.image,
+        "classes": [{"class": name, "probability": round(p, 6)} for name, p in pairs],
+    }
+    if result.ood_score is not None:
+        content |= {"ood_score": round(result.ood_score, 4), "is_ood": result.is_ood}
     return content
 
 
 def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[Path]:
-    """Yield the files that arguments mean.
+    """Expand arguments to image files.
 
     Args:
         arguments: Files, folders (the images below them), patterns such as `a/**/*.jpg`, and
             `-` for a list.
-        stdin: That list, a path a line; one that is missing is told when it is to be read.
+        stdin: The list, one path per line; a missing file is an error only when it is read.
 
     Raises:
-        FileNotFoundError: an argument names nothing.
+        FileNotFoundError: an argument matches nothing.
         DataError: a folder cannot be read.
     """
     for argument in arguments:
@@ -202,10 +208,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def _progress() -> Progress:
-    """Show how far it is to a person, and nothing to a file or a pipe.
-
-    Where the results go to the same terminal, they are the progress.
-    """
+    """Return a progress bar for a terminal; hidden where the results go there themselves."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -220,8 +223,8 @@ def _progress() -> Progress:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m search.predict",
-        description="Name the likeliest classes of images.",
-        epilog="exit codes: 0 all were predicted, 1 some could not be read, 2 wrong request",
+        description="Print the top-k predictions for images.",
+        epilog="exit codes: 0 all images predicted, 1 some cannot be read, 2 wrong request",
     )
     add_run(parser)
     parser.add_argument(
@@ -231,7 +234,11 @@ def _parser() -> Parser:
         help="files, folders, patterns in quotes, or - for a list of paths on standard input",
     )
     parser.add_argument(
-        "--top", type=whole_number(1), default=3, metavar="K", help="default: %(default)s"
+        "--top",
+        type=whole_number(1),
+        default=3,
+        metavar="K",
+        help="classes per image (default: %(default)s)",
     )
     shape = parser.add_mutually_exclusive_group()
     for name, what in (("json", "a JSON array"), ("csv", "CSV with a header")):

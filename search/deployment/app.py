@@ -1,9 +1,10 @@
-"""The web application: the HTTP interface and its page."""
+"""The server's web application: its HTTP interface and its page."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,166 +15,174 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, Field
 
-from search.deployment.middleware import App, Limits, RequestLimits
+from search.deployment.middleware import Limits, create_middleware
 from search.deployment.predictor import Prediction
 from search.deployment.service import Service
 from trainables.images import MAX_SQUEEZED, ImageError
 
-_FILES = Path(__file__).parent / "templates"
-_TYPES = {"page.css": "text/css", "page.js": "text/javascript"}
+_TEMPLATES = Path(__file__).parent / "templates"
+_STATIC_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 
 
 class ClassProbability(BaseModel):
-    """A class, and how likely it is."""
+    """A class and its predicted probability."""
 
     name: str = Field(alias="class")
     probability: float = Field(ge=0, le=1)
 
 
 class ImageResult(BaseModel):
-    """What an image is thought to be, or why it could not be read."""
+    """The prediction for an image, or the reason why it cannot be read."""
 
     image: str = Field(description="The file's name, as it was sent.")
-    classes: list[ClassProbability] = Field(description="The likeliest first; none with an error.")
+    classes: list[ClassProbability] = Field(
+        description="The top-k predictions, the most probable first; empty with an error."
+    )
     ood_score: float | None = Field(
         default=None,
-        description="How unlike the training images it is: 95 of 100 of those do not exceed 1.",
+        description="Out-of-distribution score: at most 1 for 95% of images like the training set.",
     )
-    is_ood: bool = Field(default=False, description="Whether that is above 1: do not rely on it.")
-    error: str | None = Field(default=None, description="Why the image could not be read.")
-    attribution: list[list[float]] | None = Field(
+    is_ood: bool = Field(
+        default=False,
+        description="Whether the score is above 1: then the prediction is not reliable.",
+    )
+    grad_cam: list[list[float]] | None = Field(
         default=None,
-        description="Rows, in [0, 1]: where in the central square the likeliest class is seen.",
+        description="Grad-CAM heat map of the first class, in rows, in [0, 1]; it covers the"
+        " square that the model sees.",
     )
+    error: str | None = Field(default=None, description="Why the image cannot be read.")
 
 
 class Predictions(BaseModel):
-    """The images' results, in the order they were sent."""
+    """The images' results, in the order in which the images were sent."""
 
     predictions: list[ImageResult]
 
 
 class Classes(BaseModel):
-    """The classes that the model knows."""
+    """The model's classes, and which part of an image it sees."""
 
     classes: list[str]
-    resize_mode: str = Field(description="What the model looks at: a whole image, or a crop of it.")
-    kept: float = Field(description="Share of the shorter side that a crop has.")
-    squeezed: float = Field(description="How far a whole image's longer side may be squeezed.")
+    resize_mode: str = Field(description="pad: the whole image; crop: its central square.")
+    crop_fraction: float = Field(description="With crop, the square's part of the shorter side.")
+    max_squeeze: float = Field(
+        description="With pad, the factor by which the longer side is squeezed at most."
+    )
 
 
 class Health(BaseModel):
-    """That the model is ready."""
+    """The server's state."""
 
     status: str
 
 
-class Problem(BaseModel):
-    """Why a request was not carried out."""
+class Refusal(BaseModel):
+    """The reason why a request is refused."""
 
     detail: str
 
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The body is no form, or a header is not UTF-8."},
-    401: {"model": Problem, "description": "The token is missing or wrong."},
-    408: {"model": Problem, "description": "The request did not arrive in time."},
-    413: {"model": Problem, "description": "The body is too large, or has too many images."},
-    421: {"model": Problem, "description": "The server is not called by that name."},
-    422: {"model": Problem, "description": "No image could be read, or a parameter is wrong."},
-    429: {"model": Problem, "description": "Too busy: come back after `Retry-After` seconds."},
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {
+        "model": Refusal,
+        "description": "The body is not a form; or, in plain text, the Host header is wrong.",
+    },
+    401: {"model": Refusal, "description": "The token is missing or wrong."},
+    408: {"model": Refusal, "description": "The request did not arrive in time."},
+    413: {"model": Refusal, "description": "The body is too large, or has too many images."},
+    422: {"model": Refusal, "description": "No image can be read, or a parameter is wrong."},
+    429: {"model": Refusal, "description": "Too busy: try again after `Retry-After` seconds."},
 }
 
 
 def build_app(
     service: Service, limits: Limits, token: str | None, hosts: tuple[str, ...] = ()
-) -> App:
+) -> FastAPI:
     """Build the application.
 
     Args:
         service: The model.
-        limits: What is let in.
-        token: That predictions ask for; None lets everyone in.
+        limits: Limits of requests.
+        token: Token that requests need; None lets every client in.
         hosts: Names by which the server may be called; none allows all.
     """
     app = FastAPI(
         title="Classifier",
         version="1",
-        description="Names the likeliest classes of images.",
-        docs_url=None,  # they load from elsewhere; ours is below
+        description="Predicts the classes of images.",
+        docs_url=None,  # FastAPI's pages load scripts from other servers; ours is below
         redoc_url=None,
+        middleware=create_middleware(limits, token, hosts),
+        exception_handlers={RequestValidationError: _answer_422},
     )
-    app.add_exception_handler(RequestValidationError, _tell_what_is_wrong)
     _add_interface(app, service, limits)
-    _add_pages(app, service, limits, token is not None)
-    return RequestLimits(app, limits, token, hosts)
+    _add_pages(app, service, limits, needs_token=token is not None)
+    return app
 
 
 def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
-    known = len(service.card.classes)
+    card = service.card
 
-    @app.post("/predict", responses=_PROBLEMS)
+    @app.post("/predict", responses=_REFUSALS)
     async def predict(
         images: Annotated[
-            list[UploadFile], File(min_length=1, description="One image file, or many.")
+            list[UploadFile], File(min_length=1, description="One image file, or several.")
         ],
-        top: Annotated[int, Query(ge=1, le=10_000, description="Classes to name.")] = 3,
-        attribution: Annotated[
-            bool, Query(description="Also tell where the likeliest class is seen.")
+        top: Annotated[int, Query(ge=1, le=10_000, description="Classes to return.")] = 3,
+        grad_cam: Annotated[
+            bool, Query(description="Also return a Grad-CAM heat map of the first class.")
         ] = False,
     ) -> Predictions:
-        """Name the likeliest classes of images."""
+        """Return the top-k predictions for images."""
         if len(images) > limits.images:
             raise HTTPException(
-                413, f"a request may have at most {limits.images} images, not {len(images)}"
+                413, f"a request may have at most {limits.images} images, but has {len(images)}"
             )
-        work = (_predict(service, file, min(top, known), attribution) for file in images)
+        top = min(top, len(card.classes))
+        work = (_predict(service, file, top, grad_cam) for file in images)
         results = list(await asyncio.gather(*work))
         if all(result.error for result in results):
             named = f"{results[0].image}: " if results[0].image else ""
-            raise HTTPException(422, f"no image could be read: {named}{results[0].error}")
+            raise HTTPException(422, f"no image can be read: {named}{results[0].error}")
         return Predictions(predictions=results)
 
-    @app.get("/classes", responses={n: _PROBLEMS[n] for n in (400, 401, 408, 421, 429)})
+    @app.get("/classes", responses={n: _REFUSALS[n] for n in (400, 401, 408, 429)})
     async def classes() -> Classes:
-        """List the classes that the model knows."""
-        card = service.card
+        """List the model's classes."""
         return Classes(
             classes=list(card.classes),
             resize_mode=card.resize_mode,
-            kept=round(card.image_size / card.cache_size, 6),
-            squeezed=MAX_SQUEEZED,
+            crop_fraction=round(card.image_size / card.cache_size, 6),
+            max_squeeze=MAX_SQUEEZED,
         )
 
-    @app.get("/healthz", responses={n: _PROBLEMS[n] for n in (400, 408, 421, 429)})
+    @app.get("/healthz", responses={n: _REFUSALS[n] for n in (400, 408, 429)})
     async def healthz() -> Health:
-        """Tell that the model is ready."""
+        """Report that the model is loaded."""
         return Health(status="ready")
 
 
-async def _predict(service: Service, file: UploadFile, top: int, attribution: bool) -> ImageResult:
+async def _predict(service: Service, file: UploadFile, top: int, grad_cam: bool) -> ImageResult:
     name = file.filename or ""
     try:
         decoded = await service.decode(file.file)
     except ImageError as error:
         return ImageResult(image=name, classes=[], error=error.reason)
-    made = await service.predict(decoded)
-    shown = None
-    if attribution:
-        found = await service.attribute(decoded, made.classes[0])
-        shown = None if found is None else np.round(found.astype(float), 3).tolist()
-    known = made.ood_score is not None and math.isfinite(made.ood_score)
+    prediction = await service.predict(decoded)
+    heat_map = await service.grad_cam(decoded, prediction.classes[0]) if grad_cam else None
+    score = prediction.ood_score
     return ImageResult(
         image=name,
-        classes=_likeliest(made, top),
-        ood_score=made.ood_score if known else None,
-        is_ood=made.is_ood,
-        attribution=shown,
+        classes=_top_classes(prediction, top),
+        ood_score=score if score is not None and math.isfinite(score) else None,
+        is_ood=prediction.is_ood,
+        grad_cam=None if heat_map is None else np.round(heat_map.astype(float), 3).tolist(),
     )
 
 
-def _likeliest(made: Prediction, top: int) -> list[ClassProbability]:
-    pairs = list(zip(made.classes, made.probabilities, strict=True))[:top]
+def _top_classes(prediction: Prediction, top: int) -> list[ClassProbability]:
+    pairs = list(zip(prediction.classes, prediction.probabilities, strict=True))[:top]
     return [
         ClassProbability.model_validate({"class": name, "probability": min(1.0, round(p, 6))})
         for name, p in pairs
@@ -198,24 +207,24 @@ def _add_pages(app: FastAPI, service: Service, limits: Limits, needs_token: bool
             )
         )
 
-    for name, kind in _TYPES.items():
+    for name, kind in _STATIC_FILES.items():
         app.add_api_route(
             f"/{name}",
-            _file_route(_FILES / name, kind),
+            _file_route(_TEMPLATES / name, kind),
             include_in_schema=False,
             response_class=FileResponse,
         )
 
 
-def _file_route(path: Path, kind: str) -> Any:
-    async def show() -> FileResponse:
+def _file_route(path: Path, kind: str) -> Callable[[], Awaitable[FileResponse]]:
+    async def show_file() -> FileResponse:
         return FileResponse(path, media_type=kind)
 
-    return show
+    return show_file
 
 
-async def _tell_what_is_wrong(request: Request, error: Exception) -> JSONResponse:
-    """Say what is wrong with a request in one line, without repeating what was sent."""
+async def _answer_422(request: Request, error: Exception) -> JSONResponse:
+    """Report the first mistake of a request in one line, without repeating what was sent."""
     if not isinstance(error, RequestValidationError):
         raise error
     first = error.errors()[0]

@@ -1,8 +1,8 @@
-"""Dynamic batching: what arrives while one batch is computed is the next batch.
+"""Dynamic batching: items that arrive while one batch is computed form the next batch.
 
-Nobody waits for a batch to fill: alone, an image goes at once; under load, batches grow by
-themselves. (Serve's own decorator closes a batch by the clock, while the model is still busy with
-the one before.)
+No item waits for a batch to fill. Under low load an item is computed at once and alone; under high
+load the batches grow by themselves. (Ray Serve's own decorator closes a batch after a fixed time,
+even while the model is still busy with the one before.)
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Computes items in batches, one batch at a time, in a thread of its own."""
+    """Computes submitted items in batches, one batch after the other, in a thread."""
 
-    def __init__(self, compute: Callable[[Sequence[Item]], Sequence[Result]], most: int) -> None:
-        """Begin without any thread; the first item starts it.
+    def __init__(
+        self, compute: Callable[[Sequence[Item]], Sequence[Result]], max_batch_size: int
+    ) -> None:
+        """Create a batcher; its thread starts with the first item.
 
         Args:
-            compute: Items to results, in their order.
-            most: Items of a batch.
+            compute: Maps a batch of items to their results, in the same order.
+            max_batch_size: Items in a batch, at most.
         """
         self._compute = compute
-        self._most = most
+        self._max_batch_size = max_batch_size
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._thread = ThreadPoolExecutor(1, "batch")
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
-        """Return what is computed of an item; call it in one event loop alone.
+        """Return the result for an item. All calls must come from one event loop.
 
         Raises:
             Exception: what `compute` raised for the item's batch.
+            RuntimeError: `compute` returned another number of results than it got items.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -47,17 +50,20 @@ class Batcher(Generic[Item, Result]):
         return await future
 
     async def _work(self) -> None:
-        """Compute batches until nothing waits."""
+        """Compute batches until no item waits."""
         loop = asyncio.get_running_loop()
         while self._waiting:
-            drawn = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-            batch = [(item, future) for item, future in drawn if not future.cancelled()]
+            n = min(self._max_batch_size, len(self._waiting))
+            taken = [self._waiting.popleft() for _ in range(n)]
+            batch = [(item, future) for item, future in taken if not future.cancelled()]
             if not batch:
                 continue
             items = [item for item, _ in batch]
             try:
                 results = await loop.run_in_executor(self._thread, self._compute, items)
-            except Exception as error:  # whoever asked is told
+                if len(results) != len(items):
+                    raise RuntimeError(f"{len(results)} results for a batch of {len(items)}")
+            except Exception as error:  # every caller of this batch gets it
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

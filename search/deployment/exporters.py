@@ -1,4 +1,4 @@
-"""Writes and runs exported graphs: ONNX in float32 and in 8-bit integers, torch.export programs."""
+"""Write and run exported models: ONNX in float32 and in 8-bit integers, torch.export programs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from trainables.models.ensemble import Ensemble, ModelCard
 from trainables.models.export_module import ExportModule
 
 INPUT, PROBABILITIES, OOD_SCORE = "images", "probabilities", "ood_score"
-_BATCH = 16
+"""Names of an exported graph's input and outputs."""
+_BATCH_SIZE = 16
 _QUANTISED = ("Conv", "MatMul", "Gemm", "Add", "Concat", "MaxPool", "GlobalAveragePool")
 
 
 def output_names(ensemble: Ensemble) -> list[str]:
-    """Return what a graph of a model gives, by name."""
+    """Return the names of a graph's outputs."""
     return [PROBABILITIES] if ensemble.ood_scorer is None else [PROBABILITIES, OOD_SCORE]
 
 
 def write_onnx(ensemble: Ensemble, path: Path) -> None:
-    """Write an ONNX file: weights inside, any number of images at a time."""
+    """Write an ONNX file, with the weights inside and a dynamic batch size."""
     import onnx
 
     with _quiet():
@@ -54,12 +55,12 @@ def write_onnx(ensemble: Ensemble, path: Path) -> None:
 
 
 def write_int8(ensemble: Ensemble, decoded: np.ndarray, path: Path) -> None:
-    """Write an ONNX file whose convolutions and products are in 8-bit integers.
+    """Write an ONNX file, statically quantised: convolutions and products in 8-bit integers.
 
     Args:
         ensemble: The model.
-        decoded: Training images, uint8 [n, S, S, 3], which set the integers' ranges.
-        path: Of the file.
+        decoded: Training images, uint8 [n, S, S, 3], which calibrate the ranges of the integers.
+        path: The file.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -67,16 +68,16 @@ def write_int8(ensemble: Ensemble, decoded: np.ndarray, path: Path) -> None:
 
     pixels = central_pixels(ensemble.card, decoded)
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        whole, prepared = Path(scratch) / "whole.onnx", Path(scratch) / "prepared.onnx"
-        write_onnx(ensemble, whole)
-        quant_pre_process(whole, prepared, skip_symbolic_shape=True)
+        plain, prepared = Path(scratch) / "plain.onnx", Path(scratch) / "prepared.onnx"
+        write_onnx(ensemble, plain)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             path,
-            _Batches(pixels),
+            _CalibrationBatches(pixels),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=_only_for_ood(prepared),
+            nodes_to_exclude=_ood_nodes(prepared),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -86,24 +87,27 @@ def write_int8(ensemble: Ensemble, decoded: np.ndarray, path: Path) -> None:
     path.write_bytes(graph.SerializeToString())
 
 
-def _only_for_ood(path: Path) -> list[str]:
-    """Name the nodes that only the doubt needs: few, and made of differences of large numbers."""
+def _ood_nodes(path: Path) -> list[str]:
+    """Return the nodes that only the OOD score needs.
+
+    They stay in float32: they are few, and subtract large numbers.
+    """
     import onnx
 
     graph = onnx.load(path).graph
-    maker = {name: node for node in graph.node for name in node.output}
+    producer = {name: node for node in graph.node for name in node.output}
 
-    def needed(output: str) -> set[str]:
-        found: dict[str, Any] = {}
-        wanted = [output]
-        while wanted:
-            node = maker.get(wanted.pop())
+    def ancestors(output: str) -> set[str]:
+        found: set[str] = set()
+        names = [output]
+        while names:
+            node = producer.get(names.pop())
             if node is not None and node.name not in found:
-                found[node.name] = node
-                wanted += node.input
-        return set(found)
+                found.add(node.name)
+                names += node.input
+        return found
 
-    return sorted(needed(OOD_SCORE) - needed(PROBABILITIES))
+    return sorted(ancestors(OOD_SCORE) - ancestors(PROBABILITIES))
 
 
 def run_onnx(path: Path, pixels: np.ndarray) -> Outputs:
@@ -114,7 +118,8 @@ def run_onnx(path: Path, pixels: np.ndarray) -> Outputs:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return Outputs.join(
-        session.run(None, {INPUT: pixels[i : i + _BATCH]}) for i in range(0, len(pixels), _BATCH)
+        session.run(None, {INPUT: pixels[i : i + _BATCH_SIZE]})
+        for i in range(0, len(pixels), _BATCH_SIZE)
     )
 
 
@@ -134,15 +139,15 @@ def run_program(path: Path, pixels: np.ndarray) -> Outputs:
     with _quiet():
         model = torch.export.load(path).module()
     with torch.no_grad():
-        return Outputs.join(model(part) for part in torch.from_numpy(pixels).split(_BATCH))
+        return Outputs.join(model(part) for part in torch.from_numpy(pixels).split(_BATCH_SIZE))
 
 
-class _Batches:
-    """What onnxruntime's calibration reads: one batch a call, then None."""
+class _CalibrationBatches:
+    """Data reader of onnxruntime's calibration: one batch per call, then None."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self._parts: Iterator[np.ndarray] = (
-            pixels[i : i + _BATCH] for i in range(0, len(pixels), _BATCH)
+            pixels[i : i + _BATCH_SIZE] for i in range(0, len(pixels), _BATCH_SIZE)
         )
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -160,7 +165,7 @@ def _card(ensemble: Ensemble) -> str:
 
 
 def _describe(graph: Any, ensemble: Ensemble) -> None:
-    """Put into an ONNX file what its user must know."""
+    """Write classes, card and preprocessing into an ONNX file's metadata."""
     card = ensemble.card
     graph.producer_name = "classifier-search"
     del graph.metadata_props[:]
@@ -174,8 +179,8 @@ def _describe(graph: Any, ensemble: Ensemble) -> None:
     if ensemble.ood_scorer is not None:
         graph.metadata_props.add(
             key="ood_score",
-            value="[N]: how unlike the training images each is; 95 of 100 of those do not exceed"
-            " 1, above it do not rely on the answer.",
+            value="[N]: out-of-distribution score, at most 1 for 95% of images like the training"
+            " set; above 1 the prediction is not reliable.",
         )
 
 
@@ -183,19 +188,19 @@ def _describe_resize_mode(card: ModelCard) -> str:
     size = card.image_size
     if card.resize_mode == "crop":
         return (
-            f"shorter side resized to {card.cache_size} pixels (bilinear, antialiased), central"
-            f" {size} x {size} cut out"
+            f"resize mode crop: shorter side resized to {card.cache_size} pixels (bilinear,"
+            f" antialiased), then centre crop of {size} x {size}"
         )
     return (
-        f"the longer side resized to {size} pixels, the shorter to the lesser of {size} and"
-        f" {MAX_SQUEEZED:g} times its proportion (bilinear, antialiased), centred in a square of"
-        f" {size} x {size} up to whose edges the outermost pixels go on"
+        f"resize mode pad: longer side resized to {size} pixels, shorter side to the smaller of"
+        f" {size} and {MAX_SQUEEZED:g} times its proportion (bilinear, antialiased), then padded"
+        f" on both sides to {size} x {size} by repeating the outermost pixels"
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' own remarks to themselves: the check is what counts."""
+    """Silence the exporters' own warnings: the comparison with PyTorch is what counts."""
     loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

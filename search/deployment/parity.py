@@ -1,4 +1,4 @@
-"""Whether an exported model gives what the model itself gives."""
+"""Compare the outputs of an exported model with those of the model itself."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from trainables.models.ensemble import Ensemble, ModelCard
 from trainables.models.export_module import ExportModule, central
 
 TOLERANCE = 1e-3
-"""How far a probability of an exported model may lie from PyTorch's."""
+"""Largest difference of a probability from PyTorch's."""
 OOD_TOLERANCE = 0.01
-"""How far a doubt may lie from PyTorch's: of 1, or of itself where it is larger."""
-_BATCH = 64
+"""Largest difference of an OOD score from PyTorch's; relative where the score is above 1."""
+_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a model gives for images.
+    """Outputs of a model for n images.
 
     Attributes:
-        probabilities: [n, classes].
-        ood_score: [n]; None where the model cannot tell.
+        probabilities: float [n, classes].
+        ood_score: float [n]; None where the model has no OOD scorer.
     """
 
     probabilities: np.ndarray
@@ -35,7 +35,7 @@ class Outputs:
 
     @classmethod
     def join(cls, batches: Iterable[Sequence[Any]]) -> Outputs:
-        """Put together what a graph gave, batch by batch: probabilities, and doubt where it has it.
+        """Concatenate a graph's outputs, batch by batch: probabilities, and OOD scores if any.
 
         Raises:
             ValueError: there is no batch.
@@ -46,26 +46,28 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported model compares with the model that it was made from.
+    """Comparison of an exported model with the model that it was made from.
 
     Attributes:
-        images: "held-out", or "generated" where a model comes without its run.
-        n: How many.
-        n_missing: Held-out images that are not there any more.
-        max_difference: Of any probability.
-        n_other: Images with another likeliest class, ties (within twice the tolerance) aside.
-        ood_difference: Of any doubt, as a share of it where it is above 1; None without doubt.
-        n_ood_flips: Images whose doubt lies on the other side of 1, ties aside.
-        accuracy: Of the exported model; None on generated images.
-        accuracy_pytorch: Of the model itself in float32; None on generated images.
-        quantised: Whether it is in 8-bit integers: then the accuracy speaks, not the difference.
+        images: "test", or "generated" for a `model.pt` without its run.
+        n: Images compared.
+        n_missing: Images of the test set that are missing by now.
+        max_difference: Largest difference of a probability.
+        n_label_flips: Images whose predicted class differs, except for ties (probabilities within
+            twice the tolerance).
+        ood_difference: Largest difference of an OOD score, relative where the score is above 1;
+            None without OOD scores.
+        n_ood_flips: Images whose OOD score lies on the other side of 1, except for ties.
+        accuracy: Accuracy of the exported model; None on generated images.
+        accuracy_pytorch: Accuracy of the model itself in float32; None on generated images.
+        quantised: Whether the export computes in 8-bit integers.
     """
 
     images: str
     n: int
     n_missing: int
     max_difference: float
-    n_other: int
+    n_label_flips: int
     ood_difference: float | None
     n_ood_flips: int
     accuracy: float | None
@@ -74,97 +76,106 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the export may be used; of a quantised one, its user judges."""
+        """Whether all differences are within tolerance; always so for a quantised export.
+
+        Quantisation changes the outputs by nature: the user decides by the accuracy.
+        """
         return self.quantised or (
             self.max_difference <= TOLERANCE
-            and self.n_other == 0
+            and self.n_label_flips == 0
             and (self.ood_difference or 0.0) <= OOD_TOLERANCE
         )
 
     def in_words(self) -> str:
-        """Say it in one line."""
-        missing = f" ({self.n_missing} more are not there any more)" if self.n_missing else ""
+        """Return the comparison in one line."""
+
+        def limit(tolerance: float) -> str:
+            return "" if self.quantised else f" (allowed: {tolerance:g})"
+
+        missing = f" ({self.n_missing} more are missing)" if self.n_missing else ""
         words = (
             f"{count(self.n, f'{self.images} image')}{missing}: probabilities differ by at most"
-            f" {self.max_difference:.2g}"
+            f" {self.max_difference:.2g}{limit(TOLERANCE)}, the predicted class of"
+            f" {self.n_label_flips}"
         )
-        words += "" if self.quantised else f" (allowed: {TOLERANCE:g})"
-        words += f", another likeliest class for {self.n_other}"
         if self.ood_difference is not None:
-            words += f"; doubt differs by at most {self.ood_difference:.2g}"
-            words += "" if self.quantised else f" (allowed: {OOD_TOLERANCE:g})"
-            words += f", on the other side of 1 for {self.n_ood_flips}"
-        if self.accuracy is None or self.accuracy_pytorch is None:
-            return words
-        return (
-            words
-            + f"; accuracy {percent(self.accuracy)} (PyTorch: {percent(self.accuracy_pytorch)})"
-        )
+            words += (
+                f"; OOD scores differ by at most {self.ood_difference:.2g}{limit(OOD_TOLERANCE)},"
+                f" is_ood of {self.n_ood_flips}"
+            )
+        if self.accuracy is not None and self.accuracy_pytorch is not None:
+            words += f"; accuracy {percent(self.accuracy)}"
+            words += f" (PyTorch: {percent(self.accuracy_pytorch)})"
+        return words
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is kept of it."""
+        """Return the fields, and whether the comparison passed."""
         return {**asdict(self), "passed": self.passed}
 
 
 def expected_outputs(ensemble: Ensemble, decoded: np.ndarray) -> Outputs:
-    """Return what PyTorch gives in float32."""
-    deployed = ExportModule(ensemble)
+    """Compute the outputs with PyTorch in float32."""
+    module = ExportModule(ensemble)
     with torch.no_grad():
         return Outputs.join(
-            deployed(torch.from_numpy(central_pixels(ensemble.card, decoded[i : i + _BATCH])))
-            for i in range(0, len(decoded), _BATCH)
+            module(torch.from_numpy(central_pixels(ensemble.card, decoded[i : i + _BATCH_SIZE])))
+            for i in range(0, len(decoded), _BATCH_SIZE)
         )
 
 
 def central_pixels(card: ModelCard, decoded: np.ndarray) -> np.ndarray:
-    """Cut out what an exported model takes: uint8 [n, image_size, image_size, 3]."""
+    """Crop decoded images to an exported model's input: uint8 [n, image_size, image_size, 3]."""
     return central(torch.from_numpy(decoded), card.image_size).numpy()
 
 
-def compare(
-    expected: Outputs,
-    found: Outputs,
-    images: RunImages,
-    checked_on: str,
-    quantised: bool,
+def compare_outputs(
+    expected: Outputs, exported: Outputs, images: RunImages, *, generated: bool, quantised: bool
 ) -> Parity:
-    """Compare what an export gives with what is expected."""
-    before = expected.probabilities
-    ours, theirs = before.argmax(1), found.probabilities.argmax(1)
-    rows = np.arange(len(before))
-    no_tie = before[rows, ours] - before[rows, theirs] > 2 * TOLERANCE
-    judged = checked_on == "held-out"
-    ood_difference, n_ood_flips = _compare_ood(expected.ood_score, found.ood_score)
+    """Compare the outputs of an export with the expected ones.
+
+    Args:
+        expected: Outputs of PyTorch.
+        exported: Outputs of the export, for the same images.
+        images: The images.
+        generated: Whether the images are generated, so that their labels mean nothing.
+        quantised: Whether the export computes in 8-bit integers.
+    """
+    probabilities = expected.probabilities
+    before, after = probabilities.argmax(1), exported.probabilities.argmax(1)
+    rows = np.arange(len(probabilities))
+    no_tie = probabilities[rows, before] - probabilities[rows, after] > 2 * TOLERANCE
+    ood_difference, n_ood_flips = _compare_ood(expected.ood_score, exported.ood_score)
     return Parity(
-        images=checked_on,
-        n=len(before),
+        images="generated" if generated else "test",
+        n=len(probabilities),
         n_missing=images.n_missing,
-        max_difference=float(np.abs(before - found.probabilities).max()),
-        n_other=int(((ours != theirs) & no_tie).sum()),
+        max_difference=float(np.abs(probabilities - exported.probabilities).max()),
+        n_label_flips=int(((before != after) & no_tie).sum()),
         ood_difference=ood_difference,
         n_ood_flips=n_ood_flips,
-        accuracy=float((theirs == images.labels).mean()) if judged else None,
-        accuracy_pytorch=float((ours == images.labels).mean()) if judged else None,
+        accuracy=None if generated else float((after == images.labels).mean()),
+        accuracy_pytorch=None if generated else float((before == images.labels).mean()),
         quantised=quantised,
     )
 
 
-def _compare_ood(expected: np.ndarray | None, found: np.ndarray | None) -> tuple[float | None, int]:
-    """Return the largest difference, and how many lie on the other side of 1, ties aside."""
-    if expected is None or found is None:
+def _compare_ood(
+    expected: np.ndarray | None, exported: np.ndarray | None
+) -> tuple[float | None, int]:
+    """Return the largest difference, and the number of flips of `is_ood` except for ties."""
+    if expected is None or exported is None:
         return None, 0
-    difference = np.abs(expected - found) / np.maximum(1.0, np.abs(expected))
-    other_side = ((expected > 1) != (found > 1)) & (np.abs(expected - 1) > OOD_TOLERANCE)
-    return float(difference.max()), int(other_side.sum())
+    difference = np.abs(expected - exported) / np.maximum(1.0, np.abs(expected))
+    flipped = ((expected > 1) != (exported > 1)) & (np.abs(expected - 1) > OOD_TOLERANCE)
+    return float(difference.max()), int(flipped.sum())
 
 
 def generate_images(card: ModelCard, n: int) -> RunImages:
-    """Make images of soft random shapes, for a model that comes without its run."""
+    """Generate images of smooth random colours, for a model without its run."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 8, 8, generator=generator)
     size = (card.cache_size, card.cache_size)
-    soft = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
-    decoded = (soft * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return RunImages(
-        tuple(f"generated {i}" for i in range(n)), np.zeros(n, np.int64), decoded, 0, 0
-    )
+    smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
+    decoded = (smooth * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    names = tuple(f"generated {i}" for i in range(n))
+    return RunImages(names, np.zeros(n, np.int64), decoded, n_missing=0, n_changed=0)

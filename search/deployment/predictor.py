@@ -1,4 +1,4 @@
-"""A finished run's model, ready to look at images."""
+"""Load a finished run's model and predict image files with it."""
 
 from __future__ import annotations
 
@@ -17,77 +17,82 @@ from search.console.arguments import model_path
 from trainables.images import ImageError, ImageSource, read_image
 from trainables.models.ensemble import Ensemble, load_model, mean_probabilities
 
-_BATCH = 64
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an image is thought to be.
+    """The top-k predictions for an image.
 
     Attributes:
-        name: The image's path as it was given.
-        classes: The likeliest classes, best first.
-        probabilities: Theirs, calibrated by the model's temperature.
-        ood_score: How unlike the training images it is: 0 is an ordinary one of them, and 95 of 100
-            do not exceed 1. None where the model cannot tell.
+        image: The image's path, as it was given.
+        classes: The k most probable classes, the most probable first.
+        probabilities: Their probabilities, after temperature scaling.
+        ood_score: Out-of-distribution score: at most 1 for 95% of images like the training set,
+            0 for the median one. None where the model has no OOD scorer.
     """
 
-    name: str
+    image: str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     ood_score: float | None = None
 
     @property
     def is_ood(self) -> bool:
-        """Whether it is known not to be like the training images."""
+        """Whether the image is out of distribution: unlike the training images."""
         return self.ood_score is not None and self.ood_score > 1
 
 
 class Predictor:
-    """A model, ready to look at images; on a GPU where there is one."""
+    """Predicts image files; on a GPU where there is one."""
 
-    def __init__(self, model: Ensemble) -> None:
+    def __init__(self, model: Ensemble, batch_size: int = BATCH_SIZE) -> None:
+        """Move a model to its device.
+
+        Args:
+            model: The ensemble.
+            batch_size: Images that `predict` and `predict_each` compute in one batch.
+        """
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.batch_size = batch_size
 
     def predict(self, paths: Iterable[str | Path], top: int = 3) -> list[Prediction]:
         """Predict images.
 
         Args:
-            paths: Files.
-            top: How many classes to name for each.
+            paths: Image files.
+            top: Classes to return for each.
 
         Raises:
-            ImageError: one cannot be read.
+            ImageError: a file cannot be read.
         """
-        found = []
-        for made in self.predict_each(paths, top):
-            if isinstance(made, ImageError):
-                raise made
-            found.append(made)
-        return found
+        predictions = []
+        for result in self.predict_each(paths, top):
+            if isinstance(result, ImageError):
+                raise result
+            predictions.append(result)
+        return predictions
 
     def predict_each(
         self, paths: Iterable[str | Path], top: int = 3
     ) -> Iterator[Prediction | ImageError]:
-        """Predict images one batch after the other, in their order.
-
-        The next batch is decoded while one is computed.
+        """Predict images batch by batch, in their order; the next batch is decoded meanwhile.
 
         Yields:
-            A prediction, or why an image cannot be read.
+            A prediction, or the error of a file that cannot be read.
         """
         n_threads = os.cpu_count() or 1
         with ThreadPoolExecutor(n_threads, "decode") as decoders:
             waiting: deque[tuple[tuple[str | Path, ...], list[Future[np.ndarray]]]] = deque()
             remaining = iter(paths)
-            while batch := tuple(islice(remaining, _BATCH)):
-                waiting.append((batch, [decoders.submit(self.pack, path) for path in batch]))
+            while batch := tuple(islice(remaining, self.batch_size)):
+                waiting.append((batch, [decoders.submit(self.decode, path) for path in batch]))
                 if len(waiting) > 1:
-                    yield from self._predict_decoded(*waiting.popleft(), top)
+                    yield from self._predict_batch(*waiting.popleft(), top)
             while waiting:
-                yield from self._predict_decoded(*waiting.popleft(), top)
+                yield from self._predict_batch(*waiting.popleft(), top)
 
-    def pack(self, image: ImageSource) -> np.ndarray:
+    def decode(self, image: ImageSource) -> np.ndarray:
         """Decode an image: uint8 [S, S, 3] with S the card's `cache_size`.
 
         Raises:
@@ -95,38 +100,35 @@ class Predictor:
         """
         return self.model.card.to_square(read_image(image))
 
-    def predict_packed(
+    def predict_decoded(
         self, names: Sequence[str], decoded: Sequence[np.ndarray], top: int
     ) -> list[Prediction]:
         """Predict decoded images.
 
         Args:
-            names: Of the images.
-            decoded: As `pack` returns them, at least one.
-            top: How many classes to name for each.
+            names: The images' names.
+            decoded: The images, as `decode` returns them; at least one.
+            top: Classes to return for each.
         """
         classes = self.model.card.classes
-        logits, ood_score = self.model.predict_with_ood(torch.from_numpy(np.stack(decoded)))
-        rows = mean_probabilities(logits, self.model.card.temperature)
-        ood_scores: list[float | None] = (
-            [None] * len(names) if ood_score is None else ood_score.tolist()
-        )
-        likeliest = rows.topk(min(top, len(classes)), dim=1)
+        logits, ood_scores = self.model.predict_with_ood(torch.from_numpy(np.stack(decoded)))
+        probabilities = mean_probabilities(logits, self.model.card.temperature)
+        highest = probabilities.topk(min(top, len(classes)), dim=1)
         return [
-            Prediction(name, tuple(classes[i] for i in indices), tuple(values), doubted)
-            for name, indices, values, doubted in zip(
+            Prediction(name, tuple(classes[i] for i in indices), tuple(values), ood_score)
+            for name, indices, values, ood_score in zip(
                 names,
-                likeliest.indices.tolist(),
-                likeliest.values.tolist(),
-                ood_scores,
+                highest.indices.tolist(),
+                highest.values.tolist(),
+                [None] * len(names) if ood_scores is None else ood_scores.tolist(),
                 strict=True,
             )
         ]
 
-    def _predict_decoded(
+    def _predict_batch(
         self, paths: Sequence[str | Path], pending: Sequence[Future[np.ndarray]], top: int
     ) -> Iterator[Prediction | ImageError]:
-        """Predict a batch, leaving out what could not be decoded."""
+        """Predict the images of a batch that can be decoded."""
         results: list[np.ndarray | ImageError] = []
         for future in pending:
             try:
@@ -135,15 +137,15 @@ class Predictor:
                 results.append(error)
         decoded = [result for result in results if isinstance(result, np.ndarray)]
         names = [str(p) for p, r in zip(paths, results, strict=True) if isinstance(r, np.ndarray)]
-        made = iter(self.predict_packed(names, decoded, top) if decoded else ())
+        predictions = iter(self.predict_decoded(names, decoded, top) if decoded else ())
         for result in results:
-            yield result if isinstance(result, ImageError) else next(made)
+            yield result if isinstance(result, ImageError) else next(predictions)
 
 
 def load(run: str | Path) -> Predictor:
-    """Load a run's model: from its folder, or from a `model.pt` alone.
+    """Load a run's model, from the run's folder or from its `model.pt` alone.
 
     Raises:
-        ModelError: there is none, or it is damaged.
+        ModelError: there is no model, or it is damaged.
     """
     return Predictor(load_model(model_path(Path(run))))

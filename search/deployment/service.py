@@ -1,4 +1,4 @@
-"""A model at work for many: decodes in threads, computes in batches, says where it looked."""
+"""The model behind the server: decodes in threads, predicts in batches, computes heat maps."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ _SCAN = b"\xff\xda"
 
 
 class Service:
-    """Predicts images that come as bytes, many requests at a time."""
+    """Predicts image files for many requests in parallel."""
 
-    def __init__(self, predictor: Predictor, most_pixels: int, batch_size: int) -> None:
-        """Make ready.
+    def __init__(self, predictor: Predictor, max_pixels: int, batch_size: int) -> None:
+        """Start the threads that decode and predict.
 
         Args:
             predictor: The model.
-            most_pixels: Of an image; holds for all that this process decodes from now on.
-            batch_size: Images of a batch.
+            max_pixels: Pixels of an image, at most; holds for every image that this process
+                decodes from now on.
+            batch_size: Images predicted in one batch, at most.
         """
         self._predictor = predictor
         self.card = predictor.model.card
-        # Pillow refuses twice this number, wherever in a file it stands, before it decodes.
-        Image.MAX_IMAGE_PIXELS = most_pixels // 2
+        # Pillow refuses twice this number before it decodes, also for an image inside a file.
+        Image.MAX_IMAGE_PIXELS = max_pixels // 2
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
-        self._batcher = Batcher(self._compute, batch_size)
+        self._batcher = Batcher(self._predict, batch_size)
 
     async def decode(self, file: IO[bytes]) -> np.ndarray:
         """Read and decode an image file: uint8 [S, S, 3] with S the card's `cache_size`.
@@ -49,29 +50,34 @@ class Service:
         return await loop.run_in_executor(self._threads, self._decode, file)
 
     async def predict(self, decoded: np.ndarray) -> Prediction:
-        """Predict a decoded image: all classes, the likeliest first."""
+        """Predict a decoded image: all classes, the most probable first."""
         return await self._batcher.submit(decoded)
 
-    async def attribute(self, decoded: np.ndarray, name: str) -> np.ndarray | None:
-        """Tell where a class is seen: float32 [h, w] in [0, 1]; None if the backbone cannot."""
+    async def grad_cam(self, decoded: np.ndarray, name: str) -> np.ndarray | None:
+        """Compute the Grad-CAM heat map of a class.
+
+        Returns:
+            float32 [h, w] in [0, 1]; None where the backbone has no feature map.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._attribute, decoded, name)
+        return await loop.run_in_executor(self._threads, self._grad_cam, decoded, name)
 
     def _decode(self, file: IO[bytes]) -> np.ndarray:
         content = file.read()
-        # Within a scan no byte pair is a marker. A few kilobytes a scan keep a decoder busy for
-        # minutes with thousands of them; cameras and programs write up to a dozen.
+        # Within a scan no byte pair is a marker. Thousands of scans of a few kilobytes keep a
+        # decoder busy for minutes; cameras and programs write up to a dozen.
         if content.startswith(b"\xff\xd8") and content.count(_SCAN) > _MAX_SCANS:
             raise ImageError("the image", f"has more than {_MAX_SCANS} scans")
-        return self._predictor.pack(io.BytesIO(content))
+        return self._predictor.decode(io.BytesIO(content))
 
-    def _compute(self, decoded: Sequence[np.ndarray]) -> list[Prediction]:
-        return self._predictor.predict_packed([""] * len(decoded), decoded, len(self.card.classes))
+    def _predict(self, decoded: Sequence[np.ndarray]) -> list[Prediction]:
+        names = [""] * len(decoded)
+        return self._predictor.predict_decoded(names, decoded, top=len(self.card.classes))
 
-    def _attribute(self, decoded: np.ndarray, name: str) -> np.ndarray | None:
-        image = as_tensor(decoded[None])
+    def _grad_cam(self, decoded: np.ndarray, name: str) -> np.ndarray | None:
+        target = self.card.classes.index(name)
         try:
-            (found,) = grad_cam(self._predictor.model, image, [self.card.classes.index(name)])
+            (heat_map,) = grad_cam(self._predictor.model, as_tensor(decoded[None]), [target])
         except GradCamError:
             return None
-        return np.asarray(found)
+        return np.asarray(heat_map)

@@ -40,7 +40,7 @@ def exported(colour_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-def test_one_graph_gives_what_the_ensemble_gives(colour_run, colour_images):
+def test_the_graph_computes_the_ensemble(colour_run, colour_images):
     ensemble = load_model(colour_run / "model.pt")
     decoded = read_split(colour_run, ensemble.card, "test", None).decoded
     pixels = central(torch.from_numpy(decoded), ensemble.card.image_size)
@@ -49,17 +49,18 @@ def test_one_graph_gives_what_the_ensemble_gives(colour_run, colour_images):
         expected = torch.softmax(ensemble(x) / 1.25, 2).mean(0)
         probabilities, ood_score = ExportModule(ensemble)(pixels)
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-        told = ensemble.predict_with_ood(torch.from_numpy(decoded))[1]  # in bfloat16 where there is that
-        torch.testing.assert_close(ood_score, told, atol=0.1, rtol=0.02)
+        # In bfloat16 where the processor has it.
+        scores = ensemble.predict_with_ood(torch.from_numpy(decoded))[1]
+        torch.testing.assert_close(ood_score, scores, atol=0.1, rtol=0.02)
         ensemble.ood_scorer = None
         assert len(ExportModule(ensemble)(pixels)) == 1
 
 
-def test_onnx_is_checked_on_held_out_images_and_says_so(exported, capsys):
+def test_onnx_is_compared_on_the_test_set_and_recorded(exported):
     record = json.loads((exported / "export" / "export.json").read_text())["model.onnx"]
     assert record["passed"] is True
-    assert record["images"] == "held-out"
-    assert (record["n"], record["n_missing"], record["n_other"]) == (18, 0, 0)
+    assert record["images"] == "test"
+    assert (record["n"], record["n_missing"], record["n_label_flips"]) == (18, 0, 0)
     assert record["max_difference"] <= parity.TOLERANCE
     assert record["ood_difference"] <= parity.OOD_TOLERANCE
     assert record["n_ood_flips"] == 0
@@ -68,13 +69,14 @@ def test_onnx_is_checked_on_held_out_images_and_says_so(exported, capsys):
     assert {p.name for p in (exported / "export").iterdir()} == {"model.onnx", "export.json"}
 
 
-def test_onnx_tells_its_user_what_it_takes(exported):
+def test_onnx_describes_its_inputs_and_outputs(exported):
     session = onnxruntime.InferenceSession(exported / "export" / "model.onnx")
-    (taken,) = session.get_inputs()
-    assert (taken.name, taken.type, taken.shape[1:]) == ("images", "tensor(uint8)", [32, 32, 3])
-    assert isinstance(taken.shape[0], str)
-    given, ood_score = session.get_outputs()
-    assert (given.name, given.type, given.shape[1]) == ("probabilities", "tensor(float)", 3)
+    (images,) = session.get_inputs()
+    assert (images.name, images.type, images.shape[1:]) == ("images", "tensor(uint8)", [32, 32, 3])
+    assert isinstance(images.shape[0], str)
+    probabilities, ood_score = session.get_outputs()
+    assert probabilities.name == "probabilities"
+    assert (probabilities.type, probabilities.shape[1]) == ("tensor(float)", 3)
     assert (ood_score.name, ood_score.type, len(ood_score.shape)) == (
         "ood_score",
         "tensor(float)",
@@ -83,8 +85,8 @@ def test_onnx_tells_its_user_what_it_takes(exported):
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["red", "grün und blau", "blue"]
     assert json.loads(about["card"])["temperature"] == 1.25
-    assert "shorter side resized to 36 pixels" in about["preprocessing"]
-    assert "95 of 100 of those do not exceed 1" in about["ood_score"]
+    assert "resize mode crop: shorter side resized to 36 pixels" in about["preprocessing"]
+    assert "at most 1 for 95% of images like the training set" in about["ood_score"]
 
 
 @pytest.mark.parametrize("n", [1, 7])
@@ -104,7 +106,7 @@ def test_the_frozen_stages_are_in_the_graph_once(exported):
     n_convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in backbone.modules())
     assert sum(node.op_type == "Conv" for node in graph.node) == n_convolutions
     n_products = sum(node.op_type in ("Gemm", "MatMul") for node in graph.node)
-    assert n_products == 2 * 5, "a head and the doubt's directions, of each member"
+    assert n_products == 2 * 5, "a head and the OOD scorer's subspace, of each member"
 
 
 def test_as_the_docs_say_with_pillow_and_onnxruntime_alone(exported, colour_images):
@@ -138,15 +140,15 @@ def test_a_member_alone(run, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
-def test_a_member_that_is_not_there(run, capsys):
+def test_a_member_number_that_is_too_large(run, capsys):
     assert main([str(run), "--member", "6"]) == 2
     assert capsys.readouterr().err == "error: 1 <= --member <= 5 must hold, but got 6\n"
 
 
-def test_int8_is_smaller_and_its_accuracy_is_measured(run, exported, capsys):
+def test_int8_is_smaller_and_reports_its_accuracy(run, exported, capsys):
     assert main([str(run), "--int8"]) == 0
     out = capsys.readouterr().out
-    assert "accuracy 100.0 % (PyTorch: 100.0 %)" in out.replace("\u00a0", " ")
+    assert "accuracy 100.0% (PyTorch: 100.0%)" in out
     record = json.loads((run / "export" / "export.json").read_text())["model-int8.onnx"]
     assert record["quantised"] is True
     assert record["accuracy"] >= 0.9
@@ -182,27 +184,25 @@ def test_images_that_moved(run, colour_images, tmp_path, capsys):
     (tmp_path / "gone").mkdir()
     assert main([str(run)]) == 2
     assert capsys.readouterr().err == (
-        f"error: none of the 18 test images of {run} is in {tmp_path}/gone any more, such as"
-        " 'red/012.png': say with --data where they are now\n"
+        f"error: none of the 18 test images of {run} is in {tmp_path}/gone, such as"
+        " 'red/012.png': give their folder with --data\n"
     )
     moved = Path(shutil.copytree(colour_images, tmp_path / "moved"))
     (moved / "red" / "012.png").unlink()
     (moved / "red" / "013.png").write_bytes(b"damaged")
     assert main([str(run), "--format", "pt2", "--data", str(moved)]) == 0
     out = capsys.readouterr().out
-    assert "checked  16 held-out images (2 more are not there any more): " in out
+    assert "checked  16 test images (2 more are missing): " in out
 
 
-def test_images_that_were_changed_are_told(run, colour_images, tmp_path, capsys):
+def test_changed_images_are_a_warning(run, colour_images, tmp_path, capsys):
     other = Path(shutil.copytree(colour_images, tmp_path / "other"))
     shutil.copy(other / "blue" / "012.png", other / "red" / "012.png")
     assert main([str(run), "--format", "pt2", "--data", str(other)]) == 0
-    assert capsys.readouterr().err == (
-        "warning: 1 of 18 held-out images are no longer the same as in the run\n"
-    )
+    assert capsys.readouterr().err == ("warning: 1 of 18 test images have changed since the run\n")
 
 
-def test_a_model_file_alone_is_checked_on_generated_images_and_runs_no_code(
+def test_a_model_file_alone_is_compared_on_generated_images_without_its_space(
     colour_run, tmp_path, capsys
 ):
     shutil.copy(colour_run / "model.pt", tmp_path / "model.pt")
@@ -221,7 +221,7 @@ def test_an_export_that_differs_is_not_written(run, monkeypatch, capsys):
 
     monkeypatch.setattr("search.deployment.exporters.run_program", wrong)
     assert main([str(run), "--format", "pt2"]) == 1
-    assert "error: model.pt2 is not written: 18 held-out" in capsys.readouterr().err
+    assert "error: model.pt2 is not written: 18 test images" in capsys.readouterr().err
     assert list((run / "export").iterdir()) == []
 
 
@@ -232,7 +232,7 @@ def test_an_export_that_differs_is_not_written(run, monkeypatch, capsys):
         (["--data", "nowhere"], "--data must name a folder, but there is no nowhere"),
     ],
 )
-def test_requests_that_cannot_be(run, capsys, arguments, message):
+def test_requests_that_are_refused(run, capsys, arguments, message):
     assert main([str(run), *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -240,7 +240,7 @@ def test_requests_that_cannot_be(run, capsys, arguments, message):
 def test_a_run_that_has_no_split(run, capsys):
     (run / "split.csv").unlink()
     assert main([str(run)]) == 2
-    assert "has no split.csv: its search did not come so far" in capsys.readouterr().err
+    assert "has no split.csv: its search ended before the split" in capsys.readouterr().err
 
 
 def test_a_split_of_another_model(run, colour_run):
@@ -251,31 +251,31 @@ def test_a_split_of_another_model(run, colour_run):
         read_split(run, card, "val", None)
 
 
-def test_ties_are_no_difference(colour_run):
+def test_ties_are_no_label_flips(colour_run):
     card = load_model(colour_run / "model.pt").card
     images = parity.generate_images(card, 3)
     expected = np.array([[0.5, 0.4995, 0.0005], [0.6, 0.4, 0.0], [0.2, 0.3, 0.5]])
-    found = np.array([[0.4995, 0.5, 0.0005], [0.4, 0.6, 0.0], [0.2, 0.3, 0.5]])
+    exported = np.array([[0.4995, 0.5, 0.0005], [0.4, 0.6, 0.0], [0.2, 0.3, 0.5]])
 
     def compare(rows: list[int], quantised: bool = False) -> parity.Parity:
-        both = parity.Outputs(expected[rows], None), parity.Outputs(found[rows], None)
-        return parity.compare(*both, images, "generated", quantised)
+        both = parity.Outputs(expected[rows], None), parity.Outputs(exported[rows], None)
+        return parity.compare_outputs(*both, images, generated=True, quantised=quantised)
 
-    assert compare([0, 1, 2]).n_other == 1
+    assert compare([0, 1, 2]).n_label_flips == 1
     assert not compare([0, 1, 2]).passed
     assert compare([0, 1, 2], quantised=True).passed
     assert compare([0, 2]).passed
 
 
-def test_a_doubt_that_differs(colour_run):
+def test_ood_scores_that_differ(colour_run):
     card = load_model(colour_run / "model.pt").card
     images = parity.generate_images(card, 3)
-    shares = np.full((3, 3), 1 / 3)
+    equal = np.full((3, 3), 1 / 3)
 
-    def compare(*found: float) -> parity.Parity:
-        before = parity.Outputs(shares, np.array([0.5, 0.999, 40.0]))
-        after = parity.Outputs(shares, np.array(found))
-        return parity.compare(before, after, images, "generated", False)
+    def compare(*scores: float) -> parity.Parity:
+        before = parity.Outputs(equal, np.array([0.5, 0.999, 40.0]))
+        after = parity.Outputs(equal, np.array(scores))
+        return parity.compare_outputs(before, after, images, generated=True, quantised=False)
 
     close = compare(0.505, 1.001, 40.3)
     assert close.passed
@@ -283,6 +283,4 @@ def test_a_doubt_that_differs(colour_run):
     far = compare(1.5, 0.999, 40.0)
     assert not far.passed
     assert far.n_ood_flips == 1
-    assert "; doubt differs by at most 1 (allowed: 0.01), on the other side of 1 for 1" in (
-        far.in_words()
-    )
+    assert "; OOD scores differ by at most 1 (allowed: 0.01), is_ood of 1" in far.in_words()

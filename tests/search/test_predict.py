@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from search.deployment.predictor import Prediction
-from search.predict import as_json, expand, load, main, table_writer
+from search.deployment.predictor import Prediction, Predictor
+from search.predict import as_json, csv_writer, expand, load, main, table_writer
+from search.runs.tables import read_rows
 from trainables.images import ImageError
-from trainables.models.ensemble import ModelError
+from trainables.models.ensemble import ModelError, load_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def test_from_python(colour_run, colour_images):
     predictor = load(colour_run)
     made = predictor.predict([colour_images / "blue" / "013.png"], top=2)
     assert len(made) == 1
-    assert made[0].name == str(colour_images / "blue" / "013.png")
+    assert made[0].image == str(colour_images / "blue" / "013.png")
     assert made[0].classes[0] == "blue"
     assert len(made[0].classes) == len(made[0].probabilities) == 2
     assert made[0].probabilities[0] > 0.9 > made[0].probabilities[1]
@@ -56,20 +57,19 @@ def test_a_run_without_a_model(tmp_path):
         load(tmp_path)
 
 
-def test_order_is_kept_over_batches_with_unreadable_ones_between(colour_run, folder, monkeypatch):
-    monkeypatch.setattr("search.deployment.predictor._BATCH", 2)
+def test_batches_keep_the_order_of_readable_and_unreadable_images(colour_run, folder):
     names = ["red", "broken", "blue", "grün und blau", "broken", "broken", "blue"]
-    made = list(load(colour_run).predict_each(folder / f"{name}.png" for name in names))
+    predictor = Predictor(load_model(colour_run / "model.pt"), batch_size=2)
+    made = list(predictor.predict_each(folder / f"{name}.png" for name in names))
     assert ["broken" if isinstance(one, ImageError) else one.classes[0] for one in made] == names
 
 
 def test_probabilities_are_those_of_the_run(colour_run, colour_images):
-    with (colour_run / "test_predictions.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    made = load(colour_run).predict([colour_images / row["name"] for row in rows], top=1)
-    assert [one.classes[0] for one in made] == [row["first"] for row in rows]
+    rows = read_rows(colour_run / "test_predictions.csv")
+    made = load(colour_run).predict([colour_images / row["image"] for row in rows], top=1)
+    assert [one.classes[0] for one in made] == [row["prediction_1"] for row in rows]
     for one, row in zip(made, rows, strict=True):
-        assert one.probabilities[0] == pytest.approx(float(row["first_probability"]), abs=0.02)
+        assert one.probabilities[0] == pytest.approx(float(row["probability_1"]), abs=0.02)
 
 
 def test_a_table_of_a_folder(colour_run, folder, capsys):
@@ -84,7 +84,7 @@ def test_a_table_of_a_folder(colour_run, folder, capsys):
     assert "  blue 0.9" in lines[0]
     assert "broken.png" in err
     assert "cannot be read: " in err
-    assert err.endswith("1 of 4 images could not be read\n")
+    assert err.endswith("1 of 4 images cannot be read\n")
 
 
 def test_json(colour_run, folder, capsys):
@@ -102,13 +102,25 @@ def test_json(colour_run, folder, capsys):
 def test_csv(colour_run, folder, capsys):
     assert main([str(colour_run), str(folder / "red.png"), "--csv", "--top", "2"]) == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    likeliest = ["class_1", "probability_1", "class_2", "probability_2"]
-    assert rows[0] == ["image", *likeliest, "ood_score", "error"]
+    ranked = ["prediction_1", "probability_1", "prediction_2", "probability_2"]
+    assert rows[0] == ["image", *ranked, "ood_score", "is_ood", "error"]
     assert rows[1][:2] == [str(folder / "red.png"), "red"]
-    assert rows[1][-1] == ""
+    assert rows[1][-2:] == [str(int(float(rows[1][-3]) > 1)), ""]
 
 
-def test_a_image_that_is_not_like_the_training_images_is_told(capsys):
+def test_csv_of_predictions_and_errors(capsys):
+    write = csv_writer(1)
+    write(Prediction("a.jpg", ("red",), (0.9,), 3.5))
+    write(Prediction("b.jpg", ("red",), (0.9,)))
+    write(ImageError("c.jpg", "is empty (zero bytes)"))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "a.jpg,red,0.900000,3.5000,1,",
+        "b.jpg,red,0.900000,,,",
+        "c.jpg,,,,,is empty (zero bytes)",
+    ]
+
+
+def test_an_image_out_of_distribution_is_marked(capsys):
     known = Prediction("a.jpg", ("red",), (0.9,), 0.25)
     strange = Prediction("b.jpg", ("red",), (0.9,), 3.5)
     write = table_writer(5)
@@ -116,7 +128,7 @@ def test_a_image_that_is_not_like_the_training_images_is_told(capsys):
         write(one)
     assert capsys.readouterr().out.splitlines() == [
         "a.jpg  red 0.9000",
-        "b.jpg  red 0.9000   not like the training images",
+        "b.jpg  red 0.9000   out of distribution",
     ]
     assert as_json(strange)["is_ood"] is True
     assert as_json(known) == {
@@ -155,7 +167,7 @@ def test_patterns_and_folders(folder):
         ("empty", "there are no images in {0}/empty"),
     ],
 )
-def test_an_argument_that_names_nothing(colour_run, tmp_path, capsys, argument, message):
+def test_an_argument_that_matches_nothing(colour_run, tmp_path, capsys, argument, message):
     (tmp_path / "empty").mkdir()
     assert main([str(colour_run), str(tmp_path / argument)]) == 2
     assert capsys.readouterr().err == f"error: {message.format(tmp_path)}\n"
@@ -164,7 +176,7 @@ def test_an_argument_that_names_nothing(colour_run, tmp_path, capsys, argument, 
 def test_an_empty_list(colour_run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert main([str(colour_run), "-"]) == 2
-    assert capsys.readouterr().err == "error: the list holds no image's path\n"
+    assert capsys.readouterr().err == "error: the list holds no path of an image\n"
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "many"])
@@ -182,7 +194,7 @@ def test_a_file_that_is_no_model(folder, capsys):
     assert "red.png cannot be read as a model: " in capsys.readouterr().err
 
 
-def test_names_that_are_no_utf8_and_a_reader_that_has_enough(colour_run, folder):
+def test_a_name_that_is_not_utf_8_and_a_reader_that_ends_early(colour_run, folder):
     odd = os.fsencode(folder) + b"/\xff.png"
     Path(os.fsdecode(odd)).write_bytes((folder / "red.png").read_bytes())
     command = [sys.executable, "-m", "search.predict", colour_run, odd, "--csv"]

@@ -1,7 +1,7 @@
 const status = document.getElementById("status");
 const results = document.getElementById("results");
 const drop = document.getElementById("drop");
-let model = null; // what it looks at, as the server tells
+let model = null; // which part of an image it sees, from the server
 let queue = Promise.resolve();
 
 function headers() {
@@ -9,20 +9,20 @@ function headers() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-async function ask(path, options = {}) {
+async function request(path, options = {}) {
   const response = await fetch(path, { ...options, headers: headers() });
   const content = await response.json().catch(() => ({}));
   if (response.status === 401) {
     const field = document.getElementById("token");
     if (field) field.focus();
-    throw new Error("The token is missing or wrong: give it above, then try again.");
+    throw new Error("The token is missing or wrong: enter it above, then try again.");
   }
-  if (!response.ok) throw new Error(content.detail || `The server answers ${response.status}.`);
+  if (!response.ok) throw new Error(content.detail || `The server answered ${response.status}.`);
   return content;
 }
 
-function percent(share) {
-  return `${(100 * share).toFixed(1)} %`;
+function percent(fraction) {
+  return `${(100 * fraction).toFixed(1)}%`;
 }
 
 function add(files) {
@@ -31,15 +31,15 @@ function add(files) {
 
 async function classify(file) {
   const name = file.name || "pasted image";
-  status.textContent = `Looking at ${name} …`;
+  status.textContent = `Predicting ${name} …`;
   try {
-    model ??= await ask("classes");
+    model ??= await request("classes");
     const form = new FormData();
     form.append("images", file, name);
-    const content = await ask("predict?attribution=true", { method: "POST", body: form });
+    const content = await request("predict?grad_cam=true", { method: "POST", body: form });
     const first = await show(name, file, content.predictions[0]);
-    const unlike = content.predictions[0].unlike ? ", but unlike the training images" : "";
-    status.textContent = `${name}: ${first.class}, ${percent(first.probability)}${unlike}`;
+    const note = content.predictions[0].is_ood ? ", but out of distribution" : "";
+    status.textContent = `${name}: ${first.class}, ${percent(first.probability)}${note}`;
   } catch (error) {
     const reason = error instanceof TypeError ? "The server does not answer." : error.message;
     status.textContent = `${name}: ${reason}`;
@@ -61,33 +61,32 @@ async function show(name, file, result) {
     bar.className = "bar";
     bar.appendChild(document.createElement("div")).style.width = `${100 * probability}%`;
   }
-  if (result.doubt !== null) tellDoubt(card.querySelector(".doubt"), result);
+  if (result.ood_score !== null) showOod(card.querySelector(".ood"), result);
   await draw(card, name, file, result, first.class);
   results.prepend(card);
   return first;
 }
 
-// Of images like the training images, 95 of 100 do not exceed 1.
-function tellDoubt(place, { doubt, unlike }) {
-  place.classList.toggle("note", unlike);
-  place.textContent = unlike
-    ? `Not like the images that the model was trained on (doubt ${doubt.toFixed(2)}, above 1): do not rely on the answer.`
-    : `Like the images that the model was trained on (doubt ${doubt.toFixed(2)}, at most 1).`;
+function showOod(element, { ood_score: score, is_ood: isOod }) {
+  element.classList.toggle("note", isOod);
+  element.textContent = isOod
+    ? `Out of distribution: not like the training images (OOD score ${score.toFixed(2)}, above 1). Do not rely on the prediction.`
+    : `Like the training images (OOD score ${score.toFixed(2)}, at most 1).`;
 }
 
-// Which part of an image the model sees, in its pixels, and how much of the model's square that fills.
-function seen({ width, height }) {
+// The part of an image that the model sees, in pixels, and the fraction of the model's square that it fills.
+function visiblePart({ width, height }) {
   if (model.resize_mode === "crop") {
-    const side = Math.min(width, height) * model.kept;
+    const side = Math.min(width, height) * model.crop_fraction;
     return { width: side, height: side, across: 1, down: 1 };
   }
   const [across, down] = [width, height].map((side) =>
-    Math.min(1, (model.squeezed * side) / Math.max(width, height)),
+    Math.min(1, (model.max_squeeze * side) / Math.max(width, height)),
   );
   return { width, height, across, down };
 }
 
-// Draws what the model sees of an image, and over it where it sees the class.
+// Draws the part of an image that the model sees, and the heat map over it.
 async function draw(card, name, file, result, label) {
   let bitmap;
   try {
@@ -95,11 +94,11 @@ async function draw(card, name, file, result, label) {
   } catch {
     return; // a format that the browser cannot show
   }
-  const part = seen(bitmap);
+  const part = visiblePart(bitmap);
   const longer = Math.max(part.width, part.height);
   const scale = Math.min(480, Math.max(160, longer)) / longer;
-  const [image, places] = card.querySelectorAll("canvas");
-  for (const canvas of [image, places]) {
+  const [image, heatMap] = card.querySelectorAll("canvas");
+  for (const canvas of [image, heatMap]) {
     canvas.width = Math.max(1, Math.round(part.width * scale));
     canvas.height = Math.max(1, Math.round(part.height * scale));
   }
@@ -109,13 +108,13 @@ async function draw(card, name, file, result, label) {
   const shown = model.resize_mode === "crop" ? `The middle of ${name}` : name;
   image.setAttribute("aria-label", shown);
   card.querySelector("figure").hidden = false;
-  if (!result.attribution) return;
-  drawPlaces(places, result.attribution, part);
+  if (!result.grad_cam) return;
+  drawHeatMap(heatMap, result.grad_cam, part);
   const toggle = card.querySelector(".toggle");
   const box = toggle.querySelector("input");
   const update = () => {
-    places.hidden = !box.checked;
-    const what = box.checked ? `; where the model sees ${label} is marked` : "";
+    heatMap.hidden = !box.checked;
+    const what = box.checked ? ` with the Grad-CAM heat map of ${label}` : "";
     image.setAttribute("aria-label", `${shown}${what}`);
   };
   box.addEventListener("change", update);
@@ -123,7 +122,7 @@ async function draw(card, name, file, result, label) {
   update();
 }
 
-function drawPlaces(canvas, rows, { across, down }) {
+function drawHeatMap(canvas, rows, { across, down }) {
   const small = document.createElement("canvas");
   small.width = rows[0].length;
   small.height = rows.length;

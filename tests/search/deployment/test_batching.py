@@ -9,15 +9,15 @@ import pytest
 from search.deployment.batching import Batcher
 
 
-def test_results_come_to_those_who_asked():
+def test_each_caller_gets_the_result_for_its_item():
     async def ask() -> list[int]:
-        batcher = Batcher[int, int](lambda items: [item * item for item in items], most=4)
+        batcher = Batcher[int, int](lambda items: [item * item for item in items], max_batch_size=4)
         return await asyncio.gather(*(batcher.submit(i) for i in range(50)))
 
     assert asyncio.run(ask()) == [i * i for i in range(50)]
 
 
-def test_what_arrives_meanwhile_is_the_next_batch():
+def test_items_that_arrive_during_a_batch_form_the_next_one():
     sizes: list[int] = []
     started, go_on = threading.Event(), threading.Event()
 
@@ -28,7 +28,7 @@ def test_what_arrives_meanwhile_is_the_next_batch():
         return items
 
     async def ask() -> None:
-        batcher = Batcher[int, int](compute, most=8)
+        batcher = Batcher[int, int](compute, max_batch_size=8)
         first = asyncio.create_task(batcher.submit(0))
         await asyncio.to_thread(started.wait, 10)
         others = [asyncio.create_task(batcher.submit(i)) for i in range(1, 12)]
@@ -40,14 +40,14 @@ def test_what_arrives_meanwhile_is_the_next_batch():
     assert sizes == [1, 8, 3]
 
 
-def test_an_error_comes_to_its_batch_alone():
+def test_an_error_reaches_the_callers_of_its_batch_only():
     def compute(items: Sequence[int]) -> Sequence[int]:
         if 1 in items:
             raise ValueError("one")
         return items
 
     async def ask() -> list[int | BaseException]:
-        batcher = Batcher[int, int](compute, most=1)
+        batcher = Batcher[int, int](compute, max_batch_size=1)
         return await asyncio.gather(*map(batcher.submit, range(3)), return_exceptions=True)
 
     first, second, third = asyncio.run(ask())
@@ -55,7 +55,19 @@ def test_an_error_comes_to_its_batch_alone():
     assert isinstance(second, ValueError)
 
 
-def test_who_has_left_is_not_computed_for():
+@pytest.mark.parametrize("n_results", [0, 2, 4])
+def test_a_wrong_number_of_results_is_an_error_for_every_caller(n_results):
+    async def ask() -> list[int | BaseException]:
+        batcher = Batcher[int, int](lambda items: [0] * n_results, max_batch_size=8)
+        waiting = asyncio.gather(*map(batcher.submit, range(3)), return_exceptions=True)
+        return await asyncio.wait_for(waiting, timeout=10)
+
+    errors = asyncio.run(ask())
+    assert [str(error) for error in errors] == [f"{n_results} results for a batch of 3"] * 3
+    assert all(isinstance(error, RuntimeError) for error in errors)
+
+
+def test_cancelled_items_are_not_computed():
     computed: list[int] = []
     go_on = threading.Event()
 
@@ -65,7 +77,7 @@ def test_who_has_left_is_not_computed_for():
         return items
 
     async def ask() -> None:
-        batcher = Batcher[int, int](compute, most=8)
+        batcher = Batcher[int, int](compute, max_batch_size=8)
         tasks = [asyncio.create_task(batcher.submit(0))]
         await asyncio.sleep(0.05)
         tasks += [asyncio.create_task(batcher.submit(i)) for i in (1, 2)]
