@@ -1,7 +1,8 @@
-"""From an image file to the pixels that a backbone sees.
+"""Read image files, resize them to squares, and crop and normalise those for a backbone.
 
-Every stage shares these pixels: the packed table, the trials, `predict` and the exported model.
-PyTorch is imported where it is used: the processes that only decode then start a second sooner.
+Training, `search.predict` and the exported models get their pixels from here, so that they agree;
+the module is long to have the whole way from file to pixels in one place. PyTorch is imported where
+it is used, which saves a second in processes that only decode.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 """ImageNet's standard deviation of red, green and blue, of values in [0, 1]."""
 
 ImageSource = str | PathLike[str] | IO[bytes]
+"""An image file, by its path or opened for reading bytes."""
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     (
@@ -35,37 +37,38 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
         *(".tif", ".tiff", ".bmp", ".dib", ".ico", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
-"""Suffixes, in lower case, of the files taken for images by their name."""
+"""Suffixes, in lower case, of image files."""
 
 _FORMATS = (
     *("JPEG", "JPEG2000", "PNG", "GIF", "WEBP", "AVIF"),
     *("TIFF", "BMP", "DIB", "ICO", "TGA", "PPM"),
 )
-"""What those files hold, by Pillow's names (MPO is one of JPEG's). No other is tried, whatever a
-file's content says: for PostScript, Pillow would start another program."""
+"""Pillow's names for the formats of those files (it reads MPO as JPEG). Other formats are refused,
+whatever a file is called: for PostScript, Pillow would start another program."""
 
 CROP_FRACTION = 0.875
-"""Share of the shorter side that evaluation keeps, as in torchvision's own recipes (224 of 256)."""
+"""Fraction of the shorter side that the evaluation crop keeps: 224 of 256, as in torchvision."""
 
 MAX_SQUEEZED = 2.0
-"""Photos of 4:3 and 3:2 become squares of nothing but image; a screwdriver stays long. Measured:
-docs/benchmarks.md."""
+"""Largest factor by which `to_square` squeezes an image's longer side before it pads the rest.
 
-_WIDEST = 64
-"""Aspect ratio above which only the part that is kept is resized: one pixel by 10,000, resized
-whole, would take gigabytes."""
+Photos of 4:3 and 3:2 then need no padding, and a screwdriver stays long (docs/benchmarks.md)."""
 
-# Where Pillow only warns (damaged metadata, very many pixels) the image is read all the same.
-# A filter set once is safe with threads; `warnings.catch_warnings` is not.
+_MAX_ASPECT_RATIO = 64
+"""Above it only the crop itself is resized: a strip of 1 × 10,000 pixels, resized to a shorter side
+of 256, would take gigabytes."""
+
+# What Pillow warns of (damaged metadata, very many pixels) does not keep an image from being read.
+# A filter that is set once is thread-safe; `warnings.catch_warnings` is not.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(ValueError):
-    """A file holds no image that can be read.
+    """An image file cannot be read.
 
     Attributes:
-        path: the file.
-        reason: what is wrong with it.
+        path: The file.
+        reason: What is wrong with it.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -78,17 +81,15 @@ class ImageError(ValueError):
 
 
 def read_image(path_or_file: ImageSource) -> Image.Image:
-    """Read an image as a person sees it: upright, opaque, in 8-bit colour.
+    """Read an image file as 8-bit RGB, with its EXIF orientation applied.
 
-    The first frame of an animation or the first page is read. Transparent parts lie on white.
-    16-bit grey is scaled to 8 bits. Colour profiles are ignored, as torchvision does.
-
-    Returns:
-        An RGB image, its EXIF orientation applied.
+    Of an animation the first frame is read, of a document the first page. Transparent pixels are
+    blended with white, 16-bit grayscale is scaled to 8 bits, and colour profiles are ignored, as
+    torchvision does.
 
     Raises:
-        ImageError: the file is missing, empty, cut short, damaged, of no known format, or has
-            too many pixels to be safe to decode.
+        ImageError: the file is missing, empty, truncated, damaged, of an unknown format, or has
+            too many pixels to be decoded safely.
     """
     try:
         with Image.open(path_or_file, formats=_FORMATS) as image:
@@ -105,18 +106,18 @@ def to_square(
     image_size: int | None = None,
     resize_mode: ResizeMode = "crop",
 ) -> np.ndarray:
-    """Make an image the square that is packed.
+    """Resize an image to a square of `cache_size`.
 
-    Framed "pad", the evaluation crop sees all of it: its longer side is squeezed to that of the
-    shorter, by a factor of `MAX_SQUEEZED` at most, and the outermost pixels go on from there to
-    the edges. Framed "crop", its shorter side is resized to `cache_size` and the square at the
-    centre is kept: the pixels are those of torchvision's `Resize(cache_size)`, and the square lies
-    where `crop_and_normalise` later finds just the pixels of `CenterCrop(image_size)`.
+    With "pad", the evaluation crop contains the whole image: its longer side is squeezed towards
+    the shorter one, by a factor of `MAX_SQUEEZED` at most, and the outermost pixels are repeated
+    up to the edges. With "crop", the shorter side is resized to `cache_size` and the square in the
+    middle is cut out: its pixels are those of torchvision's `Resize(cache_size)`, and it is placed
+    so that `crop_and_normalise` cuts out exactly the pixels of `CenterCrop(image_size)`.
 
     Args:
-        image: an RGB image.
-        cache_size: side of the square, in pixels.
-        image_size: side in pixels of the evaluation crop that will be taken; None is
+        image: An RGB image.
+        cache_size: Side of the square, in pixels.
+        image_size: Side in pixels of the evaluation crop that will be cut out of it; None is
             `CROP_FRACTION` of `cache_size`.
         resize_mode: "pad" or "crop".
 
@@ -128,21 +129,21 @@ def to_square(
         return _pad_to_square(image, cache_size, image_size)
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    long_packed = int(cache_size * long / short)  # torchvision's rounding
-    # CenterCrop rounds its offset for the whole image. Rounding once for the square and once more
-    # for the crop inside it would often miss that by a pixel.
-    offset = _centre(long_packed, image_size) - _centre(cache_size, image_size)
+    resized_long = int(cache_size * long / short)  # torchvision's rounding
+    # CenterCrop rounds its offset within the resized image. Rounding for the square and again for
+    # the crop inside it would often be off by a pixel.
+    offset = _center_offset(resized_long, image_size) - _center_offset(cache_size, image_size)
     left, top = (offset, 0) if width >= height else (0, offset)
     square = (cache_size, cache_size)
-    if long > _WIDEST * short:
-        scale = long / long_packed
-        kept = (offset * scale, (offset + cache_size) * scale)
-        box = (kept[0], 0, kept[1], height) if width >= height else (0, kept[0], width, kept[1])
+    if long > _MAX_ASPECT_RATIO * short:
+        scale = long / resized_long
+        start, stop = offset * scale, (offset + cache_size) * scale
+        box = (start, 0, stop, height) if width >= height else (0, start, width, stop)
         return np.asarray(image.resize(square, Image.Resampling.BILINEAR, box=box))
-    decoded = (long_packed, cache_size) if width >= height else (cache_size, long_packed)
-    if decoded != image.size:
-        image = image.resize(decoded, Image.Resampling.BILINEAR)
-    if decoded != square:
+    resized = (resized_long, cache_size) if width >= height else (cache_size, resized_long)
+    if resized != image.size:
+        image = image.resize(resized, Image.Resampling.BILINEAR)
+    if resized != square:
         image = image.crop((left, top, left + cache_size, top + cache_size))
     return np.asarray(image)
 
@@ -153,24 +154,23 @@ def _pad_to_square(image: Image.Image, cache_size: int, image_size: int) -> np.n
         max(1, round(image_size * min(1.0, MAX_SQUEEZED * side / longer))) for side in image.size
     )
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-    # What fills the evaluation crop starts where `crop_and_normalise` cuts.
-    left, top = (
-        _centre(cache_size, image_size) + (image_size - side) // 2 for side in (width, height)
-    )
+    # Centred in the evaluation crop, which `crop_and_normalise` cuts out of the square.
+    start = _center_offset(cache_size, image_size)
+    left, top = (start + (image_size - side) // 2 for side in (width, height))
     right, bottom = cache_size - left - width, cache_size - top - height
     return np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
 
 
 def crop_and_normalise(images: Tensor, image_size: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Turn packed images into the evaluation pixels.
+    """Cut out the evaluation crop of images and normalise it by ImageNet's mean and deviation.
 
-    Of images framed "crop" they equal torchvision's `Resize → CenterCrop → ToTensor → Normalize`
-    to within rounding.
+    For images resized with "crop" the result equals torchvision's
+    `Resize → CenterCrop → ToTensor → Normalize` to within rounding.
 
     Args:
-        images: uint8 [N, cache_size, cache_size, 3], as `fit` makes them.
-        image_size: side in pixels of the central square that is kept.
-        dtype: of the result; None is float32. The arithmetic is float32 always.
+        images: uint8 [N, cache_size, cache_size, 3], from `to_square`.
+        image_size: Side in pixels of the crop.
+        dtype: Of the result; None is float32. The arithmetic is always float32.
 
     Returns:
         [N, 3, image_size, image_size] of `dtype`, channels_last, on the device of `images`.
@@ -183,9 +183,9 @@ def crop_and_normalise(images: Tensor, image_size: int, dtype: torch.dtype | Non
     count, cache_size = images.shape[:2]
     if not 1 <= image_size <= cache_size:
         raise ValueError(f"1 <= image_size <= {cache_size} must hold, but got {image_size}")
-    start = _centre(cache_size, image_size)
+    start = _center_offset(cache_size, image_size)
     crop = images[:, start : start + image_size, start : start + image_size]
-    # Constants as long as a row of pixels vectorise; three of them, one a colour, would not.
+    # Constants as long as a row of pixels vectorise; one for each of three channels would not.
     scale, shift = _row_constants(image_size, images.device)
     rows = crop.reshape(count, image_size, image_size * 3).to(torch.float32).mul_(scale).sub_(shift)
     return rows.view(count, image_size, image_size, 3).permute(0, 3, 1, 2).to(dtype=dtype)
@@ -193,11 +193,11 @@ def crop_and_normalise(images: Tensor, image_size: int, dtype: torch.dtype | Non
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """Some images of a table, read as they are asked for: together they may exceed the memory.
+    """A selection of rows of an image table that is read only when it is indexed.
 
     Attributes:
-        table: uint8 [N, S, S, 3].
-        rows: int64 [n], where these images lie in it.
+        table: uint8 [N, S, S, 3], which may be larger than the memory.
+        rows: int64 [n], the selected rows.
     """
 
     table: Tensor
@@ -206,29 +206,30 @@ class ImageRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, which: slice | Tensor) -> Tensor:
-        """Return some of them, given by their places among these: uint8 [m, S, S, 3]."""
-        return self.table[self.rows[which]]
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        """Return the images at some positions of the selection: uint8 [m, S, S, 3]."""
+        return self.table[self.rows[index]]
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Return a tensor over an array's own memory, though the array is read-only.
+    """Return a tensor that shares an array's memory, even if the array is read-only.
 
-    What `ray.get` returns is read-only, and `torch.from_numpy` warns of that. Never write to it.
+    Arrays from `ray.get` are read-only, and `torch.from_numpy` warns of that. Never write to the
+    tensor.
     """
     import torch
 
     return torch.utils.dlpack.from_dlpack(array)
 
 
-def _centre(length: int, kept: int) -> int:
-    """Return where `kept` pixels start in the middle of `length`, rounded as torchvision does."""
-    return round((length - kept) / 2)
+def _center_offset(length: int, crop: int) -> int:
+    """Return where a centred crop starts, rounded as torchvision's `CenterCrop` does."""
+    return round((length - crop) / 2)
 
 
 @lru_cache(maxsize=8)
 def _row_constants(image_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what a row of interleaved uint8 colours is multiplied by, then lessened by."""
+    """Return the factors and the subtrahends that normalise a row of interleaved uint8 RGB."""
     import torch
 
     mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
@@ -254,9 +255,9 @@ _TO_UPRIGHT = {
 def _upright(image: ImageFile.ImageFile) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged metadata takes nothing from the pixels
+    except Exception:  # the pixels may be intact though the metadata is damaged
         return image
-    # Anything may stand in a file: a list would break the look-up.
+    # A damaged tag may be of any type, and a list could not be looked up.
     method = _TO_UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)
 
@@ -272,10 +273,10 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale wide grey values to [0, 255].
+    """Scale a grayscale image of 16 or 32 bits to [0, 255].
 
-    White is 65535 in integers and 1 in fractions (or 255, where values exceed 1). Values outside
-    that are stretched between their own lowest and highest; what is no number is black.
+    White is 65535 for integers and 1 for floats (255 if values exceed 1). An image with values
+    outside that range is scaled by its own lowest and highest value; NaN becomes black.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = 0.0, 65535.0
@@ -294,7 +295,7 @@ def _name_of(path_or_file: ImageSource) -> str:
 
 
 def _reason(error: Exception, path_or_file: ImageSource) -> str:
-    """Say in words what kept a file from being read."""
+    """Describe why a file could not be read."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, IsADirectoryError):

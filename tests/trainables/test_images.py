@@ -90,7 +90,7 @@ def test_evaluation_pixels_are_torchvisions_at_random_sizes() -> None:
         )
 
 
-def test_default_crop_is_exact_where_the_space_keeps_its_default_margin() -> None:
+def test_default_crop_is_exact_at_the_default_resize_size() -> None:
     for image_size in range(16, 120):
         cache_size = round(image_size / 0.875)
         image = noise(cache_size + 3, cache_size)
@@ -107,7 +107,7 @@ def test_extreme_aspect_ratios_differ_by_one_level_at_most(shape: tuple[int, int
 
 
 def test_one_pixel_by_twenty_thousand_takes_no_gigabytes() -> None:
-    # Resized whole at first, this would be an image of 256 × 5,120,000.
+    # Resized before the crop, this would be an image of 256 × 5,120,000.
     column = np.repeat(np.arange(20_000, dtype=np.uint32)[:, None, None] // 80, 3, axis=2)
     decoded = to_square(Image.fromarray(column.astype(np.uint8)), 256)
     assert decoded.shape == (256, 256, 3)
@@ -124,14 +124,14 @@ def test_evaluation_pixels_of_real_images(shared_data: Path) -> None:
         )
 
 
-def test_fit_gives_square_bytes() -> None:
+def test_to_square_returns_a_square_of_uint8() -> None:
     decoded = to_square(noise(50, 40), 32)
     assert decoded.shape == (32, 32, 3)
     assert decoded.dtype == np.uint8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_crop_and_normalise_lays_channels_last(dtype: torch.dtype) -> None:
+def test_crop_and_normalise_returns_channels_last(dtype: torch.dtype) -> None:
     images = torch.randint(0, 256, (4, 37, 37, 3), dtype=torch.uint8)
     x = crop_and_normalise(images, 32, dtype)
     assert x.shape == (4, 3, 32, 32)
@@ -141,14 +141,14 @@ def test_crop_and_normalise_lays_channels_last(dtype: torch.dtype) -> None:
     torch.testing.assert_close(x, exact.to(dtype), rtol=0, atol=0)
 
 
-def test_crop_and_normalise_leaves_the_images_and_takes_none() -> None:
+def test_crop_and_normalise_changes_no_image_and_accepts_an_empty_batch() -> None:
     images = torch.full((2, 8, 8, 3), 100, dtype=torch.uint8)
     crop_and_normalise(images, 8)
     assert (images == 100).all()
     assert crop_and_normalise(images[:0], 6).shape == (0, 3, 6, 6)
 
 
-def test_crop_larger_than_the_images_is_refused() -> None:
+def test_crop_and_normalise_raises_if_the_crop_is_too_large() -> None:
     with pytest.raises(ValueError, match=r"^1 <= image_size <= 8 must hold, but got 9$"):
         crop_and_normalise(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), 9)
 
@@ -167,7 +167,7 @@ def test_reading_images_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# --- what is read ------------------------------------------------------------------------------
+# --- reading image files -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,9 @@ def test_reading_images_needs_no_torch() -> None:
         (".avif", {"quality": 95}),
     ],
 )
-def test_formats(tmp_path: Path, suffix: str, options: dict[str, Any]) -> None:
+def test_read_image_reads_every_format(
+    tmp_path: Path, suffix: str, options: dict[str, Any]
+) -> None:
     path = tmp_path / f"Ein süßes Bild{suffix}"
     smooth().save(path, **options)
     image = read_image(path)
@@ -199,18 +201,18 @@ def test_formats(tmp_path: Path, suffix: str, options: dict[str, Any]) -> None:
 
 
 def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
-    grey = smooth().convert("L")
+    gray = smooth().convert("L")
     for mode in ("L", "1", "P", "CMYK", "YCbCr"):
         suffix = ".jpg" if mode in ("CMYK", "YCbCr") else ".png"
         path = tmp_path / f"{mode}{suffix}"
-        grey.convert("RGB").convert(mode).save(path)
+        gray.convert("RGB").convert(mode).save(path)
         image = read_image(path)
         assert image.mode == "RGB"
-        assert np.asarray(image).mean() == pytest.approx(np.asarray(grey).mean(), abs=3)
+        assert np.asarray(image).mean() == pytest.approx(np.asarray(gray).mean(), abs=3)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_parts_lie_on_white(tmp_path: Path, mode: str) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:, :2] = (0, 0, 0, 255)
     pixels[:, 2:] = (9, 9, 9, 0)
@@ -221,19 +223,19 @@ def test_transparent_parts_lie_on_white(tmp_path: Path, mode: str) -> None:
     assert (values[:, 2:] == 255).all()
 
 
-def test_half_transparent_parts_are_mixed_with_white(tmp_path: Path) -> None:
+def test_half_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (0, 0, 0, 128)).save(tmp_path / "image.png")
     assert np.asarray(read_image(tmp_path / "image.png"))[0, 0].tolist() == [127] * 3
 
 
-def test_a_transparent_colour_lies_on_white(tmp_path: Path) -> None:
+def test_a_transparent_colour_becomes_white(tmp_path: Path) -> None:
     for mode, black in (("RGB", (0, 0, 0)), ("L", 0)):
         path = tmp_path / f"{mode}.png"
         Image.new(mode, (2, 2)).save(path, transparency=black)
         assert (np.asarray(read_image(path)) == 255).all()
 
 
-def test_a_transparent_gif_lies_on_white(tmp_path: Path) -> None:
+def test_a_transparent_gif_is_blended_with_white(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 10, 10, 20, 20, 20])
     image.putpixel((1, 0), 1)
@@ -242,7 +244,7 @@ def test_a_transparent_gif_lies_on_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
-def test_16_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
+def test_16_bit_grayscale_is_scaled(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 256, 257, 32768, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / f"image{suffix}")
     read = np.asarray(read_image(tmp_path / f"image{suffix}"))
@@ -261,7 +263,9 @@ def test_16_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
         (np.array([np.nan, -np.inf, 1], np.float32), [0, 0, 255]),
     ],
 )
-def test_wide_grey_is_scaled(tmp_path: Path, values: np.ndarray, expected: list[int]) -> None:
+def test_32_bit_grayscale_is_scaled(
+    tmp_path: Path, values: np.ndarray, expected: list[int]
+) -> None:
     Image.fromarray(values[None]).save(tmp_path / "image.tif")
     assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == expected
 
@@ -280,14 +284,14 @@ def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: i
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_senseless_orientation_is_ignored(tmp_path: Path, orientation: int) -> None:
+def test_invalid_orientation_is_ignored(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     smooth().save(tmp_path / "image.jpg", exif=exif)
     assert read_image(tmp_path / "image.jpg").size == (40, 30)
 
 
-def test_damaged_exif_leaves_the_image_and_warns_nobody(tmp_path: Path) -> None:
+def test_an_image_with_damaged_exif_is_read_without_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     smooth().save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff no such offset")
     with pytest.warns(UserWarning, match="Corrupt EXIF data"):
@@ -323,7 +327,7 @@ def test_strings_are_read(tmp_path: Path) -> None:
     assert read_image(str(tmp_path / "image.png")).size == (40, 30)
 
 
-# --- what cannot be read -----------------------------------------------------------------------
+# --- image files that cannot be read ------------------------------------------------------------
 
 
 def reason_for(path: Path) -> str:
@@ -334,7 +338,7 @@ def reason_for(path: Path) -> str:
     return caught.value.reason
 
 
-def test_reasons(tmp_path: Path) -> None:
+def test_image_error_names_the_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     assert reason_for(tmp_path / "empty.jpg") == "is empty (zero bytes)"
     (tmp_path / "text.jpg").write_text("no image at all, but some words\n" * 20)
@@ -348,7 +352,7 @@ def test_reasons(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_truncated_jpeg_is_never_silently_grey(tmp_path: Path, progressive: bool) -> None:
+def test_a_truncated_jpeg_raises(tmp_path: Path, progressive: bool) -> None:
     whole = BytesIO()
     noise(64, 48).save(whole, "JPEG", progressive=progressive)
     content = whole.getvalue()
@@ -367,7 +371,7 @@ def test_a_truncated_jpeg_is_never_silently_grey(tmp_path: Path, progressive: bo
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".webp", ".bmp", ".tif", ".mpo"])
-def test_other_truncated_images_are_errors(tmp_path: Path, suffix: str) -> None:
+def test_other_truncated_images_raise(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut{suffix}"
     noise(64, 48).save(path)
     content = path.read_bytes()
@@ -375,7 +379,7 @@ def test_other_truncated_images_are_errors(tmp_path: Path, suffix: str) -> None:
     reason_for(path)
 
 
-def test_random_damage_is_a_image_error_or_a_image(tmp_path: Path) -> None:
+def test_random_damage_raises_image_error_or_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "damaged"
     for form in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "MPO", "PPM", "TGA", "ICO"):
@@ -390,7 +394,7 @@ def test_random_damage_is_a_image_error_or_a_image(tmp_path: Path) -> None:
                 assert read_image(path).mode == "RGB"
 
 
-def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+def test_a_decompression_bomb_raises(tmp_path: Path) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
         body = kind + content
         return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
@@ -401,15 +405,15 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     assert reason_for(path).startswith("has too many pixels: Image size (10000000000 pixels)")
 
 
-def test_image_errors_travel_between_processes() -> None:
+def test_image_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(ImageError("a.jpg", "is empty")))
     assert (error.path, error.reason, str(error)) == ("a.jpg", "is empty", "a.jpg: is empty")
 
 
-# --- the whole image -------------------------------------------------------------------------
+# --- resize_mode "pad" -------------------------------------------------------------------------
 
 
-def whole(image: Image.Image, cache_size: int, image_size: int) -> np.ndarray:
+def padded(image: Image.Image, cache_size: int, image_size: int) -> np.ndarray:
     decoded = to_square(image, cache_size, image_size, "pad")
     assert decoded.shape == (cache_size, cache_size, 3)
     start = round((cache_size - image_size) / 2)
@@ -418,20 +422,20 @@ def whole(image: Image.Image, cache_size: int, image_size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("sizes", [(256, 224), (37, 32), (33, 32), (32, 32)])
 @pytest.mark.parametrize("shape", [(300, 223), (223, 300), (256, 256), (400, 200), (200, 400)])
-def test_up_to_twice_as_long_as_wide_the_model_sees_a_squeezed_image(
+def test_pad_squeezes_images_up_to_twice_as_long_as_wide(
     shape: tuple[int, int], sizes: tuple[int, int]
 ) -> None:
     image = noise(*shape)
     resized = image.resize((sizes[1], sizes[1]), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(whole(image, *sizes), np.asarray(resized))
+    np.testing.assert_array_equal(padded(image, *sizes), np.asarray(resized))
 
 
 @pytest.mark.parametrize(("shape", "n_rows"), [((640, 80), 56), ((900, 100), 50), ((5000, 1), 1)])
-def test_beyond_that_edges_go_on(shape: tuple[int, int], n_rows: int) -> None:
+def test_pad_repeats_the_edges_of_longer_images(shape: tuple[int, int], n_rows: int) -> None:
     image = noise(*shape)
     for turned in (False, True):
         shown = image.transpose(Image.Transpose.TRANSPOSE) if turned else image
-        seen = whole(shown, 256, 224)
+        seen = padded(shown, 256, 224)
         seen = seen.transpose(1, 0, 2) if turned else seen
         first = (224 - n_rows) // 2
         middle = np.asarray(image.resize((224, n_rows), Image.Resampling.BILINEAR))
@@ -441,7 +445,7 @@ def test_beyond_that_edges_go_on(shape: tuple[int, int], n_rows: int) -> None:
         np.testing.assert_array_equal(below, np.repeat(middle[-1:], len(below), 0))
 
 
-def test_the_margin_for_augmentation_repeats_the_edges() -> None:
+def test_pad_repeats_the_edges_in_the_augmentation_margin() -> None:
     decoded = to_square(noise(300, 200), 256, 224, "pad")
     np.testing.assert_array_equal(decoded[:16], np.repeat(decoded[16:17], 16, 0))
     np.testing.assert_array_equal(decoded[:, 240:], np.repeat(decoded[:, 239:240], 16, 1))
