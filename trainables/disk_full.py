@@ -1,4 +1,4 @@
-"""A full disk, told from other errors: it is no trial's fault, and the user can make room."""
+"""Recognise errors of a full disk: they are no trial's fault, and the user can make room."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import errno
 from collections.abc import Iterator
 
 _NUMBERS = {errno.ENOSPC, errno.EDQUOT}
-_SQLITE_SAYS = "database or disk is full"
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Say whether an error, or one behind it, is that of a full disk or a used-up quota."""
-    return any(
-        (isinstance(one, OSError) and one.errno in _NUMBERS) or _SQLITE_SAYS in str(one)
-        for one in _behind(error)
-    )
+    """Return whether a full disk or an exceeded quota caused an error, directly or not."""
+    return any(isinstance(one, OSError) and one.errno in _NUMBERS for one in _error_chain(error))
 
 
-def _behind(error: BaseException) -> Iterator[BaseException]:
+def _error_chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and all that led to it; Ray keeps a task's own error as `cause`."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]

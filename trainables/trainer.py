@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from spaces.base import TrialConfig
 from trainables.batches import Batches, CachedBatches, ImageBatches, ImageSet
-from trainables.feature_cache import FeatureCache, mixed_precision
+from trainables.compute import mixed_precision
+from trainables.feature_cache import FeatureCache
 from trainables.models.backbones import Backbone
 from trainables.models.ensemble import Classifier, Weights, create_head
 from trainables.trial_result import EpochResult

@@ -1,6 +1,6 @@
-"""A trial as Ray Tune sees it: `tune.Trainable` around `training.Trainer`.
+"""Run a trial under Ray Tune: `ImageTrial` is a `tune.Trainable` around a `Trainer`.
 
-The one file of this folder that knows Ray.
+The one module of this package that imports Ray.
 """
 
 from __future__ import annotations
@@ -17,37 +17,30 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from spaces.base import TrialConfig
-from trainables.compute import compute_with, give_memory_back
+from trainables.compute import configure_cpu, release_memory
 from trainables.disk_full import is_disk_full
 from trainables.models.ensemble import Weights
 from trainables.trainer import Trainer, TrainingError
-from trainables.worker import (
-    TrainingContext,
-    create_trainer,
-    resolve_config,
-    threads_of_worker,
-)
+from trainables.trial_result import TrialResult
+from trainables.worker import TrainingContext, TrialCheckpoints, create_trainer, resolve_config
 
-FAILURE = "failure"
-"""Key of a result that says why a trial failed."""
-
-DISK_FULL = "disk_full"
-"""Key of a result that says why a trial cannot go on, though it did not fail."""
+_MAX_REASON = 500  # characters
 
 
 class ImageTrial(tune.Trainable):
-    """One configuration of a search; workers go from one to the next (`reuse_actors`).
+    """Train one configuration of a search, an epoch a step.
 
-    After each epoch the keeper has a checkpoint before the result is told. So a trial that goes on
-    elsewhere, after its worker or the whole run was lost, tells its last epoch once more, and
-    trains none twice but the one it was in.
+    Workers go from one trial to the next (`reuse_actors`). A checkpoint is saved after each epoch,
+    before its result is reported. So a trial that is continued elsewhere, after its worker or the
+    whole run was lost, reports its last epoch once more and trains only that one again which it was
+    in.
     """
 
     _number: int
     _trainer: Trainer | None
     _best_weights: Weights
-    _pending_result: dict[str, Any] | None
-    _failure: dict[str, Any] | None
+    _pending_result: TrialResult | None
+    _failure: TrialResult | None
     _trained_seconds: float
 
     def setup(
@@ -56,23 +49,26 @@ class ImageTrial(tune.Trainable):
         context: TrainingContext | None = None,
         train_rows: np.ndarray | None = None,
         val_rows: np.ndarray | None = None,
-        checkpoints: Any = None,
+        checkpoints: TrialCheckpoints | None = None,
+        n_threads: int = 1,
     ) -> None:
-        """Begin a trial.
+        """Begin the worker's first trial.
 
         Args:
-            config: Its `number` in the study and its `params`.
+            config: The trial's `number` in the study and its `params`.
             context: What all trainings share.
             train_rows: int64, table rows to train on.
             val_rows: int64, table rows to validate on.
-            checkpoints: A `search.tuning.checkpoints.CheckpointClient`.
+            checkpoints: Where checkpoints and the best weights are kept.
+            n_threads: Threads that PyTorch computes with.
         """
         if context is None or train_rows is None or val_rows is None or checkpoints is None:
-            raise ValueError("ImageTrial needs tune.with_parameters(bench, rows, keeper)")
-        self._bench, self._keeper = context, checkpoints
+            raise ValueError("ImageTrial needs its arguments by `tune.with_parameters`")
+        self._context, self._checkpoints = context, checkpoints
         self._train_rows = torch.as_tensor(train_rows.copy())
         self._val_rows = torch.as_tensor(val_rows.copy())
-        compute_with(threads_of_worker())
+        self._node = str(ray.util.get_node_ip_address())
+        configure_cpu(n_threads)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -81,111 +77,120 @@ class ImageTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train for one epoch; a failure is a result too, so only lost workers are tried again."""
+        """Train for one epoch and return a `TrialResult` as a dict.
+
+        A failure is a result, too: only for lost workers a trial is tried again.
+        """
         if self._pending_result is not None:
-            told, self._pending_result = self._pending_result, None
-            return told
+            result, self._pending_result = self._pending_result, None
+            return result.as_dict()
         if self._failure is None:
             try:
-                return self._run_epoch()
+                return self._run_epoch().as_dict()
             except Exception as error:
-                self._failure = _describe_failure(error)
-        return self._failure
+                self._failure = self._describe_failure(error)
+        return self._failure.as_dict()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Do nothing: the keeper has a checkpoint of every epoch."""
+        """Do nothing: a checkpoint of every epoch is saved elsewhere."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Do nothing: `setup` asks the keeper."""
+        """Do nothing: a trial begins with its last checkpoint."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
         self._trainer, self._best_weights = None, {}
-        give_memory_back()
+        release_memory()
         self._pending_result = self._failure = None
         self._trained_seconds = 0.0
         try:
             self._trainer = self._create_trainer(resolve_config(config["params"]))
-            self._carry_on(self._trainer)
+            self._resume(self._trainer)
         except Exception as error:
-            self._failure = _describe_failure(error)
+            self._failure = self._describe_failure(error)
 
     def _create_trainer(self, config: TrialConfig) -> Trainer:
         return create_trainer(
-            self._bench,
+            self._context,
             config,
             self._train_rows,
             self._val_rows,
-            seed=self._bench.seed * 1_000_003 + self._number,
-            epochs=self._bench.epochs,
-            patience=self._bench.patience,
-            initial_head=self._bench.heads.get(config.backbone),
+            seed=self._context.seed * 1_000_003 + self._number,
+            epochs=self._context.epochs,
+            patience=self._context.patience,
+            initial_head=self._context.heads.get(config.backbone),
         )
 
-    def _carry_on(self, trainer: Trainer) -> None:
+    def _resume(self, trainer: Trainer) -> None:
         """Go back to the last checkpoint, if there is one that can be read.
 
-        Its epoch is told once more: whoever heard of it may not have decided on it.
+        Its epoch is reported once more: the driver may have been lost before it decided on it.
         """
-        content = self._keeper.last_checkpoint(self._number)
+        content = self._checkpoints.load_last(self._number)
         if content is None:
             return
         try:
             state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         except (RuntimeError, EOFError, pickle.UnpicklingError):
-            return  # damaged: the trial begins anew, and what is known of it is not told again
+            return  # damaged: the trial starts again, and its known epochs are recorded no more
         trainer.load_state_dict(state["trainer"])
         self._best_weights = state["best_weights"]
-        self._trained_seconds = state["told"]["trained_seconds"]
-        self._pending_result = state["told"]
+        self._pending_result = TrialResult.from_dict(state["result"])
+        self._trained_seconds = self._pending_result.trained_seconds
 
-    def _run_epoch(self) -> dict[str, Any]:
+    def _run_epoch(self) -> TrialResult:
         trainer = self._trainer
         if trainer is None:
             raise RuntimeError("a trial runs before it has begun")
-        result = trainer.run_epoch()
-        best = trainer.best or result
-        if best is result:
+        epoch = trainer.run_epoch()
+        best = trainer.best or epoch
+        if best is epoch:
             self._best_weights = trainer.model.member_weights()
-        self._trained_seconds += result.seconds
-        told = {
-            **vars(result),
-            "best_val_accuracy": best.val_accuracy,
-            "best_val_loss": best.val_loss,
-            "best_epoch": best.epoch,
-            "trained_seconds": self._trained_seconds,
-            "node": str(ray.util.get_node_ip_address()),
-            "finished": trainer.finished,
-            "done": trainer.finished,
-        }
+        self._trained_seconds += epoch.seconds
+        result = TrialResult(
+            **vars(epoch),
+            best_val_accuracy=best.val_accuracy,
+            best_val_loss=best.val_loss,
+            best_epoch=best.epoch,
+            trained_seconds=self._trained_seconds,
+            node=self._node,
+            finished=trainer.finished,
+        )
         if trainer.finished:
             self._submit_weights((best.val_accuracy, -best.val_loss))
-        state = {"trainer": trainer.state_dict(), "best_weights": self._best_weights, "told": told}
-        self._keeper.checkpoint(self._number, _as_file(state))
-        return told
+        state = {
+            "trainer": trainer.state_dict(),
+            "best_weights": self._best_weights,
+            "result": result.as_dict(),
+        }
+        self._checkpoints.save(self._number, _as_file(state))
+        return result
 
     def _submit_weights(self, score: tuple[float, float]) -> None:
-        if self._keeper.would_keep(self._number, score):
-            self._keeper.submit(self._number, score, _as_file(self._best_weights))
+        if self._checkpoints.would_keep(self._number, score):
+            self._checkpoints.submit(self._number, score, _as_file(self._best_weights))
+
+    def _describe_failure(self, error: Exception) -> TrialResult:
+        """Return the result that reports a failure, or a full disk.
+
+        Raises:
+            RayError: the cluster lost something, which is not the trial's failure: it is continued
+                in another worker.
+        """
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            raise error
+        if is_disk_full(error):
+            return TrialResult(node=self._node, disk_full="no space left for checkpoints")
+        is_expected = isinstance(error, TrainingError)
+        reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
+        return TrialResult(
+            node=self._node,
+            failure=reason[:_MAX_REASON],
+            traceback="".join(traceback.format_exception(error)),
+        )
 
 
 def _as_file(content: object) -> bytes:
     file = io.BytesIO()
     torch.save(content, file)
     return file.getvalue()
-
-
-def _describe_failure(error: Exception) -> dict[str, Any]:
-    """Return the result that tells a trial's failure, or that the disk is full.
-
-    Raises:
-        RayError: the cluster lost something, which is not the trial's failure: it goes on in
-            another worker.
-    """
-    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-        raise error
-    if is_disk_full(error):
-        return {DISK_FULL: "no space left for checkpoints"}
-    reason = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
-    trace = "".join(traceback.format_exception(error))
-    return {FAILURE: reason[:500], "traceback": trace, "done": True}

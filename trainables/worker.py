@@ -1,73 +1,122 @@
-"""What the trainings of one worker share: images, backbones and cached features."""
+"""Set up trainings in a worker process: open images, share backbones, find cached features.
+
+What all workers of a run read lies in shared memory or in files. This module knows neither Ray nor
+where that is: whoever starts the workers implements the protocols below.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import ray
 import torch
-from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from spaces.base import TrialConfig, Value
 from trainables.batches import ImageSet
-from trainables.compute import compute_with
-from trainables.feature_cache import (
-    FeatureCache,
-    as_features,
-    build_view,
-    view_magnitude,
-    views_up_to,
-)
+from trainables.feature_cache import FeatureCache, build_view, view_magnitude
 from trainables.images import ImageRows, as_tensor
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.batchnorm_folding import fold_batchnorm
 from trainables.models.ensemble import Weights
 from trainables.trainer import Trainer
 
+GPU_TABLE_FRACTION = 0.2
+"""Fraction of a GPU's free memory that decoded images may take; larger tables stay on the CPU."""
+
+
+class SharedArray(Protocol):
+    """A NumPy array that all workers of a run read; hashable, and small when pickled."""
+
+    def open(self) -> np.ndarray:
+        """Return the array, mapped or in shared memory; it must not be written to."""
+
+
+class SharedWeights(Protocol):
+    """A state dict that all workers of a run read; hashable, and small when pickled."""
+
+    def open(self) -> Weights:
+        """Return the state dict."""
+
+
+class FeatureSource(Protocol):
+    """Hands out cached features of frozen backbone stages."""
+
+    def get_views(self, backbone: str, stage_output: int, augment: float) -> FeatureCache | None:
+        """Return the views that a training may draw.
+
+        Args:
+            backbone: Name of the backbone.
+            stage_output: Number of frozen stages, 1 to 5.
+            augment: Strength of the augmentation, in [0, 1].
+
+        Returns:
+            The views; None where the training is to compute its features itself.
+        """
+
+
+class TrialCheckpoints(Protocol):
+    """Stores the weights of the best trials, and the checkpoints of running ones."""
+
+    def would_keep(self, number: int, score: tuple[float, float]) -> bool:
+        """Return whether the weights of a trial with this score would be kept."""
+
+    def submit(self, number: int, score: tuple[float, float], content: bytes) -> None:
+        """Submit a trial's weights; they are kept while the trial is among the best."""
+
+    def save(self, number: int, content: bytes) -> None:
+        """Replace a running trial's checkpoint."""
+
+    def load_last(self, number: int) -> bytes | None:
+        """Return a trial's last checkpoint; None where there is none."""
+
 
 @dataclass(frozen=True)
-class TrainingContext:
-    """What all trainings of a run share. Large things are in the object store.
+class FeatureContext:
+    """Images and pretrained backbones: what computing features needs.
 
     Attributes:
-        table: The packed images, uint8 [N, S, S, 3]; see `open_table`.
-        labels: int64 [N].
-        n_classes: Labels are in [0, n_classes).
+        table: The decoded images, uint8 [N, S, S, 3].
         image_size: Side in pixels that a backbone sees.
-        flip: Whether a mirrored image is still of its class.
-        weights: By backbone, a reference to its pretrained state dict; one that is missing starts
-            from scratch.
-        n_views: V, the views of each image in a bank.
-        feature_cache: Actor handle of `FeatureCacheActor`; None computes all features as needed.
-        heads: By backbone, the probe's head that trainings begin with.
-        epochs: The full length of a trial.
-        patience: See `Space.patience`.
+        flip: Whether images may be mirrored.
+        weights: By backbone, its pretrained state dict; one that is missing starts from scratch.
         seed: Of the run.
-        groups: int64 [N]; images of equal numbers are near-duplicates, and stay in one fold.
-            None is each on its own.
     """
 
-    table: Any
-    labels: np.ndarray
-    n_classes: int
+    table: SharedArray
     image_size: int
     flip: bool
-    weights: Mapping[str, Any]
-    n_views: int
-    feature_cache: Any
-    heads: Mapping[str, Weights]
+    weights: Mapping[str, SharedWeights]
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainingContext(FeatureContext):
+    """What all trainings of a run have in common.
+
+    Attributes:
+        labels: int64 [N].
+        n_classes: Labels are in [0, n_classes).
+        epochs: The full length of a trial.
+        patience: See `Space.patience`.
+        heads: By backbone, the linear probe's head, which trainings may begin with.
+        feature_source: Of cached features; None computes all features as they are needed.
+        groups: int64 [N]; images of equal numbers are near-duplicates, and stay in one fold.
+            None puts each image in a group of its own.
+    """
+
+    labels: np.ndarray
+    n_classes: int
     epochs: int
     patience: int | None
-    seed: int
+    heads: Mapping[str, Weights]
+    feature_source: FeatureSource | None
     groups: np.ndarray | None = None
 
     def images(self, device: torch.device) -> ImageSet:
-        """Open the shared table: without a copy, or once a worker on the GPU where it fits."""
+        """Open the images with their labels; see `open_table`."""
         return ImageSet(
             table=open_table(self.table, device),
             labels=as_tensor(self.labels),
@@ -76,114 +125,82 @@ class TrainingContext:
             flip=self.flip,
         )
 
-    def cache(self, config: TrialConfig) -> FeatureCache | None:
-        """Open the bank that a config draws from; None where there is none for it."""
-        return self._lend(config.backbone, config.freeze_depth, config.augment)
-
-    def pooled_bank(self, backbone: str) -> FeatureCache | None:
-        """Open the clean pooled features of a backbone; None where there are none."""
-        return self._lend(backbone, 5, 0.0)
-
-    def _lend(self, backbone: str, stage_output: int, augment: float) -> FeatureCache | None:
-        if self.feature_cache is None or stage_output == 0:
+    def cached_features(self, config: TrialConfig) -> FeatureCache | None:
+        """Return the cached features that a configuration trains on; None where there are none."""
+        if self.feature_source is None or config.freeze_depth == 0:
             return None
-        attempts_left = 3
-        while True:
-            lent = ray.get(
-                self.feature_cache.get_views.remote(
-                    backbone, stage_output, views_up_to(augment, self.n_views)
-                )
-            )
-            if lent is None:
-                return None
-            views, row_of, block_size = lent
-            try:
-                arrays = [ray.get(blocks, timeout=VIEWS_TIMEOUT_SECONDS) for blocks in views]
-                tensors = tuple(tuple(map(as_features, blocks)) for blocks in arrays)
-                return FeatureCache(tensors, self.n_views, as_tensor(ray.get(row_of)), block_size)
-            except GetTimeoutError:
-                continue  # perhaps lost with a machine since: who owns them looks again
-            except ObjectLostError:  # with the actor that owned them; it is there again, and builds
-                attempts_left -= 1
-                if not attempts_left:
-                    raise
+        return self.feature_source.get_views(config.backbone, config.freeze_depth, config.augment)
+
+    def pooled_features(self, backbone: str) -> FeatureCache | None:
+        """Return a backbone's cached pooled features of images without augmentation, or None."""
+        if self.feature_source is None:
+            return None
+        return self.feature_source.get_views(backbone, 5, 0.0)
 
 
-VIEWS_TIMEOUT_SECONDS = 30.0
-"""How long a view is waited for before its owner is asked again."""
+_tables: dict[tuple[SharedArray, torch.device], torch.Tensor] = {}
 
 
-GPU_TABLE_FRACTION = 0.2
-"""Of a GPU's free memory: packed images up to that are kept on the card."""
-
-
-_tables: dict[tuple[Any, torch.device], torch.Tensor] = {}
-
-
-def open_table(table: Any, device: torch.device) -> torch.Tensor:
-    """Open the packed images, shared by all workers of a node; a GPU gets its own copy.
+def open_table(table: SharedArray, device: torch.device) -> torch.Tensor:
+    """Open the decoded images: without a copy on the CPU, with one copy per worker on a GPU.
 
     Args:
-        table: A reference into the object store, the path of a file to be mapped, or a
-            `search.cluster.shared_file.SharedFile`, whose copy on this machine is.
-        device: Where they are wanted. They stay on the CPU where they would crowd the GPU.
+        table: uint8 [N, S, S, 3].
+        device: Where they are needed. They stay on the CPU if they take more than
+            `GPU_TABLE_FRACTION` of the GPU's free memory.
     """
-    if isinstance(table, ray.ObjectRef):
-        shared = ray.get(table)
-    else:
-        path = table if isinstance(table, Path) else table.local_path()
-        shared = np.load(path, mmap_mode="r")
     if device.type == "cpu":
-        return as_tensor(shared)
+        return as_tensor(table.open())
     if (table, device) not in _tables:
+        array = table.open()
         free, _ = torch.cuda.mem_get_info(device)
-        fits = shared.nbytes <= GPU_TABLE_FRACTION * free
-        _tables[table, device] = as_tensor(shared).to(device if fits else "cpu")
+        fits = array.nbytes <= GPU_TABLE_FRACTION * free
+        _tables[table, device] = as_tensor(array).to(device if fits else "cpu")
     return _tables[table, device]
 
 
-_Kind = tuple[str, torch.device, Any, int]
+_BackboneKey = tuple[str, torch.device, SharedWeights | None, int]
+"""Two runs in one worker may give backbones of the same name other weights."""
+
+_backbones: dict[_BackboneKey, Backbone] = {}
+_folded_backbones: dict[_BackboneKey, Backbone] = {}
 
 
-_pristine: dict[_Kind, Backbone] = {}
-
-
-_fused: dict[_Kind, Backbone] = {}
-
-
-def _kind(context: TrainingContext, name: str, device: torch.device) -> _Kind:
-    """Return what a worker tells backbones apart by: of one name there may be other weights."""
+def _backbone_key(context: FeatureContext, name: str, device: torch.device) -> _BackboneKey:
     return name, device, context.weights.get(name), context.seed
 
 
 def clone_backbone(
-    context: TrainingContext, name: str, depth: int, device: torch.device
+    context: FeatureContext, name: str, depth: int, device: torch.device
 ) -> Backbone:
-    """Return a backbone whose unfrozen stages are a copy of its own; frozen ones are shared.
+    """Return a backbone with its first `depth` stages shared in this worker, the others copied.
 
-    A worker reads each backbone's weights once and keeps them for the trials to come.
+    A worker reads the weights of each backbone once, and keeps them for later trials.
     """
-    kind = _kind(context, name, device)
-    if kind not in _pristine:
-        reference = context.weights.get(name)
-        state_dict = None if reference is None else ray.get(reference)
+    key = _backbone_key(context, name, device)
+    if key not in _backbones:
+        weights = context.weights.get(name)
+        state_dict = None if weights is None else weights.open()
         backbone = create_backbone(name, state_dict, seed=context.seed)
-        _pristine[kind] = backbone.to(device).to(memory_format=torch.channels_last)
-    pristine = _pristine[kind]
-    shared = {id(stage): stage for stage in pristine.stages[:depth]}
-    return copy.deepcopy(pristine, shared)
+        _backbones[key] = backbone.to(device).to(memory_format=torch.channels_last)
+    original = _backbones[key]
+    shared = {id(stage): stage for stage in original.stages[:depth]}
+    return copy.deepcopy(original, shared)
 
 
-def folded_backbone(context: TrainingContext, name: str, device: torch.device) -> Backbone:
-    """Return a pretrained backbone that is made for inference, once a worker."""
-    kind = _kind(context, name, device)
-    if kind not in _fused:
-        _fused[kind] = fold_batchnorm(clone_backbone(context, name, 5, device))
-    return _fused[kind]
+def folded_backbone(context: FeatureContext, name: str, device: torch.device) -> Backbone:
+    """Return a pretrained backbone for inference, with its batch normalisation folded.
+
+    A worker folds each backbone once.
+    """
+    key = _backbone_key(context, name, device)
+    if key not in _folded_backbones:
+        _folded_backbones[key] = fold_batchnorm(clone_backbone(context, name, 5, device))
+    return _folded_backbones[key]
 
 
 def build_block(
-    context: TrainingContext,
+    context: FeatureContext,
     backbone: str,
     rows: np.ndarray,
     view: int,
@@ -191,13 +208,24 @@ def build_block(
     stage_outputs: Sequence[int],
     seed: int,
 ) -> list[np.ndarray]:
-    """Compute one view of some images, given by their table rows, at each boundary."""
-    compute_with(threads_of_worker())
+    """Compute one view of some images at several stage outputs, in one pass.
+
+    Args:
+        context: Images and backbones.
+        backbone: Name of the backbone.
+        rows: int64 [n], the images' rows in the table.
+        view: Number of the view, in [0, n_views).
+        n_views: V, which sets the magnitude of the view's augmentation.
+        stage_outputs: Ascending, each in 1 to 5.
+        seed: Of the augmentation.
+
+    Returns:
+        By stage output, the bits of the features: int16 [n, *shape].
+    """
     device = training_device()
-    network = folded_backbone(context, backbone, device)
     table = open_table(context.table, torch.device("cpu"))
-    kept = build_view(
-        network,
+    features = build_view(
+        folded_backbone(context, backbone, device),
         ImageRows(table, torch.from_numpy(rows.copy())),
         context.image_size,
         view_magnitude(view, n_views),
@@ -206,25 +234,18 @@ def build_block(
         seed,
         device,
     )
-    return [kept[stage_output] for stage_output in stage_outputs]
+    return [features[stage_output] for stage_output in stage_outputs]
 
 
 def resolve_config(params: Mapping[str, Value]) -> TrialConfig:
-    """Read a trial's parameters; a network that has no pretrained weights is never frozen."""
+    """Read a trial's parameters; a network without pretrained weights is never frozen."""
     config = TrialConfig.from_params(params)
     return replace(config, freeze_depth=0) if config.backbone == "cnn" else config
 
 
 def training_device() -> torch.device:
-    """Return the GPU that Ray gave this worker, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
-
-
-def threads_of_worker() -> int:
-    """Return how many CPUs Ray gave this worker, at least one."""
-    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    """Return the GPU if this worker sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def create_trainer(
@@ -233,9 +254,12 @@ def create_trainer(
     train_rows: torch.Tensor,
     val_rows: torch.Tensor,
     seed: int,
-    **options: Any,
+    epochs: int,
+    patience: int | None = None,
+    initial_head: Weights | None = None,
+    epoch_lrs: Sequence[float] | None = None,
 ) -> Trainer:
-    """Set up a training on this worker; options go to `Trainer`."""
+    """Create a `Trainer` on this worker's device; see its arguments."""
     device = training_device()
     return Trainer(
         config,
@@ -243,7 +267,10 @@ def create_trainer(
         context.images(device),
         train_rows,
         val_rows,
+        epochs=epochs,
         seed=seed,
-        cache=context.cache(config),
-        **options,
+        cache=context.cached_features(config),
+        initial_head=initial_head,
+        patience=patience,
+        epoch_lrs=epoch_lrs,
     )

@@ -58,7 +58,7 @@ from benchmarks.harness.workbench import (
 from search.pipeline.retraining.kfold import split_folds
 from spaces.sources import Arrays, digits, fashion_mnist, rendered_digits
 from trainables.batches import ImageSet
-from trainables.feature_cache import mixed_precision
+from trainables.compute import mixed_precision
 from trainables.images import crop_and_normalise, to_square
 from trainables.models.center_crop import enlarge_center
 

@@ -41,8 +41,8 @@ from benchmarks.harness.workbench import (
 from benchmarks.speed import ray_tutorial
 from spaces.base import TrialConfig
 from trainables.batches import ImageSet
-from trainables.compute import compute_with
-from trainables.feature_cache import FeatureCache, mixed_precision
+from trainables.compute import configure_cpu, mixed_precision
+from trainables.feature_cache import FeatureCache
 from trainables.images import crop_and_normalise
 from trainables.models.ensemble import Classifier, Weights, create_head
 from trainables.trainer import Trainer
@@ -89,7 +89,7 @@ def main() -> None:
     parser = command_line(__doc__, data=True)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; a trial has one CPU")
     arguments = parser.parse_args()
-    compute_with(arguments.threads)
+    configure_cpu(arguments.threads)
     plan = PLANS[arguments.mode]
     report = Report("epoch", "Training images per second: our epoch over the bare model step.")
     data = find_data(arguments)

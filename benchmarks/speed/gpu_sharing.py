@@ -38,7 +38,7 @@ from benchmarks.harness.workbench import (
 )
 from spaces.base import TrialConfig
 from trainables.batches import ImageSet
-from trainables.feature_cache import mixed_precision
+from trainables.compute import mixed_precision
 from trainables.images import crop_and_normalise
 from trainables.models.ensemble import Classifier, create_head
 from trainables.trainer import Trainer

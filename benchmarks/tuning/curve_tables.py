@@ -29,13 +29,8 @@ from benchmarks.harness.workbench import choose_stratified, new_backbone
 from spaces.base import Space, TrialConfig, Value
 from spaces.sources import folder
 from trainables.batches import ImageSet
-from trainables.feature_cache import (
-    FeatureCache,
-    as_features,
-    build_view,
-    mixed_precision,
-    view_magnitude,
-)
+from trainables.compute import mixed_precision
+from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
 from trainables.models.backbones import Backbone
 from trainables.models.batchnorm_folding import fold_batchnorm
 from trainables.models.ensemble import Classifier, Weights

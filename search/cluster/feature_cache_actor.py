@@ -1,180 +1,152 @@
-"""Where view banks live: built by Ray tasks, owned by one actor, evicted by use.
+"""Cache of features in Ray's object store: Ray tasks build it, one actor holds the references.
 
-The tasks' results belong to the actor, so they outlive trials and workers. When a machine that held
-some is lost, they are computed again. Neither this file nor its imports load
-PyTorch: the actor is there in a moment, and only the tasks need it.
+The tasks' results belong to the actor, so they outlive trials and workers. The least recently used
+are evicted, and those that were lost with a node are computed again. Neither this module nor its
+imports load PyTorch, so that the actor starts at once; the tasks import it.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import ray
 from ray import cloudpickle
 
-from search.cluster.nodes import EVERYWHERE, machines, on_driver_node
-
-# A view is built in blocks: as many machines as there are blocks can work on it. Their number
-# follows from that of the images alone, so a bank does not depend on who built it.
-_MIN_BLOCK_IMAGES = 64
-_MAX_BLOCKS = 16
-
-
-BlockSpec = tuple[Any, str, np.ndarray, int, int, Sequence[int], int]
+from search.cluster.feature_cache_plan import FeatureCachePlan
+from search.cluster.nodes import EVERYWHERE
 
 
 @dataclass(frozen=True)
-class FeatureCachePlan:
-    """What a run's banks are made of.
+class ViewReferences:
+    """References to the first views of one stage output.
 
     Attributes:
-        context: Reference to the run's `trainables.trial.TrainingContext`.
-        seed: Of the run.
-        rows: int64 [n], the table rows of the images that trainings may see; never the test's.
-        n_views: V.
-        sizes: By backbone, bytes of the whole bank at boundaries 1 to 5.
-        budget_bytes: What all banks may take together.
-        gpus_per_task: Share of a GPU that a task takes while the banks are first built.
+        views: By view, references to its blocks: int16 [n, *shape].
+        row_of: Reference to the position of each table row in a view, -1 for rows that are not
+            cached: int64 [N].
+        block_size: Images in every block but the last.
     """
 
-    context: Any
-    seed: int
-    rows: np.ndarray
-    n_views: int
-    sizes: Mapping[str, tuple[int, ...]]
-    budget_bytes: int
-    gpus_per_task: float
-
-    def first_stage_outputs(self, depths: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """Choose what is built before the first trial, while the budget lasts.
-
-        The deepest boundaries first, which save most, and of those the smallest.
-
-        Args:
-            depths: Boundaries that trials may ask for.
-
-        Returns:
-            By backbone, its boundaries, ascending.
-        """
-        left = self.budget_bytes
-        chosen: dict[str, list[int]] = {name: [] for name in self.sizes}
-        by_worth = sorted(
-            (-d, self.sizes[name][d - 1], name) for name in self.sizes for d in depths
-        )
-        for minus_depth, size, name in by_worth:
-            if size <= left:
-                left -= size
-                chosen[name].append(-minus_depth)
-        return {name: tuple(sorted(kept)) for name, kept in chosen.items()}
-
-    @property
-    def block_size(self) -> int:
-        """Images in each block of a view."""
-        return max(_MIN_BLOCK_IMAGES, -(-len(self.rows) // _MAX_BLOCKS))
+    views: list[list[Any]]
+    row_of: Any
+    block_size: int
 
 
-def store_bytes(share: float) -> int:
-    """Return a share of the smallest node's object store."""
-    return int(min(machine.store_bytes for machine in machines()) * share)
+@dataclass(frozen=True)
+class BuiltBlock:
+    """Report of a task that has built a block of a view.
+
+    Attributes:
+        backbone: Name of the backbone.
+        n_bytes: Of the features, at all stage outputs together.
+        seconds: That the task took.
+        node: Address of the node that it ran on.
+    """
+
+    backbone: str
+    n_bytes: int
+    seconds: float
+    node: str
 
 
 class FeatureCacheActor:
-    """Owns every view that has been built, and builds what is asked for.
+    """Holds references to all cached views, and starts the tasks that build them.
 
-    It never waits: it hands out references to results that may still be on their way.
+    No method waits for a task: references are returned while the features are being computed.
     """
 
     def __init__(self, plan: FeatureCachePlan) -> None:
         self._plan = plan
-        # By backbone and boundary: by view, references to its blocks.
+        # By backbone and stage output, least recently used first: by view, references to blocks.
         self._views: OrderedDict[tuple[str, int], list[list[Any]]] = OrderedDict()
-        self._asked: Counter[tuple[str, int]] = Counter()
+        self._n_requests: Counter[tuple[str, int]] = Counter()
+        self._n_lost_blocks = 0
         self._last_rebuilt: Any = None
-        # By backbone, boundary, view and place: the blocks of tasks that asked for CPUs.
-        self._first: set[tuple[str, int, int, int]] = set()
-        self._are_built = False
+        # Backbone, stage output, view and position of each block whose task needed a CPU.
+        self._initial_blocks: set[tuple[str, int, int, int]] = set()
+        self._initial_build_ended = False
         row_of = np.full(int(plan.rows.max()) + 1, -1, np.int64)
         row_of[plan.rows] = np.arange(len(plan.rows))
         self._row_of = ray.put(row_of)
-        # After a crash Ray starts the actor anew: what was built is gone, and known to be wanted.
+        # Ray restarts the actor after a crash. Then all views are lost, but known to be in use.
         in_actor = ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
-        self._is_anew = in_actor and ray.get_runtime_context().was_current_actor_reconstructed
+        self._restarted = in_actor and ray.get_runtime_context().was_current_actor_reconstructed
 
     def build(self, backbone: str, stage_outputs: Sequence[int], n_views: int) -> list[Any]:
-        """Start building views 0 … n_views - 1 at some boundaries, in one pass a view.
+        """Start building views 0 … n_views - 1 at several stage outputs, in one pass per view.
 
-        For before the first trial: the tasks ask for CPUs, and GPUs, of their own.
+        To be called before the first trial: the tasks need CPUs, and GPUs, of their own.
 
         Args:
-            backbone: Whose frozen stages.
+            backbone: Name of the backbone.
             stage_outputs: Ascending, in 1 to 5; at least one.
-            n_views: How many views; those that are there already are not built again.
+            n_views: Number of views; those that exist already are not built again.
 
         Returns:
-            For each block that is on its way, a reference to one of its boundaries.
+            A reference to the `BuiltBlock` of each task that was started.
         """
-        task: Any = _build_block.options(
+        task: Any = build_block_task.options(
             num_returns=len(stage_outputs) + 1,
             num_cpus=1,
             num_gpus=self._plan.gpus_per_task,
             scheduling_strategy=EVERYWHERE,
         )
-        built = min(
+        n_built = min(
             len(self._views.get((backbone, stage_output), [])) for stage_output in stage_outputs
         )
-        started = []
-        for view in range(built, n_views):
+        reports = []
+        for view in range(n_built, n_views):
             blocks = [
-                task.remote(*self._block(backbone, stage_outputs, view, start), None)
+                task.remote(*self._block_arguments(backbone, stage_outputs, view, start), None)
                 for start in self._block_starts()
             ]
-            for place, stage_output in enumerate(stage_outputs):
-                kept = self._views.setdefault((backbone, stage_output), [])
-                if len(kept) == view:
-                    kept.append([block[place] for block in blocks])
-                    self._first |= {(backbone, stage_output, view, i) for i in range(len(blocks))}
-            started += [block[0] for block in blocks]
-        return started
+            for i, stage_output in enumerate(stage_outputs):
+                views = self._views.setdefault((backbone, stage_output), [])
+                if len(views) == view:
+                    views.append([block[i] for block in blocks])
+                    self._initial_blocks |= {
+                        (backbone, stage_output, view, position) for position in range(len(blocks))
+                    }
+            reports += [block[-1] for block in blocks]
+        return reports
 
-    def built(self) -> None:
-        """Note that all that `build` started has ended: what is not there from now on is lost."""
-        self._are_built = True
+    def end_initial_build(self) -> None:
+        """Record that all tasks of `build` have ended: blocks that are missing now are lost."""
+        self._initial_build_ended = True
 
-    def get_views(
-        self, backbone: str, stage_output: int, n_views: int
-    ) -> tuple[list[list[Any]], Any, int] | None:
-        """Hand out the first views of a bank.
+    def get_views(self, backbone: str, stage_output: int, n_views: int) -> ViewReferences | None:
+        """Return the first views of a stage output, and start building those that are missing.
 
-        A bank that is not there is built when it is asked for the second time (the first trial
-        might have been the only one, and stopped after an epoch). The least recently used make room
-        for it, but for those at a deeper boundary: they save more.
+        What is not cached is built at the second request: the first trial might have been the only
+        one, and pruned after an epoch. The least recently used views are evicted to make room, but
+        none of a deeper stage output, which saves more computation.
 
         Returns:
-            By view, references to its blocks; a reference to each table row's place in a view;
-            and the block size. None where the trial is to compute its features as it goes.
+            The references; None where the trial is to compute its features itself.
         """
         key = (backbone, stage_output)
         size = self._plan.sizes[backbone][stage_output - 1]
         if key not in self._views:
-            self._asked[key] += 1
-            is_wanted = self._asked[key] > 1 or self._is_anew
+            self._n_requests[key] += 1
+            is_in_use = self._n_requests[key] > 1 or self._restarted
             is_large = size > self._plan.budget_bytes // 2
-            if is_large or not is_wanted or not self._make_room(size, stage_output):
+            if is_large or not is_in_use or not self._make_room(size, stage_output):
                 return None
             self._views[key] = []
         while len(self._views[key]) < n_views:
             self._views[key].append(self._rebuild(backbone, stage_output, len(self._views[key])))
-        if self._are_built:
-            self._replace_lost(backbone, stage_output, n_views)
+        if self._initial_build_ended:
+            self._rebuild_lost(backbone, stage_output, n_views)
         self._views.move_to_end(key)
-        return self._views[key][:n_views], self._row_of, self._plan.block_size
+        return ViewReferences(self._views[key][:n_views], self._row_of, self._plan.block_size)
 
     def sizes_bytes(self) -> dict[str, int]:
-        """Return the bytes each bank takes, by `backbone/boundary`."""
+        """Return the bytes that the views of each `backbone/stage_output` take."""
         plan = self._plan
         return {
             f"{name}/{stage_output}": plan.sizes[name][stage_output - 1]
@@ -183,91 +155,89 @@ class FeatureCacheActor:
             for (name, stage_output), views in self._views.items()
         }
 
+    def n_lost_blocks(self) -> int:
+        """Return how many blocks were lost with a node, and built again."""
+        return self._n_lost_blocks
+
     def _make_room(self, size: int, stage_output: int) -> bool:
-        """Forget banks at boundaries no deeper, least recently used first, until `size` bytes fit.
+        """Evict views at stage outputs no deeper than this until `size` bytes fit.
 
         Returns:
-            Whether they fit; if not, none is forgotten.
+            Whether they fit; if not, nothing is evicted.
         """
-        taken = {key: self._plan.sizes[key[0]][key[1] - 1] for key in self._views}
-        room = self._plan.budget_bytes - sum(taken.values())
-        forgotten = []
+        sizes = {key: self._plan.sizes[key[0]][key[1] - 1] for key in self._views}
+        room = self._plan.budget_bytes - sum(sizes.values())
+        evicted = []
         for key in self._views:
             if room < size and key[1] <= stage_output:
-                room += taken[key]
-                forgotten.append(key)
+                room += sizes[key]
+                evicted.append(key)
         if room < size:
             return False
-        for key in forgotten:
+        for key in evicted:
             del self._views[key]
-            self._first = {block for block in self._first if block[:2] != key}
+            self._initial_blocks = {block for block in self._initial_blocks if block[:2] != key}
         return True
 
-    def _replace_lost(self, backbone: str, stage_output: int, n_views: int) -> None:
-        """Start building again what was lost with its machine.
+    def _rebuild_lost(self, backbone: str, stage_output: int, n_views: int) -> None:
+        """Start building blocks again that were lost with their node.
 
-        Ray would do it from the block's lineage, by a task that asks for the CPUs of the first one,
-        while trials hold all of them and wait for the block.
+        Ray would do so itself, but by a task that needs a CPU as the first one did, while trials
+        hold all CPUs and wait for the block.
         """
         views = self._views[backbone, stage_output][:n_views]
-        first = {
-            (backbone, stage_output, view, place): block
+        initial = {
+            (backbone, stage_output, view, position): block
             for view, blocks in enumerate(views)
-            for place, block in enumerate(blocks)
-            if (backbone, stage_output, view, place) in self._first
+            for position, block in enumerate(blocks)
+            if (backbone, stage_output, view, position) in self._initial_blocks
         }
-        if not first:
+        if not initial:
             return
-        waited_for = list(first.values())
-        _, lost = ray.wait(waited_for, num_returns=len(first), timeout=5.0, fetch_local=False)
-        for key, block in first.items():
+        references = list(initial.values())
+        _, lost = ray.wait(references, num_returns=len(initial), timeout=5.0, fetch_local=False)
+        for key, block in initial.items():
             if block in lost:
-                view, place = key[2:]
-                start = self._block_starts()[place]
-                views[view][place] = self._rebuild_block(backbone, stage_output, view, start)
-                self._first.discard(key)
+                view, position = key[2:]
+                start = self._block_starts()[position]
+                views[view][position] = self._rebuild_block(backbone, stage_output, view, start)
+                self._initial_blocks.discard(key)
+                self._n_lost_blocks += 1
 
     def _rebuild(self, backbone: str, stage_output: int, view: int) -> list[Any]:
-        """Start building a view while trials hold the machine."""
+        """Start building a view while trials hold all CPUs."""
         starts = self._block_starts()
         return [self._rebuild_block(backbone, stage_output, view, start) for start in starts]
 
     def _rebuild_block(self, backbone: str, stage_output: int, view: int, start: int) -> Any:
-        """Start building a block while trials hold the machine.
+        """Start building a block while trials hold all CPUs.
 
-        A task that asked for a CPU could wait for the very trial that waits for it; so these ask
-        for none, and run one after the other.
+        A task that needs a CPU could wait for the very trial that waits for its block. So these
+        need none, and run one after the other.
         """
-        task: Any = _build_block.options(num_returns=2, num_cpus=0)
-        spec = self._block(backbone, (stage_output,), view, start)
-        block, self._last_rebuilt = task.remote(*spec, self._last_rebuilt)
+        task: Any = build_block_task.options(num_returns=2, num_cpus=0)
+        arguments = self._block_arguments(backbone, (stage_output,), view, start)
+        block, self._last_rebuilt = task.remote(*arguments, self._last_rebuilt)
         return block
 
     def _block_starts(self) -> range:
         return range(0, len(self._plan.rows), self._plan.block_size)
 
-    def _block(
+    def _block_arguments(
         self, backbone: str, stage_outputs: Sequence[int], view: int, start: int
-    ) -> BlockSpec:
+    ) -> tuple[Any, str, np.ndarray, int, int, Sequence[int], int]:
         plan = self._plan
         rows = plan.rows[start : start + plan.block_size]
         seed = (plan.seed * 1009 + view) * 1_000_003 + start
         return plan.context, backbone, rows, view, plan.n_views, stage_outputs, seed
 
 
-def start_feature_cache(plan: FeatureCachePlan) -> Any:
-    """Start the actor that owns a run's banks, beside the driver: the banks are lost with it."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_RestartableFeatureCache)
-    pickled_reference = cloudpickle.dumps(ray.put(plan))
-    return actor.options(scheduling_strategy=on_driver_node()).remote(pickled_reference)
+class RestartableFeatureCacheActor(FeatureCacheActor):
+    """Actor that starts from a pickled reference to its plan.
 
-
-class _RestartableFeatureCache(FeatureCacheActor):
-    """Banks that begin from a pickled reference to their plan.
-
-    Ray does not vouch for references in the arguments of an actor that it starts again, nor for
-    arguments so large that it makes references of them, and says so on the terminal. References
-    that we pickle stay valid for as long as the driver lives.
+    Ray does not keep references in the arguments of an actor that it restarts, nor arguments so
+    large that it replaces them by references, and warns on the terminal. References that we pickle
+    stay valid for as long as the driver lives.
     """
 
     def __init__(self, pickled_reference: bytes) -> None:
@@ -275,7 +245,7 @@ class _RestartableFeatureCache(FeatureCacheActor):
 
 
 @ray.remote(max_retries=5)
-def _build_block(
+def build_block_task(
     context: Any,
     backbone: str,
     rows: np.ndarray,
@@ -283,13 +253,34 @@ def _build_block(
     n_views: int,
     stage_outputs: Sequence[int],
     seed: int,
-    after: None,
-) -> list[np.ndarray | None]:
-    """Compute one view of some images at some boundaries.
+    after: BuiltBlock | None,
+) -> list[np.ndarray | BuiltBlock]:
+    """Compute one view of some images at several stage outputs.
+
+    Args:
+        context: See `trainables.worker.build_block`, as for the next six.
+        backbone: Name of the backbone.
+        rows: Table rows of the images.
+        view: Number of the view.
+        n_views: V.
+        stage_outputs: Ascending.
+        seed: Of the augmentation.
+        after: Report of the task that has to end before this one begins; None if there is none.
 
     Returns:
-        By boundary, the features' bits; and a last None for another task to wait for (`after`).
+        By stage output, the bits of the features; and the report.
     """
+    from search.cluster.resources import assigned_cpus
+    from trainables.compute import configure_cpu
     from trainables.worker import build_block
 
-    return [*build_block(context, backbone, rows, view, n_views, stage_outputs, seed), None]
+    started = perf_counter()
+    configure_cpu(assigned_cpus())
+    features = build_block(context, backbone, rows, view, n_views, stage_outputs, seed)
+    report = BuiltBlock(
+        backbone,
+        sum(block.nbytes for block in features),
+        perf_counter() - started,
+        str(ray.util.get_node_ip_address()),
+    )
+    return [*features, report]

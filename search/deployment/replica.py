@@ -22,7 +22,7 @@ from search.deployment.app import build_app
 from search.deployment.middleware import Limits
 from search.deployment.predictor import load
 from search.deployment.service import Service
-from trainables.compute import compute_with
+from trainables.compute import configure_cpu
 
 _GRACE_SECONDS = 5.0
 """Time to finish a request beyond its own limit."""
@@ -61,7 +61,7 @@ class Replica:
         Raises:
             ModelError: there is no model, or it is damaged.
         """
-        compute_with(settings.threads)
+        configure_cpu(settings.threads)
         self._settings = settings
         self._service = Service(load(settings.model), settings.limits.pixels, settings.batch_size)
 

@@ -1,15 +1,15 @@
-"""The ladder of the cats-and-dogs study: what each idea adds to a plain network.
+"""The ablation stage of the cats-and-dogs study: what each idea adds to a plain network.
 
-A plain CNN, then dropout, then augmentation, then transfer from a pretrained network; each trained
-to full length on the same split. It takes no part in the search.
+A plain CNN, then dropout, then augmentation, then transfer from a pretrained network; each is
+trained to full length on the same split. The result of the search does not depend on it.
 """
 
 from __future__ import annotations
 
-import csv
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,25 @@ import ray
 import torch
 
 from search.cluster.nodes import EVERYWHERE
-from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
+from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots, assigned_cpus
+from search.console.formatting import duration, percent
 from search.console.progress import Progress
 from search.pipeline.prepare import PreparedData
 from search.runs.run_folder import RunFolder
+from search.runs.summary import AblationScores
+from search.runs.tables import ABLATION_COLUMNS, CURVE_COLUMNS, write_csv
 from search.tuning.throughput import measure_throughput
 from spaces.base import Space, TrialConfig
-from trainables.compute import compute_with
+from trainables.compute import configure_cpu
 from trainables.trial_result import EpochResult
-from trainables.worker import TrainingContext, create_trainer, threads_of_worker
+from trainables.worker import TrainingContext, create_trainer
 
-_COLUMNS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One rung: what it is called and how it is trained."""
+class AblationStep:
+    """One step: its name, and the configuration that it trains."""
 
     name: str
     config: TrialConfig
@@ -42,145 +45,161 @@ class Rung:
 
 @dataclass(frozen=True)
 class AblationResult:
-    """A rung that was trained to full length, with its epochs."""
+    """A step that was trained to full length, and its epochs."""
 
-    rung: Rung
+    step: AblationStep
     curve: tuple[EpochResult, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what the summary keeps; accuracies are of the last epoch but for the best."""
+    def scores(self) -> AblationScores:
+        """Return the step's entry in the summary."""
         last = self.curve[-1]
         best = max(self.curve, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
-        return {
-            "name": self.rung.name,
-            "config": asdict(self.rung.config),
-            "epochs": len(self.curve),
-            "train_accuracy": last.train_accuracy,
-            "val_accuracy": last.val_accuracy,
-            "best_val_accuracy": best.val_accuracy,
-            "best_epoch": best.epoch,
-            "seconds": sum(epoch.seconds for epoch in self.curve),
-        }
+        return AblationScores(
+            name=self.step.name,
+            config=asdict(self.step.config),
+            epochs=len(self.curve),
+            train_accuracy=last.train_accuracy,
+            val_accuracy=last.val_accuracy,
+            best_val_accuracy=best.val_accuracy,
+            best_epoch=best.epoch,
+            seconds=sum(epoch.seconds for epoch in self.curve),
+        )
 
 
-def ablation_steps(space: Space, pretrained: str | None) -> list[Rung]:
-    """Return the rungs, lowest first.
+def ablation_steps(space: Space, pretrained: str | None) -> list[AblationStep]:
+    """Return the steps, from the plainest on; each adds to the one before.
 
     Args:
-        space: Its constants hold on every rung, but for what makes the rung.
-        pretrained: The backbone of the last rung; None leaves that out.
+        space: Its constants hold in every step, except for what the step sets.
+        pretrained: Backbone of the transfer step; None leaves that step out.
     """
-    plain = {**space.constants, "backbone": "cnn", "lr": 1e-3, "freeze_depth": 0}
-    plain |= {"hidden_units": 0, "dropout": 0.0, "augment": 0.0}
-    steps: list[tuple[str, dict[str, Any]]] = [
+    params = {**space.constants, "backbone": "cnn", "lr": 1e-3, "freeze_depth": 0}
+    params |= {"hidden_units": 0, "dropout": 0.0, "augment": 0.0}
+    changes: list[tuple[str, dict[str, Any]]] = [
         ("plain CNN", {}),
         ("+ dropout", {"dropout": 0.5}),
         ("+ augmentation", {"augment": 0.4}),
     ]
     if pretrained is not None:
         transfer = {"backbone": pretrained, "freeze_depth": 5, "dropout": 0.2, "augment": 0.2}
-        steps.append((f"transfer from {pretrained}", transfer))
-    rungs = []
-    for name, step in steps:
-        plain |= step
-        rungs.append(Rung(name, TrialConfig.from_params(plain)))
-    return rungs
+        changes.append((f"transfer from {pretrained}", transfer))
+    steps = []
+    for name, change in changes:
+        params |= change
+        steps.append(AblationStep(name, TrialConfig.from_params(params)))
+    return steps
 
 
-def expected_seconds(prepared: PreparedData, shares: Mapping[str, float]) -> float:
-    """Return how long the climb will take, by the pace of the rungs that train a whole CNN.
+def run_ablation(
+    prepared: PreparedData,
+    context: TrainingContext,
+    pretrained: str | None,
+    gpu_fraction: Mapping[str, float],
+    seconds_left: float | None,
+    folder: RunFolder,
+    progress: Progress,
+) -> None:
+    """Train every step that an earlier session did not, unless it would take too long.
+
+    Writes `ablation/`, `ablation.csv` and the summary's section `ablation`.
 
     Args:
-        prepared: What the run works on.
-        shares: By backbone, the share of a GPU that a training takes.
+        prepared: The images.
+        context: What all trainings have in common.
+        pretrained: Backbone of the transfer step; None leaves that step out.
+        gpu_fraction: By backbone, the fraction of a GPU that a training takes.
+        seconds_left: Of the time budget; None without one.
+        folder: The run's.
+        progress: Shows each step.
     """
-    share, rows = _share("cnn", shares), prepared.rows("train")
-    pace = measure_throughput(prepared.context, rows, {"cnn": share})["cnn"]
-    n_rungs = len(ablation_steps(prepared.space, None))
-    rounds = math.ceil(n_rungs / TrialSlots(CPUS_PER_TRIAL, [share])())
-    return rounds * prepared.space.epochs * len(rows) * sum(pace)
-
-
-def run_ablation(prepared: PreparedData, folder: RunFolder, progress: Progress) -> None:
-    """Train every rung that an earlier session did not, and write what they came to.
-
-    Writes `ladder/`, `ablation.csv` and the summary's section `ablation`.
-    """
-    space, context = prepared.space, prepared.context
-    probed = folder.summary.get("probe", {})
-    pretrained = next(
-        (name for name in [*probed, *context.weights] if name in context.weights), None
-    )
-    rungs = ablation_steps(space, pretrained)
-    progress.begin("ablation", len(rungs), "rungs")
+    if seconds_left is not None:
+        needed = expected_seconds(prepared, context, gpu_fraction)
+        if needed > seconds_left:
+            progress.warn(
+                f"no ablation: it would take about {duration(needed)}, and"
+                f" {duration(max(seconds_left, 0))} of the time budget are left"
+            )
+            return
+    steps = ablation_steps(prepared.space, pretrained)
+    progress.begin("ablation", len(steps), "steps")
     store = folder.path / "ablation"
-    store.mkdir(exist_ok=True)
-    done = {i: made for i, rung in enumerate(rungs) if (made := _load(store, i, rung, context))}
-    shares = folder.summary["gpu_fraction"]
+    done = {
+        index: result
+        for index, step in enumerate(steps)
+        if (result := _load(store / f"{index}.json", step, context.epochs)) is not None
+    }
     rows = prepared.rows("train"), prepared.rows("val")
     pending = {
         _train_step.options(
             scheduling_strategy=EVERYWHERE,
             num_cpus=CPUS_PER_TRIAL,
-            num_gpus=_share(rung.config.backbone, shares),
-        ).remote(context, rung.config, *rows): index
-        for index, rung in enumerate(rungs)
+            num_gpus=_gpu_fraction(step.config.backbone, gpu_fraction),
+        ).remote(context, step.config, *rows): index
+        for index, step in enumerate(steps)
         if index not in done
     }
     while pending:
-        progress.advance(len(done), len(rungs))
+        progress.advance(len(done), len(steps))
         (ready,), _ = ray.wait(list(pending))
         index = pending.pop(ready)
-        made = done[index] = AblationResult(rungs[index], ray.get(ready))
-        _save(store, index, made)
-        last = made.curve[-1]
+        result = done[index] = AblationResult(steps[index], ray.get(ready))
+        folder.write_json(f"ablation/{index}.json", asdict(result))
+        last = result.curve[-1]
         progress.say(
-            f"{made.rung.name}: {last.train_accuracy:.4f} in training,"
-            f" {last.val_accuracy:.4f} in validation"
+            f"{result.step.name}: training accuracy {percent(last.train_accuracy, 2)},"
+            f" validation accuracy {percent(last.val_accuracy, 2)}"
         )
-    results = [done[index] for index in range(len(rungs))]
-    _write_table(folder.path / "ladder.csv", results)
-    folder.note("ablation", [made.as_json() for made in results])
+    results = [done[index] for index in range(len(steps))]
+    write_csv(folder.path / "ablation.csv", ABLATION_COLUMNS, _table(results))
+    folder.set_section("ablation", [result.scores() for result in results])
 
 
-def _share(backbone: str, shares: Mapping[str, float]) -> float:
-    """Return the share of a GPU for a backbone, which the search may not have had."""
-    return shares.get(backbone, max(shares.values(), default=0.0))
+def expected_seconds(
+    prepared: PreparedData, context: TrainingContext, gpu_fraction: Mapping[str, float]
+) -> float:
+    """Return the expected time of the ablation, by the speed of its steps with a whole CNN."""
+    fraction, rows = _gpu_fraction("cnn", gpu_fraction), prepared.rows("train")
+    seconds_per_image = measure_throughput(context, rows, {"cnn": fraction})["cnn"]
+    n_steps = len(ablation_steps(prepared.space, None))
+    n_rounds = math.ceil(n_steps / TrialSlots(CPUS_PER_TRIAL, [fraction])())
+    return n_rounds * context.epochs * len(rows) * sum(seconds_per_image)
 
 
-def _load(store: Path, index: int, rung: Rung, context: TrainingContext) -> AblationResult | None:
-    """Read a rung of an earlier session; None where it was not finished, or is another now."""
+def _gpu_fraction(backbone: str, gpu_fraction: Mapping[str, float]) -> float:
+    """Return a backbone's fraction of a GPU; it need not be one that was searched."""
+    return gpu_fraction.get(backbone, max(gpu_fraction.values(), default=0.0))
+
+
+def _load(path: Path, step: AblationStep, epochs: int) -> AblationResult | None:
+    """Read a result of an earlier session; None where the step was not finished, or has changed."""
     try:
-        kept = json.loads((store / f"{index}.json").read_text(encoding="utf-8"))
-        curve = tuple(EpochResult(**epoch) for epoch in kept["curve"])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = content["step"]["config"]
+        curve = tuple(
+            EpochResult(**{key: math.nan if value is None else value for key, value in epoch.items()})
+            for epoch in content["curve"]
+        )
+    except FileNotFoundError:
         return None
-    same = kept["config"] == asdict(rung.config) and len(curve) == context.epochs
-    return AblationResult(rung, curve) if same else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s is damaged, and its step is trained again: %s", path, error)
+        return None
+    is_same = config == asdict(step.config) and len(curve) == epochs
+    return AblationResult(step, curve) if is_same else None
 
 
-def _save(store: Path, index: int, made: AblationResult) -> None:
-    kept = {"config": asdict(made.rung.config), "curve": [asdict(epoch) for epoch in made.curve]}
-    partial = store / f"{index}.json.partial"
-    partial.write_text(json.dumps(kept), encoding="utf-8")
-    partial.replace(store / f"{index}.json")
-
-
-def _write_table(path: Path, results: Sequence[AblationResult]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["rung", "name", "epoch", *_COLUMNS])
-        for index, made in enumerate(results, start=1):
-            for epoch in made.curve:
-                values = [round(getattr(epoch, name), 6) for name in _COLUMNS]
-                writer.writerow([index, made.rung.name, epoch.epoch, *values])
+def _table(results: Sequence[AblationResult]) -> Iterator[list[object]]:
+    for number, result in enumerate(results, start=1):
+        for epoch in result.curve:
+            values = [round(getattr(epoch, name), 6) for name in CURVE_COLUMNS]
+            yield [number, result.step.name, *values]
 
 
 @ray.remote(max_retries=3)
 def _train_step(
     context: TrainingContext, config: TrialConfig, train_rows: np.ndarray, val_rows: np.ndarray
 ) -> tuple[EpochResult, ...]:
-    compute_with(threads_of_worker())
+    configure_cpu(assigned_cpus())
     trainer = create_trainer(
         context,
         config,

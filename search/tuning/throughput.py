@@ -1,4 +1,4 @@
-"""How fast the machines are, before any trial has run: what a time budget asks."""
+"""Measure the training time per image of each backbone, for a time budget to plan with."""
 
 from __future__ import annotations
 
@@ -9,41 +9,48 @@ import numpy as np
 import ray
 import torch
 
-from search.cluster.resources import CPUS_PER_TRIAL
-from trainables.compute import compute_with
-from trainables.feature_cache import mixed_precision
+from search.cluster.resources import CPUS_PER_TRIAL, assigned_cpus
+from trainables.compute import configure_cpu, mixed_precision
 from trainables.images import crop_and_normalise
-from trainables.worker import TrainingContext, clone_backbone, threads_of_worker, training_device
+from trainables.worker import TrainingContext, clone_backbone, training_device
 
-_IMAGES = 16
+_N_IMAGES = 16
 
 
 def measure_throughput(
-    context: TrainingContext, rows: np.ndarray, shares: Mapping[str, float]
+    context: TrainingContext, rows: np.ndarray, gpu_fractions: Mapping[str, float]
 ) -> dict[str, tuple[float, ...]]:
-    """Return, by backbone, the seconds that one image takes to train each of the five stages.
+    """Return, by backbone, the seconds per image of training each of the five stages.
 
     Args:
-        context: What all trainings share.
-        rows: Table rows of the images that trials train on.
-        shares: By backbone, the share of a GPU that a trial takes.
+        context: Of the run.
+        rows: Table rows of the training images.
+        gpu_fractions: By backbone, the fraction of a GPU for one trial.
     """
-    few = rows[:_IMAGES]
     measured = {
-        name: _measure.options(num_cpus=CPUS_PER_TRIAL, num_gpus=share).remote(context, name, few)
-        for name, share in shares.items()
+        name: _measure.options(num_cpus=CPUS_PER_TRIAL, num_gpus=fraction).remote(
+            context, name, rows[:_N_IMAGES]
+        )
+        for name, fraction in gpu_fractions.items()
     }
-    return {name: ray.get(pace) for name, pace in measured.items()}
+    return {name: ray.get(seconds) for name, seconds in measured.items()}
 
 
 @ray.remote(max_retries=3)
 def _measure(context: TrainingContext, backbone: str, rows: np.ndarray) -> tuple[float, ...]:
-    compute_with(threads_of_worker())
+    configure_cpu(assigned_cpus())
+    return seconds_per_image(context, backbone, rows)
+
+
+def seconds_per_image(
+    context: TrainingContext, backbone: str, rows: np.ndarray
+) -> tuple[float, ...]:
+    """Train each stage of a backbone on some images; return the seconds per image of each."""
     device = training_device()
     network = clone_backbone(context, backbone, 0, device).train()
-    network.freeze(0)  # an earlier trial of this worker may have frozen what it is a copy of
+    network.freeze(0)  # an earlier trial of this worker may have frozen what this is a copy of
     images = context.images(device).take(torch.from_numpy(rows.copy()), device)
-    for _ in range(2):  # the first time finds out how
+    for _ in range(2):  # the first pass warms up: memory is allocated, algorithms are chosen
         x = crop_and_normalise(images, context.image_size)
         seconds = []
         for stage in range(5):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.compute import compute_with, give_memory_back
+from trainables.compute import configure_cpu, mixed_precision, release_memory
 
 MEGABYTE = 2**20
 
@@ -21,14 +21,39 @@ def resident_bytes() -> int:
     return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
-def test_freed_memory_is_kept_until_it_is_given_back() -> None:
-    compute_with(1)
+def test_freed_memory_is_kept_until_release_memory() -> None:
+    configure_cpu(1)
     assert torch.get_num_threads() == 1
-    give_memory_back()
+    release_memory()
     before = resident_bytes()
     torch.ones(200 * MEGABYTE, dtype=torch.uint8)  # and freed
     kept = resident_bytes() - before
-    give_memory_back()
+    release_memory()
     left = resident_bytes() - before
     assert kept > 150 * MEGABYTE
     assert left < 50 * MEGABYTE
+
+
+@pytest.mark.parametrize(
+    ("names", "dtype"),
+    [
+        (("avx512_bw", "avx512_vl", "avx512_dq"), torch.bfloat16),
+        (("avx_vnni_int8", "avx_ne_convert"), torch.bfloat16),
+        (("neon", "bf16"), torch.bfloat16),
+        (("avx512_bw", "avx512_vl"), torch.float32),
+        (("avx2", "avx_vnni"), torch.float32),
+        (("neon",), torch.float32),
+    ],
+)
+def test_mixed_precision_follows_the_cpu(
+    names: tuple[str, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True))
+    with mixed_precision(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_capabilities_of_the_cpu_have_the_expected_names() -> None:
+    names = {"x86_64": {"avx512_bw", "avx512_vl", "avx512_dq", "avx_vnni_int8", "avx_ne_convert"}}
+    capabilities = torch.cpu.get_capabilities()
+    assert names.get(capabilities["architecture"], {"bf16"}) <= capabilities.keys()

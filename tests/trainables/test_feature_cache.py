@@ -5,12 +5,12 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from trainables.augmentation import augment_and_normalise
+from trainables.compute import mixed_precision
 from trainables.feature_cache import (
     FeatureCache,
     as_features,
     build_view,
     bytes_per_image,
-    mixed_precision,
     view_magnitude,
     views_up_to,
 )
@@ -36,16 +36,16 @@ def images() -> Tensor:
     return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
 
 
-def through(backbone: Backbone, x: Tensor, stage_output: int) -> Tensor:
+def through(backbone: Backbone, x: Tensor, depth: int) -> Tensor:
     with torch.no_grad(), mixed_precision(CPU):
-        return backbone(x, 0, stage_output).float()
+        return backbone(x, 0, depth).float()
 
 
 @pytest.mark.parametrize(
     ("view", "n_views", "magnitude"),
     [(0, 8, 0.0), (7, 8, 1.0), (2, 5, 0.5), (0, 1, 0.0), (1, 2, 1.0)],
 )
-def test_magnitude_of_a_view(view, n_views, magnitude):
+def test_view_magnitude(view, n_views, magnitude):
     assert view_magnitude(view, n_views) == magnitude
 
 
@@ -53,17 +53,17 @@ def test_magnitude_of_a_view(view, n_views, magnitude):
     ("augment", "n_views", "count"),
     [(0.0, 8, 1), (0.14, 8, 1), (0.15, 8, 2), (0.5, 5, 3), (0.999, 8, 7), (1.0, 8, 8), (1.0, 1, 1)],
 )
-def test_views_up_to_a_strength(augment, n_views, count):
+def test_views_up_to(augment, n_views, count):
     assert views_up_to(augment, n_views) == count
 
 
 @pytest.mark.parametrize("n_views", [1, 2, 3, 8, 11, 50])
-def test_a_view_is_drawn_from_the_strength_that_is_its_own_magnitude(n_views):
+def test_views_up_to_includes_the_view_of_that_magnitude(n_views):
     counts = [views_up_to(view_magnitude(view, n_views), n_views) for view in range(n_views)]
     assert counts == list(range(1, n_views + 1))
 
 
-def test_bytes_a_image(backbone):
+def test_bytes_per_image_match_the_stage_outputs(backbone):
     sizes = bytes_per_image(backbone, 32)
     with torch.no_grad():
         x = torch.zeros(1, 3, 32, 32)
@@ -71,27 +71,27 @@ def test_bytes_a_image(backbone):
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 0.6])
-def test_one_pass_equals_running_the_backbone_to_each_boundary(backbone, images, magnitude):
-    stage_outputs = (1, 3, 4, 5)
-    built = build_view(backbone, images, 32, magnitude, True, stage_outputs, 7, CPU)
-    assert tuple(built) == stage_outputs
+def test_build_view_equals_running_the_backbone_to_each_depth(backbone, images, magnitude):
+    depths = (1, 3, 4, 5)
+    built = build_view(backbone, images, 32, magnitude, True, depths, 7, CPU)
+    assert tuple(built) == depths
     generator = torch.Generator().manual_seed(7)
     batches = [
         augment_and_normalise(batch, 32, torch.full((len(batch),), magnitude), True, generator)
         for batch in images.split(32)
     ]
-    for stage_output, bits in built.items():
+    for depth, bits in built.items():
         assert bits.dtype == np.int16
         features = as_features(bits)
-        expected = torch.cat([through(backbone, x, stage_output) for x in batches])
-        if stage_output < 5:
+        expected = torch.cat([through(backbone, x, depth) for x in batches])
+        if depth < 5:
             features = features.permute(0, 3, 1, 2)
         assert features.shape == expected.shape
         torch.testing.assert_close(features.float(), expected, atol=1e-2, rtol=1e-2)
         assert expected.std() > 0.1, "the tolerance would hide a mistake"
 
 
-def test_view_0_is_clean_and_the_seed_decides_the_others(backbone, images):
+def test_view_0_is_not_augmented_and_others_depend_on_the_seed(backbone, images):
     def built(magnitude: float, seed: int) -> np.ndarray:
         return build_view(backbone, images, 32, magnitude, True, (5,), seed, CPU)[5]
 
@@ -102,21 +102,23 @@ def test_view_0_is_clean_and_the_seed_decides_the_others(backbone, images):
     assert not np.array_equal(built(0.5, 1), built(0.5, 2))
 
 
-def test_bits_become_features_without_a_copy():
+def test_as_features_does_not_copy():
     values = torch.tensor([[1.0, -2.5], [0.0, 3e38]]).to(torch.bfloat16)
     bits = values.view(torch.int16).numpy().copy()
     features = as_features(bits)
     assert features.dtype == torch.bfloat16
     assert torch.equal(features, values)
     assert features.data_ptr() == bits.__array_interface__["data"][0]
-    bits.setflags(write=False)  # as Ray hands it out
+    bits.setflags(write=False)  # like an array from Ray's object store
     assert as_features(bits).data_ptr() == bits.__array_interface__["data"][0]
 
 
-def marked_bank(n_views: int = 5, n_built: int | None = None, block_size: int = 3) -> FeatureCache:
-    """Build a bank of four images, rows 9, 2, 7 and 4 of a table of ten.
+def numbered_cache(
+    n_views: int = 5, n_built: int | None = None, block_size: int = 3
+) -> FeatureCache:
+    """Build a cache of four images, rows 9, 2, 7 and 4 of a table of ten.
 
-    Each feature is 10 · image's row + view.
+    Each feature is 10 · the image's row + the view.
     """
     rows = torch.tensor([9, 2, 7, 4])
     row_of = torch.full((10,), -1)
@@ -129,25 +131,25 @@ def marked_bank(n_views: int = 5, n_built: int | None = None, block_size: int = 
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 4, 128])
-def test_clean_gives_view_0_of_the_right_images(block_size):
-    clean = marked_bank(block_size=block_size).clean(torch.tensor([4, 9, 4, 2]))
+def test_clean_returns_view_0_of_the_given_images(block_size):
+    clean = numbered_cache(block_size=block_size).clean(torch.tensor([4, 9, 4, 2]))
     assert clean.squeeze(1).tolist() == [40, 90, 40, 20]
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 4, 128])
-def test_draw_gives_the_right_images(block_size):
+def test_draw_returns_views_of_the_given_images(block_size):
     asked = torch.tensor([2, 7, 4, 9, 7] * 20)
     generator = torch.Generator().manual_seed(0)
-    drawn = marked_bank(block_size=block_size).draw(asked, 1.0, generator).squeeze(1)
+    drawn = numbered_cache(block_size=block_size).draw(asked, 1.0, generator).squeeze(1)
     assert torch.equal(drawn.long() // 10, asked)
     assert drawn.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("augment", "n_drawn"), [(0.0, 1), (0.3, 2), (0.5, 3), (1.0, 5)])
-def test_draw_is_uniform_among_the_views_up_to_the_strength(augment, n_drawn):
+def test_draw_is_uniform_over_the_views_up_to_augment(augment, n_drawn):
     asked = torch.tensor([2, 4]).repeat(2000)
     generator = torch.Generator().manual_seed(1)
-    views = marked_bank().draw(asked, augment, generator).squeeze(1).long() % 10
+    views = numbered_cache().draw(asked, augment, generator).squeeze(1).long() % 10
     for image in (2, 4):
         counts = torch.bincount(views[asked == image], minlength=5)
         assert not counts[n_drawn:].any()
@@ -159,29 +161,29 @@ def test_draw_is_uniform_among_the_views_up_to_the_strength(augment, n_drawn):
 def test_draw_does_not_depend_on_the_blocks():
     asked = torch.tensor([2, 4, 7, 9]).repeat(20)
     first, second = (
-        marked_bank(block_size=size).draw(asked, 1.0, torch.Generator().manual_seed(0))
+        numbered_cache(block_size=size).draw(asked, 1.0, torch.Generator().manual_seed(0))
         for size in (3, 128)
     )
     assert torch.equal(first, second)
 
 
-def test_draw_follows_the_generator():
+def test_draw_depends_on_the_generator_alone():
     asked = torch.tensor([2, 4]).repeat(50)
     first, again, other = (
-        marked_bank().draw(asked, 1.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        numbered_cache().draw(asked, 1.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_draw_takes_what_is_built_where_later_views_are_missing():
+def test_draw_uses_the_built_views_if_later_ones_are_missing():
     asked = torch.tensor([2] * 500)
-    drawn = marked_bank(n_built=2).draw(asked, 1.0, torch.Generator().manual_seed(0))
+    drawn = numbered_cache(n_built=2).draw(asked, 1.0, torch.Generator().manual_seed(0))
     assert set((drawn.squeeze(1).long() % 10).tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("augment", [0.0, 1.0])
-def test_maps_come_back_as_a_network_takes_them(backbone, images, augment):
+def test_feature_maps_are_returned_in_a_networks_layout(backbone, images, augment):
     built = [build_view(backbone, images, 32, m, False, (2,), 0, CPU)[2] for m in (0.0, 1.0)]
     views = tuple(as_features(bits).split(16) for bits in built)
     cache = FeatureCache(views, 2, torch.arange(N_IMAGES).flip(0), block_size=16)
@@ -194,10 +196,3 @@ def test_maps_come_back_as_a_network_takes_them(backbone, images, augment):
     assert drawn.is_contiguous(memory_format=torch.channels_last)
     expected = through(backbone, crop_and_normalise(images[39 - rows], 32), 2)
     torch.testing.assert_close(clean.float(), expected, atol=1e-2, rtol=1e-2)
-
-
-def test_autocast_follows_the_processor():
-    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    with mixed_precision(CPU):
-        product = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert product.dtype == (torch.bfloat16 if has_bf16 else torch.float32)

@@ -1,35 +1,37 @@
-"""Frozen stages made faster: batch normalisation folded into the convolutions before it.
+"""Fold batch normalisation into the convolutions before it, for faster inference.
 
-In eval mode a normalisation is a fixed scale and shift a channel, so a convolution can do it on the
-way: the same features, to rounding, in up to a third less time (MobileNetV2, 224 px, bfloat16).
+In eval mode batch normalisation is a fixed scale and shift per channel, which the weights and the
+bias of a convolution can include. The features stay the same to within rounding and take up to a
+third less time (MobileNetV2, 224 px, bfloat16).
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 
-import torch
 from torch import nn
-from torch.fx.experimental.optimization import fuse
-from torch.fx.proxy import TraceError
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from trainables.models.backbones import Backbone
 
 
 def fold_batchnorm(backbone: Backbone) -> Backbone:
-    """Return a copy of a backbone for inference alone; the backbone itself stays as it is.
+    """Return a copy of a backbone for inference, its batch normalisation folded.
 
-    A stage that cannot be traced, or has no batch normalisation, is copied as it is.
+    All backbones register a BatchNorm that takes a convolution's output right after that
+    convolution, in the same parent module. A BatchNorm elsewhere (DenseNet has some that come
+    before their convolution) stays as it is.
     """
-    made = copy.deepcopy(backbone).eval()
-    made.stages = nn.ModuleList(_fold_stage(stage) for stage in made.stages)
-    return made.to(memory_format=torch.channels_last)
+    folded = copy.deepcopy(backbone).eval()
+    for module in folded.modules():
+        _fold_children(module)
+    return folded
 
 
-def _fold_stage(stage: nn.Module) -> nn.Module:
-    if not any(isinstance(module, nn.BatchNorm2d) for module in stage.modules()):
-        return stage
-    try:
-        return fuse(stage)
-    except TraceError:  # its forward asks about its input's values
-        return stage
+def _fold_children(module: nn.Module) -> None:
+    """Replace each Conv2d and the BatchNorm2d that follows it by one Conv2d, in place."""
+    for (name, conv), (next_name, norm) in itertools.pairwise(list(module.named_children())):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, next_name, nn.Identity())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from spaces.base import ResizeMode
 from trainables.atomic_write import write_atomically
-from trainables.feature_cache import mixed_precision
+from trainables.compute import mixed_precision
 from trainables.images import ImageRows, crop_and_normalise, to_square
 from trainables.models.backbones import N_STAGES, Backbone, create_backbone
 from trainables.models.center_crop import CenterCropBranch

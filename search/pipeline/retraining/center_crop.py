@@ -1,8 +1,8 @@
-"""Whether a second look at each image's middle helps a finalist, by what its folds held out.
+"""Fit centre-crop branches, and decide by out-of-fold predictions whether a model gets one.
 
-A linear probe of the enlarged middle is fitted in each fold. Its logits are put on the scale of the
-fold's own and added, in equal parts (docs/design.md). Where that lowers the log loss of held-out
-images noticeably, the model looks twice.
+In each fold a linear probe of the enlarged centres of the images is fitted. Its logits are scaled
+to those of the fold's member and added to them with equal weight (docs/design.md). Where that
+lowers the out-of-fold log loss by `MIN_GAIN`, the model predicts from two views of each image.
 """
 
 from __future__ import annotations
@@ -15,140 +15,144 @@ import ray
 import torch
 
 from search.cluster.nodes import EVERYWHERE
-from search.cluster.resources import CPUS_PER_TRIAL
+from search.cluster.resources import CPUS_PER_TRIAL, assigned_cpus
 from search.evaluation.calibration import fit_temperature, log_losses
 from search.pipeline.prepare import PreparedData
-from search.pipeline.retraining.kfold import Fold, out_of_fold
-from spaces.base import Space
-from trainables.compute import compute_with
-from trainables.feature_cache import mixed_precision
+from search.pipeline.retraining.kfold import Fold, mean_accuracy, out_of_fold
+from search.runs.summary import CenterCropScores
+from trainables.compute import configure_cpu, mixed_precision
 from trainables.images import crop_and_normalise
 from trainables.models.center_crop import enlarge_center
 from trainables.models.ensemble import Weights, stages_from
-from trainables.models.linear_probe import MAX_IMAGES, fit_head
+from trainables.models.linear_probe import fit_head, uses_center_crop
 from trainables.worker import (
     TrainingContext,
     clone_backbone,
     folded_backbone,
-    threads_of_worker,
     training_device,
 )
 
 MIN_GAIN = 0.01
-"""Share of the log loss that a second look must take away, for what it costs at each prediction."""
+"""Fraction of the log loss that the branch has to save, for the time it costs in prediction."""
 
-_BLOCK = 256
-"""Images that one task looks at."""
-_BATCH = 32
+_BLOCK_SIZE = 256
+"""Images per task."""
+_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class CenterCropResult:
-    """What a second look makes of a finalist's folds.
+    """A finalist's folds with the centre-crop branch.
 
     Attributes:
-        folds: Their held-out logits and accuracies are those of both looks.
-        heads: What is added to each fold's logits: see `trainables.models.center_crop`.
-        log_loss: Of held-out images, calibrated, in nats.
-        log_loss_one_view: The same of the first look alone.
+        folds: With the logits and accuracies of both views.
+        baseline_folds: The same folds without the branch.
+        heads: What the branch adds to each fold's logits: see `trainables.models.center_crop`.
+        log_loss: Out-of-fold, calibrated, in nats.
+        baseline_log_loss: The same without the branch.
     """
 
     folds: list[Fold]
+    baseline_folds: list[Fold]
     heads: Weights
     log_loss: float
-    log_loss_one_view: float
+    baseline_log_loss: float
 
     @property
-    def helps(self) -> bool:
-        """Whether held-out images are predicted better than by the first look alone."""
-        return self.log_loss <= (1 - MIN_GAIN) * self.log_loss_one_view
+    def enabled(self) -> bool:
+        """Whether the branch helps enough to be part of the model."""
+        return self.log_loss <= (1 - MIN_GAIN) * self.baseline_log_loss
 
-
-def uses_center_crop(space: Space, n_images: float) -> bool:
-    """Say whether a space's models may look twice.
-
-    Up to as many images as a probe takes whole: with more, fine-tuning leaves a probe behind.
-    """
-    return space.center_crop and n_images <= MAX_IMAGES
+    def scores(self) -> CenterCropScores:
+        """Return the summary's section."""
+        return CenterCropScores(
+            enabled=self.enabled,
+            log_loss=self.log_loss,
+            log_loss_baseline=self.baseline_log_loss,
+            accuracy_mean=mean_accuracy(self.folds),
+            accuracy_mean_baseline=mean_accuracy(self.baseline_folds),
+        )
 
 
 class CenterCropProbes:
-    """Fits the probes of enlarged middles, once a backbone."""
+    """Fits linear probes of enlarged image centres, once for each backbone."""
 
-    def __init__(self, prepared: PreparedData, gpu_fraction: Mapping[str, float]) -> None:
-        """Look at the images that the folds divide.
+    def __init__(
+        self, prepared: PreparedData, context: TrainingContext, gpu_fraction: Mapping[str, float]
+    ) -> None:
+        """Fit nothing yet.
 
         Args:
-            prepared: What the run works on.
-            gpu_fraction: By backbone, the share of a GPU that a trial takes.
+            prepared: The images.
+            context: What all trainings have in common.
+            gpu_fraction: By backbone, the fraction of a GPU that a training takes.
         """
-        self._material = prepared
-        self._gpu_shares = gpu_fraction
+        self._space = prepared.space
+        self._context = context
+        self._gpu_fraction = gpu_fraction
         self._rows = prepared.rows("train", "val")
         self._probes: dict[str, list[tuple[Weights, np.ndarray]]] = {}
 
     def applies_to(self, backbone: str) -> bool:
-        """Say whether a backbone takes a second look: it was probed, and the space lets it."""
-        prepared = self._material
-        return backbone in prepared.context.heads and uses_center_crop(
-            prepared.space, len(self._rows)
-        )
+        """Return whether a backbone may get a branch: it was probed, and the space allows it."""
+        return backbone in self._context.heads and uses_center_crop(self._space, len(self._rows))
 
-    def look(self, backbone: str, folds: Sequence[Fold]) -> CenterCropResult:
-        """Look at the images that the folds held out again."""
+    def evaluate(self, backbone: str, folds: Sequence[Fold]) -> CenterCropResult:
+        """Add the branch's logits to the out-of-fold logits of a finalist's folds."""
         if backbone not in self._probes:
             self._probes[backbone] = self._fit(backbone, [fold.held_out for fold in folds])
-        labels = self._material.context.labels
-        rows, first = out_of_fold(folds)
-        probes = self._probes[backbone]
-        as_seen = [
-            replace(fold, logits=logits) for fold, (_, logits) in zip(folds, probes, strict=True)
-        ]
-        _, second = out_of_fold(as_seen)
-        once = fit_temperature(first, labels[rows])
-        scale = once / fit_temperature(second, labels[rows])
+        labels, probes = self._context.labels, self._probes[backbone]
+        rows, logits = out_of_fold(folds)
+        _, crop_logits = out_of_fold(
+            [replace(fold, logits=crop) for fold, (_, crop) in zip(folds, probes, strict=True)]
+        )
+        temperature = fit_temperature(logits, labels[rows])
+        scale = temperature / fit_temperature(crop_logits, labels[rows])
         both = [
-            _add(fold, scale * logits, labels)
-            for fold, (_, logits) in zip(folds, probes, strict=True)
+            _add(fold, scale * crop, labels) for fold, (_, crop) in zip(folds, probes, strict=True)
         ]
-        _, twice = out_of_fold(both)
+        _, logits_of_both = out_of_fold(both)
+        temperature_of_both = fit_temperature(logits_of_both, labels[rows])
         return CenterCropResult(
             folds=both,
+            baseline_folds=list(folds),
             heads={
                 key: torch.stack([scale * head[key] for head, _ in probes])
                 for key in ("weight", "bias")
             },
-            log_loss=_loss(twice, labels[rows], fit_temperature(twice, labels[rows])),
-            log_loss_one_view=_loss(first, labels[rows], once),
+            log_loss=_log_loss(logits_of_both, labels[rows], temperature_of_both),
+            baseline_log_loss=_log_loss(logits, labels[rows], temperature),
         )
 
     def weights(self, backbone: str, freeze_depth: int, heads: Weights) -> Weights:
-        """Return all that a model needs: see `Ensemble.center_crop_weights`."""
-        network = clone_backbone(self._material.context, backbone, 5, torch.device("cpu"))
+        """Return the branch's weights: see `Ensemble.center_crop_weights`."""
+        network = clone_backbone(self._context, backbone, 5, torch.device("cpu"))
         return stages_from(network, freeze_depth) | heads
 
-    def _fit(self, backbone: str, parts: Sequence[np.ndarray]) -> list[tuple[Weights, np.ndarray]]:
-        """Return a head for each fold, and its logits of the images that the fold held out."""
-        context, rows = self._material.context, self._rows
-        see = _see.options(
+    def _fit(
+        self, backbone: str, held_out: Sequence[np.ndarray]
+    ) -> list[tuple[Weights, np.ndarray]]:
+        """Return a head for each fold, and its logits of the images that the fold left out."""
+        context, rows = self._context, self._rows
+        compute = _compute_features.options(
             num_cpus=CPUS_PER_TRIAL,
-            num_gpus=self._gpu_shares[backbone],
+            num_gpus=self._gpu_fraction[backbone],
             scheduling_strategy=EVERYWHERE,
         )
         fit = _fit_fold.options(num_cpus=CPUS_PER_TRIAL, scheduling_strategy=EVERYWHERE)
         blocks = [
-            see.remote(context, backbone, rows[start : start + _BLOCK])
-            for start in range(0, len(rows), _BLOCK)
+            compute.remote(context, backbone, rows[start : start + _BLOCK_SIZE])
+            for start in range(0, len(rows), _BLOCK_SIZE)
         ]
         fitted = [
-            fit.remote(context.labels[rows], np.isin(rows, part), context.n_classes, *blocks)
-            for part in parts
+            fit.remote(context.labels[rows], np.isin(rows, fold), context.n_classes, *blocks)
+            for fold in held_out
         ]
-        made: list[tuple[Weights, np.ndarray]] = ray.get(fitted)
+        results: list[tuple[Weights, np.ndarray]] = ray.get(fitted)
         return [
-            # `part` may be in another order than `rows`, which ascend.
-            (head, logits[np.searchsorted(np.sort(part), part)])
-            for (head, logits), part in zip(made, parts, strict=True)
+            # `fold` may be in another order than `rows`, which ascend.
+            (head, logits[np.searchsorted(np.sort(fold), fold)])
+            for (head, logits), fold in zip(results, held_out, strict=True)
         ]
 
 
@@ -158,33 +162,34 @@ def _add(fold: Fold, logits: np.ndarray, labels: np.ndarray) -> Fold:
     return replace(fold, logits=both, accuracy=accuracy)
 
 
-def _loss(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+def _log_loss(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
     return float(log_losses(logits, labels, temperature).mean())
 
 
 @ray.remote(max_retries=3)
-def _see(context: TrainingContext, backbone: str, rows: np.ndarray) -> np.ndarray:
-    """Return the pooled features of enlarged middles, float32 [n, features]."""
-    compute_with(threads_of_worker())
+def _compute_features(context: TrainingContext, backbone: str, rows: np.ndarray) -> np.ndarray:
+    """Return the pooled features of enlarged centres, float32 [n, features]."""
+    configure_cpu(assigned_cpus())
     device = training_device()
     network = folded_backbone(context, backbone, device)
     images = context.images(device)
-    seen = []
+    features = []
     with torch.no_grad():
-        for part in torch.from_numpy(rows.copy()).split(_BATCH):
-            pixels = crop_and_normalise(images.take(part, device), context.image_size)
+        for batch in torch.from_numpy(rows.copy()).split(_BATCH_SIZE):
+            pixels = crop_and_normalise(images.take(batch, device), context.image_size)
             with mixed_precision(device):
-                seen.append(network(enlarge_center(pixels)).float().cpu())
-    return torch.cat(seen).numpy()
+                features.append(network(enlarge_center(pixels)).float().cpu())
+    return torch.cat(features).numpy()
 
 
 @ray.remote(max_retries=3)
 def _fit_fold(
     labels: np.ndarray, held_out: np.ndarray, n_classes: int, *blocks: np.ndarray
 ) -> tuple[Weights, np.ndarray]:
-    compute_with(threads_of_worker())
+    configure_cpu(assigned_cpus())
     features = torch.from_numpy(np.concatenate(blocks))
-    asked = torch.from_numpy(held_out.copy())
-    head = fit_head(features[~asked], torch.from_numpy(labels.copy())[~asked], n_classes)
-    logits = features[asked] @ head["weight"].T + head["bias"]
+    is_held_out = torch.from_numpy(held_out.copy())
+    y = torch.from_numpy(labels.copy())
+    head = fit_head(features[~is_held_out], y[~is_held_out], n_classes)
+    logits = features[is_held_out] @ head["weight"].T + head["bias"]
     return head, logits.numpy()

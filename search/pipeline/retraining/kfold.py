@@ -1,10 +1,11 @@
-"""Stratified k-fold retraining of the winner, as Ray tasks.
+"""Retrain a configuration by stratified k-fold cross-validation, one Ray task a fold.
 
-In a fold, the held-out images choose nothing: epochs and learning rates are those of the search.
+The images that a fold leaves out choose nothing: epochs and learning rates are those of the search.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +19,31 @@ import ray
 import torch
 
 from search.cluster.nodes import EVERYWHERE
-from search.cluster.resources import TrialSlots
+from search.cluster.resources import TrialSlots, assigned_cpus
 from spaces.base import TrialConfig
 from trainables.atomic_write import write_atomically
-from trainables.compute import compute_with
+from trainables.compute import configure_cpu
 from trainables.grouped_kfold import grouped_folds
 from trainables.models.ensemble import Weights
 from trainables.models.linear_probe import fit_head
 from trainables.models.ood import MAX_IMAGES, Subspace, fit_subspace, residual
-from trainables.worker import TrainingContext, create_trainer, threads_of_worker
+from trainables.worker import TrainingContext, create_trainer
+
+_log = logging.getLogger(__name__)
+
+_COUNT_SECONDS = 10.0
+"""How often nodes are counted while folds train."""
+
+_ARRAYS = ("held_out", "logits", "residuals")
 
 
 @dataclass(frozen=True)
 class RetrainConfig:
-    """What the search found: a configuration and how long to train it.
+    """How to retrain a trial.
 
     Attributes:
-        config: The configuration.
-        epochs: Its best epoch; training ends there. 0 leaves the head that it begins with.
+        config: Its configuration.
+        epochs: Its best epoch, where training ends. 0 leaves the head as it is initialised.
         epoch_lrs: The learning rate of each epoch, where a plateau decided it; else None.
     """
 
@@ -46,17 +54,17 @@ class RetrainConfig:
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold's outcome.
+    """A training on all folds but one.
 
     Attributes:
-        held_out: int64 [n], table rows that this fold did not train on.
-        logits: float32 [n, classes] of them.
+        held_out: int64 [n], table rows of the fold that was not trained on.
+        logits: float32 [n, classes] of these.
         residuals: float32 [n], theirs in `subspace`.
-        accuracy: On them.
-        weights: What the training made.
-        subspace: Of its training images' features; see `trainables.models.ood`.
+        accuracy: On these.
+        weights: Of the trained member.
+        subspace: Of the features of its training images; see `trainables.models.ood`.
         seconds: Of training and prediction.
-        node: Address of the machine that it ran on.
+        node: Address of the node that trained it.
     """
 
     held_out: np.ndarray
@@ -66,13 +74,7 @@ class Fold:
     weights: Weights
     subspace: Subspace
     seconds: float
-    node: str = ""
-
-
-_COUNT_SECONDS = 10.0
-"""How often machines are counted while folds train."""
-
-_ARRAYS = ("held_out", "logits", "residuals")
+    node: str
 
 
 def split_folds(
@@ -82,7 +84,7 @@ def split_folds(
     seed: int,
     groups: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Return the held-out rows of each fold, stratified by label, groups whole: every row once."""
+    """Divide rows into folds, stratified by label; groups of near-duplicates stay in one fold."""
     of_rows = None if groups is None else groups[rows]
     return [rows[held_out] for held_out in grouped_folds(labels[rows], of_rows, n_folds, seed)]
 
@@ -97,17 +99,17 @@ def retrain(
     on_fold: Callable[[int, Fold], None],
     before: Mapping[int, Fold],
 ) -> list[Fold]:
-    """Train the recipe once a fold, in parallel.
+    """Train a configuration once per fold, in parallel.
 
     Args:
-        context: What all trainings share.
+        context: What all trainings have in common.
         retrain_config: What to train.
-        rows: Table rows of the search's images, training and validation together.
+        rows: Table rows of the training and validation images.
         n_folds: K.
-        use_probe: Whether linear heads begin as a probe of the fold's own training images.
-        resources: `num_cpus` and `num_gpus` of each fold.
-        on_fold: Is told each fold (counted from 0) as it ends.
-        before: Folds of an earlier session; those that held out the same images stand.
+        use_probe: Whether linear heads are initialised by a probe of the fold's training images.
+        resources: `num_cpus` and `num_gpus` of each training.
+        on_fold: Called with each fold, counted from 0, as it ends.
+        before: Folds of an earlier session; those that left out the same images are reused.
     """
     held_out = split_folds(rows, context.labels, n_folds, context.seed, context.groups)
     task = _train_fold.options(scheduling_strategy=EVERYWHERE, **resources)
@@ -116,17 +118,17 @@ def retrain(
         for index, fold in before.items()
         if np.array_equal(fold.held_out, held_out[index])
     }
-    # A task that waits for an object gives its CPU back: Ray would begin another fold beside it.
-    places = TrialSlots(resources["num_cpus"], [resources["num_gpus"]])
+    # A task that waits for an object gives its CPU back, so Ray would start one more beside it.
+    slots = TrialSlots(resources["num_cpus"], [resources["num_gpus"]])
     waiting = [index for index in range(n_folds) if index not in done]
     pending: dict[Any, int] = {}
     while waiting or pending:
-        while waiting and len(pending) < places():
+        while waiting and len(pending) < slots():
             index = waiting.pop(0)
-            part = held_out[index]
-            work = (context, retrain_config, np.setdiff1d(rows, part), part, use_probe, index)
+            fold = held_out[index]
+            work = (context, retrain_config, np.setdiff1d(rows, fold), fold, use_probe, index)
             pending[task.remote(*work)] = index
-        ended, _ = ray.wait(list(pending), timeout=_COUNT_SECONDS)  # a machine may have joined
+        ended, _ = ray.wait(list(pending), timeout=_COUNT_SECONDS)  # a node may have joined
         for ready in ended:
             index = pending.pop(ready)
             done[index] = ray.get(ready)
@@ -135,30 +137,38 @@ def retrain(
 
 
 class FoldStore:
-    """Keeps each fold of a recipe as soon as it ends, so that none is trained twice."""
+    """Saves the folds of one finalist as they end, so that a resumed run trains none twice."""
 
     def __init__(self, folder: Path, name: str, retrain_config: RetrainConfig) -> None:
-        """Keep the folds of a candidate's recipe in a folder."""
+        """Open a store.
+
+        Args:
+            folder: Has the files of all finalists.
+            name: The finalist's.
+            retrain_config: How it is retrained; folds of another configuration are not found.
+        """
         self._folder = folder
         config = sorted(vars(retrain_config.config).items())
         text = f"{name} {config} {retrain_config.epochs} {retrain_config.epoch_lrs}"
         self._key = blake2b(text.encode(), digest_size=8).hexdigest()
 
     def load(self, n_folds: int) -> dict[int, Fold]:
-        """Return the folds that are there and whole."""
+        """Return the saved folds, by their index from 0; damaged files are ignored."""
         found = {}
         for index in range(n_folds):
+            path = self._path(index)
             try:
-                state = torch.load(self._path(index), weights_only=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-                continue
-            if "subspace" in state:  # which an earlier version did not keep
+                state = torch.load(path, weights_only=True)
                 arrays = {key: state.pop(key).numpy() for key in _ARRAYS}
                 found[index] = Fold(**arrays, **state)
+            except FileNotFoundError:
+                continue
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+                _log.warning("%s is damaged, and its fold is trained again: %s", path, error)
         return found
 
     def save(self, index: int, fold: Fold) -> None:
-        """Keep a fold, counted from 0."""
+        """Save a fold, counted from 0."""
         arrays = {key: torch.tensor(getattr(fold, key)) for key in _ARRAYS}
         # To a path, torch would not say that the disk is full.
         with write_atomically(self._path(index)) as partial, partial.open("wb") as file:
@@ -168,8 +178,13 @@ class FoldStore:
         return self._folder / f"{self._key}-{index}.pt"
 
 
+def mean_accuracy(folds: Sequence[Fold]) -> float:
+    """Return the mean accuracy of folds."""
+    return float(np.mean([fold.accuracy for fold in folds]))
+
+
 def out_of_fold(folds: Sequence[Fold]) -> tuple[np.ndarray, np.ndarray]:
-    """Return all held-out rows, ascending, and their logits."""
+    """Return all rows, ascending, and the logits of the trainings that left them out."""
     rows = np.concatenate([fold.held_out for fold in folds])
     logits = np.concatenate([fold.logits for fold in folds])
     order = np.argsort(rows)
@@ -186,7 +201,7 @@ def _train_fold(
     index: int,
 ) -> Fold:
     started = perf_counter()
-    compute_with(threads_of_worker())
+    configure_cpu(assigned_cpus())
     config = retrain_config.config
     rows = torch.from_numpy(train_rows.copy())
     trainer = create_trainer(
@@ -217,10 +232,10 @@ def _train_fold(
 
 
 def _fold_head(context: TrainingContext, config: TrialConfig, rows: torch.Tensor) -> Weights | None:
-    """Fit the probe's head on a fold's own training images; None where trials had none."""
+    """Fit a probe's head on a fold's training images; None where trials had no such head."""
     if config.hidden_units or config.backbone not in context.heads:
         return None
-    cache = context.pooled_bank(config.backbone)
+    cache = context.pooled_features(config.backbone)
     if cache is None:
         return None
     return fit_head(cache.clean(rows), torch.as_tensor(context.labels)[rows], context.n_classes)
