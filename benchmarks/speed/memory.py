@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ class Trial:
         torch.set_num_threads(1)
         self._table = context.images(torch.device("cpu")).table
         config = TrialConfig(BACKBONE, freeze_depth=DEPTH, augment=1.0)
-        self._cache = context.cache(config)
+        self._cache = context.cached_features(config)
         rows = torch.arange(min(N_TRAINED, n_images))
         self._trainer = create_trainer(context, config, rows, rows[:0], seed=0, epochs=1)
         self._trainer.run_epoch()
@@ -120,55 +119,43 @@ def make_context(table: np.ndarray) -> tuple[Any, float]:
     """Put images and cached features into the object store; return the context and their MB."""
     from dataclasses import replace
 
-    from search.cluster.feature_cache_actor import FeatureCachePlan, start_feature_cache
+    from search.cluster.feature_cache_client import start_feature_cache
+    from search.cluster.feature_cache_plan import FeatureCachePlan
+    from search.cluster.shared_file import StoredObject
     from trainables.feature_cache import bytes_per_image
     from trainables.worker import TrainingContext, clone_backbone
 
     import torch  # isort: skip
 
-    known: dict[str, Any] = {
-        "table": ray.put(table),
-        "labels": np.arange(len(table)) % N_CLASSES,
-        "n_classes": N_CLASSES,
-        "image_size": IMAGE_SIZE,
-        "flip": True,
-        "weights": {},
-        "n_views": N_VIEWS,
-        "feature_cache": None,
-        "heads": {},
-        "epochs": 1,
-        "patience": None,
-        "seed": 0,
-    }
-    context = TrainingContext(**known)
+    context = TrainingContext(
+        table=StoredObject.put(table),
+        image_size=IMAGE_SIZE,
+        flip=True,
+        weights={},
+        seed=0,
+        labels=np.arange(len(table)) % N_CLASSES,
+        n_classes=N_CLASSES,
+        epochs=1,
+        patience=None,
+        heads={},
+        feature_source=None,
+    )
     rows = np.arange(min(len(table), 1024))
     backbone = clone_backbone(context, BACKBONE, 5, torch.device("cpu"))
     sizes = tuple(s * len(rows) * N_VIEWS for s in bytes_per_image(backbone, IMAGE_SIZE))
-    plan_values = {
-        "context": ray.put(context),
-        "seed": 0,
-        "rows": rows,
-        "n_views": N_VIEWS,
-        "sizes": {BACKBONE: sizes},
-        "budget_bytes": 10 * sum(sizes),
-        "gpus_per_task": 0.0,
-    }
     plan = FeatureCachePlan(
-        **{field.name: plan_values[field.name] for field in fields(FeatureCachePlan)}
+        context=ray.put(context),
+        seed=0,
+        rows=rows,
+        n_views=N_VIEWS,
+        sizes={BACKBONE: sizes},
+        budget_bytes=10 * sum(sizes),
+        gpus_per_task=0.0,
     )
-    context = replace(context, feature_cache=start_feature_cache(plan))
-    for view in ray.get(context.feature_cache.build.remote(BACKBONE, (DEPTH,), N_VIEWS)):
-        ray.wait(list(_references(view)), num_returns=len(list(_references(view))))
+    features = start_feature_cache(plan)
+    features.build({BACKBONE: (DEPTH,)}, N_VIEWS, lambda n_built, n_blocks: None)
+    context = replace(context, feature_source=features)
     return context, (table.nbytes + sizes[DEPTH - 1]) / 2**20
-
-
-def _references(nested: Any) -> Iterator[Any]:
-    """Find object references in nested lists and tuples."""
-    if isinstance(nested, ray.ObjectRef):
-        yield nested
-    elif isinstance(nested, list | tuple):
-        for part in nested:
-            yield from _references(part)
 
 
 def _tensors(cache: Any) -> list[Any]:

@@ -1,43 +1,45 @@
-"""The machines of a session: what each of them has, what may still come, and what runs where.
+"""Nodes of a Ray session: their resources, those that may still join, and where actors run.
 
-The driver's machine is the one that is not lost: what others depend on is kept there. All the rest
-may come and go.
+The driver's node is the one that cannot be lost while a run goes on, so actors that others depend
+on run there. All other nodes may join and leave.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.cluster.session import SessionError
 
+logger = logging.getLogger(__name__)
+
 EVERYWHERE = "SPREAD"
-"""Scheduling strategy of tasks that are to run on as many machines as there are."""
+"""Scheduling strategy of tasks that are distributed over all nodes."""
 
 AUTOSCALING_FILE = Path("ray_bootstrap_config.yaml")
-"""What `ray up` leaves in the home folder of the head, as JSON."""
+"""Cluster configuration that `ray up` writes to the home folder of the head node, as JSON."""
 
 GPU_PATIENCE_SECONDS = 1800.0
-"""How long a run waits for the first machine with a GPU: spot markets take their time."""
+"""How long a run waits for the first node with a GPU: spot instances may take long to start."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine gives to Ray.
+    """Resources of a node.
 
     Attributes:
-        address: Its IP address.
+        address: IP address.
         cpus: Logical CPUs.
         gpus: GPUs.
-        gpu_kind: As Ray calls it, such as "A10G"; "" without GPUs or where Ray knows none.
-        store_bytes: Of its object store.
+        gpu_kind: Ray's accelerator type, such as "A10G"; "" without GPUs, or if it is unknown.
+        store_bytes: Capacity of the object store.
     """
 
     address: str
@@ -47,13 +49,26 @@ class Node:
     store_bytes: int
 
 
-def machines() -> list[Node]:
-    """Return the machines that are alive."""
-    return [
+_known: set[str] = set()
+"""Addresses of the nodes that were alive when they were last listed."""
+
+
+def nodes() -> list[Node]:
+    """Return the nodes that are alive, and log which of them joined or left since the last call."""
+    alive = [
         _node(node["Resources"], str(node["NodeManagerAddress"]))
         for node in ray.nodes()
         if node["Alive"]
     ]
+    addresses = {node.address for node in alive}
+    for node in alive:
+        if node.address not in _known:
+            logger.info("node %s joined: %s", node.address, node)
+    for address in sorted(_known - addresses):
+        logger.warning("node %s left", address)
+    _known.clear()
+    _known.update(addresses)
+    return alive
 
 
 def _node(resources: Mapping[str, float], address: str = "") -> Node:
@@ -68,11 +83,17 @@ def _node(resources: Mapping[str, float], address: str = "") -> Node:
     )
 
 
-def autoscaler_nodes(home: Path | None = None) -> list[Node]:
-    """Return the machines that the autoscaler may add to those that are alive.
+def object_store_bytes(fraction: float) -> int:
+    """Return a fraction of the capacity of the smallest object store among the nodes."""
+    return int(min(node.store_bytes for node in nodes()) * fraction)
 
-    They are known on the head of a cluster that `ray up` made; elsewhere there are none. Machines
-    of an on-premises cluster say nothing of themselves before they come.
+
+def autoscaler_nodes(home: Path | None = None) -> list[Node]:
+    """Return the nodes that the autoscaler may add to those that are alive.
+
+    They are known on the head node of a cluster that `ray up` launched; elsewhere there are none.
+    The configuration of an on-premises cluster does not list the resources of its nodes, so these
+    are not returned either.
 
     Args:
         home: Folder of `AUTOSCALING_FILE`; None is the user's.
@@ -81,59 +102,51 @@ def autoscaler_nodes(home: Path | None = None) -> list[Node]:
         config = json.loads(((home or Path.home()) / AUTOSCALING_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    left = int(config.get("max_workers", 0)) - (len(machines()) - 1)
-    coming: list[Node] = []
+    n_left = int(config.get("max_workers", 0)) - (len(nodes()) - 1)
+    possible: list[Node] = []
     for name, node_type in config.get("available_node_types", {}).items():
         if name != config.get("head_node_type"):
-            machine = _node(node_type.get("resources") or {})
-            coming += [machine] * int(node_type.get("max_workers", 0))
-    coming = sorted((m for m in coming if m.cpus), key=lambda m: -m.gpus)
-    return coming[: max(0, left)]
+            node = _node(node_type.get("resources") or {})
+            possible += [node] * int(node_type.get("max_workers", 0))
+    possible = sorted((node for node in possible if node.cpus), key=lambda node: -node.gpus)
+    return possible[: max(0, n_left)]
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:
-    """Return the strategy of an actor that others depend on: it lives and dies with the driver."""
+    """Return the scheduling strategy of an actor that has to run on the driver's node."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def wait_for_gpu(
     say: Callable[[str], None], patience_seconds: float = GPU_PATIENCE_SECONDS
 ) -> None:
-    """Have the autoscaler start a machine with a GPU where it can and none is there, and wait.
+    """Wait until a node with a GPU is alive, if the autoscaler can start one and none is.
 
-    What a run does depends on whether there are GPUs, so it must not go on before it knows.
+    Whether there are GPUs decides what a trial asks for, so a run has to know it before it begins.
 
     Args:
-        say: Tells the user a line.
+        say: Called with each line for the user.
         patience_seconds: How long to wait.
 
     Raises:
-        SessionError: none came.
+        SessionError: no such node joined in time.
     """
-    if any(m.gpus for m in machines()) or not any(m.gpus for m in autoscaler_nodes()):
+    if any(node.gpus for node in nodes()) or not any(node.gpus for node in autoscaler_nodes()):
         return
-    from ray.autoscaler.sdk import request_resources  # takes a while, and is rarely needed
+    from ray.autoscaler.sdk import request_resources  # slow to import, and rarely needed
 
     started = monotonic()
-    say("waiting for the first machine with a GPU, which the autoscaler starts")
+    say("waiting for the autoscaler to start the first node with a GPU")
     request_resources(bundles=[{"GPU": 1}])
     try:
-        while not any(machine.gpus for machine in machines()):
+        while not any(node.gpus for node in nodes()):
             if monotonic() - started > patience_seconds:
                 raise SessionError(
-                    f"no machine with a GPU came within {patience_seconds / 60:.0f} minutes:"
-                    " `ray status` says why; try another instance type or region, or on-demand"
+                    f"no node with a GPU joined within {patience_seconds / 60:.0f} minutes:"
+                    " `ray status` shows why; try another instance type or region, or on-demand"
                     " instances, in cluster.yaml"
                 )
             sleep(1.0)
     finally:
         request_resources(bundles=[])
-    say(f"a machine with a GPU is there after {monotonic() - started:.0f} s")
-
-
-def describe_nodes() -> dict[str, Any]:
-    """Return what the machines have, by address, for the run's settings."""
-    return {
-        m.address: {"cpus": m.cpus, "gpus": m.gpus, "gpu": m.gpu_kind, "store_bytes": m.store_bytes}
-        for m in machines()
-    }
+    say(f"a node with a GPU joined after {monotonic() - started:.0f} s")

@@ -1,7 +1,8 @@
-"""Who works where: how many trials share a GPU, by measured memory, and which machines take trials.
+"""CPUs and GPUs that trials need, and how many trials the nodes can run in parallel.
 
-Where there are GPUs, all trials run on them. A machine without one would hold a trial for so long
-that the search ended later; it decodes images and fits probes, which ask for CPUs alone.
+Several trials run on one GPU, by their measured memory. Where there are GPUs, all trials run on
+them: a node without one would take so long for a trial that the search ended later. Such nodes
+decode images and fit linear probes, which need CPUs only.
 """
 
 from __future__ import annotations
@@ -14,53 +15,57 @@ import numpy as np
 import ray
 import torch
 
-from search.cluster.nodes import Node, autoscaler_nodes, machines
+from search.cluster.nodes import Node, autoscaler_nodes, nodes
 from spaces.base import Space, TrialConfig, values_of
-from trainables.trainer import Trainer
 from trainables.worker import TrainingContext, create_trainer, resolve_config
 
 CPUS_PER_TRIAL = 1.0
 
 MAX_TRIALS_PER_GPU = 8
-"""Trials on one GPU; more only wait for each other."""
+"""More trials on one GPU only wait for each other."""
 
-MARGIN = 1.15
-"""What a trial is given over its measured peak, for fragments and other batch shapes."""
+MEMORY_MARGIN = 1.15
+"""Factor on a trial's measured peak, for fragmentation and batches of other shapes."""
 
-_SLOTS_VALID_SECONDS = 2.0
-"""How long a count of the machines is good for: each costs a call to the head."""
+SLOTS_VALID_SECONDS = 2.0
+"""How long a count of trial slots is reused; a new one costs a call to the head node."""
 
-CONTEXT_BYTES = 600 * 2**20
-"""What a process's CUDA context takes, which PyTorch does not count."""
+CUDA_CONTEXT_BYTES = 600 * 2**20
+"""Memory of a process's CUDA context, which PyTorch does not count."""
 
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """What the deepest unfreezing of a backbone was measured to take on a GPU.
+    """Measured GPU memory of a backbone with as many trainable stages as the space allows.
 
     Attributes:
-        peak_bytes: Most that was allocated during a training step.
-        total_bytes: The GPU's memory.
+        peak_bytes: Peak of the allocated memory during a training step.
+        total_bytes: Memory of the GPU.
     """
 
     peak_bytes: int
     total_bytes: int
 
 
-def gpu_fraction_for(gpu_memory: GpuMemory, most: int = MAX_TRIALS_PER_GPU) -> float:
-    """Return the share of a GPU that a trial asks for: 1/k for the largest k that fits.
+def assigned_cpus() -> int:
+    """Return how many CPUs Ray assigned to this task or actor, at least 1."""
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+
+
+def gpu_fraction_for(gpu_memory: GpuMemory, max_trials: int = MAX_TRIALS_PER_GPU) -> float:
+    """Return the fraction of a GPU for one trial: 1/k for the largest k that fits.
 
     Args:
         gpu_memory: As measured.
-        most: Upper bound of k, at least 1.
+        max_trials: Upper bound of k, at least 1.
     """
-    needed = gpu_memory.peak_bytes * MARGIN + CONTEXT_BYTES
+    needed = gpu_memory.peak_bytes * MEMORY_MARGIN + CUDA_CONTEXT_BYTES
     fitting = int(gpu_memory.total_bytes // needed)
-    return 1.0 / max(1, min(fitting, most))
+    return 1.0 / max(1, min(fitting, max_trials))
 
 
 def heaviest_config(space: Space, backbone: str) -> TrialConfig:
-    """Return the configuration of a backbone that takes most memory: least frozen, widest batch."""
+    """Return a backbone's configuration with the largest memory: least frozen, largest batch."""
     largest = {
         name: max(values_of(space.params[name]))
         for name in ("batch_size", "hidden_units")
@@ -73,64 +78,77 @@ def heaviest_config(space: Space, backbone: str) -> TrialConfig:
 def measure_gpu_fractions(
     space: Space, context: TrainingContext, rows: np.ndarray
 ) -> dict[str, float]:
-    """Measure each backbone's footprint, and return the share of a GPU that a trial asks for.
+    """Measure the GPU memory of each backbone; return the fraction of a GPU for one of its trials.
 
-    Of several kinds of GPU, each is measured, and the one that takes fewest trials decides: a trial
-    asks for the same share wherever it runs. Without a GPU every share is 0.
+    Each kind of GPU is measured, and the one with the fewest trials decides, because a trial needs
+    the same fraction wherever it runs. Without a GPU all fractions are 0.
+
+    Args:
+        space: Of the run.
+        context: Of the run.
+        rows: Table rows of the training images.
     """
-    with_gpus = [machine for machine in machines() if machine.gpus]
-    if not with_gpus:
+    gpu_nodes = [node for node in nodes() if node.gpus]
+    if not gpu_nodes:
         return dict.fromkeys(space.backbones, 0.0)
-    kinds = {machine.gpu_kind for machine in with_gpus}
-    most = max(1, min(MAX_TRIALS_PER_GPU, *(int(m.cpus / m.gpus) for m in with_gpus)))
+    kinds = {node.gpu_kind for node in gpu_nodes}
+    max_trials = max(
+        1, min(MAX_TRIALS_PER_GPU, *(int(node.cpus / node.gpus) for node in gpu_nodes))
+    )
     tasks = {
         name: [
-            _measure.options(resources={f"accelerator_type:{kind}": 0.001} if kind else {}).remote(
-                context, heaviest_config(space, name), rows
-            )
+            measure_gpu_memory.options(
+                resources={f"accelerator_type:{kind}": 0.001} if kind else {}
+            ).remote(context, heaviest_config(space, name), rows)
             for kind in sorted(kinds)
         ]
         for name in space.backbones
     }
     return {
-        name: max(gpu_fraction_for(gpu_memory, most) for gpu_memory in ray.get(measured))
+        name: max(gpu_fraction_for(gpu_memory, max_trials) for gpu_memory in ray.get(measured))
         for name, measured in tasks.items()
     }
 
 
-class TrialSlots:
-    """How many trials the machines take at a time, as machines come and go."""
+@ray.remote(num_gpus=1)
+def measure_gpu_memory(
+    context: TrainingContext, config: TrialConfig, rows: np.ndarray
+) -> GpuMemory:
+    """Train on one batch, on a GPU that is otherwise idle, and return the peak of its memory."""
+    device = torch.device("cuda")
+    torch.cuda.reset_peak_memory_stats(device)
+    batch = torch.from_numpy(rows[: config.batch_size].copy())
+    uncached = replace(context, feature_source=None)
+    create_trainer(uncached, config, batch, batch[:1], seed=0, epochs=1).run_epoch()
+    total = torch.cuda.get_device_properties(device).total_memory
+    return GpuMemory(torch.cuda.max_memory_allocated(device), total)
 
-    def __init__(self, cpus: float, shares: Sequence[float]) -> None:
-        """Count for trials of so many CPUs and, at least, the smallest of these shares of a GPU."""
+
+class TrialSlots:
+    """Counts how many trials the nodes can run in parallel, as nodes join and leave."""
+
+    def __init__(self, cpus: float, gpu_fractions: Sequence[float]) -> None:
+        """Count slots of a size.
+
+        Args:
+            cpus: CPUs per trial.
+            gpu_fractions: Fractions of a GPU that trials need; the smallest above 0 counts.
+        """
         self._cpus = cpus
-        self._share = min((share for share in shares if share > 0), default=0.0)
+        self._gpu_fraction = min((f for f in gpu_fractions if f > 0), default=0.0)
         self._count, self._counted_at = 1, float("-inf")
 
     def __call__(self) -> int:
-        """Return how many; at least one."""
-        if monotonic() - self._counted_at > _SLOTS_VALID_SECONDS:
-            there = [*machines(), *autoscaler_nodes()]
-            self._count = max(1, sum(places(m, self._cpus, self._share) for m in there))
+        """Return the number of slots, those of nodes that may still join included; at least 1."""
+        if monotonic() - self._counted_at > SLOTS_VALID_SECONDS:
+            possible = [*nodes(), *autoscaler_nodes()]
+            slots = (slots_on(node, self._cpus, self._gpu_fraction) for node in possible)
+            self._count = max(1, sum(slots))
             self._counted_at = monotonic()
         return self._count
 
 
-def places(machine: Node, cpus: float, share: float) -> int:
-    """Return how many trials of some CPUs and some share of a GPU a machine takes at a time."""
-    by_cpu = int(machine.cpus / cpus)
-    return min(by_cpu, int(machine.gpus / share + 1e-6)) if share > 0 else by_cpu
-
-
-@ray.remote(num_gpus=1)
-def _measure(context: TrainingContext, config: TrialConfig, rows: np.ndarray) -> GpuMemory:
-    """Train one batch on an otherwise free GPU and read the peak."""
-    device = torch.device("cuda")
-    torch.cuda.reset_peak_memory_stats(device)
-    batch = torch.from_numpy(rows[: config.batch_size].copy())
-    trainer: Trainer = create_trainer(
-        replace(context, feature_cache=None), config, batch, batch[:1], seed=0, epochs=1
-    )
-    trainer.run_epoch()
-    total = torch.cuda.get_device_properties(device).total_memory
-    return GpuMemory(torch.cuda.max_memory_allocated(device), total)
+def slots_on(node: Node, cpus: float, gpu_fraction: float) -> int:
+    """Return how many trials of some CPUs and a fraction of a GPU a node can run in parallel."""
+    by_cpu = int(node.cpus / cpus)
+    return min(by_cpu, int(node.gpus / gpu_fraction + 1e-6)) if gpu_fraction > 0 else by_cpu

@@ -1,6 +1,7 @@
-"""A file of the driver's machine that every machine of a cluster maps: each gets its own copy.
+"""Data that all workers of a run read: objects in Ray's store, and files that they map.
 
-For images that the object store is too small for, where machines share no folder.
+A file takes the place of the object store where that is too small for the images. Each node of a
+cluster without a common folder makes its own copy of it.
 """
 
 from __future__ import annotations
@@ -9,50 +10,84 @@ import fcntl
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
+import numpy as np
 import ray
 
 from search.cluster.nodes import on_driver_node
 from trainables.atomic_write import write_atomically
 
+T = TypeVar("T")
+
 _CHUNK_BYTES = 64 * 2**20
 _FOLDER = "classifier-search"
-"""In the machine's folder for temporary files; holds the copy of one run at a time."""
+"""In a node's folder for temporary files; holds the copy of one run at a time."""
 
 
-class FileReader:
-    """Hands out parts of a file; lives on the machine that has it."""
+@dataclass(frozen=True)
+class StoredObject(Generic[T]):
+    """An object in Ray's object store.
 
-    def read(self, path: Path, offset: int, n_bytes: int) -> bytes:
-        """Return some bytes of a file."""
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(n_bytes)
+    Attributes:
+        reference: Ray's reference to it.
+    """
+
+    reference: ray.ObjectRef[T]
+
+    @classmethod
+    def put(cls, value: T) -> StoredObject[T]:
+        """Put an object into the store."""
+        return cls(ray.put(value))
+
+    def open(self) -> T:
+        """Return the object; its arrays are read-only, and shared by the workers of a node."""
+        value: T = ray.get(self.reference)
+        return value
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A NumPy array in a file that all workers reach by its path.
+
+    Attributes:
+        path: The file, in NumPy's format.
+    """
+
+    path: Path
+
+    def open(self) -> np.ndarray:
+        """Map the file."""
+        array: np.ndarray = np.load(self.path, mmap_mode="r")
+        return array
 
 
 @dataclass(frozen=True)
 class SharedFile:
-    """A file, and how machines that do not have it come by it.
+    """A NumPy array in a file of the driver's node, which other nodes copy before they map it.
 
     Attributes:
-        path: On the driver's machine.
+        path: The file on the driver's node, in NumPy's format.
         size_bytes: Of the file.
-        machine: The driver's, by Ray's node id.
+        node: Ray's id of the driver's node.
         reader: Actor handle of `FileReader`.
         key: Names this file among those of all runs.
     """
 
     path: Path
     size_bytes: int
-    machine: str
+    node: str
     reader: Any
     key: str
 
+    def open(self) -> np.ndarray:
+        """Map the file, or this node's copy of it."""
+        return MappedFile(self.local_path()).open()
+
     def local_path(self) -> Path:
-        """Return the file's path on this machine; the first who asks copies it."""
-        if ray.get_runtime_context().get_node_id() == self.machine:
+        """Return the file's path on this node, after copying it if no worker has before."""
+        if ray.get_runtime_context().get_node_id() == self.node:
             return self.path
         folder = Path(tempfile.gettempdir()) / _FOLDER
         folder.mkdir(exist_ok=True)
@@ -61,7 +96,7 @@ class SharedFile:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not copy.is_file():
                 for older in folder.glob(f"*{self.path.suffix}*"):
-                    older.unlink()  # who still maps it keeps it
+                    older.unlink()  # a process that still maps it can go on reading it
                 self._copy_to(copy)
         return copy
 
@@ -71,10 +106,20 @@ class SharedFile:
                 file.write(ray.get(self.reader.read.remote(self.path, offset, _CHUNK_BYTES)))
 
 
+class FileReader:
+    """Actor on the driver's node that reads parts of a file for other nodes."""
+
+    def read(self, path: Path, offset: int, n_bytes: int) -> bytes:
+        """Return some bytes of a file."""
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(n_bytes)
+
+
 def share_file(path: Path) -> SharedFile:
-    """Make a file of this machine, the driver's, one that all machines can map."""
+    """Make a NumPy file of the driver's node available to all nodes."""
     reader = ray.remote(num_cpus=0)(FileReader).options(
         scheduling_strategy=on_driver_node(), max_concurrency=4
     )
-    machine = ray.get_runtime_context().get_node_id()
-    return SharedFile(path, path.stat().st_size, machine, reader.remote(), uuid4().hex)
+    node = ray.get_runtime_context().get_node_id()
+    return SharedFile(path, path.stat().st_size, node, reader.remote(), uuid4().hex)

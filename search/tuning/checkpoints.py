@@ -1,13 +1,14 @@
-"""Keeps the weights of the best few trials, and one rolling checkpoint of each running one.
+"""Store the weights of the best few trials, and the last checkpoint of each running one.
 
-Workers hand files' contents to the keeper through Ray, so no storage needs to be shared; where a
-run has storage, they write there themselves. The keeper's actor imports no PyTorch: it is there in
-a moment and takes little memory.
+Workers send files' contents through Ray, so they need no common storage; in a run with `--storage`
+they write there themselves. The actor imports no PyTorch: it starts at once and needs little
+memory.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,79 +21,91 @@ from search.runs.run_folder import BEST_WEIGHTS as BEST_WEIGHTS
 from search.runs.run_folder import CHECKPOINT as CHECKPOINT
 from search.runs.storage import Files, LocalFiles, SharedFiles
 
+logger = logging.getLogger(__name__)
+
 _KEPT = "kept.json"
-"""Whose weights are kept, with their scores: Ray starts a lost keeper anew, knowing nothing."""
+"""Trials whose weights are kept, with their scores: after a crash Ray restarts the actor."""
 
 Score = tuple[float, float]
 """Higher is better: validation accuracy, then the negative validation loss."""
 
 
 class CheckpointStore:
-    """Decides whose weights are kept; `trials/<number>/best.pt` and `checkpoint.pt` are its files.
+    """Keeps the weights of the trials with the best scores, as `trials/<number>/best.pt`.
 
-    It lives where the run folder is.
+    And the last checkpoint of each running trial, as `checkpoint.pt` beside it.
     """
 
     def __init__(self, trials: Path | Files, keep: int, kept: dict[int, Score]) -> None:
-        """Begin with the scores of an earlier session's full-length trials, by trial number."""
+        """Open a store.
+
+        Args:
+            trials: Where the files are.
+            keep: How many trials to keep the weights of.
+            kept: By number, the scores of full-length trials of earlier sessions; those without
+                weights are ignored.
+        """
         self._files: Files = LocalFiles(trials) if isinstance(trials, Path) else trials
         self._keep = keep
         self._kept = {
             number: score
-            for number, score in (kept | self._noted()).items()
+            for number, score in (kept | self._read_kept()).items()
             if self._files.has(f"{number}/{BEST_WEIGHTS}")
         }
 
     def would_keep(self, number: int, score: Score) -> bool:
-        """Say whether a trial of this score would be kept, so that others send no weights."""
-        rivals = [s for n, s in self._kept.items() if n != number]
-        return len(rivals) < self._keep or score > sorted(rivals, reverse=True)[self._keep - 1]
+        """Return whether a trial with this score would be kept, so that others send no weights."""
+        others = [s for n, s in self._kept.items() if n != number]
+        return len(others) < self._keep or score > sorted(others, reverse=True)[self._keep - 1]
 
     def submit(self, number: int, score: Score, content: bytes | None) -> None:
-        """Keep a trial's weights, as a file's content; let go those no longer among the best.
+        """Keep a trial's weights, and delete those that are no longer among the best.
 
-        None says that the file is there already.
+        Args:
+            number: Of the trial.
+            score: Of the weights.
+            content: Of the file; None if it is written already.
         """
         if content is not None:
             self._files.write(f"{number}/{BEST_WEIGHTS}", content)
         self._kept[number] = score
         ranked = sorted(self._kept, key=lambda n: self._kept[n], reverse=True)
-        for loser in ranked[self._keep :]:
-            self._files.remove(f"{loser}/{BEST_WEIGHTS}")
-            del self._kept[loser]
+        for other in ranked[self._keep :]:
+            self._files.remove(f"{other}/{BEST_WEIGHTS}")
+            del self._kept[other]
         self._files.write(_KEPT, json.dumps(list(self._kept.items())).encode())
 
-    def checkpoint(self, number: int, content: bytes) -> None:
+    def save(self, number: int, content: bytes) -> None:
         """Replace a running trial's checkpoint."""
         self._files.write(f"{number}/{CHECKPOINT}", content)
 
-    def last_checkpoint(self, number: int) -> bytes | None:
-        """Return a trial's checkpoint; None where there is none."""
+    def load_last(self, number: int) -> bytes | None:
+        """Return a trial's last checkpoint; None where there is none."""
         return self._files.read(f"{number}/{CHECKPOINT}")
 
-    def forget(self, number: int) -> None:
-        """Remove the checkpoint of a trial that has ended."""
+    def delete_checkpoint(self, number: int) -> None:
+        """Delete the checkpoint of a trial that has ended."""
         self._files.remove(f"{number}/{CHECKPOINT}")
 
     def kept(self) -> list[int]:
         """Return the numbers of the trials whose weights are kept."""
         return sorted(self._kept)
 
-    def _noted(self) -> dict[int, Score]:
-        """Return what was kept when this process's forerunner was lost, if there was one."""
+    def _read_kept(self) -> dict[int, Score]:
+        """Return what this store had kept before Ray restarted it."""
         try:
             return {number: (a, b) for number, (a, b) in json.loads(self._files.read(_KEPT) or b"")}
-        except (ValueError, TypeError):  # none, or damaged
+        except (ValueError, TypeError):  # missing, or damaged
             return {}
 
 
 @dataclass(frozen=True)
 class CheckpointClient:
-    """The keeper, as trials on any machine call it.
+    """Access to the store from any node; a `trainables.worker.TrialCheckpoints`.
 
     Attributes:
         actor: Handle of `CheckpointStore`.
-        shared: Where the files lie, if every machine reaches it; else they go through the actor.
+        shared: Storage that all nodes reach; None sends the files through the actor.
     """
 
     actor: Any
@@ -108,40 +121,42 @@ class CheckpointClient:
             self.shared.write(f"{number}/{BEST_WEIGHTS}", content)
         ray.get(self.actor.submit.remote(number, score, None if self.shared else content))
 
-    def checkpoint(self, number: int, content: bytes) -> None:
+    def save(self, number: int, content: bytes) -> None:
         """See `CheckpointStore`."""
         if self.shared is not None:
             self.shared.write(f"{number}/{CHECKPOINT}", content)
         else:
-            ray.get(self.actor.checkpoint.remote(number, content))
+            ray.get(self.actor.save.remote(number, content))
 
-    def last_checkpoint(self, number: int) -> bytes | None:
+    def load_last(self, number: int) -> bytes | None:
         """See `CheckpointStore`."""
         if self.shared is not None:
             return self.shared.read(f"{number}/{CHECKPOINT}")
-        content: bytes | None = ray.get(self.actor.last_checkpoint.remote(number))
+        content: bytes | None = ray.get(self.actor.load_last.remote(number))
         return content
 
-    def forget(self, number: int) -> None:
-        """See `CheckpointStore`; it is not waited for."""
-        self.actor.forget.remote(number)
+    def delete_checkpoint(self, number: int) -> None:
+        """See `CheckpointStore`; returns before it is done."""
+        self.actor.delete_checkpoint.remote(number)
 
     def download_best(self, trials: Path) -> None:
-        """Copy the weights that are kept in shared storage to the run's own folder."""
+        """Copy the kept weights from shared storage to the run's own folder."""
         if self.shared is None:
             return
         kept: Iterable[int] = ray.get(self.actor.kept.remote())
-        home = LocalFiles(trials)
+        local = LocalFiles(trials)
         for number in kept:
             content = self.shared.read(f"{number}/{BEST_WEIGHTS}")
-            if content is not None:
-                home.write(f"{number}/{BEST_WEIGHTS}", content)
+            if content is None:
+                logger.warning("trial %d: its weights are not in %s", number, self.shared.url)
+            else:
+                local.write(f"{number}/{BEST_WEIGHTS}", content)
 
 
 def start_checkpoint_store(
     trials: Path, keep: int, kept: dict[int, Score], shared: SharedFiles | None = None
 ) -> CheckpointClient:
-    """Start the actor beside the driver; see `CheckpointStore` for the arguments."""
+    """Start the actor on the driver's node; see `CheckpointStore` for the arguments."""
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CheckpointStore).options(
         scheduling_strategy=on_driver_node()
     )

@@ -1,14 +1,22 @@
-"""The machines of a session, from stand-ins for what Ray says of them."""
+"""Nodes of a session, listed from a stand-in for Ray's own list."""
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from search.cluster.nodes import AUTOSCALING_FILE, Node, autoscaler_nodes, machines, wait_for_gpu
+from search.cluster.nodes import (
+    AUTOSCALING_FILE,
+    Node,
+    autoscaler_nodes,
+    nodes,
+    object_store_bytes,
+    wait_for_gpu,
+)
 from search.cluster.session import SessionError
 
 CONFIG = {
@@ -25,36 +33,57 @@ GPU = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:A10G": 1.0, "object_store_memor
 
 
 def alive(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
-    """Stand in for a cluster of such machines, and one that is lost."""
-    nodes = [
+    """Stand in for a cluster of such nodes, and one that was lost."""
+    listed = [
         {"Alive": True, "NodeManagerAddress": f"10.0.0.{i}", "Resources": r}
         for i, r in enumerate(resources)
     ]
     lost = {"Alive": False, "NodeManagerAddress": "10.0.0.9", "Resources": GPU}
-    monkeypatch.setattr(nodes.ray, "nodes", lambda: [*nodes, lost])
+    monkeypatch.setattr("ray.nodes", lambda: [*listed, lost])
 
 
 @pytest.fixture
 def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home of the head of a cluster that `ray up` made."""
+    """The home folder on the head node of a cluster that `ray up` launched."""
     (tmp_path / AUTOSCALING_FILE).write_text(json.dumps(CONFIG))
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     return tmp_path
 
 
-def test_machines_that_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_are_those_that_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     alive(monkeypatch, HEAD, GPU)
-    assert machines() == [
+    assert nodes() == [
         Node("10.0.0.0", 8, 0, "", 10**9),
         Node("10.0.0.1", 8, 1, "A10G", 2 * 10**9),
     ]
 
 
-def test_machines_to_come_are_those_of_the_file_that_are_not_there(
+def test_the_smallest_object_store_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive(monkeypatch, HEAD, GPU)
+    assert object_store_bytes(0.2) == 2 * 10**8
+
+
+def test_nodes_that_join_or_leave_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    alive(monkeypatch, HEAD)
+    nodes()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "search.cluster.nodes"):
+        alive(monkeypatch, HEAD, GPU)
+        nodes()
+        nodes()
+        assert [record.message[:20] for record in caplog.records] == ["node 10.0.0.1 joined"]
+        alive(monkeypatch, HEAD)
+        nodes()
+    assert caplog.records[-1].message == "node 10.0.0.1 left"
+
+
+def test_autoscaler_nodes_are_those_of_the_file_that_have_not_joined(
     head: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive(monkeypatch, HEAD)
-    assert [(m.cpus, m.gpus) for m in autoscaler_nodes()] == [(8, 1), (8, 1), (16, 0)]
+    assert [(node.cpus, node.gpus) for node in autoscaler_nodes()] == [(8, 1), (8, 1), (16, 0)]
     alive(monkeypatch, HEAD, GPU, GPU)
     assert len(autoscaler_nodes()) == 1
     alive(monkeypatch, HEAD, GPU, GPU, GPU)
@@ -62,7 +91,7 @@ def test_machines_to_come_are_those_of_the_file_that_are_not_there(
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"max_workers": 2}'])
-def test_where_ray_up_was_not_nobody_is_to_come(
+def test_without_ray_up_there_are_no_autoscaler_nodes(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive(monkeypatch, HEAD)
@@ -71,29 +100,29 @@ def test_where_ray_up_was_not_nobody_is_to_come(
     assert autoscaler_nodes(tmp_path) == []
 
 
-def test_the_first_gpu_is_asked_for_and_waited_for(
+def test_the_first_gpu_is_requested_and_waited_for(
     head: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
+    requested: list[Any] = []
 
     def request_resources(bundles: list[dict[str, float]]) -> None:
-        asked.append(bundles)
+        requested.append(bundles)
         alive(monkeypatch, HEAD, GPU)
 
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", request_resources)
     alive(monkeypatch, HEAD)
-    said: list[str] = []
-    wait_for_gpu(said.append)
-    assert asked == [[{"GPU": 1}], []], "asked for, and no longer than needed"
-    assert "a machine with a GPU is there" in said[-1]
-    wait_for_gpu(said.append)
-    assert len(asked) == len(said) == 2, "where there is one, nothing is waited for"
+    lines: list[str] = []
+    wait_for_gpu(lines.append)
+    assert requested == [[{"GPU": 1}], []], "requested no longer than needed"
+    assert "a node with a GPU joined" in lines[-1]
+    wait_for_gpu(lines.append)
+    assert len(requested) == len(lines) == 2, "where there is one, there is no waiting"
 
 
-def test_a_gpu_that_does_not_come_is_one_clear_error(
+def test_a_gpu_that_does_not_join_is_one_clear_error(
     head: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: None)
     alive(monkeypatch, HEAD)
-    with pytest.raises(SessionError, match=r"no machine with a GPU came within 0 minutes"):
+    with pytest.raises(SessionError, match=r"no node with a GPU joined within 0 minutes"):
         wait_for_gpu(lambda _: None, patience_seconds=0.0)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from optuna.distributions import CategoricalDistribution
 
+from search.cluster.shared_file import StoredObject
 from search.console.progress import Progress
 from search.pipeline import ablation, flow
 from search.pipeline.ablation import ablation_steps, run_ablation
@@ -73,14 +73,13 @@ def prepared(ray_session: None) -> Any:
     table = torch.randint(0, 90, (N_IMAGES, SIZE, SIZE, 3), generator=generator)
     table[torch.arange(N_IMAGES), :, :, labels] += 120
     context = TrainingContext(
-        table=ray.put(table.to(torch.uint8).numpy()),
+        table=StoredObject.put(table.to(torch.uint8).numpy()),
         labels=labels.numpy(),
         n_classes=N_CLASSES,
         image_size=SIZE,
         flip=False,
-        weights={"tinynet": ray.put(load_weights(PACKAGED["tinynet"]))},
-        n_views=2,
-        feature_cache=None,
+        weights={"tinynet": StoredObject.put(load_weights(PACKAGED["tinynet"]))},
+        feature_source=None,
         heads={},
         epochs=2,
         patience=1,

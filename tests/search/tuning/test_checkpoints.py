@@ -11,21 +11,21 @@ def kept_on_disk(trials: Path) -> dict[int, bytes]:
     return {int(path.parent.name): path.read_bytes() for path in trials.rglob(BEST_WEIGHTS)}
 
 
-def offer_all(checkpoints: CheckpointStore, scores: dict[int, tuple[float, float]]) -> None:
-    """Offer trials as workers do: only those that are wanted."""
+def submit_all(checkpoints: CheckpointStore, scores: dict[int, tuple[float, float]]) -> None:
+    """Submit weights as workers do: only those that would be kept."""
     for number, score in scores.items():
         if checkpoints.would_keep(number, score):
             checkpoints.submit(number, score, f"weights {number}".encode())
 
 
-def test_the_best_few_are_kept_and_the_others_let_go(tmp_path):
+def test_the_best_few_are_kept_and_the_others_deleted(tmp_path):
     scores = {0: (0.5, -1.0), 1: (0.9, -1.0), 2: (0.4, -1.0), 3: (0.7, -1.0), 4: (0.6, -1.0)}
-    offer_all(CheckpointStore(tmp_path, 2, {}), scores)
+    submit_all(CheckpointStore(tmp_path, 2, {}), scores)
     assert kept_on_disk(tmp_path) == {1: b"weights 1", 3: b"weights 3"}
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_loser_of_a_full_house_leaves_nothing_even_if_offered(tmp_path):
+def test_weights_that_are_not_among_the_best_leave_nothing_even_if_submitted(tmp_path):
     checkpoints = CheckpointStore(tmp_path, 1, {})
     checkpoints.submit(0, (0.9, -1.0), b"best")
     checkpoints.submit(1, (0.5, -1.0), b"worse")
@@ -42,7 +42,7 @@ def test_other_files_of_a_trial_stay(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("score", "wanted"),
+    ("score", "kept"),
     [
         ((0.8, -0.5), True),
         ((0.7, -0.4), True),
@@ -51,20 +51,20 @@ def test_other_files_of_a_trial_stay(tmp_path):
         ((0.6, 0.0), False),
     ],
 )
-def test_only_what_beats_the_worst_kept_is_wanted(tmp_path, score, wanted):
+def test_only_what_beats_the_worst_kept_would_be_kept(tmp_path, score, kept):
     checkpoints = CheckpointStore(tmp_path, 2, {})
     checkpoints.submit(4, (0.9, -0.1), b"best")
     checkpoints.submit(5, (0.7, -0.5), b"good")
-    assert checkpoints.would_keep(9, score) is wanted
+    assert checkpoints.would_keep(9, score) is kept
 
 
-def test_while_there_is_room_anything_is_wanted(tmp_path):
+def test_while_there_is_room_anything_would_be_kept(tmp_path):
     checkpoints = CheckpointStore(tmp_path, 2, {})
     checkpoints.submit(4, (0.9, -0.1), b"best")
     assert checkpoints.would_keep(9, (0.0, -9.0))
 
 
-def test_a_trial_is_not_its_own_rival(tmp_path):
+def test_a_trial_does_not_compete_with_itself(tmp_path):
     checkpoints = CheckpointStore(tmp_path, 1, {})
     checkpoints.submit(4, (0.9, -0.1), b"once")
     assert checkpoints.would_keep(4, (0.9, -0.1))
@@ -72,26 +72,26 @@ def test_a_trial_is_not_its_own_rival(tmp_path):
     assert kept_on_disk(tmp_path) == {4: b"again"}
 
 
-def test_what_an_earlier_session_kept_is_let_go_when_beaten(tmp_path):
+def test_what_an_earlier_session_kept_is_deleted_when_beaten(tmp_path):
     for number in (4, 5):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / BEST_WEIGHTS).write_bytes(b"earlier")
-    # A run carried on knows all its trials' scores, also of those whose weights are not there.
+    # A resumed run knows the scores of all its trials, also of those without weights.
     earlier = {4: (0.9, -0.1), 5: (0.7, -0.5), 6: (0.99, -0.1)}
     checkpoints = CheckpointStore(tmp_path, 2, earlier)
     assert not checkpoints.would_keep(7, (0.6, -0.2))
-    offer_all(checkpoints, {8: (0.8, -0.2)})
+    submit_all(checkpoints, {8: (0.8, -0.2)})
     assert kept_on_disk(tmp_path) == {4: b"earlier", 8: b"weights 8"}
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_keeper_that_is_started_anew_knows_what_was_kept(tmp_path, damaged):
-    offer_all(CheckpointStore(tmp_path, 1, {}), {0: (0.9, -0.1), 1: (0.95, -0.1)})
+def test_a_restarted_store_knows_what_was_kept(tmp_path, damaged):
+    submit_all(CheckpointStore(tmp_path, 1, {}), {0: (0.9, -0.1), 1: (0.95, -0.1)})
     if damaged:
         (tmp_path / "kept.json").write_bytes(b"[[1, [0.9")
-    anew = CheckpointStore(tmp_path, 1, {})  # as Ray calls it: with what it was begun with
-    assert anew.would_keep(2, (0.5, -0.1)) is damaged
-    offer_all(anew, {3: (0.99, -0.1)})
+    restarted = CheckpointStore(tmp_path, 1, {})  # by Ray, with the arguments of its start
+    assert restarted.would_keep(2, (0.5, -0.1)) is damaged
+    submit_all(restarted, {3: (0.99, -0.1)})
     assert 3 in kept_on_disk(tmp_path)
     assert (kept_on_disk(tmp_path).keys() == {3}) is not damaged
 
@@ -99,7 +99,7 @@ def test_a_keeper_that_is_started_anew_knows_what_was_kept(tmp_path, damaged):
 def test_a_crash_while_writing_leaves_the_old_weights(tmp_path, monkeypatch):
     checkpoints = CheckpointStore(tmp_path, 2, {})
     checkpoints.submit(0, (0.5, -1.0), b"whole")
-    checkpoints.checkpoint(1, b"epoch 1")
+    checkpoints.save(1, b"epoch 1")
 
     def crash(_: int) -> None:
         raise OSError("No space left on device")
@@ -108,41 +108,39 @@ def test_a_crash_while_writing_leaves_the_old_weights(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         checkpoints.submit(0, (0.6, -1.0), b"newer")
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.checkpoint(1, b"epoch 2")
+        checkpoints.save(1, b"epoch 2")
     assert kept_on_disk(tmp_path) == {0: b"whole"}
-    assert checkpoints.last_checkpoint(1) == b"epoch 1"
+    assert checkpoints.load_last(1) == b"epoch 1"
 
 
 def test_a_running_trial_has_one_checkpoint_until_it_ends(tmp_path):
     checkpoints = CheckpointStore(tmp_path, 1, {})
-    assert checkpoints.last_checkpoint(3) is None
-    checkpoints.checkpoint(3, b"epoch 1")
-    checkpoints.checkpoint(3, b"epoch 2")
+    assert checkpoints.load_last(3) is None
+    checkpoints.save(3, b"epoch 1")
+    checkpoints.save(3, b"epoch 2")
     checkpoints.submit(4, (0.9, -0.1), b"best")
-    checkpoints.submit(3, (0.5, -0.1), b"loser")
-    assert checkpoints.last_checkpoint(3) == b"epoch 2", (
-        "losing the weights is not losing the trial"
-    )
-    assert CheckpointStore(tmp_path, 1, {}).last_checkpoint(3) == b"epoch 2"
-    checkpoints.forget(3)
-    checkpoints.forget(3)
-    assert checkpoints.last_checkpoint(3) is None
+    checkpoints.submit(3, (0.5, -0.1), b"worse")
+    assert checkpoints.load_last(3) == b"epoch 2", "the trial still runs"
+    assert CheckpointStore(tmp_path, 1, {}).load_last(3) == b"epoch 2"
+    checkpoints.delete_checkpoint(3)
+    checkpoints.delete_checkpoint(3)
+    assert checkpoints.load_last(3) is None
 
 
-def test_weights_in_shared_storage_come_home(tmp_path, ray_session):
+def test_weights_in_shared_storage_are_downloaded(tmp_path, ray_session):
     shared = SharedFiles(str(tmp_path / "storage"), "run").within("trials")
     home = tmp_path / "run" / "trials"
     checkpoints = start_checkpoint_store(home, 1, {}, shared)
-    checkpoints.checkpoint(0, b"epoch 1")
+    checkpoints.save(0, b"epoch 1")
     checkpoints.submit(0, (0.5, -1.0), b"good")
     checkpoints.submit(1, (0.9, -1.0), b"better")
     assert checkpoints.would_keep(2, (0.6, -1.0)) is False
-    assert checkpoints.last_checkpoint(0) == b"epoch 1"
+    assert checkpoints.load_last(0) == b"epoch 1"
     assert kept_on_disk(tmp_path / "storage") == {1: b"better"}
     assert not home.exists(), "nothing passes through the driver"
     checkpoints.download_best(home)
     assert kept_on_disk(home) == {1: b"better"}
-    checkpoints.forget(0)
+    checkpoints.delete_checkpoint(0)
     again = start_checkpoint_store(home, 1, {1: (0.9, -1.0)}, shared)
     assert again.would_keep(2, (0.6, -1.0)) is False, "what an earlier session kept is known"
-    assert again.last_checkpoint(0) is None
+    assert again.load_last(0) is None

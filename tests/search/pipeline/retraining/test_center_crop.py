@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
+from search.cluster.shared_file import StoredObject
 from search.console.progress import Progress
 from search.evaluation.calibration import fit_temperature, log_losses
 from search.pipeline.finalists import Candidate
@@ -49,16 +49,15 @@ def prepared(ray_session: None) -> Any:
     for row, label in enumerate(labels.tolist()):
         table[row, middle, middle, label] += 90
     table = table.to(torch.uint8)
-    network = ray.put(load_weights(PACKAGED["tinynet"]))
+    network = StoredObject.put(load_weights(PACKAGED["tinynet"]))
     context = TrainingContext(
-        table=ray.put(table.numpy()),
+        table=StoredObject.put(table.numpy()),
         labels=labels.numpy(),
         n_classes=N_CLASSES,
         image_size=SIDE,
         flip=False,
         weights={"tinynet": network},
-        n_views=1,
-        feature_cache=None,
+        feature_source=None,
         heads={"tinynet": {}},
         epochs=1,
         patience=None,
@@ -125,7 +124,7 @@ def test_middles_that_are_all_alike_do_not_help(prepared: Any) -> None:
     table = prepared.images.clone()
     table[:, 4:-4, 4:-4] = 128
     other = SimpleNamespace(**vars(prepared))
-    other.context = replace(prepared.context, table=ray.put(table.numpy()))
+    other.context = replace(prepared.context, table=StoredObject.put(table.numpy()))
     folds = folds_of(other, sure=6.0, wrong=30)
     found = CenterCropProbes(other, SHARES).look("tinynet", folds)
     assert not found.helps

@@ -15,7 +15,19 @@ from trainables.worker import TrainingContext
 
 N_IMAGES, N_FOLDS = 30, 5
 LABELS = np.arange(N_IMAGES) % 2
-BENCH = TrainingContext(None, LABELS, 2, 32, False, {}, 1, None, {}, 1, None, seed=0)
+CONTEXT = TrainingContext(
+    table=None,  # type: ignore[arg-type]
+    image_size=32,
+    flip=False,
+    weights={},
+    seed=0,
+    labels=LABELS,
+    n_classes=2,
+    epochs=1,
+    patience=None,
+    heads={},
+    feature_source=None,
+)
 RESOURCES = {"num_cpus": 1.0, "num_gpus": 0.0}
 
 
@@ -68,7 +80,7 @@ def run(told: list[int], before: dict[int, Fold]) -> list[Fold]:
         told.append(index)
 
     rows = np.arange(N_IMAGES)
-    return retrain(BENCH, retrain_config, rows, N_FOLDS, True, RESOURCES, on_fold, before)
+    return retrain(CONTEXT, retrain_config, rows, N_FOLDS, True, RESOURCES, on_fold, before)
 
 
 def test_no_more_folds_run_at_a_time_than_there_are_cpus(watched: Watched, told: list[int]) -> None:

@@ -1,0 +1,64 @@
+"""Plan of the feature cache: which images and views it holds, and how much memory it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# A view is built in blocks, by as many nodes in parallel as there are blocks. Their number depends
+# on the number of images alone, so that features do not depend on which nodes there are.
+MIN_BLOCK_IMAGES = 64
+MAX_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class FeatureCachePlan:
+    """What a run caches, and how much memory that may take.
+
+    Attributes:
+        context: Reference to the run's `trainables.worker.FeatureContext`.
+        seed: Of the run.
+        rows: int64 [n], table rows of the training and validation images; never of test images.
+        n_views: V, the views of each image.
+        sizes: By backbone, bytes of all views at stage outputs 1 to 5.
+        budget_bytes: Maximum size of the cache.
+        gpus_per_task: Fraction of a GPU for each task that builds features before the first trial.
+    """
+
+    context: Any
+    seed: int
+    rows: np.ndarray
+    n_views: int
+    sizes: Mapping[str, tuple[int, ...]]
+    budget_bytes: int
+    gpus_per_task: float
+
+    def choose_stage_outputs(self, depths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Choose the stage outputs to build before the first trial, within the budget.
+
+        The deepest come first, since they save most of the computation; of these the smallest.
+
+        Args:
+            depths: Freeze depths that trials may have, from 1.
+
+        Returns:
+            By backbone, its stage outputs, ascending.
+        """
+        bytes_left = self.budget_bytes
+        chosen: dict[str, list[int]] = {name: [] for name in self.sizes}
+        by_benefit = sorted(
+            (-depth, self.sizes[name][depth - 1], name) for name in self.sizes for depth in depths
+        )
+        for minus_depth, size, name in by_benefit:
+            if size <= bytes_left:
+                bytes_left -= size
+                chosen[name].append(-minus_depth)
+        return {name: tuple(sorted(stage_outputs)) for name, stage_outputs in chosen.items()}
+
+    @property
+    def block_size(self) -> int:
+        """Images in each block of a view."""
+        return max(MIN_BLOCK_IMAGES, -(-len(self.rows) // MAX_BLOCKS))
