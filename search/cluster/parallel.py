@@ -1,4 +1,4 @@
-"""One work on many parts: here, one after the other or by threads, or by tasks on all machines."""
+"""Map a function over parts: serially, by threads, or by Ray tasks on all nodes."""
 
 from __future__ import annotations
 
@@ -7,55 +7,53 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Protocol
 
-_WORTH_SPREADING = 8
-"""Parts; fewer are done before other processes have begun."""
+_MIN_PARTS_FOR_RAY = 8
+"""Fewer parts are done here before Ray's workers would have started."""
 
 
-class Spread(Protocol):
-    """Does a work on each of some parts."""
+class ParallelMap(Protocol):
+    """Applies a function to each of some parts."""
 
     def __call__(
         self, work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]
     ) -> Iterator[Any]:
-        """Yield `work(shared, part)` of each part, in their order.
+        """Yield `work(shared, part)` for each part, in the order of the parts.
 
         Args:
-            work: A function of a module.
-            shared: What all parts need; it is not changed.
-            parts: Small.
+            work: A function of a module, so that it can be pickled.
+            shared: First argument of all calls, sent once; it is not changed.
+            parts: Second arguments, each sent with its call.
         """
 
 
-def one_by_one(work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]) -> Iterator[Any]:
-    """Do a work here; see `Spread`."""
+def serial_map(work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]) -> Iterator[Any]:
+    """Apply a function in this thread; see `ParallelMap`."""
     return (work(shared, part) for part in parts)
 
 
-def on_all_cores(
-    work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]
-) -> Iterator[Any]:
-    """Do a work by threads of this process; see `Spread`. NumPy lets them run side by side."""
+def thread_map(work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]) -> Iterator[Any]:
+    """Apply a function in threads; see `ParallelMap`. NumPy and Pillow release the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         yield from threads.map(partial(work, shared), parts)
 
 
-def on_all_nodes(
-    work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]
-) -> Iterator[Any]:
-    """Do a work by Ray tasks of one CPU each; see `Spread`. A few parts are done here."""
-    import ray  # who spreads nothing need not have it
+def ray_map(work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]) -> Iterator[Any]:
+    """Apply a function in Ray tasks of one CPU each, or here to few parts; see `ParallelMap`."""
+    import ray  # takes half a second
 
-    waiting_parts = list(parts)
-    if len(waiting_parts) < _WORTH_SPREADING:
-        yield from one_by_one(work, shared, waiting_parts)
+    remaining = iter(parts)
+    first = list(islice(remaining, _MIN_PARTS_FOR_RAY))
+    if len(first) < _MIN_PARTS_FOR_RAY:
+        yield from serial_map(work, shared, first)
         return
     task: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=5)(work)
     reference = ray.put(shared)
     n_ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     started: deque[Any] = deque()
-    for part in waiting_parts:
+    for part in chain(first, remaining):
         started.append(task.remote(reference, part))
         if len(started) > n_ahead:
             yield ray.get(started.popleft())

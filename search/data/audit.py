@@ -1,302 +1,299 @@
-"""What the audit finds: copies and where they lie, classes out of balance, odd images."""
+"""Audit images: near-duplicates and where they lie, imbalanced classes, odd images."""
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
-from search.cluster.parallel import Spread, one_by_one
+from search.cluster.parallel import ParallelMap, serial_map
 from search.console.formatting import count
+from search.data.decoding import DecodedImages
 from search.data.exclusion import EXTERNAL
-from search.data.manifest import Manifest, Problem
+from search.data.manifest import Issue
 from search.data.near_duplicates import NearDuplicates, find_near_duplicates, groups_of
 from search.data.splits import leaks_into_holdout
 from search.data.thumbnails import Thumbnails
+from search.runs.summary import AuditCounts
+from search.runs.tables import AUDIT_COLUMNS, read_rows, write_csv
 
-KINDS = {
+ISSUES = {
     "conflict": "near-duplicates with different labels",
-    "left out": "near-duplicates of test or validation images, taken out of training",
-    "external twin": "external images that are near-duplicates of the set's, not judged",
+    "excluded": "near-duplicates of test or validation images, excluded from training",
+    "external near-duplicate": "external images with a near-duplicate in the data, not evaluated",
     "exact duplicate": "the same file again",
     "near-duplicate": "copies that were changed a little",
-    "unreadable": "files that hold no image that can be read",
-    "not an image": "files that their names show to be no image",
+    "unreadable": "files that cannot be read as an image",
+    "not an image": "files whose names show that they are no images",
     "not used": "files that belong to no class",
     "blank": "images of one colour",
     "odd size": "images far smaller than the others",
     "odd shape": "images far longer than the others",
-    "grey": "grey images among coloured ones",
-    "grey class": "classes that their lack of colour gives away",
+    "grayscale": "grayscale images among coloured ones",
+    "grayscale class": "classes that can be told by their lack of colour",
     "imbalance": "classes far larger than others",
 }
-"""What is looked for, the gravest first."""
+"""Kinds of issues, most severe first, and what they mean."""
 UNUSED = ("unreadable", "not an image", "not used")
-"""Kinds of files that a run cannot use."""
-COPIES = ("conflict", "left out", "external twin", "exact duplicate", "near-duplicate")
-"""Kinds whose images have a twin."""
+"""Issues of files that a run cannot use."""
+DUPLICATES = (
+    "conflict",
+    "excluded",
+    "external near-duplicate",
+    "exact duplicate",
+    "near-duplicate",
+)
+"""Issues of images that are a duplicate of another."""
 
-_SMALL = 0.25  # of the median shorter side
-_LONG = 2.5  # times the median ratio of the longer to the shorter side
-_IMBALANCE = 5.0
-_RARELY_GREY, _MOSTLY_GREY = 0.2, 0.5  # shares
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images that were looked at.
-
-    Attributes:
-        manifest: What was found.
-        kept: int64 [n], the index in the listing of each image that could be read.
-        thumbnails: Of these.
-        problems: The files that could not be used.
-    """
-
-    manifest: Manifest
-    kept: np.ndarray
-    thumbnails: Thumbnails
-    problems: tuple[Problem, ...]
+_SMALL_FACTOR = 0.25  # of the median shorter side
+_LONG_FACTOR = 2.5  # of the median ratio of the longer to the shorter side
+_IMBALANCE_FACTOR = 5.0
+_MAX_RARE, _MIN_COMMON = 0.2, 0.5
+"""Fractions of grayscale images at which they are rare, and common."""
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What was found.
+    """Issues found in images, and their groups of near-duplicates.
 
     Attributes:
-        problems: The gravest kind first, then by name.
-        groups: int64 [n], by image that could be read; near-duplicates have equal numbers.
-        external_near_duplicates: bool [m], which external images are near-duplicates of the set's.
+        issues: Most severe first, then by name.
+        groups: int64 [n], by decoded image; near-duplicates have equal numbers.
+        external_near_duplicates: bool [m], which external images are near-duplicates of the data.
     """
 
-    problems: tuple[Problem, ...]
+    issues: tuple[Issue, ...]
     groups: np.ndarray
     external_near_duplicates: np.ndarray
 
     def count(self, *kinds: str) -> int:
-        """Return how many problems are of some kinds."""
-        return sum(problem.kind in kinds for problem in self.problems)
+        """Count the issues of some kinds."""
+        return sum(issue.issue in kinds for issue in self.issues)
 
     @property
     def n_groups(self) -> int:
-        """How many groups of near-duplicates there are."""
+        """Number of groups of near-duplicates."""
         return int((np.bincount(self.groups) > 1).sum()) if len(self.groups) else 0
 
-    def as_json(self) -> dict[str, object]:
-        """Return the counts: of groups, of external near-duplicates, and of each kind found."""
-        return {
-            "groups": self.n_groups,
-            "in_groups": int((np.bincount(self.groups)[self.groups] > 1).sum()),
-            "external_near_duplicates": int(self.external_near_duplicates.sum()),
-            "problems": {kind: n for kind in KINDS if (n := self.count(kind))},
-        }
+    def counts(self) -> AuditCounts:
+        """Count groups, external near-duplicates, and the issues of each kind, for the summary."""
+        return AuditCounts(
+            groups=self.n_groups,
+            in_groups=int((np.bincount(self.groups)[self.groups] > 1).sum()),
+            external_near_duplicates=int(self.external_near_duplicates.sum()),
+            issues={kind: n for kind in ISSUES if (n := self.count(kind))},
+        )
 
 
-def sum_up(audit: Audit) -> str:
-    """Return what was found in a line."""
+def summarize(audit: Audit) -> str:
+    """Summarize an audit in one line."""
     words = {
-        "conflict": "images whose near-duplicates are labelled otherwise",
-        "left out": "taken out of training",
-        "external twin": "external images not judged",
+        "conflict": "images whose near-duplicates have other labels",
+        "excluded": "excluded from training",
+        "external near-duplicate": "external images not evaluated",
         "unreadable": "unreadable",
         "blank": "blank",
         "odd size": "of odd size",
         "odd shape": "of odd shape",
-        "grey": "grey among coloured",
+        "grayscale": "grayscale among coloured",
     }
     parts = [f"{count(audit.n_groups, 'group')} of near-duplicates kept together"]
-    parts += [f"{n:,} {said}" for kind, said in words.items() if (n := audit.count(kind))]
-    parts += [problem.detail for problem in audit.problems if not problem.name]
+    parts += [f"{n:,} {text}" for kind, text in words.items() if (n := audit.count(kind))]
+    parts += [issue.detail for issue in audit.issues if not issue.image]
     return ", ".join(parts)
 
 
-def examine(
-    images: Images, external: Images | None, flip: bool, spread: Spread = one_by_one
+def audit_images(
+    images: DecodedImages,
+    external: DecodedImages | None,
+    flip: bool,
+    parallel_map: ParallelMap = serial_map,
 ) -> Audit:
-    """Look for everything that could mislead a training or its judgement.
+    """Find everything in images that could mislead training or evaluation.
 
     Args:
-        images: The set.
-        external: The external images, if there are any.
-        flip: Whether a mirror image counts as a copy.
-        spread: Who compares them.
+        images: Images to train and evaluate on.
+        external: The external test set, if there is one.
+        flip: Whether mirrored copies count as near-duplicates.
+        parallel_map: Runs the comparisons.
     """
-    n = len(images.kept)
+    n = len(images)
     both = [images] if external is None else [images, external]
     near_duplicates = find_near_duplicates(
-        Thumbnails.join([part.thumbnails for part in both]), flip, spread
+        Thumbnails.concatenate([part.thumbnails for part in both]), flip, parallel_map
     )
     links = _Links(both, near_duplicates)
     groups = groups_of(n, links.pairs[(links.pairs < n).all(1)])
-    problems = [*images.problems, *_copies(links, images.manifest, images.kept, groups)]
-    problems += _odd_ones(images, near_duplicates.blank[:n])
-    problems += _imbalance(images)
+    issues = [*images.issues, *_duplicates(links, images, groups)]
+    issues += _odd_images(images, near_duplicates.blank[:n])
+    issues += _imbalance(images)
     external_near_duplicates = np.zeros(0, np.bool_)
     if external is not None:
-        problems += [replace(p, name=EXTERNAL + p.name) for p in external.problems]
-        problems += _external_copies(links, n)
+        issues += [replace(issue, image=EXTERNAL + issue.image) for issue in external.issues]
+        issues += _external_duplicates(links, n)
         external_near_duplicates = np.array(
             [any(other < n for other in links.of(row)) for row in range(n, len(links.names))],
             dtype=np.bool_,
         )
-    order = list(KINDS)
-    problems.sort(key=lambda problem: (order.index(problem.kind), problem.name))
-    return Audit(tuple(problems), groups, external_near_duplicates)
+    severity = list(ISSUES)
+    issues.sort(key=lambda issue: (severity.index(issue.issue), issue.image))
+    return Audit(tuple(issues), groups, external_near_duplicates)
 
 
-def write_audit_csv(path: Path, problems: Iterable[Problem]) -> None:
-    """Write what the audit found, a line a finding."""
-    # A file's name may hold bytes that are no UTF-8; they are written as they are.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("name", "problem", "detail", "duplicate_of", "similarity"))
-        for problem in problems:
-            similarity = "" if problem.similarity is None else f"{problem.similarity:.3f}"
-            writer.writerow(
-                (problem.name, problem.kind, problem.detail, problem.duplicate_of, similarity)
+def write_audit_csv(path: Path, issues: Iterable[Issue]) -> None:
+    """Write a table of issues."""
+    write_csv(
+        path,
+        AUDIT_COLUMNS,
+        (
+            (
+                one.image,
+                one.issue,
+                one.detail,
+                one.duplicate_of,
+                None if one.similarity is None else f"{one.similarity:.3f}",
             )
+            for one in issues
+        ),
+    )
+
+
+def read_audit_csv(path: Path, errors: str = "surrogateescape") -> tuple[Issue, ...]:
+    """Read a table of issues; there are none where there is no file.
+
+    Args:
+        path: The table.
+        errors: How to decode bytes of names that are not UTF-8; see `bytes.decode`.
+    """
+    return tuple(
+        Issue(**row | {"similarity": float(row["similarity"]) if row["similarity"] else None})
+        for row in read_rows(path, errors)
+    )
 
 
 class _Links:
-    """Which images are near-duplicates of which; external ones come after the set's."""
+    """Near-duplicates of each image; external images are numbered after the others."""
 
-    def __init__(self, parts: list[Images], near_duplicates: NearDuplicates) -> None:
-        self.names = [part.manifest.names[i] for part in parts for i in part.kept]
-        first = len(parts[0].kept)
-        self.names[first:] = [EXTERNAL + name for name in self.names[first:]]
-        self._parts = parts
-        equal = np.flatnonzero((near_duplicates.similarity == 1) & ~near_duplicates.synced)
-        doubtful = {int(row) for row in near_duplicates.pairs[equal].ravel()}
-        doubtful |= {int(row) for row in np.flatnonzero(near_duplicates.blank)}
-        self._digests = {row: self._digest(row) for row in sorted(doubtful)}
-        seen: dict[bytes, int] = {}
+    def __init__(self, parts: list[DecodedImages], near_duplicates: NearDuplicates) -> None:
+        self.names = [*parts[0].names, *(EXTERNAL + name for p in parts[1:] for name in p.names)]
+        self._digests = [digest for part in parts for digest in part.digests]
+        # Blank images are compared by their files alone.
+        first_of: dict[str, int] = {}
         blank = [
-            (first_one, row)
+            (first, row)
             for row in np.flatnonzero(near_duplicates.blank).tolist()
-            if (first_one := seen.setdefault(self._digests[row], row)) != row
+            if (first := first_of.setdefault(self._digests[row], row)) != row
         ]
         self.pairs = np.concatenate(
             [near_duplicates.pairs, np.array(blank, np.int64).reshape(-1, 2)]
         )
         similarity = np.concatenate([near_duplicates.similarity, np.ones(len(blank), np.float32)])
-        synced = np.concatenate([near_duplicates.synced, np.zeros(len(blank), np.bool_)])
+        mirrored = np.concatenate([near_duplicates.mirrored, np.zeros(len(blank), np.bool_)])
         self._of: dict[int, dict[int, tuple[float, bool]]] = {}
         for (one, two), value, is_mirrored in zip(
-            self.pairs.tolist(), similarity.tolist(), synced.tolist(), strict=True
+            self.pairs.tolist(), similarity.tolist(), mirrored.tolist(), strict=True
         ):
             self._of.setdefault(one, {})[two] = (value, is_mirrored)
             self._of.setdefault(two, {})[one] = (value, is_mirrored)
 
     def of(self, row: int) -> dict[int, tuple[float, bool]]:
-        """Return an image's near-duplicates, each with its similarity and if it is mirrored."""
+        """Return the near-duplicates of an image: similarity, and whether mirrored, by index."""
         return self._of.get(row, {})
 
     def most_similar(self, row: int, among: Iterable[int]) -> int:
-        """Return which of some of an image's near-duplicates is most like it."""
+        """Return the most similar of some near-duplicates of an image."""
         return max(among, key=lambda other: (self.of(row)[other][0], -other))
 
-    def problem(self, row: int, kind: str, duplicate_of: int, note: str = "") -> Problem:
-        """Return a finding about an image and one of its near-duplicates."""
+    def issue(self, row: int, kind: str, duplicate_of: int, note: str = "") -> Issue:
+        """Make an issue of an image and one of its near-duplicates."""
         similarity, is_mirrored = self.of(row)[duplicate_of]
-        is_same = row in self._digests and self._digests[row] == self._digests.get(duplicate_of)
+        is_same = self._digests[row] == self._digests[duplicate_of]
         if kind == "near-duplicate" and is_same:
             kind = "exact duplicate"
         how = "the same file" if is_same else "a mirrored copy" if is_mirrored else "a changed copy"
-        return Problem(self.names[row], kind, how + note, self.names[duplicate_of], similarity)
-
-    def _digest(self, row: int) -> bytes:
-        n = len(self._parts[0].kept)
-        part, place = (self._parts[0], row) if row < n else (self._parts[1], row - n)
-        manifest, index = part.manifest, part.kept[place]
-        if manifest.paths is not None:
-            content = manifest.paths[index].read_bytes()
-        elif manifest.images is not None:
-            content = manifest.images[index].tobytes()
-        else:
-            raise ValueError("a listing has files or arrays")
-        return blake2b(content, digest_size=16).digest()
+        return Issue(self.names[row], kind, how + note, self.names[duplicate_of], similarity)
 
 
-def _copies(
-    links: _Links, manifest: Manifest, kept: np.ndarray, groups: np.ndarray
-) -> Iterator[Problem]:
-    """Yield the set's own copies: of each group all but the first, and all that contradict."""
-    labels = manifest.labels[kept]
-    out = leaks_into_holdout(manifest, kept, groups)
+def _duplicates(links: _Links, images: DecodedImages, groups: np.ndarray) -> Iterator[Issue]:
+    """Find duplicates: of each group all images but the first, and all with other labels."""
+    manifest, labels = images.manifest, images.labels
+    excluded = leaks_into_holdout(manifest, images.indices, groups)
     classes_of: dict[int, set[int]] = {}
     for group, label in zip(groups.tolist(), labels.tolist(), strict=True):
         classes_of.setdefault(group, set()).add(label)
-    for row in range(len(kept)):
-        others = [other for other in links.of(row) if other < len(kept)]
+    for row in range(len(images)):
+        others = [other for other in links.of(row) if other < len(images)]
         if not others:
             continue
-        if out[row]:
+        if excluded[row]:
             duplicate_of = links.most_similar(
-                row, [other for other in others if not out[other]] or others
+                row, [other for other in others if not excluded[other]] or others
             )
-            note = f" of one in the {manifest.splits[kept[duplicate_of]]} split"
-            yield links.problem(row, "left out", duplicate_of, note)
+            note = f" of one in the {manifest.splits[images.indices[duplicate_of]]} split"
+            yield links.issue(row, "excluded", duplicate_of, note)
         elif len(classes_of[groups[row]]) > 1:
-            contrary = [other for other in others if labels[other] != labels[row]]
-            duplicate_of = links.most_similar(row, contrary or others)
+            other_label = [other for other in others if labels[other] != labels[row]]
+            duplicate_of = links.most_similar(row, other_label or others)
             here, there = (manifest.classes[labels[one]] for one in (row, duplicate_of))
-            note = f", but labelled {here!r} and not {there!r}" if contrary else ""
-            yield links.problem(row, "conflict", duplicate_of, note)
+            note = f", but labelled {here!r} and not {there!r}" if other_label else ""
+            yield links.issue(row, "conflict", duplicate_of, note)
         elif groups[row] != row:
-            yield links.problem(row, "near-duplicate", links.most_similar(row, others))
+            yield links.issue(row, "near-duplicate", links.most_similar(row, others))
 
 
-def _external_copies(links: _Links, n: int) -> Iterator[Problem]:
+def _external_duplicates(links: _Links, n: int) -> Iterator[Issue]:
     for row in range(n, len(links.names)):
         others = links.of(row)
-        if inside := [other for other in others if other < n]:
-            yield links.problem(row, "external twin", links.most_similar(row, inside))
+        if in_data := [other for other in others if other < n]:
+            yield links.issue(row, "external near-duplicate", links.most_similar(row, in_data))
         elif earlier := [other for other in others if other < row]:
-            yield links.problem(row, "near-duplicate", links.most_similar(row, earlier))
+            yield links.issue(row, "near-duplicate", links.most_similar(row, earlier))
 
 
-def _odd_ones(images: Images, blank: np.ndarray) -> Iterator[Problem]:
-    names = [images.manifest.names[i] for i in images.kept]
-    sizes = images.thumbnails.sizes
-    if not len(names):
+def _odd_images(images: DecodedImages, blank: np.ndarray) -> Iterator[Issue]:
+    if not len(images):
         return
+    names, sizes = images.names, images.thumbnails.sizes
     short, long = sizes.min(1), sizes.max(1)
     usual, usual_ratio = float(np.median(short)), float(np.median(long / short))
     for row in np.flatnonzero(blank):
-        yield Problem(names[row], "blank", "it shows one colour")
-    for row in np.flatnonzero(short < _SMALL * usual):
+        yield Issue(names[row], "blank", "it shows one colour")
+    for row in np.flatnonzero(short < _SMALL_FACTOR * usual):
         width, height = sizes[row]
         detail = f"{width} × {height} pixels; the shorter side of most is about {usual:.0f}"
-        yield Problem(names[row], "odd size", detail)
-    for row in np.flatnonzero(long / short > _LONG * usual_ratio):
+        yield Issue(names[row], "odd size", detail)
+    for row in np.flatnonzero(long / short > _LONG_FACTOR * usual_ratio):
         width, height = sizes[row]
-        yield Problem(names[row], "odd shape", f"{width} × {height} pixels")
-    yield from _grey_ones(images, names)
+        yield Issue(names[row], "odd shape", f"{width} × {height} pixels")
+    yield from _grayscale_images(images)
 
 
-def _grey_ones(images: Images, names: list[str]) -> Iterator[Problem]:
-    grey, labels = images.thumbnails.grey, images.manifest.labels[images.kept]
-    if grey.mean() <= _RARELY_GREY:
-        for row in np.flatnonzero(grey):
-            yield Problem(names[row], "grey", "it has no colour, as most others do")
+def _grayscale_images(images: DecodedImages) -> Iterator[Issue]:
+    grayscale, labels = images.thumbnails.grayscale, images.labels
+    if grayscale.mean() <= _MAX_RARE:
+        for row in np.flatnonzero(grayscale):
+            yield Issue(images.names[row], "grayscale", "it has no colour, as most others do")
     for label, name in enumerate(images.manifest.classes):
-        mine, others = grey[labels == label], grey[labels != label]
-        if len(mine) and len(others) and mine.mean() >= _MOSTLY_GREY > _RARELY_GREY > others.mean():
-            share = f"{100 * mine.mean():.0f} % of {name!r} are grey"
-            yield Problem("", "grey class", f"{share}, {100 * others.mean():.0f} % of the others")
+        of_class, others = grayscale[labels == label], grayscale[labels != label]
+        if not len(of_class) or not len(others):
+            continue
+        if of_class.mean() >= _MIN_COMMON and others.mean() < _MAX_RARE:
+            detail = (
+                f"{100 * of_class.mean():.0f}% of {name!r} are grayscale,"
+                f" {100 * others.mean():.0f}% of the others"
+            )
+            yield Issue("", "grayscale class", detail)
 
 
-def _imbalance(images: Images) -> Iterator[Problem]:
-    counts = Counter(images.manifest.labels[images.kept].tolist())
+def _imbalance(images: DecodedImages) -> Iterator[Issue]:
+    counts = Counter(images.labels.tolist())
     if len(counts) < 2:
         return
     (most, n_most), *_, (least, n_least) = counts.most_common()
-    if n_most >= _IMBALANCE * n_least:
+    if n_most >= _IMBALANCE_FACTOR * n_least:
         one, two = (images.manifest.classes[label] for label in (most, least))
         detail = f"{one!r} has {n_most} images, {two!r} {n_least}: {n_most / n_least:.1f} times"
-        yield Problem("", "imbalance", detail + " as many")
+        yield Issue("", "imbalance", detail + " as many")

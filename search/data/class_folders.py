@@ -1,4 +1,4 @@
-"""What the folders of a data folder mean: classes, official splits, and files that are neither."""
+"""Find the class folders and official splits of a data folder, and the files outside of them."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from trainables.images import IMAGE_SUFFIXES
 
 
 class DataError(ValueError):
-    """The images cannot be used as they are. The message says the rule and the way out."""
+    """The images cannot be used as they are; the message says the rule and the way out."""
 
 
 class ClassFolder(NamedTuple):
-    """A folder whose images are of one class, and of one official split or none."""
+    """A folder with the images of one class, and of one official split if there are any."""
 
     path: Path
     label: int
-    """Index of the class; -1 is unlabelled."""
+    """Index of the class; -1 where the images are unlabelled."""
     split: str | None
 
 
 def find_class_folders(
-    root: Path, wanted: tuple[str, ...] | None, left_out: Sequence[str]
+    root: Path, wanted: tuple[str, ...] | None, ignored: Sequence[str]
 ) -> tuple[tuple[str, ...], list[ClassFolder]]:
     """Find the classes of `root`, or of its train/, val/ and test/ folders.
 
     Args:
         root: the data folder.
-        wanted: the classes to find, in this order; None is all.
-        left_out: folders that are no class unless wanted.
+        wanted: the classes to find, in this order; None finds all.
+        ignored: names of folders that are no classes unless they are wanted.
 
     Returns:
         The classes, and the folders of their images.
 
     Raises:
-        DataError: there are no two classes, or wanted ones are missing, or splits differ in them.
+        DataError: there are fewer than two classes, wanted ones are missing, or the splits have
+            different classes.
     """
-    parts = official_parts(root, wanted)
+    parts = official_splits(root, wanted)
     there = {
-        split: [f.name for f in folders(part) if f.name not in left_out or f.name in (wanted or ())]
+        split: [f.name for f in folders(part) if f.name not in ignored or f.name in (wanted or ())]
         for split, part in parts.items()
     }
     if not any(there.values()):
@@ -69,11 +70,17 @@ _SPLIT_NAMES = {
 }
 
 
-def official_parts(root: Path, wanted: tuple[str, ...] | None = None) -> dict[str | None, Path]:
-    """Return the folder of each official split; without any, the root under None.
+def official_splits(root: Path, wanted: tuple[str, ...] | None = None) -> dict[str | None, Path]:
+    """Find the folders of the official splits, such as train/ and test/.
 
-    A class, too, may be called "test". So these names are splits only when no wanted class has one,
-    and when train stands beside another split or alone.
+    A class may be called "test", too. So these names are splits only where no wanted class has
+    one of them, and where train/ stands beside another split or is the only folder.
+
+    Returns:
+        The folder of each split; the root under None where there are no official splits.
+
+    Raises:
+        DataError: a split has two folders, or there is no train folder.
     """
     names = [f.name for f in folders(root)]
     named = [name for name in names if name.lower() in _SPLIT_NAMES]
@@ -95,11 +102,14 @@ def official_parts(root: Path, wanted: tuple[str, ...] | None = None) -> dict[st
 
 
 def unused_files(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Path, str]]:
-    """Yield what lies outside the class folders, though it might be meant, and why it is not used.
+    """Find images and folders that lie outside the class folders.
 
     Args:
         root: the data folder.
-        parts: its official splits.
+        parts: its official splits, as `official_splits` returns them.
+
+    Yields:
+        The path of each, and why it is not used.
     """
     for part in {root, *parts.values()}:
         for path in _entries(part):
@@ -120,7 +130,7 @@ _SIDE_SUFFIXES = {
 
 
 def is_side_file(path: Path) -> bool:
-    """Tell whether a file's name shows it to be no image; a doubtful one is decoded to see."""
+    """Return whether a file's name rules out an image; any other file is decoded to find out."""
     return path.suffix.lower() in _SIDE_SUFFIXES or path.name.lower() in ("readme", "license")
 
 
@@ -129,16 +139,16 @@ def _is_hidden(name: str) -> bool:
 
 
 def folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones."""
+    """List the folders in a folder, sorted, without hidden ones."""
     return [path for path in _entries(folder) if path.is_dir()]
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder at any depth, without hidden ones. Links are followed."""
+    """Find the files below a folder at any depth, without hidden ones; links are followed."""
     seen: set[Path] = set()
-    for parent, inner, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for parent, inner, names in os.walk(folder, onerror=_raise_data_error, followlinks=True):
         here = Path(parent)
-        if here.resolve() in seen:  # a link may lead back up
+        if here.resolve() in seen:  # a link may point to a parent
             inner.clear()
             continue
         seen.add(here.resolve())
@@ -150,16 +160,20 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
     except OSError as error:
-        _refuse(error)
+        _raise_data_error(error)
         raise
 
 
-def _refuse(error: OSError) -> None:
+def _raise_data_error(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def check_has(where: str, there: Sequence[str], wanted: Sequence[str]) -> None:
-    """Check that all wanted classes are there."""
+    """Check that all wanted classes are there.
+
+    Raises:
+        DataError: some are missing.
+    """
     if missing := [name for name in wanted if name not in there]:
         named = (f"{name!r}{did_you_mean(name, there)}" for name in missing)
         raise DataError(
@@ -169,7 +183,11 @@ def check_has(where: str, there: Sequence[str], wanted: Sequence[str]) -> None:
 
 
 def check_known(where: str, there: Iterable[str], classes: Sequence[str]) -> None:
-    """Check that all that is there is known as a class."""
+    """Check that every folder is named after a class.
+
+    Raises:
+        DataError: some are not.
+    """
     if unknown := [name for name in there if name not in classes]:
         named = (f"{name!r}{did_you_mean(name, classes)}" for name in unknown)
         raise DataError(
@@ -210,7 +228,7 @@ def _one_class(root: Path, only: Path) -> str:
 
 
 def some(words: Iterable[str], most: int = 12) -> str:
-    """Join words, and only count those after the first `most`."""
+    """Join words by commas; those after the first `most` are counted."""
     words = list(words)
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more

@@ -1,6 +1,6 @@
-"""What images there are: their names, classes and official splits, before any is decoded.
+"""List the images of a source with their classes and official splits, before any is decoded.
 
-Names alone are looked at, so a wrong request is told in a moment, without Ray.
+Only names are read here, so that a mistake in a request is reported at once, before Ray starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from search.data.class_folders import (
     check_has,
     check_known,
     find_class_folders,
-    official_parts,
+    official_splits,
     some,
 )
 from search.data.exclusion import Exclusion
@@ -27,19 +27,20 @@ from spaces.sources import Arrays, Source
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What the audit found in one file, or, where the name is empty, in the whole set.
+class Issue:
+    """An issue that the audit found in a file, or in the whole set; a line of `audit.csv`.
 
     Attributes:
-        name: The image's; that of an external image begins with `exclusion.EXTERNAL`.
-        kind: Of problem.
-        detail: In words.
-        duplicate_of: The name of the image that it is a near-duplicate of, or "".
-        similarity: Of the two, in (0, 1]; None where there is no twin.
+        image: Name of the image, after `exclusion.EXTERNAL` where it is an external one; "" where
+            the issue is one of the whole set.
+        issue: A key of `audit.ISSUES`.
+        detail: A description.
+        duplicate_of: Name of the image that this one is a near-duplicate of, or "".
+        similarity: Of the two, in (0, 1]; None where `duplicate_of` is "".
     """
 
-    name: str
-    kind: str
+    image: str
+    issue: str
     detail: str
     duplicate_of: str = ""
     similarity: float | None = None
@@ -47,24 +48,29 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The images that were found, before any is decoded."""
+    """Images with their classes and official splits, before any is decoded.
+
+    Attributes:
+        classes: Names of the classes.
+        names: Sorted: of each image its path below the data folder, with `/`, or its name among
+            the arrays.
+        labels: int64 [N], indices into `classes`; -1 is unlabelled, as only external images are.
+        splits: Official split of each image: "train", "val", "test", or None.
+        paths: Files of the images; None where they are arrays.
+        images: uint8 [N, H, W] or [N, H, W, 3]; None where they are files.
+        skipped: Files that cannot be images by their names, or that belong to no class.
+    """
 
     classes: tuple[str, ...]
     names: tuple[str, ...]
-    """Sorted: each image's path below the data folder, with `/`, or its name in an array."""
     labels: np.ndarray
-    """int64 [N], indices into `classes`; -1 is unlabelled, which only external images are."""
     splits: tuple[str | None, ...]
-    """Each image's official split: "train", "val", "test", or None."""
     paths: tuple[Path, ...] | None
-    """None when the images lie in an array."""
     images: np.ndarray | None
-    """uint8 [N, H, W] or [N, H, W, 3]; None when the images lie in files."""
-    skipped: tuple[Problem, ...] = ()
-    """Files among the images that their names show to be none, or that belong to no class."""
+    skipped: tuple[Issue, ...] = ()
 
     def take(self, indices: np.ndarray) -> Manifest:
-        """Return the listing of some of its images, given by their int64 indices."""
+        """Return a manifest of some of the images, given by their int64 indices."""
         return replace(
             self,
             names=tuple(self.names[i] for i in indices),
@@ -84,35 +90,35 @@ def scan(
     seed: int,
     exclusion: Exclusion | None = None,
 ) -> Manifest:
-    """Find the images of a source, and check that they suffice.
+    """Find the images of a source, and check that every class has enough of them.
 
     Args:
         source: where the images come from.
         data: the folder that `--data` names, or None.
-        cache: folder that downloads are kept in.
-        folds: number of folds that every class must be large enough for.
-        limit: most images to list, drawn in proportion from every class and official split;
-            None lists all.
-        seed: of that draw.
-        exclusion: images to leave out before anything is counted.
+        cache: folder of downloads.
+        folds: number of folds; every class needs an image for each.
+        limit: maximum number of images, sampled in proportion from every class and official
+            split; None takes all.
+        seed: of that sample.
+        exclusion: images to exclude before the classes are counted.
 
     Raises:
-        SourceError: the set cannot be had.
-        DataError: it holds no images, or fewer than two classes, or a class is too small, or its
-            splits have different classes, or the limit is too low, or the exclusion names what is
-            not there.
+        SourceError: the images are unavailable.
+        DataError: there are no images or fewer than two classes, a class is too small, the splits
+            have different classes, the limit is too low, or the exclusion names a file that does
+            not exist.
     """
     manifest = find_images(source, data, cache, exclusion)
     check_counts(manifest, np.arange(len(manifest.names)), folds)
     if limit is None or limit >= len(manifest.names):
         return manifest
-    return manifest.take(_draw(manifest, limit, folds, seed))
+    return manifest.take(_sample(manifest, limit, folds, seed))
 
 
 def find_images(
     source: Source, data: Path | None, cache: Path, exclusion: Exclusion | None = None
 ) -> Manifest:
-    """Find the images of a source, however few; see `scan`."""
+    """Find the images of a source, without the checks of `scan`."""
     found = source.open(data, cache)
     if isinstance(found, Arrays):
         classes = source.classes or found.classes
@@ -121,34 +127,34 @@ def find_images(
     else:
         classes, folders = find_class_folders(found, source.classes, source.left_out)
         manifest = _list_files(found, classes, folders)
-        manifest = _with_unused_files(manifest, found, official_parts(found, source.classes))
+        manifest = _with_unused_files(manifest, found, official_splits(found, source.classes))
         if not manifest.names:
             raise DataError(f"{found} has class folders ({some(classes)}), but no images in them")
-    if exclusion is None:
-        return manifest
-    skipped = [problem.name for problem in manifest.skipped]
-    return manifest.take(exclusion.kept(manifest.names, skipped))
+    return _exclude(manifest, exclusion)
 
 
 def scan_external(
     found: Path | Arrays, classes: Sequence[str], exclusion: Exclusion | None = None
 ) -> Manifest:
-    """Find external images: a flat folder (unlabelled), or a folder per class.
+    """Find external test images: a flat folder (unlabelled), or a folder per class.
 
     Args:
         found: a folder, or arrays.
         classes: the classes of the search. The external images need not have all of them.
-        exclusion: images to leave out.
+        exclusion: images to exclude.
 
     Raises:
-        DataError: there is no such folder, it holds no images, a folder in it is no class, or
-            the exclusion names what is not there.
+        DataError: there is no such folder, it holds no images, a folder in it is not named after
+            a class, or the exclusion names a file that does not exist.
     """
-    manifest = _find_external(found, tuple(classes))
+    return _exclude(_find_external(found, tuple(classes)), exclusion, external=True)
+
+
+def _exclude(manifest: Manifest, exclusion: Exclusion | None, external: bool = False) -> Manifest:
     if exclusion is None:
         return manifest
-    skipped = [problem.name for problem in manifest.skipped]
-    return manifest.take(exclusion.kept(manifest.names, skipped, external=True))
+    skipped = [issue.image for issue in manifest.skipped]
+    return manifest.take(exclusion.remaining(manifest.names, skipped, external))
 
 
 def _find_external(found: Path | Arrays, classes: tuple[str, ...]) -> Manifest:
@@ -169,22 +175,22 @@ def _find_external(found: Path | Arrays, classes: tuple[str, ...]) -> Manifest:
 
 
 def check_counts(
-    manifest: Manifest, kept: np.ndarray, folds: int, groups: np.ndarray | None = None
+    manifest: Manifest, indices: np.ndarray, folds: int, groups: np.ndarray | None = None
 ) -> None:
-    """Check that every class can fill the folds and the test split.
+    """Check that every class has an image for each fold and for the test split.
 
     Args:
         manifest: the images.
-        kept: int64 indices of those that are used.
+        indices: int64 [n], those of the images that are used.
         folds: number of folds; each needs an image of every class.
-        groups: int64 [len(kept)]; images of equal numbers are near-duplicates, and count once.
+        groups: int64 [n]; images with equal numbers are near-duplicates and count once.
 
     Raises:
-        DataError: classes are too small; the message names them all.
+        DataError: some classes are too small; the message names them all.
     """
-    splits = np.array([manifest.splits[i] or "" for i in kept], dtype="<U5")
-    labels, n_classes = manifest.labels[kept], len(manifest.classes)
-    if groups is not None:  # the first image of each group, class and split stands for all
+    splits = np.array([manifest.splits[i] or "" for i in indices], dtype="<U5")
+    labels, n_classes = manifest.labels[indices], len(manifest.classes)
+    if groups is not None:  # count the first image of each group, class and split
         keys = np.stack([groups, labels, np.unique(splits, return_inverse=True)[1]], 1)
         first = np.unique(keys, axis=0, return_index=True)[1]
         splits, labels = splits[first], labels[first]
@@ -194,7 +200,8 @@ def check_counts(
     }
     outside_test = counts[""] + counts["train"] + counts["val"]
     needed = _needed(manifest, folds)
-    what = f"{folds} folds" + (" and 1 for the test" if needed > folds else ", test split aside")
+    test = " and 1 for the test split" if needed > folds else ", test split aside"
+    what = f"{folds} folds{test}"
     if groups is not None and len(np.unique(groups)) < len(groups):
         what += ", near-duplicates counted once"
     rules = [(f"at least {needed} images ({what})", outside_test, needed)]
@@ -208,23 +215,26 @@ def check_counts(
         if small:
             raise DataError(
                 f"every class needs {rule}, but {some(small)}:"
-                " use fewer --folds, add images, or leave the class out"
+                " use fewer --folds, add images, or remove the class"
             )
 
 
 def seeded_order(names: Sequence[str], seed: int, purpose: str) -> np.ndarray:
-    """Return int64 [N], an order of the names as random as a shuffle.
+    """Shuffle names by a hash of each name and the seed.
 
-    A name's place comes from a hash of it: the same for the same seed on every machine, and and
-    one more name changes the order of no others. Orders for different purposes are independent.
+    The order is the same on every machine, and one more name leaves the order of the others as it
+    was. The orders for different purposes are independent.
+
+    Returns:
+        int64 [N], indices of the names.
     """
     salt = f"{purpose}/{seed}/".encode()
     keys = [blake2b(salt + name.encode("utf-8", "surrogateescape")).digest() for name in names]
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
-def _draw(manifest: Manifest, limit: int, folds: int, seed: int) -> np.ndarray:
-    """Draw `limit` images, of each class and official split in proportion; sorted indices."""
+def _sample(manifest: Manifest, limit: int, folds: int, seed: int) -> np.ndarray:
+    """Sample `limit` images in proportion from each class and official split; sorted indices."""
     order = seeded_order(manifest.names, seed, "limit")
     strata: dict[tuple[str, int], list[int]] = {}
     for i in order:
@@ -236,13 +246,14 @@ def _draw(manifest: Manifest, limit: int, folds: int, seed: int) -> np.ndarray:
     if quotas.sum() > limit:
         raise DataError(
             f"--limit >= {quotas.sum()} must hold, so that each of {len(manifest.classes)} classes"
-            f" fills {folds} folds and the test, but got {limit}: raise it, or use fewer --folds"
+            f" fills {folds} folds and the test split, but got {limit}: raise it, or use fewer"
+            " --folds"
         )
-    shares = sizes * (limit / sizes.sum())
+    fractions = sizes * (limit / sizes.sum())
     for _ in range(limit - int(quotas.sum())):
-        quotas[np.argmax(np.where(quotas < sizes, shares - quotas, -np.inf))] += 1
-    drawn = [members[:quota] for members, quota in zip(strata.values(), quotas, strict=True)]
-    return np.sort(np.concatenate(drawn)).astype(np.int64)
+        quotas[np.argmax(np.where(quotas < sizes, fractions - quotas, -np.inf))] += 1
+    sampled = [members[:quota] for members, quota in zip(strata.values(), quotas, strict=True)]
+    return np.sort(np.concatenate(sampled)).astype(np.int64)
 
 
 def _needed(manifest: Manifest, folds: int) -> int:
@@ -251,7 +262,7 @@ def _needed(manifest: Manifest, folds: int) -> int:
 
 
 def _list_arrays(arrays: Arrays, classes: tuple[str, ...]) -> Manifest:
-    """List the images of `classes`; others are left out."""
+    """List the images of `classes`; those of other classes are not used."""
     label_of = np.array([classes.index(c) if c in classes else -1 for c in arrays.classes])
     labels = label_of[arrays.labels].astype(np.int64)
     order = sorted(np.flatnonzero(labels >= 0), key=arrays.names.__getitem__)
@@ -261,12 +272,12 @@ def _list_arrays(arrays: Arrays, classes: tuple[str, ...]) -> Manifest:
 
 def _list_files(root: Path, classes: tuple[str, ...], folders: Iterable[ClassFolder]) -> Manifest:
     found: list[tuple[str, int, str | None, Path]] = []
-    skipped: list[Problem] = []
+    skipped: list[Issue] = []
     for folder in folders:
         for path in class_folders.files(folder.path):
             name = path.relative_to(root).as_posix()
             if class_folders.is_side_file(path):
-                skipped.append(Problem(name, "not an image", "its name is not an image's"))
+                skipped.append(Issue(name, "not an image", "its name is not that of an image"))
             else:
                 found.append((name, folder.label, folder.split, path))
     found.sort()
@@ -283,7 +294,7 @@ def _list_files(root: Path, classes: tuple[str, ...], folders: Iterable[ClassFol
 
 def _with_unused_files(manifest: Manifest, root: Path, parts: dict[str | None, Path]) -> Manifest:
     unused_files = (
-        Problem(path.relative_to(root).as_posix(), "not used", reason)
+        Issue(path.relative_to(root).as_posix(), "not used", reason)
         for path, reason in class_folders.unused_files(root, parts)
     )
     return replace(manifest, skipped=(*manifest.skipped, *unused_files))

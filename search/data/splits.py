@@ -1,203 +1,204 @@
-"""Train, validation and test: drawn class by class, and no group of near-duplicates across them."""
+"""Split images into train, validation and test sets, stratified by class.
+
+Groups of near-duplicates stay in one split.
+"""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
 from search.data.class_folders import DataError, some
+from search.data.decoding import DecodedImages
 from search.data.manifest import Manifest, seeded_order
-from search.runs.storage import LocalFiles
+from search.runs.tables import SPLIT_COLUMNS, read_rows, write_csv
 
-OUT = "out"
-"""What `split.csv` says of an image that is used for nothing: it is a near-duplicate of one that
-an official split keeps for judging."""
+EXCLUDED = "excluded"
+"""Split of an image that is not used: a near-duplicate of an image in an official test or
+validation split."""
+
+_SPLIT_DTYPE = f"<U{len(EXCLUDED)}"
 
 
 def split(
     manifest: Manifest,
-    kept: np.ndarray,
+    indices: np.ndarray,
     val_fraction: float,
     test_fraction: float,
     seed: int,
     folds: int = 2,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Divide images into train, val and test, class by class.
+    """Split images into train, val and test, stratified by class.
 
-    An official split stays, but for the near-duplicates of its test and validation images, which
-    leave training. What is drawn depends on the seed, the images' names and their groups alone:
-    the same files give the same split wherever their folder lies, and one more file moves few
-    others. A group is drawn whole; one that holds two classes only where nothing else is left: a
-    score on contradicting labels says little.
+    Official splits stay as they are, except that training loses the near-duplicates of their test
+    and validation images. A drawn split depends on the seed and on the names and groups of the
+    images alone: it is the same wherever the files lie, and one more file moves few others. A group
+    is drawn as a whole, and one with two classes only where no other is left: accuracy on
+    contradicting labels means little.
 
     Args:
-        manifest: the images.
-        kept: int64 indices of those to divide.
-        val_fraction: share for validation, of the images outside the test split.
-        test_fraction: share for the test.
-        seed: of the draw.
-        folds: images of each class, near-duplicates counted once, that the drawn test split
-            leaves at least.
-        groups: int64 [len(kept)]; images of equal numbers are near-duplicates. None is each on
-            its own.
+        manifest: The images.
+        indices: int64 [n], those of the images to split.
+        val_fraction: Fraction of the images outside the test set.
+        test_fraction: Fraction of the images.
+        seed: Of the draw.
+        folds: Images of each class, near-duplicates counted once, that a drawn test set leaves at
+            least.
+        groups: int64 [n]; images with equal numbers are near-duplicates. None: there are none.
 
     Returns:
-        [len(kept)] of "train", "val", "test" or `OUT`. A class of three or more groups has the
-        first three.
+        [n] of "train", "val", "test" or `EXCLUDED`. A class of three groups or more is in each of
+        the first three.
     """
-    groups = np.arange(len(kept)) if groups is None else groups
-    result = np.array([manifest.splits[i] or "train" for i in kept], dtype="<U5")
-    result[leaks_into_holdout(manifest, kept, groups)] = OUT
-    draws_test, draws_val = (part not in manifest.splits for part in ("test", "val"))
-    order = seeded_order([manifest.names[i] for i in kept], seed, "split")
-    draw = _Draw(manifest.labels[kept], groups, result, order)
+    groups = np.arange(len(indices)) if groups is None else groups
+    result = np.array([manifest.splits[i] or "train" for i in indices], dtype=_SPLIT_DTYPE)
+    result[leaks_into_holdout(manifest, indices, groups)] = EXCLUDED
+    draws_test, draws_val = (name not in manifest.splits for name in ("test", "val"))
+    order = seeded_order([manifest.names[i] for i in indices], seed, "split")
+    draw = _Draw(manifest.labels[indices], groups, result, order)
     for label in range(len(manifest.classes)):
         if draws_test:
-            leave = 2 if draws_val else 1
-            most = max(draw.count_groups(label, "train", "val") - folds, 1)
-            draw.take(
-                label, round(test_fraction * draw.count(label, "train", "val")), most, leave, "test"
-            )
+            outside = ("train", "val")
+            n_images = round(test_fraction * draw.count(label, *outside))
+            max_groups = max(draw.count_groups(label, *outside) - folds, 1)
+            draw.take(label, "test", n_images, max_groups, min_left=2 if draws_val else 1)
         if draws_val:
-            draw.take(label, round(val_fraction * draw.count(label, "train")), len(kept), 1, "val")
+            n_images = round(val_fraction * draw.count(label, "train"))
+            draw.take(label, "val", n_images, max_groups=len(indices), min_left=1)
     return result
 
 
-def leaks_into_holdout(manifest: Manifest, kept: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return bool [len(kept)]: which images must leave, so that official splits share no group.
+def leaks_into_holdout(manifest: Manifest, indices: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Find the images that leak into an official test or validation split.
 
-    The test keeps all of its images, that scores compare; validation keeps those with no
-    near-duplicate in the test, and training those with none in either.
+    The test set keeps all of its images, so that results stay comparable. Validation keeps those
+    without a near-duplicate in the test set, and training those without one in either.
+
+    Returns:
+        bool [n], the images to exclude.
     """
     rank = {"test": 2, "val": 1}
-    ranks = np.array([rank.get(manifest.splits[i] or "", 0) for i in kept], np.int64)
+    ranks = np.array([rank.get(manifest.splits[i] or "", 0) for i in indices], np.int64)
     _, group_of = np.unique(groups, return_inverse=True)
-    highest = np.zeros(len(kept), np.int64)
+    highest = np.zeros(len(indices), np.int64)
     np.maximum.at(highest, group_of, ranks)
     return np.asarray(ranks < highest[group_of])
 
 
 class _Draw:
-    """Draws whole groups of a class out of training."""
+    """Draws whole groups of near-duplicates from training into the other splits."""
 
     def __init__(
         self, labels: np.ndarray, groups: np.ndarray, result: np.ndarray, order: np.ndarray
     ) -> None:
         self._groups, self._result = groups, result
         ends = np.cumsum(np.bincount(labels))[:-1]
-        self._rows_of = np.split(np.argsort(labels, kind="stable"), ends)
+        self._rows_of_class = np.split(np.argsort(labels, kind="stable"), ends)
         self._members: dict[int, list[int]] = {}
         self._classes: dict[int, set[int]] = {}
-        self._of_class: dict[int, list[int]] = {}
+        self._groups_of_class: dict[int, list[int]] = {}
         for row in order[result[order] == "train"].tolist():
             group, label = int(groups[row]), int(labels[row])
             self._members.setdefault(group, []).append(row)
             if label not in self._classes.setdefault(group, set()):
                 self._classes[group].add(label)
-                self._of_class.setdefault(label, []).append(group)
+                self._groups_of_class.setdefault(label, []).append(group)
 
-    def count(self, label: int, *parts: str) -> int:
-        """Return how many images of a class lie in some parts."""
-        return len(self._rows(label, parts))
+    def count(self, label: int, *splits: str) -> int:
+        """Count the images of a class in some splits."""
+        return len(self._rows(label, splits))
 
-    def count_groups(self, label: int, *parts: str) -> int:
-        """Return how many groups of a class have images in some parts."""
-        return len(np.unique(self._groups[self._rows(label, parts)]))
+    def count_groups(self, label: int, *splits: str) -> int:
+        """Count the groups of a class that have images in some splits."""
+        return len(np.unique(self._groups[self._rows(label, splits)]))
 
-    def take(self, label: int, n_images: int, most: int, leave: int, part: str) -> None:
-        """Move groups of a class from training to a part: in their order, those that fit.
+    def take(
+        self, label: int, split_name: str, n_images: int, max_groups: int, min_left: int
+    ) -> None:
+        """Move groups of a class from training to another split: in their order, those that fit.
 
         Args:
-            label: the class.
-            n_images: the part's fair share of them; one is the least.
-            most: groups to move.
-            leave: groups that every class of a moved group keeps in training.
-            part: where to.
+            label: The class.
+            split_name: The split that they move to.
+            n_images: Images that this split should have of the class; at least one is moved.
+            max_groups: Groups to move at most.
+            min_left: Groups that training keeps of every class of a moved group.
         """
-        free = [g for g in self._of_class.get(label, ()) if self._is_in_training(g)]
+        free = [g for g in self._groups_of_class.get(label, ()) if self._is_in_training(g)]
         pure = [group for group in free if len(self._classes[group]) == 1]
-        most = min(most, len(free) - leave)
-        room = max(1, n_images) - self.count(label, part)
-        if most <= 0 or room <= 0:
+        max_groups = min(max_groups, len(free) - min_left)
+        room = max(1, n_images) - self.count(label, split_name)
+        if max_groups <= 0 or room <= 0:
             return
         chosen: list[int] = []
         for group in pure:
-            if len(chosen) < most and len(self._members[group]) <= room:
+            if len(chosen) < max_groups and len(self._members[group]) <= room:
                 chosen.append(group)
                 room -= len(self._members[group])
         if not chosen:  # none is small enough: the smallest, rather than none
-            mixed = (g for g in free if len(self._classes[g]) > 1 and self._can_go(g, leave))
+            mixed = (g for g in free if len(self._classes[g]) > 1 and self._may_move(g, min_left))
             chosen = sorted(pure or mixed, key=lambda group: len(self._members[group]))[:1]
         for group in chosen:
-            self._result[self._members[group]] = part
+            self._result[self._members[group]] = split_name
 
-    def _rows(self, label: int, parts: Sequence[str]) -> np.ndarray:
-        if label >= len(self._rows_of):  # no image of the last classes could be read
+    def _rows(self, label: int, splits: Sequence[str]) -> np.ndarray:
+        if label >= len(self._rows_of_class):  # no image of the last classes could be read
             return np.zeros(0, np.int64)
-        mine = self._rows_of[label]
-        return np.asarray(mine[np.isin(self._result[mine], parts)])
+        rows = self._rows_of_class[label]
+        return np.asarray(rows[np.isin(self._result[rows], splits)])
 
     def _is_in_training(self, group: int) -> bool:
         return bool(self._result[self._members[group][0]] == "train")
 
-    def _can_go(self, group: int, leave: int) -> bool:
-        return all(self.count_groups(c, "train") > leave for c in self._classes[group])
+    def _may_move(self, group: int, min_left: int) -> bool:
+        return all(self.count_groups(c, "train") > min_left for c in self._classes[group])
 
 
 def write_split_csv(
-    path: Path,
-    manifest: Manifest,
-    kept: np.ndarray,
-    splits: Sequence[str] | np.ndarray,
-    groups: np.ndarray,
-    digests: Sequence[str],
+    path: Path, images: DecodedImages, splits: Sequence[str] | np.ndarray, groups: np.ndarray
 ) -> None:
-    """Write each kept image's name, class, split, group and digest of its content."""
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("name", "label", "split", "group", "digest"))
-    for i, part, group, digest in zip(kept, splits, groups, digests, strict=True):
-        name, label = manifest.names[i], manifest.classes[manifest.labels[i]]
-        writer.writerow((name, label, str(part), int(group), digest))
-    # A file's name may hold bytes that are no UTF-8; they are written as they are. Half a table
-    # would be one of other images.
-    content = text.getvalue().encode("utf-8", "surrogateescape")
-    LocalFiles(path.parent).write(path.name, content)
+    """Write the name, class, split, group and digest of each image."""
+    columns = (_keys(images), splits, groups, images.digests)
+    rows = ((*key, *cells) for key, *cells in zip(*columns, strict=True))
+    write_csv(path, SPLIT_COLUMNS, rows)
 
 
-def read_split_csv(
-    path: Path, manifest: Manifest, kept: np.ndarray, digests: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read the split and the groups that a run began with, of the same images.
+def read_split_csv(path: Path, images: DecodedImages) -> tuple[np.ndarray, np.ndarray]:
+    """Read the splits and the groups that a run began with; its images must not have changed.
+
+    Returns:
+        [n] of splits as `split` returns them, and int64 [n] of groups.
 
     Raises:
-        DataError: the images are others by now.
+        DataError: images were added, removed or changed.
     """
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = {(row["name"], row["label"]): row for row in csv.DictReader(file)}
-    now = [(manifest.names[i], manifest.classes[manifest.labels[i]]) for i in kept]
-    if changed := sorted(rows.keys() ^ set(now)):
+    rows = {(row["image"], row["label"]): row for row in read_rows(path)}
+    keys = _keys(images)
+    if changed := sorted(rows.keys() ^ set(keys)):
         name, label = changed[0]
         raise DataError(
             f"the images are not those that the run began with: {len(changed)} lines of"
-            f" {path} differ, such as {f'{name},{label}'!r}; give back the images, or begin a"
+            f" {path} differ, such as {f'{name},{label}'!r}; restore the images, or begin a"
             " new run"
         )
-    replaced = [
+    changed_files = [
         key[0]
-        for key, digest in zip(now, digests, strict=True)
-        if rows[key].get("digest", "") not in ("", digest)  # an earlier version kept none
+        for key, digest in zip(keys, images.digests, strict=True)
+        if rows[key]["digest"] != digest
     ]
-    if replaced:
+    if changed_files:
         raise DataError(
             "the images are not those that the run began with: these have other contents under"
-            f" the same names: {some(replaced)}; give back the images, or begin a new run"
+            f" the same names: {some(changed_files)}; restore the images, or begin a new run"
         )
-    splits = np.array([rows[key]["split"] for key in now], dtype="<U5")
-    groups = [int(rows[key].get("group") or row) for row, key in enumerate(now)]
-    return splits, np.array(groups, dtype=np.int64)
+    splits = np.array([rows[key]["split"] for key in keys], dtype=_SPLIT_DTYPE)
+    return splits, np.array([int(rows[key]["group"]) for key in keys], dtype=np.int64)
+
+
+def _keys(images: DecodedImages) -> list[tuple[str, str]]:
+    """Return name and class of each image, which identify its row."""
+    classes = images.manifest.classes
+    return [(name, classes[i]) for name, i in zip(images.names, images.labels, strict=True)]

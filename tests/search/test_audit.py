@@ -1,6 +1,5 @@
-"""The audit end to end, on images that the tests draw."""
+"""The audit command from end to end, on images that the tests draw."""
 
-import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,24 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search.audit import look, main
-from search.data.audit import examine
+from search.audit import main
+from search.cluster.parallel import thread_map
+from search.data.audit import audit_images, read_audit_csv
+from search.data.decoding import decode_images
 from search.data.exclusion import read_exclusion
 from search.data.manifest import find_images
-from search.data.splits import OUT, split
+from search.data.splits import EXCLUDED, split
 from spaces.sources import folder
 from tests.fixtures.drawing import CHANGES, draw, save
 from trainables.grouped_kfold import grouped_folds
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """train/ and test/ of two classes; copies across them, across classes and outside."""
+    """train/ and test/ of two classes; copies across splits, classes and the external set."""
     root = tmp_path_factory.mktemp("photos")
     for seed in range(24):
         part, name = ("train", "test")[seed >= 16], ("cat", "dog")[seed % 2]
@@ -34,9 +30,9 @@ def photos(tmp_path_factory) -> Path:
     shutil.copy(at / "cat" / "00.png", at / "cat" / "same.png")
     save(CHANGES["cropped"](draw(2)), at / "cat" / "cropped.jpg")
     save(CHANGES["brightened"](draw(4)), at / "dog" / "was a cat.png")
-    save(CHANGES["synced"](draw(17)), at / "dog" / "leaked.png")
+    save(CHANGES["mirrored"](draw(17)), at / "dog" / "leaked.png")
     save(draw(50).point(lambda value: 9), at / "dog" / "blank.png")
-    save(CHANGES["grey"](draw(51)), at / "dog" / "grey.png")
+    save(CHANGES["grayscale"](draw(51)), at / "dog" / "grayscale.png")
     save(draw(52, 600, 60), at / "dog" / "long.png")
     save(draw(53).resize((24, 24)), at / "cat" / "tiny.png")
     (at / "cat" / "torn.png").write_bytes((at / "cat" / "00.png").read_bytes()[:99])
@@ -45,39 +41,38 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
-def test_the_command_finds_what_was_planted(photos, tmp_path, capsys):
+def test_the_command_finds_all_planted_issues(photos, tmp_path, capsys):
     out = tmp_path / "audit.csv"
     code = main([str(photos / "in"), "--external", str(photos / "out"), "--out", str(out)])
     assert code == 0
-    found = {(row["problem"], row["name"], row["duplicate_of"]) for row in rows_of(out)}
+    found = {(one.issue, one.image, one.duplicate_of) for one in read_audit_csv(out)}
     assert found == {
         ("conflict", "train/cat/04.png", "train/dog/was a cat.png"),
         ("conflict", "train/dog/was a cat.png", "train/cat/04.png"),
-        ("left out", "train/dog/leaked.png", "test/dog/17.png"),
-        ("external twin", "external:cat/taken.jpg", "train/cat/06.png"),
+        ("excluded", "train/dog/leaked.png", "test/dog/17.png"),
+        ("external near-duplicate", "external:cat/taken.jpg", "train/cat/06.png"),
         ("exact duplicate", "train/cat/same.png", "train/cat/00.png"),
         ("near-duplicate", "train/cat/cropped.jpg", "train/cat/02.png"),
         ("unreadable", "train/cat/torn.png", ""),
         ("blank", "train/dog/blank.png", ""),
         ("odd size", "train/cat/tiny.png", ""),
         ("odd shape", "train/dog/long.png", ""),
-        ("grey", "train/dog/grey.png", ""),
-        ("grey", "train/dog/blank.png", ""),
+        ("grayscale", "train/dog/grayscale.png", ""),
+        ("grayscale", "train/dog/blank.png", ""),
     }
     shown = capsys.readouterr().out
     assert "4 groups of near-duplicates kept together, 2 images whose near-duplicates" in shown
-    assert "1 taken out of training, 1 external images not judged, 1 unreadable" in shown
+    assert "1 excluded from training, 1 external images not evaluated, 1 unreadable" in shown
 
 
-def test_what_the_audit_lists_can_be_excluded(photos, tmp_path):
+def test_listed_images_can_be_excluded(photos, tmp_path):
     first, second = tmp_path / "first.csv", tmp_path / "second.csv"
     external = ["--external", str(photos / "out")]
     assert main([str(photos / "in"), *external, "--out", str(first)]) == 0
     more = ["--exclude", str(first), "--out", str(second)]
     assert main([str(photos / "in"), *external, *more]) == 0
-    assert (
-        rows_of(second) == [row for row in rows_of(first) if row["name"].endswith("torn.png")][:0]
-    )
+    assert read_audit_csv(first)
+    assert read_audit_csv(second) == ()
 
 
 @pytest.mark.parametrize(
@@ -86,18 +81,18 @@ def test_what_the_audit_lists_can_be_excluded(photos, tmp_path):
         (["{}/nowhere"], "--data must name a folder, but there is no"),
         (["{}/in", "--external", "{}/gone"], "--external must name a folder"),
         (["{}/in", "--exclude", "{}/gone.csv"], "--exclude must name a file"),
-        (["{}/in", "--out", "{}/gone/audit.csv"], "--out must lie in a folder that is there"),
+        (["{}/in", "--out", "{}/gone/audit.csv"], "--out must lie in a folder that exists"),
     ],
 )
-def test_mistakes_are_told(photos, capsys, arguments, message):
+def test_mistakes_are_reported(photos, capsys, arguments, message):
     assert main([argument.format(photos) for argument in arguments]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
     assert message in shown
 
 
-def test_no_planted_copy_straddles_a_split_in_a_thousand_random_cases(tmp_path):
-    """Images on disk, found and grouped; classes, official splits, shares and folds by chance."""
+def test_no_planted_copy_is_split_from_its_original_in_a_thousand_random_cases(tmp_path):
+    """Images on disk, found and grouped; random classes, official splits, fractions and folds."""
     rng = np.random.default_rng(0)
     planted: dict[str, int] = {}
     for seed in range(60):
@@ -107,8 +102,8 @@ def test_no_planted_copy_straddles_a_split_in_a_thousand_random_cases(tmp_path):
             save(image, path)
             planted[path.relative_to(tmp_path).as_posix()] = seed
     found = find_images(folder(), tmp_path, tmp_path)
-    images = look(found, lambda done: None)
-    groups = examine(images, None, flip=True).groups
+    images = decode_images(found, None, thread_map)
+    groups = audit_images(images, None, flip=True).groups
     origin = np.array([planted[name] for name in found.names])
     n_copies = len(origin) - 60
     assert n_copies > 50
@@ -121,24 +116,22 @@ def test_no_planted_copy_straddles_a_split_in_a_thousand_random_cases(tmp_path):
             labels=rng.integers(0, n_classes, 60)[origin],
             splits=tuple(official[i] for i in rng.integers(0, len(official), len(origin))),
         )
-        parts = split(manifest, images.kept, *rng.uniform(0.1, 0.3, 2), case, folds, groups)
+        parts = split(manifest, images.indices, *rng.uniform(0.1, 0.3, 2), case, folds, groups)
         place = parts.astype("<U9")
         rows = np.flatnonzero(np.isin(parts, ("train", "val")))
-        held_out = grouped_folds(manifest.labels[rows], groups[rows], folds, case)
-        for fold, positions in enumerate(held_out):
+        fold_rows = grouped_folds(manifest.labels[rows], groups[rows], folds, case)
+        for fold, positions in enumerate(fold_rows):
             place[rows[positions]] = [f"{part} {fold}" for part in parts[rows[positions]]]
-        used = parts != OUT
+        used = parts != EXCLUDED
         places = {(one, at) for one, at in zip(origin[used], place[used], strict=True)}
         assert len(places) == len(set(origin[used].tolist()))
 
 
-def test_the_real_copies_of_caltech_are_found(shared_data):
+def test_the_real_near_duplicates_of_caltech_are_found(shared_data):
     root = shared_data / "caltech101" / "101_ObjectCategories"
     manifest = find_images(folder(("ketch", "watch")), root, root)
-    audit = examine(look(manifest, lambda done: None), None, flip=True)
-    pairs = {
-        (problem.name, problem.duplicate_of) for problem in audit.problems if problem.duplicate_of
-    }
+    audit = audit_images(decode_images(manifest, None, thread_map), None, flip=True)
+    pairs = {(one.image, one.duplicate_of) for one in audit.issues if one.duplicate_of}
     assert pairs >= {
         ("ketch/image_0041.jpg", "ketch/image_0035.jpg"),
         ("watch/image_0211.jpg", "watch/image_0173.jpg"),
@@ -148,7 +141,7 @@ def test_the_real_copies_of_caltech_are_found(shared_data):
     assert len(pairs) <= 5
 
 
-def test_exclusions_of_an_audit_are_read_as_they_are_written(photos, tmp_path):
+def test_names_in_an_audit_are_read_as_exclusions(photos, tmp_path):
     out = tmp_path / "audit.csv"
     main([str(photos / "in"), "--external", str(photos / "out"), "--out", str(out)])
     assert "external:cat/taken.jpg" in read_exclusion(out).names

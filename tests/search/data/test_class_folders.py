@@ -11,7 +11,7 @@ from search.data.class_folders import (
     files,
     find_class_folders,
     is_side_file,
-    official_parts,
+    official_splits,
     some,
     unused_files,
 )
@@ -57,7 +57,7 @@ def test_wanted_classes_keep_their_order(tmp_path: Path) -> None:
     assert [folder.path.name for folder in folders] == ["c", "a"]
 
 
-def test_left_out_folders_are_classes_only_when_wanted(tmp_path: Path) -> None:
+def test_ignored_folders_are_classes_only_when_wanted(tmp_path: Path) -> None:
     make(tmp_path, "a/", "b/", "junk/")
     assert find_class_folders(tmp_path, None, ("junk",))[0] == ("a", "b")
     assert find_class_folders(tmp_path, ("a", "junk"), ("junk",))[0] == ("a", "junk")
@@ -93,7 +93,7 @@ def test_one_class(tmp_path: Path) -> None:
     assert "'set'; did you mean --data DIR/set, which has cat, dog? (" in message(tmp_path)
 
 
-def test_one_class_beside_one_left_out(tmp_path: Path) -> None:
+def test_one_class_beside_an_ignored_folder(tmp_path: Path) -> None:
     make(tmp_path, "a/", "junk/")
     with pytest.raises(DataError, match="has one class folder, 'a'"):
         find_class_folders(tmp_path, None, ("junk",))
@@ -113,8 +113,8 @@ def test_one_class_beside_one_left_out(tmp_path: Path) -> None:
         (("a/", "b/"), {None}),
     ],
 )
-def test_official_parts(tmp_path: Path, folders: tuple[str, ...], splits: set[str | None]) -> None:
-    assert official_parts(make(tmp_path, *folders)).keys() == splits
+def test_official_splits(tmp_path: Path, folders: tuple[str, ...], splits: set[str | None]) -> None:
+    assert official_splits(make(tmp_path, *folders)).keys() == splits
 
 
 def test_wanted_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_split_folders_without_train(tmp_path: Path) -> None:
     assert message(tmp_path) == "DIR must have a train folder beside test, val, but has none"
 
 
-def test_one_split_twice(tmp_path: Path) -> None:
+def test_two_folders_of_one_split(tmp_path: Path) -> None:
     make(tmp_path, "train/a/", "val/a/", "valid/a/")
     assert message(tmp_path) == (
         "DIR must have one val folder, but has val/ and valid/: merge them, or move one away"
@@ -169,7 +169,7 @@ def test_files_at_any_depth(tmp_path: Path) -> None:
     assert sorted(files(tmp_path)) == [tmp_path / "1.jpg", tmp_path / "x" / "y" / "2.jpg"]
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_in_a_cycle(tmp_path: Path) -> None:
     make(tmp_path, "elsewhere/1.jpg", "class/2.jpg")
     (tmp_path / "class" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "class")
@@ -177,16 +177,16 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_a_forbidden_folder_is_an_error(tmp_path: Path) -> None:
+def test_an_unreadable_folder_is_an_error(tmp_path: Path) -> None:
     make(tmp_path, "a/x/1.jpg", "b/")
     (tmp_path / "a" / "x").chmod(0)
     with pytest.raises(DataError, match="a/x cannot be read: Permission denied"):
         list(files(tmp_path / "a"))
 
 
-def test_a_folder_that_vanished_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
-        official_parts(tmp_path / "gone")
+        official_splits(tmp_path / "gone")
     with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
         list(files(tmp_path / "gone"))
 
@@ -197,15 +197,15 @@ def test_side_files(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "readme.jpg", "image_0001", "a.heic"])
-def test_doubtful_files_are_no_side_files(name: str) -> None:
+def test_files_that_may_be_images_are_no_side_files(name: str) -> None:
     assert not is_side_file(Path(name))
 
 
-def test_strays(tmp_path: Path) -> None:
+def test_unused_files(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.jpg", "train/2.png", "test/a/3.jpg", "4.jpg", "README.md", "odd/")
     found = {
         path.relative_to(tmp_path).as_posix(): reason
-        for path, reason in unused_files(tmp_path, official_parts(tmp_path))
+        for path, reason in unused_files(tmp_path, official_splits(tmp_path))
     }
     assert found == {
         "4.jpg": "lies in no class folder",
@@ -214,7 +214,7 @@ def test_strays(tmp_path: Path) -> None:
     }
 
 
-def test_check_known_names_all_that_is_unknown() -> None:
+def test_all_unknown_classes_are_named() -> None:
     check_known("DIR", ["cat"], ("cat", "dog"))
     with pytest.raises(DataError) as caught:
         check_known("DIR", ["cats", "dog", "zoo"], ("cat", "dog"))

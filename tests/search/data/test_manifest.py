@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from search.data.class_folders import DataError
-from search.data.manifest import Manifest, Problem, check_counts, scan, scan_external, seeded_order
+from search.data.manifest import Issue, Manifest, check_counts, scan, scan_external, seeded_order
 from spaces.sources import Arrays, Source, SourceError, caltech101, digits, fashion_mnist, folder
 
 
@@ -45,7 +45,7 @@ def counts_of(manifest: Manifest) -> dict[tuple[str | None, str], int]:
     return counts
 
 
-# --- what is found -----------------------------------------------------------------------------
+# --- images that are found ---------------------------------------------------------------------
 
 
 def test_class_folders(tmp_path: Path) -> None:
@@ -97,13 +97,13 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     manifest = listed(tmp_path)
     assert len(manifest.names) == 6
     assert set(manifest.skipped) == {
-        Problem("a/notes.txt", "not an image", "its name is not an image's"),
-        Problem("b/README", "not an image", "its name is not an image's"),
-        Problem("stray.png", "not used", "lies in no class folder"),
+        Issue("a/notes.txt", "not an image", "its name is not that of an image"),
+        Issue("b/README", "not an image", "its name is not that of an image"),
+        Issue("stray.png", "not used", "lies in no class folder"),
     }
 
 
-def test_doubtful_files_are_listed_to_be_decoded(tmp_path: Path) -> None:
+def test_files_that_may_be_images_are_listed(tmp_path: Path) -> None:
     make(tmp_path, a=3, b=3)
     (tmp_path / "a" / "image_0001").touch()
     assert "a/image_0001" in listed(tmp_path).names
@@ -162,7 +162,7 @@ def test_scanning_needs_neither_ray_nor_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# --- what is refused ---------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------
 
 
 def test_source_errors_pass_through(tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_empty_class_folders(tmp_path: Path) -> None:
 def test_classes_smaller_than_the_folds_are_all_named(tmp_path: Path) -> None:
     make(tmp_path, cat=6, cow=5, dog=4)
     assert message(tmp_path, folds=5) == (
-        "every class needs at least 6 images (5 folds and 1 for the test), but 'cow' has 5,"
-        " 'dog' has 4: use fewer --folds, add images, or leave the class out"
+        "every class needs at least 6 images (5 folds and 1 for the test split), but 'cow' has 5,"
+        " 'dog' has 4: use fewer --folds, add images, or remove the class"
     )
     listed(tmp_path, folds=3)
 
@@ -188,7 +188,7 @@ def test_official_test_images_fill_no_fold(tmp_path: Path) -> None:
     make(tmp_path, train__a=3, train__b=4, test__a=9, test__b=9)
     assert message(tmp_path, folds=4) == (
         "every class needs at least 4 images (4 folds, test split aside), but 'a' has 3:"
-        " use fewer --folds, add images, or leave the class out"
+        " use fewer --folds, add images, or remove the class"
     )
     listed(tmp_path, folds=3)
 
@@ -197,7 +197,7 @@ def test_an_official_split_needs_every_class(tmp_path: Path) -> None:
     make(tmp_path, train__a=3, train__b=4, test__a=9, test__b=0)
     assert message(tmp_path) == (
         "every class needs an image in its official test split, but 'b' has 0:"
-        " use fewer --folds, add images, or leave the class out"
+        " use fewer --folds, add images, or remove the class"
     )
 
 
@@ -237,13 +237,13 @@ def test_limit_leaves_enough_of_a_small_class(tmp_path: Path) -> None:
 def test_limit_too_low_for_the_folds(tmp_path: Path) -> None:
     make(tmp_path, a=20, b=20)
     assert message(tmp_path, folds=5, limit=11) == (
-        "--limit >= 12 must hold, so that each of 2 classes fills 5 folds and the test, but got 11:"
-        " raise it, or use fewer --folds"
+        "--limit >= 12 must hold, so that each of 2 classes fills 5 folds and the test split, but"
+        " got 11: raise it, or use fewer --folds"
     )
     assert len(listed(tmp_path, folds=5, limit=12).names) == 12
 
 
-def test_limit_draws_by_seed_and_names_alone(tmp_path: Path) -> None:
+def test_limit_depends_on_seed_and_names_alone(tmp_path: Path) -> None:
     here, there = make(tmp_path / "here", a=50, b=50), make(tmp_path / "there", a=50, b=50)
     cache = tmp_path / "cache"
     first = scan(folder(), here, cache, 2, 20, seed=1).names
@@ -258,16 +258,13 @@ def test_limit_of_arrays() -> None:
     assert np.bincount(manifest.labels).tolist() == pytest.approx([20] * 10, abs=1)
 
 
-def test_deal_is_a_fixed_shuffle() -> None:
+def test_seeded_order_is_a_fixed_shuffle() -> None:
     names = [f"{i}.jpg" for i in range(1000)]
     order = seeded_order(names, 0, "x")
     assert sorted(order) == list(range(1000))
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
-    assert seeded_order(names[:3], 0, "split").tolist() == [
-        1,
-        0,
-        2,
-    ]  # on every machine, in every version
+    # The same on every machine and in every version:
+    assert seeded_order(names[:3], 0, "split").tolist() == [1, 0, 2]
     assert seeded_order(names, 1, "x").tolist() != order.tolist()
     assert seeded_order(names, 0, "y").tolist() != order.tolist()
     without = [names[i] for i in order if i != 500]
@@ -275,7 +272,7 @@ def test_deal_is_a_fixed_shuffle() -> None:
     assert [fewer[i] for i in seeded_order(fewer, 0, "x")] == without
 
 
-# --- external images -------------------------------------------------------------------------
+# --- external images ---------------------------------------------------------------------------
 
 
 def test_flat_external_images_are_unlabelled(tmp_path: Path) -> None:
@@ -285,7 +282,7 @@ def test_flat_external_images_are_unlabelled(tmp_path: Path) -> None:
     assert manifest.names == ("a b.png", "b.jpg")
     assert manifest.labels.tolist() == [-1, -1]
     assert manifest.classes == ("cat", "dog")
-    assert [problem.name for problem in manifest.skipped] == ["notes.txt"]
+    assert [issue.image for issue in manifest.skipped] == ["notes.txt"]
 
 
 def test_external_class_folders_are_labelled_and_may_be_few(tmp_path: Path) -> None:
@@ -295,7 +292,7 @@ def test_external_class_folders_are_labelled_and_may_be_few(tmp_path: Path) -> N
     assert manifest.names == ("cow/0.jpg", "dog/0.jpg", "dog/1.jpg")
     assert manifest.labels.tolist() == [1, 2, 2]
     assert manifest.splits == (None,) * 3
-    assert manifest.skipped == (Problem("stray.jpg", "not used", "lies in no class folder"),)
+    assert manifest.skipped == (Issue("stray.jpg", "not used", "lies in no class folder"),)
 
 
 def test_external_folder_that_is_no_class(tmp_path: Path) -> None:

@@ -1,78 +1,75 @@
 import numpy as np
 import pytest
 
-from search.cluster.parallel import on_all_cores, on_all_nodes
+from search.cluster.parallel import ray_map, thread_map
 from search.data import near_duplicates
 from search.data.near_duplicates import find_near_duplicates, groups_of
 from search.data.registration import align, zoom
 from search.data.thumbnails import SIDE
-from tests.fixtures.drawing import CHANGES, draw, thumbnailed
+from tests.fixtures.drawing import CHANGES, draw, make_thumbnails
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_copies_are_found_and_nothing_else(change):
     originals = [draw(seed) for seed in range(40)]
     copies = [CHANGES[change](image) for image in originals]
-    made = find_near_duplicates(thumbnailed(originals + copies), flip=True)
+    made = find_near_duplicates(make_thumbnails(originals + copies), flip=True)
     planted = {(row, row + 40) for row in range(40)}
     found = set(map(tuple, made.pairs.tolist()))
     assert found <= planted
     assert len(found) >= 39
-    assert made.synced.all() == (change == "synced")
-    assert made.synced.any() == (change == "synced")
+    assert made.mirrored.all() == (change == "mirrored")
+    assert made.mirrored.any() == (change == "mirrored")
 
 
 def test_mirror_images_count_only_where_flips_are_allowed():
-    both = thumbnailed([draw(0), CHANGES["synced"](draw(0))])
+    both = make_thumbnails([draw(0), CHANGES["mirrored"](draw(0))])
     assert len(find_near_duplicates(both, flip=True).pairs) == 1
     assert len(find_near_duplicates(both, flip=False).pairs) == 0
 
 
-def test_equal_sketches_are_paired_with_the_first():
-    found = find_near_duplicates(
-        thumbnailed([draw(1), draw(0), draw(0), draw(2), draw(0)]), flip=True
-    )
+def test_equal_thumbnails_are_paired_with_the_first():
+    thumbnails = make_thumbnails([draw(seed) for seed in (1, 0, 0, 2, 0)])
+    found = find_near_duplicates(thumbnails, flip=True)
     assert found.pairs.tolist() == [[1, 2], [1, 4]]
     assert found.similarity.tolist() == [1, 1]
 
 
-def test_blank_images_are_like_nothing():
+def test_blank_images_have_no_near_duplicates():
     white = draw(0).point(lambda value: 255)
-    found = find_near_duplicates(thumbnailed([white, white, draw(0)]), flip=True)
+    found = find_near_duplicates(make_thumbnails([white, white, draw(0)]), flip=True)
     assert len(found.pairs) == 0
     assert found.blank.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_pair_among_too_few(n):
-    assert (
-        len(find_near_duplicates(thumbnailed([draw(seed) for seed in range(n)]), flip=True).pairs)
-        == 0
-    )
+    thumbnails = make_thumbnails([draw(seed) for seed in range(n)])
+    assert len(find_near_duplicates(thumbnails, flip=True).pairs) == 0
 
 
 def test_small_images_are_near_duplicates_only_where_they_are_nearly_equal():
     small = [draw(seed).resize((28, 28)) for seed in range(30)]
-    likes = [image.resize((14, 14)) for image in small]
-    assert len(find_near_duplicates(thumbnailed(small + likes), flip=True).pairs) == 0
-    greys = [CHANGES["grey"](image) for image in small]
-    assert len(find_near_duplicates(thumbnailed(small + greys), flip=True).pairs) == 30
+    smaller = [image.resize((14, 14)) for image in small]
+    assert len(find_near_duplicates(make_thumbnails(small + smaller), flip=True).pairs) == 0
+    grayscale = [CHANGES["grayscale"](image) for image in small]
+    assert len(find_near_duplicates(make_thumbnails(small + grayscale), flip=True).pairs) == 30
 
 
-@pytest.mark.parametrize("by", [on_all_cores, on_all_nodes])
-def test_comparing_in_small_parts_by_others_finds_the_same(ray_session, monkeypatch, by):
+@pytest.mark.parametrize("parallel_map", [thread_map, ray_map])
+def test_comparing_in_parallel_finds_the_same(ray_session, monkeypatch, parallel_map):
     originals = [draw(seed) for seed in range(20)]
-    thumbnails = thumbnailed(originals + [CHANGES["grey"](image) for image in originals])
-    here = find_near_duplicates(thumbnails, flip=True)
-    monkeypatch.setattr(near_duplicates, "_BLOCK_ROWS", 5)
-    monkeypatch.setattr(near_duplicates, "_BLOCK_PAIRS", 4)
-    spread = find_near_duplicates(thumbnails, flip=True, spread=by)
-    np.testing.assert_array_equal(spread.pairs, here.pairs)
-    np.testing.assert_allclose(spread.similarity, here.similarity, atol=1e-5)
+    thumbnails = make_thumbnails(originals + [CHANGES["grayscale"](image) for image in originals])
+    serial = find_near_duplicates(thumbnails, flip=True)
+    monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(near_duplicates, "BLOCK_PAIRS", 4)
+    found = find_near_duplicates(thumbnails, flip=True, parallel_map=parallel_map)
+    np.testing.assert_array_equal(found.pairs, serial.pairs)
+    np.testing.assert_allclose(found.similarity, serial.similarity, atol=1e-5)
 
 
-def test_alignment_finds_the_map():
-    thumbnails = thumbnailed([draw(seed) for seed in range(20)]).pixels
+def test_registration_finds_the_map():
+    thumbnails = make_thumbnails([draw(seed) for seed in range(20)]).pixels
     zoomed = zoom(thumbnails, 0.9)
     aligned = align(zoomed, thumbnails)
     assert (aligned.detail > 0.97).all()

@@ -1,20 +1,23 @@
 import csv
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from search.data.class_folders import DataError
+from search.data.decoding import DecodedImages
 from search.data.manifest import Manifest, check_counts
-from search.data.splits import OUT, read_split_csv, split, write_split_csv
+from search.data.splits import EXCLUDED, read_split_csv, split, write_split_csv
+from search.data.thumbnails import Thumbnails
 from trainables.grouped_kfold import grouped_folds
 
 
-def listing_of(
+def manifest_of(
     counts: dict[str, int], official: dict[str, dict[str, int]] | None = None, root: str = "/data"
 ) -> Manifest:
-    """List made-up images: {class: count}, and {split: {class: count}}."""
+    """Make a manifest of images that do not exist: {class: count}, and {split: {class: count}}."""
     entries: list[tuple[str, str, str | None]] = [
         (f"{c}/{i:04d}.jpg", c, None) for c, n in counts.items() for i in range(n)
     ]
@@ -36,12 +39,12 @@ def listing_of(
     )
 
 
-def everything(manifest: Manifest) -> np.ndarray:
+def all_indices(manifest: Manifest) -> np.ndarray:
     return np.arange(len(manifest.names))
 
 
 def divided(manifest: Manifest, seed: int = 0, folds: int = 2) -> dict[tuple[str, str], int]:
-    parts = split(manifest, everything(manifest), 0.2, 0.2, seed, folds)
+    parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed, folds)
     classes = (manifest.classes[label] for label in manifest.labels)
     return dict(Counter(zip(classes, (str(part) for part in parts), strict=True)))
 
@@ -50,7 +53,7 @@ def divided(manifest: Manifest, seed: int = 0, folds: int = 2) -> dict[tuple[str
 
 
 def test_split_is_stratified() -> None:
-    assert divided(listing_of({"a": 100, "b": 50})) == {
+    assert divided(manifest_of({"a": 100, "b": 50})) == {
         **{("a", "train"): 64, ("a", "val"): 16, ("a", "test"): 20},
         **{("b", "train"): 32, ("b", "val"): 8, ("b", "test"): 10},
     }
@@ -59,49 +62,49 @@ def test_split_is_stratified() -> None:
 @pytest.mark.parametrize("count", range(3, 30))
 @pytest.mark.parametrize("fractions", [(0.05, 0.05), (0.2, 0.2), (0.5, 0.5)])
 def test_small_classes_are_in_every_split(count: int, fractions: tuple[float, float]) -> None:
-    manifest = listing_of({"a": count, "b": 40})
-    parts = split(manifest, everything(manifest), *fractions, seed=3)
+    manifest = manifest_of({"a": count, "b": 40})
+    parts = split(manifest, all_indices(manifest), *fractions, seed=3)
     assert set(parts[manifest.labels == 0]) == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize("folds", [2, 3, 5, 10])
 @pytest.mark.parametrize("spare", range(1, 12))
-def test_the_test_split_leaves_enough_for_the_folds(folds: int, spare: int) -> None:
-    manifest = listing_of({"a": folds + spare, "b": 40})
-    check_counts(manifest, everything(manifest), folds)
+def test_the_test_set_leaves_enough_for_the_folds(folds: int, spare: int) -> None:
+    manifest = manifest_of({"a": folds + spare, "b": 40})
+    check_counts(manifest, all_indices(manifest), folds)
     for fraction in (0.05, 0.2, 0.5):
-        parts = split(manifest, everything(manifest), 0.2, fraction, seed=0, folds=folds)
+        parts = split(manifest, all_indices(manifest), 0.2, fraction, seed=0, folds=folds)
         mine = parts[manifest.labels == 0]
         assert (mine != "test").sum() >= folds
         assert set(mine) == {"train", "val", "test"}
 
 
 def test_tiny_classes_are_trained_on_first() -> None:
-    assert divided(listing_of({"a": 1, "b": 2})) == {
+    assert divided(manifest_of({"a": 1, "b": 2})) == {
         **{("a", "train"): 1, ("b", "train"): 1, ("b", "val"): 1}
     }
 
 
 def test_official_test_split_stays() -> None:
-    manifest = listing_of({}, {"train": {"a": 50, "b": 30}, "test": {"a": 7, "b": 1}})
+    manifest = manifest_of({}, {"train": {"a": 50, "b": 30}, "test": {"a": 7, "b": 1}})
     assert divided(manifest) == {
         **{("a", "train"): 40, ("a", "val"): 10, ("a", "test"): 7},
         **{("b", "train"): 24, ("b", "val"): 6, ("b", "test"): 1},
     }
-    parts = split(manifest, everything(manifest), 0.2, 0.2, seed=0)
+    parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed=0)
     official = np.array(manifest.splits)
     assert ((parts == "test") == (official == "test")).all()
 
 
 def test_official_splits_all_stay() -> None:
     official = {"train": {"a": 9, "b": 8}, "val": {"a": 4, "b": 2}, "test": {"a": 5, "b": 5}}
-    manifest = listing_of({}, official)
-    parts = split(manifest, everything(manifest), 0.2, 0.2, seed=0)
+    manifest = manifest_of({}, official)
+    parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed=0)
     assert tuple(parts) == manifest.splits
 
 
 def test_official_val_split_stays_and_a_test_is_drawn() -> None:
-    manifest = listing_of({}, {"train": {"a": 40, "b": 3}, "val": {"a": 10, "b": 1}})
+    manifest = manifest_of({}, {"train": {"a": 40, "b": 3}, "val": {"a": 10, "b": 1}})
     assert divided(manifest) == {
         **{("a", "train"): 30, ("a", "val"): 10, ("a", "test"): 10},
         **{("b", "train"): 2, ("b", "val"): 1, ("b", "test"): 1},
@@ -109,21 +112,21 @@ def test_official_val_split_stays_and_a_test_is_drawn() -> None:
 
 
 def test_split_depends_on_seed_and_names_alone() -> None:
-    manifest = listing_of({"a": 60, "b": 60})
-    kept = everything(manifest)
-    first = split(manifest, kept, 0.2, 0.2, seed=0)
-    moved = listing_of({"a": 60, "b": 60}, root="/elsewhere")
-    np.testing.assert_array_equal(split(moved, kept, 0.2, 0.2, seed=0), first)
-    assert (split(manifest, kept, 0.2, 0.2, seed=1) != first).any()
+    manifest = manifest_of({"a": 60, "b": 60})
+    indices = all_indices(manifest)
+    first = split(manifest, indices, 0.2, 0.2, seed=0)
+    moved = manifest_of({"a": 60, "b": 60}, root="/elsewhere")
+    np.testing.assert_array_equal(split(moved, indices, 0.2, 0.2, seed=0), first)
+    assert (split(manifest, indices, 0.2, 0.2, seed=1) != first).any()
 
 
 def test_an_unreadable_image_moves_few_others() -> None:
-    manifest = listing_of({"a": 60, "b": 60})
-    first = split(manifest, everything(manifest), 0.2, 0.2, seed=0)
-    kept = np.delete(everything(manifest), 7)
-    later = split(manifest, kept, 0.2, 0.2, seed=0)
+    manifest = manifest_of({"a": 60, "b": 60})
+    first = split(manifest, all_indices(manifest), 0.2, 0.2, seed=0)
+    indices = np.delete(all_indices(manifest), 7)
+    later = split(manifest, indices, 0.2, 0.2, seed=0)
     assert len(later) == 119
-    assert (later != first[kept]).sum() <= 2
+    assert (later != first[indices]).sum() <= 2
 
 
 # --- near-duplicates ---------------------------------------------------------------------------
@@ -139,63 +142,63 @@ def groups_of(manifest: Manifest, *groups: str) -> np.ndarray:
 
 
 def test_groups_of_one_change_nothing() -> None:
-    manifest = listing_of({"a": 60, "b": 7})
-    kept = everything(manifest)
-    alone = split(manifest, kept, 0.2, 0.2, seed=0, groups=1000 - kept)
-    np.testing.assert_array_equal(alone, split(manifest, kept, 0.2, 0.2, seed=0))
+    manifest = manifest_of({"a": 60, "b": 7})
+    indices = all_indices(manifest)
+    alone = split(manifest, indices, 0.2, 0.2, seed=0, groups=1000 - indices)
+    np.testing.assert_array_equal(alone, split(manifest, indices, 0.2, 0.2, seed=0))
 
 
-def test_near_duplicates_of_test_images_leave_training() -> None:
+def test_near_duplicates_of_test_images_are_excluded() -> None:
     official = {"train": {"a": 9, "b": 8}, "val": {"a": 4, "b": 2}, "test": {"a": 5, "b": 5}}
-    manifest = listing_of({}, official)
+    manifest = manifest_of({}, official)
     groups = groups_of(
         manifest,
         "train/a/0001.jpg train/b/0002.jpg test/a/0000.jpg test/b/0001.jpg",
         "train/a/0003.jpg val/a/0001.jpg",
         "train/a/0004.jpg train/a/0005.jpg",
     )
-    parts = split(manifest, everything(manifest), 0.2, 0.2, seed=0, groups=groups)
-    moved = [name for name, part in zip(manifest.names, parts, strict=True) if part == OUT]
+    parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed=0, groups=groups)
+    moved = [name for name, part in zip(manifest.names, parts, strict=True) if part == EXCLUDED]
     assert moved == ["train/a/0001.jpg", "train/a/0003.jpg", "train/b/0002.jpg"]
-    stayed = parts != OUT
+    stayed = parts != EXCLUDED
     assert (parts[stayed] == np.array(manifest.splits)[stayed]).all()
 
 
-def test_validation_loses_the_near_duplicates_of_the_test() -> None:
+def test_validation_loses_near_duplicates_of_the_test_set() -> None:
     official = {"train": {"a": 9, "b": 8}, "val": {"a": 4, "b": 2}, "test": {"a": 5, "b": 5}}
-    manifest = listing_of({}, official)
+    manifest = manifest_of({}, official)
     groups = groups_of(manifest, "train/a/0001.jpg val/a/0001.jpg test/a/0001.jpg")
-    parts = split(manifest, everything(manifest), 0.2, 0.2, seed=0, groups=groups)
-    moved = [name for name, part in zip(manifest.names, parts, strict=True) if part == OUT]
+    parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed=0, groups=groups)
+    moved = [name for name, part in zip(manifest.names, parts, strict=True) if part == EXCLUDED]
     assert moved == ["train/a/0001.jpg", "val/a/0001.jpg"]
 
 
-def test_contradicting_labels_are_trained_on_while_others_can_be_judged() -> None:
-    manifest = listing_of({"a": 20, "b": 20})
+def test_contradicting_labels_are_trained_on_while_others_can_be_tested() -> None:
+    manifest = manifest_of({"a": 20, "b": 20})
     groups = groups_of(manifest, *(f"a/{i:04d}.jpg b/{i:04d}.jpg" for i in range(8)))
     for seed in range(20):
-        parts = split(manifest, everything(manifest), 0.2, 0.2, seed=seed, groups=groups)
+        parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed=seed, groups=groups)
         sizes = np.bincount(groups)[groups]
         assert set(parts[sizes == 2]) == {"train"}
         assert Counter(parts[sizes == 1].tolist()) == {"train": 10, "val": 6, "test": 8}
 
 
-def test_a_class_that_is_all_in_another_is_still_in_every_part() -> None:
-    manifest = listing_of({"a": 8, "b": 8})
+def test_a_class_whose_images_are_all_in_another_is_in_every_split() -> None:
+    manifest = manifest_of({"a": 8, "b": 8})
     groups = groups_of(manifest, *(f"a/{i:04d}.jpg b/{i:04d}.jpg" for i in range(8)))
-    parts = split(manifest, everything(manifest), 0.2, 0.2, seed=0, groups=groups)
+    parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed=0, groups=groups)
     for label in (0, 1):
         assert set(parts[manifest.labels == label]) == {"train", "val", "test"}
 
 
-def test_counts_take_near_duplicates_once() -> None:
-    manifest = listing_of({"a": 20, "b": 9})
-    check_counts(manifest, everything(manifest), 5)
+def test_near_duplicates_count_once() -> None:
+    manifest = manifest_of({"a": 20, "b": 9})
+    check_counts(manifest, all_indices(manifest), 5)
     groups = groups_of(manifest, " ".join(f"b/{i:04d}.jpg" for i in range(2, 7)))
     message = r"at least 6 images \(5 folds.*, near-duplicates counted once.* but 'b' has 5"
     with pytest.raises(DataError, match=message):
-        check_counts(manifest, everything(manifest), 5, groups)
-    check_counts(manifest, everything(manifest), 4, groups)
+        check_counts(manifest, all_indices(manifest), 5, groups)
+    check_counts(manifest, all_indices(manifest), 4, groups)
 
 
 def random_case(seed: int) -> tuple[Manifest, np.ndarray, int]:
@@ -205,7 +208,7 @@ def random_case(seed: int) -> tuple[Manifest, np.ndarray, int]:
     n_classes = int(rng.integers(2, 5))
     n_groups = rng.integers(folds + 1, 25, n_classes)
     sizes = [np.where(rng.random(n) < 0.3, rng.integers(2, 7, n), 1) for n in n_groups]
-    manifest = listing_of({f"c{c}": int(of_class.sum()) for c, of_class in enumerate(sizes)})
+    manifest = manifest_of({f"c{c}": int(of_class.sum()) for c, of_class in enumerate(sizes)})
     numbers = np.arange(n_groups.sum())
     groups = np.repeat(numbers, np.concatenate(sizes))
     # Names say nothing of groups, and a few groups hold two classes.
@@ -218,20 +221,20 @@ def random_case(seed: int) -> tuple[Manifest, np.ndarray, int]:
     return manifest, groups, folds
 
 
-def test_no_group_straddles_in_a_thousand_random_cases() -> None:
+def test_no_group_is_split_in_a_thousand_random_cases() -> None:
     for seed in range(1000):
         manifest, groups, folds = random_case(seed)
-        kept = everything(manifest)
-        parts = split(manifest, kept, 0.2, 0.2, seed, folds, groups)
+        indices = all_indices(manifest)
+        parts = split(manifest, indices, 0.2, 0.2, seed, folds, groups)
         assert set(parts) == {"train", "val", "test"}
         for group in np.unique(groups):
             assert len(set(parts[groups == group])) == 1
         rows = np.flatnonzero(parts != "test")
-        held_out = grouped_folds(manifest.labels[rows], groups[rows], folds, seed)
+        folds_rows = grouped_folds(manifest.labels[rows], groups[rows], folds, seed)
         fold_of = np.empty(len(rows), np.int64)
-        for fold, positions in enumerate(held_out):
+        for fold, positions in enumerate(folds_rows):
             fold_of[positions] = fold
-        assert np.array_equal(np.sort(np.concatenate(held_out)), np.arange(len(rows)))
+        assert np.array_equal(np.sort(np.concatenate(folds_rows)), np.arange(len(rows)))
         for group in np.unique(groups[rows]):
             assert len(set(fold_of[groups[rows] == group])) == 1
         pure = [g for g in np.unique(groups) if len(set(manifest.labels[groups == g])) == 1]
@@ -248,12 +251,12 @@ def test_no_group_straddles_in_a_thousand_random_cases() -> None:
                     assert set(fold_of[mine[rows]]) == set(range(folds))
 
 
-def test_class_shares_stay_near_those_asked_for() -> None:
-    """Over many draws; a group of six that fits nowhere else moves a share by as much."""
+def test_class_fractions_are_near_those_requested() -> None:
+    """Over many draws: a group of six that fits nowhere else moves a class by as much."""
     off: list[float] = []
     for seed in range(200):
         manifest, groups, folds = random_case(seed)
-        parts = split(manifest, everything(manifest), 0.2, 0.2, seed, folds, groups)
+        parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed, folds, groups)
         for label in range(len(manifest.classes)):
             mine = parts[manifest.labels == label]
             off.append((mine == "test").sum() - 0.2 * len(mine))
@@ -263,74 +266,88 @@ def test_class_shares_stay_near_those_asked_for() -> None:
 
 # --- files -------------------------------------------------------------------------------------
 
-ODD_NAMES = ('a, "b"/мяу.jpg', 'a, "b"/größe 1\n2.jpg', "c/'; drop.jpg", "c/\udcff.jpg")
-DIGESTS = ["d0", "d1", "d2", "d3"]
+ODD_NAMES = (
+    *('a, "b"/мяу.jpg', 'a, "b"/größe 1\n2.jpg', "c/'; drop.jpg", "c/\udcff.jpg"),
+    *("c/NA", "c/nan", "c/1e5", "c/ 1\r.jpg ", "007", "NA", "1e5", "None", "\N{LINE SEPARATOR}"),
+)
+N_OF_FIRST_CLASS = 2
 
 
-def rows_of(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.reader(file))
-
-
-def odd_listing() -> Manifest:
-    return Manifest(
-        classes=('a, "b"', "c"),
+def make_images(indices: list[int] | None = None, digests: str = "d") -> DecodedImages:
+    """Images of odd names, of two classes with odd names."""
+    manifest = Manifest(
+        classes=('a, "b"', "007"),
         names=ODD_NAMES,
-        labels=np.array([0, 0, 1, 1]),
-        splits=(None,) * 4,
+        labels=np.array([int(i >= N_OF_FIRST_CLASS) for i in range(len(ODD_NAMES))]),
+        splits=(None,) * len(ODD_NAMES),
         paths=tuple(Path(name) for name in ODD_NAMES),
         images=None,
     )
+    rows = np.arange(len(ODD_NAMES)) if indices is None else np.array(indices)
+    return DecodedImages(
+        manifest=manifest,
+        indices=rows,
+        pixels=np.zeros((len(rows), 0, 0, 3), np.uint8),
+        thumbnails=Thumbnails.empty(len(rows)),
+        digests=tuple(f"{digests}{row}" for row in rows),
+        issues=(),
+    )
+
+
+def write(path: Path, images: DecodedImages) -> None:
+    write_split_csv(path, images, ["train"] * len(images), np.arange(len(images)))
 
 
 def test_split_csv_round_trips(tmp_path: Path) -> None:
-    path, manifest, kept = tmp_path / "split.csv", odd_listing(), np.array([0, 1, 3])
-    splits, groups = np.array(["train", "val", OUT]), np.array([0, 1, 0])
-    write_split_csv(path, manifest, kept, splits, groups, DIGESTS[:3])
-    assert rows_of(path) == [
-        ["name", "label", "split", "group", "digest"],
-        [ODD_NAMES[0], 'a, "b"', "train", "0", "d0"],
-        [ODD_NAMES[1], 'a, "b"', "val", "1", "d1"],
-        [ODD_NAMES[3], "c", "out", "0", "d2"],
-    ]
-    found_splits, found_groups = read_split_csv(path, manifest, kept, DIGESTS[:3])
+    path, images = tmp_path / "split.csv", make_images([0, 1, 3])
+    splits, groups = np.array(["train", "val", EXCLUDED]), np.array([0, 1, 0])
+    write_split_csv(path, images, splits, groups)
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert list(csv.reader(file)) == [
+            ["image", "label", "split", "group", "digest"],
+            [ODD_NAMES[0], 'a, "b"', "train", "0", "d0"],
+            [ODD_NAMES[1], 'a, "b"', "val", "1", "d1"],
+            [ODD_NAMES[3], "007", "excluded", "0", "d3"],
+        ]
+    found_splits, found_groups = read_split_csv(path, images)
     assert found_splits.tolist() == splits.tolist()
     assert found_groups.tolist() == groups.tolist()
 
 
-def test_split_csv_of_other_images_is_refused(tmp_path: Path) -> None:
-    path, manifest = tmp_path / "split.csv", odd_listing()
-    write_split_csv(path, manifest, np.arange(4), ["train"] * 4, np.arange(4), DIGESTS)
+def test_odd_names_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path, images = tmp_path / "split.csv", make_images()
+    write(path, images)
+    assert read_split_csv(path, images)[1].tolist() == list(range(len(ODD_NAMES)))
+
+
+def test_digests_that_look_like_numbers_are_kept(tmp_path: Path) -> None:
+    path, images = tmp_path / "split.csv", make_images(digests="0012e")
+    write(path, images)
+    assert read_split_csv(path, images)[0].tolist() == ["train"] * len(ODD_NAMES)
+
+
+def test_split_csv_of_other_images_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    write(path, make_images([0, 1, 2, 3]))
     with pytest.raises(DataError) as error:
-        read_split_csv(path, manifest, np.array([0, 1, 3]), DIGESTS[:3])
+        read_split_csv(path, make_images([0, 1, 3]))
     assert str(error.value) == (
         f"the images are not those that the run began with: 1 lines of {path} differ, such as"
-        ' "c/\'; drop.jpg,c"; give back the images, or begin a new run'
+        ' "c/\'; drop.jpg,007"; restore the images, or begin a new run'
     )
 
 
-def test_split_csv_of_images_with_other_contents_is_refused(tmp_path: Path) -> None:
-    path, manifest = tmp_path / "split.csv", odd_listing()
-    write_split_csv(path, manifest, np.arange(4), ["train"] * 4, np.arange(4), DIGESTS)
+def test_split_csv_of_images_with_other_contents_is_an_error(tmp_path: Path) -> None:
+    path, images = tmp_path / "split.csv", make_images([0, 1, 2, 3])
+    write(path, images)
     with pytest.raises(DataError) as error:
-        read_split_csv(path, manifest, np.arange(4), ["d0", "d1", "other", "d3"])
+        read_split_csv(path, replace(images, digests=("d0", "d1", "other", "d3")))
     assert str(error.value) == (
         "the images are not those that the run began with: these have other contents under the"
-        " same names: c/'; drop.jpg; give back the images, or begin a new run"
+        " same names: c/'; drop.jpg; restore the images, or begin a new run"
     )
 
 
-def test_split_csv_without_groups_is_one_of_images_on_their_own(tmp_path: Path) -> None:
-    path = tmp_path / "split.csv"
-    path.write_text("name,label,split\na/0000.jpg,a,train\nb/0000.jpg,b,val\n")
-    splits, groups = read_split_csv(path, listing_of({"a": 1, "b": 1}), np.arange(2), DIGESTS[:2])
-    assert splits.tolist() == ["train", "val"]
-    assert len(set(groups.tolist())) == 2
-
-
-def test_split_csv_needs_a_split_a_image(tmp_path: Path) -> None:
-    manifest = listing_of({"a": 3})
+def test_split_csv_needs_a_split_for_each_image(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter"):
-        write_split_csv(
-            tmp_path / "split.csv", manifest, np.arange(3), ["train"], np.arange(3), DIGESTS[:3]
-        )
+        write_split_csv(tmp_path / "split.csv", make_images(), ["train"], np.arange(3))

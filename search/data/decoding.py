@@ -1,0 +1,222 @@
+"""Decode images, each file once: to a square of pixels, a thumbnail for the audit, and a digest.
+
+`read_images` is the one reader of images: a run, `search.audit` and the checks of an exported model
+decode through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from search.cluster.parallel import ParallelMap
+from search.data.manifest import Issue, Manifest
+from search.data.thumbnails import Thumbnails
+from spaces.base import ResizeMode
+from trainables.images import ImageError, read_image, to_square
+
+_N_READERS = 8
+"""Threads that read the files that are sent: a network folder answers several at once."""
+_N_BLOCKS = 128
+"""Blocks that images are divided into at least, to keep all CPUs busy until the end."""
+_FILES_PER_BLOCK = (4, 64)
+_ARRAYS_PER_BLOCK = (64, 1024)
+"""Bounds of a block. A Ray task costs a millisecond, as much as decoding one file or resizing 20
+small arrays."""
+
+
+class ReadImage(NamedTuple):
+    """An image that was read, or the reason why it could not be.
+
+    Attributes:
+        index: Its position among the contents that were to be read.
+        image: The RGB image, or the error.
+        digest: Of the file's bytes or the array's pixels; "" where the file could not be read.
+    """
+
+    index: int
+    image: Image.Image | ImageError
+    digest: str
+
+
+def read_images(contents: Iterable[Path | bytes | np.ndarray]) -> Iterator[ReadImage]:
+    """Read images from files, from the bytes of files, or from uint8 [H, W] or [H, W, 3] arrays."""
+    for index, content in enumerate(contents):
+        if isinstance(content, np.ndarray):
+            image = Image.fromarray(content).convert("RGB")
+            yield ReadImage(index, image, image_digest(content.tobytes()))
+            continue
+        content = _read_file(content) if isinstance(content, Path) else content
+        digest = "" if isinstance(content, Path) else image_digest(content)
+        try:
+            image = read_image(content if isinstance(content, Path) else BytesIO(content))
+        except ImageError as error:
+            yield ReadImage(index, error, digest)
+        else:
+            yield ReadImage(index, image, digest)
+
+
+def image_digest(content: bytes) -> str:
+    """Compute the digest of an image file, or of the pixels of an array."""
+    return blake2b(content, digest_size=8).hexdigest()
+
+
+def _read_file(path: Path) -> Path | bytes:
+    """Return the bytes of a file, or its path where it is unreadable: decoding reports why."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return path
+
+
+class ResizeSpec(NamedTuple):
+    """How images become squares: the arguments of `trainables.images.to_square`."""
+
+    cache_size: int
+    image_size: int | None = None
+    resize_mode: ResizeMode = "crop"
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImages:
+    """The n images of a manifest that could be decoded.
+
+    Attributes:
+        manifest: All images that were to be decoded.
+        indices: int64 [n], ascending: the index in the manifest of each decoded image.
+        pixels: uint8 [n, S, S, 3], in memory or mapped from a file; S is 0 without a `ResizeSpec`.
+        thumbnails: Of each decoded image.
+        digests: Of each decoded image; equal contents have equal digests.
+        issues: The files that could not be used, by name.
+    """
+
+    manifest: Manifest
+    indices: np.ndarray
+    pixels: np.ndarray
+    thumbnails: Thumbnails
+    digests: tuple[str, ...]
+    issues: tuple[Issue, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the decoded images."""
+        return tuple(self.manifest.names[i] for i in self.indices)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 [n], labels of the decoded images."""
+        return self.manifest.labels[self.indices]
+
+
+def decode_images(
+    manifest: Manifest,
+    resize: ResizeSpec | None,
+    parallel_map: ParallelMap,
+    on_progress: Callable[[int], None] = lambda n_done: None,
+    *,
+    mapped_file: Path | None = None,
+    send_files: bool = False,
+    block_size: int | None = None,
+) -> DecodedImages:
+    """Decode all images of a manifest, a block of them in each call of `parallel_map`.
+
+    Args:
+        manifest: The images.
+        resize: Size and resize mode of the squares; None makes none, for the audit alone.
+        parallel_map: Runs the blocks.
+        on_progress: Called with the number of images decoded so far.
+        mapped_file: Where the squares are stored and mapped from; None keeps them in memory.
+        send_files: Whether to read the files here and send their bytes to the workers, which may
+            not have them: on a cluster.
+        block_size: Images in a block; None chooses.
+    """
+    contents = manifest.images if manifest.images is not None else manifest.paths or ()
+    n = len(manifest.names)
+    size = block_size or _block_size(n, in_files=manifest.images is None)
+    blocks: Iterable[Sequence[Path | bytes] | np.ndarray]
+    blocks = (contents[start : start + size] for start in range(0, n, size))
+    if send_files and manifest.images is None:
+        blocks = _read_blocks(blocks)
+    pixels = _allocate(n, 0 if resize is None else resize.cache_size, mapped_file)
+    thumbnails = Thumbnails.empty(n)
+    digests: list[str] = []
+    errors: dict[int, str] = {}
+    on_progress(0)
+    for block in parallel_map(_decode_block, resize, blocks):
+        start = len(digests)
+        pixels[start : start + len(block.digests)] = block.pixels
+        thumbnails.put(start, block.thumbnails)
+        errors |= {start + row: reason for row, reason in block.errors.items()}
+        digests += block.digests
+        on_progress(len(digests))
+    indices = np.array([i for i in range(n) if i not in errors], dtype=np.int64)
+    for row, index in enumerate(indices):
+        if row != index:  # close the gaps in place: a second table might not fit
+            pixels[row] = pixels[index]
+    if isinstance(pixels, np.memmap):
+        pixels.flush()
+    issues = [Issue(manifest.names[i], "unreadable", reason) for i, reason in errors.items()]
+    return DecodedImages(
+        manifest,
+        indices,
+        pixels[: len(indices)],
+        thumbnails.take(indices),
+        tuple(digests[i] for i in indices),
+        tuple(sorted((*issues, *manifest.skipped), key=lambda issue: issue.image)),
+    )
+
+
+def _allocate(n: int, side: int, mapped_file: Path | None) -> np.ndarray:
+    shape = (n, side, side, 3)
+    if mapped_file is None:
+        return np.empty(shape, np.uint8)
+    mapped_file.parent.mkdir(parents=True, exist_ok=True)
+    return np.lib.format.open_memmap(mapped_file, "w+", np.uint8, shape)
+
+
+class _Block(NamedTuple):
+    """Decoded images of a block; those that could not be read have a reason in `errors`."""
+
+    pixels: np.ndarray
+    thumbnails: Thumbnails
+    digests: list[str]
+    errors: dict[int, str]
+
+
+def _decode_block(
+    resize: ResizeSpec | None, contents: Sequence[Path | bytes] | np.ndarray
+) -> _Block:
+    n, side = len(contents), 0 if resize is None else resize.cache_size
+    block = _Block(np.zeros((n, side, side, 3), np.uint8), Thumbnails.empty(n), [], {})
+    for index, image, digest in read_images(contents):
+        block.digests.append(digest)
+        if isinstance(image, ImageError):
+            block.errors[index] = image.reason
+            continue
+        block.thumbnails.draw(index, image)
+        if resize is not None:
+            block.pixels[index] = to_square(image, *resize)
+    return block
+
+
+def _read_blocks(blocks: Iterable[Sequence[Path]]) -> Iterator[list[Path | bytes]]:
+    with ThreadPoolExecutor(_N_READERS) as readers:
+        for block in blocks:
+            yield list(readers.map(_read_file, block))
+
+
+def _block_size(n_images: int, in_files: bool) -> int:
+    least, most = _FILES_PER_BLOCK if in_files else _ARRAYS_PER_BLOCK
+    return min(max(n_images // _N_BLOCKS, least), most)
