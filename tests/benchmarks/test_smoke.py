@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,12 @@ def test_help_names_the_module(
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"benchmarks.{name}").main()
     assert f"python -m benchmarks.{name}" in capsys.readouterr().out
+
+
+def test_the_readme_lists_every_benchmark() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `python -m benchmarks\.([\w.]+)`", text, re.MULTILINE)
+    assert sorted(listed) == sorted((*IN_PROCESS, *COMMANDS, "models.studies"))
 
 
 @pytest.mark.slow

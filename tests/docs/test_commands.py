@@ -1,7 +1,7 @@
-"""Every command that the documentation shows is held against the program that takes it.
+"""Every command in the documentation is accepted by its program.
 
-The quick ones run, on a small stand-in of a run. Of the others (a cluster, a server, an account)
-the program's own parser reads the line, and the files that it names are there.
+Quick commands run, on a small run. For the others (a cluster, a server, an account) the program's
+own parser reads the line, and the files that it names exist.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    page for pattern in ("*.md", "docs/*.md", "clusters/*.md") for page in ROOT.glob(pattern)
-)
+FOLDERS = (".", "docs", "clusters", "benchmarks")
+PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def find_commands() -> list[tuple[str, str]]:
-    """Return the commands of all pages, each with its page; a line ending in \\ goes on."""
+    """Return the commands of all pages, each with its page; a line ending in \\ continues."""
     found = []
     for page in PAGES:
         for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
@@ -45,7 +44,7 @@ def split_words(line: str) -> list[str]:
     """Return a command's words, without the variables that are set before it."""
     try:
         words = shlex.split(line, comments=True)
-    except ValueError:  # a drawing, no command
+    except ValueError:  # a drawing, not a command
         return [""]
     while words and re.match(r"[A-Z_]+=", words[0]):
         del words[0]
@@ -58,7 +57,7 @@ def program(line: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where what the commands name exists, made small."""
+    """A folder in which the files that the commands name exist."""
     place = tmp_path_factory.mktemp("place")
     for name in ("clusters", "spaces", "benchmarks", "scripts", "tests/system/faults"):
         shutil.copytree(ROOT / name, place / name)
@@ -83,16 +82,20 @@ def check_python(words: Sequence[str], place: Path) -> None:
     if words[0] == "-m":
         check_module(words[1], words[2:], place)
         return
-    script = place / words[0]
-    known = script.read_text() + (place / "benchmarks" / "workbench.py").read_text()
-    for word in words[1:]:
+    check_options(words[1:], place / words[0])
+
+
+def check_options(words: Sequence[str], *sources: Path) -> None:
+    """Check that each option is defined in one of the files."""
+    known = "".join(source.read_text() for source in sources)
+    for word in words:
         assert not word.startswith("--") or f'"{word.split("=")[0]}"' in known, f"no {word}"
 
 
 def check_module(module: str, arguments: Sequence[str], place: Path) -> None:
-    """Run what is quick; let the program's own parser read the rest."""
+    """Run what is quick; let the program's own parser read other commands."""
     runs = module in ("search.predict", "search.report", "search.export")
-    if runs and not {"--help", "-"} & {*arguments}:  # "-" reads what another program lists
+    if runs and not {"--help", "-"} & {*arguments}:  # "-" reads names from another program
         assert importlib.import_module(module).main(arguments) == 0
     elif module == "search.run":
         request = importlib.import_module("search.pipeline.request")
@@ -106,6 +109,11 @@ def check_module(module: str, arguments: Sequence[str], place: Path) -> None:
         check_pip(arguments, place)
     elif module == "venv":
         assert len(arguments) == 1
+    elif module.startswith("benchmarks."):
+        script = (place / module.replace(".", "/")).with_suffix(".py")
+        check_options(arguments, script, place / "benchmarks" / "harness" / "reporting.py")
+    elif module.startswith("tests."):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
     elif module == "pytest":
         assert all(word.startswith("-") or (ROOT / word).exists() for word in arguments)
     else:
@@ -128,11 +136,11 @@ def check_tensorboard(words: Sequence[str], place: Path) -> None:
 
 def check_dashboard(words: Sequence[str], place: Path) -> None:
     pytest.importorskip("optuna_dashboard", reason="the extra 'dashboard' is not installed")
-    check_present(words[-1].removeprefix("sqlite:///"), place)
+    check_present(words[-1], place)
 
 
 def check_present(name: str, place: Path) -> None:
-    """Hold that a file of this machine is there; those of the cluster's machines begin with ~."""
+    """Check that a file of this machine exists; those of cluster nodes begin with ~."""
     assert name.startswith("~") or (place / name).exists(), f"there is no {name}"
 
 
@@ -147,7 +155,7 @@ def check_pip(words: Sequence[str], place: Path) -> None:
 
 
 def check_ray(words: Sequence[str], place: Path) -> None:
-    """Let Ray's own command line read it, and check what is to run on the cluster as well."""
+    """Let Ray's own command line read it, and check the command for the cluster as well."""
     from ray.scripts.scripts import cli
 
     command: click.Command = cli
@@ -166,7 +174,7 @@ def check_ray(words: Sequence[str], place: Path) -> None:
 
 
 def check_aws(words: Sequence[str], place: Path) -> None:
-    """AWS' own program needs an account; what it reads must be there, and be JSON."""
+    """Check the JSON that AWS' program reads; the program itself needs an account."""
     assert words[0] in ("s3", "iam", "ssm", "ec2")
     for word in words:
         if word.startswith("file://"):
@@ -176,7 +184,7 @@ def check_aws(words: Sequence[str], place: Path) -> None:
 
 
 def check_curl(words: Sequence[str], place: Path) -> None:
-    """Send it to the server's application, wherever that listens now."""
+    """Send it to the server's application, on the port where it listens."""
     from search.deployment.middleware import Limits
     from search.deployment.predictor import load
     from tests.fixtures.serving import serving
@@ -207,7 +215,7 @@ def check_sed(words: Sequence[str], place: Path) -> None:
 
 
 def check_plain(words: Sequence[str], place: Path) -> None:
-    """Hold that the project's files that a line names are there."""
+    """Check that the project's files in a command exist."""
     for word in words:
         if re.fullmatch(r"[\w./-]+\.(py|sh|yaml|yml|service|conf|json|toml)", word):
             check_present(word, place if (place / word).exists() else ROOT)
@@ -243,32 +251,32 @@ CHECKS: dict[str, Callable[[Sequence[str], Path], None]] = {
         check_plain,
     ),
 }
-"""By program, what holds its line to be right. A program that is not here fails the test."""
+"""By program, the function that checks its arguments; any other program fails the test."""
 
 COMMANDS = find_commands()
 
 
-def test_the_pages_show_commands() -> None:
+def test_commands_are_found_in_the_pages() -> None:
     pages = {page for page, _ in COMMANDS}
     assert pages >= {"README.md", "docs/writing-a-space.md", "docs/dashboards.md"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{p}: {c[:50]}" for p, c in COMMANDS])
-def test_a_command_is_understood(
+def test_a_command_is_accepted(
     page: str, line: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
     for part in re.split(r"\s(?:&&|\|)\s", line) if program(line) != "ray" else [line]:
         name = program(part)
-        assert name in CHECKS, f"{page}: nobody checks {name!r}; add it to CHECKS"
+        assert name in CHECKS, f"{page}: {name!r} has no check; add it to CHECKS"
         words = split_words(part)
         words = words[: words.index(">")] if ">" in words else words
         CHECKS[name](words[1:], place)
 
 
 @pytest.mark.parametrize("module", ["search.pipeline.request", "search.predict", "search.export"])
-def test_examples_of_the_help_are_understood(module: str) -> None:
+def test_examples_in_the_help_are_accepted(module: str) -> None:
     shown = importlib.import_module(module)._parser().format_help()
     examples = re.findall(r"^\s+python -m (search\.\w+)(.*)$", shown, re.MULTILINE)
     for name, arguments in examples:
@@ -278,7 +286,7 @@ def test_examples_of_the_help_are_understood(module: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
@@ -306,7 +314,7 @@ def test_the_examples_in_python_run(
     assert len(examples) == 2
 
 
-def test_the_example_space_is_one(tmp_path: Path) -> None:
+def test_the_example_space_is_valid(tmp_path: Path) -> None:
     from spaces.base import RULES, load_space
 
     text = (ROOT / "docs" / "writing-a-space.md").read_text(encoding="utf-8")
