@@ -1,8 +1,8 @@
 """Where images come from: named sets, and any folder of class folders.
 
 A source finds a set in the folder that `--data` names, or downloads it where that is possible. It
-reads no image file: that is the work of `data.packing`. Only the driver opens a source; so no
-worker ever downloads.
+reads no image file: `search.data.decoding` does. Only the driver opens a source; so no worker ever
+downloads.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import math
+import os
 import socket
 import tempfile
 import zlib
@@ -53,7 +54,7 @@ class Source:
     """The classes to use, in this order; None is all there are."""
     obtain: str = ""
     """How to get a set that needs an account; told when the set is missing."""
-    left_out: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     """Folders that are no class unless `classes` names them."""
 
     def __post_init__(self) -> None:
@@ -101,6 +102,12 @@ class Source:
         return data
 
 
+def cache_folder() -> Path:
+    """Return the folder of downloads: $CLASSIFIER_SEARCH_CACHE, or one in the home folder."""
+    default = Path.home() / ".cache" / "classifier-search"
+    return Path(os.environ.get("CLASSIFIER_SEARCH_CACHE", default))
+
+
 def folder(classes: tuple[str, ...] | None = None, obtain: str = "") -> Source:
     """Use the folder that `--data` names.
 
@@ -117,7 +124,7 @@ def caltech101(classes: tuple[str, ...] | None = None) -> Source:
     Args:
         classes: the classes to use, in this order; None is all but BACKGROUND_Google.
     """
-    return _Caltech101("Caltech-101", classes, left_out=("BACKGROUND_Google",))
+    return _Caltech101("Caltech-101", classes, ignored=("BACKGROUND_Google",))
 
 
 def fashion_mnist() -> Source:

@@ -125,7 +125,7 @@ def find_images(
         check_has(source.name, found.classes, classes)
         manifest = _list_arrays(found, classes)
     else:
-        classes, folders = find_class_folders(found, source.classes, source.left_out)
+        classes, folders = find_class_folders(found, source.classes, source.ignored)
         manifest = _list_files(found, classes, folders)
         manifest = _with_unused_files(manifest, found, official_splits(found, source.classes))
         if not manifest.names:

@@ -234,7 +234,7 @@ def test_caltech_layouts(tmp_path: Path, below: str) -> None:
 
 
 def test_caltech_leaves_the_background_out() -> None:
-    assert caltech101().left_out == ("BACKGROUND_Google",)
+    assert caltech101().ignored == ("BACKGROUND_Google",)
 
 
 # --- downloads ---------------------------------------------------------------------------------
