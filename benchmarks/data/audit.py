@@ -1,12 +1,12 @@
-"""The audit of very many images: time, memory, and near-duplicates found among so many others.
+"""Measure the audit of very many images: time, memory, and recall of near-duplicates.
 
     python -m benchmarks.data.audit [--quick] [--data DIR]
 
-Two sets: all of Fashion-MNIST, and 100,000 tiles cut out of the photos at hand, as different as
-photos are. Among them are 1,000 planted copies, changed in the ways of duplicates.py (of images
-as small as Fashion-MNIST's only nearly unchanged copies count). A stranger is a tile in a group
-with one of another photo. Sketches are drawn while images are decoded, by all cores, and are not
-counted; the rest runs in one process, and ends with the split and the folds.
+Two sets: all of Fashion-MNIST, and 100,000 tiles cropped from photos, which differ as much as
+photos do. Among them are 1,000 planted copies, changed as in near_duplicates.py (of images as small
+as Fashion-MNIST's, only nearly unchanged copies count). A false match is a tile in a group with a
+tile of another photo. Thumbnails are computed during decoding, on all cores, and are not timed; the
+rest runs in one process, and ends with the split and the folds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.data.near_duplicates import CHANGES, PHOTOS
+from benchmarks.data.near_duplicates import CHANGES, PHOTOS, make_thumbnails
 from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress
 from benchmarks.harness.workbench import need_data
-from search.data.audit import Images, examine
+from search.data.audit import audit_images
+from search.data.decoding import DecodedImages
 from search.data.manifest import Manifest
 from search.data.near_duplicates import find_near_duplicates, groups_of
 from search.data.splits import split
@@ -35,8 +36,8 @@ from trainables.images import IMAGE_SUFFIXES, read_image
 _SIZES = {"full": (100_000, 1000), "quick": (10_000, 300), "smoke": (300, 30)}
 """Images, and planted copies."""
 _GRIDS = (2, 3, 4, 5, 6)
-_MIN_CONTRAST = 12.0  # levels: a tile of sky is like any other
-_SLIGHT = ("JPEG quality 50", "PNG to JPEG", "brightness ± 20 %", "contrast ± 30 %", "grey")
+_MIN_CONTRAST = 12.0  # levels of 255: tiles of sky look all alike
+_SLIGHT = ("JPEG quality 50", "PNG to JPEG", "brightness ± 20%", "contrast ± 30%", "grayscale")
 
 
 def main() -> int:
@@ -60,7 +61,7 @@ def main() -> int:
         if row["set"] == "tiles of photos":
             report.ratios += [
                 Ratio(f"recall among tiles from {SIDE} px", row[f"recall from {SIDE} px"], 0.95),
-                Ratio("strangers per 1,000 tiles", row["strangers per 1,000"], 1.0, False),
+                Ratio("false matches per 1,000 tiles", row["false matches per 1,000"], 1.0, False),
             ]
     report.publish(arguments)
     return 0
@@ -72,10 +73,10 @@ def _measure(
     """Audit a set whose last images are copies.
 
     Args:
-        name: Of the set.
+        name: Of the image set.
         thumbnails: Of all images.
-        origin: int64 [n], the photo that each was cut from; -1 is not known.
-        copy_of: int64 [m], of which image each of the last m is a copy.
+        origin: int64 [n], the photo that each was cropped from; -1 is unknown.
+        copy_of: int64 [m], the originals of the last m images.
     """
     n = len(thumbnails)
     log_progress(f"{name}: {n:,} images")
@@ -89,42 +90,44 @@ def _measure(
         paths=None,
         images=thumbnails.pixels,
     )
-    images = Images(manifest, np.arange(n), thumbnails, ())
-    before = _peak_megabytes(anew=True)
+    images = DecodedImages(
+        manifest, np.arange(n), np.zeros((n, 0, 0, 3), np.uint8), thumbnails, manifest.names, ()
+    )
+    before = _peak_megabytes(reset=True)
     started = time.perf_counter()
-    groups = examine(images, None, flip=True).groups
-    examined = time.perf_counter()
-    parts = split(manifest, images.kept, 0.2, 0.2, 0, 5, groups)
+    groups = audit_images(images, None, flip=True).groups
+    audited = time.perf_counter()
+    parts = split(manifest, images.indices, 0.2, 0.2, 0, 5, groups)
     rows = np.flatnonzero(parts != "test")
     grouped_folds(labels[rows], groups[rows], 5, 0)
     ended = time.perf_counter()
     copies = np.arange(n - len(copy_of), n)
     found = groups[copies] == groups[copy_of]
     large = thumbnails.sizes[copies].min(1) >= SIDE
-    strange = int(((origin != origin[groups]) & (origin >= 0)).sum())
+    n_false = int(((origin != origin[groups]) & (origin >= 0)).sum())
     return {
         "set": name,
         "images": n,
         "audit, s": ended - started,
-        "of which split and folds, s": ended - examined,
+        "of which split and folds, s": ended - audited,
         "memory added, MB": _peak_megabytes() - before,
         "in groups": int((np.bincount(groups)[groups] > 1).sum()),
         "recall": float(found.mean()),
         f"recall from {SIDE} px": float(found[large].mean()) if large.any() else float("nan"),
-        "strangers per 1,000": 1000 * strange / n,
+        "false matches per 1,000": 1000 * n_false / n,
     }
 
 
-def _peak_megabytes(anew: bool = False) -> float:
-    """Return this process's largest resident memory so far, or since it was last measured anew."""
-    if anew:
+def _peak_megabytes(reset: bool = False) -> float:
+    """Return the peak resident memory of this process since the last reset."""
+    if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _small(data: Path, n: int, n_copies: int) -> tuple[Thumbnails, np.ndarray, np.ndarray]:
-    """Sketch Fashion-MNIST, and copies of some of it."""
+    """Make thumbnails of Fashion-MNIST, and of copies of some images."""
     source = fashion_mnist().open(data, data)
     if not isinstance(source, Arrays):
         raise TypeError("Fashion-MNIST is read as arrays")
@@ -133,14 +136,16 @@ def _small(data: Path, n: int, n_copies: int) -> tuple[Thumbnails, np.ndarray, n
     copy_of = rng.permutation(len(images))[:n_copies]
     for place, row in enumerate(copy_of.tolist()):
         images.append(CHANGES[_SLIGHT[place % len(_SLIGHT)]](images[row], rng))
-    return _sketch(images), np.full(len(images), -1), copy_of
+    return make_thumbnails(images), np.full(len(images), -1), copy_of
 
 
 def _tiles(data: Path, n: int, n_copies: int) -> tuple[Thumbnails, np.ndarray, np.ndarray]:
-    """Sketch tiles of all photos, in a random order, and copies of some of them."""
+    """Make thumbnails of tiles of all photos, in random order, and of copies of some tiles."""
     rng = np.random.default_rng(0)
     photos = list(_photos(data))
-    alike = groups_of(len(photos), find_near_duplicates(_sketch(photos), flip=True).pairs)
+    photo_groups = groups_of(
+        len(photos), find_near_duplicates(make_thumbnails(photos), flip=True).pairs
+    )
     places = [
         (photo, grid, x, y)
         for photo, image in enumerate(photos)
@@ -159,13 +164,13 @@ def _tiles(data: Path, n: int, n_copies: int) -> tuple[Thumbnails, np.ndarray, n
         thumbnails.draw(done, tile)
         if thumbnails.pixels[done].std() < _MIN_CONTRAST:
             continue
-        origin[done] = alike[photo]
+        origin[done] = photo_groups[photo]
         if done < n_copies:
             tiles[done] = tile
         done += 1
         if done == n:
             break
-    # Fewer tiles than asked for: the copies follow the last.
+    # The copies follow the last tile, also where there are fewer than n.
     for place, change in enumerate(np.resize(list(CHANGES), n_copies)):
         thumbnails.draw(done + place, CHANGES[change](tiles[place], rng))
         origin[done + place] = origin[place]
@@ -186,13 +191,6 @@ def _noise(n: int, n_copies: int) -> tuple[Thumbnails, np.ndarray, np.ndarray]:
     thumbnails.pixels[n:] = thumbnails.pixels[:n_copies]
     copy_of = np.arange(n_copies)
     return thumbnails, np.concatenate([np.arange(n), copy_of]), copy_of
-
-
-def _sketch(images: list[Image.Image]) -> Thumbnails:
-    thumbnails = Thumbnails.empty(len(images))
-    for row, image in enumerate(images):
-        thumbnails.draw(row, image)
-    return thumbnails
 
 
 if __name__ == "__main__":

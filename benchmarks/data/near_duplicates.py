@@ -1,19 +1,18 @@
-"""Near-duplicates: how many planted ones are found, and what else is taken for one.
+"""Measure recall and false alarms of near-duplicate detection on planted copies.
 
     python -m benchmarks.data.near_duplicates [--quick] [--data DIR] [--sheets DIR]
 
-Of each image set, images are copied and changed, one kind of change at a time; every copy is
-looked for among the whole set and all copies of its kind. Recall is the share of copies that end
-up in their original's group. Strangers is a pair of which neither was made from the other, found
-among originals and copies beyond what the set holds itself: a false alarm for certain. Real sets
-hold real copies: `reviewed_pairs.csv` lists the pairs, found in the sets as they are, that a
-person has looked at and takes for copies; every other pair counts as a false alarm.
+In each image set, images are copied and changed, one kind of change after another, and searched for
+among the whole set and all copies of that kind. Recall is the fraction of copies that are found in
+the group of their original. A false pair is one of which neither image was made from the other, and
+which is not in the set itself. Real sets have real copies: `reviewed_pairs.csv` lists those pairs,
+found in the sets as they are, that a person has reviewed and calls copies; any other pair counts as
+a false alarm.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import sys
 import time
@@ -31,6 +30,7 @@ from benchmarks.harness.reporting import Ratio, Report, command_line, log_progre
 from benchmarks.harness.workbench import need_data
 from search.data.near_duplicates import find_near_duplicates, groups_of
 from search.data.thumbnails import Thumbnails
+from search.runs.tables import read_rows
 from spaces.sources import Arrays, digits, fashion_mnist
 from trainables.images import IMAGE_SUFFIXES, read_image
 
@@ -41,9 +41,9 @@ PHOTOS = {
     "cats and dogs": "cats_dogs",
     "products": "products",
     "tools": "tools",
-    "elsewhere": "external/caltech6",
+    "external": "external/caltech6",
 }
-COPIES = Path(__file__).with_name("reviewed_pairs.csv")
+REVIEWED_PAIRS = Path(__file__).with_name("reviewed_pairs.csv")
 _SIZES = {"full": (300, 10_000), "quick": (100, 4_000), "smoke": (10, 200)}
 """Copies of each kind from each set, and small images taken."""
 _MAX_SHOWN = 80
@@ -51,7 +51,7 @@ _MAX_SHOWN = 80
 
 @dataclass(frozen=True)
 class Images:
-    """A set, decoded; whether it holds photos, which the targets are for."""
+    """A decoded image set; the targets are for sets of photos."""
 
     name: str
     are_photos: bool
@@ -60,27 +60,27 @@ class Images:
 
 
 def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """Encode and decode."""
+    """Encode and decode an image."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return Image.open(file).convert("RGB")
 
 
-def resize(image: Image.Image, share: float) -> Image.Image:
-    """Resize both sides to a share."""
-    size = (max(4, round(share * image.width)), max(4, round(share * image.height)))
+def resize(image: Image.Image, fraction: float) -> Image.Image:
+    """Resize both sides to a fraction."""
+    size = (max(4, round(fraction * image.width)), max(4, round(fraction * image.height)))
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def crop(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
-    """Cut shares of the sides off."""
+    """Crop fractions of the sides."""
     width, height = image.size
     box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
     return image.crop(tuple(round(edge) for edge in box))
 
 
 def crop_some(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut 5 to 8 % of the width and of the height off, shared between both sides by chance."""
+    """Crop 5–8% of the width and of the height, divided at random between both sides."""
     across, down, x, y = *rng.uniform(0.05, 0.08, 2), *rng.random(2)
     return crop(image, across * x, down * y, across * (1 - x), down * (1 - y))
 
@@ -91,30 +91,32 @@ def combine(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return as_jpeg(ImageEnhance.Brightness(smaller).enhance(rng.choice([0.85, 1.15])), 60)
 
 
-def _either(rng: np.random.Generator) -> int:
+def _random_sign(rng: np.random.Generator) -> int:
     return 1 if rng.random() < 0.5 else -1
 
 
 CHANGES: dict[str, Change] = {
     "JPEG quality 50": lambda image, rng: as_jpeg(image, 50),
     "PNG to JPEG": lambda image, rng: as_jpeg(image, 92),
-    "resized to 60 %": lambda image, rng: resize(image, 0.6),
-    "5 to 8 % cropped": crop_some,
-    "5 to 8 % off each side": lambda image, rng: crop(image, *rng.uniform(0.05, 0.08, 4)),
-    "brightness ± 20 %": lambda image, rng: ImageEnhance.Brightness(image).enhance(
-        1 + 0.2 * _either(rng)
+    "resized to 60%": lambda image, rng: resize(image, 0.6),
+    "5–8% cropped": crop_some,
+    "5–8% cropped from each side": lambda image, rng: crop(image, *rng.uniform(0.05, 0.08, 4)),
+    "brightness ± 20%": lambda image, rng: ImageEnhance.Brightness(image).enhance(
+        1 + 0.2 * _random_sign(rng)
     ),
-    "contrast ± 30 %": lambda image, rng: ImageEnhance.Contrast(image).enhance(
-        1 + 0.3 * _either(rng)
+    "contrast ± 30%": lambda image, rng: ImageEnhance.Contrast(image).enhance(
+        1 + 0.3 * _random_sign(rng)
     ),
-    "turned by 2°": lambda image, rng: image.rotate(2 * _either(rng), Image.Resampling.BICUBIC),
-    "synced": lambda image, rng: ImageOps.mirror(image),
-    "border of 5 %": lambda image, rng: ImageOps.expand(
+    "rotated by 2°": lambda image, rng: image.rotate(
+        2 * _random_sign(rng), Image.Resampling.BICUBIC
+    ),
+    "mirrored": lambda image, rng: ImageOps.mirror(image),
+    "border of 5%": lambda image, rng: ImageOps.expand(
         image,
         max(1, round(0.05 * min(image.size))),
         ("white", "black", "#808080")[rng.integers(3)],
     ),
-    "grey": lambda image, rng: image.convert("L").convert("RGB"),
+    "grayscale": lambda image, rng: image.convert("L").convert("RGB"),
     "cropped, resized, brightened, re-encoded": combine,
 }
 
@@ -123,11 +125,11 @@ def main() -> int:
     """Measure, and report."""
     parser = command_line(__doc__ or "", data=True)
     parser.add_argument(
-        "--sheets", type=Path, metavar="DIR", help="write the pairs found in each set, to look at"
+        "--sheets", type=Path, metavar="DIR", help="write images of the pairs found in each set"
     )
     arguments = parser.parse_args()
     n_copies, n_small = _SIZES[arguments.mode]
-    report = Report("duplicates", "Near-duplicates found, and false alarms.")
+    report = Report("near_duplicates", "Near-duplicates found, and false alarms.")
     recalls: list[dict[str, Any]] = []
     sets: list[dict[str, Any]] = []
     for one in _sets(arguments, n_small):
@@ -153,13 +155,20 @@ def main() -> int:
     by_change = report.tables["Recall by change, photos"]
     n_photos = sum(row["images"] for row in sets if row["photos"])
     n_copies_made = sum(row["copies"] for row in photos)
-    strangers = sum(row["strangers"] for row in photos)
-    unjudged = sum(row["not judged copies"] for row in sets if row["photos"])
+    n_false_pairs = sum(row["false pairs"] for row in photos)
+    n_false_alarms = sum(row["false alarms"] for row in sets if row["photos"])
     report.ratios += [
         Ratio("recall over all photo sets and changes", fmean(r["recall"] for r in photos), 0.95),
-        Ratio("recall of the change that hides best", min(r["mean"] for r in by_change), 0.95),
-        Ratio("strangers per 1,000 copies", 1000 * strangers / n_copies_made, 1.0, at_least=False),
-        Ratio("false alarms per 1,000 photos", 1000 * unjudged / n_photos, 1.0, at_least=False),
+        Ratio("lowest recall of a change", min(r["mean"] for r in by_change), 0.95),
+        Ratio(
+            "false pairs per 1,000 copies",
+            1000 * n_false_pairs / n_copies_made,
+            1.0,
+            at_least=False,
+        ),
+        Ratio(
+            "false alarms per 1,000 photos", 1000 * n_false_alarms / n_photos, 1.0, at_least=False
+        ),
         Ratio(
             "seconds of one core per 1,000 photos",
             1000 * sum(r["seconds"] for r in sets if r["photos"]) / n_photos,
@@ -174,14 +183,14 @@ def main() -> int:
 def measure(
     one: Images, n_copies: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[tuple[str, str, float]]]:
-    """Look through a set as it is, and then with copies of each kind.
+    """Search for near-duplicates in a set as it is, and with copies of each kind.
 
     Returns:
-        A row a change; a row of the set; and its own pairs: two names and their similarity.
+        A row for each change, a row for the set, and the pairs in the set: names and similarity.
     """
     started = time.process_time()
-    base = thumbnail(one.images)
-    thumbnailed = time.process_time() - started
+    base = make_thumbnails(one.images)
+    thumbnail_seconds = time.process_time() - started
     alone = find_near_duplicates(base, flip=True)
     seconds = time.process_time() - started
     rng = np.random.default_rng(0)
@@ -190,15 +199,15 @@ def measure(
     known = groups_of(n, alone.pairs)
     rows = []
     for change, apply in CHANGES.items():
-        copies = thumbnail([apply(one.images[i], rng) for i in picked])
-        near_duplicates = find_near_duplicates(Thumbnails.join([base, copies]), flip=True)
+        copies = make_thumbnails([apply(one.images[i], rng) for i in picked])
+        near_duplicates = find_near_duplicates(Thumbnails.concatenate([base, copies]), flip=True)
         groups = groups_of(n + len(picked), near_duplicates.pairs)
         origin = np.concatenate([known, known[picked]])
-        strangers = int(
+        n_false = int(
             (origin[near_duplicates.pairs[:, 0]] != origin[near_duplicates.pairs[:, 1]]).sum()
         )
         recall = float((groups[n:] == groups[picked]).mean())
-        found = {"recall": recall, "copies": len(picked), "strangers": strangers}
+        found = {"recall": recall, "copies": len(picked), "false pairs": n_false}
         rows.append({"set": one.name, "photos": one.are_photos, "change": change, **found})
     pairs = [
         (one.names[first], one.names[second], round(value, 3))
@@ -206,27 +215,27 @@ def measure(
             alone.pairs.tolist(), alone.similarity.tolist(), strict=True
         )
     ]
-    judged = read_copies()
+    reviewed = read_reviewed_pairs()
     row = {
         "set": one.name,
         "photos": one.are_photos,
         "images": n,
         "pairs": len(pairs),
-        "not judged copies": sum((one.name, *pair[:2]) not in judged for pair in pairs),
+        "false alarms": sum((one.name, *pair[:2]) not in reviewed for pair in pairs),
         "seconds": seconds,
-        "of which sketches": thumbnailed,
+        "of which thumbnails": thumbnail_seconds,
     }
     return rows, row, pairs
 
 
-def read_copies() -> set[tuple[str, str, str]]:
-    """Read which pairs a person has looked at and found to be copies: a set and two names."""
-    with COPIES.open(newline="", encoding="utf-8") as file:
-        return {(row["set"], row["name"], row["duplicate_of"]) for row in csv.DictReader(file)}
+def read_reviewed_pairs() -> set[tuple[str, str, str]]:
+    """Read the pairs that a person has reviewed and calls copies: the set and two names."""
+    rows = read_rows(REVIEWED_PAIRS)
+    return {(row["set"], row["image"], row["duplicate_of"]) for row in rows}
 
 
 def write_sheet(path: Path, one: Images, pairs: list[tuple[str, str, float]]) -> None:
-    """Draw the pairs that were found side by side, the least alike first."""
+    """Draw the pairs that were found side by side, the least similar first."""
     shown = sorted(pairs, key=lambda pair: pair[2])[:_MAX_SHOWN]
     if not shown:
         return
@@ -245,8 +254,8 @@ def write_sheet(path: Path, one: Images, pairs: list[tuple[str, str, float]]) ->
     sheet.save(path)
 
 
-def thumbnail(images: list[Image.Image]) -> Thumbnails:
-    """Sketch images."""
+def make_thumbnails(images: list[Image.Image]) -> Thumbnails:
+    """Compute the thumbnails of images."""
     thumbnails = Thumbnails.empty(len(images))
     for row, image in enumerate(images):
         thumbnails.draw(row, image)
