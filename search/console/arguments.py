@@ -1,8 +1,9 @@
-"""Parse command-line arguments: what the commands over a finished run share."""
+"""Parse command-line arguments: what the commands have in common."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -26,16 +27,17 @@ def model_path(run: Path) -> Path:
     return run / "model.pt" if run.is_dir() else run
 
 
-def whole_number(low: int) -> Callable[[str], int]:
-    """Return an argument type: whole numbers >= `low`."""
+def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """Return an argument type: whole numbers >= `low` and <= `high`."""
+    bounds = f">= {low}" + (f" and <= {high}" if math.isfinite(high) else "")
 
     def read(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = low - 1
-        if number < low:
-            raise argparse.ArgumentTypeError(f"must be a whole number >= {low}, but got {text!r}")
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, but got {text!r}")
         return number
 
     return read

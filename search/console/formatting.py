@@ -10,9 +10,9 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f}%"
 
 
-def interval(bounds: tuple[float, float]) -> str:
+def interval(bounds: tuple[float, float], digits: int = 1) -> str:
     """Format an interval of fractions as percentages: "97.6–99.7%"."""
-    return f"{100 * bounds[0]:.1f}–{percent(bounds[1])}"
+    return f"{100 * bounds[0]:.{digits}f}–{percent(bounds[1], digits)}"
 
 
 def duration(seconds: float) -> str:

@@ -1,84 +1,85 @@
-"""Which images people are shown of a judged model, and keeping those while they are at hand."""
+"""Choose the images that the report shows, and save them while they are in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from search.console.formatting import readable
+from search.evaluation.predictions import PredictedImage, Predictions
 from search.reporting.gallery import Gallery
-from search.reporting.run_record import Prediction, read_predictions
 from search.runs.run_folder import RunFolder
-from trainables.images import ImageRows
+from search.runs.summary import Samples
 from trainables.models.ensemble import Ensemble
 from trainables.models.grad_cam import GradCamError, grad_cam
 
-MAX_MISTAKES = 60
-"""Held-out images that the model has wrong, the most confident first."""
+MAX_TOP_LOSSES = 60
+"""Wrong predictions of the test set, the most confident first."""
 
 MAX_LEAST_CONFIDENT = 12
-"""Held-out images that the model has right, the least confident first."""
+"""Correct predictions of the test set, the least confident first."""
 
 MAX_EXTERNAL = 60
-"""Images from elsewhere, those it has wrong first, then by doubt."""
+"""External images, wrong predictions first, then the least confident."""
 
-_MAX_ATTRIBUTED = {"data": 16, "external": 8}
-"""Those of them for which it is told where the model looked: a second or two each on a CPU."""
+MAX_DUPLICATES = 24
+"""Pairs of near-duplicates, the most severe first."""
 
-_TABLES = {"data": "test_predictions.csv", "external": "external_predictions.csv"}
+_MAX_WITH_GRADCAM = {"data": 16, "external": 8}
+"""The first of them get a heat map, which takes a second or two each on a CPU."""
 
 
-def mistakes(predictions: Sequence[Prediction]) -> list[Prediction]:
+def top_losses(predictions: Sequence[PredictedImage]) -> list[PredictedImage]:
     """Return the wrong predictions, the most confident first."""
     wrong = [p for p in predictions if p.correct is False]
     return sorted(wrong, key=lambda p: -p.ranked[0][1])
 
 
-def least_confident(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Return the right predictions, the least confident first."""
+def least_confident(predictions: Sequence[PredictedImage]) -> list[PredictedImage]:
+    """Return the correct predictions, the least confident first."""
     return sorted((p for p in predictions if p.correct), key=lambda p: p.ranked[0][1])
 
 
-def least_confident_first(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Return predictions, wrong ones first, then by how unsure the model is."""
+def least_confident_first(predictions: Sequence[PredictedImage]) -> list[PredictedImage]:
+    """Sort predictions: wrong ones first, then the least confident."""
     return sorted(predictions, key=lambda p: (p.correct is not False, p.ranked[0][1]))
 
 
-def samples(part: str, predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Return the predictions that are shown with their images, the most telling first."""
+def samples(part: str, predictions: Sequence[PredictedImage]) -> list[PredictedImage]:
+    """Return the predictions that are shown with their images."""
     if part == "external":
         return least_confident_first(predictions)[:MAX_EXTERNAL]
-    return mistakes(predictions)[:MAX_MISTAKES] + least_confident(predictions)[:MAX_LEAST_CONFIDENT]
+    return [
+        *top_losses(predictions)[:MAX_TOP_LOSSES],
+        *least_confident(predictions)[:MAX_LEAST_CONFIDENT],
+    ]
 
 
 def save_samples(
-    folder: RunFolder, ensemble: Ensemble, part: str, images: Tensor | ImageRows
+    folder: RunFolder, ensemble: Ensemble, part: str, predictions: Predictions
 ) -> None:
-    """Keep the images that the report will show, and where the model looked in the first of them.
+    """Save the images that the report shows, with Grad-CAM heat maps of the first of them.
 
     Args:
-        folder: Has the predictions; gets the images and the section `samples`.
-        ensemble: The model that was judged.
-        part: "data", which are the held-out images, or "external".
-        images: uint8 [N, S, S, 3] in the order of the predictions.
+        folder: Gets the images and the section `samples`.
+        ensemble: The model whose predictions they are.
+        part: "data" for the test set, or "external".
+        predictions: Of all images of that set.
     """
-    predictions, gallery = read_predictions(folder.path / _TABLES[part]), Gallery(folder.path)
-    rows = {id(prediction): row for row, prediction in enumerate(predictions)}
-    shown = samples(part, predictions)
-    taken = images[torch.tensor([rows[id(one)] for one in shown], dtype=torch.long)]
-    gallery.keep(part, [one.name for one in shown], taken.numpy(), ensemble.card.image_size)
-    gallery.forget_heat(part)
-    n, problem = min(len(shown), _MAX_ATTRIBUTED[part]), None
-    classes = [readable(name) for name in ensemble.card.classes]
-    said = [classes.index(one.ranked[0][0]) for one in shown[:n]]
+    listed, gallery = predictions.top_k(), Gallery(folder.path)
+    rows = {id(one): row for row, one in enumerate(listed)}
+    shown = samples(part, listed)
+    images = predictions.images(np.array([rows[id(one)] for one in shown], np.int64))
+    gallery.save(part, [one.name for one in shown], images.numpy(), ensemble.card.image_size)
+    gallery.delete_heatmaps(part)
+    n, failure = min(len(shown), _MAX_WITH_GRADCAM[part]), None
+    predicted = [predictions.classes.index(one.ranked[0][0]) for one in shown[:n]]
     try:
-        heats = grad_cam(ensemble, taken[:n], said) if n else ()
-        for one, heat in zip(shown[:n], heats, strict=True):
-            if heat.any():
-                gallery.keep_heat(part, one.name, heat)
+        heatmaps = grad_cam(ensemble, images[:n], predicted) if n else ()
+        for one, heatmap in zip(shown[:n], heatmaps, strict=True):
+            if heatmap.any():
+                gallery.save_heatmap(part, one.name, heatmap)
     except (GradCamError, RuntimeError) as error:  # a GPU may be too small for gradients
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-    kept = {"images": len(shown), "attributed": 0 if problem else n, "problem": problem}
-    folder.note("samples", {**folder.summary.get("samples", {}), part: kept})
+        failure = (str(error).splitlines() or [type(error).__name__])[0]
+    saved = Samples(images=len(shown), n_with_gradcam=0 if failure else n, error=failure)
+    folder.set_section("samples", {**(folder.summary.samples or {}), part: saved})

@@ -1,7 +1,7 @@
-"""The images that a run keeps for people to look at.
+"""Save the images that the report shows, and embed them in it.
 
-`results/<run>/gallery/` holds small JPEGs of those that the report shows. So the report can be
-written again when the images themselves have moved, or never lay in files.
+`results/<run>/gallery/` holds them as small JPEGs, so that the report can be written again when the
+images themselves have moved, or never were files.
 """
 
 from __future__ import annotations
@@ -19,63 +19,63 @@ from PIL import Image
 from search.console.formatting import readable
 
 SIDE = 160
-"""Of a kept image, in pixels; smaller ones keep their size."""
+"""Side of a saved image, in pixels; smaller images keep their size."""
 
 PARTS = ("data", "external")
-"""Where a name is from: two images of one name may be in both."""
+"""The two sets of images; each has its own names."""
 
-_HEAT = ".heat.png"  # grey, a pixel a place
+_HEATMAP = ".gradcam.png"  # grayscale, a pixel for each position of the feature map
 _QUALITY = 82  # a photo takes about 6 kB
-_PIXEL_ART = 64  # pixels a side, up to which an image is kept without blur of colours
+_MAX_SHARP_SIDE = 64  # pixels; up to here an image is saved without colour subsampling
 
 
 class Gallery:
-    """A run's kept images, by part and name."""
+    """The saved images of a run, by part and name."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / "gallery"
 
-    def keep(
+    def save(
         self, part: str, names: Sequence[str], images: Iterable[np.ndarray], image_size: int
     ) -> None:
-        """Keep images, as the model sees them; those that are kept already are replaced.
+        """Save images as the model sees them, in place of earlier ones of the same name.
 
         Args:
             part: One of `PARTS`.
-            names: Theirs, as the run's tables have them.
-            images: Each uint8 [S, S, 3], S >= image_size, as they are packed.
+            names: Of the images, as in the run's tables.
+            images: Each uint8 [S, S, 3], S >= image_size.
             image_size: Side in pixels of the central square that the model sees.
         """
         for name, pixels in zip(names, images, strict=True):
             path = self._file(part, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode(Image.fromarray(_centre(np.asarray(pixels), image_size))))
+            path.write_bytes(encode(Image.fromarray(_center_crop(np.asarray(pixels), image_size))))
 
     def find(self, part: str, name: str) -> bytes | None:
-        """Return a kept image's JPEG, or None where there is none."""
+        """Return a saved image's JPEG; None where there is none."""
         path = self._file(part, name)
         return path.read_bytes() if path.is_file() else None
 
-    def keep_heat(self, part: str, name: str, heat: np.ndarray) -> None:
-        """Keep where in an image the model found what it says.
+    def save_heatmap(self, part: str, name: str, heatmap: np.ndarray) -> None:
+        """Save an image's Grad-CAM heat map.
 
         Args:
             part: One of `PARTS`.
-            name: The image's.
-            heat: [h, w] in [0, 1], over the square that the model sees.
+            name: Of the image.
+            heatmap: [h, w] in [0, 1], over the square that the model sees.
         """
-        path = self._file(part, name).with_suffix(_HEAT)
+        path = self._file(part, name).with_suffix(_HEATMAP)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.rint(255 * heat).astype(np.uint8)).save(path)
+        Image.fromarray(np.rint(255 * heatmap).astype(np.uint8)).save(path)
 
-    def find_heat(self, part: str, name: str) -> np.ndarray | None:
-        """Return what `keep_heat` kept, in [0, 1] to within rounding, or None."""
-        path = self._file(part, name).with_suffix(_HEAT)
+    def find_heatmap(self, part: str, name: str) -> np.ndarray | None:
+        """Return a saved heat map, in [0, 1]; None where there is none."""
+        path = self._file(part, name).with_suffix(_HEATMAP)
         return np.asarray(Image.open(path)) / 255 if path.is_file() else None
 
-    def forget_heat(self, part: str) -> None:
-        """Take away what an earlier model found."""
-        for path in (self.path / part).glob(f"*{_HEAT}"):
+    def delete_heatmaps(self, part: str) -> None:
+        """Delete the heat maps of an earlier model."""
+        for path in (self.path / part).glob(f"*{_HEATMAP}"):
             path.unlink()
 
     def _file(self, part: str, name: str) -> Path:
@@ -86,41 +86,41 @@ class Gallery:
 
 
 class EmbeddedImages:
-    """Hands a page its images, as data URIs, until the page has as many bytes as it may."""
+    """Embeds images in a page as data URIs, up to a number of bytes."""
 
     def __init__(self, gallery: Gallery, budget_bytes: int) -> None:
         self._gallery = gallery
         self._left_bytes = budget_bytes
-        self.left_out = 0
-        """Images that are kept, and that the page has no room for."""
+        self.n_omitted = 0
+        """Saved images for which no bytes were left."""
 
     def source(self, part: str, name: str) -> str | None:
-        """Return what an `<img>` has for its `src`; None where there is no image or no room."""
+        """Return an image as a data URI; None where there is no image or no room."""
         found = self._gallery.find(part, name)
         return None if found is None else self.embed(found)
 
     def with_heatmap(self, part: str, name: str) -> str | None:
-        """Return an image with what the model saw in it glowing; None as for `source`."""
-        found, heat = self._gallery.find(part, name), self._gallery.find_heat(part, name)
-        if found is None or heat is None:
+        """Return an image under its heat map, as a data URI; None as for `source`."""
+        found, heatmap = self._gallery.find(part, name), self._gallery.find_heatmap(part, name)
+        if found is None or heatmap is None:
             return None
-        return self.embed(encode(overlay(Image.open(io.BytesIO(found)), heat)))
+        return self.embed(encode(overlay(Image.open(io.BytesIO(found)), heatmap)))
 
     def embed(self, jpeg: bytes) -> str | None:
-        """Return an image as a data URI; None where there is no room."""
+        """Return a JPEG as a data URI; None where there is no room."""
         uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
         if len(uri) > self._left_bytes:
-            self.left_out += 1
+            self.n_omitted += 1
             return None
         self._left_bytes -= len(uri)
         return uri
 
 
 def encode(image: Image.Image) -> bytes:
-    """Return an image as a small JPEG."""
+    """Encode an image as a small JPEG."""
     small = image.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    sharp = max(small.size) <= _PIXEL_ART
+    sharp = max(small.size) <= _MAX_SHARP_SIDE
     buffer = io.BytesIO()
     small.save(
         buffer,
@@ -132,22 +132,24 @@ def encode(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """Lay heat over an image in grey: from dark violet over orange to yellow, as it rises.
+def overlay(image: Image.Image, heatmap: np.ndarray) -> Image.Image:
+    """Lay a heat map over a grayscale image, in matplotlib's "inferno".
 
     Args:
         image: RGB.
-        heat: [h, w] in [0, 1]; stretched over the image.
+        heatmap: [h, w] in [0, 1]; stretched over the image.
     """
     side = max(SIDE, *image.size)
-    grey = np.asarray(image.convert("L").resize((side, side)), np.float64)[..., None] / 255
-    levels = Image.fromarray(heat.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+    gray = np.asarray(image.convert("L").resize((side, side)), np.float64)[..., None] / 255
+    levels = Image.fromarray(heatmap.astype(np.float32)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
     level = np.clip(np.asarray(levels, np.float64), 0, 1)
     colours = colormaps["inferno"](level)[..., :3]
-    share = 0.2 + 0.5 * level[..., None]
-    return Image.fromarray(np.rint(255 * ((1 - share) * grey + share * colours)).astype(np.uint8))
+    alpha = 0.2 + 0.5 * level[..., None]
+    return Image.fromarray(np.rint(255 * ((1 - alpha) * gray + alpha * colours)).astype(np.uint8))
 
 
-def _centre(pixels: np.ndarray, side: int) -> np.ndarray:
+def _center_crop(pixels: np.ndarray, side: int) -> np.ndarray:
     start = round((pixels.shape[0] - side) / 2)
     return pixels[start : start + side, start : start + side]

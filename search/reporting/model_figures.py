@@ -1,15 +1,18 @@
-"""Figures of how good the model is: numbers in, a Figure out. See `search.reporting.style`."""
+"""Draw the figures of a model, each with its text alternative and its caption."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from search.evaluation.calibration import reliability_bins
+from search.console.formatting import interval, percent
+from search.evaluation.calibration import expected_calibration_error, reliability_bins
+from search.reporting.run_record import Epoch, Record
 from search.reporting.style import (
     ACCENT,
     BAD,
@@ -20,14 +23,137 @@ from search.reporting.style import (
     SMALL,
     WARM,
     WIDTH,
-    count_in_whole_numbers,
+    Chart,
+    add_legend,
     create_axes,
-    put_legend_below,
-    read_as_percent,
-    short,
+    shorten,
+    use_integer_ticks,
+    use_percent_ticks,
 )
 
+_MAX_CLASSES = 40  # of a confusion matrix that can still be read
 _MAX_NUMBERED_CLASSES = 30  # cells of larger confusion matrices are too small for numbers
+
+
+def chart_model(record: Record) -> Iterator[Chart]:
+    """Yield the learning curves of the best trial, and the accuracies of the final model."""
+    best = record.summary.best
+    if best is None:
+        return
+    if record.best_trial is not None and len(record.best_trial.curve) > 1:
+        yield from _chart_curves(record.best_trial.curve, best.epoch)
+    folds, external = record.folds.get(best.trial, ()), record.summary.external
+    evaluated = {
+        title: (scores.accuracy, scores.accuracy_ci95)
+        for title, scores in (
+            ("test set", record.summary.test),
+            ("external test set", external.scores if external else None),
+        )
+        if scores is not None
+    }
+    if len(folds) > 1:
+        intervals = [
+            f"{name}: {percent(accuracy)}, 95% CI {interval(ci95)}"
+            for name, (accuracy, ci95) in evaluated.items()
+        ]
+        yield Chart(
+            "accuracy",
+            draw_accuracies(best.val_accuracy, folds, evaluated),
+            f"Best validation accuracy {percent(best.val_accuracy)}, {len(folds)}-fold"
+            f" cross-validation {percent(statistics.mean(folds))}. " + ". ".join(intervals),
+            "The best validation accuracy is optimistic: the search selected by it. Each point of"
+            " the cross-validation is a fold. Bars are 95% confidence intervals.",
+        )
+
+
+def _chart_curves(curve: Sequence[Epoch], best_epoch: int) -> Iterator[Chart]:
+    for quantity, train, val, caption in (
+        (
+            "accuracy",
+            [epoch.train_accuracy for epoch in curve],
+            [epoch.val_accuracy for epoch in curve],
+            "Training is measured with augmentation and dropout, so it may look worse than"
+            " validation.",
+        ),
+        (
+            "loss",
+            [epoch.train_loss for epoch in curve],
+            [epoch.val_loss for epoch in curve],
+            "A validation loss that rises while the training loss falls would be overfitting.",
+        ),
+    ):
+        yield Chart(
+            f"model_{quantity}",
+            draw_curves([e.epoch for e in curve], train, val, best_epoch, quantity),
+            f"Over {len(curve)} epochs, {quantity} went from {train[0]:.3g} to {train[-1]:.3g}"
+            f" in training, and from {val[0]:.3g} to {val[-1]:.3g} in validation.",
+            caption,
+        )
+
+
+def chart_evaluation(record: Record) -> Iterator[Chart]:
+    """Yield the confusion matrices and the reliability diagram."""
+    external = record.summary.external
+    for part, name, scores in (
+        ("test", "test set", record.summary.test),
+        ("external", "external test set", external.scores if external else None),
+    ):
+        if scores is None:
+            continue
+        classes = [row.name for row in scores.per_class]
+        shown = most_confused_classes(scores.confusion, _MAX_CLASSES)
+        n_others = len(classes) - len(shown)
+        title = f"Confusion matrix, {name}"
+        others = f" {n_others} classes with fewer confusions are not shown." if n_others else ""
+        yield Chart(
+            f"confusion_{part}",
+            draw_confusion(
+                [[scores.confusion[i][j] for j in shown] for i in shown],
+                [classes[i] for i in shown],
+                f"{title}: the {len(shown)} most confused classes" if n_others else title,
+            ),
+            f"Confusion matrix of the {name}: {percent(scores.accuracy)} of all images are"
+            f" correct, and lie on the diagonal.{others}",
+            "Rows are true classes, columns predicted ones. Blue is correct, red is wrong; the"
+            f" deeper, the larger the fraction of the row.{others}",
+        )
+    known = [p for p in record.test if p.correct is not None]
+    if known:
+        confidences, correct = [p.ranked[0][1] for p in known], [bool(p.correct) for p in known]
+        error = expected_calibration_error(confidences, correct)
+        yield Chart(
+            "reliability",
+            draw_reliability(confidences, correct),
+            f"Reliability diagram of the test set: the expected calibration error (ECE) is"
+            f" {percent(error)}.",
+            "Accuracy by predicted probability, in bins; numbers count images. A calibrated model"
+            f" lies on the dashed line. ECE {percent(error)}.",
+        )
+
+
+def chart_ablation(record: Record) -> Iterator[Chart]:
+    """Yield the learning curves of the ablation's steps."""
+    if not record.ablation:
+        return
+    steps = {
+        name: ([e.train_accuracy for e in curve], [e.val_accuracy for e in curve])
+        for name, curve in record.ablation.items()
+    }
+    yield Chart(
+        "ablation",
+        draw_ablation(steps),
+        "Training and validation accuracy by epoch. At the end: "
+        + "; ".join(f"{n} {percent(t[-1])} and {percent(v[-1])}" for n, (t, v) in steps.items()),
+        "A panel is a step. Where training lies far above validation, the network overfits.",
+    )
+
+
+def most_confused_classes(confusion: Sequence[Sequence[int]], n: int) -> list[int]:
+    """Return the n classes with the most confusions, as row or as column, in their own order."""
+    counts = np.array(confusion)
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-(counts.sum(0) + counts.sum(1)), kind="stable")
+    return sorted(order[:n].tolist())
 
 
 def draw_curves(
@@ -37,41 +163,41 @@ def draw_curves(
     best_epoch: int | None,
     quantity: str,
 ) -> Figure:
-    """Draw a trial's training and validation curve of one quantity."""
+    """Draw a trial's learning curves of one quantity, in training and in validation."""
     figure, axes = create_axes(f"{quantity.capitalize()} by epoch", "epoch", quantity)
     axes.plot(epochs, train, "o-", color=MUTED, markersize=4, label="training")
     axes.plot(epochs, val, "o-", color=ACCENT, markersize=4, label="validation")
     if best_epoch is not None:
         axes.axvline(best_epoch, color=WARM, linestyle="--", label="best epoch")
-    count_in_whole_numbers(axes)
+    use_integer_ticks(axes)
     if quantity == "accuracy":
-        read_as_percent(axes.yaxis)
-    put_legend_below(figure)
+        use_percent_ticks(axes.yaxis)
+    add_legend(figure)
     return figure
 
 
 def draw_accuracies(
-    search: float,
+    val_accuracy: float,
     folds: Sequence[float],
-    judged: Mapping[str, tuple[float, tuple[float, float]]],
+    evaluated: Mapping[str, tuple[float, tuple[float, float]]],
 ) -> Figure:
-    """Draw all that is known of the winner's accuracy, one source a row.
+    """Draw the accuracies of the final model, with 95% confidence intervals.
 
     Args:
-        search: The accuracy that the search chose it by.
+        val_accuracy: Its best validation accuracy.
         folds: The accuracy of each fold.
-        judged: By what it was judged on, its accuracy with a 95 % interval.
+        evaluated: By test set, the accuracy with its 95% confidence interval.
     """
-    rows = ["the search said", "folds say", *judged]
-    figure, axes = create_axes("How sure is the accuracy?", "accuracy", "")
-    axes.plot([search], [0], "D", color=MUTED, markersize=7)
+    rows = ["best validation", f"{len(folds)}-fold CV", *evaluated]
+    figure, axes = create_axes("Accuracy, 95% confidence intervals", "accuracy", "")
+    axes.plot([val_accuracy], [0], "D", color=MUTED, markersize=7)
     axes.plot(folds, [1] * len(folds), "o", color=ACCENT, alpha=0.55, markersize=7)
     if folds:
         axes.plot([np.mean(folds)], [1], "|", color=INK, markersize=18, markeredgewidth=2)
-    for row, (accuracy, (low, high)) in enumerate(judged.values(), start=2):
+    for row, (accuracy, (low, high)) in enumerate(evaluated.values(), start=2):
         axes.plot([low, high], [row, row], color=WARM, linewidth=2.5, solid_capstyle="butt")
         axes.plot([accuracy], [row], "o", color=WARM, markersize=7)
-    read_as_percent(axes.xaxis)
+    use_percent_ticks(axes.xaxis)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
@@ -79,7 +205,7 @@ def draw_accuracies(
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """Draw a confusion matrix; a cell's depth is its share of the row's true class."""
+    """Draw a confusion matrix; the depth of a cell is its fraction of the row's true class."""
     counts = np.asarray(matrix)
     n = len(classes)
     numbered = n <= _MAX_NUMBERED_CLASSES
@@ -87,18 +213,18 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     figure = Figure(figsize=(side, 0.9 * side), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     for row, column in np.argwhere(counts):
-        share = shares[row, column]
+        fraction = fractions[row, column]
         colour = ACCENT if row == column else BAD
-        # A single mistake among a thousand must still be seen.
+        alpha = max(0.15, fraction)  # a single mistake among a thousand must be visible
         cell = (column - 0.5, row - 0.5)
-        axes.add_patch(Rectangle(cell, 1, 1, facecolor=colour, alpha=max(0.15, share), linewidth=0))
+        axes.add_patch(Rectangle(cell, 1, 1, facecolor=colour, alpha=alpha, linewidth=0))
         if numbered:
-            ink = ON_ACCENT if share > 0.5 else INK
+            ink = ON_ACCENT if fraction > 0.5 else INK
             text = str(counts[row, column])
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=SMALL)
-    names, size = [short(name) for name in classes], SMALL if numbered else 7
+    names, size = [shorten(name) for name in classes], SMALL if numbered else 7
     upright = numbered and all(len(name) <= 2 for name in names)
     axes.set_xticks(range(n), names, rotation=0 if upright else 90, fontsize=size)
     axes.set_yticks(range(n), names, fontsize=size)
@@ -112,43 +238,43 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
 
 
 def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> Figure:
-    """Draw how often the model is right against how sure it is, in bins."""
-    figure, axes = create_axes(
-        "Does it know when it is sure?", "said probability", "share that is right"
-    )
-    axes.plot([0, 1], [0, 1], "--", color=MUTED, label="ideal")
+    """Draw a reliability diagram: accuracy by predicted probability, in bins."""
+    figure, axes = create_axes("Reliability diagram", "predicted probability", "accuracy")
+    axes.plot([0, 1], [0, 1], "--", color=MUTED, label="calibrated")
     bins = reliability_bins(confidences, correct)
-    x = [one["confidence"] for one in bins]
-    y = [one["accuracy"] for one in bins]
-    sizes = [one["n"] for one in bins]
-    axes.scatter(x, y, s=[30 + 170 * size / max(sizes) for size in sizes], color=ACCENT, alpha=0.75)
+    x, y, sizes = ([one.confidence for one in bins], [one.accuracy for one in bins],
+                   [one.n for one in bins])  # fmt: skip
+    areas = [30 + 170 * size / max(sizes) for size in sizes]
+    axes.scatter(x, y, s=areas, color=ACCENT, alpha=0.75)
     beside: Any = {"textcoords": "offset points", "ha": "center", "fontsize": SMALL}
-    for share, accuracy, size in zip(x, y, sizes, strict=True):
-        axes.annotate(str(size), (share, accuracy), (0, 9 if accuracy < 0.5 else -18), **beside)
-    read_as_percent(axes.xaxis)
-    read_as_percent(axes.yaxis)
+    for confidence, accuracy, size in zip(x, y, sizes, strict=True):
+        axes.annotate(
+            str(size), (confidence, accuracy), (0, 9 if accuracy < 0.5 else -18), **beside
+        )
+    use_percent_ticks(axes.xaxis)
+    use_percent_ticks(axes.yaxis)
     axes.set_xlim(-0.02, 1.04)
     axes.set_ylim(-0.04, 1.06)
     return figure
 
 
-def draw_ablation(rungs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Draw training and validation accuracy by epoch, a panel a rung.
+def draw_ablation(steps: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Draw training and validation accuracy by epoch, a panel a step.
 
     Args:
-        rungs: By name, the accuracies in training and in validation, an epoch each.
+        steps: By name, the accuracies in training and in validation, an epoch each.
     """
     figure = Figure(figsize=(2.1 * WIDTH, HEIGHT), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(rungs), sharey=True, sharex=True))
-    for axes, (name, (train, val)) in zip(panels, rungs.items(), strict=True):
+    panels = np.atleast_1d(figure.subplots(1, len(steps), sharey=True, sharex=True))
+    for axes, (name, (train, val)) in zip(panels, steps.items(), strict=True):
         epochs = range(1, len(train) + 1)
         axes.plot(epochs, train, "o-", color=MUTED, markersize=3, label="training")
         axes.plot(epochs, val, "o-", color=ACCENT, markersize=3, label="validation")
         axes.set_title(name.replace(" from ", " from\n"))
         axes.set_xlabel("epoch")
-        count_in_whole_numbers(axes)
+        use_integer_ticks(axes)
     panels[0].set_ylabel("accuracy")
-    read_as_percent(panels[0].yaxis)
+    use_percent_ticks(panels[0].yaxis)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=SMALL)
     return figure

@@ -1,7 +1,7 @@
-"""The report: `results/<run>/` in, one page that needs nothing else out.
+"""Write the report of a run: one HTML page that needs no other file.
 
-Only what lies in the run folder is read, so the page can be written again at any time, of a run
-that was interrupted as well. It says what is there and what is missing.
+Only the run folder is read, so the page can be written again at any time, also of a run that was
+interrupted; it then says what is missing.
 """
 
 from __future__ import annotations
@@ -10,32 +10,36 @@ import base64
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from optuna.distributions import CategoricalDistribution
 
 from search.console.formatting import compact, count, duration, interval, percent
-from search.data.audit import UNUSED
+from search.data.audit import ISSUES, UNUSED
+from search.data.manifest import Issue
 from search.evaluation.label_issues import MAX_ISSUES
-from search.reporting.audit_page import lay_out
-from search.reporting.charts import draw_charts
-from search.reporting.evidence import describe_gain
+from search.reporting import style
 from search.reporting.examples import (
+    MAX_DUPLICATES,
     MAX_EXTERNAL,
     MAX_LEAST_CONFIDENT,
-    MAX_MISTAKES,
+    MAX_TOP_LOSSES,
     least_confident,
     least_confident_first,
-    mistakes,
+    top_losses,
 )
 from search.reporting.gallery import EmbeddedImages, Gallery
+from search.reporting.model_figures import chart_ablation, chart_evaluation, chart_model
 from search.reporting.run_record import Record, TrialRecord, read_record
-from search.reporting.search_charts import MIN_TRIALS_FOR_IMPORTANCE
+from search.reporting.search_figures import MIN_TRIALS_FOR_IMPORTANCE, chart_search
+from search.reporting.terminal import describe_gain
 from search.runs.run_folder import RunFolder
+from search.runs.summary import Scores
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MAX_TRIALS = 2000  # rows of the table; all are in trials.csv
@@ -44,10 +48,204 @@ _MAX_CONFUSIONS = 8
 _IMAGE_BYTES = 6_000_000  # of all images in the page, which is to stay below 10 MB
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A figure as the page shows it.
+
+    Attributes:
+        svg: The drawing.
+        alt: Its text alternative.
+        caption: How to read it.
+        wide: Whether it takes the page's whole width.
+    """
+
+    svg: Markup
+    alt: str
+    caption: str
+    wide: bool
+
+
+@dataclass(frozen=True)
+class AuditSection:
+    """The audit as the page shows it.
+
+    Attributes:
+        kinds: Each kind of issue that was found, its meaning, and its number.
+        duplicates: The most severe near-duplicates, at most `MAX_DUPLICATES`.
+        n_duplicates: Number of all near-duplicates.
+        others: All other issues.
+    """
+
+    kinds: tuple[tuple[str, str, int], ...]
+    duplicates: tuple[Issue, ...]
+    n_duplicates: int
+    others: tuple[Issue, ...]
+
+
 def write_report(folder: RunFolder) -> None:
-    """Write `report.html` and `figures/` from what a run's folder holds."""
+    """Write `report.html` and `figures/` from the content of a run folder."""
     record = read_record(folder)
-    charts = draw_charts(record, folder.path / "figures")
+    summary = record.summary
+    figures = draw_figures(record, folder.path / "figures")
+    css, script = (
+        Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - our own files
+        for name in ("report.css", "report.js")
+    )
+    page = (
+        _templates()
+        .get_template("report.html")
+        .render(
+            record=record,
+            summary=summary,
+            audit=arrange_audit(record.audit),
+            figures=figures,
+            images=EmbeddedImages(Gallery(folder.path), _IMAGE_BYTES),
+            css=css,
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            run=folder.path.absolute().name,
+            path=shlex.quote(str(folder.path)),
+            command=[shlex.quote(word) for word in record.environment.get("command", [])],
+            model_megabytes=_megabytes(folder.path / "model.pt"),
+            missing=missing_stages(record),
+            notices=list(notices(record)),
+            failures=Counter(t.reason for t in record.trials if t.state == "failed").most_common(5),
+            trials=best_first(record.trials)[:_MAX_TRIALS],
+            trial_states=sorted({trial.state for trial in record.trials}),
+            parameters={
+                name: not isinstance(distribution, CategoricalDistribution)
+                for name, distribution in record.distributions.items()
+            },
+            min_trials_for_importance=MIN_TRIALS_FOR_IMPORTANCE,
+            top_losses=top_losses(record.test)[:MAX_TOP_LOSSES],
+            n_wrong=len(top_losses(record.test)),
+            least_confident=least_confident(record.test)[:MAX_LEAST_CONFIDENT],
+            confusions=most_frequent_confusions(summary.test) if summary.test else [],
+            majority_fraction=majority_fraction(summary.test) if summary.test else None,
+            external_predictions=least_confident_first(record.external)[:_MAX_EXTERNAL_ROWS],
+            max_external=MAX_EXTERNAL,
+            samples=summary.samples or {},
+            label_issues=record.label_issues[:MAX_ISSUES],
+            gain=describe_gain(summary),
+        )
+    )
+    folder.write_text("report.html", page)
+
+
+def draw_figures(record: Record, folder: Path) -> dict[str, Figure]:
+    """Draw every figure that the record has the numbers for, and save each in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {}
+    with style.style():
+        for name, figure, alt, caption in chain(
+            chart_search(record),
+            chart_model(record),
+            chart_evaluation(record),
+            chart_ablation(record),
+        ):
+            svg = Markup(style.save(figure, folder, name))  # noqa: S704 - matplotlib escapes texts
+            wide = figure.get_figwidth() > 1.3 * style.WIDTH
+            figures[name] = Figure(svg, alt, caption, wide)
+    return figures
+
+
+def arrange_audit(issues: Sequence[Issue]) -> AuditSection:
+    """Count the issues by kind, and separate the near-duplicates from the others."""
+    counts = Counter(issue.issue for issue in issues)
+    duplicates = [issue for issue in issues if issue.duplicate_of]
+    return AuditSection(
+        kinds=tuple((kind, text, counts[kind]) for kind, text in ISSUES.items() if counts[kind]),
+        duplicates=tuple(duplicates[:MAX_DUPLICATES]),
+        n_duplicates=len(duplicates),
+        others=tuple(issue for issue in issues if not issue.duplicate_of),
+    )
+
+
+def missing_stages(record: Record) -> list[str]:
+    """Describe the stages that have not ended; nothing of a finished run."""
+    summary = record.summary
+    searched = summary.search is not None and not summary.search.unfinished
+    stages = (
+        ("the images are not decoded", summary.data is not None),
+        ("the search is not finished", searched or summary.kfold is not None),
+        ("the cross-validation is not finished", summary.kfold is not None),
+        ("the test set is not evaluated", summary.test is not None),
+    )
+    return [text for text, is_done in stages if not is_done]
+
+
+def notices(record: Record) -> Iterator[str]:
+    """Yield what a reader must know before trusting the numbers."""
+    states = Counter(trial.state for trial in record.trials)
+    if states["failed"]:
+        yield (
+            f"{states['failed']} of {count(len(record.trials), 'trial')} failed; the reasons are"
+            " below."
+        )
+    if states["unfinished"]:
+        yield f"{count(states['unfinished'], 'trial')} began and did not finish."
+    if record.trials and not states["complete"]:
+        yield "No trial is complete; the best of the pruned and unfinished ones was taken."
+    found = Counter(issue.issue for issue in record.audit)
+    if unused := sum(found[kind] for kind in UNUSED):
+        yield f"{count(unused, 'file')} could not be used; see the audit."
+    if n := found["excluded"]:
+        yield (
+            f"{count(n, 'near-duplicate')} of test or validation images lay in the training"
+            " folders, and were excluded from training; see the audit."
+        )
+    if n := found["conflict"]:
+        yield (
+            f"{count(n, 'image')} contradict{'s' if n == 1 else ''} the label of a near-duplicate;"
+            " see the audit."
+        )
+    if n := found["external near-duplicate"]:
+        yield (
+            f"{count(n, 'image')} of the external test set {'is a' if n == 1 else 'are'}"
+            f" near-duplicate{'' if n == 1 else 's'} of the data, and"
+            f" {'was' if n == 1 else 'were'} not evaluated; see the audit."
+        )
+    test, external = record.summary.test, record.summary.external
+    scores = external.scores if external else None
+    if test and scores and scores.accuracy_ci95[1] < test.accuracy_ci95[0]:
+        yield (
+            f"The accuracy on the external test set is lower: {percent(scores.accuracy)} against"
+            f" {percent(test.accuracy)}. Expect that where your images differ as well."
+        )
+
+
+def best_first(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Sort trials by accuracy; complete ones before others of the same accuracy."""
+    return sorted(
+        trials,
+        key=lambda t: (
+            -1.0 if t.accuracy is None else t.accuracy,
+            t.state == "complete",
+            -t.number,
+        ),
+        reverse=True,
+    )
+
+
+def most_frequent_confusions(scores: Scores) -> list[tuple[str, str, int, int]]:
+    """Return the most frequent confusions: true class, predicted class, times, images."""
+    classes = [row.name for row in scores.per_class]
+    found = [
+        (classes[i], classes[j], times, sum(row))
+        for i, row in enumerate(scores.confusion)
+        for j, times in enumerate(row)
+        if i != j and times
+    ]
+    return sorted(found, key=lambda confusion: -confusion[2])[:_MAX_CONFUSIONS]
+
+
+def majority_fraction(scores: Scores) -> float:
+    """Return the accuracy of always predicting the most frequent class."""
+    sizes = [row.n for row in scores.per_class]
+    return max(sizes) / sum(sizes)
+
+
+def _templates() -> Environment:
     templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -62,127 +260,7 @@ def write_report(folder: RunFolder) -> None:
         "compact": compact,
         "count": count,
     }
-    style, script = (
-        Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - our own files
-        for name in ("report.css", "report.js")
-    )
-    page = templates.get_template("report.html").render(
-        record=record,
-        summary=record.summary,
-        audit=lay_out(record.audit),
-        charts=charts,
-        album=EmbeddedImages(Gallery(folder.path), _IMAGE_BYTES),
-        style=style,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        run=folder.path.absolute().name,
-        where=shlex.quote(str(folder.path)),
-        command=[shlex.quote(word) for word in record.environment.get("command", [])],
-        model_megabytes=_megabytes(folder.path / "model.pt"),
-        missing=missing_stages(record),
-        notices=list(notices(record)),
-        failures=Counter(t.reason for t in record.trials if t.state == "failed").most_common(5),
-        trials=best_first(record.trials)[:_MAX_TRIALS],
-        trial_states=sorted({trial.state for trial in record.trials}),
-        parameters={
-            name: not isinstance(distribution, CategoricalDistribution)
-            for name, distribution in record.distributions.items()
-        },
-        fewest_for_importance=MIN_TRIALS_FOR_IMPORTANCE,
-        mistakes=mistakes(record.test)[:MAX_MISTAKES],
-        n_mistakes=len(mistakes(record.test)),
-        least_confident=least_confident(record.test)[:MAX_LEAST_CONFIDENT],
-        confusions=confusions(record.summary.get("test") or {}),
-        commonest=commonest_share(record.summary.get("test") or {}),
-        external=least_confident_first(record.external)[:_MAX_EXTERNAL_ROWS],
-        most_imaged=MAX_EXTERNAL,
-        samples=record.summary.get("samples", {}),
-        label_issues=record.label_issues[:MAX_ISSUES],
-        gain=describe_gain(record.summary),
-        splits=[s for s in ("train", "val", "test") if s in (record.summary.get("data") or {})],
-    )
-    folder.write_text("report.html", page)
-
-
-def missing_stages(record: Record) -> list[str]:
-    """Return what the run has not come to, in words; nothing of a finished run."""
-    summary = record.summary
-    searched = "search" in summary and not summary["search"].get("unfinished")
-    stages = (
-        ("the images are not packed", "data" in summary),
-        ("the search is not finished", searched or "kfold" in summary),
-        ("the folds are not trained", "kfold" in summary),
-        ("the held-out images are not opened", "test" in summary),
-    )
-    return [words for words, is_done in stages if not is_done]
-
-
-def notices(record: Record) -> Iterator[str]:
-    """Yield what a reader must know before trusting the numbers."""
-    states = Counter(trial.state for trial in record.trials)
-    if states["failed"]:
-        yield f"{states['failed']} of {count(len(record.trials), 'trial')} failed; see below why."
-    if states["unfinished"]:
-        yield f"{count(states['unfinished'], 'trial')} began and did not finish."
-    if record.trials and not states["complete"]:
-        yield "No trial reached the full length; the best of the unfinished ones was taken."
-    found = Counter(finding.problem for finding in record.audit)
-    if unused := sum(found[kind] for kind in UNUSED):
-        yield f"{count(unused, 'file')} could not be used; see the audit."
-    if found["left out"]:
-        yield (
-            f"{count(found['left out'], 'near-duplicate')} of test or validation images lay"
-            " in the training folders, and left training; see the audit."
-        )
-    if found["conflict"]:
-        yield (
-            f"{count(found['conflict'], 'image')} contradict the label of a near-duplicate;"
-            " see the audit."
-        )
-    if found["external twin"]:
-        yield (
-            f"{count(found['external twin'], 'image')} from elsewhere are near-duplicates of the"
-            " set's, and are not judged; see the audit."
-        )
-    test, outside = record.summary.get("test"), record.summary.get("external")
-    if test and outside and outside.get("accuracy") is not None:
-        lowest = test["accuracy_ci95"][0]
-        if outside["accuracy_ci95"][1] < lowest:
-            yield (
-                f"On images from elsewhere the model does worse: {percent(outside['accuracy'])}"
-                f" against {percent(test['accuracy'])}. Expect that where yours differ as well."
-            )
-
-
-def best_first(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials by accuracy; full-length ones before others of the same accuracy."""
-    return sorted(
-        trials,
-        key=lambda t: (
-            -1.0 if t.accuracy is None else t.accuracy,
-            t.state == "complete",
-            -t.number,
-        ),
-        reverse=True,
-    )
-
-
-def confusions(scores: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
-    """Return the most frequent confusions: true class, said class, how often, of how many."""
-    classes = [row["class"] for row in scores.get("per_class", ())]
-    found = [
-        (classes[i], classes[j], times, sum(row))
-        for i, row in enumerate(scores.get("confusion", ()))
-        for j, times in enumerate(row)
-        if i != j and times
-    ]
-    return sorted(found, key=lambda confusion: -confusion[2])[:_MAX_CONFUSIONS]
-
-
-def commonest_share(scores: Mapping[str, Any]) -> float | None:
-    """Return the share of images that are of the commonest class: what guessing it would get."""
-    sizes = [row["n"] for row in scores.get("per_class", ())]
-    return max(sizes) / sum(sizes) if sum(sizes) else None
+    return templates
 
 
 def _megabytes(path: Path) -> float | None:

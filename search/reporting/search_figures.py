@@ -1,18 +1,26 @@
-"""Figures of how a search went: numbers in, a Figure out. See `search.reporting.style`."""
+"""Draw the figures of a search, each with its text alternative and its caption.
+
+It is long because the words stand beside the drawing that they describe.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import optuna
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
 
-from search.console.formatting import duration
+from search.console.formatting import duration, percent
+from search.reporting.run_record import Record, TrialRecord
 from search.reporting.style import (
     ACCENT,
     BAD,
@@ -22,16 +30,27 @@ from search.reporting.style import (
     SMALL,
     WARM,
     WIDTH,
-    count_in_whole_numbers,
+    Chart,
+    add_legend,
     create_axes,
-    put_legend_below,
-    read_as_percent,
-    short,
+    shorten,
+    use_integer_ticks,
+    use_percent_ticks,
 )
+from search.tuning.study import best_value
 
+FINAL = "final model"
+"""Legend of the trial that the final model was retrained from."""
+
+MIN_TRIALS_FOR_IMPORTANCE = 4
+"""Complete trials without which hyperparameter importance is not computed."""
+
+_MAX_TRIALS_FOR_IMPORTANCE = 200  # trials; many more take minutes and give about the same
+_TREES = 32  # of the forest that importances are computed from
+_SURE_PER_PARAMETER = 10  # complete trials a parameter, below which importances are a guess
 _MAX_LINES = 400  # in parallel coordinates; more would hide one another
 _MAX_WHOLE_TICKS = 8
-_TICK_DISTANCE = 0.07  # of an axis's length, below which numbers would touch
+_MIN_TICK_DISTANCE = 0.07  # of an axis's length, below which labels would touch
 
 
 @dataclass(frozen=True)
@@ -41,12 +60,12 @@ class Axis:
     Attributes:
         name: Of the parameter.
         values: One a trial.
-        choices: All that a categorical parameter may be; empty for a number.
+        choices: Of a categorical parameter; empty for a number.
         low: Of a number's range.
         high: Of a number's range.
         log: Whether the range is logarithmic.
-        whole: Whether only whole numbers are in it.
-        share: Whether it is read as a percentage.
+        integer: Whether the values are whole numbers.
+        percent: Whether the values are fractions that are shown as percentages.
     """
 
     name: str
@@ -55,11 +74,11 @@ class Axis:
     low: float = 0.0
     high: float = 1.0
     log: bool = False
-    whole: bool = False
-    share: bool = False
+    integer: bool = False
+    percent: bool = False
 
     def position(self, value: object) -> float:
-        """Return where a value lies, in [0, 1]."""
+        """Return the position of a value, in [0, 1]."""
         if self.choices:
             last = len(self.choices) - 1
             return self.choices.index(value) / last if last else 0.5
@@ -69,47 +88,151 @@ class Axis:
         return (number - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return a few positions with what is written beside them."""
+        """Return a few positions with their labels."""
         if self.choices:
-            return [(self.position(choice), short(str(choice))) for choice in self.choices]
+            return [(self.position(choice), shorten(str(choice))) for choice in self.choices]
         placed: list[tuple[float, str]] = []
         for mark in self._marks():
-            if not placed or self.position(mark) - placed[-1][0] > _TICK_DISTANCE:
-                text = f"{mark:.1%}" if self.share else f"{mark:.3g}"
+            if not placed or self.position(mark) - placed[-1][0] > _MIN_TICK_DISTANCE:
+                text = f"{mark:.1%}" if self.percent else f"{mark:.3g}"
                 placed.append((self.position(mark), text))
         return placed
 
     def _marks(self) -> list[float]:
-        """Return the numbers to write, ascending: both ends and what divides them well."""
+        """Return the values of the ticks, ascending: both ends and a few between them."""
         low, high = self.low, self.high
         if self.log:
             powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
             return sorted({low, *(10.0**power for power in powers), high})
-        if self.whole and high - low <= _MAX_WHOLE_TICKS:
+        if self.integer and high - low <= _MAX_WHOLE_TICKS:
             return [float(number) for number in range(int(low), int(high) + 1)]
         middle = (low + high) / 2
-        return [low, round(middle) if self.whole else middle, high]
+        return [low, round(middle) if self.integer else middle, high]
+
+
+def chart_search(record: Record) -> Iterator[Chart]:
+    """Yield the figures of the trials, the parameters and the stages."""
+    trials = record.trials
+    accuracies = {t.number: t.accuracy for t in trials if t.accuracy is not None}
+    complete = [t.number for t in trials if t.state == "complete" and t.number in accuracies]
+    failed = [t.number for t in trials if t.state == "failed"]
+    # The best trial is the final model only once cross-validation has chosen it.
+    final = record.best_trial.number if record.best_trial and record.summary.kfold else None
+    if accuracies:
+        best = max(accuracies, key=lambda number: accuracies[number])
+        yield Chart(
+            "history",
+            draw_history(accuracies, complete, failed, final),
+            f"Best validation accuracy of {len(accuracies)} trials in their order."
+            f" The highest is {percent(accuracies[best], 2)}, of trial {best}.",
+            "Each point is a trial at its best epoch. Only complete trials count for the best"
+            " so far.",
+        )
+        yield from _chart_survival(trials)
+    if accuracies and record.distributions:
+        shown = [t for t in trials if t.accuracy is not None]
+        columns = _columns(record, shown)
+        place = next((i for i, t in enumerate(shown) if t.number == final), None)
+        yield Chart(
+            "parallel_coordinates",
+            draw_parallel_coordinates(columns, [accuracies[t.number] for t in shown], place),
+            "Parallel coordinates: a line a trial, across "
+            + ", ".join(column.name for column in columns)
+            + ", to its validation accuracy. The table of trials has the same numbers.",
+            "A line is a trial, from its parameters to its accuracy. Blue is the best quarter"
+            + ("." if place is None else ", the bold one is the final model."),
+        )
+    if found := importances(record):
+        n, few = len(complete), len(complete) < _SURE_PER_PARAMETER * len(found)
+        yield Chart(
+            "importances",
+            draw_importances(found),
+            "Hyperparameter importance: "
+            + ", ".join(f"{name} {importance:.0%}" for name, importance in found.items()),
+            f"By functional ANOVA over {n} complete trials"
+            + (": few, so take it as a hint." if few else "."),
+        )
+    if stages := {name: s for name, s in (record.summary.stages or {}).items() if s >= 0.05}:
+        yield Chart(
+            "stages",
+            draw_stages(stages),
+            "Time of each stage: " + ", ".join(f"{n} {duration(s)}" for n, s in stages.items()),
+            f"{duration(sum(stages.values()))} in all.",
+        )
+
+
+def importances(record: Record) -> dict[str, float]:
+    """Return the importance of each parameter for the accuracy of complete trials.
+
+    Functional ANOVA over a random forest (Hutter et al. 2014); nothing where trials are too few or
+    all have the same accuracy.
+    """
+    complete = [t for t in record.trials if t.state == "complete"]
+    if record.study is None or len(complete) < MIN_TRIALS_FOR_IMPORTANCE:
+        return {}
+    frozen = record.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    if len({best_value(trial) for trial in frozen}) < 2:
+        return {}
+    sample = optuna.create_study(direction="maximize")
+    sample.add_trials(frozen[:: math.ceil(len(frozen) / _MAX_TRIALS_FOR_IMPORTANCE)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=0)
+        return dict(optuna.importance.get_param_importances(sample, evaluator=evaluator))
+
+
+def _chart_survival(trials: Sequence[TrialRecord]) -> Iterator[Chart]:
+    epochs = [len(trial.curve) for trial in trials if trial.curve]
+    full_length = max(epochs, default=0)
+    if len(epochs) < 2 or full_length < 2:
+        return
+    n_possible = len(epochs) * full_length
+    yield Chart(
+        "survival",
+        draw_survival(epochs, full_length),
+        f"Of {len(epochs)} trials, {epochs.count(full_length)} reached all {full_length} epochs.",
+        f"Poor trials are pruned: {sum(epochs)} of {n_possible} epochs were trained,"
+        f" {percent(sum(epochs) / n_possible, 0)}.",
+    )
+
+
+def _columns(record: Record, trials: Sequence[TrialRecord]) -> list[Axis]:
+    """Return an axis for each parameter that all of these trials have."""
+    columns = []
+    for name, distribution in record.distributions.items():
+        if any(name not in trial.params for trial in trials):
+            continue
+        values = [trial.params[name] for trial in trials]
+        if isinstance(distribution, CategoricalDistribution):
+            columns.append(Axis(name, values, choices=tuple(distribution.choices)))
+        else:
+            bounds: Any = distribution
+            integer = isinstance(distribution, IntDistribution)
+            columns.append(
+                Axis(name, values, (), bounds.low, bounds.high, bounds.log, integer=integer)
+            )
+    return columns
 
 
 def draw_history(
     accuracies: Mapping[int, float],
     complete: Sequence[int],
     failed: Sequence[int],
-    winner: int | None,
+    final: int | None,
 ) -> Figure:
-    """Draw each trial's best accuracy, and the best full-length one so far.
+    """Draw each trial's best validation accuracy, and the best complete one so far.
 
     Args:
         accuracies: By trial number, of those that ended an epoch.
-        complete: The trials that reached the full length.
-        failed: The trials that failed.
-        winner: The trial whose folds are the model.
+        complete: Numbers of the complete trials.
+        failed: Numbers of the failed trials.
+        final: Number of the trial that the final model was retrained from.
     """
-    figure, axes = create_axes("Accuracy of each trial", "trial", "validation accuracy")
+    figure, axes = create_axes("Best validation accuracy of each trial", "trial", "accuracy")
     low = _focus(list(accuracies.values()))
-    stopped = sorted(set(accuracies) - set(complete) - set(failed))
+    others = sorted(set(accuracies) - set(complete) - set(failed))
     for label, numbers, colour, face in (
-        ("stopped early", stopped, MUTED, "none"),
+        ("pruned", others, MUTED, "none"),
         ("complete", complete, ACCENT, ACCENT),
     ):
         shown = [n for n in numbers if accuracies[n] >= low]
@@ -123,21 +246,22 @@ def draw_history(
         running = np.maximum.accumulate([accuracies[n] for n in complete]).tolist()
         steps = [*complete, max([*accuracies, *failed])], [*running, running[-1]]
         axes.step(*steps, where="post", color=WARM, label="best so far")
-    if winner is not None and winner in accuracies:
-        spot = [winner], [accuracies[winner]]
-        axes.plot(*spot, "o", color=WARM, markerfacecolor="none", ms=11, mew=1.8, label="winner")
+    if final is not None and final in accuracies:
+        spot = [final], [accuracies[final]]
+        ring: Any = {"color": WARM, "markerfacecolor": "none", "ms": 11, "mew": 1.8}
+        axes.plot(*spot, "o", label=FINAL, **ring)
     top = max(accuracies.values(), default=1.0)
     pad = (top - low) * 0.06
-    # Where all are alike, there is more to see below them than above, which may be beyond 100 %.
+    # Where all are alike, there is more to see below than above, which may be beyond 100%.
     axes.set_ylim(low - (pad or 0.01), top + (pad or 0.002))
-    count_in_whole_numbers(axes)
-    read_as_percent(axes.yaxis)
-    put_legend_below(figure)
+    use_integer_ticks(axes)
+    use_percent_ticks(axes.yaxis)
+    add_legend(figure)
     return figure
 
 
 def draw_survival(epochs: Sequence[int], full_length: int) -> Figure:
-    """Draw how many trials ended each epoch, given the number that each ended."""
+    """Draw the number of trials that reached each epoch, given the epochs of each trial."""
     figure, axes = create_axes("Trials that reached each epoch", "epoch", "trials")
     x = range(1, full_length + 1)
     heights = [sum(n >= epoch for n in epochs) for epoch in x]
@@ -152,28 +276,28 @@ def draw_survival(epochs: Sequence[int], full_length: int) -> Figure:
 
 
 def draw_parallel_coordinates(
-    columns: Sequence[Axis], accuracies: Sequence[float], winner: int | None
+    columns: Sequence[Axis], accuracies: Sequence[float], final: int | None
 ) -> Figure:
-    """Draw a line a trial across its parameters to its accuracy.
+    """Draw parallel coordinates: a line a trial across its parameters to its accuracy.
 
     Args:
         columns: The parameters; at least one.
         accuracies: One a trial; at least one.
-        winner: Index of the trial whose folds are the model.
+        final: Index of the trial that the final model was retrained from.
     """
     low, high = _focus(list(accuracies)), max(accuracies)
     seen = [max(low, accuracy) for accuracy in accuracies]
-    score = Axis("validation\naccuracy", seen, low=low, high=high, share=True)
-    columns = [*columns, score]
+    accuracy = Axis("validation\naccuracy", seen, low=low, high=high, percent=True)
+    columns = [*columns, accuracy]
     figure = Figure(figsize=(2 * WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.set_title("What was tried, and how well it did", pad=30)
+    axes.set_title("Parallel coordinates", pad=30)
     axes.set_axis_off()
-    lines = _lines(columns, accuracies, winner)
+    lines = _lines(columns, accuracies, final)
     for kind, colour, width, darkest in (
         ("other trials", MUTED, 1.0, 0.45),
         ("best quarter", ACCENT, 1.4, 0.8),
-        ("winner", WARM, 2.6, 1.0),
+        (FINAL, WARM, 2.6, 1.0),
     ):
         if lines[kind]:
             alpha = min(darkest, 35 / len(lines[kind]))  # where there are many, they add up
@@ -188,26 +312,26 @@ def draw_parallel_coordinates(
             axes.text(x - 0.04, y, text, ha="right", va="center", color=MUTED, gid=HALO, **small)
     axes.set_xlim(-0.5, len(columns) - 0.9)
     axes.set_ylim(-0.05, 1.05)
-    put_legend_below(figure)
+    add_legend(figure)
     return figure
 
 
 def _lines(
-    columns: Sequence[Axis], accuracies: Sequence[float], winner: int | None
+    columns: Sequence[Axis], accuracies: Sequence[float], final: int | None
 ) -> dict[str, list[list[tuple[float, float]]]]:
     """Return the trials' lines by kind, the best last."""
     order = np.argsort(accuracies, kind="stable")[::-1][:_MAX_LINES].tolist()
     best = set(order[: max(1, len(order) // 4)])
-    # Trials that share a choice lie side by side rather than on top of one another.
-    spread = np.random.default_rng(0).uniform(-0.02, 0.02, (len(accuracies), len(columns)))
+    # Jitter, so that trials of the same choice do not hide one another.
+    jitter = np.random.default_rng(0).uniform(-0.02, 0.02, (len(accuracies), len(columns)))
     lines: dict[str, list[list[tuple[float, float]]]]
-    lines = {"other trials": [], "best quarter": [], "winner": []}
+    lines = {"other trials": [], "best quarter": [], FINAL: []}
     for index in reversed(order):
-        kind = "winner" if index == winner else "best quarter" if index in best else "other trials"
+        kind = FINAL if index == final else "best quarter" if index in best else "other trials"
         places = [c.position(c.values[index]) for c in columns]
         lines[kind].append(
             [
-                (float(x), place + bool(column.choices) * spread[index, x])
+                (float(x), place + bool(column.choices) * jitter[index, x])
                 for x, (column, place) in enumerate(zip(columns, places, strict=True))
             ]
         )
@@ -215,23 +339,21 @@ def _lines(
 
 
 def draw_importances(importances: Mapping[str, float]) -> Figure:
-    """Draw how much each parameter explains of the accuracy; shares sum to 1."""
-    return _bars("What mattered", importances, lambda share: f"{share:.0%}")
+    """Draw hyperparameter importances, which sum to 1."""
+    return _bars("Hyperparameter importance", importances, lambda importance: f"{importance:.0%}")
 
 
 def draw_stages(seconds: Mapping[str, float]) -> Figure:
-    """Draw how long each stage took."""
-    return _bars("Where the time went", seconds, duration)
+    """Draw the time of each stage."""
+    return _bars("Time of each stage", seconds, duration)
 
 
-def _bars(title: str, values: Mapping[str, float], wording: Callable[[float], str]) -> Figure:
-    """Draw named lengths, each with its value in words."""
+def _bars(title: str, values: Mapping[str, float], label: Callable[[float], str]) -> Figure:
+    """Draw labelled horizontal bars."""
     figure, axes = create_axes(title, "", "")
     figure.set_figheight(0.9 + 0.36 * len(values))
-    bars = axes.barh([short(name) for name in values], list(values.values()), color=ACCENT)
-    axes.bar_label(
-        bars, [wording(v) for v in values.values()], padding=4, color=INK, fontsize=SMALL
-    )
+    bars = axes.barh([shorten(name) for name in values], list(values.values()), color=ACCENT)
+    axes.bar_label(bars, [label(v) for v in values.values()], padding=4, color=INK, fontsize=SMALL)
     axes.invert_yaxis()
     axes.set_xlim(0, max(values.values(), default=1.0) * 1.18 or 1.0)
     axes.xaxis.set_visible(False)
@@ -242,7 +364,7 @@ def _bars(title: str, values: Mapping[str, float], wording: Callable[[float], st
 
 
 def _focus(accuracies: Sequence[float]) -> float:
-    """Return where a scale begins, so that a few poor trials do not flatten the good ones."""
+    """Return the lower end of a scale, so that a few poor trials do not flatten the good ones."""
     if not accuracies:
         return 0.0
     quarter, best = float(np.quantile(accuracies, 0.25)), max(accuracies)

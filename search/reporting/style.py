@@ -1,6 +1,6 @@
-"""How the report's figures look, and how they are kept: as PNG, as SVG, and inside the page.
+"""Style figures, and save them as PNG, as SVG, and as part of the report.
 
-Colours are few and named, so that the page can put its own, for light and dark, in their place.
+Colours are few and named, so that the report can replace them by its own, for light and dark.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ _TOKENS = {
     BAD: "bad",
     ON_ACCENT: "on-accent",
 }
-"""What each colour is called in the page's style sheet."""
+"""Name of each colour in the report's style sheet."""
 
 _STYLE: Any = {
     "font.size": 12,
@@ -56,34 +56,48 @@ _STYLE: Any = {
 }
 
 WIDTH, HEIGHT = 5.6, 3.5
-"""Of a figure, in inches. On a telephone it is shown at about 0.8 of that."""
+"""Size of a figure, in inches. A phone shows it at about 0.8 of that."""
 
-Drawn = tuple[str, Figure, str, str]
-"""A figure's name, the figure, what it says and how to read it."""
+
+class Chart(NamedTuple):
+    """A figure of the report.
+
+    Attributes:
+        name: Of its files in `figures/`.
+        figure: The figure.
+        alt: Its text alternative.
+        caption: How to read it.
+    """
+
+    name: str
+    figure: Figure
+    alt: str
+    caption: str
+
 
 HALO = "halo"
-"""The group id of a text that lines may cross: the page draws it with a rim."""
+"""Group id of a text that lines may cross: the report draws it with an outline."""
 
 _ROUNDING = 1e-9
 _PNG_DPI = 160
 SMALL = 11
 """Font size of numbers beside marks, in points."""
 
-_LONGEST_NAME = 16  # characters
+_MAX_NAME = 16  # characters
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw and save figures in here: matplotlib reads its style at both."""
+    """Apply the style within: to be active both when figures are drawn and when they are saved."""
     with rc_context(_STYLE), warnings.catch_warnings():
-        # matplotlib's font lacks many scripts; the page shows them in the reader's own fonts.
+        # matplotlib's font lacks many scripts; the report shows them in the browser's fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
         yield
 
 
 def create_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """Begin a figure of the usual size."""
+    """Create a figure of the usual size with one pair of axes."""
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
@@ -92,43 +106,43 @@ def create_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def count_in_whole_numbers(axes: Axes) -> None:
-    """Number the x axis by whole numbers, as trials and epochs are."""
+def use_integer_ticks(axes: Axes) -> None:
+    """Place the ticks of the x axis at whole numbers, as trials and epochs are."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def read_as_percent(axis: Axis) -> None:
-    """Write an axis of shares as percentages; beyond 0 and 1 it has margins, and no numbers."""
+def use_percent_ticks(axis: Axis) -> None:
+    """Label the ticks of an axis of fractions as percentages, and none outside [0, 1]."""
 
-    def write(share: float, _: int | None) -> str:
-        return f"{100 * share:.4g}%" if -_ROUNDING <= share <= 1 + _ROUNDING else ""
+    def label(fraction: float, _: int | None) -> str:
+        return f"{100 * fraction:.4g}%" if -_ROUNDING <= fraction <= 1 + _ROUNDING else ""
 
-    axis.set_major_formatter(FuncFormatter(write))
+    axis.set_major_formatter(FuncFormatter(label))
 
 
-def put_legend_below(figure: Figure) -> None:
-    """Name what is drawn, below the axes, where it hides nothing."""
+def add_legend(figure: Figure) -> None:
+    """Add a legend below the axes, where it hides nothing."""
     figure.legend(loc="outside lower center", ncols=3, fontsize=SMALL, handlelength=1.4)
 
 
-def short(name: str) -> str:
-    """Return a name, cut where it is too long for an axis."""
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+def shorten(name: str) -> str:
+    """Shorten a name that is too long for an axis."""
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
 
 
 def save(figure: Figure, folder: Path, name: str) -> str:
-    """Save a figure as `<name>.png` and `<name>.svg`; return its SVG for the page."""
+    """Save a figure as `<name>.png` and `<name>.svg`; return its SVG for the report."""
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
-    figure.set_layout_engine("none")  # it is laid out by now, and doing so takes long
+    figure.set_layout_engine("none")  # it is laid out by now, and that is slow
     figure.savefig(folder / f"{name}.png", dpi=_PNG_DPI, facecolor="white")
-    return _for_page(buffer.getvalue(), name)
+    return _embeddable(buffer.getvalue(), name)
 
 
-def _for_page(svg: str, name: str) -> str:
-    """Make an SVG part of a page: its colours follow the page's, its ids are its own."""
+def _embeddable(svg: str, name: str) -> str:
+    """Make an SVG part of a page: with the page's colours, and ids that are unique in it."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg)

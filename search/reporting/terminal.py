@@ -1,89 +1,132 @@
-"""The last thing the terminal shows: what a run came to, where it lies, and what to do next."""
+"""Print the result of a run: its accuracies, what they are worth, its files, the next steps."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.console.formatting import count, describe, duration
-from search.reporting.evidence import evidence_rows
+from search.console.formatting import count, describe, duration, interval, percent
+from search.runs.summary import RunSummary, Scores
+from search.tuning.study import BASELINE_TRIAL
 
 
-def show_result(summary: Mapping[str, Any], path: Path, console: Console) -> None:
-    """Print a finished run's accuracies, its files, and the commands to go on with."""
+def show_result(summary: RunSummary, path: Path, console: Console) -> None:
+    """Print a finished run's accuracies, its files, and the commands of the next steps.
+
+    Args:
+        summary: Of the run.
+        path: Its folder.
+        console: Where to print.
+    """
     console.print(_accuracies(summary))
-    facts = (_fold(line, console) for line in _facts(summary, path))
-    for line in (*facts, "", *_next_commands(path)):
+    facts = (_fold(f"{label:<12}  {value}", console) for label, value in _facts(summary, path))
+    for line in (*facts, "", *_next_steps(path)):
         # Not in a table, which would cut paths; not as markup, for their [ ].
         console.print(Text(line), soft_wrap=True)
 
 
+def describe_gain(summary: RunSummary) -> str | None:
+    """Describe the model's gain over the baseline; None before that is known."""
+    if summary.best is not None and summary.best.trial == BASELINE_TRIAL:
+        return "no gain: the baseline is the best model"
+    compared = summary.comparison
+    if compared is None:
+        return None
+    low, high = (100 * bound for bound in compared.difference_ci95)
+    return (
+        f"{100 * compared.difference:+.1f} points, 95% CI {low:+.1f} to {high:+.1f}"
+        f" (only the model correct: {compared.n_model_only_correct}, only the baseline:"
+        f" {compared.n_baseline_only_correct}, p = {compared.p_value:.2g}): {compared.verdict}"
+    )
+
+
 def _fold(line: str, console: Console) -> str:
-    """Return a line folded at the terminal's width, but for paths, which are to be copied whole."""
+    """Fold a line at the terminal's width, unless it holds a path, which is to be copied whole."""
     if not console.is_terminal or os.sep in line:
         return line
     return "\n".join(wrap(line, max(40, console.width), subsequent_indent=" " * 14))
 
 
-def _accuracies(summary: Mapping[str, Any]) -> Table:
+def _accuracies(summary: RunSummary) -> Table:
+    test, kfold, best, external = summary.test, summary.kfold, summary.best, summary.external
+    if test is None or kfold is None or best is None:
+        raise ValueError("only a finished run has a result to show")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("", "accuracy", "95 % interval", "images"):
-        side = "left" if title in ("", "95 % interval") else "right"
-        table.add_column(title, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    test, folds, outside = summary["test"], summary["kfold"], summary.get("external")
-    table.add_row("held out", *_judged(test), str(test["n"]), style="bold")
-    spread = f"± {folds['accuracy_std']:.4f} (sd)"
-    table.add_row(f"{folds['folds']} folds", f"{folds['accuracy_mean']:.4f}", spread, "")
-    if outside and outside["accuracy"] is not None:
-        n_judged = outside.get("n_labelled", outside["n"])
-        table.add_row("from elsewhere", *_judged(outside), str(n_judged))
-    table.add_row("in the search", f"{summary['best']['val_accuracy']:.4f}", "", "", style="dim")
+    for title, justify in (("", "left"), ("accuracy", "right"), ("95% CI", "left")):
+        table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("images", justify="right", no_wrap=True)
+    table.add_row("test set", *_scores(test), style="bold")
+    if external is not None and external.scores is not None:
+        table.add_row("external test set", *_scores(external.scores))
+    table.add_row(
+        f"{kfold.folds}-fold cross-validation",
+        percent(kfold.accuracy_mean, 2),
+        f"± {percent(kfold.accuracy_std, 2)} (sd)",
+        "",
+    )
+    table.add_row("best validation accuracy", percent(best.val_accuracy, 2), "", "", style="dim")
     return table
 
 
-def _judged(scores: Mapping[str, Any]) -> tuple[str, str]:
-    low, high = scores["accuracy_ci95"]
-    return f"{scores['accuracy']:.4f}", f"{low:.4f} to {high:.4f}"
+def _scores(scores: Scores) -> tuple[str, str, str]:
+    return percent(scores.accuracy, 2), interval(scores.accuracy_ci95, 2), str(scores.n)
 
 
-def _facts(summary: Mapping[str, Any], path: Path) -> Iterator[str]:
-    """Yield a line for each thing to know beside the accuracies."""
-    best, searched = summary["best"], summary.get("search")
-    told = {*summary.get("settings", {}).get("searched", best["config"])}
-    config = {name: value for name, value in best["config"].items() if name in told}
-    # A linear probe is its backbone, and has none of what trials search.
-    retrain_config = (
-        best["name"] if best["trial"] is None else f"{best['name']}: {describe(config)}"
-    )
-    rows = [("winner", retrain_config)]
-    if searched:
-        states = ("complete", "run in full"), ("pruned", "stopped early"), ("failed", "failed")
-        shown = ", ".join(f"{searched[key]} {words}" for key, words in states)
-        seconds = sum(summary.get("stages", {}).values())
-        rows.append(
-            ("search", f"{count(searched['trials'], 'trial')}: {shown}; {duration(seconds)} in all")
+def _facts(summary: RunSummary, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield a label and a value for each line below the accuracies."""
+    best, searched, external = summary.best, summary.search, summary.external
+    if best is not None:
+        names = best.config if summary.settings is None else summary.settings.searched
+        config = {name: value for name, value in best.config.items() if name in names}
+        # A linear probe is named after its backbone, and has no searched parameters.
+        yield "best model", best.name if best.trial is None else f"{best.name}: {describe(config)}"
+    if searched is not None:
+        states = (f"{getattr(searched, name)} {name}" for name in ("complete", "pruned", "failed"))
+        seconds = sum((summary.stages or {}).values())
+        yield (
+            "search",
+            f"{count(searched.trials, 'trial')}: {', '.join(states)}; {duration(seconds)} in all",
         )
-    outside = summary.get("external")
-    if outside and outside["accuracy"] is None:
-        rows.append(("elsewhere", f"{count(outside['n'], 'image')} predicted"))
-    rows += evidence_rows(summary, str(path / "folds" / "label_issues.csv"))
-    rows += [("report", str(path / "report.html")), ("model", str(path / "model.pt"))]
-    yield from (f"{label:<12}  {value}" for label, value in rows)
+    if external is not None and external.scores is None:
+        yield "external", f"{count(external.n, 'image')} predicted, without labels"
+    if gain := describe_gain(summary):
+        yield "vs. baseline", gain
+    center_crop = None if summary.kfold is None else summary.kfold.center_crop
+    if center_crop is not None:
+        yield (
+            "centre crop",
+            f"{'two views' if center_crop.enabled else 'one view'}; cross-validation accuracy with"
+            f" two views {percent(center_crop.accuracy_mean, 2)}, one view"
+            f" {percent(center_crop.accuracy_mean_baseline, 2)};"
+            f" log loss {center_crop.log_loss:.3f}, {center_crop.log_loss_baseline:.3f}",
+        )
+    calibration = summary.calibration
+    if calibration is not None and calibration.test is not None:
+        yield (
+            "calibration",
+            f"ECE {percent(calibration.test.after.ece, 2)} after temperature scaling"
+            f" ({percent(calibration.test.before.ece, 2)} before, temperature"
+            f" {calibration.temperature:.2f})",
+        )
+    issues = summary.label_issues
+    if issues is not None:
+        where = f": see {path / 'folds' / 'label_issues.csv'}" if issues.n else ""
+        yield "labels", f"{count(issues.n, 'possible label error')}{where}"
+    yield "report", str(path / "report.html")
+    yield "model", str(path / "model.pt")
 
 
-def _next_commands(run: Path) -> Iterator[str]:
-    path = shlex.quote(str(run))
-    boards = shlex.quote(str(run / "tensorboard"))
-    yield "go on with:"
+def _next_steps(run: Path) -> Iterator[str]:
+    path, boards = shlex.quote(str(run)), shlex.quote(str(run / "tensorboard"))
+    yield "next steps:"
     yield f"  python -m search.predict {path} IMAGE…"
     yield f"  python -m search.serve {path}"
     yield f"  python -m search.report {path}"

@@ -1,5 +1,5 @@
 "use strict";
-// Tables sort by their headings, and the table of trials filters. Without this, all is still there.
+// Sort tables by their headings, and filter the table of trials. The page is complete without it.
 const text = (cell) => cell.dataset.value ?? cell.textContent.trim();
 
 function sortBy(heading) {
@@ -10,7 +10,7 @@ function sortBy(heading) {
   const numeric = heading.classList.contains("number");
   const compare = (a, b) => {
     const [x, y] = [text(a.cells[column]), text(b.cells[column])];
-    if (x === "" || y === "") return (x === "") - (y === ""); // what is not known comes last
+    if (x === "" || y === "") return (x === "") - (y === ""); // missing values come last
     const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, undefined, { numeric: true });
     return descending ? -order : order;
   };

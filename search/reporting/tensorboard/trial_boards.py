@@ -199,11 +199,6 @@ def _session_end(status: int) -> Summary:
     return Summary(value=[value])
 
 
-def _values(fields: Mapping[str, str], result: TrialResult) -> dict[str, float]:
-    """Return, by tag, the values of a result's fields."""
-    return {tag: getattr(result, field) for tag, field in fields.items()}
-
-
 def _scalars(values: Mapping[str, float]) -> Summary:
     """Return scalars by their tags."""
     return Summary(

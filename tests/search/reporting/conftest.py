@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from trainables.models.backbones import create_backbone
-from trainables.models.ensemble import Classifier, Ensemble, ModelCard, create_head
+from trainables.models.classifier import Classifier, create_head
+from trainables.models.ensemble import Ensemble, ModelCard
 
 IMAGE_SIZE, CACHE_SIZE = 32, 36
 

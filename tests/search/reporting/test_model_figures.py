@@ -1,8 +1,19 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
 from search.reporting.model_figures import (
+    chart_evaluation,
     draw_accuracies,
     draw_confusion,
     draw_reliability,
+    most_confused_classes,
 )
+from search.reporting.run_record import Record, read_record
+from search.runs.run_folder import RunFolder
+from search.runs.summary import RunSummary
+from tests.fixtures.handmade_run import make_run, scores
 
 
 def test_only_cells_with_images_are_drawn_and_each_is_counted() -> None:
@@ -31,6 +42,40 @@ def test_reliability_counts_the_images_of_each_bin() -> None:
 
 
 def test_each_source_of_the_accuracy_has_a_row() -> None:
-    (axes,) = draw_accuracies(1.0, [0.9, 0.95], {"held-out images": (0.92, (0.88, 0.95))}).axes
+    (axes,) = draw_accuracies(1.0, [0.9, 0.95], {"test set": (0.92, (0.88, 0.95))}).axes
     rows = [label.get_text() for label in axes.get_yticklabels()]
-    assert rows == ["the search said", "folds say", "held-out images"]
+    assert rows == ["best validation", "2-fold CV", "test set"]
+
+
+def record_of(folder: Path, confusion: np.ndarray) -> Record:
+    """Return the record of a run with this confusion matrix of the test set."""
+    record = read_record(RunFolder.open(make_run(folder)))
+    classes = [f"class {i}" for i in range(len(confusion))]
+    return dataclasses.replace(record, summary=RunSummary(test=scores(confusion.tolist(), classes)))
+
+
+def test_the_most_confused_classes_stay_in_their_order() -> None:
+    confusion = [[5, 0, 1, 0], [0, 9, 0, 0], [0, 0, 7, 0], [3, 0, 0, 4]]
+    assert most_confused_classes(confusion, 3) == [0, 2, 3]
+    assert most_confused_classes(confusion, 2) == [0, 3]
+    assert most_confused_classes(confusion, 9) == [0, 1, 2, 3]
+
+
+def test_few_classes_are_all_shown(tmp_path: Path) -> None:
+    name, _, alt, caption = next(iter(chart_evaluation(record_of(tmp_path / "a", np.eye(4) * 9))))
+    assert name == "confusion_test"
+    assert "not shown" not in alt + caption
+
+
+def test_of_many_classes_only_the_most_confused_are_shown(tmp_path: Path) -> None:
+    confusion = 9 * np.eye(100, dtype=int)
+    confusion[7, 93] = 2
+    record = record_of(tmp_path / "a", confusion)
+    _, figure, alt, caption = next(iter(chart_evaluation(record)))
+    assert "60 classes with fewer confusions are not shown." in alt
+    assert "60 classes with fewer confusions are not shown." in caption
+    (axes,) = figure.axes
+    assert axes.get_title().endswith("the 40 most confused classes")
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(names) == 40
+    assert {"class 7", "class 93"} <= set(names)

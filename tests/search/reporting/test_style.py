@@ -12,7 +12,7 @@ def page_svg(folder: Path, text: str, name: str = "one") -> str:
         return style.save(figure, folder, name)
 
 
-def test_a_figure_is_kept_as_files_and_for_the_page(tmp_path: Path) -> None:
+def test_a_figure_is_saved_as_files_and_for_the_page(tmp_path: Path) -> None:
     svg = page_svg(tmp_path, "title")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
     assert style.ACCENT in (tmp_path / "one.svg").read_text()
@@ -23,7 +23,7 @@ def test_a_figure_is_kept_as_files_and_for_the_page(tmp_path: Path) -> None:
     assert '<g class="halo"' in svg
 
 
-def test_every_id_is_the_figures_own_and_is_found(tmp_path: Path) -> None:
+def test_ids_are_unique_and_references_are_found(tmp_path: Path) -> None:
     svg = page_svg(tmp_path, "title", "two")
     ids = re.findall(r' id="([^"]*)"', svg)
     used = re.findall(r'xlink:href="#([^"]*)"|url\(#([^)]*)\)', svg)
@@ -32,7 +32,7 @@ def test_every_id_is_the_figures_own_and_is_found(tmp_path: Path) -> None:
     assert {a or b for a, b in used} <= set(ids)
 
 
-def test_texts_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_texts_are_no_markup(tmp_path: Path) -> None:
     svg = page_svg(tmp_path, r"<b>& $\nothing$ 日本")
     assert r">&lt;b&gt;&amp; $\nothing$ 日本</text>" in svg
 
@@ -41,6 +41,6 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     assert page_svg(tmp_path, "title") == page_svg(tmp_path, "title")
 
 
-def test_long_names_are_cut() -> None:
-    assert style.short("sixteen letters!") == "sixteen letters!"
-    assert style.short("seventeen letters") == "seventeen lette…"
+def test_long_names_are_shortened() -> None:
+    assert style.shorten("sixteen letters!") == "sixteen letters!"
+    assert style.shorten("seventeen letters") == "seventeen lette…"

@@ -3,116 +3,232 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from search.reporting.terminal import show_result
-from search.runs.run_folder import RunFolder
+from search.evaluation.comparison import compare_models
+from search.reporting.terminal import describe_gain, show_result
+from search.runs.summary import (
+    BestModel,
+    Calibration,
+    CalibrationChange,
+    CalibrationScores,
+    CenterCropScores,
+    ExternalScores,
+    KFoldScores,
+    LabelIssueCounts,
+    RunSummary,
+    SearchCounts,
+    Settings,
+)
+from tests.fixtures.handmade_run import scores
 
 CONFIG = {"backbone": "cnn", "lr": 0.00123456, "freeze_depth": 2, "mixup": 0.0}
-SUMMARY: dict[str, Any] = {
-    "settings": {"searched": {"backbone": "", "lr": "", "freeze_depth": ""}},
-    "search": {"trials": 12, "complete": 5, "pruned": 6, "failed": 1},
-    "stages": {"search": 200.0, "folds": 50.0},
-    "test": {"accuracy": 0.98765, "accuracy_ci95": (0.9612, 0.9987), "n": 359},
-    "kfold": {"folds": 5, "accuracy_mean": 0.9811, "accuracy_std": 0.0042},
-    "best": {
-        "trial": 7,
-        "name": "trial 7, 8 epochs",
-        "val_accuracy": 0.9912,
-        "config": CONFIG,
-    },
-}
+SETTINGS = Settings(
+    trials=12,
+    epochs=8,
+    folds=5,
+    patience=None,
+    views=8,
+    keep_checkpoints=3,
+    image_size=32,
+    resize_mode="pad",
+    cache_size=36,
+    weights="pretrained",
+    center_crop=True,
+    searched={"backbone": "", "lr": "", "freeze_depth": ""},
+    constants={"mixup": 0.0},
+    finalists=1,
+    sampler="tpe",
+    scheduler="asha",
+    probe=True,
+    seed=0,
+    gpus=[],
+)
+
+
+def best(**more: Any) -> BestModel:
+    values = {"trial": 7, "name": "trial 7, 8 epochs", "config": CONFIG, "val_accuracy": 0.9912}
+    return BestModel(**{**values, "epoch": 8, **more})
+
+
+def kfold(center_crop: CenterCropScores | None = None) -> KFoldScores:
+    return KFoldScores(
+        folds=5,
+        accuracy_mean=0.9811,
+        accuracy_std=0.0042,
+        accuracy_ci95=(0.97, 0.99),
+        optimism=0.01,
+        center_crop=center_crop,
+        finalists=[],
+    )
+
+
+def summary(**more: Any) -> RunSummary:
+    sections: dict[str, Any] = {
+        "settings": SETTINGS,
+        "search": SearchCounts(
+            trials=12, complete=5, pruned=6, failed=1, unfinished=0, seconds=200.0
+        ),
+        "stages": {"search": 200.0, "cross_validation": 50.0},
+        "test": scores([[79, 1], [0, 1]], ("a", "b"), (0.9612, 0.9987)),
+        "kfold": kfold(),
+        "best": best(),
+    }
+    return RunSummary(**{**sections, **more})
 
 
 def shown(path: Path, width: int = 80, **more: Any) -> list[str]:
-    """Return the lines that close a run."""
-    path.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(path)
-    for section, values in {**SUMMARY, **more}.items():
-        folder.note(section, values)
+    """Return the lines that are printed."""
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    show_result(folder, console)
+    show_result(summary(**more), path, console)
     assert isinstance(console.file, io.StringIO)
     return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
 
 
-def test_accuracies_facts_files_and_the_next_commands(tmp_path: Path) -> None:
-    path = tmp_path / "run-1"
+def test_accuracies_facts_files_and_the_next_steps() -> None:
+    path = Path("results") / "run-1"
     lines = shown(path)
     for line in (
-        "accuracy 95 % interval images",
-        "held out 0.9877 0.9612 to 0.9987 359",
-        "5 folds 0.9811 ± 0.0042 (sd)",
-        "in the search 0.9912",
-        "winner trial 7, 8 epochs: backbone cnn, lr 0.00123, freeze_depth 2",
-        "search 12 trials: 5 run in full, 6 stopped early, 1 failed; 4 min 10 s in all",
+        "accuracy 95% CI images",
+        "test set 98.77% 96.12–99.87% 81",
+        "5-fold cross-validation 98.11% ± 0.42% (sd)",
+        "best validation accuracy 99.12%",
+        "best model trial 7, 8 epochs: backbone cnn, lr 0.00123, freeze_depth 2",
+        "search 12 trials: 5 complete, 6 pruned, 1 failed; 4 min 10 s in all",
         f"report {path}/report.html",
         f"model {path}/model.pt",
-        "go on with:",
+        "next steps:",
         f"python -m search.predict {path} IMAGE…",
         f"python -m search.serve {path}",
         f"python -m search.report {path}",
         f"tensorboard --logdir {path}/tensorboard",
     ):
         assert line in lines
-    assert not any("elsewhere" in line for line in lines)
+    assert not any("external" in line for line in lines)
 
 
-def test_a_linear_probe_has_no_parameters(tmp_path: Path) -> None:
-    best = {**SUMMARY["best"], "trial": None, "name": "linear probe of cnn"}
-    assert "winner linear probe of cnn" in shown(tmp_path, best=best)
+def test_a_linear_probe_has_no_parameters() -> None:
+    probe = best(trial=None, name="linear probe of cnn")
+    assert "best model linear probe of cnn" in shown(Path("run"), best=probe)
 
 
 @pytest.mark.parametrize(
-    ("external", "line"),
+    ("labelled", "line"),
     [
-        (
-            {"n": 40, "n_labelled": 38, "accuracy": 0.975, "accuracy_ci95": (0.871, 0.9956)},
-            "from elsewhere 0.9750 0.8710 to 0.9956 38",
-        ),
-        ({"n": 40, "accuracy": None}, "elsewhere 40 images predicted"),
+        (True, "external test set 97.50% 87.10–99.56% 40"),
+        (False, "external 41 images predicted, without labels"),
     ],
 )
-def test_images_from_elsewhere(tmp_path: Path, external: dict[str, Any], line: str) -> None:
-    assert line in shown(tmp_path, external=external)
+def test_the_external_test_set(labelled: bool, line: str) -> None:
+    of_labelled = scores([[39, 1], [0, 0]], ("a", "b"), (0.871, 0.9956)) if labelled else None
+    external = ExternalScores(
+        n=41, n_labelled=40, n_near_duplicates=1, n_ood=None, scores=of_labelled
+    )
+    assert line in shown(Path("run"), external=external)
 
 
-def test_what_the_numbers_are_worth(tmp_path: Path) -> None:
-    lines = shown(tmp_path, label_issues={"n": 3, "share": 0.01, "pairs": []})
-    assert f"labels 3 labels look wrong: see {tmp_path}/folds/label_issues.csv" in lines
+def test_the_gain_over_the_baseline_has_its_interval() -> None:
+    labels = np.zeros(100, np.int64)
+    model, baseline = np.repeat([0, 1], [94, 6]), np.repeat([0, 1], [84, 16])
+    compared = summary(comparison=compare_models(labels, model, baseline))
+    assert describe_gain(compared) == (
+        "+10.0 points, 95% CI +4.5 to +16.5 (only the model correct: 10, only the baseline: 0,"
+        " p = 0.002): better beyond chance"
+    )
+    (line,) = [
+        line for line in shown(Path("run"), comparison=compared.comparison) if "baseline" in line
+    ]
+    assert line.startswith("vs. baseline +10.0 points")
+
+
+def test_there_is_no_gain_where_the_baseline_is_the_best() -> None:
+    expected = "no gain: the baseline is the best model"
+    assert describe_gain(summary(best=best(trial=0))) == expected
+
+
+def test_results_that_are_missing_are_not_shown() -> None:
+    assert describe_gain(RunSummary()) is None
+    assert describe_gain(summary(best=best(trial=None))) is None
+    lines = shown(Path("run"), calibration=Calibration(temperature=1.2))
+    for label in ("vs. baseline", "centre crop", "calibration", "labels"):
+        assert not any(line.startswith(label) for line in lines)
+
+
+def test_calibration_before_and_after_temperature_scaling() -> None:
+    before, after = (CalibrationScores(ece=e, log_loss=0.1, bins=[]) for e in (0.05, 0.0123))
+    change = CalibrationChange(n=100, before=before, after=after)
+    calibration = Calibration(temperature=1.5, test=change)
+    assert (
+        "calibration ECE 1.23% after temperature scaling (5.00% before, temperature 1.50)"
+        in shown(Path("run"), calibration=calibration)
+    )
+
+
+@pytest.mark.parametrize(("enabled", "views"), [(True, "two views"), (False, "one view")])
+def test_the_centre_crop(enabled: bool, views: str) -> None:
+    center_crop = CenterCropScores(
+        enabled=enabled,
+        log_loss=0.04,
+        log_loss_baseline=0.05,
+        accuracy_mean=0.99,
+        accuracy_mean_baseline=0.98,
+    )
+    assert (
+        f"centre crop {views}; cross-validation accuracy with two views 99.00%, one view 98.00%;"
+        " log loss 0.040, 0.050" in shown(Path("run"), width=200, kfold=kfold(center_crop))
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "line"),
+    [
+        (0, "labels 0 possible label errors"),
+        (1, "labels 1 possible label error: see run/folds/label_issues.csv"),
+        (3, "labels 3 possible label errors: see run/folds/label_issues.csv"),
+    ],
+)
+def test_possible_label_errors(n: int, line: str) -> None:
+    issues = LabelIssueCounts(n=n, fraction=n / 300, pairs=[])
+    assert line in shown(Path("run"), label_issues=issues)
 
 
 @pytest.mark.parametrize("width", [80, 30])
-def test_a_path_can_be_copied_whole(tmp_path: Path, width: int) -> None:
+def test_a_path_can_be_copied_whole(width: int) -> None:
     """However long it is, and whatever characters it has."""
-    path = tmp_path / "my photos [old]" / ("deep " * 20).strip() / ":smile:"
+    path = Path("my photos [old]") / ("deep " * 20).strip() / ":smile:"
     lines = shown(path, width)
     assert f"report {path}/report.html" in lines
     assert f"python -m search.predict '{path}' IMAGE…" in lines
     assert f"tensorboard --logdir '{path}/tensorboard'" in lines
 
 
-def test_words_are_folded_for_a_person_and_not_for_a_pipe(tmp_path: Path) -> None:
-    long = {**SUMMARY["best"], "name": "a long name " * 20}
-    (piped,) = [line for line in shown(tmp_path, best=long) if line.startswith("winner")]
+def test_lines_are_folded_for_a_person_and_not_for_a_pipe() -> None:
+    long = best(name="a long name " * 20)
+    (piped,) = [line for line in shown(Path("run"), best=long) if line.startswith("best model")]
     assert piped.endswith("freeze_depth 2")
     console = Console(file=io.StringIO(), width=60, force_terminal=True, highlight=False)
-    show_result(RunFolder.open(opened(tmp_path)), console)
+    show_result(summary(best=long), Path("run"), console)
     assert isinstance(console.file, io.StringIO)
     lines = [line for line in console.file.getvalue().splitlines() if "long name" in line]
     assert len(lines) > 3
     assert max(map(len, lines)) <= 60
 
 
-def opened(path: Path) -> Path:
-    """Add what a folder must have to be a run's."""
-    (path / "environment.json").write_text('{"request": {}}')
-    (path / "space.py").write_text("")
-    return path
+def test_the_table_fits_a_narrow_terminal() -> None:
+    external = ExternalScores(
+        n=9,
+        n_labelled=9,
+        n_near_duplicates=0,
+        n_ood=None,
+        scores=scores([[9, 0], [0, 0]], ("a", "b"), (0.7, 1.0)),
+    )
+    lines = shown(Path("run"), width=60, external=external)
+    assert "external test set 100.00% 70.00–100.00% 9" in lines
+    assert not any(re.search("…$", line) for line in lines if "external" in line)
 
 
-def test_the_table_fits_a_narrow_terminal(tmp_path: Path) -> None:
-    lines = shown(tmp_path, width=60, external={"n": 9, "accuracy": 1.0, "accuracy_ci95": (0.7, 1)})
-    assert "from elsewhere 1.0000 0.7000 to 1.0000 9" in lines
-    assert not any(re.search("…$", line) for line in lines if "elsewhere" in line)
+def test_an_unfinished_run_has_no_result() -> None:
+    with pytest.raises(ValueError, match="only a finished run has a result to show"):
+        show_result(RunSummary(), Path("run"), Console(file=io.StringIO()))
