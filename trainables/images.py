@@ -161,6 +161,19 @@ def _pad_to_square(image: Image.Image, cache_size: int, image_size: int) -> np.n
     return np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
 
 
+def evaluation_crop(images: Tensor, image_size: int) -> Tensor:
+    """Cut the central square out of images: [N, S, S, 3] → [N, image_size, image_size, 3].
+
+    Raises:
+        ValueError: the crop is larger than the images.
+    """
+    cache_size = images.shape[1]
+    if not 1 <= image_size <= cache_size:
+        raise ValueError(f"1 <= image_size <= {cache_size} must hold, but got {image_size}")
+    start = _center_offset(cache_size, image_size)
+    return images[:, start : start + image_size, start : start + image_size]
+
+
 def crop_and_normalise(images: Tensor, image_size: int, dtype: torch.dtype | None = None) -> Tensor:
     """Cut out the evaluation crop of images and normalise it by ImageNet's mean and deviation.
 
@@ -180,15 +193,11 @@ def crop_and_normalise(images: Tensor, image_size: int, dtype: torch.dtype | Non
     """
     import torch
 
-    count, cache_size = images.shape[:2]
-    if not 1 <= image_size <= cache_size:
-        raise ValueError(f"1 <= image_size <= {cache_size} must hold, but got {image_size}")
-    start = _center_offset(cache_size, image_size)
-    crop = images[:, start : start + image_size, start : start + image_size]
+    crop = evaluation_crop(images, image_size)
     # Constants as long as a row of pixels vectorise; one for each of three channels would not.
     scale, shift = _row_constants(image_size, images.device)
-    rows = crop.reshape(count, image_size, image_size * 3).to(torch.float32).mul_(scale).sub_(shift)
-    return rows.view(count, image_size, image_size, 3).permute(0, 3, 1, 2).to(dtype=dtype)
+    rows = crop.flatten(2).to(torch.float32).mul_(scale).sub_(shift)
+    return rows.view(crop.shape).permute(0, 3, 1, 2).to(dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)

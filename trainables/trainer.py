@@ -16,7 +16,7 @@ from trainables.batches import Batches, CachedBatches, ImageBatches, ImageSet
 from trainables.compute import mixed_precision
 from trainables.feature_cache import FeatureCache
 from trainables.models.backbones import Backbone
-from trainables.models.ensemble import Classifier, Weights, create_head
+from trainables.models.classifier import Classifier, Weights, create_head
 from trainables.trial_result import EpochResult
 
 PLATEAU_PATIENCE = 2  # epochs without a lower validation loss before the learning rate falls

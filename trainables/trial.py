@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from spaces.base import TrialConfig
 from trainables.compute import configure_cpu, release_memory
 from trainables.disk_full import is_disk_full
-from trainables.models.ensemble import Weights
+from trainables.models.classifier import Weights
 from trainables.trainer import Trainer, TrainingError
 from trainables.trial_result import TrialResult
 from trainables.worker import TrainingContext, TrialCheckpoints, create_trainer, resolve_config

@@ -20,7 +20,7 @@ from trainables.feature_cache import FeatureCache, build_view, view_magnitude
 from trainables.images import ImageRows, as_tensor
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.batchnorm_folding import fold_batchnorm
-from trainables.models.ensemble import Weights
+from trainables.models.classifier import Weights
 from trainables.trainer import Trainer
 
 GPU_TABLE_FRACTION = 0.2

@@ -17,7 +17,7 @@ from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view
 from trainables.images import IMAGE_SUFFIXES, as_tensor, read_image, to_square
 from trainables.models.backbones import Backbone, create_backbone
-from trainables.models.ensemble import Weights
+from trainables.models.classifier import Weights
 from trainables.models.weights import load_weights
 
 CALTECH_SIX = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")

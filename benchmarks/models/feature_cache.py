@@ -45,7 +45,7 @@ from benchmarks.harness.workbench import (
 from spaces.base import TrialConfig
 from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache, bytes_per_image
-from trainables.models.ensemble import Weights
+from trainables.models.classifier import Weights
 from trainables.trainer import Trainer
 
 BACKBONE = "squeezenet1_0"

@@ -45,7 +45,7 @@ from benchmarks.harness.workbench import (
 from spaces.base import TrialConfig
 from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache
-from trainables.models.ensemble import Weights
+from trainables.models.classifier import Weights
 from trainables.models.linear_probe import fit_head
 from trainables.trainer import Trainer
 

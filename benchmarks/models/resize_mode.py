@@ -48,9 +48,8 @@ from benchmarks.harness.workbench import (
 )
 from search.pipeline.retraining.kfold import split_folds
 from trainables.batches import ImageSet
-from trainables.images import CROP_FRACTION, read_image, to_square
-from trainables.models.ensemble import Weights
-from trainables.models.export_module import central
+from trainables.images import CROP_FRACTION, evaluation_crop, read_image, to_square
+from trainables.models.classifier import Weights
 from trainables.models.linear_probe import fit_head
 
 BACKBONE = "mobilenet_v2"
@@ -101,7 +100,7 @@ def main() -> int:
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """Resize the shorter side to `size / 0.875` and crop the centre."""
     decoded = torch.from_numpy(to_square(image, round(size / CROP_FRACTION), size))
-    return central(decoded[None], size)[0].numpy()
+    return evaluation_crop(decoded[None], size)[0].numpy()
 
 
 def squeezed(image: Image.Image, size: int) -> np.ndarray:

@@ -44,7 +44,7 @@ from trainables.batches import ImageSet
 from trainables.compute import configure_cpu, mixed_precision
 from trainables.feature_cache import FeatureCache
 from trainables.images import crop_and_normalise
-from trainables.models.ensemble import Classifier, Weights, create_head
+from trainables.models.classifier import Classifier, Weights, create_head
 from trainables.trainer import Trainer
 
 BACKBONES = ("squeezenet1_0", "mobilenet_v2", "resnet18")

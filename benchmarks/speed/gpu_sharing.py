@@ -40,7 +40,7 @@ from spaces.base import TrialConfig
 from trainables.batches import ImageSet
 from trainables.compute import mixed_precision
 from trainables.images import crop_and_normalise
-from trainables.models.ensemble import Classifier, create_head
+from trainables.models.classifier import Classifier, create_head
 from trainables.trainer import Trainer
 
 BATCH = 32

@@ -31,7 +31,7 @@ from torchvision import transforms
 
 from trainables.images import MEAN, STD
 from trainables.models.backbones import create_backbone
-from trainables.models.ensemble import Classifier, create_head
+from trainables.models.classifier import Classifier, create_head
 from trainables.models.weights import load_weights
 
 # A trial has one CPU, so decoding in other processes gains nothing (measured: 0 is no slower).

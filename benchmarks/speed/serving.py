@@ -107,7 +107,8 @@ def main() -> None:
 def save_model(plan: Plan, folder: Path) -> Path:
     """Save an ensemble of five heads over a frozen, untrained backbone."""
     from trainables.models.backbones import create_backbone
-    from trainables.models.ensemble import Classifier, Ensemble, ModelCard, create_head
+    from trainables.models.classifier import Classifier, create_head
+    from trainables.models.ensemble import Ensemble, ModelCard
 
     size = plan.image_size
     classes = tuple(f"class {i}" for i in range(6))

@@ -33,7 +33,7 @@ from trainables.compute import mixed_precision
 from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
 from trainables.models.backbones import Backbone
 from trainables.models.batchnorm_folding import fold_batchnorm
-from trainables.models.ensemble import Classifier, Weights
+from trainables.models.classifier import Classifier, Weights
 from trainables.models.linear_probe import fit_head
 from trainables.trainer import Trainer
 

@@ -11,8 +11,9 @@ import torch
 
 from search.console.formatting import count, percent
 from search.deployment.run_images import RunImages
+from trainables.images import evaluation_crop
 from trainables.models.ensemble import Ensemble, ModelCard
-from trainables.models.export_module import ExportModule, central
+from trainables.models.export_module import ExportModule
 
 TOLERANCE = 1e-3
 """Largest difference of a probability from PyTorch's."""
@@ -125,7 +126,7 @@ def expected_outputs(ensemble: Ensemble, decoded: np.ndarray) -> Outputs:
 
 def central_pixels(card: ModelCard, decoded: np.ndarray) -> np.ndarray:
     """Crop decoded images to an exported model's input: uint8 [n, image_size, image_size, 3]."""
-    return central(torch.from_numpy(decoded), card.image_size).numpy()
+    return evaluation_crop(torch.from_numpy(decoded), card.image_size).contiguous().numpy()
 
 
 def compare_outputs(

@@ -16,9 +16,9 @@ from search.deployment.exporters import run_onnx, run_program
 from search.deployment.run_images import read_split
 from search.export import main, one_member
 from search.predict import load
-from trainables.images import crop_and_normalise
+from trainables.images import crop_and_normalise, evaluation_crop
 from trainables.models.ensemble import load_model
-from trainables.models.export_module import ExportModule, central
+from trainables.models.export_module import ExportModule
 
 onnx = pytest.importorskip("onnx", reason="needs the extra: export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: export")
@@ -43,7 +43,7 @@ def exported(colour_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_the_graph_computes_the_ensemble(colour_run, colour_images):
     ensemble = load_model(colour_run / "model.pt")
     decoded = read_split(colour_run, ensemble.card, "test", None).decoded
-    pixels = central(torch.from_numpy(decoded), ensemble.card.image_size)
+    pixels = evaluation_crop(torch.from_numpy(decoded), ensemble.card.image_size).contiguous()
     with torch.no_grad():
         x = crop_and_normalise(torch.from_numpy(decoded), 32)
         expected = torch.softmax(ensemble(x) / 1.25, 2).mean(0)

@@ -1,7 +1,8 @@
-"""A second look at each image's middle, enlarged, by linear heads on pretrained features.
+"""Classify the enlarged centre of each image with linear heads on pretrained features.
 
-What an image is of mostly fills its middle; enlarged, a network finds there what is too small for
-it in the whole. The heads' logits are added to those of the members, which see the whole.
+The object usually fills the centre of an image; enlarged, it shows the network details that are too
+small in the full image. The heads' logits are added to those of the ensemble's members, which see
+the full image.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from torch.nn import functional
 
 from trainables.models.backbones import Backbone
 
-ZOOM = 0.7
-"""Share of an image's side that is looked at."""
+CENTER_FRACTION = 0.7
+"""Fraction of an image's side that the centre crop keeps."""
 
 
 class CenterCropBranch(nn.Module):
-    """One pretrained backbone, and a linear head for each member of an ensemble."""
+    """A pretrained backbone on the centre crop, with a linear head per member of an ensemble."""
 
     def __init__(self, backbone: Backbone, heads: Mapping[str, Tensor]) -> None:
-        """Put heads on a backbone.
+        """Attach the heads to the backbone.
 
         Args:
             backbone: Pretrained, and never trained.
@@ -38,24 +39,24 @@ class CenterCropBranch(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return what is added to each member's logits, [members, N, classes].
+        """Return the logits to add to each member's, [members, N, classes].
 
         Args:
-            pixels: Normalised, [N, 3, H, W]: what the members see.
+            pixels: Normalised pixels of the full images, [N, 3, H, W].
         """
         features = self.backbone(enlarge_center(pixels))
         with torch.autocast(features.device.type, enabled=False):
             return torch.stack([head(features.float()) for head in self.heads])
 
     def head_weights(self) -> dict[str, Tensor]:
-        """Return the heads as they came, on the CPU."""
+        """Return the heads' weights, in the form that the constructor takes, on the CPU."""
         states = [head.state_dict() for head in self.heads]
         return {key: torch.stack([one[key] for one in states]).cpu() for key in states[0]}
 
 
 def enlarge_center(pixels: Tensor) -> Tensor:
-    """Cut the middle out of images [N, 3, H, W] and enlarge it (bilinear) to what they were."""
+    """Crop the centre of images [N, 3, H, W] and resize it (bilinear) to H × W."""
     height, width = pixels.shape[-2:]
-    top, left = (round(side * (1 - ZOOM) / 2) for side in (height, width))
-    middle = pixels[..., top : height - top, left : width - left]
-    return functional.interpolate(middle, (height, width), mode="bilinear", align_corners=False)
+    top, left = (round(side * (1 - CENTER_FRACTION) / 2) for side in (height, width))
+    center = pixels[..., top : height - top, left : width - left]
+    return functional.interpolate(center, (height, width), mode="bilinear", align_corners=False)

@@ -1,8 +1,8 @@
-"""Stages and a head make a classifier; K of them over one frozen prefix make the ensemble.
+"""An ensemble of K classifiers with common frozen stages, and its file `model.pt`.
 
-It may look at each image twice: see `trainables.models.center_crop`.
-
-`model.pt` holds tensors and one JSON text, and needs no code of the space to be loaded.
+A model may have a centre-crop branch (`trainables.models.center_crop`) and a scorer of
+out-of-distribution images (`trainables.models.ood`). `model.pt` contains tensors and one JSON text,
+so that loading it runs no code of the file and needs no space.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,117 +24,62 @@ from spaces.base import ResizeMode
 from trainables.atomic_write import write_atomically
 from trainables.compute import mixed_precision
 from trainables.images import ImageRows, crop_and_normalise, to_square
-from trainables.models.backbones import N_STAGES, Backbone, create_backbone
+from trainables.models.backbones import N_STAGES, create_backbone
 from trainables.models.center_crop import CenterCropBranch
+from trainables.models.classifier import (
+    Classifier,
+    Weights,
+    create_head,
+    load_weights_from_stage,
+    weights_from_stage,
+)
 from trainables.models.ood import OODScorer, load_ood_scorer
 
-FORMAT = "classifier-search model 1"
-_PREDICT_BATCH = 64
+FORMAT = "classifier-search model 2"
+"""Value of `format` in a model file; the number changes with the file's contents."""
 
-Weights = dict[str, Tensor]
+_BATCH_SIZE = 64
 
 
 class ModelError(ValueError):
-    """A file is no model of ours, or is damaged."""
+    """A model file is missing, damaged, or of another format."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that a model is, besides its tensors."""
+    """The description of a model: everything besides its tensors."""
 
     backbone: str
     classes: tuple[str, ...]
     image_size: int
+    """Side in pixels of the square that the backbone sees."""
     cache_size: int
-    """Side in pixels of the square that images become before `image_size` is cut out of it."""
+    """Side in pixels of the square that images are resized to before `image_size` is cut out."""
     freeze_depth: int
+    """Number of leading stages that the members have in common."""
     hidden_units: int
     n_members: int
     temperature: float = 1.0
-    resize_mode: ResizeMode = "crop"  # as all were before a file said so
+    """What logits are divided by before the softmax (calibration)."""
+    resize_mode: ResizeMode = "pad"
+    """How images are made square; see `trainables.images.to_square`."""
     center_crop: bool = False
+    """Whether the model has a centre-crop branch."""
 
     def to_square(self, image: Image.Image) -> np.ndarray:
-        """Make an RGB image what the model takes: uint8 [cache_size, cache_size, 3]."""
+        """Resize an RGB image for the model: uint8 [cache_size, cache_size, 3]."""
         return to_square(image, self.cache_size, self.image_size, self.resize_mode)
 
 
-def create_head(feature_size: int, n_classes: int, hidden_units: int, dropout: float) -> nn.Module:
-    """Build a linear head, or pooling → dense ReLU → dropout → output."""
-    if hidden_units == 0:
-        return nn.Sequential(nn.Dropout(dropout), nn.Linear(feature_size, n_classes))
-    return nn.Sequential(
-        nn.Linear(feature_size, hidden_units),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(hidden_units, n_classes),
-    )
-
-
-class Classifier(nn.Module):
-    """A backbone, frozen to some depth, and a head."""
-
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, x: Tensor, stage_output: int = 0) -> Tensor:
-        """Return logits [N, classes] from what lies at a boundary (0: normalised pixels)."""
-        return self.features_and_logits(x, stage_output)[1]
-
-    def features_and_logits(self, x: Tensor, stage_output: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the pooled features [N, feature_size] too."""
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.float()  # a bank's features are bfloat16, and nothing else would convert them
-        features = self.backbone(x, stage_output, 5)
-        # The head is cheap and decides: it stays out of the half precision of the stages.
-        with torch.autocast(features.device.type, enabled=False):
-            logits: Tensor = self.head(features.float())
-        return features, logits
-
-    def member_weights(self) -> Weights:
-        """Copy what training changed, to the CPU: the unfrozen stages and the head."""
-        kept = stages_from(self.backbone, self.backbone.freeze_depth)
-        kept |= {f"head.{key}": value for key, value in self.head.state_dict().items()}
-        return {key: value.detach().to("cpu", copy=True) for key, value in kept.items()}
-
-    def load_member_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Put `member_weights` back.
-
-        Raises:
-            ModelError: they are not those of the unfrozen stages.
-        """
-        _load_stages(self.backbone, self.backbone.freeze_depth, weights)
-        head = {k.removeprefix("head."): v for k, v in weights.items() if k[:5] == "head."}
-        self.head.load_state_dict(head)
-
-
-def stages_from(backbone: Backbone, depth: int) -> Weights:
-    """Return the weights of a backbone's stages from a depth on: `stages.<stage>.…`."""
-    return {
-        f"stages.{key}": value
-        for key, value in backbone.stages.state_dict().items()
-        if int(key.split(".")[0]) >= depth
-    }
-
-
-def _load_stages(backbone: Backbone, depth: int, weights: Mapping[str, Tensor]) -> None:
-    """Put what `stages_from` returned back; other keys are none of its business."""
-    stages = {k: v for k, v in weights.items() if k.startswith("stages.")}
-    own = stages_from(backbone, depth).keys()
-    # A stage that kept its random weights would only show in wrong answers.
-    for what, keys in (("lack", own - stages.keys()), ("hold other", stages.keys() - own)):
-        if keys:
-            names = ", ".join(sorted(key.removeprefix("stages.") for key in keys)[:3])
-            raise ModelError(f"the weights {what} stages' tensors: {names}")
-    backbone.stages.load_state_dict(
-        {k.removeprefix("stages."): v for k, v in stages.items()}, strict=False
-    )
-
-
 class Ensemble(nn.Module):
-    """K classifiers that share their frozen stages, which are stored and run once."""
+    """K classifiers whose frozen stages are stored and run only once.
+
+    Attributes:
+        card: Describes the model.
+        classifiers: The members.
+        ood_scorer: Scores how far an image is from the training images; None if not fitted.
+        center_crop: The centre-crop branch; None if the model has none.
+    """
 
     def __init__(
         self,
@@ -144,14 +89,15 @@ class Ensemble(nn.Module):
         ood_scorer: OODScorer | None = None,
         center_crop: Weights | None = None,
     ) -> None:
-        """Rebuild the networks from their weights.
+        """Build the networks and load their weights.
 
         Args:
-            card: What they are.
+            card: Describes the model.
             prefix: Weights of the frozen stages.
-            members: Each member's own.
-            ood_scorer: Scores how unlike the training images others are; None where not fitted.
-            center_crop: As `center_crop_weights` returns it, where the card tells of one.
+            members: Each member's unfrozen stages and head, from `Classifier.member_weights`.
+            ood_scorer: See the class.
+            center_crop: Weights of the centre-crop branch, as `center_crop_weights` returns them,
+                if the card has one.
 
         Raises:
             ModelError: the weights do not fit the card.
@@ -160,9 +106,11 @@ class Ensemble(nn.Module):
         self.card = card
         self.ood_scorer = ood_scorer
         if len(members) != card.n_members:
-            raise ModelError(f"the card tells of {card.n_members} members, not of {len(members)}")
+            raise ModelError(
+                f"the card is of {card.n_members} members, but there are {len(members)}"
+            )
         if card.center_crop != (center_crop is not None):
-            raise ModelError("the card and the weights do not agree whether there is a second look")
+            raise ModelError("only one of card and weights has a centre-crop branch")
         backbone = create_backbone(card.backbone)
         backbone.freeze(card.freeze_depth)
         head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
@@ -178,26 +126,26 @@ class Ensemble(nn.Module):
             self.center_crop = (
                 None if center_crop is None else self._center_crop_branch(center_crop)
             )
-        except (ModelError, RuntimeError) as error:
+        except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"the weights do not fit {card.backbone}: {reason}") from None
-        self._registered = nn.ModuleList(self.classifiers)  # what `to` and `eval` reach
+        self._registered = nn.ModuleList(self.classifiers)  # so that `to` and `eval` apply
         self.to(memory_format=torch.channels_last)
         self.eval()
 
     def _center_crop_branch(self, weights: Weights) -> CenterCropBranch:
-        """Build the second look, which shares the members' frozen stages."""
+        """Build the centre-crop branch on the members' frozen stages."""
         depth, frozen = self.card.freeze_depth, self.classifiers[0].backbone.stages
         backbone = create_backbone(self.card.backbone)
         for index in range(depth):
             backbone.stages[index] = frozen[index]
         backbone.freeze(N_STAGES)
-        _load_stages(backbone, depth, weights)
+        load_weights_from_stage(backbone, depth, weights)
         heads = {"weight": weights["weight"], "bias": weights["bias"]}
         shape = (self.card.n_members, len(self.card.classes), backbone.feature_size)
         if heads["weight"].shape != shape or heads["bias"].shape != shape[:2]:
             raise ModelError(
-                f"the second look's heads must be [members, classes, features] = {shape}, but are"
+                f"the centre-crop heads must be [members, classes, features] = {shape}, but got"
                 f" {tuple(heads['weight'].shape)}"
             )
         return CenterCropBranch(backbone, heads)
@@ -210,64 +158,74 @@ class Ensemble(nn.Module):
         return {k: v.detach().cpu() for k, v in stages.state_dict().items()}
 
     def member_weights(self) -> list[Weights]:
-        """The weights of each member's own stages and head."""
+        """Return the weights of each member's unfrozen stages and head."""
         return [classifier.member_weights() for classifier in self.classifiers]
 
     def center_crop_weights(self) -> Weights | None:
-        """The second look's heads, and those of its stages that no member shares."""
+        """Return the centre-crop heads and the branch's stages that no member has in common."""
         if self.center_crop is None:
             return None
-        stages = stages_from(self.center_crop.backbone, self.card.freeze_depth)
+        stages = weights_from_stage(self.center_crop.backbone, self.card.freeze_depth)
         return {k: v.detach().cpu() for k, v in stages.items()} | self.center_crop.head_weights()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return each member's logits, [members, N, classes], from normalised pixels."""
+        """Return each member's logits, [members, N, classes], for normalised pixels."""
         return self.features_and_logits(x)[1]
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pooled features, [members, N, feature_size], too."""
+        """Return each member's pooled features and logits for normalised pixels.
+
+        Args:
+            x: [N, 3, H, W].
+
+        Returns:
+            [members, N, feature_size] and [members, N, classes].
+        """
         depth = self.card.freeze_depth
         shared = self.classifiers[0].backbone(x, 0, depth)
-        made = [classifier.features_and_logits(shared, depth) for classifier in self.classifiers]
-        features, logits = (torch.stack(both) for both in zip(*made, strict=True))
+        outputs = [classifier.features_and_logits(shared, depth) for classifier in self.classifiers]
+        features, logits = (torch.stack(parts) for parts in zip(*outputs, strict=True))
         if self.center_crop is not None:
             logits = logits + self.center_crop(x)
         return features, logits
 
-    def logits(self, images: Tensor | ImageRows) -> Tensor:
-        """Return each member's logits for packed images; see `predict_with_ood`."""
-        return self.predict_with_ood(images)[0]
+    def logits(self, images: Tensor | ImageRows, batch_size: int = _BATCH_SIZE) -> Tensor:
+        """Return each member's logits for decoded images; see `predict_with_ood`."""
+        return self.predict_with_ood(images, batch_size)[0]
 
     @torch.no_grad()
-    def predict_with_ood(self, images: Tensor | ImageRows) -> tuple[Tensor, Tensor | None]:
-        """Return each member's logits for packed images, and how far these are to be doubted.
+    def predict_with_ood(
+        self, images: Tensor | ImageRows, batch_size: int = _BATCH_SIZE
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return each member's logits and the OOD scores of decoded images.
 
         Args:
             images: uint8 [N, S, S, 3] with S the card's `cache_size`.
+            batch_size: Images that are computed together.
 
         Returns:
-            float32 [members, N, classes] on the CPU; and the doubt, float32 [N] (see
-            `trainables.models.ood`), or None where the model has none.
+            Logits, float32 [members, N, classes], and OOD scores, float32 [N] or None if the model
+            has no scorer; both on the CPU.
         """
         device = next(self.parameters()).device
         parts = [torch.empty(len(self.classifiers), 0, len(self.card.classes))]
         ood_scores = [torch.empty(0)]
-        for start in range(0, len(images), _PREDICT_BATCH):
-            batch = images[start : start + _PREDICT_BATCH].to(device)
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size].to(device)
             with mixed_precision(device):
-                made = self.features_and_logits(crop_and_normalise(batch, self.card.image_size))
-            features, logits = (both.float().cpu() for both in made)
+                outputs = self.features_and_logits(crop_and_normalise(batch, self.card.image_size))
+            features, logits = (output.float().cpu() for output in outputs)
             parts.append(logits)
             if self.ood_scorer is not None:
                 ood_scores.append(self.ood_scorer.score(features, logits))
         return torch.cat(parts, dim=1), None if self.ood_scorer is None else torch.cat(ood_scores)
 
     def probabilities(self, images: Tensor | ImageRows) -> Tensor:
-        """Return the members' mean probability of each class: float32 [N, classes], on the CPU."""
+        """Return the mean of the members' probabilities: float32 [N, classes], on the CPU."""
         return mean_probabilities(self.logits(images), self.card.temperature)
 
     def save(self, path: Path) -> None:
-        """Write `model.pt`; a crash in the middle leaves the old file whole."""
+        """Write the model to a file, atomically."""
         content: dict[str, Any] = {
             "format": FORMAT,
             "card": json.dumps(asdict(self.card)),
@@ -275,10 +233,10 @@ class Ensemble(nn.Module):
             "members": self.member_weights(),
         }
         if self.ood_scorer is not None:
-            content["ood_score"] = self.ood_scorer.state()
+            content["ood"] = self.ood_scorer.state_dict()
         if self.center_crop is not None:
             content["center_crop"] = self.center_crop_weights()
-        # To a path, torch would not say that the disk is full.
+        # Given a path, torch.save would not report a full disk.
         with write_atomically(path) as partial, partial.open("wb") as file:
             torch.save(content, file)
 
@@ -289,28 +247,29 @@ def mean_probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def load_model(path: Path) -> Ensemble:
-    """Read a `model.pt`.
+    """Load a model from a file that `Ensemble.save` wrote.
 
     Raises:
-        ModelError: the file is missing, is not ours, or is damaged.
+        ModelError: the file is missing, damaged, or of another format.
     """
     if not path.is_file():
         raise ModelError(f"there is no model at {path}")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or a hostile file
+    except Exception as error:  # torch raises many kinds for a damaged or a malicious file
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ModelError(f"{path} cannot be read as a model: {reason}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ModelError(f"{path} is no model of this program (it lacks the mark {FORMAT!r})")
+    file_format = content.get("format") if isinstance(content, dict) else None
+    if file_format != FORMAT:
+        raise ModelError(f"{path} must have the format {FORMAT!r}, but has {file_format!r}")
     try:
         card = _read_card(content["card"])
         ensemble = Ensemble(
             card, content["prefix"], content["members"], center_crop=content.get("center_crop")
         )
-        if "ood_score" in content:
+        if "ood" in content:
             size = ensemble.classifiers[0].backbone.feature_size
-            ensemble.ood_scorer = load_ood_scorer(content["ood_score"], card.n_members, size)
+            ensemble.ood_scorer = load_ood_scorer(content["ood"], card.n_members, size)
         return ensemble
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
@@ -319,6 +278,8 @@ def load_model(path: Path) -> Ensemble:
 
 def _read_card(text: str) -> ModelCard:
     content = json.loads(text)
+    if missing := [field.name for field in fields(ModelCard) if field.name not in content]:
+        raise ModelError(f"its card lacks {', '.join(missing)}")
     card = ModelCard(**{**content, "classes": tuple(content["classes"])})
     numbers = (card.image_size, card.cache_size, card.freeze_depth, card.hidden_units)
     if not all(isinstance(n, int) and 0 <= n <= 65536 for n in numbers):

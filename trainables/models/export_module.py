@@ -1,4 +1,4 @@
-"""The ensemble as others run it: one graph from uint8 pixels to probabilities and the doubt."""
+"""The module that is exported: from uint8 pixels to probabilities and OOD scores."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trainables.models.ood import OODScorer
 
 
 class ExportModule(nn.Module):
-    """Normalisation, frozen stages once, every member's own, softmax at the temperature, mean.
+    """An ensemble with its normalisation before it and its calibrated mean after it.
 
-    All in float32, whatever the processor: what is exported gives the same everywhere.
+    It computes in float32 on every processor, so that exports give equal results everywhere.
     """
 
     pixel_scale: Tensor
@@ -43,8 +43,8 @@ class ExportModule(nn.Module):
             images: uint8 [N, H, W, 3], RGB, H = W = the card's `image_size`.
 
         Returns:
-            Probabilities: float32 [N, classes]; and, where the model has it, the doubt: float32
-            [N] (see `trainables.models.ood`).
+            Probabilities, float32 [N, classes]; and OOD scores, float32 [N], if the model has a
+            scorer (see `trainables.models.ood`).
         """
         pixels = images.permute(0, 3, 1, 2).to(torch.float32)
         features, logits = self.ensemble.features_and_logits(
@@ -53,11 +53,5 @@ class ExportModule(nn.Module):
         probabilities = mean_probabilities(logits, self.temperature)
         if not self.has_ood:
             return (probabilities,)
-        ood_score = OODScorer(self.ood_means, self.ood_components, self.ood_scale)
-        return probabilities, ood_score.score(features, logits)
-
-
-def central(decoded: Tensor, image_size: int) -> Tensor:
-    """Cut out of packed images what `ExportModule` takes: [N, S, S, 3] → [N, size, size, 3]."""
-    start = round((decoded.shape[1] - image_size) / 2)
-    return decoded[:, start : start + image_size, start : start + image_size].contiguous()
+        scorer = OODScorer(self.ood_means, self.ood_components, self.ood_scale)
+        return probabilities, scorer.score(features, logits)

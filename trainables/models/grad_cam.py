@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock
 
 from trainables.images import crop_and_normalise
-from trainables.models.ensemble import Classifier, Ensemble
+from trainables.models.classifier import Classifier
+from trainables.models.ensemble import Ensemble
 
 _BATCH_SIZE = 8  # small, because the gradient needs the activations of the whole network
 

@@ -1,4 +1,4 @@
-"""The linear probe: what a backbone is worth on these images, before anything is trained."""
+"""Fit a linear probe: a logistic regression on the pretrained features of a backbone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from spaces.base import Space
 from trainables.grouped_kfold import grouped_folds
-from trainables.models.ensemble import Weights
+from trainables.models.classifier import Weights
 
 _FOLDS = 5
-_INVERSE_REGULARISATION = 0.03  # of standardised features; chosen in docs/studies.md
+_INVERSE_REGULARISATION = 0.03  # of standardised features; measured in docs/studies.md
 MAX_IMAGES = 10_000
-"""A probe of more than these takes a stratified part: it is only a ranking."""
+"""A probe is fitted on a stratified subset if there are more: it only ranks backbones."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,24 @@ class Probe:
     """A cross-validated linear probe.
 
     Attributes:
-        accuracy: Share of the images that the folds' models got right, each image once.
-        head: Weights of the linear head fitted on all of them: `weight` and `bias`.
+        accuracy: Cross-validated; NaN if a class is too small for two folds.
+        head: Weights of the linear head fitted on all images: `weight` and `bias`.
     """
 
     accuracy: float
     head: Weights
+
+
+def uses_center_crop(space: Space, n_images: float) -> bool:
+    """Return whether the models of a space may have a centre-crop branch.
+
+    The branch is a linear probe; above `MAX_IMAGES`, fine-tuned members gain nothing from one.
+
+    Args:
+        space: The space.
+        n_images: Images that a member is trained on.
+    """
+    return space.center_crop and n_images <= MAX_IMAGES
 
 
 def fit_probe(
@@ -50,12 +63,12 @@ def fit_probe(
         labels: int64 [n]; each class at least twice.
         n_classes: Labels are in [0, n_classes).
         seed: Of the folds.
-        groups: int64 [n]; near-duplicates have equal numbers, and stay in one fold.
+        groups: int64 [n]; images of equal numbers are near-duplicates and stay in one fold.
     """
     x, y = features.float().numpy(), labels.numpy()
     groups = np.arange(len(y)) if groups is None else groups
     if len(y) > MAX_IMAGES:
-        chosen = _stratified_part(y, MAX_IMAGES / len(y), np.random.default_rng(seed))
+        chosen = _stratified_subset(y, MAX_IMAGES / len(y), np.random.default_rng(seed))
         x, y, groups = x[chosen], y[chosen], groups[chosen]
     n_folds = min(_FOLDS, min(len(np.unique(groups[y == label])) for label in np.unique(y)))
     accuracy = float("nan")
@@ -63,17 +76,17 @@ def fit_probe(
         StandardScaler(), LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=200)
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a ranking needs no last digit
+        warnings.simplefilter("ignore", ConvergenceWarning)  # precise enough to rank
         if n_folds >= 2:
-            held_out = grouped_folds(y, groups, n_folds, seed)
-            every = np.arange(len(y))
-            folds = [(np.setdiff1d(every, part), part) for part in held_out]
+            rows = np.arange(len(y))
+            validation_parts = grouped_folds(y, groups, n_folds, seed)
+            folds = [(np.setdiff1d(rows, part), part) for part in validation_parts]
             accuracy = float(np.mean(cross_val_predict(model, x, y, cv=folds) == y))
         return Probe(accuracy, _as_head(model.fit(x, y), x.shape[1], n_classes))
 
 
 def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:
-    """Fit the linear head of a probe alone: `weight` [classes, feature_size], `bias` [classes]."""
+    """Fit a probe's head alone: `weight` [classes, feature_size] and `bias` [classes]."""
     model = make_pipeline(
         StandardScaler(), LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=200)
     )
@@ -83,21 +96,21 @@ def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:
     return _as_head(model, features.shape[1], n_classes)
 
 
-def _stratified_part(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Choose a share of each class's images, and of a rare class enough for every fold."""
+def _stratified_subset(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Choose a fraction of each class, but enough of a rare class for every fold."""
     chosen = []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        chosen.append(rows[: max(_FOLDS, round(share * len(rows)))])
+        chosen.append(rows[: max(_FOLDS, round(fraction * len(rows)))])
     return np.sort(np.concatenate(chosen))
 
 
 def _as_head(model: Pipeline, feature_size: int, n_classes: int) -> Weights:
-    """Fold the standardisation into the weights, and give absent classes a low score."""
+    """Fold the standardisation into the weights, and give absent classes a low logit."""
     scaler, regression = (step for _, step in model.steps)
     weight = regression.coef_ / scaler.scale_
     bias = regression.intercept_ - weight @ scaler.mean_
-    if len(regression.classes_) == 2:  # scikit-learn gives one row for two classes
+    if len(regression.classes_) == 2:  # scikit-learn has one row for two classes
         weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.stack([-bias[0], bias[0]]) / 2
     full_weight = torch.zeros(n_classes, feature_size)
     full_bias = torch.full((n_classes,), float(bias.min()) - 10.0)

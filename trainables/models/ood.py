@@ -1,8 +1,9 @@
-"""How unlike its training images an image is, from what a network makes of it.
+"""Score how far an image is from the training images (out-of-distribution detection).
 
-Two signs are added, as in virtual-logit matching (Wang et al., arXiv 2203.10807): the share of an
-image's features that lies outside the directions in which the training images differ, and the
-energy of its logits. The first sees images from elsewhere, the second those of no class.
+Two measures are added up, as in virtual-logit matching (Wang et al., arXiv 2203.10807): the
+fraction of an image's features that lies outside the principal subspace of the training features,
+and the energy of its logits. The first detects images of another origin, the second images of no
+known class.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import torch
 from torch import Tensor
 
 N_COMPONENTS = 32
-"""Directions kept of each member's features; fewer where the features or images are few."""
+"""Principal components kept for each member; fewer if there are few features or images."""
 
 MAX_IMAGES = 500
-"""Training images that they are found from."""
+"""Number of training images that the subspace is fitted on."""
 
 KEPT_FRACTION = 0.95
-"""Of out-of-fold images, those whose doubt is at most 1."""
+"""Fraction of out-of-fold images that score at most 1."""
 
 Subspace = dict[str, Tensor]
-"""`mean` [features] and `components` [n, features], orthonormal: float32."""
+"""`mean` [features] and orthonormal `components` [n, features], float32."""
 
 
 def fit_subspace(features: Tensor) -> Subspace:
-    """Find the directions in which images differ most.
+    """Fit the principal components of features.
 
     Args:
         features: [n, features] of training images, n >= 2.
@@ -40,30 +41,30 @@ def fit_subspace(features: Tensor) -> Subspace:
 
 
 def residual(features: Tensor, subspace: Mapping[str, Tensor]) -> Tensor:
-    """Return the share of centred features that lies outside a subspace: [n], in [0, 1]."""
+    """Return the fraction of centred features that lies outside a subspace: [n], in [0, 1]."""
     centred = features.float() - subspace["mean"].float()
     length = centred.norm(dim=1)
     inside = (centred @ subspace["components"].float().T).norm(dim=1)
-    # Pythagoras: the part outside needs no matrix of its own.
+    # By Pythagoras, the part outside needs no projection of its own.
     outside = (length**2 - inside**2).clamp_min(0).sqrt()
-    share: Tensor = outside / length.clamp_min(1e-12)
-    return share.clamp_max(1.0)
+    fraction: Tensor = outside / length.clamp_min(1e-12)
+    return fraction.clamp_max(1.0)
 
 
 def energy(logits: Tensor) -> Tensor:
-    """Return -log Σ exp of logits [n, classes] (Liu et al., arXiv 2010.03759): [n]."""
+    """Return the energy -log Σ exp of logits [n, classes] (Liu et al., arXiv 2010.03759): [n]."""
     return -torch.logsumexp(logits.float(), dim=1)
 
 
 @dataclass(frozen=True, eq=False)
 class OODScorer:
-    """Tells how unlike the training images of an ensemble's members an image is.
+    """Scores how far images are from the training images of an ensemble's members.
 
     Attributes:
         means: [members, features].
         components: [members, n, features].
-        scale: What the residual and the energy are multiplied by, and what is added: [3]. By it 0
-            is the median of out-of-fold images, and 1 what `KEPT_FRACTION` of them do not exceed.
+        scale: [3], the factors of the residual and of the energy, and the offset. They are such
+            that out-of-fold images have a median of 0, and `KEPT_FRACTION` of them at most 1.
     """
 
     means: Tensor
@@ -71,29 +72,31 @@ class OODScorer:
     scale: Tensor
 
     def score(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Return the members' mean doubt.
+        """Return the mean of the members' OOD scores.
 
         Args:
             features: [members, N, features].
             logits: [members, N, classes].
 
         Returns:
-            float32 [N]; above 1 an image is not like the training images.
+            float32 [N]; an image above 1 is out of distribution.
         """
-        of_residual, of_energy, offset = self.scale.unbind()  # no numbers: it is exported too
+        # Tensors, not numbers, because this is exported too.
+        residual_factor, energy_factor, offset = self.scale.unbind()
         total = torch.zeros(features.shape[1])
         for index, (x, z) in enumerate(zip(features, logits, strict=True)):
             subspace = {"mean": self.means[index], "components": self.components[index]}
-            total = total + of_residual * residual(x, subspace) + of_energy * energy(z) + offset
+            total = total + residual_factor * residual(x, subspace)
+            total = total + energy_factor * energy(z) + offset
         return total / len(features)
 
     def for_member(self, index: int) -> OODScorer:
-        """Return the doubt by one member alone; the scale is one member's already."""
-        kept = slice(index, index + 1)
-        return OODScorer(self.means[kept], self.components[kept], self.scale)
+        """Return the scorer of one member alone."""
+        member = slice(index, index + 1)
+        return OODScorer(self.means[member], self.components[member], self.scale)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what a file keeps: half precision will do for all but the scale."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors to save; half precision is enough for all but the scale."""
         halves = {"means": self.means.half(), "components": self.components.half()}
         return {**halves, "scale": self.scale.double()}
 
@@ -101,52 +104,49 @@ class OODScorer:
 def fit_ood_scorer(
     subspaces: Sequence[Mapping[str, Tensor]], residuals: Tensor, energies: Tensor
 ) -> OODScorer:
-    """Put both signs on one scale, by images that the members did not see.
+    """Fit the scale of the scores on out-of-fold images.
 
     Args:
         subspaces: Each member's.
-        residuals: [n] of out-of-fold images, each in the subspace of the member that had not seen
-            it.
-        energies: [n] of the same, by the same member.
+        residuals: [n] of out-of-fold images, each by the member that was not trained on it.
+        energies: [n] of the same images, by the same members.
     """
-    signs = [residuals.double(), energies.double()]
-    weights = [1 / _spread(sign) for sign in signs]
-    both = sum((w * s for w, s in zip(weights, signs, strict=True)), torch.zeros(1).double())
-    middle = both.median()
-    # The quantile of which KEPT_FRACTION of new images fall short, and not only of these.
-    rank = min(len(both), int(torch.tensor(KEPT_FRACTION * (len(both) + 1)).ceil()))
-    reach = (both.sort().values[rank - 1] - middle).clamp_min(1e-6)
-    n_shared = min(len(one["components"]) for one in subspaces)
+    measures = [residuals.double(), energies.double()]
+    weights = [1 / _median_deviation(measure) for measure in measures]
+    total = sum((w * m for w, m in zip(weights, measures, strict=True)), torch.zeros(1).double())
+    median = total.median()
+    # The conformal rank, so that KEPT_FRACTION holds for new images and not only for these.
+    rank = min(len(total), int(torch.tensor(KEPT_FRACTION * (len(total) + 1)).ceil()))
+    width = (total.sort().values[rank - 1] - median).clamp_min(1e-6)
+    n_components = min(len(subspace["components"]) for subspace in subspaces)
     return OODScorer(
-        torch.stack([one["mean"] for one in subspaces]),
-        torch.stack([one["components"][:n_shared] for one in subspaces]),
-        torch.stack([weights[0] / reach, weights[1] / reach, -middle / reach]),
+        torch.stack([subspace["mean"] for subspace in subspaces]),
+        torch.stack([subspace["components"][:n_components] for subspace in subspaces]),
+        torch.stack([weights[0] / width, weights[1] / width, -median / width]),
     )
 
 
 def load_ood_scorer(state: Mapping[str, Tensor], n_members: int, feature_size: int) -> OODScorer:
-    """Read what `OODScorer.state` returned.
+    """Build a scorer from what `OODScorer.state_dict` returned.
 
     Raises:
-        ValueError: it is not that, or of another model.
+        ValueError: it is something else, or of another model.
     """
-    ood_score = OODScorer(
-        state["means"].float(), state["components"].float(), state["scale"].double()
+    scorer = OODScorer(state["means"].float(), state["components"].float(), state["scale"].double())
+    fits = (
+        scorer.means.shape == (n_members, feature_size)
+        and scorer.components.dim() == 3
+        and scorer.components.shape[::2] == scorer.means.shape
+        and scorer.scale.shape == (3,)
+        and bool(torch.isfinite(scorer.scale).all())
     )
-    whole = (
-        ood_score.means.shape == (n_members, feature_size)
-        and ood_score.components.dim() == 3
-        and ood_score.components.shape[::2] == ood_score.means.shape
-        and ood_score.scale.shape == (3,)
-        and bool(torch.isfinite(ood_score.scale).all())
-    )
-    if not whole:
+    if not fits:
         raise ValueError(
-            f"its doubt is not of {n_members} members with {feature_size} features each"
+            f"its OOD scorer is not of {n_members} members with {feature_size} features each"
         )
-    return ood_score
+    return scorer
 
 
-def _spread(values: Tensor) -> Tensor:
-    """Return the median distance from the median, and never quite 0."""
+def _median_deviation(values: Tensor) -> Tensor:
+    """Return the median absolute deviation, at least 1e-6."""
     return (values - values.median()).abs().median().clamp_min(1e-6)

@@ -1,15 +1,14 @@
-"""The small embedded backbones: `tinynet`, whose weights ship in the package, and `cnn`.
+"""Two small backbones: `tinynet`, whose weights are part of the package, and `cnn`.
 
-Both take ImageNet-normalised RGB of 28 to 224 pixels (grey images replicated to three channels)
-and are cut into five stages, the last of which ends in one feature vector per image.
-`scripts/pretrain_tinynet.py` makes `weights/tinynet.pth`.
+Both take ImageNet-normalised RGB of 28 to 224 pixels and consist of five stages, the last of which
+returns pooled features. `scripts/pretrain_tinynet.py` makes `weights/tinynet.pth`.
 """
 
 from torch import Tensor, nn
 
 
 class _Residual(nn.Module):
-    """Adds what a block makes of its input to the input itself."""
+    """Adds a block's output to its input."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -37,10 +36,10 @@ def _conv_pool(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 def tinynet_stages() -> tuple[list[nn.Module], int]:
-    """Build the small residual network, with random weights.
+    """Build `tinynet`, a small residual network, with random weights.
 
-    Only three of its stages halve the resolution, so that an image of 28 or 32 pixels still has
-    4 × 4 positions left to pool. 378,000 parameters; 13 million multiplications at 32 pixels.
+    Only three of its stages halve the resolution, so that images of 28 or 32 pixels still have
+    4 × 4 positions to pool. 378,000 parameters; 13 million multiplications at 32 pixels.
 
     Returns:
         Five stages, from images [N, 3, H, W] to features [N, 128], and the feature size 128.
@@ -56,7 +55,7 @@ def tinynet_stages() -> tuple[list[nn.Module], int]:
 
 
 def cnn_stages() -> tuple[list[nn.Module], int]:
-    """Build the plain network of the studies: convolution, ReLU, max pooling, again and again.
+    """Build `cnn`, a plain network of convolution, ReLU and max pooling, with random weights.
 
     Returns:
         Five stages, from images [N, 3, H, W] to features [N, 256], and the feature size 256.
@@ -76,8 +75,8 @@ def cnn_stages() -> tuple[list[nn.Module], int]:
     for stage in stages:
         for layer in stage.modules():
             if isinstance(layer, nn.Conv2d):
-                # PyTorch's default shrinks the signal from layer to layer; without a
-                # normalisation, training would then start slowly.
+                # PyTorch's default makes activations smaller from layer to layer; without
+                # normalisation, training would start slowly.
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)

@@ -23,7 +23,7 @@ from search.runs.summary import CenterCropScores
 from trainables.compute import configure_cpu, mixed_precision
 from trainables.images import crop_and_normalise
 from trainables.models.center_crop import enlarge_center
-from trainables.models.ensemble import Weights, stages_from
+from trainables.models.classifier import Weights, weights_from_stage
 from trainables.models.linear_probe import fit_head, uses_center_crop
 from trainables.worker import (
     TrainingContext,
@@ -127,7 +127,7 @@ class CenterCropProbes:
     def weights(self, backbone: str, freeze_depth: int, heads: Weights) -> Weights:
         """Return the branch's weights: see `Ensemble.center_crop_weights`."""
         network = clone_backbone(self._context, backbone, 5, torch.device("cpu"))
-        return stages_from(network, freeze_depth) | heads
+        return weights_from_stage(network, freeze_depth) | heads
 
     def _fit(
         self, backbone: str, held_out: Sequence[np.ndarray]

@@ -24,7 +24,7 @@ from spaces.base import TrialConfig
 from trainables.atomic_write import write_atomically
 from trainables.compute import configure_cpu
 from trainables.grouped_kfold import grouped_folds
-from trainables.models.ensemble import Weights
+from trainables.models.classifier import Weights
 from trainables.models.linear_probe import fit_head
 from trainables.models.ood import MAX_IMAGES, Subspace, fit_subspace, residual
 from trainables.worker import TrainingContext, create_trainer

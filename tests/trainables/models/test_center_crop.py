@@ -1,5 +1,3 @@
-"""The second look: what it sees, and how an ensemble with one is used and kept."""
-
 from __future__ import annotations
 
 import json
@@ -18,17 +16,9 @@ from search.deployment.parity import central_pixels
 from search.export import one_member
 from trainables.images import crop_and_normalise
 from trainables.models.backbones import create_backbone
-from trainables.models.center_crop import ZOOM, enlarge_center
-from trainables.models.ensemble import (
-    Classifier,
-    Ensemble,
-    ModelCard,
-    ModelError,
-    Weights,
-    create_head,
-    load_model,
-    stages_from,
-)
+from trainables.models.center_crop import CENTER_FRACTION, enlarge_center
+from trainables.models.classifier import Classifier, Weights, create_head, weights_from_stage
+from trainables.models.ensemble import Ensemble, ModelCard, ModelError, load_model
 from trainables.models.export_module import ExportModule
 from trainables.models.grad_cam import grad_cam
 
@@ -64,18 +54,18 @@ def heads(card: ModelCard) -> Weights:
 
 def build(card: ModelCard = CARD) -> Ensemble:
     pretrained = create_backbone("tinynet", seed=0)
-    second = stages_from(pretrained, card.freeze_depth) | heads(card)
+    branch = weights_from_stage(pretrained, card.freeze_depth) | heads(card)
     prefix = pretrained.stages[: card.freeze_depth].state_dict()
-    return Ensemble(card, prefix, members(card), center_crop=second if card.center_crop else None)
+    return Ensemble(card, prefix, members(card), center_crop=branch if card.center_crop else None)
 
 
-def test_the_middle_is_enlarged_as_a_image_would_be() -> None:
+def test_enlarge_center_equals_pillow() -> None:
     generator = np.random.default_rng(0)
     small = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     side = 64
     image = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC))
     found = enlarge_center(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float())
-    cut = round(side * (1 - ZOOM) / 2)
+    cut = round(side * (1 - CENTER_FRACTION) / 2)
     box = (cut, cut, side - cut, side - cut)
     expected = Image.fromarray(image).crop(box).resize((side, side), Image.Resampling.BILINEAR)
     difference = found[0].permute(1, 2, 0).numpy() - np.asarray(expected, np.float32)
@@ -84,9 +74,9 @@ def test_the_middle_is_enlarged_as_a_image_would_be() -> None:
 
 @pytest.mark.parametrize("depth", [0, 3, 5])
 @pytest.mark.parametrize("hidden_units", [0, 16])
-def test_its_logits_are_added_and_come_of_pretrained_stages(depth: int, hidden_units: int) -> None:
+def test_center_crop_logits_are_added_to_the_members(depth: int, hidden_units: int) -> None:
     card = replace(CARD, freeze_depth=depth, hidden_units=hidden_units)
-    both, once = build(card), build(replace(card, center_crop=False))
+    both, without = build(card), build(replace(card, center_crop=False))
     pixels = crop_and_normalise(images(), 32)
     features = create_backbone("tinynet", seed=0).eval()(enlarge_center(pixels))
     head = heads(card)
@@ -94,48 +84,55 @@ def test_its_logits_are_added_and_come_of_pretrained_stages(depth: int, hidden_u
         added = torch.stack(
             [features @ w.T + b for w, b in zip(head["weight"], head["bias"], strict=True)]
         )
-        torch.testing.assert_close(both(pixels), once(pixels) + added, atol=1e-4, rtol=1e-4)
-        looked = both.features_and_logits(pixels)[0]
-        assert torch.equal(looked, once.features_and_logits(pixels)[0]), "doubt sees the first look"
+        torch.testing.assert_close(both(pixels), without(pixels) + added, atol=1e-4, rtol=1e-4)
+        features = both.features_and_logits(pixels)[0]
+        assert torch.equal(features, without.features_and_logits(pixels)[0]), (
+            "the OOD scorer's input"
+        )
     assert both.center_crop is not None
     for index, stage in enumerate(both.center_crop.backbone.stages):
         shared = stage is both.classifiers[0].backbone.stages[index]
-        assert shared == (index < depth), "frozen stages are there once"
+        assert shared == (index < depth), "frozen stages are stored once"
     assert not any(p.requires_grad for p in both.center_crop.parameters())
 
 
 @pytest.mark.parametrize("depth", [0, 3, 5])
-def test_a_file_keeps_it(depth: int, tmp_path: Path) -> None:
+def test_load_model_restores_the_center_crop_branch(depth: int, tmp_path: Path) -> None:
     card = replace(CARD, freeze_depth=depth)
     model, path = build(card), tmp_path / "model.pt"
     model.save(path)
     again = load_model(path)
     assert again.card == card
     assert torch.equal(again.logits(images()), model.logits(images()))
-    if depth == 5:  # Stages are there already: it adds two heads.
-        once = tmp_path / "once.pt"
-        build(replace(card, center_crop=False)).save(once)
+    if depth == 5:  # no stage is stored twice: the branch adds two heads
+        without = tmp_path / "without.pt"
+        build(replace(card, center_crop=False)).save(without)
         n_bytes = 4 * sum(tensor.numel() for tensor in heads(card).values())
-        assert path.stat().st_size - once.stat().st_size < n_bytes + 2000
+        assert path.stat().st_size - without.stat().st_size < n_bytes + 2000
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda c: c.pop("center_crop"), "do not agree whether there is a second look"),
-        (lambda c: _on_card(c, center_crop=False), "do not agree whether there is a second look"),
+        (lambda c: c.pop("center_crop"), "only one of card and weights has a centre-crop branch"),
+        (
+            lambda c: _on_card(c, center_crop=False),
+            "only one of card and weights has a centre-crop",
+        ),
         (lambda c: _on_card(c, center_crop=1), "its center_crop must be true or false, but is 1"),
-        (lambda c: c["center_crop"].pop("stages.4.0.0.weight"), "lack stages' tensors: 4.0.0.weig"),
+        (lambda c: c["center_crop"].pop("stages.4.0.0.weight"), "are missing: 4.0.0.weight"),
         (lambda c: c["center_crop"].pop("bias"), "KeyError: 'bias'"),
         (
             lambda c: c["center_crop"].update(weight=torch.zeros(1, 3, 128)),
-            r"second look's heads must be .* = \(2, 3, 128\), but are \(1, 3, 128\)",
+            r"centre-crop heads must be .* = \(2, 3, 128\), but got \(1, 3, 128\)",
         ),
         (lambda c: c.update(center_crop=[1]), "is damaged"),
     ],
 )
-def test_a_file_with_half_of_it_is_refused(change: Any, reason: str, tmp_path: Path) -> None:
-    """Random stages or no heads in its place would only show in wrong answers."""
+def test_load_model_raises_for_an_invalid_center_crop_branch(
+    change: Any, reason: str, tmp_path: Path
+) -> None:
+    """Otherwise stages would silently keep their random weights."""
     path = tmp_path / "model.pt"
     build().save(path)
     content = torch.load(path, weights_only=True)
@@ -151,14 +148,14 @@ def _on_card(content: dict[str, Any], **changes: object) -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 3, 5])
-def test_a_member_alone_keeps_its_own_head(depth: int) -> None:
+def test_one_member_keeps_its_center_crop_head(depth: int) -> None:
     model = build(replace(CARD, freeze_depth=depth))
     alone = one_member(model, 2)
     torch.testing.assert_close(alone.logits(images())[0], model.logits(images())[1])
 
 
 @pytest.mark.parametrize("depth", [3, 5])
-def test_what_is_exported_looks_twice(depth: int, tmp_path: Path) -> None:
+def test_exported_models_include_the_center_crop_branch(depth: int, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra: export")
     model = build(replace(CARD, freeze_depth=depth))
     pixels = central_pixels(model.card, images().numpy())
@@ -178,9 +175,9 @@ def test_what_is_exported_looks_twice(depth: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [3, 5])
-def test_places_are_those_of_the_first_look(depth: int) -> None:
+def test_grad_cam_ignores_the_center_crop_branch(depth: int) -> None:
     card = replace(CARD, freeze_depth=depth)
-    both, once = build(card), build(replace(card, center_crop=False))
+    both, without = build(card), build(replace(card, center_crop=False))
     maps = grad_cam(both, images(2), [0, 1])
-    np.testing.assert_allclose(maps, grad_cam(once, images(2), [0, 1]), atol=1e-5)
-    assert both.center_crop is not None, "the model stays as it is"
+    np.testing.assert_allclose(maps, grad_cam(without, images(2), [0, 1]), atol=1e-5)
+    assert both.center_crop is not None, "the model is not changed"

@@ -3,7 +3,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from trainables.images import crop_and_normalise, to_square
 from trainables.models.backbones import create_backbone
+from trainables.models.classifier import Classifier, Weights, create_head
 from trainables.models.ensemble import (
     FORMAT,
-    Classifier,
     Ensemble,
     ModelCard,
     ModelError,
-    Weights,
-    create_head,
     load_model,
     mean_probabilities,
 )
@@ -95,65 +93,8 @@ def rewritten(saved: Path, path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_linear_head_drops_features_and_a_dense_one_drops_its_own():
-    linear = create_head(128, 3, 0, 0.25)
-    assert [type(layer) for layer in linear] == [nn.Dropout, nn.Linear]
-    assert (linear[0].p, linear[1].in_features, linear[1].out_features) == (0.25, 128, 3)
-    dense = create_head(128, 3, 64, 0.5)
-    assert [type(layer) for layer in dense] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
-    assert (dense[0].in_features, dense[0].out_features, dense[2].p) == (128, 64, 0.5)
-    assert (dense[3].in_features, dense[3].out_features) == (64, 3)
-
-
-@pytest.mark.parametrize("stage_output", [0, 2, 5])
-def test_a_classifier_goes_on_from_any_boundary(stage_output):
-    model = classifier()
-    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(
-            model(model.backbone(x, 0, stage_output), stage_output), model(x)
-        )
-
-
-def test_the_head_works_in_full_precision():
-    model = classifier()
-    features = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        exact = model.head(features)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(features, 5)
-    assert torch.equal(logits, exact)
-
-
 @pytest.mark.parametrize("depth", [0, 3, 5])
-@pytest.mark.parametrize("hidden_units", [0, 16])
-def test_member_weights_are_what_training_changes_and_come_back(depth, hidden_units):
-    card = replace(CARD, freeze_depth=depth, hidden_units=hidden_units)
-    model, other = classifier(card, seed=1), classifier(card, seed=2)
-    weights = model.member_weights()
-    stages = {int(key.split(".")[1]) for key in weights if key.startswith("stages.")}
-    assert stages == set(range(depth, 5))
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert {name.removeprefix("backbone.") for name in trained} <= set(weights)
-    other.load_member_weights(weights)
-    for key, value in model.state_dict().items():
-        assert torch.equal(other.state_dict()[key], value), key
-    before = weights["head.0.weight" if hidden_units else "head.1.weight"].clone()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    assert torch.equal(weights["head.0.weight" if hidden_units else "head.1.weight"], before)
-
-
-def test_weights_of_other_stages_are_refused():
-    with pytest.raises(ModelError, match=r"^the weights hold other stages' tensors: 4\.9\.weight$"):
-        classifier().load_member_weights(
-            {**classifier().member_weights(), "stages.4.9.weight": torch.ones(1)}
-        )
-
-
-@pytest.mark.parametrize("depth", [0, 3, 5])
-def test_members_share_the_frozen_stages_and_nothing_else(depth):
+def test_members_share_only_the_frozen_stages(depth):
     card = replace(CARD, freeze_depth=depth)
     models = ensemble(card).classifiers
     assert len(models) == 3
@@ -165,7 +106,7 @@ def test_members_share_the_frozen_stages_and_nothing_else(depth):
     assert len({m.head[-1].weight.data_ptr() for m in models}) == 3
 
 
-def test_an_ensemble_is_the_mean_of_its_members():
+def test_probabilities_are_the_mean_of_the_members():
     model = ensemble()
     decoded = images()
     probabilities = model.probabilities(decoded)
@@ -179,23 +120,23 @@ def test_an_ensemble_is_the_mean_of_its_members():
     assert (probabilities.dtype, probabilities.device.type) == (torch.float32, "cpu")
 
 
-def test_the_mean_is_over_probabilities_at_the_temperature():
+def test_mean_probabilities_applies_the_temperature_before_the_mean():
     logits = torch.tensor([[[2.0, 0.0]], [[-6.0, 0.0]]])
     mean = mean_probabilities(logits, 2.0)
     expected = (torch.sigmoid(torch.tensor(1.0)) + torch.sigmoid(torch.tensor(-3.0))) / 2
     torch.testing.assert_close(mean, torch.stack([expected, 1 - expected])[None])
 
 
-def test_logits_do_not_depend_on_batches(monkeypatch):
+def test_logits_do_not_depend_on_the_batch_size():
     model, decoded = ensemble(), images(5)
     whole = model.logits(decoded)
     assert whole.shape == (3, 5, 3)
-    monkeypatch.setattr("trainables.models.ensemble._PREDICT_BATCH", 2)
-    torch.testing.assert_close(model.logits(decoded), whole, atol=0.05, rtol=0.02)
+    by_twos = model.logits(decoded, batch_size=2)
+    torch.testing.assert_close(by_twos, whole, atol=0.05, rtol=0.02)
     assert model.logits(decoded[:0]).shape == (3, 0, 3)
 
 
-def test_an_ensemble_stays_as_it_is():
+def test_predictions_leave_the_ensemble_unchanged():
     model = ensemble()
     assert not any(module.training for module in model.modules())
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -205,7 +146,7 @@ def test_an_ensemble_stays_as_it_is():
 
 
 @pytest.mark.parametrize(("depth", "hidden_units"), [(0, 0), (3, 16), (5, 0)])
-def test_save_and_load_is_exact(tmp_path, depth, hidden_units):
+def test_load_model_restores_a_saved_model_exactly(tmp_path, depth, hidden_units):
     model = ensemble(replace(CARD, freeze_depth=depth, hidden_units=hidden_units))
     path = tmp_path / "model.pt"
     model.save(path)
@@ -217,24 +158,27 @@ def test_save_and_load_is_exact(tmp_path, depth, hidden_units):
         assert torch.equal(again.state_dict()[key], value), key
 
 
-def test_a_model_says_how_it_frames_images_and_one_of_before_crops(tmp_path):
+@pytest.mark.parametrize("resize_mode", ["pad", "crop"])
+def test_a_loaded_model_resizes_images_as_its_card_says(tmp_path, resize_mode):
     path = tmp_path / "model.pt"
-    ensemble(replace(CARD, resize_mode="pad")).save(path)
+    ensemble(replace(CARD, resize_mode=resize_mode)).save(path)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8))
-    sizes = CARD.cache_size, CARD.image_size
     np.testing.assert_array_equal(
-        load_model(path).card.to_square(image), to_square(image, *sizes, "pad")
-    )
-    content = torch.load(path, weights_only=True)
-    card = json.loads(content["card"])
-    del card["resize_mode"]
-    torch.save({**content, "card": json.dumps(card)}, path)
-    np.testing.assert_array_equal(
-        load_model(path).card.to_square(image), to_square(image, *sizes, "crop")
+        load_model(path).card.to_square(image),
+        to_square(image, CARD.cache_size, CARD.image_size, resize_mode),
     )
 
 
-def test_a_file_holds_tensors_and_json_and_the_prefix_once(saved, tmp_path):
+@pytest.mark.parametrize("name", [field.name for field in fields(ModelCard)])
+def test_load_model_raises_if_the_card_lacks_a_field(saved, tmp_path, name):
+    card = asdict(CARD)
+    del card[name]
+    path = rewritten(saved, tmp_path / "model.pt", card=json.dumps(card))
+    with pytest.raises(ModelError, match=f"^{path} is damaged: its card lacks {name}$"):
+        load_model(path)
+
+
+def test_a_file_contains_the_frozen_stages_once(saved, tmp_path):
     content = torch.load(saved, weights_only=True)
     assert set(content) == {"format", "card", "prefix", "members"}
     assert content["format"] == FORMAT
@@ -250,7 +194,7 @@ def test_a_file_holds_tensors_and_json_and_the_prefix_once(saved, tmp_path):
     )
 
 
-def test_saving_replaces_the_file_whole_and_leaves_no_other(tmp_path, monkeypatch):
+def test_save_replaces_the_file_atomically(tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     ensemble().save(path)
     ensemble(replace(CARD, temperature=2.0)).save(path)
@@ -267,13 +211,13 @@ def test_saving_replaces_the_file_whole_and_leaves_no_other(tmp_path, monkeypatc
     assert load_model(path).card.temperature == 2.0
 
 
-def test_a_missing_file(tmp_path):
+def test_load_model_raises_for_a_missing_file(tmp_path):
     with pytest.raises(ModelError, match=f"^there is no model at {tmp_path}/model.pt$"):
         load_model(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.99])
-def test_a_truncated_file(saved, tmp_path, kept):
+def test_load_model_raises_for_a_truncated_file(saved, tmp_path, kept):
     content = saved.read_bytes()
     path = tmp_path / "model.pt"
     path.write_bytes(content[: kept if kept >= 1 else int(kept * len(content))])
@@ -281,7 +225,7 @@ def test_a_truncated_file(saved, tmp_path, kept):
         load_model(path)
 
 
-def test_a_damaged_file(saved, tmp_path):
+def test_load_model_raises_for_a_damaged_file(saved, tmp_path):
     path = tmp_path / "model.pt"
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
@@ -292,19 +236,25 @@ def test_a_damaged_file(saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [[1, 2], {"weight": torch.ones(2)}, {"format": "classifier-search model 2"}, "text"]
+    ("content", "found"),
+    [
+        ([1, 2], None),
+        ({"weight": torch.ones(2)}, None),
+        ({"format": "classifier-search model 1"}, "classifier-search model 1"),
+        ("text", None),
+    ],
 )
-def test_a_file_of_something_else(tmp_path, content):
+def test_load_model_raises_for_another_format(tmp_path, content, found):
     path = tmp_path / "model.pt"
     torch.save(content, path)
     with pytest.raises(ModelError) as caught:
         load_model(path)
     assert str(caught.value) == (
-        f"{path} is no model of this program (it lacks the mark 'classifier-search model 1')"
+        f"{path} must have the format 'classifier-search model 2', but has {found!r}"
     )
 
 
-class Hostile:
+class Malicious:
     def __init__(self, trace: Path) -> None:
         self.trace = trace
 
@@ -313,9 +263,9 @@ class Hostile:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_hostile_file_runs_nothing(tmp_path, zipped):
+def test_load_model_runs_no_code_of_the_file(tmp_path, zipped):
     path, trace = tmp_path / "model.pt", tmp_path / "trace"
-    content = {"format": FORMAT, "card": Hostile(trace)}
+    content = {"format": FORMAT, "card": Malicious(trace)}
     if zipped:
         torch.save(content, path)
     else:
@@ -350,19 +300,19 @@ def test_a_hostile_file_runs_nothing(tmp_path, zipped):
         ({"backbone": "resnet19"}, "but got 'resnet19'"),
         ({"backbone": "cnn"}, "the weights do not fit cnn"),
         ({"hidden_units": 8}, "the weights do not fit tinynet"),
-        ({"n_members": 2}, "the card tells of 2 members, not of 3"),
+        ({"n_members": 2}, "the card is of 2 members, but there are 3"),
         ({"colour": "red"}, "unexpected keyword argument 'colour'"),
         ({"card": "{"}, "JSONDecodeError"),
         ({"card": "[" * 100_000}, "RecursionError"),
         ({"card": 3}, "TypeError"),
-        ({"members": []}, "the card tells of 3 members, not of 0"),
+        ({"members": []}, "the card is of 3 members, but there are 0"),
         ({"members": {"head.1.weight": torch.ones(2)}}, "is damaged"),
         ({"members": [3, 4, 5]}, "is damaged"),
         ({"prefix": {}}, "the weights do not fit tinynet: .*0.0.weight"),
         ({"prefix": [1]}, "is damaged"),
     ],
 )
-def test_a_card_or_weights_that_cannot_be(saved, tmp_path, changes, reason):
+def test_load_model_raises_for_an_invalid_card_or_weights(saved, tmp_path, changes, reason):
     path = rewritten(saved, tmp_path / "model.pt", **changes)
     with pytest.raises(ModelError, match=reason) as caught:
         load_model(path)
@@ -370,8 +320,8 @@ def test_a_card_or_weights_that_cannot_be(saved, tmp_path, changes, reason):
 
 
 @pytest.mark.parametrize("key", ["stages.4.0.1.running_var", "stages.3.0.0.weight", "head.1.bias"])
-def test_a_member_that_lacks_a_tensor_is_refused(saved, tmp_path, key):
-    """Random weights in its place would only show in wrong answers."""
+def test_load_model_raises_if_a_member_lacks_a_tensor(saved, tmp_path, key):
+    """Otherwise a stage would silently keep its random weights."""
     members = torch.load(saved, weights_only=True)["members"]
     del members[1][key]
     path = rewritten(saved, tmp_path / "model.pt", members=members)
@@ -380,6 +330,6 @@ def test_a_member_that_lacks_a_tensor_is_refused(saved, tmp_path, key):
         load_model(path)
 
 
-def test_the_card_is_all_that_a_model_is_besides_its_tensors(saved):
+def test_a_file_contains_the_card(saved):
     content = torch.load(saved, weights_only=True)
     assert json.loads(content["card"]) == json.loads(json.dumps(asdict(CARD)))

@@ -7,7 +7,8 @@ from torch import Tensor
 from spaces.base import BACKBONES
 from trainables.images import crop_and_normalise
 from trainables.models.backbones import create_backbone
-from trainables.models.ensemble import Classifier, Ensemble, ModelCard, create_head
+from trainables.models.classifier import Classifier, create_head
+from trainables.models.ensemble import Ensemble, ModelCard
 from trainables.models.grad_cam import GradCamError, grad_cam
 
 

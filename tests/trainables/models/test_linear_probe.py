@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from trainables.models import linear_probe
-from trainables.models.ensemble import Weights
+from trainables.models.classifier import Weights
 from trainables.models.linear_probe import fit_head, fit_probe
 
 
@@ -39,7 +39,7 @@ def probabilities(head: Weights, features: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("counts", [(40, 30), (30, 20, 25), (20, 20, 20, 20)])
-def test_the_head_is_the_regression_with_its_standardisation(counts):
+def test_the_head_equals_the_standardised_regression(counts):
     features, labels = clouds(counts)
     head = fit_probe(features, labels, len(counts), seed=0).head
     assert head["weight"].shape == (len(counts), 12)
@@ -49,7 +49,7 @@ def test_the_head_is_the_regression_with_its_standardisation(counts):
     np.testing.assert_allclose(probabilities(head, features), expected, atol=1e-4)
 
 
-def test_fit_head_is_the_probes_own_head():
+def test_fit_head_equals_the_head_of_fit_probe():
     features, labels = clouds((20, 30, 25))
     head, other = fit_head(features, labels, 3), fit_probe(features, labels, 3, seed=4).head
     assert torch.equal(head["weight"], other["weight"])
@@ -67,14 +67,14 @@ def test_accuracy_is_cross_validated():
     assert fit_probe(separate, labels, 3, seed=0).accuracy == 1.0
 
 
-def test_the_seed_decides_the_folds():
+def test_folds_depend_on_the_seed():
     features, labels = clouds((40, 40, 40), spread=2.5)
     accuracies = [fit_probe(features, labels, 3, seed).accuracy for seed in (0, 0, 1, 2, 3)]
     assert accuracies[0] == accuracies[1]
     assert len(set(accuracies)) > 1
 
 
-def test_features_of_a_bank_are_taken():
+def test_fit_probe_accepts_bfloat16_features():
     features, labels = clouds((20, 20))
     half = features.to(torch.bfloat16)
     made = fit_probe(half, labels, 2, seed=0)
@@ -86,23 +86,23 @@ def test_features_of_a_bank_are_taken():
 
 
 @pytest.mark.parametrize("present", [(0, 2), (1, 2, 4)])
-def test_a_class_without_images_is_never_the_answer(present):
+def test_a_class_without_images_is_never_predicted(present):
     features, labels = clouds((15,) * len(present))
     features = (features - features.mean(0)) / features.std(0)
     labels = torch.tensor(present)[labels]
     head = fit_head(features, labels, 5)
-    shares = probabilities(head, features)
+    predicted = probabilities(head, features)
     absent = [c for c in range(5) if c not in present]
-    assert shares.shape == (len(features), 5)
-    assert shares[:, absent].max() < 1e-3
-    assert np.isfinite(shares).all()
+    assert predicted.shape == (len(features), 5)
+    assert predicted[:, absent].max() < 1e-3
+    assert np.isfinite(predicted).all()
     assert (head["weight"][absent] == 0).all()
     expected = fitted(features, labels).predict_proba(features.numpy())
-    kept = shares[:, list(present)]
+    kept = predicted[:, list(present)]
     np.testing.assert_allclose(kept / kept.sum(1, keepdims=True), expected, atol=1e-4)
 
 
-def test_a_class_of_two_images_leaves_two_folds():
+def test_a_class_of_two_images_is_cross_validated_in_two_folds():
     features, labels = clouds((20, 2), spread=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # scikit-learn warns of folds that lack a class
@@ -110,13 +110,13 @@ def test_a_class_of_two_images_leaves_two_folds():
     assert 0.9 <= accuracy <= 1.0
 
 
-def test_a_class_of_one_image_cannot_be_cross_validated():
+def test_accuracy_is_nan_for_a_class_of_one_image():
     made = fit_probe(*clouds((20, 1)), 2, seed=0)
     assert math.isnan(made.accuracy)
     assert made.head["weight"].isfinite().all()
 
 
-def test_a_feature_that_never_changes_breaks_nothing():
+def test_a_constant_feature_has_no_weight():
     features, labels = clouds((20, 20))
     features[:, 3] = 7.0
     made = fit_probe(features, labels, 2, seed=0)
@@ -124,22 +124,22 @@ def test_a_feature_that_never_changes_breaks_nothing():
     assert made.head["weight"][:, 3].abs().max() < 1e-6
 
 
-def test_a_regression_that_has_not_converged_says_nothing(monkeypatch):
+def test_a_regression_that_has_not_converged_does_not_warn(monkeypatch):
     features, labels = clouds((30, 30, 30), spread=2.0)
 
-    class Hasty(LogisticRegression):
+    class Impatient(LogisticRegression):
         def __init__(self, C: float = 1.0, max_iter: int = 1) -> None:  # noqa: N803
             super().__init__(C=C, max_iter=1)
 
     with pytest.warns(ConvergenceWarning):
-        Hasty().fit(features.numpy(), labels.numpy())
-    monkeypatch.setattr(linear_probe, "LogisticRegression", Hasty)
+        Impatient().fit(features.numpy(), labels.numpy())
+    monkeypatch.setattr(linear_probe, "LogisticRegression", Impatient)
     fit_probe(features, labels, 3, seed=0)
     fit_head(features, labels, 3)
 
 
-def test_of_many_images_a_stratified_part_is_taken(monkeypatch):
-    """A rare class must not vanish: the probe would then rank nothing."""
+def test_a_stratified_subset_of_many_images_is_used(monkeypatch):
+    """A rare class must not vanish, or the accuracy would be NaN."""
     monkeypatch.setattr(linear_probe, "MAX_IMAGES", 120)
     sizes = []
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from trainables.models.backbones import create_backbone
-from trainables.models.ensemble import Ensemble, ModelCard, create_head, load_model
+from trainables.models.classifier import create_head
+from trainables.models.ensemble import Ensemble, ModelCard, load_model
 from trainables.models.ood import (
     OODScorer,
     energy,
@@ -29,35 +30,35 @@ def axes(*indices: int) -> Tensor:
     return torch.eye(N_FEATURES)[list(indices)]
 
 
-def test_a_subspace_holds_what_the_training_images_differ_in() -> None:
+def test_fit_subspace_contains_the_variation_of_the_training_features() -> None:
     subspace = fit_subspace(drawn(400, 0, axes(0, 1, 2)))
     assert subspace["components"].shape == (N_FEATURES // 2, N_FEATURES)
-    like, is_ood = drawn(50, 1, axes(0, 1, 2)), drawn(50, 2, axes(20, 21, 22))
-    assert residual(like, subspace).mean() < 0.2
-    assert residual(is_ood, subspace).min() > 0.4
+    same, other = drawn(50, 1, axes(0, 1, 2)), drawn(50, 2, axes(20, 21, 22))
+    assert residual(same, subspace).mean() < 0.2
+    assert residual(other, subspace).min() > 0.4
     assert residual(subspace["mean"][None], subspace).item() == 0.0
 
 
-def test_a_residual_is_the_share_of_length_outside() -> None:
+def test_residual_is_the_fraction_of_length_outside_the_subspace() -> None:
     subspace = {"mean": torch.ones(2), "components": torch.tensor([[1.0, 0.0]])}
     features = torch.tensor([[4.0, 1.0], [1.0, 3.0], [4.0, 5.0]])
     assert residual(features, subspace).tolist() == pytest.approx([0.0, 1.0, 0.8])
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
-def test_few_images_give_few_directions(n: int) -> None:
+def test_fit_subspace_has_fewer_components_for_few_images(n: int) -> None:
     subspace = fit_subspace(drawn(n, 0, axes(0)))
     assert len(subspace["components"]) == max(1, n // 2)
 
 
-def test_energy_falls_as_any_class_is_surer() -> None:
+def test_energy_is_lower_for_a_higher_logit() -> None:
     low, high = energy(torch.tensor([[9.0, 0.0], [0.1, 0.0]])).tolist()
     assert low < high
     assert low == pytest.approx(-9.0001, abs=1e-3)
 
 
-def known() -> tuple[OODScorer, Tensor]:
-    """Return the doubt of two members, and the features that it was put on a scale by."""
+def fitted_scorer() -> tuple[OODScorer, Tensor]:
+    """Return the scorer of two members, and the features that its scale was fitted on."""
     seen = drawn(400, 0, axes(0, 1, 2))
     subspaces = [fit_subspace(seen[:300]), fit_subspace(seen[100:])]
     unseen = drawn(1000, 1, axes(0, 1, 2))
@@ -65,43 +66,43 @@ def known() -> tuple[OODScorer, Tensor]:
     return fit_ood_scorer(subspaces, residual(unseen, subspaces[0]), energy(logits)), unseen
 
 
-def judged(ood_score: OODScorer, features: Tensor, seed: int = 3) -> Tensor:
+def scores(scorer: OODScorer, features: Tensor, seed: int = 3) -> Tensor:
     logits = torch.randn(len(features), 3, generator=torch.Generator().manual_seed(seed))
-    return ood_score.score(torch.stack([features] * 2), torch.stack([logits] * 2))
+    return scorer.score(torch.stack([features] * 2), torch.stack([logits] * 2))
 
 
-def test_95_of_100_images_are_kept_and_others_are_not() -> None:
-    ood_score, _ = known()
-    like = judged(ood_score, drawn(2000, 5, axes(0, 1, 2)))
-    assert 0.93 < (like <= 1).float().mean() < 0.97
-    assert like.median() == pytest.approx(0.0, abs=0.1)
-    assert (judged(ood_score, drawn(200, 6, axes(20, 21))) > 1).float().mean() > 0.99
+def test_95_percent_of_images_score_at_most_1_and_others_more() -> None:
+    scorer, _ = fitted_scorer()
+    in_distribution = scores(scorer, drawn(2000, 5, axes(0, 1, 2)))
+    assert 0.93 < (in_distribution <= 1).float().mean() < 0.97
+    assert in_distribution.median() == pytest.approx(0.0, abs=0.1)
+    assert (scores(scorer, drawn(200, 6, axes(20, 21))) > 1).float().mean() > 0.99
 
 
-def test_energy_alone_raises_doubt_too() -> None:
-    ood_score, unseen = known()
+def test_a_higher_energy_raises_the_score() -> None:
+    scorer, unseen = fitted_scorer()
     features = torch.stack([unseen[:1]] * 2)
     sure, unsure = (
-        ood_score.score(features, torch.full((2, 1, 3), value)).item() for value in (5.0, -5.0)
+        scorer.score(features, torch.full((2, 1, 3), value)).item() for value in (5.0, -5.0)
     )
     assert unsure > sure
 
 
-def test_images_that_are_all_alike_are_no_failure() -> None:
+def test_identical_images_give_finite_scores() -> None:
     subspace = fit_subspace(torch.ones(5, 4))
-    ood_score = fit_ood_scorer([subspace], torch.zeros(5), torch.zeros(5))
-    assert torch.isfinite(ood_score.score(torch.ones(1, 2, 4), torch.zeros(1, 2, 3))).all()
+    scorer = fit_ood_scorer([subspace], torch.zeros(5), torch.zeros(5))
+    assert torch.isfinite(scorer.score(torch.ones(1, 2, 4), torch.zeros(1, 2, 3))).all()
 
 
-def test_a_file_keeps_it(tmp_path: Path) -> None:
+def test_load_model_restores_the_ood_scorer(tmp_path: Path) -> None:
     card = ModelCard("tinynet", ("a", "b", "c"), 32, 36, 5, 0, n_members=2)
     backbone = create_backbone("tinynet", seed=0)
     heads = [create_head(backbone.feature_size, 3, 0, 0.0).state_dict() for _ in range(2)]
     members = [{f"head.{key}": value for key, value in head.items()} for head in heads]
     features = torch.randn(60, backbone.feature_size)
     subspaces = [fit_subspace(features[:40]), fit_subspace(features[20:])]
-    ood_score = fit_ood_scorer(subspaces, residual(features, subspaces[0]), torch.randn(60))
-    made = Ensemble(card, backbone.stages.state_dict(), members, ood_score)
+    scorer = fit_ood_scorer(subspaces, residual(features, subspaces[0]), torch.randn(60))
+    made = Ensemble(card, backbone.stages.state_dict(), members, scorer)
     images = torch.randint(0, 255, (3, 36, 36, 3), dtype=torch.uint8)
     logits, before = made.predict_with_ood(images)
     assert torch.equal(logits, made.logits(images))
@@ -114,7 +115,9 @@ def test_a_file_keeps_it(tmp_path: Path) -> None:
     after = load_model(path).predict_with_ood(images)[1]
     assert before is not None
     assert after is not None
-    assert after.tolist() == pytest.approx(before.tolist(), abs=0.02), "kept in half precision"
+    assert after.tolist() == pytest.approx(before.tolist(), abs=0.02), (
+        "it is saved in half precision"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,9 +130,9 @@ def test_a_file_keeps_it(tmp_path: Path) -> None:
         {"scale": torch.tensor([1.0, float("nan"), 0.0])},
     ],
 )
-def test_what_does_not_fit_is_refused(change: dict[str, Tensor]) -> None:
+def test_load_ood_scorer_raises_for_another_model(change: dict[str, Tensor]) -> None:
     state = {"means": torch.zeros(2, 4), "components": torch.zeros(2, 1, 4)}
     state["scale"] = torch.ones(3)
     assert load_ood_scorer(state, 2, 4).means.shape == (2, 4)
-    with pytest.raises(ValueError, match="its doubt is not of 2 members with 4 features each"):
+    with pytest.raises(ValueError, match="its OOD scorer is not of 2 members with 4 features each"):
         load_ood_scorer({**state, **change}, 2, 4)

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,16 +9,16 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
-import trainables.models.small_networks
 from trainables.models.small_networks import cnn_stages, tinynet_stages
+from trainables.models.weights import PACKAGED
 
-WEIGHTS = Path(trainables.__file__).parent / "weights" / "tinynet.pth"
+WEIGHTS = PACKAGED["tinynet"]
 N_SEEDS = 3
 
 
 @pytest.mark.parametrize("build", [tinynet_stages, cnn_stages])
 @pytest.mark.parametrize("image_size", [28, 32, 64, 224])
-def test_five_stages_end_in_one_finite_feature_vector(build, image_size):
+def test_five_stages_return_one_finite_feature_vector(build, image_size):
     stages, n_features = build()
     assert len(stages) == 5
     images = torch.randn(2, 3, image_size, image_size)
@@ -54,13 +52,13 @@ def test_tinynet_has_batch_norm_in_every_stage():
         assert any(isinstance(layer, nn.BatchNorm2d) for layer in stage.modules())
 
 
-def test_cnn_is_plain():
+def test_cnn_has_no_normalisation_and_no_dropout():
     stages, _ = cnn_stages()
     layers = {type(layer) for layer in nn.ModuleList(stages).modules()}
     assert not layers & {nn.BatchNorm2d, nn.Dropout, nn.Dropout2d}
 
 
-def test_weights_are_plain_tensors_that_fit_the_network():
+def test_packaged_weights_fit_the_network():
     assert WEIGHTS.stat().st_size <= 1_000_000
     state = torch.load(WEIGHTS, weights_only=True)
     stages = nn.ModuleList(tinynet_stages()[0])
@@ -104,9 +102,9 @@ def test_frozen_pretrained_features_beat_pixels_random_features_and_scratch():
     assert accuracies["pretrained"][0] >= scratch + 0.02
 
 
-def _normalise(grey):
+def _normalise(images):
     """[N, 8, 8] in 0 to 1 becomes ImageNet-normalised [N, 3, 32, 32]."""
-    large = F.interpolate(grey.unsqueeze(1), size=(32, 32), mode="bilinear", align_corners=False)
+    large = F.interpolate(images.unsqueeze(1), size=(32, 32), mode="bilinear", align_corners=False)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     return (large - mean) / std
