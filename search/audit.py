@@ -66,7 +66,7 @@ def _example(issue: Issue) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = create_parser().parse_args(arguments)
     try:
         return _run(options)
     except (DataError, SourceError, SpaceError) as error:
@@ -108,7 +108,8 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m search.audit`."""
     parser = Parser(
         prog="python -m search.audit",
         description="Audit images: files that cannot be read, near-duplicates within and across"

@@ -45,7 +45,7 @@ class ExportError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = create_parser().parse_args(arguments)
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing and options.format == "onnx":
         print(
@@ -174,7 +174,8 @@ def _default_out(options: argparse.Namespace) -> Path:
     return Path(folder) / f"model{member}{'-int8' if options.int8 else ''}.{options.format}"
 
 
-def _parser() -> Parser:
+def create_parser() -> Parser:
+    """Return the parser of `python -m search.export`."""
     parser = Parser(
         prog="python -m search.export",
         description="Export the model, and compare the export with it on the test set.",

@@ -46,7 +46,7 @@ def load(run: str | Path) -> Predictor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = create_parser().parse_args(arguments)
     try:
         paths = list(expand(options.images, sys.stdin))
         if not paths:
@@ -220,7 +220,8 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=hidden)
 
 
-def _parser() -> Parser:
+def create_parser() -> Parser:
+    """Return the parser of `python -m search.predict`."""
     parser = Parser(
         prog="python -m search.predict",
         description="Print the top-k predictions for images.",

@@ -4,7 +4,7 @@
 python -m search.run --space spaces/caltech.py
 ```
 
-This file checks the request and starts Ray; the flow itself is in `search.pipeline.flow`.
+This module checks the request and starts Ray; the stages of a run are in `search.pipeline.flow`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from importlib import import_module
 from threading import Thread
 
 from search.cluster.session import SessionError, configure_ray, ray_session
-from search.console.formatting import describe
+from search.console.formatting import describe, percent
 from search.console.progress import Progress
 from search.console.run_log import start_run_log
 from search.console.signals import FAILED, GracefulShutdown
 from search.data.class_folders import DataError
-from search.pipeline.preflight import RunPlan, check
+from search.pipeline.preflight import RunPlan, prepare_run
 from search.pipeline.request import RequestError, parse_request
-from search.runs.run_folder import FolderError
+from search.runs.run_folder import MODEL, RUN_LOG, FolderError
 from search.runs.storage import StorageError
 from search.runs.sync import synced
 from spaces.base import SpaceError
@@ -40,24 +40,24 @@ MISTAKES = (
     SessionError,
     StorageError,
 )
-"""What the user can get wrong: exit code 2 and one message."""
+"""Errors that the user can correct: exit code 2 and one message."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code."""
+    """Run the command line and return its exit code."""
     configure_ray()
     request = parse_request(arguments)
     run_plan: RunPlan | None = None
     shutdown = GracefulShutdown(lambda: show_best_so_far(run_plan))
     try:
-        run_plan = check(request)
-        # The flow imports PyTorch, which takes seconds: Ray starts meanwhile.
+        run_plan = prepare_run(request)
+        # The flow imports PyTorch, which takes seconds, and Ray starts in parallel.
         Thread(target=import_module, args=("search.pipeline.flow",), daemon=True).start()
         with (
             shutdown.watching(),
             Progress(request.quiet) as progress,
             synced(run_plan.folder.path, run_plan.request.shared, progress.warn),
-            start_run_log(run_plan.folder.path / "run.log", request.verbose),
+            start_run_log(run_plan.folder.path / RUN_LOG, request.verbose),
             ray_session(request.address),
         ):
             shutdown.watch()
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if run_plan.folder.has_trials:
                 show_best_so_far(run_plan)
             else:
-                run_plan.folder.discard()  # nothing is in it yet, and its name is free again
+                run_plan.folder.delete()  # it has no result, and its name is free again
         return 2
     except KeyboardInterrupt:
         show_best_so_far(run_plan)
@@ -85,17 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show_best_so_far(run_plan: RunPlan | None) -> None:
-    """Print what a run that was cut short has, and the command that carries it on."""
-    print("interrupted; what was finished is kept", file=sys.stderr)
+    """Print the results of an interrupted run, and the command that resumes it."""
+    print("interrupted; all that was finished is saved", file=sys.stderr)
     if run_plan is None:
         return
     folder = run_plan.folder
-    best = folder.summary.get("best")
-    if best:
-        print(f"best so far: {best['val_accuracy']:.4f} in validation: {describe(best['config'])}")
-    if (folder.path / "model.pt").is_file():
-        print(f"usable already: python -m search.predict {folder.path} IMAGE…")
-    print(f"carry on: python -m search.run --resume {folder.path}")
+    best = folder.summary.best
+    if best is not None:
+        accuracy = percent(best.val_accuracy, 2)
+        print(f"best so far: validation accuracy {accuracy}: {describe(best.config)}")
+    if (folder.path / MODEL).is_file():
+        print(f"model saved: python -m search.predict {folder.path} IMAGE…")
+    print(f"resume: python -m search.run --resume {folder.path}")
 
 
 if __name__ == "__main__":

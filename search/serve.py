@@ -45,7 +45,7 @@ class ServeError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = create_parser().parse_args(arguments)
     try:
         listener = check(options)
     except ServeError as error:
@@ -201,7 +201,8 @@ def _is_usable(token: str) -> bool:
     )
 
 
-def _parser() -> Parser:
+def create_parser() -> Parser:
+    """Return the parser of `python -m search.serve`."""
     parser = Parser(
         prog="python -m search.serve",
         description="Serve a model: a page, and an HTTP interface (POST /predict; see /docs).",

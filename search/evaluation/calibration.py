@@ -1,4 +1,4 @@
-"""Calibration: probabilities that mean what they say.
+"""Calibration: temperature scaling, expected calibration error, reliability diagrams.
 
 One temperature divides all logits before the softmax (Guo et al., arXiv 1706.04599). It is fitted
 on out-of-fold logits: each image's come from the one member that never saw it.
@@ -7,14 +7,15 @@ on out-of-fold logits: each image's come from the one member that never saw it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from search.runs.summary import CalibrationScores, ReliabilityBin
+
 N_BINS = 10  # of confidence
-_LOWEST, _HIGHEST = 0.05, 20.0
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -25,22 +26,22 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         labels: int64 [n].
 
     Returns:
-        A temperature in [0.05, 20]; above 1 the model was too sure of itself.
+        A temperature in [0.05, 20]; above 1 where the model was overconfident.
     """
     doubles = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
         return float(log_losses(doubles, labels, np.exp(log_temperature)).mean())
 
-    bounds = (np.log(_LOWEST), np.log(_HIGHEST))
+    bounds = (np.log(_MIN_TEMPERATURE), np.log(_MAX_TEMPERATURE))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
 
 
 def log_losses(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
     """Return each image's log loss at a temperature: [n], in nats.
 
-    Targets fall short of 1 by 1 / (n + 2), as in Platt's scaling (1999): n images that are all
-    right do not prove that the next one will be, and would otherwise ask for a temperature of 0.
+    Targets are smoothed by 1 / (n + 2), as in Platt's scaling (1999): n correct predictions do
+    not prove that the next one will be, and would otherwise give a temperature of 0.
     """
     n, n_classes = logits.shape
     missing = 1.0 / (n + 2)
@@ -52,20 +53,16 @@ def log_losses(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np
 
 def reliability_bins(
     confidences: Sequence[float] | np.ndarray, correct: Sequence[bool] | np.ndarray
-) -> list[dict[str, Any]]:
-    """Sort predictions into ten bins by how sure they are, leaving empty bins out.
-
-    Returns:
-        By bin, `confidence` and `accuracy` (means in [0, 1]) and `n`.
-    """
-    sure, right = np.asarray(confidences, np.float64), np.asarray(correct, bool)
-    bins = np.minimum((sure * N_BINS).astype(int), N_BINS - 1)
+) -> list[ReliabilityBin]:
+    """Sort predictions into ten bins by confidence; empty bins are not returned."""
+    confidence, is_correct = np.asarray(confidences, np.float64), np.asarray(correct, bool)
+    bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
     return [
-        {
-            "confidence": float(sure[bins == b].mean()),
-            "accuracy": float(right[bins == b].mean()),
-            "n": int((bins == b).sum()),
-        }
+        ReliabilityBin(
+            confidence=float(confidence[bins == b].mean()),
+            accuracy=float(is_correct[bins == b].mean()),
+            n=int((bins == b).sum()),
+        )
         for b in np.unique(bins)
     ]
 
@@ -75,16 +72,16 @@ def expected_calibration_error(
 ) -> float:
     """Return the mean gap between confidence and accuracy over ten bins (arXiv 1706.04599)."""
     bins = reliability_bins(confidences, correct)
-    n = sum(one["n"] for one in bins)
-    return float(sum(one["n"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / n)
+    n = sum(one.n for one in bins)
+    return float(sum(one.n * abs(one.confidence - one.accuracy) for one in bins) / n)
 
 
-def measure_calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """Judge probabilities [n, classes]: `ece`, `log_loss` (nats) and the reliability `bins`."""
-    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+def measure_calibration(labels: np.ndarray, probabilities: np.ndarray) -> CalibrationScores:
+    """Compute calibration error, log loss and reliability bins of probabilities [n, classes]."""
+    confidence, is_correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return {
-        "ece": expected_calibration_error(sure, right),
-        "log_loss": float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean()),
-        "bins": reliability_bins(sure, right),
-    }
+    return CalibrationScores(
+        ece=expected_calibration_error(confidence, is_correct),
+        log_loss=float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean()),
+        bins=reliability_bins(confidence, is_correct),
+    )

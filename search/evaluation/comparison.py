@@ -1,53 +1,21 @@
-"""Two models on the same images: is one better, beyond what chance would make of it?"""
+"""Compare two models on the same images: is one better beyond chance?"""
 
 from __future__ import annotations
-
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
-_SURE = 0.05
+from search.runs.summary import Comparison
+
+_ALPHA = 0.05
 _DRAWS = 20_000
 _PRIOR = 3 / 8
 """Images added to each side. Between the neutral 1/3 (Kerman 2011) and Jeffreys' 1/2, which cover
 too seldom and too often where a handful of images tell two models apart."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A model against a baseline, image by image.
-
-    Attributes:
-        n: Images.
-        accuracy: Of the model.
-        baseline_accuracy: Of the baseline.
-        n_model_only_correct: Images that the model alone has right.
-        n_baseline_only_correct: Images that the baseline alone has right.
-        difference: In accuracy, the model's minus the baseline's.
-        difference_ci95: Its 95 % interval.
-        p_value: Of the exact McNemar test (1947), two-sided.
-        verdict: What that means, in words.
-    """
-
-    n: int
-    accuracy: float
-    baseline_accuracy: float
-    n_model_only_correct: int
-    n_baseline_only_correct: int
-    difference: float
-    difference_ci95: tuple[float, float]
-    p_value: float
-    verdict: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what the summary keeps."""
-        return asdict(self)
-
-
-def compare(labels: np.ndarray, model: np.ndarray, baseline: np.ndarray) -> Comparison:
-    """Compare two models' predictions of the same images.
+def compare_models(labels: np.ndarray, model: np.ndarray, baseline: np.ndarray) -> Comparison:
+    """Compare two models' predictions of the same images by the exact McNemar test.
 
     Args:
         labels: int64 [n], n >= 1.
@@ -55,45 +23,47 @@ def compare(labels: np.ndarray, model: np.ndarray, baseline: np.ndarray) -> Comp
         baseline: Those of the baseline.
     """
     n = len(labels)
-    model_right, baseline_right = model == labels, baseline == labels
-    gained = int((model_right & ~baseline_right).sum())
-    lost = int((baseline_right & ~model_right).sum())
-    p_value = float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
-    difference = (gained - lost) / n
+    model_correct, baseline_correct = model == labels, baseline == labels
+    n_model_only = int((model_correct & ~baseline_correct).sum())
+    n_baseline_only = int((baseline_correct & ~model_correct).sum())
+    n_discordant = n_model_only + n_baseline_only
+    p_value = float(binomtest(n_model_only, n_discordant, 0.5).pvalue) if n_discordant else 1.0
+    difference = (n_model_only - n_baseline_only) / n
     return Comparison(
         n=n,
-        accuracy=float(model_right.mean()),
-        baseline_accuracy=float(baseline_right.mean()),
-        n_model_only_correct=gained,
-        n_baseline_only_correct=lost,
+        accuracy=float(model_correct.mean()),
+        baseline_accuracy=float(baseline_correct.mean()),
+        n_model_only_correct=n_model_only,
+        n_baseline_only_correct=n_baseline_only,
         difference=difference,
-        difference_ci95=difference_interval(gained, lost, n),
+        difference_ci95=difference_interval(n_model_only, n_baseline_only, n),
         p_value=p_value,
-        verdict=_describe(difference, p_value, gained, lost),
+        verdict=_describe(difference, p_value, n_discordant),
     )
 
 
-def difference_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a difference of paired shares, by draws from their posterior.
+def difference_interval(n_first_only: int, n_second_only: int, n: int) -> tuple[float, float]:
+    """Return the 95% credible interval of a difference of paired accuracies.
 
-    What is added to each side keeps it open where the models hardly differ: there a bootstrap would
-    resample nothing.
+    It is drawn from the posterior. What is added to each side keeps it open where the models hardly
+    differ: there a bootstrap would resample nothing.
 
     Args:
-        gained: Images that the first alone has right.
-        lost: Images that the second alone has right.
+        n_first_only: Images that only the first model predicts correctly.
+        n_second_only: Images that only the second model predicts correctly.
         n: Images in all.
     """
-    counts = np.array([gained + _PRIOR, lost + _PRIOR, n - gained - lost + 1])
+    n_others = n - n_first_only - n_second_only
+    counts = np.array([n_first_only + _PRIOR, n_second_only + _PRIOR, n_others + 1])
     drawn = np.random.default_rng(0).standard_gamma(counts, (_DRAWS, 3))
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / drawn.sum(axis=1), (0.025, 0.975))
-    seen = (gained - lost) / n
-    return min(float(low), seen), max(float(high), seen)
+    observed = (n_first_only - n_second_only) / n
+    return min(float(low), observed), max(float(high), observed)
 
 
-def _describe(difference: float, p_value: float, gained: int, lost: int) -> str:
-    if gained + lost == 0:
-        return "both have the same images right"
-    if p_value >= _SURE:
+def _describe(difference: float, p_value: float, n_discordant: int) -> str:
+    if n_discordant == 0:
+        return "both predict the same images correctly"
+    if p_value >= _ALPHA:
         return "no difference beyond chance"
     return f"{'better' if difference > 0 else 'worse'} beyond chance"

@@ -1,67 +1,80 @@
-"""Labels that look wrong, by out-of-fold probabilities.
+"""Find possible label errors from out-of-fold probabilities.
 
-An image's label is doubted where a model that never saw the image holds another class for much
-more likely. The labels are left as they are: the list is for a person to look through.
+A label is listed where a model that was not trained on the image finds another class much more
+probable. The measure is cleanlab's label quality by normalized margin, with a plain bound on it.
+With flipped labels (`benchmarks.models.label_issues`) the bound finds more of them than cleanlab's
+own rules for how many labels to list, and with fewer false alarms: those rules are made for
+probabilities of any kind, and ours are calibrated, on the same labels, wrong ones too. One formula
+is no reason for a dependency, so cleanlab is used by the benchmark alone.
 
-Measured with flipped labels (`benchmarks.models`), a plain bound on cleanlab's quality score
-finds more of them, and with fewer false alarms, than its own rules for how many to flag: those
-reckon with probabilities of any kind, and ours are calibrated, on the same labels, wrong ones too.
+Labels are not changed: the list is for a person to look through.
 """
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from search.runs.summary import LabelIssueCounts, LabelPair
+from search.runs.tables import LABEL_ISSUE_COLUMNS, read_rows, write_csv
+
 MAX_LABEL_QUALITY = 0.3
-"""A label of at most this quality is doubted: another class is at least 0.4 more likely."""
+"""A label of at most this quality is listed: another class is at least 0.4 more probable."""
 
 MAX_ISSUES = 60
-"""Doubtful labels that are shown with their images, the worst first."""
+"""Possible label errors that are shown with their images, the lowest quality first."""
 
 _MAX_PAIRS = 8
 
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """One label that looks wrong.
+    """One possible label error.
 
     Attributes:
         image: The image's name.
-        given: Its label.
-        suggested: The class that the model takes it for.
-        confidence: The model's probability of that class.
+        given_label: Its label.
+        predicted_label: The class that the model predicts.
+        label_quality: In [0, `MAX_LABEL_QUALITY`]: see `label_quality`.
     """
 
     image: str
-    given: str
-    suggested: str
-    confidence: float
+    given_label: str
+    predicted_label: str
+    label_quality: float
 
 
-def find_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the indices of images whose label looks wrong, the worst first.
+def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return each label's quality by normalized margin (Northcutt et al., arXiv 1911.00068).
+
+    It is (1 + probability of the label - highest probability of another class) / 2.
 
     Args:
         labels: int64 [n], each in [0, classes).
-        probabilities: [n, classes], calibrated, of models that never saw the image; rows sum
-            to 1.
+        probabilities: [n, classes], rows sum to 1.
 
     Returns:
-        int64 [m], by ascending quality.
+        float64 [n] in [0, 1].
     """
-    from cleanlab.rank import get_label_quality_scores  # takes a second, and is needed once
+    of_others = np.array(probabilities, np.float64)
+    rows = np.arange(len(labels))
+    of_label = of_others[rows, labels]
+    of_others[rows, labels] = -np.inf
+    return np.asarray((1 + of_label - of_others.max(axis=1)) / 2)
 
-    # (1 + probability of the label - probability of the likeliest other class) / 2
-    quality = get_label_quality_scores(
-        labels, np.asarray(probabilities, np.float64), method="normalized_margin"
-    )
+
+def find_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the indices of possible label errors, int64 [m], the lowest quality first.
+
+    Args:
+        labels: int64 [n], each in [0, classes).
+        probabilities: [n, classes], calibrated, of models that were not trained on the image.
+    """
+    quality = label_quality(labels, probabilities)
     order = np.argsort(quality, kind="stable")
     return np.asarray(order[quality[order] <= MAX_LABEL_QUALITY])
 
@@ -69,7 +82,7 @@ def find_label_issues(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarr
 def list_issues(
     names: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
 ) -> list[LabelIssue]:
-    """Return the labels that look wrong, the worst first.
+    """Return the possible label errors, the lowest quality first.
 
     Args:
         names: Of the images.
@@ -77,47 +90,41 @@ def list_issues(
         probabilities: Out-of-fold, [n, classes].
         classes: Their names.
     """
+    quality = label_quality(labels, probabilities)
     return [
         LabelIssue(
             names[i],
             classes[labels[i]],
             classes[probabilities[i].argmax()],
-            float(probabilities[i].max()),
+            round(float(quality[i]), 6),
         )
         for i in find_label_issues(labels, probabilities)
     ]
 
 
 def read_issues(path: Path) -> tuple[LabelIssue, ...]:
-    """Read what `write_issues` wrote; nothing where there is no file."""
-    if not path.is_file():
-        return ()
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return tuple(
-            LabelIssue(row["image"], row["given"], row["suggested"], float(row["confidence"]))
-            for row in csv.DictReader(file)
+    """Read a table of possible label errors; nothing where there is none."""
+    return tuple(
+        LabelIssue(
+            row["image"], row["given_label"], row["predicted_label"], float(row["label_quality"])
         )
+        for row in read_rows(path, errors="replace")
+    )
 
 
 def write_issues(path: Path, issues: Sequence[LabelIssue]) -> None:
-    """Write one line a doubtful label."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "given", "suggested", "confidence"])
-        writer.writerows(
-            [issue.image, issue.given, issue.suggested, f"{issue.confidence:.6f}"]
-            for issue in issues
-        )
+    """Write one line a possible label error."""
+    write_csv(path, LABEL_ISSUE_COLUMNS, map(astuple, issues))
 
 
-def summarise(issues: Sequence[LabelIssue], n: int) -> dict[str, Any]:
-    """Count the doubtful labels of n images: all, and the most frequent pairs of classes."""
-    pairs = Counter((issue.given, issue.suggested) for issue in issues)
-    return {
-        "n": len(issues),
-        "share": len(issues) / n,
-        "pairs": [
-            {"given": given, "suggested": suggested, "n": times}
-            for (given, suggested), times in pairs.most_common(_MAX_PAIRS)
+def count_issues(issues: Sequence[LabelIssue], n: int) -> LabelIssueCounts:
+    """Count the possible label errors of n images: all, and the most frequent pairs of classes."""
+    pairs = Counter((issue.given_label, issue.predicted_label) for issue in issues)
+    return LabelIssueCounts(
+        n=len(issues),
+        fraction=len(issues) / n,
+        pairs=[
+            LabelPair(given_label=given, predicted_label=predicted, n=times)
+            for (given, predicted), times in pairs.most_common(_MAX_PAIRS)
         ],
-    }
+    )

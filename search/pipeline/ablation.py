@@ -175,10 +175,7 @@ def _load(path: Path, step: AblationStep, epochs: int) -> AblationResult | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         config = content["step"]["config"]
-        curve = tuple(
-            EpochResult(**{key: math.nan if value is None else value for key, value in epoch.items()})
-            for epoch in content["curve"]
-        )
+        curve = tuple(_read_epoch(epoch) for epoch in content["curve"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -186,6 +183,12 @@ def _load(path: Path, step: AblationStep, epochs: int) -> AblationResult | None:
         return None
     is_same = config == asdict(step.config) and len(curve) == epochs
     return AblationResult(step, curve) if is_same else None
+
+
+def _read_epoch(content: dict[str, Any]) -> EpochResult:
+    """Return an epoch that was written as JSON, where NaN is null."""
+    values: dict[str, Any] = {name: math.nan if v is None else v for name, v in content.items()}
+    return EpochResult(**values)
 
 
 def _table(results: Sequence[AblationResult]) -> Iterator[list[object]]:

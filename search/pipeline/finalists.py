@@ -1,17 +1,17 @@
-"""What may be retrained by k-fold: the best trials, the linear probe, and the first trial."""
+"""Choose the finalists, which are retrained by k-fold: the best trials, a probe, the baseline."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.pipeline.retraining.kfold import RetrainConfig
-from search.runs.run_folder import RunFolder
+from search.runs.summary import BestModel, ProbeScore
+from search.runs.tables import read_rows
 from search.tuning.study import (
     BASELINE_TRIAL,
     best_epoch,
@@ -25,71 +25,95 @@ from trainables.worker import resolve_config
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What may be retrained by k-fold: a trial, or the linear probe (no number, no epochs)."""
+class Finalist:
+    """A trial, or a linear probe, that is retrained by k-fold.
 
-    number: int | None
+    Attributes:
+        trial: The trial's number; None for a linear probe.
+        retrain_config: How it is retrained.
+        val_accuracy: Its best validation accuracy; cross-validated, for a linear probe.
+    """
+
+    trial: int | None
     retrain_config: RetrainConfig
-    search_accuracy: float
+    val_accuracy: float
 
     @property
     def name(self) -> str:
-        """What people are shown."""
-        if self.number is None:
+        """The name that people read."""
+        if self.trial is None:
             return f"linear probe of {self.retrain_config.config.backbone}"
-        return f"trial {self.number}, {self.retrain_config.epochs} epochs"
+        return f"trial {self.trial}, {self.retrain_config.epochs} epochs"
+
+    def as_best_model(self) -> BestModel:
+        """Return the summary's section about where the model comes from."""
+        return BestModel(
+            trial=self.trial,
+            name=self.name,
+            config=asdict(self.retrain_config.config),
+            val_accuracy=self.val_accuracy,
+            epoch=self.retrain_config.epochs,
+        )
 
 
 def choose_finalists(
     study: optuna.Study,
     space: Space,
     n: int,
-    folder: RunFolder,
-    with_first: bool = True,
-    without: Collection[int] = (),
-) -> list[Candidate]:
+    probe_scores: Mapping[str, ProbeScore],
+    trials_folder: Path,
+    with_baseline: bool = True,
+    too_slow: Collection[int] = (),
+) -> list[Finalist]:
     """Return the n best trials of different configurations, the best linear probe, and trial 0.
 
-    A validation score is the best of many, and flatters: the probe and the first trial, which is
-    the space's own recipe, are finalists, too, so that no search falls short of them. Without
-    `with_first`, the first trial is one only if it is among the best; those in `without` are none.
+    The best of many validation accuracies is optimistic. So the probe and the baseline, trial 0,
+    are retrained as well: no search ends with less than they reach.
+
+    Args:
+        study: The trials.
+        space: What was searched.
+        n: Number of trials.
+        probe_scores: By backbone, the best first; empty without probes.
+        trials_folder: Has each trial's `progress.csv`.
+        with_baseline: Whether trial 0 is retrained if it is not among the best.
+        too_slow: Trials that are not retrained.
     """
     chosen: list[FrozenTrial] = []
-    probes = folder.summary.get("probe")
     ranked = ranked_trials(study)
     for trial in ranked:
         is_new = all(trial.params != other.params for other in chosen)
-        if len(chosen) < n and is_new and trial.number not in without:
+        if len(chosen) < n and is_new and trial.number not in too_slow:
             chosen.append(trial)
-    candidates = [
-        Candidate(trial.number, read_retrain_config(trial, space, folder.path), best_value(trial))
+    finalists = [
+        Finalist(trial.number, read_retrain_config(trial, space, trials_folder), best_value(trial))
         for trial in chosen
     ]
-    # Without an epoch of any trial, the probe is what there is, unless trials did not get that far
-    # because they failed.
-    if probes and (ranked or not count_states(study)["failed"]):
-        name, probe = next(iter(probes.items()))
-        retrain_config = RetrainConfig(TrialConfig(backbone=name, freeze_depth=5), 0, None)
-        candidates.append(Candidate(None, retrain_config, probe["accuracy"]))
-    if (
-        with_first
-        and chosen
-        and all(candidate.number != BASELINE_TRIAL for candidate in candidates)
-    ):
-        first = study.get_trials(deepcopy=False)[BASELINE_TRIAL]
-        is_new = all(first.params != trial.params for trial in chosen)
-        if is_new and first.intermediate_values and first.state != TrialState.FAIL:
+    # Where no trial has ended an epoch, the probe is all there is; but where they failed, it would
+    # hide that.
+    if probe_scores and (ranked or not count_states(study)["failed"]):
+        name, score = next(iter(probe_scores.items()))
+        finalists.append(Finalist(None, RetrainConfig(probe_config(name), 0, None), score.accuracy))
+    if with_baseline and chosen and all(one.trial != BASELINE_TRIAL for one in finalists):
+        baseline = study.get_trials(deepcopy=False)[BASELINE_TRIAL]
+        is_new = all(baseline.params != trial.params for trial in chosen)
+        if is_new and baseline.intermediate_values and baseline.state != TrialState.FAIL:
             retrain_config = full_length(
-                read_retrain_config(first, space, folder.path), first, space.epochs
+                read_retrain_config(baseline, space, trials_folder), baseline, space.epochs
             )
-            candidates.append(Candidate(BASELINE_TRIAL, retrain_config, best_value(first)))
-    return candidates
+            finalists.append(Finalist(BASELINE_TRIAL, retrain_config, best_value(baseline)))
+    return finalists
+
+
+def probe_config(backbone: str) -> TrialConfig:
+    """Return the configuration of a linear probe: every stage of the backbone is frozen."""
+    return TrialConfig(backbone=backbone, freeze_depth=5)
 
 
 def full_length(retrain_config: RetrainConfig, trial: FrozenTrial, epochs: int) -> RetrainConfig:
-    """Return the recipe of a trial that ASHA stopped as it would have been without a search.
+    """Return how to retrain a trial that ASHA stopped at the length that it was to have.
 
-    Rates that a plateau decided stay, from where it was stopped, as they were last.
+    Learning rates that a plateau decided stay as they were in the trial's last epoch.
     """
     if trial.state == TrialState.COMPLETE:
         return retrain_config
@@ -99,13 +123,12 @@ def full_length(retrain_config: RetrainConfig, trial: FrozenTrial, epochs: int) 
     )
 
 
-def read_retrain_config(trial: FrozenTrial, space: Space, run_folder: Path) -> RetrainConfig:
-    """Return what a trial found: its configuration, its best epoch, its learning rates."""
+def read_retrain_config(trial: FrozenTrial, space: Space, trials_folder: Path) -> RetrainConfig:
+    """Return how to retrain a trial: its configuration, its best epoch, its learning rates."""
     config = resolve_config(trial_params(trial, space))
     epochs = best_epoch(trial)
     if config.scheduler != "plateau":
         return RetrainConfig(config, epochs, None)
-    curve = run_folder / "trials" / str(trial.number) / "progress.csv"
-    with curve.open(newline="", encoding="utf-8") as file:
-        lrs = {int(row["epoch"]): float(row["lr"]) for row in csv.DictReader(file)}
+    curve = read_rows(trials_folder / str(trial.number) / "progress.csv")
+    lrs = {int(row["epoch"]): float(row["lr"]) for row in curve}
     return RetrainConfig(config, epochs, tuple(lrs[epoch] for epoch in range(1, epochs + 1)))

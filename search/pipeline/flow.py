@@ -1,301 +1,192 @@
-"""The flow, from checked images to a report. What a stage makes is on disk before the next."""
+"""The stages of a run, top to bottom, from checked images to the report.
+
+What a stage makes is on disk before the next one begins.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-import optuna
 import torch
-from torch import Tensor
 
+from search.cluster.feature_cache_client import start_feature_cache
 from search.cluster.nodes import wait_for_gpu
-from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots, measure_gpu_fractions
-from search.console.formatting import describe, duration
+from search.console.formatting import percent
 from search.console.progress import Progress
 from search.console.signals import FAILED, GracefulShutdown
-from search.pipeline.ablation import expected_seconds, run_ablation
+from search.pipeline.ablation import run_ablation
 from search.pipeline.evaluate import evaluate
-from search.pipeline.finalists import Candidate, choose_finalists
-from search.pipeline.predictions_tmp import predict_out_of_fold
+from search.pipeline.finalists import Finalist, choose_finalists
 from search.pipeline.preflight import RunPlan
-from search.pipeline.prepare import PreparedData, pack_images
-from search.pipeline.probe import build_feature_cache, open_feature_cache, probe_backbones
-from search.pipeline.request import Request, RequestError
-from search.pipeline.retraining.retrain import retrain_finalists, save_best_trial
-from search.reporting.tensorboard.run_board import Overview
-from search.reporting.tensorboard.trial_boards import TrialBoards
-from search.reporting.terminal import show_result
-from search.runs.run_folder import RunFolder
-from search.tuning.checkpoints import start_checkpoint_store
-from search.tuning.study import (
-    BASELINE_TRIAL,
-    best_value,
-    count_states,
-    count_unfinished,
-    kept_scores,
-    open_study,
-    outcomes,
-    ranked_trials,
-    storage_url,
-    write_trials,
+from search.pipeline.prepare import prepare_data
+from search.pipeline.probe import (
+    ProbeResult,
+    build_feature_cache,
+    plan_feature_cache,
+    probe_backbones,
 )
-from search.tuning.throughput import measure_throughput
-from search.tuning.time_budget import TimeBudget, fold_growth
-from search.tuning.tune import SearchPlan, TrialCallback, run_trials
-from spaces.base import Space
-from trainables.models.backbones import create_backbone
-from trainables.models.weights import WeightsError, load_weights
+from search.pipeline.retraining.retrain import retrain_finalists
+from search.pipeline.trials import SearchResult, run_search
+from search.reporting.tensorboard.run_board import RunBoard
+from search.reporting.terminal import show_result
+from search.runs.run_folder import MODEL, RunFolder
+from search.runs.summary import Settings
+from search.tuning.study import BASELINE_TRIAL, best_value, ranked_trials
+
+_log = logging.getLogger(__name__)
 
 
 def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> int:
-    """Run every stage; return the exit code. Ray must be running.
+    """Run every stage and return the exit code. Ray must be running.
 
     Raises:
-        DataError, WeightsError, RequestError: what only a closer look at the images and the
-            weights could find.
+        DataError, WeightsError, RequestError: mistakes that only the images and the weights show.
+        KeyboardInterrupt: the user stopped the run; all that was finished is saved.
     """
-    request, folder = run_plan.request, run_plan.folder
-    weights = read_weights(run_plan)
+    request, space, folder = run_plan.request, run_plan.space, run_plan.folder
     # 1. Images are decoded once, and features of frozen stages are computed once.
-    with stage("images", folder):
-        prepared = pack_images(run_plan, weights, progress)
-    folder.note("settings", settings(run_plan))
-    overview = Overview(folder, run_plan.space.trials)
-    overview.describe()
-    with stage("probe", folder):
-        progress.begin("probe")
+    with _stage("data", folder):
+        prepared = prepare_data(run_plan, progress)
+    settings = _settings(run_plan)
+    folder.set_section("settings", settings)
+    board = RunBoard(folder, space.trials)
+    board.describe(settings)
+    with _stage("linear_probe", folder):
         wait_for_gpu(progress.say)
-        prepared = open_feature_cache(prepared)
+        cache_plan = plan_feature_cache(prepared)
+        cache = start_feature_cache(cache_plan)
+        probes = ProbeResult({}, {})
         if request.probe:
-            prepared = probe_backbones(prepared, folder, progress)
-    with stage("feature_cache", folder):
-        build_feature_cache(prepared, progress)
-    overview.show_augmentation(prepared)
-    # 2. Trials are judged on the validation split; the folds use both, and choose a winner.
-    with stage("search", folder):
-        study, time = search(run_plan, prepared, progress, shutdown)
-    with stage("folds", folder):
-        candidates = choose_finalists(
-            study,
-            prepared.space,
-            request.finalists or 1,
-            folder,
-            with_first=time is None or not time.leaves_first_out(),
-            without=time.too_slow() if time is not None else (),
-        )
-        if time is not None:
-            tell_left_out(study, time, candidates, progress)
-        if not candidates:
+            # A trial of an earlier session is a better model than a probe.
+            model_path = folder.path / MODEL if folder.summary.best is None else None
+            probes = probe_backbones(prepared, cache_plan, cache, model_path, progress)
+            folder.set_section("linear_probe", probes.scores)
+    with _stage("feature_cache", folder):
+        build_feature_cache(space, cache_plan, cache, progress)
+    context = prepared.training_context(probes.heads, cache)
+    train = prepared.rows("train")
+    board.show_augmentation(prepared.image_rows(train), context.labels[train], space)
+    # 2. Trials are compared on the validation set, finalists by k-fold on training and validation.
+    with _stage("search", folder), _report_if_interrupted(folder, progress):
+        searched = run_search(run_plan, prepared, context, progress, shutdown)
+    cache.log_lost_blocks()
+    with _stage("cross_validation", folder):
+        finalists = _choose_finalists(run_plan, searched, probes, progress)
+        if not finalists:
             progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
-            report(folder, progress)
+            _write_report(folder, progress)
             return FAILED
-        made = retrain_finalists(prepared, candidates, request.probe, folder, progress)
-    # 3. Everything is chosen: the test split is opened.
-    with stage("evaluation", folder):
-        progress.begin("evaluation")
-        held_out, external = evaluate(prepared, made.ensemble, folder, made.baseline)
-    with stage("boards", folder):
-        temperature = made.ensemble.card.temperature
-        out_of_fold = predict_out_of_fold(prepared, made.winner.folds, temperature)
-        overview.show_model(
-            prepared.manifest.classes, made.ensemble, held_out, out_of_fold, external
+        retrained = retrain_finalists(
+            prepared, context, finalists, request.probe, searched.gpu_fraction, folder, progress
         )
-    # 4. What takes no part in the answer comes last.
-    if prepared.space.ablation:
-        run_ablation_in_time(request, prepared, folder, progress)
-    report(folder, progress)
+    # 3. Everything is chosen: the test set is evaluated, once.
+    with _stage("evaluation", folder):
+        progress.begin("evaluation")
+        test, external = evaluate(
+            prepared, retrained.ensemble, retrained.baseline, retrained.out_of_fold, folder
+        )
+    with _stage("tensorboard", folder):
+        progress.begin("tensorboard")
+        board.show_model(retrained.ensemble, test, retrained.out_of_fold.predictions, external)
+    # 4. What takes no part in the result comes last.
+    if space.ablation:
+        with _stage("ablation", folder):
+            seconds_left = None
+            if request.time_budget_seconds is not None:
+                seconds_left = request.time_budget_seconds - progress.elapsed_seconds
+            backbones = [*probes.scores, *prepared.features.weights]
+            run_ablation(
+                prepared,
+                context,
+                backbones[0] if backbones else None,
+                searched.gpu_fraction,
+                seconds_left,
+                folder,
+                progress,
+            )
+    _write_report(folder, progress)
     show_result(folder.summary, folder.path, progress.console)
     return 0
 
 
-def search(
-    run_plan: RunPlan, prepared: PreparedData, progress: Progress, shutdown: GracefulShutdown
-) -> tuple[optuna.Study, TimeBudget | None]:
-    """Run trials until the study holds as many as are asked for, or the time is up.
-
-    Returns:
-        The study, and what watched over the time.
-
-    Raises:
-        KeyboardInterrupt: the user asked to stop; all that was finished is kept.
-    """
-    request, space, folder = run_plan.request, run_plan.space, run_plan.folder
-    started = monotonic()
-    study = open_study(storage_url(folder.path), space)
-    shares = measure_gpu_fractions(space, prepared.context, prepared.rows("train"))
-    if any(shares.values()):
-        progress.say("share of a GPU a trial takes: " + describe(shares))
-    folder.note("gpu_fraction", shares)
-    budget = time_budget(run_plan, prepared, shares, study, progress)
-    plan = SearchPlan(
-        n_trials=space.trials,
+def _settings(run_plan: RunPlan) -> Settings:
+    """Return the options that apply to the run, the command line's changes included."""
+    request, space = run_plan.request, run_plan.space
+    return Settings(
+        trials=space.trials,
+        epochs=space.epochs,
+        folds=space.folds,
+        patience=space.patience,
+        views=space.views,
+        keep_checkpoints=space.keep_checkpoints,
+        image_size=space.image_size,
+        resize_mode=space.resize_mode,
+        cache_size=space.cache_size,
+        weights=space.weights,
+        center_crop=space.center_crop,
+        searched={name: str(value) for name, value in space.distributions.items()},
+        constants=space.constants,
+        finalists=request.finalists or 1,
         sampler=request.sampler,
         scheduler=request.scheduler,
-        interrupted=shutdown.requested,
-        time_is_up=lambda: budget is not None and budget.is_up(),
-        min_freeze_depth=budget.min_freeze_depth if budget is not None else None,
-        concurrent=request.concurrent,
-        gpu_fraction=shares,
+        probe=request.probe,
+        seed=request.seed,
+        gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     )
-    # What an earlier session found out about its winner says nothing of the next one.
-    folder.forget(
-        "kfold", "label_issues", "calibration", "test", "comparison", "external", "samples"
-    )
-    trials = folder.path / "trials"
-    shared = request.shared and request.shared.within("trials")
-    checkpoints = start_checkpoint_store(trials.absolute(), space.keep_checkpoints, kept_scores(study), shared)
-    boards = TrialBoards(folder.path / "tensorboard", space)
-    boards.catch_up(outcomes(study))
-    n_ended = sum(count_states(study).values())
-    ranked = ranked_trials(study)
-    best = (best_value(ranked[0]), ranked[0].number, ranked[0].params) if ranked else None
-    progress.begin_trials(space.trials, n_ended, space.epochs, best)
-    rows = {part: prepared.rows(part) for part in ("train", "val")}
-    try:
-        with shutdown.deferring():
-            callbacks: list[TrialCallback] = [boards, progress]
-            if budget is not None:
-                callbacks.append(budget)
-            run_trials(plan, study, space, prepared.context, rows, checkpoints, trials, callbacks)
-    finally:
-        boards.close()
-        checkpoints.download_best(trials)
-        _note_trials(study, space, folder, monotonic() - started)
-        save_best_trial(prepared, study, folder)  # until the folds have made a better model
-        if shutdown.requested():
-            report(folder, progress)
-    return study, budget
 
 
-def time_budget(
-    run_plan: RunPlan,
-    prepared: PreparedData,
-    shares: Mapping[str, float],
-    study: optuna.Study,
-    progress: Progress,
-) -> TimeBudget | None:
-    """Return what watches over the time, if it is limited."""
-    seconds, space = run_plan.request.time_budget_seconds, run_plan.space
-    if seconds is None:
-        return None
-    rows = prepared.rows("train")
-    slots_by_backbone = {
-        name: TrialSlots(CPUS_PER_TRIAL, [share]) for name, share in shares.items()
-    }
-    budget = TimeBudget(
-        seconds,
-        lambda: progress.elapsed_seconds,
-        space,
+def _choose_finalists(
+    run_plan: RunPlan, searched: SearchResult, probes: ProbeResult, progress: Progress
+) -> list[Finalist]:
+    """Choose the finalists, and warn where the time budget excludes one."""
+    study, budget = searched.study, searched.budget
+    too_slow = budget.too_slow() if budget is not None else set()
+    with_baseline = budget is None or not budget.skips_baseline()
+    finalists = choose_finalists(
+        study,
+        run_plan.space,
         run_plan.request.finalists or 1,
-        lambda backbone: slots_by_backbone[backbone](),
-        fold_growth(len(rows), len(prepared.rows("val")), space.folds),
-        measure_throughput(prepared.context, rows, shares),
-        len(rows),
-        has_probe=bool(run_plan.folder.summary.get("probe")),
+        probes.scores,
+        run_plan.folder.path / "trials",
+        with_baseline,
+        too_slow,
     )
-    budget.catch_up(study)
-    return budget
-
-
-def tell_left_out(
-    study: optuna.Study, time: TimeBudget, candidates: Sequence[Candidate], progress: Progress
-) -> None:
-    """Say which trials are no finalists for want of time."""
-    retrained = {candidate.number for candidate in candidates}
-    ranked = ranked_trials(study)
-    if ranked and ranked[0].number in time.too_slow() - retrained:
+    chosen, ranked = {finalist.trial for finalist in finalists}, ranked_trials(study)
+    if ranked and ranked[0].number in too_slow - chosen:
         progress.warn(
-            f"trial {ranked[0].number}, {best_value(ranked[0]):.4f} in the search, is no finalist:"
-            " its folds would take too much of the time budget"
+            f"trial {ranked[0].number}, validation accuracy {percent(best_value(ranked[0]), 2)}, is"
+            " no finalist: its folds would take too much of the time budget"
         )
-    elif time.leaves_first_out() and BASELINE_TRIAL not in retrained:
-        progress.warn("the first trial is not compared with: its folds would take too long")
-
-
-def run_ablation_in_time(
-    request: Request, prepared: PreparedData, folder: RunFolder, progress: Progress
-) -> None:
-    """Climb the ladder, unless there is not enough time left."""
-    if request.time_budget_seconds is not None:
-        left = request.time_budget_seconds - progress.elapsed_seconds
-        needed = expected_seconds(prepared, folder.summary["gpu_fraction"])
-        if needed > left:
-            progress.warn(
-                f"the ladder is left out: it would take about {duration(needed)}, and"
-                f" {duration(max(left, 0))} of the time budget are left"
-            )
-            return
-    with stage("ablation", folder):
-        run_ablation(prepared, folder, progress)
-
-
-def report(folder: RunFolder, progress: Progress) -> None:
-    """Write the report, of an unfinished run too."""
-    from search.reporting.page import write_report  # Matplotlib takes a while, and is needed last.
-
-    progress.begin("report")
-    with stage("report", folder):
-        write_report(folder)
-
-
-def _note_trials(study: optuna.Study, space: Space, folder: RunFolder, seconds: float) -> None:
-    write_trials(folder.path / "trials.csv", study, space)
-    states = count_states(study)
-    folder.note(
-        "search",
-        {
-            "trials": sum(states.values()),
-            "complete": states["complete"],
-            "pruned": states["pruned"],
-            "failed": states["failed"],
-            "unfinished": count_unfinished(study),
-            "seconds": seconds,
-        },
-    )
-
-
-def settings(run_plan: RunPlan) -> dict[str, object]:
-    """Return what applied to the run, the command line's changes to the space included."""
-    request, space = run_plan.request, run_plan.space
-    scope = ("trials", "epochs", "folds", "patience", "views", "keep_checkpoints")
-    images = ("image_size", "resize_mode", "cache_size", "weights", "center_crop")
-    return {
-        **{name: getattr(space, name) for name in (*scope, *images)},
-        "searched": {name: str(value) for name, value in space.distributions.items()},
-        "constants": space.constants,
-        "finalists": request.finalists or 1,
-        "sampler": request.sampler,
-        "scheduler": request.scheduler,
-        "probe": request.probe,
-        "seed": request.seed,
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-
-
-def read_weights(run_plan: RunPlan) -> dict[str, dict[str, Tensor]]:
-    """Read all pretrained weights, and try that they, and the images' size, fit.
-
-    Raises:
-        WeightsError: weights cannot be read or do not fit.
-        RequestError: a backbone cannot see images of the space's size.
-    """
-    weights = {name: load_weights(path) for name, path in run_plan.weights.items()}
-    for name in run_plan.space.backbones:
-        try:
-            backbone = create_backbone(name, weights.get(name))
-            backbone.stage_output_shapes(run_plan.space.image_size)
-        except WeightsError as error:
-            raise WeightsError(f"{run_plan.weights[name]}: {error}") from None
-        except ValueError as error:
-            raise RequestError(f"{name}: {error}") from None
-    return weights
+    elif not with_baseline and BASELINE_TRIAL not in chosen:
+        progress.warn("there is no comparison with the baseline: its folds would take too long")
+    return finalists
 
 
 @contextmanager
-def stage(name: str, folder: RunFolder) -> Iterator[None]:
-    """Note how many seconds a stage took."""
+def _report_if_interrupted(folder: RunFolder, progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _write_report(folder, progress)
+        raise
+
+
+def _write_report(folder: RunFolder, progress: Progress) -> None:
+    from search.reporting.page import write_report  # Matplotlib takes a while, and is needed last
+
+    progress.begin("report")
+    with _stage("report", folder):
+        write_report(folder)
+
+
+@contextmanager
+def _stage(name: str, folder: RunFolder) -> Iterator[None]:
+    """Add a stage's seconds to the summary, and log its end."""
     started = monotonic()
     yield
-    folder.add_stage_seconds(name, monotonic() - started)
+    seconds = monotonic() - started
+    folder.add_stage_seconds(name, seconds)
+    _log.info("stage %s ended after %.1f s", name, seconds)

@@ -1,54 +1,73 @@
-"""The images stage: what a run works on, from files to one shared table."""
+"""The data stage: decode, audit and split the images, and share them with all workers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import ray
-import torch
 from torch import Tensor
 
-from search.cluster.feature_cache_actor import FeatureCachePlan, store_bytes
-from search.cluster.parallel import on_all_nodes
-from search.cluster.shared_file import share_file
+from search.cluster.nodes import object_store_bytes
+from search.cluster.parallel import ray_map
+from search.cluster.shared_file import MappedFile, StoredObject, share_file
 from search.console.formatting import count
 from search.console.progress import Progress
-from search.data.audit import COPIES, UNUSED, Audit, Images, examine, sum_up, write_audit_csv
+from search.data.audit import DUPLICATES, UNUSED, Audit, audit_images, summarize, write_audit_csv
 from search.data.class_folders import DataError
+from search.data.decoding import DecodedImages, ResizeSpec, decode_images
 from search.data.exclusion import EXTERNAL
-from search.data.manifest import Manifest, check_counts
-from search.data.packing import DecodedImages, pack
-from search.data.splits import OUT, leaks_into_holdout, read_split_csv, split, write_split_csv
+from search.data.manifest import check_counts
+from search.data.splits import EXCLUDED, leaks_into_holdout, read_split_csv, split, write_split_csv
 from search.pipeline.preflight import RunPlan
-from search.reporting.audit_page import MAX_PAIRS
+from search.pipeline.request import RequestError
+from search.reporting.examples import MAX_DUPLICATES
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
+from search.runs.summary import DataCounts
 from spaces.base import Space
-from trainables.worker import TrainingContext, open_table
+from trainables.images import ImageRows, as_tensor
+from trainables.models.backbones import create_backbone
+from trainables.models.classifier import Weights
+from trainables.models.weights import WeightsError, load_weights
+from trainables.worker import FeatureContext, FeatureSource, SharedArray, TrainingContext
 
 IMAGES_FRACTION = 0.2
-"""Of the smallest node's object store; more images than that are mapped from a file."""
+"""Fraction of the smallest node's object store; more images than that are mapped from a file."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
-    """What a run works on, ready for trainings."""
+    """The decoded images of a run, split and shared with all workers.
+
+    Attributes:
+        space: The space, with the command line's changes.
+        images: The n decoded images; their positions are the rows of the shared table.
+        splits: [n] of "train", "val", "test" or `splits.EXCLUDED`.
+        groups: int64 [n]; near-duplicates have equal numbers.
+        external: The m decoded images of the external test set; None where there is none.
+        external_near_duplicates: bool [m], which of these are near-duplicates of the images above.
+        features: The shared table and the pretrained backbones.
+    """
 
     space: Space
-    manifest: Manifest
-    decoded: DecodedImages
+    images: DecodedImages
     splits: np.ndarray
-    """By table row, "train", "val", "test", or `splitting.OUT`."""
-    external: tuple[Manifest, DecodedImages] | None
-    context: TrainingContext
-    plan: FeatureCachePlan | None = None
-    external_near_duplicates: np.ndarray | None = None
-    """By table row of the external images, whether one is a near-duplicate of the set's, and is
-    no image from elsewhere."""
+    groups: np.ndarray
+    external: DecodedImages | None
+    external_near_duplicates: np.ndarray
+    features: FeatureContext
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.images.manifest.classes
+
+    @property
+    def table(self) -> Tensor:
+        """The images in the driver's memory, uint8 [n, S, S, 3]; they must not be written to."""
+        return as_tensor(self.images.pixels)
 
     def rows(self, *splits: str) -> np.ndarray:
         """Return the table rows of some splits, ascending."""
@@ -56,189 +75,207 @@ class PreparedData:
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Return the names of images, given by their table rows."""
-        return [self.manifest.names[self.decoded.kept[row]] for row in rows]
+        return [self.images.names[row] for row in rows]
+
+    def image_rows(self, rows: np.ndarray) -> ImageRows:
+        """Return some of the images, which are read only when they are used."""
+        return ImageRows(self.table, as_tensor(rows))
+
+    def training_context(
+        self, heads: Mapping[str, Weights], feature_source: FeatureSource | None
+    ) -> TrainingContext:
+        """Return what all trainings have in common.
+
+        Args:
+            heads: By backbone, the linear probe's head.
+            feature_source: Of cached features.
+        """
+        return TrainingContext(
+            **vars(self.features),
+            labels=self.images.labels,
+            n_classes=len(self.classes),
+            epochs=self.space.epochs,
+            patience=self.space.patience,
+            heads=heads,
+            feature_source=feature_source,
+            groups=self.groups,
+        )
 
 
-def pack_images(
-    run_plan: RunPlan, weights: Mapping[str, Mapping[str, Tensor]], progress: Progress
-) -> PreparedData:
-    """Decode, audit and split the images, and put all that trainings share into the store.
+def prepare_data(run_plan: RunPlan, progress: Progress) -> PreparedData:
+    """Decode, audit and split the images, and share them and the weights with all workers.
+
+    Writes `split.csv`, `audit.csv`, images of near-duplicates, and the summary's sections `data`
+    and `audit`.
 
     Raises:
-        DataError: too few images could be read, or a run carried on finds other images.
+        WeightsError, RequestError: see `read_weights`.
+        DataError: too few images could be read, or a resumed run finds other images.
     """
     request, space, folder = run_plan.request, run_plan.space, run_plan.folder
-    manifest, external = run_plan.manifest, run_plan.external
-    n_images = len(manifest.names) + (len(external.names) if external else 0)
-    progress.begin("images", n_images, "images")
-    decoded = pack(
-        manifest,
-        space.cache_size,
+    weights = read_weights(run_plan)
+    external = run_plan.external
+    progress.begin("data", len(run_plan.manifest.names), "images")
+    resize = ResizeSpec(space.cache_size, space.image_size, space.resize_mode)
+    on_cluster = request.address is not None
+    n_bytes = len(run_plan.manifest.names) * 3 * space.cache_size**2
+    mapped_file = None
+    if n_bytes > object_store_bytes(IMAGES_FRACTION):
+        mapped_file = (folder.path / "cache" / "images.npy").absolute()
+    images = decode_images(
+        run_plan.manifest,
+        resize,
+        ray_map,
         progress.advance,
-        space.image_size,
-        space.resize_mode,
-        budget_bytes=store_bytes(IMAGES_FRACTION),
-        overflow=(folder.path / "cache" / "images.npy").absolute(),
-        send_files=request.address is not None,
+        mapped_file=mapped_file,
+        send_files=on_cluster,
     )
-    outside = None
+    external_images = None
     if external is not None:
-        outside = (
-            external,
-            pack(
-                external,
-                space.cache_size,
-                lambda *_: None,
-                space.image_size,
-                space.resize_mode,
-                send_files=request.address is not None,
-            ),
-        )
-    external_images = None if outside is None else _images(*outside)
-    audit = examine(_images(manifest, decoded), external_images, space.flip, on_all_nodes)
-    # A run that is refused here is left as it was.
-    splits, groups = _split(run_plan, decoded, audit)
-    _tell(audit, manifest, decoded, outside, space, folder, progress)
-    table: Any = decoded.table
-    if isinstance(table, Path) and request.address is not None:
-        table = share_file(table)
-    context = TrainingContext(
-        table=table,
-        labels=manifest.labels[decoded.kept],
-        n_classes=len(manifest.classes),
-        image_size=space.image_size,
-        flip=space.flip,
-        weights={name: ray.put(dict(state)) for name, state in weights.items()},
-        n_views=space.views,
-        feature_cache=None,
-        heads={},
-        epochs=space.epochs,
-        patience=space.patience,
-        seed=request.seed,
-        groups=groups,
-    )
+        external_images = decode_images(external, resize, ray_map, send_files=on_cluster)
+    audit = audit_images(images, external_images, space.flip, ray_map)
+    splits, groups = _split(run_plan, images, audit)  # an error leaves the folder as it was
+    _report_audit(audit, folder, progress)
+    _save_duplicates(audit, images, external_images, space, folder)
+    table = _share(images, mapped_file, on_cluster)
     prepared = PreparedData(
-        space,
-        manifest,
-        decoded,
-        splits,
-        outside,
-        context,
+        space=space,
+        images=replace(images, pixels=table.open()),  # one copy in memory, the shared one
+        splits=splits,
+        groups=groups,
+        external=external_images,
         external_near_duplicates=audit.external_near_duplicates,
+        features=FeatureContext(
+            table=table,
+            image_size=space.image_size,
+            flip=space.flip,
+            weights={name: StoredObject.put(state) for name, state in weights.items()},
+            seed=request.seed,
+        ),
     )
-    counts = {part: len(prepared.rows(part)) for part in ("train", "val", "test")}
-    folder.note(
-        "data",
-        {
-            "classes": list(manifest.classes),
-            "n": len(decoded.kept),
-            **counts,
-            "out": int((splits == OUT).sum()),
-            "left_out": len(decoded.problems),
-            "excluded": run_plan.n_excluded,
-        },
-    )
-    progress.say(
-        f"{len(decoded.kept)} images of {len(manifest.classes)} classes:"
-        f" {counts['train']} to train, {counts['val']} to validate, {counts['test']} held out"
-    )
+    _report_counts(prepared, run_plan, progress)
     return prepared
 
 
-def _tell(
-    audit: Audit,
-    manifest: Manifest,
-    decoded: DecodedImages,
-    outside: tuple[Manifest, DecodedImages] | None,
-    space: Space,
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
-    """Tell what was found in the images, and keep those of some pairs."""
-    write_audit_csv(folder.path / "audit.csv", audit.problems)
-    folder.note("audit", audit.as_json())
-    unused = [problem for problem in audit.problems if problem.kind in UNUSED]
-    if unused:
-        shown = ", ".join(problem.name for problem in unused[:3])
-        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-        progress.warn(
-            f"{len(unused)} files are left out: {shown}{more} (see {folder.path / 'audit.csv'})"
-        )
-    if n_out := audit.count("left out"):
-        progress.warn(
-            f"{n_out} images are near-duplicates of test or validation images, and leave"
-            f" training (see {folder.path / 'audit.csv'})"
-        )
-    progress.say(f"audit: {sum_up(audit)}")
-    pairs = [problem for problem in audit.problems if problem.kind in COPIES][:MAX_PAIRS]
-    wanted = {name for problem in pairs for name in (problem.name, problem.duplicate_of)}
-    gallery = Gallery(folder.path)
-    _keep(gallery, "data", wanted, manifest, decoded, space)
-    if outside is not None:
-        names = {n.removeprefix(EXTERNAL) for n in wanted if n.startswith(EXTERNAL)}
-        _keep(gallery, "external", names, *outside, space)
-
-
-def _keep(
-    gallery: Gallery,
-    part: str,
-    wanted: set[str],
-    manifest: Manifest,
-    decoded: DecodedImages,
-    space: Space,
-) -> None:
-    rows = [row for row, i in enumerate(decoded.kept) if manifest.names[i] in wanted]
-    if rows:
-        table = open_table(decoded.table, torch.device("cpu"))[rows].numpy()
-        names = [manifest.names[decoded.kept[row]] for row in rows]
-        gallery.keep(part, names, table, space.image_size)
-
-
-def _images(manifest: Manifest, decoded: DecodedImages) -> Images:
-    return Images(manifest, decoded.kept, decoded.thumbnails, decoded.problems)
-
-
-def _split(
-    run_plan: RunPlan, decoded: DecodedImages, audit: Audit
-) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the images; a run that is carried on keeps the split that it began with.
+def read_weights(run_plan: RunPlan) -> dict[str, Weights]:
+    """Read all pretrained weights, and check that they and the images' size fit the backbones.
 
     Raises:
-        DataError: a class is too small, or a run carried on finds other images.
+        WeightsError: weights cannot be read, or do not fit.
+        RequestError: a backbone cannot take images of the space's size.
     """
-    request, space, manifest, kept = (
-        run_plan.request,
-        run_plan.space,
-        run_plan.manifest,
-        decoded.kept,
-    )
+    weights = {name: dict(load_weights(path)) for name, path in run_plan.weights.items()}
+    for name in run_plan.space.backbones:
+        try:
+            backbone = create_backbone(name, weights.get(name))
+            backbone.stage_output_shapes(run_plan.space.image_size)
+        except WeightsError as error:
+            raise WeightsError(f"{run_plan.weights[name]}: {error}") from None
+        except ValueError as error:
+            raise RequestError(f"{name}: {error}") from None
+    return weights
+
+
+def _share(images: DecodedImages, mapped_file: Path | None, on_cluster: bool) -> SharedArray:
+    if mapped_file is None:
+        return StoredObject.put(images.pixels)
+    return share_file(mapped_file) if on_cluster else MappedFile(mapped_file)
+
+
+def _split(run_plan: RunPlan, images: DecodedImages, audit: Audit) -> tuple[np.ndarray, np.ndarray]:
+    """Split the images; a resumed run keeps the splits and groups that it began with.
+
+    Raises:
+        DataError: a class is too small, or a resumed run finds other images.
+    """
+    space, manifest, indices = run_plan.space, images.manifest, images.indices
     path = run_plan.folder.path / "split.csv"
     try:
         if path.exists():
-            return read_split_csv(path, manifest, kept, decoded.digests)
-        stays = ~leaks_into_holdout(manifest, kept, audit.groups)
-        check_counts(manifest, kept[stays], space.folds, audit.groups[stays])
+            return read_split_csv(path, images)
+        stays = ~leaks_into_holdout(manifest, indices, audit.groups)
+        check_counts(manifest, indices[stays], space.folds, audit.groups[stays])
     except DataError as error:
-        raise DataError(f"{error}{_unreadable(decoded)}") from None
+        raise DataError(f"{error}{_unreadable(images)}") from None
     splits = split(
         manifest,
-        kept,
+        indices,
         space.val_fraction,
         space.test_fraction,
-        request.seed,
+        run_plan.request.seed,
         space.folds,
         audit.groups,
     )
-    write_split_csv(path, manifest, kept, splits, audit.groups, decoded.digests)
+    write_split_csv(path, images, splits, audit.groups)
     return splits, audit.groups
 
 
-def _unreadable(decoded: DecodedImages) -> str:
-    """Return what is to be said of files that could not be read, where images are missing."""
-    found = [problem for problem in decoded.problems if problem.kind == "unreadable"]
+def _unreadable(images: DecodedImages) -> str:
+    """Return the part of an error about missing images that names unreadable files."""
+    found = [issue for issue in images.issues if issue.issue == "unreadable"]
     if not found:
         return ""
     return (
-        f" ({count(len(found), 'file')} could not be read, such as {found[0].name}:"
+        f" ({count(len(found), 'file')} could not be read, such as {found[0].image}:"
         f" {found[0].detail}; python -m search.audit lists them all)"
+    )
+
+
+def _report_audit(audit: Audit, folder: RunFolder, progress: Progress) -> None:
+    """Write the audit, and warn about images that are not used."""
+    path = folder.path / "audit.csv"
+    write_audit_csv(path, audit.issues)
+    folder.set_section("audit", audit.counts())
+    unused = [issue.image for issue in audit.issues if issue.issue in UNUSED]
+    if unused:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        progress.warn(
+            f"{len(unused)} files are not used: {', '.join(unused[:3])}{more}; see {path}"
+        )
+    if n_excluded := audit.count("excluded"):
+        progress.warn(
+            f"{n_excluded} images are near-duplicates of test or validation images, and are"
+            f" excluded from training; see {path}"
+        )
+    progress.say(f"audit: {summarize(audit)}")
+
+
+def _save_duplicates(
+    audit: Audit,
+    images: DecodedImages,
+    external: DecodedImages | None,
+    space: Space,
+    folder: RunFolder,
+) -> None:
+    """Save the images of the pairs of near-duplicates that the report shows."""
+    pairs = [issue for issue in audit.issues if issue.issue in DUPLICATES][:MAX_DUPLICATES]
+    names = {name for issue in pairs for name in (issue.image, issue.duplicate_of)}
+    gallery = Gallery(folder.path)
+    for part, prefix, decoded in (("data", "", images), ("external", EXTERNAL, external)):
+        if decoded is None:
+            continue
+        rows = [row for row, name in enumerate(decoded.names) if prefix + name in names]
+        if rows:
+            saved = [decoded.names[row] for row in rows]
+            gallery.save(part, saved, decoded.pixels[rows], space.image_size)
+
+
+def _report_counts(prepared: PreparedData, run_plan: RunPlan, progress: Progress) -> None:
+    n_of = {name: len(prepared.rows(name)) for name in ("train", "val", "test", EXCLUDED)}
+    run_plan.folder.set_section(
+        "data",
+        DataCounts(
+            classes=list(prepared.classes),
+            n=len(prepared.images),
+            train=n_of["train"],
+            val=n_of["val"],
+            test=n_of["test"],
+            excluded=n_of[EXCLUDED],
+            unused_files=len(prepared.images.issues),
+            excluded_by_request=run_plan.n_excluded,
+        ),
+    )
+    progress.say(
+        f"{len(prepared.images)} images of {len(prepared.classes)} classes: {n_of['train']} in the"
+        f" training set, {n_of['val']} in the validation set, {n_of['test']} in the test set"
     )

@@ -1,11 +1,13 @@
-"""The probe stage: every backbone ranked, and a first usable model, before the first trial.
+"""The linear-probe stage ranks the backbones; the feature-cache stage computes frozen features.
 
-And the banks stage after it, which builds the augmented views that trials draw from.
+Both come before the first trial: the probe gives a first model and the heads that trials may begin
+with, the cache what trials with frozen stages train on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,144 +16,119 @@ import numpy as np
 import ray
 import torch
 
-from search.cluster.feature_cache_actor import FeatureCachePlan, start_feature_cache, store_bytes
+from search.cluster.feature_cache_client import FeatureCacheClient
+from search.cluster.feature_cache_plan import FeatureCachePlan
+from search.cluster.nodes import object_store_bytes
+from search.console.formatting import percent
 from search.console.progress import Progress
+from search.pipeline.model_file import save_probe
 from search.pipeline.prepare import PreparedData
-from search.runs.run_folder import RunFolder
+from search.runs.summary import ProbeScore
 from spaces.base import Space, values_of
-from trainables.feature_cache import (
-    as_features,
-    bytes_per_image,
-    views_up_to,
-)
-from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.feature_cache import as_features, bytes_per_image, views_up_to
+from trainables.models.classifier import Weights
 from trainables.models.linear_probe import Probe, fit_probe
 from trainables.worker import clone_backbone
 
 FEATURE_CACHE_FRACTION = 0.7
-"""Of the smallest node's object store; the rest is for images and weights."""
+"""Fraction of the smallest node's object store; the rest is for images and weights."""
 
 
 @dataclass(frozen=True)
-class RankedProbe:
-    """A backbone's probe, and the seconds from the stage's beginning to its end."""
+class ProbeResult:
+    """The linear probes of the pretrained backbones.
 
-    probe: Probe
-    seconds: float
+    Attributes:
+        scores: By backbone, the best first: accuracy, and seconds since the stage began.
+        heads: By backbone, the weights of the linear head.
+    """
+
+    scores: Mapping[str, ProbeScore]
+    heads: Mapping[str, Weights]
 
 
-def open_feature_cache(prepared: PreparedData) -> PreparedData:
-    """Start the actor that owns the view banks."""
-    space = prepared.space
-    rows = prepared.rows("train", "val")
-    context = prepared.context
+def plan_feature_cache(prepared: PreparedData) -> FeatureCachePlan:
+    """Plan which features may be cached: of training and validation images, never of test ones."""
+    space, rows = prepared.space, prepared.rows("train", "val")
     gpus = ray.cluster_resources().get("GPU", 0)
-    plan = FeatureCachePlan(
-        context=ray.put(context),
-        seed=context.seed,
+
+    def sizes(backbone: str) -> tuple[int, ...]:
+        network = clone_backbone(prepared.features, backbone, 5, torch.device("cpu"))
+        per_image = bytes_per_image(network, space.image_size)
+        return tuple(size * len(rows) * space.views for size in per_image)
+
+    return FeatureCachePlan(
+        context=ray.put(prepared.features),
+        seed=prepared.features.seed,
         rows=rows,
         n_views=space.views,
-        sizes={name: _feature_cache_sizes(prepared, name, len(rows)) for name in space.backbones},
-        budget_bytes=store_bytes(FEATURE_CACHE_FRACTION),
+        sizes={name: sizes(name) for name in space.backbones},
+        budget_bytes=object_store_bytes(FEATURE_CACHE_FRACTION),
         gpus_per_task=0.5 if gpus else 0.0,
     )
-    return replace(
-        prepared, plan=plan, context=replace(context, feature_cache=start_feature_cache(plan))
-    )
 
 
-def probe_backbones(prepared: PreparedData, folder: RunFolder, progress: Progress) -> PreparedData:
-    """Probe every backbone on the training split, and let trainings begin with the probes' heads.
+def probe_backbones(
+    prepared: PreparedData,
+    plan: FeatureCachePlan,
+    cache: FeatureCacheClient,
+    model_path: Path | None,
+    progress: Progress,
+) -> ProbeResult:
+    """Fit and cross-validate a linear probe of every pretrained backbone on the training set.
 
-    The best probe so far is always there as `model.pt`, unless a better model is already.
+    Args:
+        prepared: Images and backbones.
+        plan: Of the feature cache.
+        cache: Computes the features.
+        model_path: Where the best probe so far is saved as a model; None saves none.
+        progress: Shows each probe.
     """
     started = perf_counter()
-    context, rows = prepared.context, prepared.rows("train")
-    candidates = [name for name in prepared.space.backbones if name in context.weights]
-    progress.begin("probe", len(candidates), "backbones")
-    pending = {_start_probe(prepared, name, rows): name for name in candidates}
-    ranked: dict[str, RankedProbe] = {}
+    names = [name for name in prepared.space.backbones if name in prepared.features.weights]
+    progress.begin("linear_probe", len(names), "backbones")
+    pending = {_start_probe(prepared, plan, cache, name): name for name in names}
+    probes: dict[str, Probe] = {}
+    seconds: dict[str, float] = {}
     while pending:
         (ready,), _ = ray.wait(list(pending))
         name = pending.pop(ready)
-        made = RankedProbe(ray.get(ready), perf_counter() - started)
-        is_best = all(made.probe.accuracy > other.probe.accuracy for other in ranked.values())
-        ranked[name] = made
-        progress.advance(len(ranked), len(candidates))
-        is_best = is_best and "best" not in folder.summary  # a run carried on has better already
-        if is_best:
-            save_probe(prepared, name, made.probe, folder.path / "model.pt")
-        progress.say(
-            f"{name}: linear probe {made.probe.accuracy:.4f} (cross-validated)"
-            + (f"; usable already: {folder.path / 'model.pt'}" if is_best else "")
-        )
-    ranked = dict(sorted(ranked.items(), key=lambda item: -item[1].probe.accuracy))
-    folder.note(
-        "probe",
-        {
-            name: {"accuracy": made.probe.accuracy, "seconds": made.seconds}
-            for name, made in ranked.items()
+        probe: Probe = ray.get(ready)
+        is_best = all(probe.accuracy > other.accuracy for other in probes.values())
+        probes[name], seconds[name] = probe, perf_counter() - started
+        progress.advance(len(probes), len(names))
+        saved = ""
+        if is_best and model_path is not None:
+            save_probe(prepared, name, probe, model_path)
+            saved = f"; baseline model saved: {model_path}"
+        progress.say(f"{name}: linear probe {percent(probe.accuracy, 2)} (cross-validated){saved}")
+    ranked = sorted(probes, key=lambda name: -probes[name].accuracy)
+    return ProbeResult(
+        scores={
+            name: ProbeScore(accuracy=probes[name].accuracy, seconds=seconds[name])
+            for name in ranked
         },
+        heads={name: probes[name].head for name in ranked},
     )
-    heads = {name: made.probe.head for name, made in ranked.items()}
-    return replace(prepared, context=replace(context, heads=heads))
 
 
-def build_feature_cache(prepared: PreparedData, progress: Progress) -> None:
-    """Build the augmented views that the space's strengths can draw, across the cluster."""
-    space, plan = prepared.space, prepared.plan
-    if plan is None:
-        return
-    n_views = views_up_to(max_augment(space), space.views)
+def build_feature_cache(
+    space: Space, plan: FeatureCachePlan, cache: FeatureCacheClient, progress: Progress
+) -> None:
+    """Compute the augmented views that the space's trials can draw, on all nodes."""
     depths = frozen_depths(space)
-    waiting: list[Any] = []
-    for name, stage_outputs in plan.first_stage_outputs(depths).items():
-        if stage_outputs:
-            waiting += ray.get(
-                prepared.context.feature_cache.build.remote(name, stage_outputs, n_views)
-            )
-        left_out = [depth for depth in depths if depth not in stage_outputs]
-        if left_out:
+    stage_outputs = plan.choose_stage_outputs(depths)
+    for name, chosen in stage_outputs.items():
+        if missing := [depth for depth in depths if depth not in chosen]:
             progress.say(
-                f"{name}: features at depth {', '.join(map(str, left_out))} are computed as they"
-                " are needed: they exceed the memory for banks"
+                f"{name}: features at depth {', '.join(map(str, missing))} are computed when they"
+                " are needed: they exceed the memory of the feature cache"
             )
-    total = len(waiting)
-    progress.begin("feature_cache", total, "blocks")
-    while waiting:
-        _, waiting = ray.wait(waiting, fetch_local=False)
-        progress.advance(total - len(waiting), total)
-    ray.get(prepared.context.feature_cache.built.remote())
-    sizes = ray.get(prepared.context.feature_cache.sizes_bytes.remote())
-    progress.say(
-        f"{n_views} views of {len(plan.rows)} images, {sum(sizes.values()) / 2**20:,.0f} MB"
-    )
-
-
-def _feature_cache_sizes(prepared: PreparedData, backbone: str, n_images: int) -> tuple[int, ...]:
-    """Return the bytes of a whole bank at boundaries 1 to 5."""
-    space = prepared.space
-    network = clone_backbone(prepared.context, backbone, 5, torch.device("cpu"))
-    sizes = bytes_per_image(network, space.image_size)
-    return tuple(size * n_images * space.views for size in sizes)
-
-
-def save_probe(prepared: PreparedData, backbone: str, probe: Probe, path: Path) -> None:
-    """Write a probe as a model of one member."""
-    space = prepared.space
-    card = ModelCard(
-        backbone=backbone,
-        classes=prepared.manifest.classes,
-        image_size=space.image_size,
-        cache_size=space.cache_size,
-        resize_mode=space.resize_mode,
-        freeze_depth=5,
-        hidden_units=0,
-        n_members=1,
-    )
-    stages = clone_backbone(prepared.context, backbone, 5, torch.device("cpu")).stages
-    head = {f"head.1.{key}": value for key, value in probe.head.items()}
-    Ensemble(card, stages.state_dict(), [head]).save(path)
+    n_views = views_up_to(max_augment(space), space.views)
+    progress.begin("feature_cache", unit="blocks")
+    cache.build(stage_outputs, n_views, progress.advance)
+    megabytes = sum(cache.sizes_bytes().values()) / 2**20
+    progress.say(f"{n_views} views of {len(plan.rows)} images, {megabytes:,.0f} MB")
 
 
 def max_augment(space: Space) -> float:
@@ -160,29 +137,36 @@ def max_augment(space: Space) -> float:
 
 
 def frozen_depths(space: Space) -> tuple[int, ...]:
-    """Return the depths, from 1, that a trial may freeze to."""
+    """Return the freeze depths, from 1, that a trial may have."""
     return tuple(depth for depth in space.freeze_depths if depth > 0)
 
 
-def _start_probe(prepared: PreparedData, name: str, rows: np.ndarray) -> Any:
-    """Begin a backbone's clean view and, behind it, its probe."""
-    context, plan = prepared.context, prepared.plan
-    if plan is None:
-        raise RuntimeError("probes need the banks that open_feature_cache starts")
-    # 5 is what the probe reads; the same pass fills the other boundaries that trials will want.
-    depths = {5, *plan.first_stage_outputs(frozen_depths(prepared.space))[name]}
-    ray.get(context.feature_cache.build.remote(name, tuple(sorted(depths)), 1))
-    (blocks,), row_of, _ = ray.get(context.feature_cache.get_views.remote(name, 5, 1))
-    groups = None if context.groups is None else context.groups[rows]
-    return _probe.remote(
-        context.labels[rows], groups, rows, row_of, context.n_classes, context.seed, *blocks
+def _start_probe(
+    prepared: PreparedData, plan: FeatureCachePlan, cache: FeatureCacheClient, name: str
+) -> Any:
+    """Start building a backbone's view without augmentation and, after it, its probe."""
+    # The probe reads stage output 5; the same pass computes the others that trials will need.
+    stage_outputs = {5, *plan.choose_stage_outputs(frozen_depths(prepared.space))[name]}
+    cache.start_build(name, sorted(stage_outputs), 1)
+    views = cache.view_references(name, 5, 1)
+    if views is None:
+        raise RuntimeError(f"the views of {name} are not in the cache, though it builds them")
+    rows = prepared.rows("train")
+    return _fit_probe.remote(
+        prepared.images.labels[rows],
+        prepared.groups[rows],
+        rows,
+        views.row_of,
+        len(prepared.classes),
+        prepared.features.seed,
+        *views.views[0],
     )
 
 
 @ray.remote(max_retries=3)
-def _probe(
+def _fit_probe(
     labels: np.ndarray,
-    groups: np.ndarray | None,
+    groups: np.ndarray,
     rows: np.ndarray,
     row_of: np.ndarray,
     n_classes: int,

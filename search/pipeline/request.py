@@ -1,31 +1,38 @@
-"""What the user asks for: the command line, checked."""
+"""Parse and check the command line of `python -m search.run`."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import spaces
+from search.console.arguments import Parser, whole_number
 from search.runs.storage import SharedFiles
 from spaces.base import BACKBONES, Space, load_space
 from spaces.sources import did_you_mean
 
 DEFAULT_SPACE = "spaces/digits.py"
 
+_PATHS = ("data", "external", "exclude", "weights")
+_KEPT = (
+    *("backbones", "limit", "trials", "epochs", "folds", "finalists"),
+    *("time_budget_seconds", "max_concurrent", "storage"),
+)
+"""Options that a run keeps when it is resumed, unless the command line gives them again."""
+
 
 class RequestError(ValueError):
-    """The command line asks for something that cannot be."""
+    """The command line requests something impossible."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The command line. None leaves a thing as the space has it."""
+    """The command line. None leaves an option to the space, or to the run that is resumed."""
 
     space: Path
     data: Path | None
@@ -39,7 +46,7 @@ class Request:
     folds: int | None
     finalists: int | None
     time_budget_seconds: float | None
-    concurrent: int | None
+    max_concurrent: int | None
     seed: int
     sampler: str
     scheduler: str
@@ -52,10 +59,10 @@ class Request:
     quiet: bool
     verbose: bool
     names_space: bool = False
-    """Whether --space was given; a run that is carried on has its own else."""
+    """Whether --space was given; without it, a resumed run uses its own."""
 
     def apply_to(self, space: Space) -> Space:
-        """Return the space with what the command line changes in it."""
+        """Return the space with the command line's changes."""
         space = replace(
             space,
             trials=self.trials or space.trials,
@@ -66,7 +73,7 @@ class Request:
 
     @property
     def shared(self) -> SharedFiles | None:
-        """The run's folder in storage, if there is storage."""
+        """The run's folder in `--storage`; None without that option."""
         return None if self.storage is None else SharedFiles(self.storage, self.folder.name)
 
     @property
@@ -75,51 +82,43 @@ class Request:
         return self.resume or self.out / self.name
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a run keeps of its request, as JSON takes it; paths are made absolute."""
-        kept = asdict(self)
-        return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in kept.items()}
+        """Return the request as a run saves it, with absolute paths."""
+        options = asdict(self)
+        return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in options.items()}
 
-    def merge_with_saved(self, kept: dict[str, Any]) -> Request:
-        """Return the request of an earlier run, with what this command line says anew.
+    def merge_with_saved(self, saved: dict[str, Any]) -> Request:
+        """Return the request of a run that is resumed, with this command line's changes.
+
+        Args:
+            saved: What the run saved, see `as_json`.
 
         Raises:
-            RequestError: it says anew what a run cannot change.
+            RequestError: an option that cannot change was given again with another value.
         """
-        paths = ("data", "external", "exclude", "weights")
-        old: dict[str, Any] = {k: Path(v) if (v := kept.get(k)) else None for k in paths}
-        old |= {"backbones": tuple(kept["backbones"]) if kept["backbones"] else None}
-        for name in (
-            "limit",
-            "trials",
-            "epochs",
-            "folds",
-            "finalists",
-            "time_budget_seconds",
-            "concurrent",
-            "storage",
-        ):
-            old[name] = kept.get(name)
-        said = {k: v for k in old if (v := getattr(self, k)) is not None}
+        before: dict[str, Any] = {k: Path(v) if (v := saved[k]) else None for k in _PATHS}
+        before |= {name: saved[name] for name in _KEPT}
+        before["backbones"] = tuple(saved["backbones"]) if saved["backbones"] else None
+        given = {k: v for k in before if (v := getattr(self, k)) is not None}
         for name in ("backbones", "limit"):
-            if name in said and said[name] != old[name]:
-                began = "without it" if old[name] is None else f"with {old[name]}"
+            if name in given and given[name] != before[name]:
+                began = "without it" if before[name] is None else f"with {before[name]}"
                 raise RequestError(
                     f"--{name} of a run cannot change: it began {began}; begin a new run"
                 )
-        fixed = {k: kept[k] for k in ("seed", "sampler", "scheduler", "probe")}
+        fixed = {k: saved[k] for k in ("seed", "sampler", "scheduler", "probe")}
         for name, began in fixed.items():
-            asked = getattr(self, name)
-            if asked not in (began, _parser().get_default(name)):
+            value = getattr(self, name)
+            if value not in (began, create_parser().get_default(name)):
                 raise RequestError(
-                    f"--{name} of a run cannot change: it began with {began}, but got {asked};"
+                    f"--{name} of a run cannot change: it began with {began}, but got {value};"
                     " begin a new run"
                 )
-        return replace(self, space=self.folder / "space.py", **{**old, **said, **fixed})
+        return replace(self, space=self.folder / "space.py", **{**before, **given, **fixed})
 
 
 def parse_request(arguments: Sequence[str] | None = None) -> Request:
-    """Read the command line; exits with 2 and a usage line where it is malformed."""
-    options = vars(_parser().parse_args(arguments))
+    """Parse the command line; exits with code 2 and one message if it is malformed."""
+    options = vars(create_parser().parse_args(arguments))
     options["names_space"] = options["space"] is not None
     own = options["resume"] and options["resume"] / "space.py"
     space: Path = options["space"] or own or _default_space()
@@ -129,29 +128,23 @@ def parse_request(arguments: Sequence[str] | None = None) -> Request:
 
 
 def load_requested_space(request: Request) -> Space:
-    """Load the space and change in it what the command line asks for.
+    """Load the space and apply the command line's changes.
 
     Raises:
-        SpaceError: the space, or what the command line makes of it, breaks a rule.
+        SpaceError: the space breaks a rule, as it is or with the changes.
     """
     return request.apply_to(load_space(request.space))
 
 
 def _default_space() -> Path:
-    """Return the embedded space: the checkout's, or the installed package's."""
+    """Return the default space: the checkout's, or the installed package's."""
     here = Path(DEFAULT_SPACE)
     return here if here.is_file() else Path(spaces.__path__[0]) / here.name
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one message."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see --help)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def create_parser() -> Parser:
+    """Return the parser of `python -m search.run`."""
+    parser = Parser(
         prog="python -m search.run",
         description="Find the best image classifier for a folder of images, and prove how good"
         " it is.",
@@ -174,13 +167,13 @@ def _parser() -> argparse.ArgumentParser:
         "--external",
         type=Path,
         metavar="DIR",
-        help="images from elsewhere, flat or a folder per class",
+        help="external test set: images of another source, flat or a folder per class",
     )
     what.add_argument(
         "--exclude",
         type=Path,
         metavar="FILE",
-        help="images to leave out: a name a line, or lines of audit.csv or label_issues.csv",
+        help="images to exclude: a name per line, or lines of audit.csv or label_issues.csv",
     )
     what.add_argument(
         "--weights",
@@ -195,34 +188,40 @@ def _parser() -> argparse.ArgumentParser:
         help="search these instead of the space's",
     )
     what.add_argument(
-        "--limit", type=_whole(10), metavar="N", help="at most N images, stratified (a quick try)"
+        "--limit",
+        type=whole_number(10),
+        metavar="N",
+        help="at most N images, stratified (a quick try)",
     )
     how = parser.add_argument_group("how long and how")
-    how.add_argument("--trials", type=_whole(1), metavar="N", help="trials in all")
-    how.add_argument("--epochs", type=_whole(1), metavar="N", help="full length of a trial")
-    how.add_argument("--folds", type=_whole(2), metavar="K", help="folds of the retraining")
+    how.add_argument("--trials", type=whole_number(1), metavar="N", help="trials in total")
+    how.add_argument("--epochs", type=whole_number(1), metavar="N", help="full length of a trial")
+    how.add_argument(
+        "--folds", type=whole_number(2), metavar="K", help="folds of the cross-validation"
+    )
     how.add_argument(
         "--finalists",
-        type=_whole(1),
+        type=whole_number(1),
         metavar="N",
-        help="retrain the N best, and let the folds decide (default: 1)",
+        help="retrain the N best trials, and take the one of the best cross-validation accuracy"
+        " (default: 1)",
     )
     how.add_argument(
         "--time-budget",
         type=_seconds,
         dest="time_budget_seconds",
         metavar="30m",
-        help="end within about this time (s, m or h), with the best found so far",
+        help="end within about this time (s, m or h), with the best model so far",
     )
     how.add_argument(
-        "--concurrent",
-        type=_whole(1),
+        "--max-concurrent",
+        type=whole_number(1),
         metavar="N",
-        help="trials at a time (default: as many as the machines take; 1 repeats exactly)",
+        help="trials in parallel (default: as many as the machines take; 1 repeats exactly)",
     )
     how.add_argument(
         "--seed",
-        type=_whole(0, 2**32 - 1),  # as far as NumPy's and scikit-learn's go
+        type=whole_number(0, 2**32 - 1),  # the range of NumPy's and scikit-learn's seeds
         default=0,
         metavar="S",
         help="default: %(default)s",
@@ -233,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-probe",
         dest="probe",
         action="store_false",
-        help="no linear probe before the trials, and heads begin at random",
+        help="no linear probe before the trials, and heads are initialised at random",
     )
     where = parser.add_argument_group("where")
     where.add_argument("--out", type=Path, default=Path("results"), help="default: %(default)s")
@@ -242,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume",
         type=Path,
         metavar="RUN_DIR",
-        help="carry a run on, or extend it with a larger --trials",
+        help="resume a run, or extend it with a larger --trials",
     )
     where.add_argument(
         "--address", help="Ray cluster to join, such as auto (default: this machine)"
@@ -251,29 +250,14 @@ def _parser() -> argparse.ArgumentParser:
         "--storage",
         metavar="URL",
         help="for checkpoints and a copy of the run on a cluster: s3://bucket/folder, or a folder"
-        " that all machines share (default: all comes to this machine)",
+        " that all machines reach (default: everything is sent to this machine)",
     )
     shown = parser.add_argument_group("what is shown").add_mutually_exclusive_group()
     shown.add_argument("-q", "--quiet", action="store_true", help="print only the result")
     shown.add_argument(
-        "-v", "--verbose", action="store_true", help="show the log, each epoch of each trial too"
+        "-v", "--verbose", action="store_true", help="print the run log as well, as it is written"
     )
     return parser
-
-
-def _whole(low: int, high: float = math.inf) -> Any:
-    def whole(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a whole number, but got {text!r}") from None
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, but got {value}")
-        if value > high:
-            raise argparse.ArgumentTypeError(f"must be at most {high}, but got {value}")
-        return value
-
-    return whole
 
 
 def _seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The run folder: `results/<run>/`, where every stage leaves what it made."""
+"""The run folder `results/<run>/`: the files that describe a run, and its summary."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from search.runs.storage import LocalFiles
+from search.runs.summary import RunSummary, SummaryError, read_summary
 from trainables.atomic_write import write_atomically
+
+RUN_FORMAT = 2
+"""Version of the run folder's files; a folder of another version is not read."""
 
 BEST_WEIGHTS = "best.pt"
 CHECKPOINT = "checkpoint.pt"
 """Files of a trial, in `trials/<number>/`."""
 
-STUDY = "study.db"
-"""The study's database."""
+STUDY = "study.journal"
+"""The Optuna study, as `optuna.storages.journal` writes it."""
+
+MODEL = "model.pt"
+RUN_LOG = "run.log"
 
 _SUMMARY = "summary.json"
 _ENVIRONMENT = "environment.json"
@@ -31,19 +38,19 @@ _PACKAGES = ("ray", "torch", "torchvision", "optuna", "scikit-learn", "numpy", "
 
 
 class FolderError(ValueError):
-    """A run folder cannot be made or is not one."""
+    """A run folder cannot be created, or cannot be read."""
 
 
 class RunFolder:
-    """One run's folder. Files are replaced whole, so that a crash leaves the old ones readable."""
+    """One run's folder. Files are written atomically: a crash leaves the old ones readable."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._summary: dict[str, Any] = {}
+        self._summary = RunSummary()
 
     @staticmethod
     def check_free(out: Path, name: str) -> None:
-        """Check that a run of this name can be made, without making it.
+        """Check that a run of this name can be created, without creating it.
 
         Raises:
             FolderError: the name is taken or unusable, or `out` cannot be written to.
@@ -55,8 +62,8 @@ class RunFolder:
             )
         if (out / name).exists():
             raise FolderError(
-                f"there is a run called {name!r} in {out}: give another --name, or carry it on"
-                f" with --resume {out / name}"
+                f"there is a run called {name!r} in {out}: give another --name, or resume it with"
+                f" --resume {out / name}"
             )
         nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
         if not nearest.is_dir():
@@ -66,7 +73,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: Path, name: str) -> RunFolder:
-        """Make the folder of a new run.
+        """Create the folder of a new run.
 
         Raises:
             FolderError: see `check_free`.
@@ -86,57 +93,64 @@ class RunFolder:
         """Open the folder of an earlier run.
 
         Raises:
-            FolderError: it is none, or what says how the run began is damaged.
+            FolderError: it is no run, one of another `RUN_FORMAT`, or a damaged one.
         """
         if not (path / _ENVIRONMENT).is_file() or not (path / "space.py").is_file():
             raise FolderError(f"{path} is no run: a run's folder holds {_ENVIRONMENT} and space.py")
         folder = cls(path)
         try:
-            _ = folder.environment["request"]
+            environment = folder.environment
+            _ = environment["request"]
         except (ValueError, KeyError, TypeError):
             raise FolderError(
-                f"{path / _ENVIRONMENT} is damaged, and says no longer how the run began: put a"
+                f"{path / _ENVIRONMENT} is damaged, and no longer holds the run's request: put a"
                 " copy of it back, or begin a new run"
             ) from None
+        if (found := environment.get("format", 1)) != RUN_FORMAT:
+            raise FolderError(
+                f"{path} is a run of format {found}, and this version reads format {RUN_FORMAT}:"
+                " use the version that wrote it, or begin a new run"
+            )
         try:
-            folder._summary = json.loads((path / _SUMMARY).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            pass
-        except ValueError:  # It is made again, stage by stage.
-            folder._summary = {}
+            folder._summary = read_summary(path / _SUMMARY)
+        except SummaryError as error:
+            raise FolderError(
+                f"{error}; put a copy of it back, or remove it and resume the run"
+            ) from None
         return folder
 
     @property
-    def summary(self) -> Mapping[str, Any]:
-        """What the stages have noted so far."""
+    def summary(self) -> RunSummary:
+        """The results of the stages so far."""
         return self._summary
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The command, the versions and the machine that the run began with."""
+        """The command, the request, the versions and the machine that the run began with."""
         content: dict[str, Any] = json.loads((self.path / _ENVIRONMENT).read_text(encoding="utf-8"))
         return content
 
-    def note(self, section: str, values: Any) -> None:
-        """Put a section into `summary.json`."""
-        self._summary[section] = values
-        self.write_json(_SUMMARY, self._summary)
+    def set_section(self, name: str, value: Any) -> None:
+        """Set a section of the summary, one of `RunSummary`'s attributes, and write it."""
+        self._write_summary(replace(self._summary, **{name: value}))
 
-    def forget(self, *sections: str) -> None:
-        """Take sections out of `summary.json`: what they say is about to be out of date."""
-        if any(section in self._summary for section in sections):
-            self._summary = {k: v for k, v in self._summary.items() if k not in sections}
-            self.write_json(_SUMMARY, self._summary)
+    def clear_sections(self, *names: str) -> None:
+        """Remove sections from the summary that are about to be out of date, and write it."""
+        self._write_summary(replace(self._summary, **dict.fromkeys(names)))
 
     def add_stage_seconds(self, stage: str, seconds: float) -> None:
-        """Put a stage's seconds into `summary.json`; a stage carried on adds up."""
-        stages = dict(self._summary.get("stages", {}))
+        """Add to a stage's seconds in the summary; those of several sessions add up."""
+        stages = dict(self._summary.stages or {})
         stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
-        self.note("stages", stages)
+        self.set_section("stages", stages)
+
+    def _write_summary(self, summary: RunSummary) -> None:
+        self._summary = summary
+        self.write_json(_SUMMARY, summary.as_dict())
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file of the run; what is not a finite number becomes null."""
-        self.write_text(name, _as_json(content))
+        """Write a JSON file of the run; NaN and infinities become null."""
+        self.write_text(name, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run."""
@@ -145,26 +159,24 @@ class RunFolder:
 
     @property
     def has_trials(self) -> bool:
-        """Whether the search has begun, so that there is something to carry on."""
+        """Whether the search has begun, so that there is something to resume."""
         return (self.path / STUDY).is_file()
 
-    def discard(self) -> None:
+    def delete(self) -> None:
         """Remove the folder of a run that ended before it made anything."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def remember(self, request: Mapping[str, Any]) -> None:
-        """Keep what a later command asked for anew, so that the next one need not say it again."""
-        self._write_environment({**self.environment, "request": dict(request)})
-
-    def _write_environment(self, content: Mapping[str, Any]) -> None:
-        """Write what no stage could make again, so that a power cut leaves it whole."""
-        LocalFiles(self.path).write(_ENVIRONMENT, _as_json(content).encode())
+    def save_request(self, request: Mapping[str, Any]) -> None:
+        """Replace the request: what a later command changed in it holds from then on."""
+        self.write_json(_ENVIRONMENT, {**self.environment, "request": dict(request)})
 
     def write_origin(self, space_file: Path, request: Mapping[str, Any]) -> None:
-        """Keep what the run began with: the space, the request, the versions and the machine."""
+        """Write what the run begins with: the space, the request, the versions, the machine."""
         shutil.copyfile(space_file, self.path / "space.py")
-        self._write_environment(
+        self.write_json(
+            _ENVIRONMENT,
             {
+                "format": RUN_FORMAT,
                 "command": [Path(sys.executable).name, "-m", "search.run", *sys.argv[1:]],
                 "request": dict(request),
                 "space_digest": digest(self.path / "space.py"),
@@ -180,16 +192,12 @@ class RunFolder:
 
 
 def digest(path: Path) -> str:
-    """Return what tells a file's content from any other."""
+    """Return a digest of a file's content."""
     return blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def _as_json(content: Any) -> str:
-    return json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
-
-
 def _finite(content: Any) -> Any:
-    """Replace NaN and infinities, which JSON has no word for, with None."""
+    """Replace NaN and infinities, which JSON does not have, with None."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, Mapping):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
-from search.runs.run_folder import CHECKPOINT
+from search.runs.run_folder import CHECKPOINT, STUDY
 from search.runs.storage import LocalFiles, SharedFiles
 
 EVERY_SECONDS = 60.0
 """How old the copy may be."""
 
-_LEFT_OUT = ("cache/", ".partial", "-journal", "-wal", "-shm", CHECKPOINT)
+_LEFT_OUT = ("cache/", ".partial", CHECKPOINT)
 """What can be made again, what is not whole, and what trials keep in storage themselves."""
 
 
@@ -74,8 +72,7 @@ class _Sync:
             for path in sorted(self._folder.rglob("*")):
                 self._copy(path)
             self._is_behind = False
-        # pyarrow's errors are OSError; a database that is locked for long is copied next time.
-        except (OSError, sqlite3.Error) as error:
+        except OSError as error:  # pyarrow's errors as well
             if not self._is_behind:
                 self._warn(f"{self._shared.url} does not take the run's files: {error}")
             self._is_behind = True
@@ -87,21 +84,12 @@ class _Sync:
         stat = path.stat()
         now = (stat.st_mtime_ns, stat.st_size)
         if self._copied.get(name) != now:
-            content = _database(path) if path.suffix == ".db" else path.read_bytes()
+            content = path.read_bytes()
+            if name == STUDY:  # a line may be being written
+                content = content[: content.rfind(b"\n") + 1]
             self._shared.write(name, content)
             self._copied[name] = now
 
 
 def _is_left_out(name: str) -> bool:
     return name.startswith(_LEFT_OUT[0]) or name.endswith(_LEFT_OUT[1:])
-
-
-def _database(path: Path) -> bytes:
-    """Read a SQLite database as of one moment, while others write to it."""
-    with tempfile.NamedTemporaryFile(suffix=".db") as whole:
-        with (
-            closing(sqlite3.connect(path)) as source,
-            closing(sqlite3.connect(whole.name)) as target,
-        ):
-            source.backup(target)
-        return Path(whole.name).read_bytes()

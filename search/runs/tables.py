@@ -32,15 +32,21 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
     Args:
         path: The CSV file.
         columns: The header.
-        rows: Their cells, in the order of `columns`; None becomes an empty cell.
+        rows: Their cells, in the order of `columns`; None becomes an empty cell, NaN "nan".
     """
     import pandas as pd  # takes half a second, which `--help` does not need
 
     # As objects, whole numbers beside empty cells stay whole, and odd names are not looked into.
-    frame = pd.DataFrame(list(rows), columns=pd.Index(columns, dtype=object), dtype=object)
+    cells = [["" if cell is None else cell for cell in row] for row in rows]
+    frame = pd.DataFrame(cells, columns=pd.Index(list(columns), dtype="object"), dtype=object)
     with write_atomically(path) as partial:
         frame.to_csv(
-            partial, index=False, lineterminator="\n", encoding="utf-8", errors="surrogateescape"
+            partial,
+            index=False,
+            na_rep="nan",
+            lineterminator="\n",
+            encoding="utf-8",
+            errors="surrogateescape",
         )
 
 
@@ -70,7 +76,7 @@ def read_csv(path: Path, errors: str = "surrogateescape") -> pd.DataFrame:
         lineterminator="\n",
         encoding_errors=errors,
     )
-    columns = pd.Index(lines.iloc[0], dtype=object)
+    columns = pd.Index(lines.iloc[0], dtype="object")
     return lines[1:].set_axis(columns, axis="columns").reset_index(drop=True)
 
 

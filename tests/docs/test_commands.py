@@ -118,7 +118,7 @@ def check_module(module: str, arguments: Sequence[str], place: Path) -> None:
         assert all(word.startswith("-") or (ROOT / word).exists() for word in arguments)
     else:
         assert module.startswith("search.")
-        importlib.import_module(module)._parser().parse_args(arguments)
+        importlib.import_module(module).create_parser().parse_args(arguments)
 
 
 def check_make(words: Sequence[str], place: Path) -> None:
@@ -277,11 +277,11 @@ def test_a_command_is_accepted(
 
 @pytest.mark.parametrize("module", ["search.pipeline.request", "search.predict", "search.export"])
 def test_examples_in_the_help_are_accepted(module: str) -> None:
-    shown = importlib.import_module(module)._parser().format_help()
+    shown = importlib.import_module(module).create_parser().format_help()
     examples = re.findall(r"^\s+python -m (search\.\w+)(.*)$", shown, re.MULTILINE)
     for name, arguments in examples:
         where = "search.pipeline.request" if name == "search.run" else name
-        importlib.import_module(where)._parser().parse_args(shlex.split(arguments))
+        importlib.import_module(where).create_parser().parse_args(shlex.split(arguments))
     assert examples or module != "search.pipeline.request"
 
 

@@ -1,77 +1,101 @@
-"""What the winner's folds tell of the images that each of them never saw.
+"""Use the out-of-fold predictions of the best finalist: each is by a member not trained on it.
 
-Their predictions give the temperature of the model, the labels that look wrong, and how unlike the
-training images an image may be.
+They give the model's temperature, its out-of-distribution scorer, and possible label errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from search.evaluation.calibration import fit_temperature, measure_calibration
-from search.evaluation.intervals import wilson_interval
-from search.evaluation.label_issues import MAX_ISSUES, list_issues, summarise, write_issues
-from search.pipeline.evaluate import write_predictions
+from search.evaluation.intervals import Interval, wilson_interval
+from search.evaluation.label_issues import MAX_ISSUES, count_issues, list_issues, write_issues
+from search.evaluation.predictions import Predictions, write_predictions
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.kfold import Fold, out_of_fold
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
+from search.runs.summary import CalibrationChange
 from trainables.models.ood import OODScorer, energy, fit_ood_scorer
-from trainables.worker import open_table
 
 
-def learn_from_folds(prepared: PreparedData, folds: Sequence[Fold], folder: RunFolder) -> float:
-    """Write what the out-of-fold predictions tell, and return the temperature they ask for.
+@dataclass(frozen=True)
+class OutOfFold:
+    """Calibrated out-of-fold predictions.
 
-    Writes `folds/oof_predictions.csv`, `folds/label_issues.csv` and the images of the latter, and
-    the summary's sections `calibration` and `label_issues`.
+    Attributes:
+        predictions: Of all training and validation images.
+        temperature: Fitted on them.
+        calibration: Before and after temperature scaling.
     """
+
+    predictions: Predictions
+    temperature: float
+    calibration: CalibrationChange
+
+
+def predict_out_of_fold(prepared: PreparedData, folds: Sequence[Fold]) -> OutOfFold:
+    """Fit the temperature on the out-of-fold logits, and return the calibrated predictions."""
     rows, logits = out_of_fold(folds)
-    labels, names = prepared.context.labels[rows], prepared.names(rows)
-    classes = prepared.manifest.classes
+    labels = prepared.images.labels[rows]
     temperature = fit_temperature(logits, labels)
     before, after = (
         torch.softmax(torch.from_numpy(logits) / divisor, 1).numpy()
         for divisor in (1.0, temperature)
     )
-    write_predictions(folder.path / "folds" / "oof_predictions.csv", names, labels, after, classes)
-    issues = list_issues(names, labels, after, classes)
+    return OutOfFold(
+        Predictions(
+            names=prepared.names(rows),
+            table=prepared.table,
+            rows=rows,
+            labels=labels,
+            probabilities=after,
+            classes=prepared.classes,
+        ),
+        temperature,
+        CalibrationChange(
+            n=len(labels),
+            before=measure_calibration(labels, before),
+            after=measure_calibration(labels, after),
+        ),
+    )
+
+
+def write_out_of_fold(predictions: Predictions, image_size: int, folder: RunFolder) -> None:
+    """Write the out-of-fold predictions and the possible label errors among them.
+
+    Writes `folds/oof_predictions.csv`, `folds/label_issues.csv`, the images of the latter, and the
+    summary's section `label_issues`.
+
+    Args:
+        predictions: Calibrated.
+        image_size: Side in pixels of the square that the model sees.
+        folder: The run's.
+    """
+    names, labels = predictions.names, predictions.labels
+    write_predictions(folder.path / "folds" / "oof_predictions.csv", predictions)
+    issues = list_issues(names, labels, predictions.probabilities, predictions.classes)
     write_issues(folder.path / "folds" / "label_issues.csv", issues)
-    shown = [names.index(issue.image) for issue in issues[:MAX_ISSUES]]
-    table = open_table(prepared.decoded.table, torch.device("cpu"))
-    Gallery(folder.path).keep(
-        "data",
-        [names[i] for i in shown],
-        (table[row].numpy() for row in rows[shown]),
-        prepared.space.image_size,
-    )
-    folder.note("label_issues", summarise(issues, len(labels)))
-    folder.note(
-        "calibration",
-        {
-            "temperature": temperature,
-            "out_of_fold": {
-                "n": len(labels),
-                "before": measure_calibration(labels, before),
-                "after": measure_calibration(labels, after),
-            },
-        },
-    )
-    return temperature
+    folder.set_section("label_issues", count_issues(issues, len(labels)))
+    shown = [issue.image for issue in issues[:MAX_ISSUES]]
+    places = np.array([names.index(name) for name in shown], np.int64)
+    images = (image.numpy() for image in predictions.images(places))
+    Gallery(folder.path).save("data", shown, images, image_size)
 
 
 def fit_ood(folds: Sequence[Fold]) -> OODScorer:
-    """Return what tells images that are unlike the training ones, for the ensemble of folds."""
+    """Fit the out-of-distribution scorer of the ensemble of folds."""
     residuals = np.concatenate([fold.residuals for fold in folds])
     logits = np.concatenate([fold.logits for fold in folds])
     energies = energy(torch.from_numpy(logits))
     return fit_ood_scorer([fold.subspace for fold in folds], torch.from_numpy(residuals), energies)
 
 
-def fold_interval(folds: Sequence[Fold]) -> tuple[float, float]:
-    """Return the 95 % interval of the share of images that the folds have right."""
-    n_right = sum(round(fold.accuracy * len(fold.held_out)) for fold in folds)
-    return wilson_interval(n_right, sum(len(fold.held_out) for fold in folds))
+def accuracy_interval(folds: Sequence[Fold]) -> Interval:
+    """Return the 95% confidence interval of the out-of-fold accuracy."""
+    n_correct = sum(round(fold.accuracy * len(fold.held_out)) for fold in folds)
+    return wilson_interval(n_correct, sum(len(fold.held_out) for fold in folds))

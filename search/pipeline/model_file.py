@@ -1,0 +1,82 @@
+"""Write `model.pt`: from a linear probe, from the best trial, or from the folds of a finalist."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+import torch
+from optuna.trial import TrialState
+
+from search.pipeline.finalists import Finalist, probe_config, read_retrain_config
+from search.pipeline.prepare import PreparedData
+from search.runs.run_folder import BEST_WEIGHTS, MODEL, RunFolder
+from search.tuning.study import best_value, ranked_trials
+from spaces.base import TrialConfig
+from trainables.models.classifier import Weights
+from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.models.linear_probe import Probe
+from trainables.worker import clone_backbone
+
+_log = logging.getLogger(__name__)
+
+
+def build_ensemble(
+    prepared: PreparedData,
+    config: TrialConfig,
+    members: Sequence[Weights],
+    temperature: float = 1.0,
+    center_crop: Weights | None = None,
+) -> Ensemble:
+    """Build a model from members and the frozen stages that they were trained on.
+
+    Args:
+        prepared: Images and backbones.
+        config: How the members were trained.
+        members: Their weights.
+        temperature: Divides the logits.
+        center_crop: Weights of the centre-crop branch; None for a model without one.
+    """
+    space = prepared.space
+    card = ModelCard(
+        backbone=config.backbone,
+        classes=prepared.classes,
+        image_size=space.image_size,
+        cache_size=space.cache_size,
+        resize_mode=space.resize_mode,
+        freeze_depth=config.freeze_depth,
+        hidden_units=config.hidden_units,
+        n_members=len(members),
+        temperature=temperature,
+        center_crop=center_crop is not None,
+    )
+    depth = config.freeze_depth
+    backbone = clone_backbone(prepared.features, config.backbone, depth, torch.device("cpu"))
+    prefix = backbone.stages[:depth].state_dict()
+    return Ensemble(card, prefix, members, center_crop=center_crop)
+
+
+def save_probe(prepared: PreparedData, backbone: str, probe: Probe, path: Path) -> None:
+    """Write a linear probe as a model of one member."""
+    head = {f"head.1.{key}": value for key, value in probe.head.items()}
+    build_ensemble(prepared, probe_config(backbone), [head]).save(path)
+    _log.info("%s: the linear probe of %s", path, backbone)
+
+
+def save_best_trial(prepared: PreparedData, study: optuna.Study, folder: RunFolder) -> None:
+    """Write the best complete trial as the model, for a search that ends before the folds.
+
+    Also writes the summary's section `best`.
+    """
+    for trial in ranked_trials(study):
+        weights = folder.path / "trials" / str(trial.number) / BEST_WEIGHTS
+        if trial.state == TrialState.COMPLETE and weights.is_file():
+            retrain_config = read_retrain_config(trial, prepared.space, folder.path / "trials")
+            member = torch.load(weights, weights_only=True)
+            build_ensemble(prepared, retrain_config.config, [member]).save(folder.path / MODEL)
+            finalist = Finalist(trial.number, retrain_config, best_value(trial))
+            folder.set_section("best", finalist.as_best_model())
+            _log.info("%s: the best trial, %d", folder.path / MODEL, trial.number)
+            return

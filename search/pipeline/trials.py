@@ -1,0 +1,171 @@
+"""The search stage: run trials until the study has as many as were requested, or time is up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic
+
+import numpy as np
+import optuna
+
+from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots, measure_gpu_fractions
+from search.console.formatting import describe
+from search.console.progress import Progress
+from search.console.signals import GracefulShutdown
+from search.pipeline.model_file import save_best_trial
+from search.pipeline.preflight import RunPlan
+from search.pipeline.prepare import PreparedData
+from search.reporting.tensorboard.trial_boards import TrialBoards
+from search.runs.run_folder import RunFolder
+from search.runs.summary import SearchCounts
+from search.tuning.checkpoints import start_checkpoint_store
+from search.tuning.study import (
+    best_value,
+    count_states,
+    count_unfinished,
+    ended_trials,
+    kept_scores,
+    open_storage,
+    open_study,
+    ranked_trials,
+    write_trials,
+)
+from search.tuning.throughput import measure_throughput
+from search.tuning.time_budget import TimeBudget, fold_growth
+from search.tuning.tune import SearchPlan, TrialCallback, run_trials
+from spaces.base import Space
+from trainables.worker import TrainingContext
+
+_LATER_SECTIONS = (
+    *("kfold", "label_issues", "calibration", "test", "comparison", "external", "samples"),
+)
+"""Sections of the summary about the model; an earlier session's is not that of this one."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What the search leaves to the later stages.
+
+    Attributes:
+        study: All trials.
+        gpu_fraction: By backbone, the fraction of a GPU that a training takes.
+        budget: The time budget; None without `--time-budget`.
+    """
+
+    study: optuna.Study
+    gpu_fraction: Mapping[str, float]
+    budget: TimeBudget | None
+
+
+def run_search(
+    run_plan: RunPlan,
+    prepared: PreparedData,
+    context: TrainingContext,
+    progress: Progress,
+    shutdown: GracefulShutdown,
+) -> SearchResult:
+    """Run the trials of the study that have not ended, and new ones.
+
+    Writes `trials/`, `trials.csv`, `model.pt` of the best trial, TensorBoard's files of the trials,
+    and the summary's sections `gpu_fraction`, `search` and `best`.
+
+    Raises:
+        KeyboardInterrupt: the user stopped the search; all that was finished is saved.
+    """
+    request, space, folder = run_plan.request, prepared.space, run_plan.folder
+    started = monotonic()
+    rows = {name: prepared.rows(name) for name in ("train", "val")}
+    study = open_study(open_storage(folder.path), space)
+    gpu_fraction = measure_gpu_fractions(space, context, rows["train"])
+    if any(gpu_fraction.values()):
+        progress.say("fraction of a GPU for each trial: " + describe(gpu_fraction))
+    folder.set_section("gpu_fraction", gpu_fraction)
+    folder.clear_sections(*_LATER_SECTIONS)
+    budget = None
+    if request.time_budget_seconds is not None:
+        budget = _create_budget(
+            request.time_budget_seconds,
+            space,
+            request.finalists or 1,
+            context,
+            rows,
+            gpu_fraction,
+            progress,
+        )
+        budget.catch_up(study)
+    plan = SearchPlan(
+        n_trials=space.trials,
+        sampler=request.sampler,
+        scheduler=request.scheduler,
+        interrupted=shutdown.requested,
+        time_is_up=lambda: budget is not None and budget.is_up(),
+        max_concurrent=request.max_concurrent,
+        gpu_fraction=gpu_fraction,
+        min_freeze_depth=budget.min_freeze_depth if budget is not None else None,
+    )
+    trials = folder.path / "trials"
+    checkpoints = start_checkpoint_store(
+        trials.absolute(),
+        space.keep_checkpoints,
+        kept_scores(study),
+        request.shared and request.shared.within("trials"),
+    )
+    boards = TrialBoards(folder.path / "tensorboard", space)
+    boards.catch_up(ended_trials(study))
+    callbacks: list[TrialCallback] = [boards, progress, *([budget] if budget is not None else [])]
+    ranked = ranked_trials(study)
+    best = (best_value(ranked[0]), ranked[0].number, ranked[0].params) if ranked else None
+    progress.begin_trials(space.trials, sum(count_states(study).values()), space.epochs, best)
+    try:
+        with shutdown.deferring():
+            run_trials(plan, study, space, context, rows, checkpoints, trials, callbacks)
+    finally:
+        boards.close()
+        checkpoints.download_best(trials)
+        _write_results(study, space, folder, monotonic() - started)
+        save_best_trial(prepared, study, folder)  # until k-fold retraining has made a better model
+    return SearchResult(study, gpu_fraction, budget)
+
+
+def _create_budget(
+    seconds: float,
+    space: Space,
+    n_finalists: int,
+    context: TrainingContext,
+    rows: Mapping[str, np.ndarray],
+    gpu_fraction: Mapping[str, float],
+    progress: Progress,
+) -> TimeBudget:
+    """Create the time budget, with the measured speed of each backbone's training."""
+    slots = {
+        name: TrialSlots(CPUS_PER_TRIAL, [fraction]) for name, fraction in gpu_fraction.items()
+    }
+    n_train, n_val = len(rows["train"]), len(rows["val"])
+    return TimeBudget(
+        seconds,
+        lambda: progress.elapsed_seconds,
+        space,
+        n_finalists,
+        lambda backbone: slots[backbone](),
+        fold_growth(n_train, n_val, space.folds),
+        measure_throughput(context, rows["train"], gpu_fraction),
+        n_train,
+        has_probe=bool(context.heads),
+    )
+
+
+def _write_results(study: optuna.Study, space: Space, folder: RunFolder, seconds: float) -> None:
+    write_trials(folder.path / "trials.csv", study, space)
+    states = count_states(study)
+    folder.set_section(
+        "search",
+        SearchCounts(
+            trials=sum(states.values()),
+            complete=states["complete"],
+            pruned=states["pruned"],
+            failed=states["failed"],
+            unfinished=count_unfinished(study),
+            seconds=seconds,
+        ),
+    )

@@ -1,0 +1,399 @@
+"""`summary.json` as dataclasses: one section a stage, validated when it is read back.
+
+Fractions and accuracies are in [0, 1], losses in nats, `…_ci95` a 95% confidence interval. The
+module is long because it declares every key of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""JSON has no NaN and no infinity: both are written as null, which is read back as NaN."""
+
+Interval = tuple[Number, Number]
+
+
+class SummaryError(ValueError):
+    """A summary is JSON, and a key of it is missing or of the wrong type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options that applied to the run: the space with the command line's changes.
+
+    Attributes:
+        searched: By parameter, its distribution in words.
+        constants: By parameter, its value.
+        finalists: Trials that were retrained by k-fold.
+        probe: Whether backbones were probed before the search.
+        gpus: Names of the driver's GPUs.
+    """
+
+    trials: int
+    epochs: int
+    folds: int
+    patience: int | None
+    views: int
+    keep_checkpoints: int
+    image_size: int
+    resize_mode: str
+    cache_size: int
+    weights: str
+    center_crop: bool
+    searched: Mapping[str, str]
+    constants: Mapping[str, Any]
+    finalists: int
+    sampler: str
+    scheduler: str
+    probe: bool
+    seed: int
+    gpus: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCounts:
+    """The classes and the number of images in each split.
+
+    Attributes:
+        n: Decoded images.
+        excluded: Images of the split "excluded": near-duplicates of test or validation images.
+        unused_files: Files that could not be read, or are no image.
+        excluded_by_request: Names in `--exclude`.
+    """
+
+    classes: list[str]
+    n: int
+    train: int
+    val: int
+    test: int
+    excluded: int
+    unused_files: int
+    excluded_by_request: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditCounts:
+    """Issues of the images.
+
+    Attributes:
+        groups: Groups of near-duplicates.
+        in_groups: Images in them.
+        external_near_duplicates: External images that are near-duplicates of the data set's.
+        issues: By kind, how many were found.
+    """
+
+    groups: int
+    in_groups: int
+    external_near_duplicates: int
+    issues: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeScore:
+    """The cross-validated accuracy of a backbone's linear probe, and when it was known."""
+
+    accuracy: Number
+    seconds: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCounts:
+    """The trials by state, and the seconds of the last session's search."""
+
+    trials: int
+    complete: int
+    pruned: int
+    failed: int
+    unfinished: int
+    seconds: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestModel:
+    """Where the model comes from.
+
+    Attributes:
+        trial: Its number; None for a linear probe.
+        name: The same for people.
+        config: Its `TrialConfig`.
+        val_accuracy: Its best validation accuracy.
+        epoch: When it reached that.
+    """
+
+    trial: int | None
+    name: str
+    config: Mapping[str, Any]
+    val_accuracy: Number
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterCropScores:
+    """The out-of-fold loss and accuracy with the centre-crop branch and, `…_baseline`, without."""
+
+    enabled: bool
+    log_loss: Number
+    log_loss_baseline: Number
+    accuracy_mean: Number
+    accuracy_mean_baseline: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalistScores:
+    """The cross-validation accuracy of one finalist."""
+
+    trial: int | None
+    name: str
+    val_accuracy: Number
+    accuracy_mean: Number
+    accuracy_std: Number
+    center_crop: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class KFoldScores:
+    """The k-fold cross-validation of the best finalist.
+
+    Attributes:
+        folds: K.
+        optimism: Its best validation accuracy minus its cross-validation accuracy, both without
+            the centre crop.
+        center_crop: None where no centre-crop branch was tried.
+    """
+
+    folds: int
+    accuracy_mean: Number
+    accuracy_std: Number
+    accuracy_ci95: Interval
+    optimism: Number
+    center_crop: CenterCropScores | None
+    finalists: list[FinalistScores]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPair:
+    """How often one class was labelled where another is predicted."""
+
+    given_label: str
+    predicted_label: str
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelIssueCounts:
+    """Possible label errors: how many, their fraction of all images, the most frequent pairs."""
+
+    n: int
+    fraction: Number
+    pairs: list[LabelPair]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """Mean confidence and accuracy of the predictions in one bin of confidence."""
+
+    confidence: Number
+    accuracy: Number
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationScores:
+    """The expected calibration error and what a reliability diagram shows."""
+
+    ece: Number
+    log_loss: Number
+    bins: list[ReliabilityBin]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationChange:
+    """The calibration of n images before and after temperature scaling."""
+
+    n: int
+    before: CalibrationScores
+    after: CalibrationScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The temperature, and what it does to out-of-fold predictions and those of the test set."""
+
+    temperature: Number
+    out_of_fold: CalibrationChange | None = None
+    test: CalibrationChange | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """Precision, recall and F1 of one class, and its number of images."""
+
+    name: str
+    precision: Number
+    recall: Number
+    recall_ci95: Interval
+    f1: Number
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The metrics of labelled images.
+
+    Attributes:
+        macro_precision: Like the other macro means, over the classes that occur.
+        ece: Expected calibration error.
+        confusion: Counts; rows are the true class.
+        n_ood: Images that are unlike the training images; None where the model cannot tell.
+    """
+
+    n: int
+    accuracy: Number
+    accuracy_ci95: Interval
+    macro_precision: Number
+    macro_precision_ci95: Interval
+    macro_recall: Number
+    macro_recall_ci95: Interval
+    macro_f1: Number
+    macro_f1_ci95: Interval
+    top3_accuracy: Number
+    top3_accuracy_ci95: Interval
+    log_loss: Number
+    ece: Number
+    per_class: list[ClassScores]
+    confusion: list[list[int]]
+    n_ood: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalScores:
+    """The external test set.
+
+    Attributes:
+        n: Images.
+        n_labelled: Those with a label that are no near-duplicates of the data set's.
+        n_near_duplicates: Those that are.
+        n_ood: Images that are unlike the training images; None where the model cannot tell.
+        scores: Of the labelled images; None where there are none.
+    """
+
+    n: int
+    n_labelled: int
+    n_near_duplicates: int
+    n_ood: int | None
+    scores: Scores | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The model against the baseline on the test set, image by image.
+
+    Attributes:
+        n: Images.
+        accuracy: Of the model.
+        baseline_accuracy: Of the baseline.
+        n_model_only_correct: Images that only the model predicts correctly.
+        n_baseline_only_correct: Images that only the baseline predicts correctly.
+        difference: In accuracy, the model's minus the baseline's.
+        difference_ci95: Its 95% confidence interval.
+        p_value: Of the exact McNemar test (1947), two-sided.
+        verdict: What that means, in words.
+    """
+
+    n: int
+    accuracy: Number
+    baseline_accuracy: Number
+    n_model_only_correct: int
+    n_baseline_only_correct: int
+    difference: Number
+    difference_ci95: Interval
+    p_value: Number
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationScores:
+    """One step of the ablation; accuracies are of its last epoch unless they say `best`."""
+
+    name: str
+    config: Mapping[str, Any]
+    epochs: int
+    train_accuracy: Number
+    val_accuracy: Number
+    best_val_accuracy: Number
+    best_epoch: int
+    seconds: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The images that the report shows of a set, and why Grad-CAM failed, if it did."""
+
+    images: int
+    n_with_gradcam: int
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """The content of `summary.json`; None for stages that have not ended.
+
+    Attributes:
+        linear_probe: By backbone.
+        gpu_fraction: By backbone, the fraction of a GPU that a trial takes.
+        samples: By set, "data" or "external".
+        stages: By name, the seconds of all sessions.
+    """
+
+    settings: Settings | None = None
+    data: DataCounts | None = None
+    audit: AuditCounts | None = None
+    linear_probe: Mapping[str, ProbeScore] | None = None
+    gpu_fraction: Mapping[str, Number] | None = None
+    search: SearchCounts | None = None
+    best: BestModel | None = None
+    kfold: KFoldScores | None = None
+    label_issues: LabelIssueCounts | None = None
+    calibration: Calibration | None = None
+    test: Scores | None = None
+    comparison: Comparison | None = None
+    external: ExternalScores | None = None
+    ablation: list[AblationScores] | None = None
+    samples: Mapping[str, Samples] | None = None
+    stages: Mapping[str, Number] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the sections that there are, as nested dicts and lists."""
+        return {name: section for name, section in asdict(self).items() if section is not None}
+
+
+def read_summary(path: Path) -> RunSummary:
+    """Read `summary.json`; an empty summary where there is no file, or none that is JSON.
+
+    Raises:
+        SummaryError: a key is missing or of the wrong type; the message names it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # what is lost, the stages write again
+        return RunSummary()
+    try:
+        return _adapter().validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        raise SummaryError(f"{path} is damaged: {key}: {first['msg']}") from None
+
+
+@cache
+def _adapter() -> TypeAdapter[RunSummary]:
+    return TypeAdapter(RunSummary)
