@@ -1,11 +1,11 @@
-"""Make the images of the README and docs, `docs/images/*.png`, from a finished run's report.
+"""Take the screenshots of the README and docs, `docs/images/*.png`, from a run's report.
 
     python -m search.run --name digits
     python -m scripts.readme_images results/digits
 
-The report is written again first, and names the run as this command does. Needs Chromium (Debian:
-`apt-get install chromium`) and the extra `dev`. Take a run whose images may be shown to everyone:
-they are in the report.
+The run must be finished; its report is written again first. Needs Chromium (Debian:
+`apt-get install chromium`) and the extra `dev`. The screenshots show images of the run: choose one
+whose images may be published.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from search.reporting.page import write_report
 from search.runs.run_folder import FolderError, RunFolder
 
 WIDTH = 1160
-"""Of the images, in pixels: a README is shown about 900 wide."""
+"""Width of the screenshots, in pixels; a README is shown about 900 wide."""
 
 COLOURS = 128
 MAX_BYTES = 300_000
-"""Of all images together."""
+"""Size of all screenshots together."""
 
 _MARGIN = 16
 _TWO_ROWS = 6  # cards
 
 
 def take_images(page: Page, report: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yield each image's name, and the image."""
+    """Yield the name and the image of each screenshot."""
     page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(report.absolute().as_uri())
-    yield "report", _clip(page, 0, _bottom(page.locator("#answer")))
+    yield "report", _clip(page, 0, _bottom(page.locator("#result")))
     charts = page.locator("#search > .charts")
     yield "search", _clip(page, _top(charts), _bottom(charts))
-    outside = page.locator("#elsewhere .cards")
-    cards = (outside if outside.count() else page.locator("#evaluation .cards")).first
-    each = cards.locator(":scope > li")
-    last = each.nth(min(each.count(), _TWO_ROWS) - 1)
+    external = page.locator("#external .cards")
+    cards = (external if external.count() else page.locator("#evaluation .cards")).first
+    items = cards.locator(":scope > li")
+    last = items.nth(min(items.count(), _TWO_ROWS) - 1)
     yield "images", _clip(page, _top(cards), _bottom(last))
 
 
 @contextmanager
 def open_page() -> Iterator[Page]:
-    """Open an empty page in Chromium.
+    """Open an empty page in headless Chromium.
 
     Raises:
         FileNotFoundError: there is no Chromium.
@@ -79,7 +79,7 @@ def _bottom(element: Locator) -> float:
 def _box(element: Locator) -> FloatRect:
     box = element.bounding_box()
     if box is None:
-        raise ValueError("the report lacks a part of a finished run; give another run")
+        raise ValueError("the report lacks a section; give a finished run")
     return box
 
 
@@ -91,7 +91,7 @@ def _clip(page: Page, top: float, bottom: float) -> Image.Image:
 
 def main() -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(description="Make the README's images.")
+    parser = argparse.ArgumentParser(description="Take the README's screenshots.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a finished run's folder")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
     options = parser.parse_args()

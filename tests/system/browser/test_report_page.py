@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing fails, nothing is fetched, tables work, all can read it."""
+"""The report in a real browser: no errors, no requests, tables that work, accessibility."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,27 +13,28 @@ from scripts.readme_images import WIDTH, take_images
 from search.reporting.gallery import Gallery
 from search.reporting.page import write_report
 from search.runs.run_folder import RunFolder
-from tests.search.reporting.test_page import (
+from search.runs.summary import SearchCounts
+from tests.fixtures.handmade_run import (
     CLASSES,
     make_run,
-    note,
     remove,
     scores,
+    set_sections,
     write_predictions,
 )
 
 pytestmark = pytest.mark.browser
 
-WIDTHS = {"telephone": 390, "desk": 1280}
+WIDTHS = {"phone": 390, "desktop": 1280}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run written by hand, with odd names, failed trials and mistakes."""
+    """The folder of a run written by hand, with odd names, failed trials and wrong predictions."""
     folder = make_run(tmp_path_factory.mktemp("runs") / "spring", n_trials=40)
-    keep_images(folder, "data", [f"test/{i}.jpg" for i in range(40)])
-    keep_images(folder, "external", [f"outside/{i}.jpg" for i in range(4)])
-    Gallery(folder).keep_heat("data", "test/7.jpg", np.eye(7))
+    save_images(folder, "data", [f"test/{i}.jpg" for i in range(40)])
+    save_images(folder, "external", [f"outside/{i}.jpg" for i in range(4)])
+    Gallery(folder).save_heatmap("data", "test/7.jpg", np.eye(7))
     write_report(RunFolder.open(folder))
     return folder
 
@@ -46,17 +47,20 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         remove(folder, f"summary:{section}")
     for name in ("folds/folds.csv", "test_predictions.csv", "external_predictions.csv"):
         remove(folder, name)
-    note(folder, search={"trials": 11, "unfinished": 1})
+    interrupted = SearchCounts(
+        trials=11, complete=6, pruned=4, failed=1, unfinished=1, seconds=100.0
+    )
+    set_sections(folder, search=interrupted)
     write_report(RunFolder.open(folder))
     return folder
 
 
-def keep_images(folder: Path, part: str, names: list[str]) -> None:
-    """Keep a smooth image of its own for each name."""
+def save_images(folder: Path, part: str, names: list[str]) -> None:
+    """Save a smooth image of its own for each name."""
     for seed, name in enumerate(names):
         noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), np.uint8)
         pixels = np.asarray(Image.fromarray(noise).resize((256, 256)))
-        Gallery(folder).keep(part, [name], [pixels], 224)
+        Gallery(folder).save(part, [name], [pixels], 224)
 
 
 def open_report(page: Page, folder: Path) -> None:
@@ -64,13 +68,13 @@ def open_report(page: Page, folder: Path) -> None:
 
 
 def column(page: Page, table: str, index: int) -> list[str]:
-    """The words of a table's column, of the rows that are shown."""
+    """Return the text of a table's column in the rows that are shown."""
     rows = page.locator(f"{table} tbody tr:not([hidden])")
     return rows.evaluate_all(f"rows => rows.map(r => r.cells[{index}].textContent.trim())")
 
 
 def serious(page: Page) -> list[str]:
-    """What axe finds wrong, that it calls serious or critical."""
+    """Return the violations that axe calls serious or critical."""
     found = Axe().run(page).response["violations"]
     return [
         f"{one['id']}: {one['help']}: {[node['html'][:120] for node in one['nodes'][:3]]}"
@@ -80,7 +84,7 @@ def serious(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["written", "interrupted", "digits_run"])
-def test_nothing_fails_and_nothing_is_fetched(
+def test_there_are_no_errors_and_no_requests(
     page: Page, complaints: list[str], request: pytest.FixtureRequest, name: str
 ) -> None:
     fetched: list[str] = []
@@ -97,13 +101,13 @@ def test_nothing_fails_and_nothing_is_fetched(
     assert (folder / "report.html").stat().st_size < 10_000_000
 
 
-def test_a_search_has_images_of_its_mistakes(page: Page, digits_run: Path) -> None:
+def test_a_run_shows_images_of_its_top_losses(page: Page, digits_run: Path) -> None:
     open_report(page, digits_run)
     cards = page.locator("#evaluation .cards > li")
     assert cards.count() > 0
-    assert page.locator("#evaluation .cards img[alt^='The same, glowing']").count() > 0
-    assert page.locator("#elsewhere .cards > li img").count() > 0
-    assert page.get_by_text("no image kept").count() == 0
+    assert page.locator("#evaluation .cards img[alt^='Grad-CAM']").count() > 0
+    assert page.locator("#external .cards > li img").count() > 0
+    assert page.get_by_text("no image saved").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -154,7 +158,7 @@ def test_trials_are_sorted_by_a_click_or_a_key(page: Page, written: Path) -> Non
     assert page.locator(f"{table} th[aria-sort]").count() == 1
 
 
-def test_what_is_not_known_is_sorted_last(page: Page, written: Path) -> None:
+def test_missing_values_are_sorted_last(page: Page, written: Path) -> None:
     open_report(page, written)
     for _ in range(2):
         page.locator("#trials-table th[scope=col]").filter(has_text="accuracy").click()
@@ -166,8 +170,8 @@ def test_what_is_not_known_is_sorted_last(page: Page, written: Path) -> None:
 @pytest.mark.parametrize(
     ("fill", "fits"),
     [
-        (lambda page: page.get_by_label("State").select_option("stopped early"), "stopped early"),
-        (lambda page: page.get_by_label("Words in a row").fill("CNN stopped"), "cnn"),
+        (lambda page: page.get_by_label("State").select_option("pruned"), "pruned"),
+        (lambda page: page.get_by_label("Words in a row").fill("CNN pruned"), "cnn"),
     ],
 )
 def test_trials_are_filtered(
@@ -179,11 +183,11 @@ def test_trials_are_filtered(
     fill(page)
     shown = rows.all_text_contents()
     assert 0 < len(shown) < 40
-    assert all(fits in words and "stopped early" in words for words in shown)
+    assert all(fits in words and "pruned" in words for words in shown)
     assert page.locator("#trial-count").text_content() == f"{len(shown)} of 40 shown"
 
 
-def test_all_that_can_be_used_is_reached_by_keys(page: Page, written: Path) -> None:
+def test_every_control_is_reached_by_the_keyboard(page: Page, written: Path) -> None:
     open_report(page, written)
     reached = set()
     for _ in range(400):
@@ -199,7 +203,7 @@ def test_all_that_can_be_used_is_reached_by_keys(page: Page, written: Path) -> N
     assert set(wanted) - reached == set()
 
 
-def test_without_scripts_all_is_there(browser: Browser, written: Path) -> None:
+def test_the_page_is_complete_without_scripts(browser: Browser, written: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     open_report(page, written)
@@ -208,7 +212,7 @@ def test_without_scripts_all_is_there(browser: Browser, written: Path) -> None:
     context.close()
 
 
-def test_it_prints_without_what_paper_has_no_use_for(page: Page, written: Path) -> None:
+def test_controls_are_not_printed(page: Page, written: Path) -> None:
     open_report(page, written)
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
@@ -217,19 +221,19 @@ def test_it_prints_without_what_paper_has_no_use_for(page: Page, written: Path) 
     assert page.get_by_text("Only the first 30 rows are printed.").is_visible()
 
 
-def test_a_thousand_classes_and_ten_thousand_mistakes_stay_small(
+def test_a_thousand_classes_and_ten_thousand_wrong_predictions_stay_small(
     page: Page, complaints: list[str], tmp_path: Path
 ) -> None:
     classes = [f"class {i}" for i in range(1000)]
     folder = make_run(tmp_path / "run", n_trials=200)
     confusion = 10 * np.roll(np.eye(1000, dtype=int), 1, axis=1) + 5 * np.eye(1000, dtype=int)
-    note(folder, test=scores(confusion.tolist(), classes))
+    set_sections(folder, test=scores(confusion.tolist(), classes))
     names = [f"test/{i}.jpg" for i in range(10_000)]
     rows = [(name, CLASSES[0], (0.1, 0.8 + i / 1e6, 0.1, 0.0)) for i, name in enumerate(names)]
     write_predictions(folder / "test_predictions.csv", rows)
     noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)
     for name in names[-200:]:
-        Gallery(folder).keep("data", [name], [noise], 224)  # nothing is larger than noise
+        Gallery(folder).save("data", [name], [noise], 224)  # nothing is larger than noise
     write_report(RunFolder.open(folder))
     assert (folder / "report.html").stat().st_size < 10_000_000
     open_report(page, folder)

@@ -1,4 +1,4 @@
-"""What people see of a run in TensorBoard, in a real browser."""
+"""A run in TensorBoard, in a real browser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from optuna.trial import TrialState
 from playwright.sync_api import Page, expect
 
-from search.tuning.study import STUDY_NAME, storage_url
+from search.tuning.study import SECONDS, best_epoch, best_value, load_study
 
 expect.set_options(timeout=20_000)
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 PARAMETERS = {"augment", "backbone", "dropout", "freeze_depth", "lr", "weight_decay"}
 METRICS = ("best validation accuracy", "best epoch", "seconds", "status")
+PARTS = ("test", "out_of_fold", "external")
 STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
 
 
@@ -57,7 +58,7 @@ def open_tab(page: Page, address: str, tab: str) -> None:
 
 
 def session_groups(page: Page, address: str) -> list[dict[str, Any]]:
-    """Return what the HPARAMS tab asks its server for."""
+    """Return the trials as the HPARAMS tab gets them from its server."""
     url = f"{address}/data/plugin/hparams/session_groups"
     asked = {
         "startIndex": 0,
@@ -77,11 +78,12 @@ def rows(page: Page, run: str) -> Any:
 
 def trials_of(run: Path) -> list[optuna.trial.FrozenTrial]:
     """Return the trials of a run that have begun."""
-    study = optuna.load_study(study_name=STUDY_NAME, storage=storage_url(run))
+    study = load_study(run)
+    assert study is not None
     return [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
 
 
-def test_hparams_shows_each_trial_whole(
+def test_hparams_shows_each_trial(
     page: Page, complaints: list[str], address: str, digits_run: Path
 ) -> None:
     open_tab(page, address, "hparams")
@@ -100,10 +102,9 @@ def test_hparams_shows_each_trial_whole(
     for name, trial in trials.items():
         assert groups[name]["hparams"] == trial.params
         shown = [metric["value"] for metric in groups[name]["metricValues"]]
-        best = max(trial.intermediate_values.values())
         state = {TrialState.COMPLETE: 1, TrialState.PRUNED: 2}[trial.state]
-        attributes = trial.user_attrs
-        expected = [best, attributes["best_epoch"], attributes["seconds"], state]
+        seconds = trial.user_attrs[SECONDS]
+        expected = [best_value(trial), best_epoch(trial), seconds, state]
         assert shown == pytest.approx(expected)
     assert complaints == []
 
@@ -111,7 +112,7 @@ def test_hparams_shows_each_trial_whole(
 def test_hparams_shows_each_trial_during_the_run(
     page: Page, digits_run: Path, tmp_path: Path
 ) -> None:
-    """The run is held still for a moment, so that nothing begins between two looks."""
+    """The run is stopped for a moment, so that no trial begins between two readings."""
     run = Path(shutil.copytree(digits_run, tmp_path / "again"))
     command = ["--resume", str(run), "--trials", "500", "--quiet"]
     with (
@@ -128,11 +129,11 @@ def test_hparams_shows_each_trial_during_the_run(
             for _ in range(5):
                 search.send_signal(signal.SIGSTOP)
                 names = [f"/{trial.number:04d}" for trial in trials_of(run)]
-                time.sleep(2.5)  # TensorBoard looks for news every second
+                time.sleep(2.5)  # TensorBoard reads again every second
                 groups = session_groups(page, address)
                 if len(groups) == len(names):
                     break
-                # It was held between a trial's beginning and its board's.
+                # It was stopped between the beginning of a trial and that of its board.
                 search.send_signal(signal.SIGCONT)
                 time.sleep(0.3)
             assert search.poll() is None
@@ -171,18 +172,18 @@ def test_scalars_have_a_point_an_epoch_of_every_trial(
     assert complaints == []
 
 
-def test_images_show_augmentation_confusions_mistakes_and_images_from_elsewhere(
+def test_images_show_augmentation_confusion_matrices_top_losses_and_predictions(
     page: Page, complaints: list[str], address: str
 ) -> None:
     tags = page.request.get(f"{address}/data/plugin/images/tags").json()["overview"]
     assert len([tag for tag in tags if tag.startswith("augmentation/strength_")]) == 3
     assert tags.keys() > {
-        *(f"confusion/{part}" for part in ("held_out", "out_of_fold", "external")),
-        *(f"mistakes/{part}" for part in ("held_out", "out_of_fold", "external")),
+        *(f"confusion/{part}" for part in PARTS),
+        *(f"top_losses/{part}" for part in PARTS),
         "predictions/external",
     }
     open_tab(page, address, "images")
-    for tag in ("augmentation/strength_0.60", "confusion/held_out"):
+    for tag in ("augmentation/strength_0.60", "confusion/test"):
         card = page.locator("tf-image-loader").filter(has_text=tag).first
         card.scroll_into_view_if_needed()
         image = card.locator("img").first
@@ -191,25 +192,23 @@ def test_images_show_augmentation_confusions_mistakes_and_images_from_elsewhere(
     assert complaints == []
 
 
-def test_every_class_has_its_curve_of_precision_and_recall(
+def test_every_class_has_its_precision_recall_curve(
     page: Page, complaints: list[str], address: str
 ) -> None:
     tags = page.request.get(f"{address}/data/plugin/pr_curves/tags").json()["overview"]
-    assert tags.keys() == {
-        f"{part}/{digit}" for part in ("held_out", "out_of_fold", "external") for digit in range(10)
-    }
+    assert tags.keys() == {f"{part}/{digit}" for part in PARTS for digit in range(10)}
     open_tab(page, address, "pr_curves")
     expect(page.locator("tf-pr-curve-card").first).to_be_visible()
     assert complaints == []
 
 
-def test_the_projector_shows_held_out_features_coloured_by_class(
+def test_the_projector_shows_features_of_the_test_set_coloured_by_class(
     page: Page, complaints: list[str], address: str
 ) -> None:
     open_tab(page, address, "projector")
     projector = page.frame_locator("iframe").frame_locator("iframe")
     expect(projector.get_by_text("Points: 60")).to_be_visible()
-    sprite = f"{address}/data/plugin/projector/sprite_image?run=overview&name=held-out%20features"
+    sprite = f"{address}/data/plugin/projector/sprite_image?run=overview&name=test_features:00000"
     assert page.request.get(sprite).headers["content-type"] == "image/png"
     panel = projector.locator("vz-projector-data-panel")
     panel.locator("paper-dropdown-menu[label='Color by']").click()
@@ -218,7 +217,7 @@ def test_the_projector_shows_held_out_features_coloured_by_class(
     assert complaints == []
 
 
-def test_text_tells_configuration_and_environment(
+def test_text_shows_configuration_and_environment(
     page: Page, complaints: list[str], address: str
 ) -> None:
     open_tab(page, address, "text")
