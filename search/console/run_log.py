@@ -66,10 +66,9 @@ def start_run_log(path: Path, verbose: bool = False) -> Iterator[None]:
 class _OneLine(logging.Formatter):
     """Formats an event with its UTC time and node; further lines are indented."""
 
-    converter = time.gmtime
-
     def __init__(self) -> None:
         super().__init__(_FORMAT, "%Y-%m-%dT%H:%M:%SZ", defaults={"node": platform.node()})
+        self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).replace("\n", "\n    ")

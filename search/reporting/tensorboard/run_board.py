@@ -154,7 +154,7 @@ class RunBoard:
             "image": [test.names[row] for row in rows],
         }
         images = test.images(rows)
-        thumbnails = np.stack([resize(image, _THUMBNAIL) for image in images.numpy()])
+        thumbnails = np.stack([np.asarray(resize(image, _THUMBNAIL)) for image in images.numpy()])
         with SummaryWriter(self._folder) as writer:
             writer.add_embedding(
                 principal_components(pooled_features(ensemble, images)),
