@@ -1,4 +1,4 @@
-"""End an on-premises cluster: `ray down`, which stops the head alone, and then the workers.
+"""Stop an on-premises cluster: `ray down`, which stops only the head, and then the workers.
 
 ```
 python clusters/down.py clusters/local.yaml
@@ -15,29 +15,29 @@ from typing import Any
 import yaml
 
 SSH = ("ssh", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
-QUICKLY = ("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10")
+QUIET = ("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10")
 
 
 def main() -> int:
-    """Stop every machine; exit code 1 names those that could not be reached."""
+    """Stop every node; return 1 and print those that could not be reached."""
     (file,) = sys.argv[1:]
     config: dict[str, Any] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    # The head goes first: its autoscaler would start again what is stopped.
+    # The head is stopped first: its autoscaler would restart the workers.
     subprocess.run(["ray", "down", "--yes", file], check=True)
     user, key = config["auth"]["ssh_user"], config["auth"].get("ssh_private_key")
     with_key = ("-i", str(Path(key).expanduser())) if key else ()
     stopping = {
         address: subprocess.Popen(
-            [*SSH, *QUICKLY, *with_key, f"{user}@{address}", "bash -lic 'ray stop --force' 2>&1"],
+            [*SSH, *QUIET, *with_key, f"{user}@{address}", "bash -lic 'ray stop --force' 2>&1"],
             stdout=subprocess.PIPE,
             text=True,
         )
         for address in config["provider"]["worker_ips"]
     }
-    unreached = [address for address, process in stopping.items() if _shows_failure(process)]
-    if unreached:
-        print(f"could not stop {', '.join(unreached)}: say `ray stop` there", file=sys.stderr)
-    return int(bool(unreached))
+    unreachable = [address for address, process in stopping.items() if _shows_failure(process)]
+    if unreachable:
+        print(f"could not stop {', '.join(unreachable)}: run `ray stop` there", file=sys.stderr)
+    return int(bool(unreachable))
 
 
 def _shows_failure(process: subprocess.Popen[str]) -> bool:

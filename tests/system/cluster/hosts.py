@@ -1,12 +1,12 @@
-"""Hosts on one machine: each with its own network, processes, home, /tmp and sshd.
+"""Create hosts on one machine: each has its own network, processes, home, /tmp and sshd.
 
 ```
 python -m tests.system.cluster.hosts up 3      # until Ctrl-C
 ```
 
-A host is a set of Linux namespaces: it has an address of its own on a bridge, sees its own
-processes alone, and shares no folder with others that one could write to but /var/tmp. So `ray
-stop` on one ends nothing on another, a host can be killed as a whole, and its cable pulled. Needs
+A host is a set of Linux namespaces: it has an address of its own on a bridge, sees only its own
+processes, and shares no writable folder with others but /var/tmp. So `ray stop` on one host does
+not touch another, and a host can be killed as a whole or disconnected from the network. Needs
 root, and the Debian packages iproute2, openssh-server and rsync.
 """
 
@@ -35,13 +35,13 @@ SSH_OPTIONS = [
 ]
 
 
-def missing() -> str | None:
-    """Say what keeps hosts from being made here; None where nothing does.
+def missing_requirement() -> str | None:
+    """Return what hosts need and this machine lacks; None where it lacks nothing.
 
-    What Debian's packages have is installed where it is absent.
+    Debian packages that are not installed are installed first.
     """
     if os.geteuid() != 0:
-        return "needs root, to make network namespaces"
+        return "needs root, to create network namespaces"
     if _absent() and shutil.which("apt-get"):
         print(f"installing {', '.join(PACKAGES)}", flush=True)
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
@@ -61,7 +61,7 @@ def _absent() -> list[str]:
 
 @dataclass(frozen=True)
 class Host:
-    """One host, by its number from 1."""
+    """A host, by its number from 1, and the core that it runs on."""
 
     number: int
     core: int
@@ -80,19 +80,19 @@ class Host:
 
     @property
     def home(self) -> Path:
-        """What the host has written to its home, as seen from outside."""
+        """The files that the host has written to its home, as seen from outside."""
         return self.folder / "home"
 
     @property
     def is_on(self) -> bool:
-        """Whether it was started, and not killed since."""
+        """Whether it was started and not killed since."""
         return (self.folder / "pid").is_file()
 
     def start(self, visible: Sequence[Path] = ()) -> None:
-        """Start its sshd, and with it its namespaces; its files are those of before.
+        """Start its namespaces with sshd in them; files of an earlier start are still there.
 
         Args:
-            visible: Folders of this machine's /tmp that it is to see, too.
+            visible: Folders in this machine's /tmp that the host sees as well.
         """
         tmp = self.folder / "tmp"
         for part in (self.home, self.folder / "work", tmp):
@@ -127,23 +127,23 @@ class Host:
         (self.folder / "pid").write_text(str(process.pid))
 
     def kill(self) -> None:
-        """End all of its processes at once, as a power cut does."""
+        """Kill all of its processes at once, as a power cut does."""
         pid = self.folder / "pid"
         if pid.is_file():
-            with_all = int(pid.read_text())
+            unshare = int(pid.read_text())
             try:
-                os.kill(with_all, signal.SIGKILL)  # unshare; the kernel ends what is in it
-                os.waitpid(with_all, 0)
+                os.kill(unshare, signal.SIGKILL)  # the kernel kills all processes in its namespace
+                os.waitpid(unshare, 0)
             except (ProcessLookupError, ChildProcessError):
                 pass
             pid.unlink()
 
-    def cut(self) -> None:
-        """Pull its cable."""
+    def disconnect(self) -> None:
+        """Take its network link down."""
         _run("ip", "link", "set", f"v{self.name}", "down")
 
-    def mend(self) -> None:
-        """Put its cable back."""
+    def reconnect(self) -> None:
+        """Bring its network link up again."""
         _run("ip", "link", "set", f"v{self.name}", "up")
 
     def run(
@@ -156,11 +156,11 @@ class Host:
         return done
 
     def ssh(self, command: str) -> list[str]:
-        """Return what runs a command on it."""
+        """Return the ssh command that runs a command on it."""
         return ["ssh", *SSH_OPTIONS, f"root@{self.address}", command]
 
     def put(self, source: Path, target: str) -> None:
-        """Copy a file, or a folder's contents, to a path on it."""
+        """Copy a file, or the content of a folder, to a path on it."""
         self.run(f"mkdir -p $(dirname {target})")
         slash = "/" if source.is_dir() else ""
         excluded = [f"--exclude={name}" for name in (".git", ".venv", "results", "__pycache__")]
@@ -176,16 +176,16 @@ class Host:
         )
 
     def processes(self, word: str) -> list[str]:
-        """Return the command lines on it that hold a word."""
+        """Return the command lines of its processes that contain a word."""
         lines = self.run("ps -eo args").stdout.splitlines()
         return [line for line in lines if word in line and "ps -eo" not in line]
 
 
 class Hosts:
-    """Some hosts and the bridge between them; use it in a `with`."""
+    """Context manager for some hosts and the bridge between them."""
 
     def __init__(self, n: int, visible: Sequence[Path] = ()) -> None:
-        """Plan hosts 1 to n, spread over this machine's cores."""
+        """Plan hosts 1 to n, distributed over this machine's cores."""
         cores = sorted(os.sched_getaffinity(0))
         self.all = [Host(i + 1, cores[i % len(cores)]) for i in range(n)]
         self.visible = visible
@@ -219,10 +219,10 @@ class Hosts:
             time.sleep(0.5)
 
     def remove(self) -> None:
-        """Remove all that there is of them, of an earlier time too."""
+        """Remove the hosts and the bridge, those of an earlier process included."""
         for host in self.all:
             host.kill()
-            # A namespace outlives its name while a process ends in it; its cable need not.
+            # A namespace outlives its name while a process ends in it; its link does not have to.
             subprocess.run(["ip", "link", "del", f"v{host.name}"], capture_output=True)
             subprocess.run(["ip", "netns", "del", host.name], capture_output=True)
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
@@ -230,19 +230,19 @@ class Hosts:
 
     @staticmethod
     def _connect(host: Host) -> None:
-        name, cable = host.name, f"v{host.name}"
+        name, link = host.name, f"v{host.name}"
         _run("ip", "netns", "add", name)
-        _run("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
-        _run("ip", "link", "set", cable, "master", BRIDGE, "up")
+        _run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+        _run("ip", "link", "set", link, "master", BRIDGE, "up")
         _run("ip", "-n", name, "addr", "add", f"{host.address}/24", "dev", "eth0")
         _run("ip", "-n", name, "link", "set", "lo", "up")
         _run("ip", "-n", name, "link", "set", "eth0", "up")
-        # Ray takes the address that its default route leaves by.
+        # Ray uses the address of the default route.
         _run("ip", "-n", name, "route", "add", "default", "via", f"{NETWORK}.254")
 
 
 def planned_hosts(n: int) -> Hosts:
-    """Plan hosts that see this machine's Python, and are removed on SIGTERM, too."""
+    """Plan hosts that see this machine's Python, and are removed on SIGTERM as well."""
     os.environ.pop("RAY_ADDRESS", None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     return Hosts(n, visible=[Path(sys.prefix), Path(sys.base_prefix)])
@@ -256,7 +256,7 @@ def _run(*command: str) -> None:
 
 def main() -> int:
     """Keep hosts up until Ctrl-C."""
-    if reason := missing():
+    if reason := missing_requirement():
         print(reason, file=sys.stderr)
         return 2
     n = int(sys.argv[2]) if len(sys.argv) > 2 else 3

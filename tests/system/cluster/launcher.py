@@ -1,4 +1,4 @@
-"""A cluster on hosts, launched by `ray up` from `clusters/local.yaml` as a user would."""
+"""Launch a cluster on hosts with `ray up` and `clusters/local.yaml`, as a user does."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ print(json.dumps([[n["NodeManagerAddress"], n["Alive"]] for n in ray.nodes()]))
 
 
 def python() -> Path:
-    """Return this machine's Python, which the hosts share."""
+    """Return this machine's Python, which the hosts use as well."""
     return Path(sys.executable)
 
 
 class Cluster:
-    """What is launched from this machine, which has a home of its own for it."""
+    """A cluster that is launched from this machine, with a home folder of its own."""
 
     def __init__(self, head: Host, workers: list[Host]) -> None:
         self.head, self.workers = head, workers
@@ -51,20 +51,20 @@ class Cluster:
         self._edit()
 
     def up(self, n: int) -> None:
-        """Start the cluster, and wait until so many machines have joined."""
+        """Start the cluster, and wait until it has this number of nodes."""
         self._ray("up", "--yes", str(self.file))
         self.wait_for(n)
 
     def down(self) -> None:
-        """End the cluster."""
+        """Stop the cluster."""
         self._do(sys.executable, "clusters/down.py", str(self.file))
 
     def addresses(self) -> list[str]:
-        """Return the machines that are in the cluster, ascending."""
+        """Return the addresses of the nodes that are alive, ascending."""
         return sorted(address for address, is_alive in self._nodes() if is_alive)
 
-    def n_given_up(self) -> int:
-        """Count the machines that were in the cluster and are not any more."""
+    def n_dead(self) -> int:
+        """Return the number of nodes that were alive and are not any more."""
         return sum(not is_alive for _, is_alive in self._nodes())
 
     def _nodes(self) -> list[tuple[str, bool]]:
@@ -75,18 +75,20 @@ class Cluster:
             return []
 
     def wait_for(self, n: int, patience_seconds: float = 300) -> list[str]:
-        """Wait until so many machines are in the cluster."""
+        """Wait until this number of nodes is alive; return their addresses."""
         until = time.monotonic() + patience_seconds
         while len(found := self.addresses()) != n:
             if time.monotonic() > until:
                 logs = self.head.run("tail -n 40 /tmp/ray/session_latest/logs/monitor.*").stdout
-                raise RuntimeError(f"{n} machines were expected, but there are {found}\n{logs}")
+                raise RuntimeError(f"{n} nodes were expected, but {found} are alive\n{logs}")
             time.sleep(2.0)
         return found
 
     def _edit(self) -> None:
-        """Edit the example: addresses and key; and, for hosts that share this machine's Python and
-        two cores, no installation, and one CPU each."""
+        """Edit the example: addresses and key, no installation, and one CPU per node.
+
+        The hosts share this machine's Python and its cores.
+        """
         config: dict[str, Any] = yaml.safe_load((ROOT / "clusters" / "local.yaml").read_text())
         config["provider"]["head_ip"] = self.head.address
         config["provider"]["worker_ips"] = [worker.address for worker in self.workers]
@@ -95,7 +97,7 @@ class Cluster:
         *_, path = config["setup_commands"]
         config["setup_commands"] = [path.replace("$HOME/venv/bin", str(python().parent))]
         small = (
-            # Several hosts share a core: they take longer than machines do.
+            # Several hosts share a core, so that Ray starts slower than on machines of their own.
             "RAY_raylet_start_wait_time_s=300 RAY_agent_register_timeout_ms=300000"
             f" ray start --num-cpus=1 --object-store-memory={STORE_BYTES}"
         )

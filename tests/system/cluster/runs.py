@@ -1,21 +1,22 @@
-"""Searches on the head of a cluster, watched from outside, and what became of them."""
+"""Start searches on the head of a cluster, watch them from outside, and check their results."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-import sqlite3
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial, TrialState
+
 from search.console.signals import INTERRUPTED
+from search.tuning.study import NODE, load_study
 from spaces.base import load_space
 from tests.system.cluster.hosts import BASE, Host
 
@@ -47,15 +48,15 @@ SPACE = Space(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished search did.
+    """Where a finished search ran its trials and folds, and what it lost.
 
     Attributes:
-        trials: By address, trials that ended there.
-        folds: By address, folds that were trained there.
-        lost: Trials that failed, never ended, or told an epoch twice or not at all; folds that are
-            missing; images that no fold, or more than one, has predicted.
+        trials: By address, the number of trials that ended there.
+        folds: By address, the number of folds that were trained there.
+        lost: Number of trials that failed, never ended, or reported an epoch twice or not at all;
+            of folds that are missing; of images that no fold, or more than one, has predicted.
         seconds: From the command to its end.
-        stages: Seconds by stage.
+        stages: Seconds of each stage.
     """
 
     trials: Counter[str]
@@ -66,30 +67,30 @@ class Outcome:
 
 
 class Run:
-    """A search that is running on the head."""
+    """A search that runs on the head."""
 
     def __init__(self, head: Host, name: str, *options: str, n_trials: int) -> None:
-        """Start it; its data and results are in the head's home alone."""
+        """Start it; its data and results are in the head's home folder only."""
         self.head, self.name, self.n_trials = head, name, n_trials
         self.folder = head.home / "results" / name
         self._log = (BASE / f"{name}.log").open("w+")
         self._started = time.monotonic()
         self.process = self._begin("--out ~/results --name", name, *options)
 
-    def carry_on(self, n_trials: int) -> None:
-        """Carry it on, to another number of trials, after `stop`."""
+    def resume(self, n_trials: int) -> None:
+        """Resume it after `stop`, with another number of trials."""
         self.n_trials = n_trials
         self.process = self._begin("--resume", f"~/results/{self.name}")
 
     def stop(self) -> None:
-        """Stop it as Ctrl-C does, and wait for its end."""
+        """Interrupt it as Ctrl-C does, and wait for its end."""
         self.head.run(f"kill -INT $(cat ~/{self.name}.pid)")
         code = self.process.wait(300)
         if code != INTERRUPTED:
             raise AssertionError(f"{self.name} ended with {code}:\n{self.log()}")
 
     def abandon(self) -> None:
-        """End it at once, if it is still there."""
+        """Kill it if it still runs."""
         if self.process.poll() is None:
             self.head.run(f"kill -KILL $(cat ~/{self.name}.pid)", check=False)
             self.process.wait(60)
@@ -104,35 +105,35 @@ class Run:
         )
 
     def wait_until(self, happened: Callable[[], bool], patience_seconds: float = 900) -> None:
-        """Wait for something that is to happen while the search runs."""
+        """Wait for an event that has to happen while the search runs."""
         until = time.monotonic() + patience_seconds
         while not happened():
             if self.process.poll() is not None:
-                raise AssertionError(f"{self.name} ended before that:\n{self.log()}")
+                raise AssertionError(f"{self.name} ended before it happened:\n{self.log()}")
             if time.monotonic() > until:
-                raise AssertionError(f"{self.name} waits too long:\n{self.log()}")
+                raise AssertionError(f"it did not happen in {self.name}:\n{self.log()}")
             time.sleep(0.3)
 
     def epochs(self) -> int:
-        """Count the epochs that were told so far."""
-        return len(self._ask("select 1 from trial_intermediate_values"))
+        """Return the number of epochs that were reported so far."""
+        return sum(len(trial.intermediate_values) for trial in self._trials())
 
     def ended(self) -> int:
-        """Count the trials that are over."""
-        return len(self._ask("select 1 from trials where state in ('COMPLETE', 'PRUNED')"))
+        """Return the number of trials that have ended."""
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        return sum(trial.state in ended for trial in self._trials())
 
     def hosts(self) -> set[str]:
         """Return the addresses where trials have ended so far."""
-        query = "select distinct value_json from trial_user_attributes where key = 'node'"
-        return {str(json.loads(value)) for (value,) in self._ask(query)}
+        return {trial.user_attrs[NODE] for trial in self._trials() if NODE in trial.user_attrs}
 
     def folds_begun(self) -> bool:
-        """Say whether the folds are being trained."""
+        """Return whether folds are being trained."""
         stages = self._summary().get("stages", {})
-        return "search" in stages and "folds" not in stages
+        return "search" in stages and "cross_validation" not in stages
 
     def finish(self, patience_seconds: float = 1800) -> Outcome:
-        """Wait for the end; return what became of it."""
+        """Wait for the end, and return the outcome."""
         code = self.process.wait(patience_seconds)
         seconds = time.monotonic() - self._started
         if code:
@@ -152,16 +153,16 @@ class Run:
         lost = abs(self.n_trials - len(trials))
         for trial in trials:
             curve = read_csv(self.folder / "trials" / trial["number"] / "progress.csv")
-            told = [int(epoch["epoch"]) for epoch in curve]
-            whole = told == list(range(1, int(trial["epochs"]) + 1))
-            lost += trial["state"] not in ("complete", "pruned") or not whole
+            epochs = [int(row["epoch"]) for row in curve]
+            has_all = epochs == list(range(1, int(trial["epochs"]) + 1))
+            lost += trial["state"] not in ("complete", "pruned") or not has_all
         return lost
 
     def _lost_of_folds(self, folds: list[dict[str, str]], summary: dict[str, Any]) -> int:
         kfold, data = summary["kfold"], summary["data"]
         trained = {(fold["trial"], fold["fold"]) for fold in folds}
         predicted = read_csv(self.folder / "folds" / "oof_predictions.csv")
-        names = {line["name"] for line in predicted}
+        names = {line["image"] for line in predicted}
         return (
             abs(len(kfold["finalists"]) * kfold["folds"] - len(trained))
             + (len(folds) - len(trained))
@@ -170,7 +171,7 @@ class Run:
         )
 
     def log(self) -> str:
-        """Return what the search printed."""
+        """Return the output of the search."""
         self._log.flush()
         return Path(self._log.name).read_text()
 
@@ -181,34 +182,28 @@ class Run:
             return {}
         return summary
 
-    def _ask(self, query: str) -> list[tuple[Any, ...]]:
-        path = self.folder / "study.db"
-        if not path.is_file():
-            return []
-        try:
-            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as study:
-                return study.execute(query).fetchall()
-        except sqlite3.OperationalError:  # being made, or written to
-            return []
+    def _trials(self) -> list[FrozenTrial]:
+        study = load_study(self.folder)
+        return [] if study is None else study.get_trials(deepcopy=False)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a CSV file by its header."""
+    """Return the rows of a CSV file, by column."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def shape(folder: Path) -> dict[str, object]:
-    """Return what the files of a run look like, whatever their contents: names, columns, keys.
+    """Return the shape of a run's files: their names, columns and keys.
 
-    What comes or goes with a search's luck is left out: the figure of importances, which needs
-    enough full-length trials, and the comparison with the first trial, which may have won.
+    What depends on the results is not compared: the figure of importances, which needs enough
+    complete trials, and the comparison with the baseline, which may be the best trial itself.
     """
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        # Trials that ASHA stops, those whose weights are kept, and the images that are shown
-        # differ from run to run.
+        # Runs differ in the trials that are pruned, the weights that are kept and the images that
+        # are shown.
         name = re.sub(r"^(trials|tensorboard|gallery|folds/state)/.*", r"\1/", name)
         if name.startswith("figures/importances."):
             continue
@@ -224,7 +219,7 @@ def shape(folder: Path) -> dict[str, object]:
 
 
 def give_caltech(head: Host, data: Path, backbone: str) -> None:
-    """Copy the images of the Caltech space, and a backbone's weights, to the head alone."""
+    """Copy the images of the Caltech space and a backbone's weights to the head only."""
     for name in load_space(ROOT / "spaces" / "caltech.py").source.classes or ():
         head.put(data / CALTECH / name, f"~/images/{CALTECH}/{name}")
     head.put(data / "weights" / f"{backbone}.pth", f"~/weights/{backbone}.pth")

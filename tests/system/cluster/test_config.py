@@ -1,4 +1,4 @@
-"""The cluster files hold to Ray's own schema, and carry what every machine needs."""
+"""The cluster files match Ray's schema, and have what every node needs."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ def test_ray_accepts_it(config: dict[str, Any]) -> None:
     validate_config(config)
 
 
-def test_ray_would_refuse_a_mistake(config: dict[str, Any]) -> None:
+def test_ray_refuses_a_mistake(config: dict[str, Any]) -> None:
     with pytest.raises(Exception, match="max_workerz"):
         validate_config({**config, "max_workerz": 3})
 
 
-def test_the_token_goes_to_every_machine_and_is_asked_for(config: dict[str, Any]) -> None:
+def test_the_token_is_copied_to_every_node_and_required(config: dict[str, Any]) -> None:
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     for role in ("head", "worker"):
         (start,) = (c for c in config[f"{role}_start_ray_commands"] if "ray start" in c)
         assert "RAY_AUTH_MODE=token" in start
-        # A driver on the machine is let in, too.
+        # A driver on the node needs the token as well.
         assert any("RAY_AUTH_MODE=token" in c for c in config[f"{role}_setup_commands"])
 
 
-def test_every_machine_installs_the_pinned_versions(config: dict[str, Any]) -> None:
+def test_every_node_installs_the_pinned_versions(config: dict[str, Any]) -> None:
     for role in ("head", "worker"):
         (install,) = (c for c in config[f"{role}_setup_commands"] if "classifier-search &&" in c)
         assert "--constraint constraints.txt" in install
         assert "[cluster]" in install
 
 
-def test_the_dashboard_listens_on_the_head_alone(config: dict[str, Any]) -> None:
+def test_the_dashboard_listens_on_the_head_only(config: dict[str, Any]) -> None:
     (start,) = (c for c in config["head_start_ray_commands"] if "ray start" in c)
     assert "--dashboard-host=127.0.0.1" in start
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start
 
 
-def test_aws_workers_are_spot_gpus_that_go_when_idle() -> None:
+def test_aws_workers_are_spot_gpus_that_stop_when_idle() -> None:
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     head, gpu = (config["available_node_types"][name] for name in ("head", "gpu"))
     assert "GPU" not in head["resources"]
@@ -68,7 +68,7 @@ def test_aws_workers_are_spot_gpus_that_go_when_idle() -> None:
         assert any(needed in statement["Action"] for statement in policy["Statement"])
 
 
-def test_all_machines_of_an_on_premises_cluster_are_wanted() -> None:
+def test_all_nodes_of_an_on_premises_cluster_are_started() -> None:
     config = prepare_config(yaml.safe_load((ROOT / "clusters" / "local.yaml").read_text()))
     (node_type,) = config["available_node_types"].values()
     assert node_type["min_workers"] == node_type["max_workers"] == 2

@@ -1,12 +1,12 @@
-"""Two hosts of one core each finish the Caltech search in at most 0.6 of the time of one.
+"""Compare the Caltech search on two hosts with one host: at most 0.6 of the time.
 
 ```
 python -m tests.system.cluster.two_hosts
 ```
 
-The whole command is timed, from its first line to its last: images, probe, banks, trials, folds,
-evaluation and report. All trials are drawn at random and run to their end, so that both sides do
-the same work. Needs root (see `hosts`), two free cores and about a quarter of an hour.
+Each host has one core. The whole command is timed, all stages included. Trials are sampled at
+random and run to their full length, so that both sides do the same work. Needs root (see `hosts`),
+two idle cores and about a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.system.cluster.hosts import Hosts, missing, planned_hosts
+from tests.system.cluster.hosts import Hosts, missing_requirement, planned_hosts
 from tests.system.cluster.launcher import ROOT, Cluster
 from tests.system.cluster.runs import CALTECH, CALTECH_OPTIONS, Outcome, Run, give_caltech
 
@@ -29,7 +29,7 @@ N_TRIALS = 16
 
 
 def search(hosts: Hosts, n_hosts: int, data: Path, n_trials: int) -> Outcome:
-    """Run the search on a cluster of the first hosts, and take the cluster down."""
+    """Run the search on a cluster of the first hosts, and stop the cluster."""
     head, *workers = hosts.all[:n_hosts]
     cluster = Cluster(head, workers)
     cluster.up(n_hosts)
@@ -39,14 +39,14 @@ def search(hosts: Hosts, n_hosts: int, data: Path, n_trials: int) -> Outcome:
     return outcome
 
 
-def tell(one: Outcome, two: Outcome) -> float:
-    """Print both sides, stage by stage, and return the ratio."""
-    print(f"{'stage':<12}{'one host':>10}{'two hosts':>11}{'ratio':>7}")
+def report(one: Outcome, two: Outcome) -> float:
+    """Print the seconds of both sides by stage, and return the ratio of their sums."""
+    print(f"{'stage':<18}{'one host':>10}{'two hosts':>11}{'ratio':>7}")
     for stage, seconds in one.stages.items():
         other = two.stages[stage]
-        print(f"{stage:<12}{seconds:>10.1f}{other:>11.1f}{other / max(seconds, 0.1):>7.2f}")
+        print(f"{stage:<18}{seconds:>10.1f}{other:>11.1f}{other / max(seconds, 0.1):>7.2f}")
     ratio = two.seconds / one.seconds
-    print(f"{'all':<12}{one.seconds:>10.1f}{two.seconds:>11.1f}{ratio:>7.2f}")
+    print(f"{'all':<18}{one.seconds:>10.1f}{two.seconds:>11.1f}{ratio:>7.2f}")
     for outcome in (one, two):
         for host in sorted({*outcome.trials, *outcome.folds}):
             print(f"{host}: {outcome.trials[host]} trials, {outcome.folds[host]} folds")
@@ -55,12 +55,12 @@ def tell(one: Outcome, two: Outcome) -> float:
 
 
 def main() -> int:
-    """Time both; exit code 1 where the target is missed or something was lost."""
+    """Time both sides; return 1 if the target is missed or something was lost, 2 without hosts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--trials", type=int, default=N_TRIALS)
     arguments = parser.parse_args()
-    if reason := missing():
+    if reason := missing_requirement():
         print(f"error: {reason}", file=sys.stderr)
         return 2
     if not (arguments.data / CALTECH).is_dir():
@@ -68,7 +68,7 @@ def main() -> int:
         return 2
     with planned_hosts(2) as hosts:
         one, two = (search(hosts, n, arguments.data, arguments.trials) for n in (1, 2))
-    ratio = tell(one, two)
+    ratio = report(one, two)
     met = ratio <= TARGET and one.lost == two.lost == 0
     print(f"two hosts over one: {ratio:.2f}, target ≤ {TARGET}: {'met' if met else 'MISSED'}")
     return int(not met)

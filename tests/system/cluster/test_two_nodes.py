@@ -1,4 +1,4 @@
-"""A search on two machines, pretended on one by `ray.cluster_utils`."""
+"""A search on two nodes, which `ray.cluster_utils` starts on one machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.cluster.runs import SPACE, read_csv
-from tests.system.cluster.two_machines import SECOND_ADDRESS
+from tests.system.cluster.two_nodes import SECOND_ADDRESS
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -25,26 +25,29 @@ ENVIRONMENT = {
     "RAY_agent_register_timeout_ms": "120000",
 }
 
-WHERE_CODE_IS = """
+PRINT_CODE_PATHS = """
 import sys
+from search.cluster.session import configure_ray, ray_session
+configure_ray()
 import ray
-from search.cluster.session import ray_session
 
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
-def where():
+def code_paths():
     import search, spaces, trainables
     return [package.__file__ for package in (search, spaces, trainables)]
 
 with ray_session(sys.argv[1]):
-    print("\\n".join(path for found in ray.get([where.remote(), where.remote()]) for path in found))
+    for paths in ray.get([code_paths.remote(), code_paths.remote()]):
+        print(*paths)
 """
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The address of a cluster of two machines."""
+    """The address of a cluster of two nodes."""
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("two_machines.py")],
+        [sys.executable, "-m", "tests.system.cluster.two_nodes"],
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -56,13 +59,13 @@ def address() -> Iterator[str]:
     address = process.stdout.readline().strip()
     assert address, process.communicate()[1]
     yield address
-    process.communicate("")  # ends with its input
+    process.communicate("")  # closes its input, which ends it
 
 
 def python(
     *arguments: str | Path, cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python as a user does, in a process of its own."""
+    """Run Python in a process of its own, as a user does."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
@@ -74,7 +77,7 @@ def python(
     )
 
 
-def test_both_machines_work_and_storage_has_it_all(address: str, tmp_path: Path) -> None:
+def test_both_nodes_work_and_storage_has_all_files(address: str, tmp_path: Path) -> None:
     space = tmp_path / "space.py"
     space.write_text(SPACE)
     storage = tmp_path / "storage"
@@ -91,9 +94,9 @@ def test_both_machines_work_and_storage_has_it_all(address: str, tmp_path: Path)
     folds = read_csv(run / "folds" / "folds.csv")
     assert SECOND_ADDRESS in {row["node"] for row in (*trials, *folds)}
     assert len({row["node"] for row in (*trials, *folds)}) == 2
-    # The copy in storage is the run, weights included, and no checkpoint stays.
-    best = json.loads((run / "summary.json").read_text())
-    assert json.loads((storage / "run" / "summary.json").read_text()) == best
+    # Storage has a copy of the run, weights included, and no checkpoint remains.
+    summary = json.loads((run / "summary.json").read_text())
+    assert json.loads((storage / "run" / "summary.json").read_text()) == summary
     assert (storage / "run" / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
     assert list(storage.rglob("best.pt"))
     assert len(list(run.rglob("best.pt"))) == len(list(storage.rglob("best.pt")))
@@ -101,9 +104,9 @@ def test_both_machines_work_and_storage_has_it_all(address: str, tmp_path: Path)
     assert not list(storage.rglob("*.partial"))
 
 
-def test_code_goes_to_the_machines(address: str, tmp_path: Path) -> None:
-    # Elsewhere than in the project: Ray tells workers to look in the driver's folder first.
-    done = python("-c", WHERE_CODE_IS, address, cwd=tmp_path)
+def test_code_is_sent_to_the_nodes(address: str, tmp_path: Path) -> None:
+    # Not in the project's folder: Ray's workers look for modules in the driver's folder first.
+    done = python("-c", PRINT_CODE_PATHS, address, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     paths = done.stdout.split()
     assert len(paths) == 6

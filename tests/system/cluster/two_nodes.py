@@ -1,4 +1,13 @@
-"""Two machines of one CPU each, pretended on one: prints the address, and ends with its input."""
+"""Start a Ray cluster of two nodes with one CPU each, as processes on this machine.
+
+```
+python -m tests.system.cluster.two_nodes
+```
+
+prints the address, and ends with its standard input.
+"""
+
+from __future__ import annotations
 
 import sys
 
@@ -9,7 +18,7 @@ SECOND_ADDRESS = "127.0.0.2"
 
 
 def main() -> None:
-    """Start them, and wait."""
+    """Start the nodes, and wait."""
     small = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     try:
