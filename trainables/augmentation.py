@@ -1,8 +1,7 @@
-"""Batched augmentation with one knob.
+"""Augment batches of images on their own device, at one magnitude per image.
 
-A magnitude m in [0, 1] scales every operation together. All geometry is one affine map and so one
-resampling; all colour is one 3×3 matrix and offset an image. Both run on whole batches, on the
-device the images are on.
+A magnitude m in [0, 1] scales the ranges of all operations. The geometric ones form a single affine
+map, so that pixels are resampled once; the colour ones form a single 3 × 3 matrix and offset.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from torch import Tensor
 
 from trainables.images import MEAN, STD, crop_and_normalise
 
-# The reach of each operation at magnitude 1.
+# The range of each operation at magnitude 1.
 MIN_CROP_AREA = 0.35
 MAX_LOG_ASPECT = math.log(4 / 3)
-MAX_SHIFT = 0.15  # of the image's side
+MAX_SHIFT = 0.15  # as a fraction of the side
 MAX_LOG_ZOOM = math.log(1.25)
 MAX_ROTATION = math.radians(30)
 MAX_SHEAR = math.radians(15)
-MAX_COLOUR_CHANGE = 0.5  # brightness, contrast and saturation: factors in 1 ± 0.5
+MAX_COLOUR_CHANGE = 0.5  # brightness, contrast and saturation have factors in 1 ± 0.5
 MAX_HUE_TURN = math.radians(36)
 ERASE_PROBABILITY = 0.5
 MAX_ERASED_AREA = 0.2
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def draw_magnitudes(n: int, augment: float, generator: torch.Generator) -> Tensor:
@@ -42,15 +41,15 @@ def augment_and_normalise(
     flip: bool,
     generator: torch.Generator,
 ) -> Tensor:
-    """Augment packed images, each at its own magnitude, and normalise them.
+    """Augment images, each at its own magnitude, and normalise them.
 
     Args:
         images: uint8 [N, S, S, 3], S >= image_size.
-        image_size: Side in pixels of what comes out.
-        magnitudes: float [N] in [0, 1], on the images' device. Where all are 0 the result is
-            exactly that of `crop_and_normalise`.
+        image_size: Side in pixels of the result.
+        magnitudes: float [N] in [0, 1], on the images' device. If all are 0, the result equals
+            that of `crop_and_normalise`.
         flip: Whether images may be mirrored.
-        generator: Random numbers, on the images' device.
+        generator: Source of the random draws, on the images' device.
 
     Returns:
         float32 [N, 3, image_size, image_size], channels_last.
@@ -63,14 +62,18 @@ def augment_and_normalise(
     grid = F.affine_grid(grid_map, size, align_corners=False)
     pixels = images.permute(0, 3, 1, 2).float()
     pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    pixels = _change_colours(pixels, magnitudes, generator)
-    _erase(pixels, magnitudes, generator)
+    brightness, contrast, saturation = (
+        1 + _symmetric(magnitudes, MAX_COLOUR_CHANGE, generator) for _ in range(3)
+    )
+    turn = _symmetric(magnitudes, MAX_HUE_TURN, generator)
+    pixels = change_colours_and_normalise(pixels, brightness, contrast, saturation, turn)
+    erase(pixels, magnitudes, generator)
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def _spread(magnitudes: Tensor, reach: float, generator: torch.Generator) -> Tensor:
-    """Draw from U(-m·reach, m·reach) an image."""
-    return (_uniform(magnitudes, generator) * 2 - 1) * magnitudes * reach
+def _symmetric(magnitudes: Tensor, limit: float, generator: torch.Generator) -> Tensor:
+    """Draw from U(-m·limit, m·limit) for each image."""
+    return (_uniform(magnitudes, generator) * 2 - 1) * magnitudes * limit
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -78,23 +81,23 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine_maps(magnitudes: Tensor, flip: bool, generator: torch.Generator) -> Tensor:
-    """Draw the map from each output's coordinates to its input's, both in [-1, 1]: [N, 2, 3]."""
-    angle = _spread(magnitudes, MAX_ROTATION, generator)
-    shear = torch.tan(_spread(magnitudes, MAX_SHEAR, generator))
-    # 1. Random resized crop: a window of some area and aspect, anywhere inside the image.
+    """Draw the affine maps from output to input coordinates, both in [-1, 1]: [N, 2, 3]."""
+    angle = _symmetric(magnitudes, MAX_ROTATION, generator)
+    shear = torch.tan(_symmetric(magnitudes, MAX_SHEAR, generator))
+    # 1. Random resized crop: a window of random area, aspect ratio and position.
     area = 1 - _uniform(magnitudes, generator) * magnitudes * (1 - MIN_CROP_AREA)
-    aspect = torch.exp(_spread(magnitudes, MAX_LOG_ASPECT / 2, generator))
+    aspect = torch.exp(_symmetric(magnitudes, MAX_LOG_ASPECT / 2, generator))
     width = (area.sqrt() * aspect).clamp(max=1)
     height = (area.sqrt() / aspect).clamp(max=1)
     crop_x = (_uniform(magnitudes, generator) * 2 - 1) * (1 - width)
     crop_y = (_uniform(magnitudes, generator) * 2 - 1) * (1 - height)
-    # 2. Zoom and shift may reach beyond the image's edge.
-    zoom = torch.exp(_spread(magnitudes, MAX_LOG_ZOOM, generator))
-    shift_x = _spread(magnitudes, 2 * MAX_SHIFT, generator)
-    shift_y = _spread(magnitudes, 2 * MAX_SHIFT, generator)
-    # 3. Mirrored with probability min(2m, 1/2): small magnitudes profit from it already.
-    synced = _uniform(magnitudes, generator) < (2 * magnitudes).clamp(max=0.5)
-    side = torch.where(synced & flip, -1.0, 1.0)
+    # 2. Zoom and shift, which may reach beyond the image.
+    zoom = torch.exp(_symmetric(magnitudes, MAX_LOG_ZOOM, generator))
+    shift_x = _symmetric(magnitudes, 2 * MAX_SHIFT, generator)
+    shift_y = _symmetric(magnitudes, 2 * MAX_SHIFT, generator)
+    # 3. Flip, with probability min(2m, 1/2): it helps at small magnitudes, too.
+    mirrored = _uniform(magnitudes, generator) < (2 * magnitudes).clamp(max=0.5)
+    side = torch.where(mirrored & flip, -1.0, 1.0)
     cos, sin = torch.cos(angle), torch.sin(angle)
     scale_x, scale_y = width * zoom, height * zoom
     row_x = torch.stack([cos * scale_x * side, (cos * shear - sin) * scale_y, crop_x + shift_x], 1)
@@ -102,32 +105,37 @@ def _affine_maps(magnitudes: Tensor, flip: bool, generator: torch.Generator) -> 
     return torch.stack([row_x, row_y], 1)
 
 
-def _change_colours(pixels: Tensor, magnitudes: Tensor, generator: torch.Generator) -> Tensor:
-    """Change brightness, contrast, saturation and hue, and normalise, of pixels in [0, 255].
+def change_colours_and_normalise(
+    pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, turn: Tensor
+) -> Tensor:
+    """Change brightness, contrast, saturation and hue, then normalise.
 
-    Each of the four is linear in RGB and leaves the grey axis where it is, so all of them are one
-    matrix and one offset along that axis.
+    Each of the four is linear in RGB and maps gray to gray, so together they are one matrix and an
+    offset along the gray axis.
+
+    Args:
+        pixels: [N, 3, H, W] in [0, 255].
+        brightness: [N], a factor.
+        contrast: [N], a factor.
+        saturation: [N], a factor.
+        turn: [N], the rotation of the hue in radians.
     """
     n, _, height, width = pixels.shape
     flat = pixels.reshape(n, 3, height * width)
-    luma = torch.tensor(_LUMA, device=pixels.device)
-    brightness, contrast, saturation = (
-        1 + _spread(magnitudes, MAX_COLOUR_CHANGE, generator) for _ in range(3)
-    )
-    turn = _spread(magnitudes, MAX_HUE_TURN, generator)
-    mean_grey = flat.mean(dim=2) @ luma
+    luma = torch.tensor(LUMA, device=pixels.device)
+    mean_gray = flat.mean(dim=2) @ luma
     eye = torch.eye(3, device=pixels.device)
     saturate = saturation.view(-1, 1, 1) * eye + (1 - saturation).view(-1, 1, 1) * luma.expand(3, 3)
-    matrix = _hue_matrices(turn) @ saturate * (brightness * contrast).view(-1, 1, 1)
-    offset = (brightness * (1 - contrast) * mean_grey).view(-1, 1, 1).expand(n, 3, 1)
+    matrix = hue_rotations(turn) @ saturate * (brightness * contrast).view(-1, 1, 1)
+    offset = (brightness * (1 - contrast) * mean_gray).view(-1, 1, 1).expand(n, 3, 1)
     flat = torch.baddbmm(offset, matrix, flat).clamp_(0, 255)
     mean = torch.tensor(MEAN, device=pixels.device).view(3, 1) * 255
     std = torch.tensor(STD, device=pixels.device).view(3, 1) * 255
     return flat.sub_(mean).div_(std).view(n, 3, height, width)
 
 
-def _hue_matrices(turn: Tensor) -> Tensor:
-    """Rotate RGB around the grey axis by `turn` radians (Rodrigues' formula): [N, 3, 3]."""
+def hue_rotations(turn: Tensor) -> Tensor:
+    """Return rotations of RGB around the gray axis by `turn` radians (Rodrigues): [N, 3, 3]."""
     third = 1 / 3
     cos, sin = torch.cos(turn).view(-1, 1, 1), torch.sin(turn).view(-1, 1, 1)
     eye = torch.eye(3, device=turn.device)
@@ -135,7 +143,7 @@ def _hue_matrices(turn: Tensor) -> Tensor:
     return cos * eye + (1 - cos) * third + sin * math.sqrt(third) * cross
 
 
-def _erase(pixels: Tensor, magnitudes: Tensor, generator: torch.Generator) -> None:
+def erase(pixels: Tensor, magnitudes: Tensor, generator: torch.Generator) -> None:
     """Set a random rectangle of some images to the mean colour, in place (arXiv 1708.04896)."""
     height, width = pixels.shape[-2:]
     chosen = _uniform(magnitudes, generator) < ERASE_PROBABILITY * magnitudes

@@ -45,14 +45,14 @@ def only_flips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("side", [32, 36, 37])
-def test_strength_0_gives_the_evaluation_pixels_exactly(side):
+def test_magnitude_0_equals_crop_and_normalise(side):
     decoded = images(side=side)
     out = augmented(decoded, 0.0)
     assert torch.equal(out, crop_and_normalise(decoded, IMAGE_SIZE))
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 0.5])
-def test_shape_type_and_memory_layout(magnitude):
+def test_augment_returns_channels_last_and_changes_no_input(magnitude):
     decoded = images(n=3, side=37)
     before = decoded.clone()
     out = augmented(decoded, magnitude)
@@ -62,14 +62,13 @@ def test_shape_type_and_memory_layout(magnitude):
     assert torch.equal(decoded, before), "the shared table was written to"
 
 
-def test_a_vanishing_magnitude_changes_next_to_nothing():
-    """The augmented path meets the evaluation path where the knob reaches zero."""
+def test_a_tiny_magnitude_changes_almost_nothing():
     decoded = images()
     difference = augmented(decoded, 1e-4, flip=False) - crop_and_normalise(decoded, IMAGE_SIZE)
     assert 0 < difference.abs().max() < 0.05
 
 
-def test_the_seed_decides():
+def test_augmentation_depends_on_the_generator_alone():
     decoded = images()
     state = torch.get_rng_state()
     first = augmented(decoded, 0.7, seed=3)
@@ -78,12 +77,12 @@ def test_the_seed_decides():
     assert torch.equal(torch.get_rng_state(), state), "the global random state was used"
 
 
-def test_every_image_is_changed_in_its_own_way():
+def test_images_of_a_batch_are_augmented_independently():
     out = augmented(images(n=1).expand(4, -1, -1, -1), 0.7)
     assert all(not torch.equal(out[0], other) for other in out[1:])
 
 
-def test_the_change_grows_with_the_magnitude():
+def test_the_change_increases_with_the_magnitude():
     decoded = images(n=64)
     clean = crop_and_normalise(decoded, IMAGE_SIZE)
     changes = [
@@ -94,7 +93,7 @@ def test_the_change_grows_with_the_magnitude():
     assert changes[-1] > 5 * changes[0]
 
 
-def test_each_image_has_its_own_magnitude():
+def test_magnitudes_apply_per_image():
     decoded = images()
     magnitudes = torch.tensor([1e-6, 1.0] * 4)
     out = augment_and_normalise(decoded, IMAGE_SIZE, magnitudes, False, generator())
@@ -112,8 +111,8 @@ def test_pixels_stay_in_the_normalised_range():
     assert (out <= HIGHEST.view(3, 1, 1) + 1e-5).all()
 
 
-def synced(out: Tensor) -> Tensor:
-    """Tell which images, once bright on the right, are now bright on the left."""
+def mirrored(out: Tensor) -> Tensor:
+    """Return which images of `bright_on_the_right` are mirrored."""
     half = IMAGE_SIZE // 2
     return out[..., :half].mean(dim=(1, 2, 3)) > out[..., half:].mean(dim=(1, 2, 3))
 
@@ -125,23 +124,23 @@ def bright_on_the_right(n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("magnitude", [0.1, 0.5])
-def test_nothing_is_mirrored_where_the_space_forbids_it(magnitude):
+def test_no_image_is_mirrored_without_flip(magnitude):
     out = augmented(bright_on_the_right(512), magnitude, flip=False)
-    assert not synced(out).any()
+    assert not mirrored(out).any()
 
 
-@pytest.mark.parametrize(("magnitude", "share"), [(0.1, 0.2), (0.25, 0.5), (1.0, 0.5)])
-def test_images_are_mirrored_as_often_as_promised(monkeypatch, magnitude, share):
+@pytest.mark.parametrize(("magnitude", "fraction"), [(0.1, 0.2), (0.25, 0.5), (1.0, 0.5)])
+def test_images_are_mirrored_with_the_documented_probability(monkeypatch, magnitude, fraction):
     only_flips(monkeypatch)
     decoded = bright_on_the_right(2048)
     out = augmented(decoded, magnitude)
-    assert float(synced(out).float().mean()) == pytest.approx(share, abs=0.04)
+    assert float(mirrored(out).float().mean()) == pytest.approx(fraction, abs=0.04)
     clean = crop_and_normalise(decoded, IMAGE_SIZE)
-    expected = torch.where(synced(out)[:, None, None, None], clean.flip(3), clean)
+    expected = torch.where(mirrored(out)[:, None, None, None], clean.flip(3), clean)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
 
 
-def test_geometry_alone_keeps_the_colour_of_a_plain_image(monkeypatch):
+def test_geometric_operations_keep_a_uniform_colour(monkeypatch):
     only_geometry(monkeypatch)
     decoded = torch.tensor([200, 90, 30], dtype=torch.uint8).expand(16, 36, 36, 3)
     out = augmented(decoded, 1.0)
@@ -149,77 +148,83 @@ def test_geometry_alone_keeps_the_colour_of_a_plain_image(monkeypatch):
 
 
 @pytest.mark.parametrize("degrees", [-36.0, 0.0, 20.0, 120.0])
-def test_hue_is_a_rotation_around_grey(degrees):
-    (matrix,) = augmentation._hue_matrices(torch.tensor([math.radians(degrees)]))
+def test_hue_rotations_are_around_the_gray_axis(degrees):
+    (matrix,) = augmentation.hue_rotations(torch.tensor([math.radians(degrees)]))
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(3), atol=1e-6, rtol=0)
     assert float(torch.linalg.det(matrix)) == pytest.approx(1.0, abs=1e-6)
     torch.testing.assert_close(matrix @ torch.ones(3), torch.ones(3), atol=1e-6, rtol=0)
     assert float(matrix.trace()) == pytest.approx(1 + 2 * math.cos(math.radians(degrees)), abs=1e-5)
 
 
-def test_a_third_of_a_turn_makes_red_green():
-    (matrix,) = augmentation._hue_matrices(torch.tensor([2 * math.pi / 3]))
+def test_a_third_of_a_turn_maps_red_to_green():
+    (matrix,) = augmentation.hue_rotations(torch.tensor([2 * math.pi / 3]))
     green = torch.tensor([0.0, 1.0, 0.0])
     torch.testing.assert_close(matrix @ torch.tensor([1.0, 0.0, 0.0]), green, atol=1e-6, rtol=0)
 
 
-def recoloured(pixels: Tensor, spreads: list[float]) -> Tensor:
-    """Change colours by (brightness, contrast, saturation, hue) as drawn; return them in [0, 255].
+def recoloured(
+    colour: Tensor,
+    brightness: float = 1.0,
+    contrast: float = 1.0,
+    saturation: float = 1.0,
+    turn: float = 0.0,
+) -> Tensor:
+    """Change the colours of an image whose upper half has one colour and whose lower is black.
 
     Args:
-        pixels: float [3], the one colour of an image of two by two pixels beside black ones.
-        spreads: What each of the four draws comes to.
+        colour: float [3] in [0, 255].
+
+    Returns:
+        [3, 2, 2] in [0, 255].
     """
     image = torch.zeros(1, 3, 2, 2)
-    image[0, :, 0] = pixels[:, None]
-    drawn = iter(spreads)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(augmentation, "_spread", lambda *_: torch.tensor([next(drawn)]))
-        out = augmentation._change_colours(image, torch.ones(1), generator())
+    image[0, :, 0] = colour[:, None]
+    changes = (torch.tensor([change]) for change in (brightness, contrast, saturation, turn))
+    out = augmentation.change_colours_and_normalise(image, *changes)
     scale, shift = torch.tensor(STD).view(3, 1, 1), torch.tensor(MEAN).view(3, 1, 1)
     return (out[0] * scale + shift) * 255
 
 
-def test_what_each_colour_change_does():
+def test_colour_changes():
     colour = torch.tensor([200.0, 100.0, 40.0])
-    luma = float(colour @ torch.tensor(augmentation._LUMA))
-    assert sum(augmentation._LUMA) == pytest.approx(1.0)
-    unchanged = recoloured(colour, [0, 0, 0, 0])
+    luma = float(colour @ torch.tensor(augmentation.LUMA))
+    assert sum(augmentation.LUMA) == pytest.approx(1.0)
+    unchanged = recoloured(colour)
     torch.testing.assert_close(unchanged[:, 0, 0], colour, atol=1e-3, rtol=0)
-    darker = recoloured(colour, [-0.5, 0, 0, 0])
+    darker = recoloured(colour, brightness=0.5)
     torch.testing.assert_close(darker[:, 0, 0], colour / 2, atol=1e-3, rtol=0)
-    flat = recoloured(colour, [0, -1, 0, 0])
+    flat = recoloured(colour, contrast=0.0)
     torch.testing.assert_close(flat, torch.full((3, 2, 2), luma / 2), atol=1e-3, rtol=0)
-    grey = recoloured(colour, [0, 0, -1, 0])
-    torch.testing.assert_close(grey[:, 0, 0], torch.full((3,), luma), atol=1e-3, rtol=0)
-    turned = recoloured(colour, [0, 0, 0, 2 * math.pi / 3])
+    gray = recoloured(colour, saturation=0.0)
+    torch.testing.assert_close(gray[:, 0, 0], torch.full((3,), luma), atol=1e-3, rtol=0)
+    turned = recoloured(colour, turn=2 * math.pi / 3)
     torch.testing.assert_close(turned[:, 0, 0], colour.roll(1), atol=1e-3, rtol=0)
-    both = recoloured(colour, [-0.5, -1, 0, 0])
+    both = recoloured(colour, brightness=0.5, contrast=0.0)
     torch.testing.assert_close(both, torch.full((3, 2, 2), luma / 4), atol=1e-3, rtol=0)
-    for out in (unchanged, darker, grey, turned):
+    for out in (unchanged, darker, gray, turned):
         torch.testing.assert_close(out[:, 1], torch.zeros(3, 2), atol=1e-3, rtol=0)
-    too_bright = recoloured(colour, [0.5, 0, 0, 0])
+    too_bright = recoloured(colour, brightness=1.5)
     torch.testing.assert_close(
         too_bright[:, 0, 0], torch.tensor([255.0, 150.0, 60.0]), atol=1e-3, rtol=0
     )
 
 
 @pytest.mark.parametrize("magnitude", [0.5, 1.0])
-def test_erasing_hides_as_much_and_as_often_as_promised(magnitude):
+def test_erase_has_the_documented_probability_and_area(magnitude):
     pixels = torch.ones(1024, 3, 64, 64)
-    augmentation._erase(pixels, torch.full((1024,), magnitude), generator())
+    augmentation.erase(pixels, torch.full((1024,), magnitude), generator())
     assert (pixels == pixels[:, :1]).all(), "a hole goes through all channels"
     hidden = (pixels[:, 0] == 0).float().mean(dim=(1, 2))
-    share = float((hidden > 0).float().mean())
-    assert share == pytest.approx(augmentation.ERASE_PROBABILITY * magnitude, abs=0.05)
+    fraction = float((hidden > 0).float().mean())
+    assert fraction == pytest.approx(augmentation.ERASE_PROBABILITY * magnitude, abs=0.05)
     largest = augmentation.MAX_ERASED_AREA * magnitude
     assert 0.8 * largest < float(hidden.max()) <= largest + 0.02
     untouched = torch.ones(64, 3, 32, 32)
-    augmentation._erase(untouched, torch.zeros(64), generator())
+    augmentation.erase(untouched, torch.zeros(64), generator())
     assert (untouched == 1).all()
 
 
-def test_magnitudes_are_uniform_up_to_the_strength():
+def test_draw_magnitudes_is_uniform():
     drawn = draw_magnitudes(20_000, 0.6, generator())
     assert 0 <= float(drawn.min()) < 0.001
     assert 0.599 < float(drawn.max()) < 0.6

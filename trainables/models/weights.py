@@ -1,7 +1,7 @@
-"""Pretrained weights: found on disk or downloaded, read, and fitted into a network.
+"""Find or download pretrained weights, read them, and copy them into a network.
 
-Only the driver calls `find_weights`: a worker is given weights and downloads nothing. PyTorch is
-imported where it is needed, so that a missing file is told in a moment.
+Only the driver calls `find_weights`; workers are given weights and download nothing. PyTorch is
+imported where it is used, so that a missing file is reported at once.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PACKAGED = {"tinynet": Path(__file__).parents[1] / "weights" / "tinynet.pth"}
-"""Weights that ship in the package."""
+"""Weights that are part of the package."""
 
 FROM_SCRATCH = ("cnn",)
-"""Backbones that nobody has pretrained."""
+"""Backbones without pretrained weights."""
 
 SERVER_TIMEOUT_SECONDS = 30.0
 
 
 class WeightsError(ValueError):
-    """Pretrained weights cannot be had, cannot be read, or do not fit."""
+    """Pretrained weights are unavailable, cannot be read, or do not fit the network."""
 
 
 def pretrained_url(backbone: str) -> str:
-    """Return where torchvision publishes a backbone's ImageNet weights."""
+    """Return the address of a backbone's ImageNet weights, as torchvision publishes them."""
     from torchvision.models import get_model_weights
 
     url: str = get_model_weights(backbone)["DEFAULT"].url
@@ -49,19 +49,19 @@ def find_weights(
     *,
     url_of: Callable[[str], str] = pretrained_url,
 ) -> dict[str, Path]:
-    """Find each backbone's pretrained state dict; without a `weights_dir`, download what lacks.
+    """Find the file of each backbone's pretrained weights; download missing ones.
 
     Args:
         backbones: Names from `spaces.base.BACKBONES`.
-        weights_dir: A folder of <backbone>.pth files, used instead of the cache and of a download.
-        cache: The folder that keeps downloads; made when the first one comes.
-        url_of: Where a backbone is downloaded from. Its file name must hold its hash.
+        weights_dir: A folder of <backbone>.pth files, instead of the cache and downloads.
+        cache: The folder of downloads.
+        url_of: Returns the address of a backbone's weights. The file name must contain its hash.
 
     Returns:
-        The file of each backbone, but for those that always start from scratch (`cnn`).
+        The file of each backbone, without those that always start from scratch (`cnn`).
 
     Raises:
-        WeightsError: some cannot be had; the message says for each of them where it looked.
+        WeightsError: some are unavailable; the message names, for each, where it was searched.
     """
     found: dict[str, Path] = {}
     problems: list[str] = []
@@ -86,17 +86,15 @@ def find_weights(
             problems.append(f"\n  - {backbone}: {error}")
     if problems:
         raise WeightsError(
-            f"Pretrained weights cannot be had:{''.join(problems)}\n"
-            "Give a folder that holds them as <backbone>.pth with --weights DIR, or set"
+            f"Pretrained weights are unavailable:{''.join(problems)}\n"
+            "Give a folder of <backbone>.pth files with --weights DIR, or set"
             ' weights="none" in the space to train from scratch.'
         )
     return found
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, plain or wrapped as {"state_dict": …}, onto the CPU.
-
-    No code in the file is run.
+    """Read a state dict, plain or wrapped as {"state_dict": …}, without running code of the file.
 
     Raises:
         WeightsError: the file is missing, damaged, or holds something else.
@@ -105,7 +103,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or a hostile file
+    except Exception as error:  # torch raises many kinds for a damaged or a malicious file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -120,33 +118,33 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def fit_weights(
+def copy_weights(
     net: nn.Module, state_dict: Mapping[str, Tensor], name: str, classifier: str | None
 ) -> None:
-    """Give a network copies of the weights, in place of what it has or on the meta device lacks.
+    """Copy weights into a network, which may be on the meta device.
 
     Args:
-        net: The network, whose `classifier` is left as it is.
-        state_dict: Its weights; the classifier's may be among them or not.
-        name: What to call the network in an error.
-        classifier: Name of a module in `net`, whose weights are ignored.
+        net: The network.
+        state_dict: Its weights, with or without the classifier's.
+        name: Name of the network, for an error.
+        classifier: Name of a module of `net` that is not changed.
 
     Raises:
-        WeightsError: keys are missing, unexpected or of another shape; the message names them.
+        WeightsError: keys are missing, unexpected, or of another shape.
     """
     import torch
 
     ignored = () if classifier is None else (f"{classifier}.",)
     wanted = {k: v for k, v in net.state_dict().items() if not k.startswith(ignored)}
-    given = {_todays_key(k): v for k, v in state_dict.items() if not k.startswith(ignored)}
+    given = {_current_key(k): v for k, v in state_dict.items() if not k.startswith(ignored)}
     for key in wanted:
         if key.endswith(".num_batches_tracked"):  # Files older than PyTorch 0.4.1 lack it.
             given.setdefault(key, torch.zeros((), dtype=torch.long))
     shared = [key for key in wanted if key in given]
     problems = (
-        _listing("missing", [key for key in wanted if key not in given]),
-        _listing("unexpected", [key for key in given if key not in wanted]),
-        _listing(
+        _describe_keys("missing", [key for key in wanted if key not in given]),
+        _describe_keys("unexpected", [key for key in given if key not in wanted]),
+        _describe_keys(
             "of the wrong shape",
             [
                 f"{key} {list(given[key].shape)} instead of {list(wanted[key].shape)}"
@@ -166,19 +164,19 @@ _OLD_KEYS = (
     (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
 )
-"""Names that torchvision's published files of DenseNet and ViT keep from earlier versions."""
+"""Keys of earlier versions in torchvision's files of DenseNet and ViT, and their replacements."""
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.pth$")
 
 
-def _todays_key(key: str) -> str:
+def _current_key(key: str) -> str:
     for pattern, replacement in _OLD_KEYS:
         key = pattern.sub(replacement, key)
     return key
 
 
-def _listing(what: str, keys: Sequence[str], shown: int = 3) -> str:
-    """Count the keys and name the first few; nothing when there is none."""
+def _describe_keys(what: str, keys: Sequence[str], shown: int = 3) -> str:
+    """Count the keys and name the first few; empty if there are none."""
     if not keys:
         return ""
     more = ", …" if len(keys) > shown else ""
@@ -193,13 +191,13 @@ def _in_package(backbone: str) -> Path:
 
 
 def _in_cache(url: str, cache: Path, unreachable: dict[str, str]) -> Path:
-    """Return a whole, checked file in the cache, downloading it when it is not there.
+    """Return a file of the cache whose hash is right, after downloading it if needed.
 
     Args:
-        url: Where it is published.
-        cache: A folder.
-        unreachable: Servers that gave no answer, with the reason. They are not asked again:
-            an air-gapped machine may take the whole timeout to find that out.
+        url: Its address.
+        cache: The folder of downloads.
+        unreachable: By server, why it did not answer. Such servers are not tried again, because
+            each attempt may take the whole timeout.
     """
     path = cache / url.rsplit("/", 1)[-1]
     match = _HASH_IN_NAME.search(path.name)
@@ -222,9 +220,9 @@ def _in_cache(url: str, cache: Path, unreachable: dict[str, str]) -> Path:
 
 
 def _download(url: str, path: Path, hash_prefix: str) -> str:
-    """Download a file; return why its server's answer is no good, or nothing when it is.
+    """Download a file atomically; return why it failed, or an empty string.
 
-    It gets its name only when it is whole: torch.hub writes another file and renames it.
+    torch.hub writes to a temporary file and renames it once its hash is right.
 
     Raises:
         OSError: the server cannot be reached, or the file cannot be written.
@@ -237,17 +235,17 @@ def _download(url: str, path: Path, hash_prefix: str) -> str:
             download_url_to_file(url, str(path), hash_prefix, sys.stderr.isatty())
     except HTTPError as error:
         error.close()
-        return f"the server says {error.code} {error.reason}"
+        return f"the server answered {error.code} {error.reason}"
     except http.client.HTTPException as error:
         return f"the download broke off ({type(error).__name__}); try again"
-    except RuntimeError:  # It hashes what arrived.
-        return "what arrived is damaged or cut short (its hash is wrong); try again"
+    except RuntimeError:  # the hash is wrong
+        return "the file arrived damaged or truncated (its hash is wrong); try again"
     return ""
 
 
 @contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Let no connection hang: torch.hub passes no timeout of its own."""
+    """Set a timeout for connections, since torch.hub sets none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

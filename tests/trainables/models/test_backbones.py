@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from trainables.models.small_networks import cnn_stages, tinynet_stages
 from trainables.models.weights import WeightsError, load_weights
 
 SMALL = {"tinynet": tinynet_stages, "cnn": cnn_stages}
-REAL_WEIGHTS = Path(__file__).parents[4] / "shared" / "data" / "weights"
 
 
 def reference_net(name: str) -> nn.Module:
@@ -22,7 +20,7 @@ def reference_net(name: str) -> nn.Module:
         net: nn.Module = nn.Sequential(*SMALL[name]()[0])
     elif name == "vgg16_bn":
         features = vgg.make_layers(vgg.cfgs["D"], batch_norm=True)
-        with torch.device("meta"):  # 119 million weights that only would be thrown away
+        with torch.device("meta"):  # without allocating 119 million weights that are not used
             net = vgg.VGG(features)
     else:
         net = get_model(name, weights=None)
@@ -31,19 +29,18 @@ def reference_net(name: str) -> nn.Module:
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     for key, parameter in net.named_parameters():
-        if "layer_scale" in key or "class_token" in key:  # Their initial value hides mistakes.
+        if "layer_scale" in key or "class_token" in key:  # the initial value would hide mistakes
             nn.init.uniform_(parameter, 0.5, 1.0)
     return net.eval()
 
 
 def without_classifier(net: nn.Module, name: str) -> nn.Module:
     """Return the network as torchvision runs it, up to the features that its classifier takes."""
-    net = copy.copy(net)
-    net._modules = dict(net._modules)
+    net = copy.deepcopy(net)
     if name == "convnext_tiny":
         net.classifier = net.classifier[:2]
     elif name.startswith("squeezenet"):
-        net.classifier = nn.AdaptiveAvgPool2d(1)  # Its own classifier convolves, then pools.
+        net.classifier = nn.AdaptiveAvgPool2d(1)  # without the convolution before it
     elif name == "vgg16_bn":
         net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
     elif name not in SMALL:
@@ -76,7 +73,7 @@ def backbone(name: str, reference: nn.Module) -> Backbone:
 
 
 @torch.no_grad()
-def test_stages_compose_to_torchvisions_own_features(name, reference, backbone, images):
+def test_the_stages_compute_torchvisions_features(name, reference, backbone, images):
     x, shapes = images, []
     for stage in range(5):
         before = x.clone()
@@ -93,7 +90,7 @@ def test_stages_compose_to_torchvisions_own_features(name, reference, backbone, 
 
 
 @torch.no_grad()
-def test_freeze_depth_leaves_the_right_weights_trainable_and_statistics_moving(backbone, images):
+def test_freeze_stops_gradients_and_batchnorm_statistics_of_the_first_stages(backbone, images):
     net = copy.deepcopy(backbone)
     norms = [[m for m in s.modules() if isinstance(m, nn.BatchNorm2d)] for s in net.stages]
     for depth in (3, 0, 1, 2, 4, 5):
@@ -116,7 +113,7 @@ def test_freeze_depth_leaves_the_right_weights_trainable_and_statistics_moving(b
             assert counted == [count + (index >= depth) for count in counts[index]]
 
 
-def test_weights_are_copied_and_complete(reference, backbone):
+def test_create_backbone_copies_all_weights(reference, backbone):
     theirs = {v.data_ptr() for v in reference.state_dict().values() if v.device.type == "cpu"}
     ours = backbone.state_dict()
     assert theirs.isdisjoint(v.data_ptr() for v in ours.values())
@@ -125,7 +122,7 @@ def test_weights_are_copied_and_complete(reference, backbone):
     assert backbone.freeze_depth == 0
 
 
-def test_from_scratch(name):
+def test_create_backbone_without_weights(name):
     net = create_backbone(name)
     assert {t.device.type for t in net.state_dict().values()} == {"cpu"}
     assert net.stage_output_shapes(64)[-1] == (net.feature_size,)
@@ -134,7 +131,7 @@ def test_from_scratch(name):
 
 
 @pytest.mark.parametrize("name", ["tinynet", "cnn", "mobilenet_v3_small", "squeezenet1_1"])
-def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(name):
+def test_random_weights_depend_on_the_seed_alone(name):
     state = torch.random.get_rng_state()
     first, same, other = (create_backbone(name, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -165,7 +162,7 @@ def test_stochastic_depth_is_off_in_frozen_stages(name):
     assert not changes(0, 5)
 
 
-def test_only_trainable_stages_get_gradients():
+def test_only_unfrozen_stages_get_gradients():
     net = create_backbone("resnet18")
     net.freeze(3)
     net(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))).sum().backward()
@@ -173,7 +170,7 @@ def test_only_trainable_stages_get_gradients():
         assert {p.grad is not None for p in stage.parameters()} == {index >= 3}
 
 
-def test_a_parent_cannot_wake_frozen_stages():
+def test_frozen_stages_stay_in_eval_mode_when_a_parent_trains():
     net = create_backbone("tinynet")
     model = nn.Sequential(net, nn.Linear(net.feature_size, 2))
     net.freeze(2)
@@ -187,20 +184,20 @@ def test_a_parent_cannot_wake_frozen_stages():
 
 
 @pytest.mark.parametrize("depth", [-1, 7])
-def test_freeze_depth_out_of_range(depth):
+def test_freeze_raises_for_a_depth_out_of_range(depth):
     net = create_backbone("tinynet")
     with pytest.raises(ValueError, match=f"^0 <= freeze_depth <= 5 must hold, but got {depth}$"):
         net.freeze(depth)
 
 
-def test_unknown_backbone_names_the_nearest():
+def test_create_backbone_suggests_a_name():
     with pytest.raises(ValueError, match=r"but got 'resnet81'; did you mean 'resnet18'\?$"):
         create_backbone("resnet81")
 
 
-def test_weights_that_do_not_fit_name_the_keys():
+def test_create_backbone_raises_for_weights_that_do_not_fit():
     state = get_model("resnet18", weights=None, num_classes=7).state_dict()
-    create_backbone("resnet18", state)  # Another classifier is no mistake.
+    create_backbone("resnet18", state)  # a classifier of other classes is ignored
     for key in ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean"):
         del state[key]
     state["stem.weight"] = torch.zeros(1)
@@ -214,19 +211,19 @@ def test_weights_that_do_not_fit_name_the_keys():
     )
 
 
-def test_convnext_needs_the_norm_of_its_classifier():
+def test_convnext_requires_the_norm_of_its_classifier():
     state = get_model("convnext_tiny", weights=None).state_dict()
     del state["classifier.0.weight"]
     with pytest.raises(WeightsError, match=r"convnext_tiny: 1 missing \(classifier\.0\.weight\)$"):
         create_backbone("convnext_tiny", state)
 
 
-def test_images_that_are_too_small_are_refused():
+def test_stage_output_shapes_raises_for_images_that_are_too_small():
     with pytest.raises(ValueError, match="vgg16_bn cannot take images of 16 × 16 pixels: "):
         create_backbone("vgg16_bn").stage_output_shapes(16)
 
 
-def test_vit_takes_any_multiple_of_its_patch():
+def test_vit_accepts_any_multiple_of_its_patch_size():
     net = create_backbone("vit_b_16").eval()
     with pytest.raises(ValueError, match="side that is a multiple of 16 pixels, but got 100 × 100"):
         net.stage_output_shapes(100)
@@ -243,8 +240,8 @@ def test_vit_takes_any_multiple_of_its_patch():
 
 @pytest.mark.parametrize("name", ["squeezenet1_0", "mobilenet_v2"])
 @torch.no_grad()
-def test_real_weights_give_torchvisions_features(name):
-    path = REAL_WEIGHTS / f"{name}.pth"
+def test_features_of_pretrained_weights_equal_torchvisions(name, shared_data):
+    path = shared_data / "weights" / f"{name}.pth"
     if not path.is_file():
         pytest.skip(f"no pretrained weights at {path}")
     state = load_weights(path)
