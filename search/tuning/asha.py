@@ -1,25 +1,32 @@
-"""Asynchronous successive halving (arXiv 1810.05934) whose rungs are rebuilt from the study."""
+"""Stop trials early by asynchronous successive halving (ASHA, arXiv 1810.05934), resumably.
+
+At each rung, an epoch early in a trial, only the best third of the trials that have come as far
+continues. Ray's own scheduler knows a trial by the worker session that runs it and cannot take over
+results; this one knows it by its number in the study, and rebuilds the rungs from there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import FIFOScheduler
 
-from search.tuning.ranking import score
+from search.tuning.ranking import ranking_value
+from trainables.trial_result import TrialResult
 
 REDUCTION_FACTOR = 3
-_SCORE = "score"  # key of a result, added here
+_CUTOFF_PERCENTILE = 100 * (1 - 1 / REDUCTION_FACTOR)
 
 
 def rung_epochs(epochs: int) -> list[int]:
-    """Return the epochs after which trials are judged, ascending, given a trial's full length.
+    """Return the epochs after which ASHA decides, ascending, given a trial's full length.
 
     8 epochs have rungs at 2 and 3; 20 have them at 2 and 6. After one epoch a trial is still much
-    the probe's head that it began with, so those of six and more are not judged there. A rung in
-    the second half would save little, and cost a nearly finished trial.
+    the linear probe that it began with, so those of six epochs and more have no rung there. A rung
+    in the second half would save little, and cost a nearly finished trial.
     """
     third = epochs // REDUCTION_FACTOR
     first = max(1, min(2, third), third // REDUCTION_FACTOR)
@@ -27,89 +34,59 @@ def rung_epochs(epochs: int) -> list[int]:
     return [first] * (epochs > 1) + [second] * (2 * second < epochs)
 
 
-class LetsWorkersStart:
-    """Leaves it to Tune which pending trial gets the worker that another has left.
-
-    Tune's schedulers name the oldest pending trial. That is the one whose own worker is starting,
-    and Tune gives that worker up for the one that is free: while trials end more often than a
-    worker takes to start, no machine that joins would ever get one.
-    """
+class NoEarlyStopping(FIFOScheduler):
+    """Run every trial to its full length."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Choose none."""
+        """Name no trial, so that Tune starts all pending ones as it finds workers for them.
+
+        Ray's schedulers name the oldest pending trial. Tune then gives it the worker that another
+        trial has left, and gives up the new one that is starting for it: while trials end more
+        often than a worker takes to start, a machine that joins would never get a trial.
+        """
 
 
-class ResumableASHA(LetsWorkersStart, ASHAScheduler):
-    """Ray's ASHA, told at its beginning what trials of earlier sessions came to.
+class ResumableASHA(NoEarlyStopping):
+    """Stop trials that are not among the best third at a rung, as Ray's ASHA does.
 
-    It compares trials by their best validation accuracy so far, and equals by its loss: where a few
-    hundred images validate, every other trial would be among the best otherwise. A trial is known
-    by its number in the study: one that goes on, in a later session or after its worker was lost,
-    stands where it stood.
+    Trials are compared by their best epoch so far; see `search.tuning.ranking`. A trial has one
+    place at a rung: where it is continued, in a later session or after its worker was lost, its
+    last epoch is reported once more and decided again, since the break may have come between the
+    report and the decision.
     """
 
-    def __init__(self, epochs: int, earlier: Mapping[int, Mapping[int, float]]) -> None:
+    def __init__(self, epochs: int, curves: Mapping[int, Mapping[int, float]]) -> None:
         """Set the rungs up.
 
         Args:
             epochs: The full length of a trial.
-            earlier: By trial number, the score of each of its epochs; see `search.tuning.ranking`.
+            curves: By number, the ranking value of each epoch of the study's trials.
         """
-        super().__init__(
-            time_attr="epoch",
-            metric=_SCORE,
-            mode="max",
-            max_t=epochs,
-            reduction_factor=REDUCTION_FACTOR,
-        )
-        self._brackets[0]._rungs = [(at, {}) for at in reversed(rung_epochs(epochs))]
-        self._names: dict[int, str] = {}
-        self._last_told: dict[str, int] = {}
-        for number, curve in sorted(earlier.items()):
-            self._replay(number, curve)
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rungs: dict[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs(epochs)}
+        for number, curve in curves.items():
+            for rung, values in self._rungs.items():
+                if rung in curve:
+                    values[number] = max(v for epoch, v in curve.items() if epoch <= rung)
 
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Add a trial; one that goes on after a break gets its places back under its new name."""
-        super().on_trial_add(tune_controller, trial)
-        number = trial.config["number"]
-        before = self._names.get(number, trial.trial_id)
-        self._names[number] = trial.trial_id
-        self._last_told[trial.trial_id] = trial.config["reported"]
-        for _, recorded in self._brackets[0]._rungs:
-            if before in recorded:
-                recorded[trial.trial_id] = recorded.pop(before)
+    @property
+    def rungs(self) -> Mapping[int, Mapping[int, float]]:
+        """By epoch, ascending, the ranking values recorded there, by trial number."""
+        return self._rungs
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Judge an epoch; the last one before a break, which is told once more, is judged again.
-
-        The break may have come between that epoch's value and what was decided on it.
-        """
-        last_told = self._last_told.pop(trial.trial_id, None)
-        if last_told is not None and last_told == result.get("epoch"):
-            for milestone, recorded in self._brackets[0]._rungs:
-                if milestone == last_told:
-                    recorded.pop(trial.trial_id, None)
-        return str(super().on_trial_result(tune_controller, trial, _scored(result)))
+        """Decide on an epoch: CONTINUE, or STOP below the cutoff of a rung."""
+        reported, number = TrialResult.from_dict(result), trial.config["number"]
+        if reported.epoch not in self._rungs:
+            return self.CONTINUE
+        values = self._rungs[reported.epoch]
+        values.pop(number, None)
+        others = list(values.values())
+        value = ranking_value(reported.best_val_accuracy, reported.best_val_loss)
+        values[number] = value
+        is_below = bool(others) and value < np.percentile(others, _CUTOFF_PERCENTILE)
+        return self.STOP if is_below else self.CONTINUE
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Let a trial go; what it ended with may stand at a rung."""
-        super().on_trial_complete(tune_controller, trial, _scored(result))
-
-    def rungs(self) -> dict[float, list[float]]:
-        """Return what has been recorded at each rung, ascending."""
-        rungs = self._brackets[0]._rungs
-        return {milestone: sorted(recorded.values()) for milestone, recorded in reversed(rungs)}
-
-    def _replay(self, number: int, curve: Mapping[int, float]) -> None:
-        """Record a trial at every rung that it reached."""
-        name = self._names[number] = f"earlier-{number}"
-        for milestone, recorded in self._brackets[0]._rungs:
-            if milestone in curve:
-                recorded[name] = max(v for epoch, v in curve.items() if epoch <= milestone)
-
-
-def _scored(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what a result is compared by; a failure has none."""
-    if "best_val_accuracy" not in result:
-        return dict(result)
-    return {**result, _SCORE: score(result["best_val_accuracy"], result["best_val_loss"])}
+        """Record a trial whose last epoch is a rung's."""
+        self.on_trial_result(tune_controller, trial, result)

@@ -1,20 +1,20 @@
-"""One number to rank trainings by: accuracy, and among equals the lower loss.
+"""Rank trials by validation accuracy, and trials of equal accuracy by validation loss.
 
-A few hundred validation images tell many configurations apart by nothing but their loss.
+On a few hundred validation images many configurations reach the same accuracy, and only their loss
+tells them apart.
 """
 
 from __future__ import annotations
 
-BEST_LOSS = "best_val_loss"  # what the study keeps beside a trial: the loss of its best epoch
-_LOSS_FRACTION = 1e-9  # of a nat: below any difference between two accuracies
+_LOSS_WEIGHT = 1e-9  # per nat: below the difference of any two accuracies
 _MAX_LOSS = 1e3
 
 
-def score(accuracy: float, loss: float) -> float:
-    """Return a validation accuracy, less a trifle for its loss.
+def ranking_value(accuracy: float, loss: float) -> float:
+    """Return the value that the study maximises: the accuracy, less a trifle for the loss.
 
     Args:
-        accuracy: In [0, 1].
-        loss: In nats; one that is not known counts as the largest.
+        accuracy: Validation accuracy in [0, 1].
+        loss: Mean validation cross-entropy in nats.
     """
-    return accuracy - _LOSS_FRACTION * min(loss, _MAX_LOSS)
+    return accuracy - _LOSS_WEIGHT * min(loss, _MAX_LOSS)

@@ -1,14 +1,13 @@
-"""How the next configuration is proposed: by TPE, at random, or along a grid."""
+"""Samplers that propose configurations: TPE with random proposals among its own, random, a grid."""
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from heapq import nlargest
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -17,158 +16,81 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
-from search.tuning.ranking import BEST_LOSS, score
 from spaces.base import Space, Value
 
-MAX_REMEMBERED = 1000
-"""Finished trials that TPE looks at, beside the best; its time grows with them."""
-
-_N_BEST = 25  # what TPE takes for good are a tenth of the trials, at most so many
 _N_CANDIDATES = 4  # of which TPE proposes the most promising; Optuna's 24 are greedier
 RANDOM_EVERY = 4
 """Every fourth proposal is random: a few hundred validation images cannot tell the best region
-from the second best, and TPE alone soon proposes nothing else. BOHB (arXiv 1807.01774) has a share
-of random ones, too."""
+from the second best, and TPE alone soon proposes nothing else. BOHB (arXiv 1807.01774) draws a
+fraction of its configurations at random, too."""
 RANDOM_FRACTION = 0.25  # of the trials are random before TPE takes over, at most 10
 _GRID_POINTS = 3  # of each continuous parameter
 _DEPTH = "freeze_depth"
 
 
 def create_sampler(
-    name: str,
-    space: Space,
-    n_trials: int,
-    seed: int,
-    n_proposed: int = 0,
-    memory: dict[int, FrozenTrial] | None = None,
+    name: str, space: Space, n_trials: int, seed: int, n_proposed: int = 0
 ) -> BaseSampler:
-    """Create the sampler of a study.
+    """Create the sampler of one trial.
 
     Args:
-        name: "tpe", "random" or "grid".
+        name: "tpe", "random" or "grid". The points of a grid are enqueued (see `grid_points`): its
+            sampler draws, at random, what the space's first trials leave open.
         space: What is searched.
-        n_trials: How many trials are asked for; a share of them is random before TPE begins.
-        seed: Of the sampler.
-        n_proposed: Trials that the study holds already: a search that is carried on must not
-            propose them once more.
-        memory: What a sampler works out of the study's finished trials, for the next one of it.
+        n_trials: Trials of the whole search; a fraction of them is random before TPE begins.
+        seed: Of the search.
+        n_proposed: Trials that the study holds already, which seed the sampler as well: so a
+            resumed search proposes what it would have proposed without the break.
     """
-    if name == "grid":
-        return Grid({k: _grid_values(d) for k, d in space.distributions.items()}, seed)
     seed = (seed + 1_000_003 * n_proposed) % 2**32
-    if name == "random" or n_proposed % RANDOM_EVERY == RANDOM_EVERY - 1:
+    if name != "tpe" or n_proposed % RANDOM_EVERY == RANDOM_EVERY - 1:
         return RandomSampler(seed=seed)
     n_random = min(10, max(len(space.first_trials) + 1, round(RANDOM_FRACTION * n_trials)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPE(space, n_random, seed, {} if memory is None else memory)
-
-
-class TPE(TPESampler):
-    """TPE to which equal accuracies are not equal: the lower validation loss is better.
-
-    Optuna's own counts only the earliest of equals among the good, and keeps away from the others.
-    """
-
-    def __init__(
-        self, space: Space, n_random: int, seed: int, memory: dict[int, FrozenTrial]
-    ) -> None:
-        """Begin; after `n_random` trials that ended, proposals are no longer random."""
-        super().__init__(
+        return _TPE(
+            space,
             n_startup_trials=n_random,
             n_ei_candidates=_N_CANDIDATES,
             multivariate=True,
             constant_liar=True,
             seed=seed,
         )
+
+
+class _TPE(TPESampler):
+    """TPE over a space that is known: Optuna's own looks through all trials for it, each time."""
+
+    def __init__(self, space: Space, **options: Any) -> None:
+        super().__init__(**options)
         self._searched = {
             name: distribution
             for name, distribution in sorted(space.distributions.items())
             if not distribution.single()
         }
-        self._memory = memory
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return what is searched: it is known, where Optuna looks through all trials for it."""
         return self._searched
-
-    def sample_relative(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        search_space: dict[str, BaseDistribution],
-    ) -> dict[str, Any]:
-        """Propose parameters together."""
-        return super().sample_relative(self._scored(study), trial, search_space)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Propose one parameter."""
-        return super().sample_independent(
-            self._scored(study), trial, param_name, param_distribution
-        )
-
-    def _scored(self, study: optuna.Study) -> optuna.Study:
-        return cast("optuna.Study", _Scored(study, self._memory))
-
-
-class _Scored:
-    """A study as TPE reads it, with scores in place of accuracies."""
-
-    def __init__(self, study: optuna.Study, memory: dict[int, FrozenTrial]) -> None:
-        self._study = study
-        self._memory = memory
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
-        """Return trials in the order of their numbers; of very many the best and the latest."""
-        trials = [self._score(trial) for trial in self._study._get_trials(*args, **kwargs)]
-        if len(trials) <= MAX_REMEMBERED:
-            return trials
-        older, latest = trials[:-MAX_REMEMBERED], trials[-MAX_REMEMBERED:]
-        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        best = {t.number for t in nlargest(_N_BEST, complete, key=lambda t: t.value or 0.0)}
-        return [t for t in older if t.number in best or not t.state.is_finished()] + latest
-
-    def _score(self, trial: FrozenTrial) -> FrozenTrial:
-        if not trial.state.is_finished():
-            return trial
-        if trial.number not in self._memory:
-            self._memory[trial.number] = _scored(trial)
-        return self._memory[trial.number]
-
-
-def _scored(trial: FrozenTrial) -> FrozenTrial:
-    """Return a finished trial whose value, or last epoch's if it was stopped, is a score."""
-    loss = trial.user_attrs.get(BEST_LOSS, math.inf)
-    scored = copy.copy(trial)
-    if trial.state == TrialState.COMPLETE and trial.value is not None:
-        scored.value = score(trial.value, loss)
-    elif trial.state == TrialState.PRUNED and trial.intermediate_values:
-        last = max(trial.intermediate_values)
-        scored.intermediate_values = {last: score(trial.intermediate_values[last], loss)}
-    return scored
 
 
 class BudgetedSampler(BaseSampler):
-    """Proposes what another sampler does, frozen at least as deep as there is time for."""
+    """Propose what another sampler does, with a freeze depth that there is time to train."""
 
     def __init__(
         self, sampler: BaseSampler, space: Space, min_freeze_depth: Callable[[str], int]
     ) -> None:
-        """Begin; `min_freeze_depth` says, of a backbone, the least depth that there is time for."""
+        """Wrap a sampler.
+
+        Args:
+            sampler: What proposes.
+            space: What is searched.
+            min_freeze_depth: Returns, for a backbone, the least depth that there is time to train.
+        """
         self._sampler = sampler
         self._space = space
         self._min_freeze_depth = min_freeze_depth
@@ -176,7 +98,7 @@ class BudgetedSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """See the other sampler."""
+        """See the wrapped sampler."""
         return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
@@ -185,10 +107,8 @@ class BudgetedSampler(BaseSampler):
         """Propose parameters together."""
         params = self._sampler.sample_relative(study, trial, search_space)
         if _DEPTH in params:
-            params = {
-                **params,
-                _DEPTH: self._raise_depth(params[_DEPTH], {**trial.params, **params}),
-            }
+            depth = self._raise_depth(params[_DEPTH], {**trial.params, **params})
+            params = {**params, _DEPTH: depth}
         return params
 
     def sample_independent(
@@ -203,53 +123,22 @@ class BudgetedSampler(BaseSampler):
         return self._raise_depth(value, trial.params) if param_name == _DEPTH else value
 
     def _raise_depth(self, depth: int, params: Mapping[str, Any]) -> int:
-        """Return a depth that there is time for, and the deepest where there is for none."""
-        chosen = {**self._space.constants, **params}.get("backbone")
+        """Return a depth that there is time to train, or the deepest where there is none."""
+        drawn = {**self._space.constants, **params}.get("backbone")
         # A backbone that is not drawn yet may be any.
-        backbones = self._space.backbones if chosen is None else (str(chosen),)
+        backbones = self._space.backbones if drawn is None else (str(drawn),)
         least = max(self._min_freeze_depth(name) for name in backbones)
         depths = self._space.freeze_depths
         return max(depth, next((one for one in depths if one >= least), depths[-1]))
 
 
-class Grid(GridSampler):
-    """Every point of a grid once, in a shuffled order, for a study that is asked and told.
-
-    Optuna's own ends `Study.optimize`, which is not used here, and takes no enqueued trial that
-    leaves parameters out.
-    """
-
-    def __init__(self, values: Mapping[str, Sequence[Value]], seed: int) -> None:
-        super().__init__(values, seed=seed)
-        self._n_points = math.prod(map(len, values.values()))
-        self._random = RandomSampler(seed=seed)
-
-    def is_used_up(self, study: optuna.Study) -> bool:
-        """Say whether every point has been begun."""
-        return sum("grid_id" in t.system_attrs for t in study.get_trials(deepcopy=False)) >= (
-            self._n_points
-        )
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Return a point's value, or a random one for what an enqueued trial leaves out."""
-        if "grid_id" not in trial.system_attrs:
-            return self._random.sample_independent(study, trial, param_name, param_distribution)
-        return super().sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Do nothing: whoever asks for trials sees that the grid is used up."""
+def grid_points(space: Space, seed: int) -> Iterator[dict[str, Value]]:
+    """Yield every point of the grid over a space once, in an order that the seed decides."""
+    values = {name: _grid_values(d) for name, d in space.distributions.items()}
+    shape = tuple(map(len, values.values()))
+    for point in np.random.default_rng(seed).permutation(math.prod(shape)):
+        indices = np.unravel_index(point, shape) if shape else ()
+        yield {name: values[name][i] for name, i in zip(values, indices, strict=True)}
 
 
 def _grid_values(distribution: BaseDistribution) -> list[Value]:
@@ -259,14 +148,14 @@ def _grid_values(distribution: BaseDistribution) -> list[Value]:
     if not isinstance(distribution, FloatDistribution | IntDistribution):
         raise TypeError(f"no grid over {distribution}")
     low, high, step = distribution.low, distribution.high, distribution.step
-    shares = [i / (_GRID_POINTS - 1) for i in range(_GRID_POINTS)]
+    fractions = [i / (_GRID_POINTS - 1) for i in range(_GRID_POINTS)]
     if step is None:
         between = [
-            low * (high / low) ** share if distribution.log else low + share * (high - low)
-            for share in shares[1:-1]
+            low * (high / low) ** fraction if distribution.log else low + fraction * (high - low)
+            for fraction in fractions[1:-1]
         ]
         return list(dict.fromkeys([low, *between, high]))  # the ends exactly, free of rounding
     n_steps = round((high - low) / step)
     few = n_steps < 2 * _GRID_POINTS
-    chosen = range(n_steps + 1) if few else [round(share * n_steps) for share in shares]
+    chosen = range(n_steps + 1) if few else [round(f * n_steps) for f in fractions]
     return [min(low + i * step, high) for i in chosen]

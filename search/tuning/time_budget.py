@@ -1,6 +1,7 @@
-"""A time budget: trials go on until what is left is what folds and evaluation will take.
+"""Keep a run within its time budget: when to end the search, and how deep to freeze backbones.
 
-And none is begun that there is no time for: it is frozen deeper, which is cheaper.
+Trials run until what is left of the time is what cross-validation and evaluation are expected to
+take. A trial that would not end in time is frozen deeper, which trains faster.
 """
 
 from __future__ import annotations
@@ -12,33 +13,38 @@ from typing import Any
 
 import optuna
 
-from search.pipeline.retraining.center_crop import uses_center_crop
 from search.tuning.study import BASELINE_TRIAL, SECONDS, STATES, best_epoch, best_value
 from spaces.base import Space, TrialConfig
+from trainables.models.linear_probe import uses_center_crop
+from trainables.trial_result import TrialResult
 
 FOLD_SECONDS = 1.0
-"""What a fold takes besides its epochs: a worker, weights, the probe's head, predictions."""
+"""Seconds of a fold besides its epochs: a worker, weights, the probe's head, predictions."""
 
-LOOK_FRACTION = 1 / 3
-"""Of the time that an image takes to train all of a network: what a second look at it takes."""
+CENTER_CROP_FRACTION = 1 / 3
+"""Seconds that the centre-crop branch takes per image, over those of training a whole network."""
 
 CLOSING_SECONDS = 12.0
-"""Evaluation, boards and report of a small set, measured on two cores."""
+"""Seconds of evaluation, boards and report of a small set, measured on two cores."""
 
 MAX_RESERVED = 0.6
-"""Of the budget: a trial whose folds would take longer than this is no finalist, unless it is all
-there is; then it is worth the delay."""
+"""Fraction of the budget that is reserved at most. A trial whose folds would take longer is no
+finalist, unless there is no other; then it is worth the delay."""
 
-MAX_COMPARED = 0.2
-"""Of the budget: what the first trial's folds may take where it is there to be compared with."""
+MAX_BASELINE = 0.2
+"""Fraction of the budget that the baseline's folds may take where it is retrained only to be
+compared with."""
+
+MAX_DEPTH = 5
+"""Freeze depth at which no stage is trained."""
 
 
 @dataclass(frozen=True)
 class TrialCost:
-    """A trial that may become a finalist.
+    """What a trial would cost as a finalist.
 
     Attributes:
-        accuracy: Its best so far, in validation.
+        accuracy: Its best validation accuracy so far.
         epochs: That its folds would train.
         epoch_seconds: Mean over its epochs.
         backbone: Its backbone.
@@ -51,10 +57,10 @@ class TrialCost:
 
 
 class TimeBudget:
-    """Listens to trials, and says when the search must end for the whole run to end in time.
+    """Plan with the time that trials were seen to take; a `search.tuning.tune.TrialCallback`.
 
-    The finalists would be the best trials of now, those among them that are still running taken
-    at their full length; besides them the probe, and the first trial if its folds are no delay.
+    The finalists are expected to be the best trials so far, those that still run at their full
+    length; besides them the linear probe, and the baseline if its folds cost little.
     """
 
     def __init__(
@@ -63,37 +69,39 @@ class TimeBudget:
         elapsed: Callable[[], float],
         space: Space,
         n_finalists: int,
-        places: Callable[[str], int],
+        slots: Callable[[str], int],
         growth: float,
-        paces: Mapping[str, Sequence[float]],
+        seconds_per_image: Mapping[str, Sequence[float]],
         n_train: int,
         has_probe: bool,
     ) -> None:
-        """Begin.
+        """Start with no trial.
 
         Args:
             seconds: The budget, from the command to the last page of the report.
-            elapsed: Says how many seconds have gone.
+            elapsed: Returns how many seconds have passed.
             space: What is searched.
-            n_finalists: Trials that are retrained by k-fold.
-            places: Says how many folds of a backbone run at a time.
-            growth: Images that a fold trains on, over those that a trial does.
-            paces: See `search.tuning.throughput.measure_throughput`.
+            n_finalists: Trials that are retrained by k-fold cross-validation.
+            slots: Returns how many folds of a backbone run in parallel.
+            growth: See `fold_growth`.
+            seconds_per_image: See `search.tuning.throughput.measure_throughput`.
             n_train: Images that a trial trains on.
-            has_probe: Whether the probe is a finalist.
+            has_probe: Whether the linear probe is a finalist.
         """
         self._seconds = seconds
         self._elapsed = elapsed
         self._space = space
         self._n_finalists = n_finalists
-        self._places = places
+        self._slots = slots
         self._growth = growth
-        self._paces = paces
+        self._seconds_per_image = seconds_per_image
         self._n_train = n_train
         self._has_probe = has_probe
         self._costs: dict[int, TrialCost] = {}
-        self._kinds: dict[int, tuple[str, int]] = {}
-        self._seen: dict[str, tuple[float, float]] = {}
+        self._configs: dict[int, tuple[str, int]] = {}  # by trial: its backbone and freeze depth
+        # By backbone: the seconds of an epoch as predicted and as seen, of the trial that trained
+        # the largest part of it.
+        self._observed: dict[str, tuple[float, float]] = {}
 
     def catch_up(self, study: optuna.Study) -> None:
         """Take in the trials of earlier sessions."""
@@ -101,119 +109,121 @@ class TimeBudget:
             if trial.state in STATES and SECONDS in trial.user_attrs:
                 self.trial_started(trial.number, trial.params)
                 seconds = trial.user_attrs[SECONDS] / len(trial.intermediate_values)
-                self._see(trial.number, best_value(trial), best_epoch(trial), seconds)
-                ended = STATES[trial.state]
-                self.trial_ended(trial.number, ended, {"best_epoch": best_epoch(trial)})
+                self._observe(trial.number, best_value(trial), best_epoch(trial), seconds)
+                result = TrialResult(best_epoch=best_epoch(trial))
+                self.trial_ended(trial.number, STATES[trial.state], result)
 
-    def trial_started(self, number: int, params: dict[str, Any]) -> None:
+    def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         full = {**self._space.constants, **params}
         depth = int(full.get("freeze_depth", TrialConfig.freeze_depth))
-        self._kinds[number] = str(full["backbone"]), depth
+        self._configs[number] = str(full["backbone"]), depth
 
-    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
-        seconds = result["trained_seconds"] / result["epoch"]
-        self._see(number, result["best_val_accuracy"], self._space.epochs, seconds)
+        seconds = result.trained_seconds / result.epoch
+        self._observe(number, result.best_val_accuracy, self._space.epochs, seconds)
 
-    def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
+    def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         cost = self._costs.get(number)
         if cost is None:
             return
         if state == "complete":
-            self._costs[number] = replace(cost, epochs=result["best_epoch"])
+            self._costs[number] = replace(cost, epochs=result.best_epoch)
         elif state == "pruned" and number == BASELINE_TRIAL:
-            # It is retrained at its full length, but is no rival to the full-length trials.
+            # It is retrained at its full length, but does not compete with complete trials.
             self._costs[number] = replace(cost, accuracy=-math.inf)
         else:
             del self._costs[number]
 
     def is_up(self) -> bool:
-        """Say whether no trial may go on."""
+        """Return whether no trial may continue."""
         return self._elapsed() + self.reserved_seconds() > self._seconds
 
     def min_freeze_depth(self, backbone: str) -> int:
-        """Return the least depth at which a trial, and its folds should it win, would end in time.
+        """Return the least depth at which a trial and its folds, should it win, end in time.
 
-        5, at which no stage is trained, is always allowed.
+        `MAX_DEPTH` is always allowed.
         """
         left = self._seconds - self._elapsed() - self._closing_seconds({backbone})
-        if self._is_compared():
+        if self._retrains_baseline():
             left -= self._folds_seconds(self._costs[BASELINE_TRIAL])
-        for depth in range(5):
+        for depth in range(MAX_DEPTH):
             cost = TrialCost(0.0, self._space.epochs, self._expected(backbone, depth), backbone)
             if cost.epochs * cost.epoch_seconds + self._folds_seconds(cost) <= left:
                 return depth
-        return 5
+        return MAX_DEPTH
 
     def reserved_seconds(self) -> float:
-        """Return what folds, evaluation and report are expected to take."""
+        """Return what cross-validation, evaluation and report are expected to take."""
         able = self._costs.keys() - self.too_slow()
         ranked = sorted(able, key=lambda number: -self._costs[number].accuracy)
-        finalists = {
-            *ranked[: self._n_finalists],
-            *([BASELINE_TRIAL] if self._is_compared() else []),
-        }
+        finalists = set(ranked[: self._n_finalists])
+        if self._retrains_baseline():
+            finalists.add(BASELINE_TRIAL)
         folds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
         closing = self._closing_seconds({self._costs[number].backbone for number in finalists})
         return min(folds + closing, MAX_RESERVED * self._seconds)
 
     def too_slow(self) -> set[int]:
         """Return the trials whose folds would take too much of the budget."""
-        most = MAX_RESERVED * self._seconds
-        slow = {n for n, cost in self._costs.items() if self._folds_seconds(cost) > most}
+        limit = MAX_RESERVED * self._seconds
+        slow = {n for n, cost in self._costs.items() if self._folds_seconds(cost) > limit}
         return slow if self._has_probe or slow < self._costs.keys() else set()
 
-    def leaves_first_out(self) -> bool:
-        """Say whether there is no time to retrain the first trial just to compare with it."""
-        return BASELINE_TRIAL in self._costs and not self._is_compared()
+    def skips_baseline(self) -> bool:
+        """Return whether there is no time to retrain the baseline only to compare with it."""
+        return BASELINE_TRIAL in self._costs and not self._retrains_baseline()
 
     def __getstate__(self) -> dict[str, object]:
-        """Save nothing: Tune pickles what it runs with, and nobody carries on from that."""
+        """Save nothing: Tune pickles what it runs with, and a run is resumed from its study."""
         return {}
 
-    def _see(self, number: int, accuracy: float, epochs: int, epoch_seconds: float) -> None:
-        backbone, depth = self._kinds[number]
+    def _observe(self, number: int, accuracy: float, epochs: int, epoch_seconds: float) -> None:
+        backbone, depth = self._configs[number]
         self._costs[number] = TrialCost(accuracy, epochs, epoch_seconds, backbone)
-        measured = self._measured(backbone, depth)
-        # The more of the network is trained, the more the trial tells of all the others.
-        if measured > 0 and measured >= self._seen.get(backbone, (0.0, 0.0))[0]:
-            self._seen[backbone] = measured, epoch_seconds
+        predicted = self._predicted(backbone, depth)
+        # The more of the network a trial trains, the more it tells about all the others.
+        if predicted > 0 and predicted >= self._observed.get(backbone, (0.0, 0.0))[0]:
+            self._observed[backbone] = predicted, epoch_seconds
 
     def _expected(self, backbone: str, depth: int) -> float:
-        """Return the seconds that an epoch of a trial may take, by what was seen so far."""
-        measured, seen = self._seen.get(backbone, (1.0, 1.0))
-        return self._measured(backbone, depth) * seen / measured
+        """Return the seconds that an epoch may take, corrected by what was observed so far."""
+        predicted, seen = self._observed.get(backbone, (1.0, 1.0))
+        return self._predicted(backbone, depth) * seen / predicted
 
-    def _measured(self, backbone: str, depth: int) -> float:
-        return self._n_train * sum(self._paces[backbone][depth:])
+    def _predicted(self, backbone: str, depth: int) -> float:
+        """Return the seconds of an epoch by the measured throughput."""
+        return self._n_train * sum(self._seconds_per_image[backbone][depth:])
 
     def _closing_seconds(self, backbones: Collection[str]) -> float:
-        """Return what the probe's folds, second looks, evaluation and report take."""
+        """Return what the probe's folds, centre crops, evaluation and report take."""
         probed = self._space.backbones[0]  # whichever it will be
-        looks = sum(self._look_seconds(backbone) for backbone in {probed, *backbones})
-        return self._rounds(probed) * FOLD_SECONDS + looks + CLOSING_SECONDS
+        crops = sum(self._center_crop_seconds(backbone) for backbone in {probed, *backbones})
+        return self._rounds(probed) * FOLD_SECONDS + crops + CLOSING_SECONDS
 
-    def _look_seconds(self, backbone: str) -> float:
-        """Return what looking at all images of the folds again takes."""
+    def _center_crop_seconds(self, backbone: str) -> float:
+        """Return what the centre-crop branch takes for all images of the folds."""
         n = self._n_train * self._growth * self._space.folds / (self._space.folds - 1)
         if not uses_center_crop(self._space, n) or not self._has_probe:
             return 0.0
-        return LOOK_FRACTION * n * sum(self._paces[backbone]) / max(1, self._places(backbone))
+        per_image = CENTER_CROP_FRACTION * sum(self._seconds_per_image[backbone])
+        return n * per_image / max(1, self._slots(backbone))
 
-    def _is_compared(self) -> bool:
-        first = self._costs.get(BASELINE_TRIAL)
-        return first is not None and self._folds_seconds(first) <= MAX_COMPARED * self._seconds
+    def _retrains_baseline(self) -> bool:
+        cost = self._costs.get(BASELINE_TRIAL)
+        return cost is not None and self._folds_seconds(cost) <= MAX_BASELINE * self._seconds
 
     def _folds_seconds(self, cost: TrialCost) -> float:
         epoch_seconds = cost.epoch_seconds * self._growth
         return self._rounds(cost.backbone) * (FOLD_SECONDS + cost.epochs * epoch_seconds)
 
     def _rounds(self, backbone: str) -> int:
-        return math.ceil(self._space.folds / max(1, self._places(backbone)))
+        """Return how often as many folds as there are slots run one after the other."""
+        return math.ceil(self._space.folds / max(1, self._slots(backbone)))
 
 
 def fold_growth(n_train: int, n_val: int, folds: int) -> float:
-    """Return the images that a fold trains on over those that a trial does."""
+    """Return the images that a fold trains on, over those that a trial does."""
     return (n_train + n_val) * (folds - 1) / folds / max(1, n_train)

@@ -1,8 +1,9 @@
-"""The one file that drives Ray Tune: ASHA, concurrency, resources, callbacks."""
+"""Run the trials of a search with Ray Tune: scheduler, resources, stopping, callbacks."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,46 +15,48 @@ import numpy as np
 import optuna
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
-from search.tuning.asha import LetsWorkersStart, ResumableASHA
+from search.tuning.asha import NoEarlyStopping, ResumableASHA
 from search.tuning.checkpoints import CheckpointClient
-from search.tuning.curve import append_epoch
-from search.tuning.study import LOST, StudySearcher, curves
+from search.tuning.searcher import LOST, StudySearcher
+from search.tuning.study import append_epoch, learning_curves
 from spaces.base import Space
-from trainables.trial import DISK_FULL, FAILURE, ImageTrial
+from trainables.trial import ImageTrial
+from trainables.trial_result import TrialResult
 from trainables.worker import TrainingContext
+
+_log = logging.getLogger(__name__)
 
 
 class TrialCallback(Protocol):
-    """Someone who is told how trials go, in the driver."""
+    """Called in the driver when a trial starts, ends an epoch, and ends."""
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
-        """A trial begins; `params` are those that are searched."""
+        """Take notice of a new trial; `params` are the searched ones."""
 
-    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
-        """A trial has ended an epoch."""
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
+        """Take notice of an epoch."""
 
-    def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
-        """A trial is over; `state` is "complete", "pruned" or "failed"."""
+    def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
+        """Take notice of an end; `state` is "complete", "pruned" or "failed"."""
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How trials are run.
+    """How the trials of a search are run.
 
     Attributes:
-        n_trials: How many trials the study is to hold in the end.
+        n_trials: How many trials of the study have to end.
         sampler: "tpe", "random" or "grid".
         scheduler: "asha" or "none".
-        interrupted: Says whether the user has asked to stop.
-        time_is_up: Says whether no trial may go on.
-        concurrent: Trials at a time; None is as many as the machines take, as they come and go.
-        gpu_fraction: By backbone, the share of a GPU that a trial asks for; 0 without GPUs.
-        min_freeze_depth: By backbone, the least depth that there is time for; None without a
-            time limit.
+        interrupted: Returns whether the user has asked to stop.
+        time_is_up: Returns whether no trial may continue.
+        max_concurrent: Trials in parallel; None is as many as the machines take, as they come and
+            go.
+        gpu_fraction: By backbone, the fraction of a GPU that a trial takes; 0 without GPUs.
+        min_freeze_depth: Returns, for a backbone, the least freeze depth that there is time to
+            train; None without a time budget.
     """
 
     n_trials: int
@@ -61,7 +64,7 @@ class SearchPlan:
     scheduler: str
     interrupted: Callable[[], bool]
     time_is_up: Callable[[], bool]
-    concurrent: int | None
+    max_concurrent: int | None
     gpu_fraction: Mapping[str, float]
     min_freeze_depth: Callable[[str], int] | None = None
 
@@ -76,33 +79,36 @@ def run_trials(
     trials_folder: Path,
     callbacks: Sequence[TrialCallback],
 ) -> None:
-    """Run trials until the study holds as many as the plan asks for, or the time is up.
-
-    Raises:
-        Exception: the study or the run's folder could no longer be written to. Nothing was
-            recorded after that, so all can be carried on.
+    """Run trials until as many of the study have ended as the plan names, or the time is up.
 
     Args:
-        plan: How.
-        study: Is asked and told.
+        plan: How they are run.
+        study: Proposes them and records how they went.
         space: What is searched.
         context: What all trials share.
         rows: Table rows of "train" and "val".
         checkpoints: Keeps weights and checkpoints.
         trials_folder: Where each trial's `progress.csv` goes.
-        callbacks: Are told of each event.
+        callbacks: Called at each event.
+
+    Raises:
+        Exception: the study or the run's folder can no longer be written to. Nothing was recorded
+            after that, so the run can be resumed.
     """
-    searcher = StudySearcher(
-        study, space, plan.n_trials, plan.sampler, context.seed, plan.min_freeze_depth
-    )
     # Tune pickles what it runs with, and a plan reaches too far for that.
-    shares, concurrent = dict(plan.gpu_fraction), plan.concurrent
-    slots = TrialSlots(CPUS_PER_TRIAL, list(shares.values()))
-    earlier = curves(study)
-    asha = plan.scheduler == "asha"
-    scheduler = ResumableASHA(context.epochs, earlier) if asha else _NoEarlyStopping()  # type: ignore[no-untyped-call]
-    reporter = _TuneCallback(space, trials_folder, checkpoints, searcher, callbacks)
-    searcher.on_suggested = reporter.begin
+    fractions, max_concurrent = dict(plan.gpu_fraction), plan.max_concurrent
+    slots = TrialSlots(CPUS_PER_TRIAL, list(fractions.values()))
+    searcher = StudySearcher(
+        study,
+        space,
+        plan.n_trials,
+        plan.sampler,
+        context.seed,
+        plan.min_freeze_depth,
+        lambda: max_concurrent or slots(),
+    )
+    callback = _TuneCallback(space, trials_folder, checkpoints, searcher, callbacks)
+    searcher.on_suggested = callback.start
     trainable = tune.with_resources(
         tune.with_parameters(
             ImageTrial,
@@ -110,9 +116,10 @@ def run_trials(
             train_rows=rows["train"],
             val_rows=rows["val"],
             checkpoints=checkpoints,
+            n_threads=int(CPUS_PER_TRIAL),
         ),
         lambda config: tune.PlacementGroupFactory(
-            [{"CPU": CPUS_PER_TRIAL, "GPU": shares[config["params"]["backbone"]]}]
+            [{"CPU": CPUS_PER_TRIAL, "GPU": fractions[config["params"]["backbone"]]}]
         ),
     )
     with tempfile.TemporaryDirectory(prefix="search-tune-") as scratch:
@@ -120,68 +127,51 @@ def run_trials(
             trainable,
             name="search",
             storage_path=scratch,
-            search_alg=_AsManyAs(lambda: concurrent or slots(), searcher),
-            scheduler=scheduler,
-            stop=_SearchStopper(plan, reporter),
-            max_failures=0,  # the searcher lets a trial whose worker was lost go on
-            num_samples=-1,  # the searcher says when there are enough
+            search_alg=searcher,
+            scheduler=(
+                ResumableASHA(context.epochs, learning_curves(study))
+                if plan.scheduler == "asha"
+                else NoEarlyStopping()  # type: ignore[no-untyped-call]
+            ),
+            stop=_SearchStopper(plan, callback),
+            max_failures=0,  # the searcher continues a trial whose worker was lost
+            num_samples=-1,  # the searcher ends the search
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
-            callbacks=[reporter],
+            callbacks=[callback],
             raise_on_failed_trial=False,
             verbose=0,
         )
-    if reporter.broken is not None:
-        raise reporter.broken
-
-
-class _NoEarlyStopping(LetsWorkersStart, FIFOScheduler):
-    """Lets every trial run to its end."""
-
-
-class _AsManyAs(ConcurrencyLimiter):
-    """Lets a searcher propose as many trials at a time as there is room for at that time."""
-
-    def __init__(self, limit: Callable[[], int], searcher: Searcher) -> None:
-        self._limit = limit
-        super().__init__(searcher, limit())
-
-    @property
-    def max_concurrent(self) -> int:
-        """As asked anew: a machine that joins gets trials."""
-        return self._limit()
-
-    @max_concurrent.setter
-    def max_concurrent(self, value: int) -> None:
-        """Do nothing: the limit says."""
+    if callback.storage_error is not None:
+        raise callback.storage_error
 
 
 class _SearchStopper(tune.Stopper):
-    """Ends the search when the time is up, the user asks for it, or nothing can be written.
+    """End the search when the time is up, the user asks for it, or nothing can be written.
 
-    Trials stay unfinished.
+    The trials that run then stay unfinished.
     """
 
-    def __init__(self, plan: SearchPlan, reporter: _TuneCallback) -> None:
+    def __init__(self, plan: SearchPlan, callback: _TuneCallback) -> None:
         self._interrupted, self._time_is_up = plan.interrupted, plan.time_is_up
-        self._reporter = reporter
+        self._callback = callback
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._interrupted() or self._time_is_up() or self._reporter.broken is not None
+        return self._interrupted() or self._time_is_up() or self._callback.storage_error is not None
 
     def __getstate__(self) -> dict[str, object]:
-        """Save nothing: Tune pickles what it runs with, and nobody carries on from that."""
+        """Save nothing: Tune pickles what it runs with, and a run is resumed from its study."""
         return {}
 
 
 class _TuneCallback(tune.Callback):
-    """Turns Tune's callbacks into events, and keeps each trial's curve.
+    """Log Tune's events, pass them on to the callbacks, and keep each trial's learning curve.
 
-    What cannot be written ends the search: the first error is kept, nothing is told after it, and
-    the trials that were running go on when the run is carried on.
+    What cannot be written ends the search: the first error is kept, nothing is passed on after it,
+    and the trials that were running are continued when the run is resumed.
     """
 
     def __init__(
@@ -193,77 +183,89 @@ class _TuneCallback(tune.Callback):
         callbacks: Sequence[TrialCallback],
     ) -> None:
         self._searched = set(space.distributions)
-        self._keeper = checkpoints
+        self._checkpoints = checkpoints
         self._searcher = searcher
         self._folder = folder
-        self._listeners = callbacks
+        self._callbacks = callbacks
         self._started: set[int] = set()
-        self._unwritten: Exception | None = None
+        self._write_error: Exception | None = None
 
     @property
-    def broken(self) -> Exception | None:
-        """Why nothing more can be kept, of the study or of the files beside it."""
-        return self._searcher.broken or self._unwritten
+    def storage_error(self) -> Exception | None:
+        """Why the study, or a file beside it, can no longer be written."""
+        return self._searcher.storage_error or self._write_error
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self.begin(trial.config["number"], trial.config["params"])
+        self.start(trial.config["number"], trial.config["params"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        number = trial.config["number"]
-        if DISK_FULL in result:
-            self._unwritten = self._unwritten or OSError(errno.ENOSPC, result[DISK_FULL])
-        if "epoch" not in result or self.broken:
-            return
+        number, reported = trial.config["number"], TrialResult.from_dict(result)
         with self._writing():
-            if append_epoch(self._folder / str(number) / "progress.csv", result):
-                for callback in self._listeners:
-                    callback.trial_epoch(number, result)
+            if reported.disk_full is not None:
+                raise OSError(errno.ENOSPC, reported.disk_full)
+            if reported.epoch == 0 or self.storage_error is not None:
+                return
+            if append_epoch(self._folder / str(number) / "progress.csv", reported):
+                for callback in self._callbacks:
+                    callback.trial_epoch(number, reported)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        number, result = trial.config["number"], trial.last_result or {}
-        if FAILURE in result:
-            with self._writing():
-                (self._folder / str(number)).mkdir(parents=True, exist_ok=True)
-                (self._folder / str(number) / "error.txt").write_text(result["traceback"])
-            self._end(trial, "failed", {"reason": result[FAILURE]})
-        else:
-            self._end(trial, "complete" if result.get("finished") else "pruned", result)
+        number, result = trial.config["number"], TrialResult.from_dict(trial.last_result or {})
+        if result.failure is None:
+            self._end(number, "complete" if result.finished else "pruned", result)
+            return
+        with self._writing():
+            folder = self._folder / str(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(result.traceback or "", encoding="utf-8")
+        self._end(number, "failed", result)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if not self._searcher.will_retry(trial.config["number"]):
-            self._end(trial, "failed", {"reason": LOST})
+        number, node = trial.config["number"], (trial.last_result or {}).get("node_ip")
+        _log.warning("trial %d lost its worker", number, extra={"node": node} if node else None)
+        if not self._searcher.will_retry(number):
+            self._end(number, "failed", TrialResult(failure=LOST))
 
-    def begin(self, number: int, params: Mapping[str, Any]) -> None:
-        """Tell of a trial, once: its worker may come up long after the study has it, or never."""
+    def start(self, number: int, params: Mapping[str, Any]) -> None:
+        """Pass a trial's start on, once: its worker may come up long after its proposal, or not."""
         if number in self._started:
             return
         self._started.add(number)
         searched = {k: v for k, v in params.items() if k in self._searched}
         with self._writing():
-            for callback in self._listeners:
+            for callback in self._callbacks:
                 callback.trial_started(number, searched)
 
-    def _end(self, trial: Trial, state: str, result: dict[str, Any]) -> None:
-        if self.broken:
+    def _end(self, number: int, state: str, result: TrialResult) -> None:
+        if self.storage_error is not None:
             return
-        number = trial.config["number"]
-        self._keeper.forget(number)
+        about = {"node": result.node} if result.node else None
+        if result.failure is not None:
+            trace = f"\n{result.traceback}" if result.traceback else ""
+            _log.error("trial %d failed: %s%s", number, result.failure, trace, extra=about)
+        else:
+            accuracy, best, last = result.best_val_accuracy, result.best_epoch, result.epoch
+            text = "trial %d %s after epoch %d: validation accuracy %.4f at epoch %d"
+            _log.info(text, number, state, last, accuracy, best, extra=about)
+        self._checkpoints.delete_checkpoint(number)
         with self._writing():
-            for callback in self._listeners:
+            for callback in self._callbacks:
                 callback.trial_ended(number, state, result)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Keep an error of the file system; what Tune makes of one would fail a trial."""
+        """Keep the first error of the file system; Tune would make it one of the trial's."""
         try:
             yield
         except OSError as error:
-            self._unwritten = self._unwritten or error
+            if self._write_error is None:
+                _log.error("the run folder cannot be written: %s", error)
+            self._write_error = self._write_error or error

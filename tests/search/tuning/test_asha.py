@@ -1,4 +1,4 @@
-"""Rungs rebuilt from the study decide as the ones that were lost would have."""
+"""ASHA decides as Ray's does, and as it would have without a break."""
 
 from __future__ import annotations
 
@@ -10,38 +10,36 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import InMemoryStorage
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from search.tuning.asha import ResumableASHA, rung_epochs
-from search.tuning.ranking import score
-from search.tuning.study import StudySearcher, curves, open_study
+from search.tuning.asha import REDUCTION_FACTOR, ResumableASHA, rung_epochs
+from search.tuning.ranking import ranking_value
+from search.tuning.searcher import StudySearcher
+from search.tuning.study import best_value, learning_curves, open_study
 from spaces.base import Space
 from spaces.sources import folder
 
 
-def trial(number: int, reported: int = 0, session: str = "one") -> Any:
-    config = {"number": number, "reported": reported}
-    return SimpleNamespace(trial_id=f"{session}-{number}", config=config)
+def result_of(curve: list[float], losses: list[float], epoch: int) -> dict[str, Any]:
+    best = max(zip(curve[:epoch], [-loss for loss in losses[:epoch]], strict=True))
+    return {"epoch": epoch, "best_val_accuracy": best[0], "best_val_loss": -best[1]}
 
 
 def feed(
     scheduler: ResumableASHA,
     number: int,
     curve: list[float],
-    reported: int = 0,
     first: int = 1,
     session: str = "one",
     losses: list[float] | None = None,
 ) -> int:
-    """Tell a trial's epochs from `first`; return the epoch it was stopped at, or 0."""
-    told_losses = losses or [0.0] * len(curve)
-    told = trial(number, reported, session)
-    scheduler.on_trial_add(None, told)
+    """Report a trial's epochs from `first`; return the epoch it was stopped at, or 0."""
+    trial: Any = SimpleNamespace(trial_id=f"{session}-{number}", config={"number": number})
+    scheduler.on_trial_add(None, trial)
     for epoch in range(first, len(curve) + 1):
-        best = max(zip(curve[:epoch], [-loss for loss in told_losses[:epoch]], strict=True))
-        result = {"epoch": epoch, "best_val_accuracy": best[0], "best_val_loss": -best[1]}
-        if scheduler.on_trial_result(None, told, result) == TrialScheduler.STOP:
-            return epoch if epoch < len(curve) else 0  # at its full length every trial ends
+        result = result_of(curve, losses or [0.0] * len(curve), epoch)
+        if scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP:
+            return epoch
     return 0
 
 
@@ -60,8 +58,56 @@ def feed(
     ],
 )
 def test_rungs_well_before_the_full_length(epochs: int, rungs: list[int]) -> None:
-    assert sorted(ResumableASHA(epochs, {}).rungs()) == rungs
+    assert list(ResumableASHA(epochs, {}).rungs) == rungs
     assert rung_epochs(epochs) == rungs
+
+
+# Full lengths of which Ray's rungs, a first one times powers of 3, are ours.
+@pytest.mark.parametrize(("epochs", "first"), [(2, 1), (18, 2), (27, 3)])
+@pytest.mark.parametrize("seed", range(5))
+def test_it_decides_as_rays_asha(epochs: int, first: int, seed: int) -> None:
+    """Random curves, with ties, of trials that run in parallel; Ray's rungs begin empty, too."""
+    generator = np.random.default_rng(seed)
+    ours = ResumableASHA(epochs, {})
+    rays: Any = AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric="value",
+        mode="max",
+        max_t=epochs,
+        grace_period=first,
+        reduction_factor=REDUCTION_FACTOR,
+    )
+    curves = np.maximum.accumulate(generator.integers(30, 60, (80, epochs)) / 60, axis=1)
+    losses = [1.0] * epochs
+    running: dict[Any, int] = {}
+    n_stopped, waiting = 0, list(range(len(curves)))
+    while running or waiting:
+        if waiting and len(running) < 4:
+            number = waiting.pop(0)
+            trial: Any = SimpleNamespace(trial_id=f"t{number}", config={"number": number})
+            running[number] = 0
+            rays.on_trial_add(None, trial)
+            ours.on_trial_add(None, trial)
+        number = int(generator.choice(list(running)))
+        trial = SimpleNamespace(trial_id=f"t{number}", config={"number": number})
+        running[number] += 1
+        epoch = running[number]
+        result = result_of(list(curves[number]), losses, epoch)
+        if epoch == epochs:  # a trial that ends of itself
+            value = ranking_value(result["best_val_accuracy"], 1.0)
+            rays.on_trial_complete(None, trial, {**result, "value": value})
+            ours.on_trial_complete(None, trial, result)
+            del running[number]
+            continue
+        value = ranking_value(result["best_val_accuracy"], 1.0)
+        decision = ours.on_trial_result(None, trial, result)
+        assert decision == rays.on_trial_result(None, trial, {**result, "value": value})
+        if decision == TrialScheduler.STOP:
+            n_stopped += 1
+            rays.on_trial_complete(None, trial, {**result, "value": value})
+            ours.on_trial_complete(None, trial, result)
+            del running[number]
+    assert 30 < n_stopped < 75
 
 
 def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
@@ -80,10 +126,10 @@ def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
         rest = ResumableASHA(epochs, ended)
         later = [feed(rest, number, curves[number]) for number in range(cut, 30)]
         assert later == stopped[cut:]
-        assert rest.rungs() == whole.rungs()
+        assert rest.rungs == whole.rungs
 
 
-def test_of_equal_accuracies_a_third_goes_on_by_the_lower_loss() -> None:
+def test_of_equal_accuracies_a_third_continues_by_the_lower_loss() -> None:
     losses = list(np.random.default_rng(0).permutation(30) / 30)
     scheduler = ResumableASHA(4, {})
     stopped = [
@@ -101,15 +147,15 @@ def test_rungs_of_equal_accuracies_are_rebuilt() -> None:
     losses = np.random.default_rng(1).permutation(20) / 20
     whole = ResumableASHA(4, {})
     stopped = [feed(whole, n, [0.9] * 4, losses=[loss] * 4) for n, loss in enumerate(losses)]
-    earlier = {n: {1: score(0.9, losses[n])} for n in range(12)}
+    earlier = {n: {1: ranking_value(0.9, losses[n])} for n in range(12)}
     rest = ResumableASHA(4, earlier)
     later = [feed(rest, n, [0.9] * 4, losses=[losses[n]] * 4) for n in range(12, 20)]
     assert later == stopped[12:]
-    assert rest.rungs() == whole.rungs()
+    assert rest.rungs == whole.rungs
 
 
 def whole_and_cut(last: dict[int, float]) -> tuple[ResumableASHA, list[int], ResumableASHA]:
-    """Run four trials; and begin a session that knows two, and of the others what they told."""
+    """Run four trials; begin a session that knows two, and of the others what they reported."""
     whole = ResumableASHA(5, {})
     stopped = [feed(whole, number, curve) for number, curve in enumerate(CURVES)]
     known = {number: dict(enumerate(CURVES[number], start=1)) for number in (0, 1)}
@@ -126,27 +172,27 @@ CURVES = [
 
 @pytest.mark.parametrize("first", [1, 2])
 def test_an_unfinished_trial_stands_where_it_stood(first: int) -> None:
-    """Cut off after its first epoch was told, or after the second one's checkpoint."""
+    """Cut off after its first epoch was reported, or after the second one's checkpoint."""
     whole, stopped, rest = whole_and_cut({1: 0.95})
-    assert feed(rest, 3, CURVES[3], reported=1, first=first, session="two") == stopped[3]
-    assert rest.rungs() == whole.rungs()
+    assert feed(rest, 3, CURVES[3], first=first, session="two") == stopped[3]
+    assert rest.rungs == whole.rungs
 
 
-def test_what_was_told_but_not_decided_is_decided_later() -> None:
+def test_what_was_reported_but_not_decided_is_decided_later() -> None:
     whole, stopped, rest = whole_and_cut({1: 0.95})
     assert stopped[2] == 1
-    assert feed(rest, 2, CURVES[2], reported=1, session="two") == 1
-    assert feed(rest, 3, CURVES[3], reported=1, session="two") == stopped[3]
-    assert rest.rungs() == whole.rungs()
+    assert feed(rest, 2, CURVES[2], session="two") == 1
+    assert feed(rest, 3, CURVES[3], session="two") == stopped[3]
+    assert rest.rungs == whole.rungs
 
 
-def test_a_trial_that_goes_on_in_the_same_session_has_one_place() -> None:
+def test_a_trial_that_is_continued_in_the_same_session_has_one_place() -> None:
     whole = ResumableASHA(5, {})
     for number, curve in enumerate(CURVES):
         feed(whole, number, curve[:2] if number == 3 else curve)
-    before = whole.rungs()
-    feed(whole, 3, CURVES[3], reported=2, first=2, session="another worker")
-    assert whole.rungs() == before
+    before = {epoch: dict(values) for epoch, values in whole.rungs.items()}
+    feed(whole, 3, CURVES[3], first=2, session="another worker")
+    assert whole.rungs == before
 
 
 COARSE = Space(
@@ -155,7 +201,7 @@ COARSE = Space(
 )
 
 
-def told_by(lr: float, epoch: int) -> dict[str, Any]:
+def reported_by(lr: float, epoch: int) -> dict[str, Any]:
     """Make an epoch's result of a few validation images: many accuracies are equal."""
     far = abs(np.log10(lr) + 2.3)
     losses = [far + 1 / at for at in range(1, epoch + 1)]
@@ -175,23 +221,25 @@ def told_by(lr: float, epoch: int) -> dict[str, Any]:
 
 
 def session(storage: InMemoryStorage, n_trials: int, n_epochs: int) -> optuna.Study:
-    """Search with a trial at a time, and be killed after so many epochs."""
-    study = open_study(storage, COARSE)  # type: ignore[arg-type]
+    """Search with one trial after the other, and be killed after so many epochs."""
+    study = open_study(storage, COARSE)
+    reported = learning_curves(study)
     searcher = StudySearcher(study, COARSE, n_trials, "tpe", seed=3)
-    scheduler = ResumableASHA(9, curves(study))
+    scheduler = ResumableASHA(9, learning_curves(study))
     while isinstance(suggested := searcher.suggest(name := f"{id(study)} {n_epochs}"), dict):
-        told = SimpleNamespace(trial_id=name, config=suggested)
-        scheduler.on_trial_add(None, told)
-        # The last epoch before a break is told once more, from its checkpoint.
-        for epoch in range(max(1, suggested["reported"]), 10):
+        trial: Any = SimpleNamespace(trial_id=name, config=suggested)
+        scheduler.on_trial_add(None, trial)
+        # The last epoch before a break is reported once more, from its checkpoint.
+        last = max(reported.get(suggested["number"], {}), default=0)
+        for epoch in range(max(1, last), 10):
             if n_epochs == 0:
                 return study
-            n_epochs -= epoch != suggested["reported"]
-            result = told_by(suggested["params"]["lr"], epoch)
+            n_epochs -= epoch != last
+            result = reported_by(suggested["params"]["lr"], epoch)
             if not result["finished"]:
-                decision = scheduler.on_trial_result(None, told, result)
+                decision = scheduler.on_trial_result(None, trial, result)
             if result["finished"] or decision == TrialScheduler.STOP:
-                scheduler.on_trial_complete(None, told, result)
+                scheduler.on_trial_complete(None, trial, result)
                 searcher.on_trial_complete(name, result)
                 break
             searcher.on_trial_result(name, result)
@@ -201,7 +249,7 @@ def session(storage: InMemoryStorage, n_trials: int, n_epochs: int) -> optuna.St
 def test_a_search_cut_anywhere_decides_as_a_whole_one() -> None:
     whole = session(InMemoryStorage(), 24, 999)
     expected = [(t.params, t.state, t.intermediate_values) for t in whole.trials]
-    accuracies = [max(values.values()) for _, _, values in expected]
+    accuracies = [best_value(trial) for trial in whole.trials]
     assert len(set(accuracies)) < 12, "ties are what this is about"
     for step in (1, 4, 7):
         storage = InMemoryStorage()

@@ -10,18 +10,19 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from search.tuning.time_budget import (
+    CENTER_CROP_FRACTION,
     CLOSING_SECONDS,
     FOLD_SECONDS,
-    LOOK_FRACTION,
-    MAX_COMPARED,
+    MAX_BASELINE,
     MAX_RESERVED,
     TimeBudget,
     fold_growth,
 )
 from spaces.base import Space
 from spaces.sources import folder
+from trainables.trial_result import TrialResult
 
-EPOCHS, FOLDS, PLACES = 10, 5, 2
+EPOCHS, FOLDS, SLOTS = 10, 5, 2
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Clock:
 
 
 N_TRAIN = 800
-PACE = (0.004, 0.003, 0.002, 0.001, 0.0005)
+SECONDS_PER_IMAGE = (0.004, 0.003, 0.002, 0.001, 0.0005)
 """Seconds that an image takes to train each stage: 8.4 an epoch for all, 0.4 for the last."""
 
 
@@ -51,21 +52,21 @@ def make(seconds: float, clock: Clock, finalists: int = 1, has_probe: bool = Fal
         lambda: clock.now,
         space,
         finalists,
-        lambda _: PLACES,
+        lambda _: SLOTS,
         growth,
-        {"tinynet": PACE},
+        {"tinynet": SECONDS_PER_IMAGE},
         N_TRAIN,
         has_probe,
     )
 
 
-def epoch(number: int, accuracy: float, seconds: float) -> dict[str, float]:
-    return {
-        "epoch": number,
-        "best_epoch": number,
-        "best_val_accuracy": accuracy,
-        "trained_seconds": seconds * number,
-    }
+def epoch(number: int, accuracy: float, seconds: float) -> TrialResult:
+    return TrialResult(
+        epoch=number,
+        best_epoch=number,
+        best_val_accuracy=accuracy,
+        trained_seconds=seconds * number,
+    )
 
 
 def simulate(seconds: float, finalists: int, epoch_seconds: list[float]) -> tuple[float, float]:
@@ -91,9 +92,9 @@ def simulate(seconds: float, finalists: int, epoch_seconds: list[float]) -> tupl
     searched = clock.now
     costs = [cost for _, cost in sorted(complete, reverse=True)[:finalists]]
     is_finalist = complete and complete[0] in sorted(complete, reverse=True)[:finalists]
-    if complete and not is_finalist and not budget.leaves_first_out():
+    if complete and not is_finalist and not budget.skips_baseline():
         costs.append(first_cost)
-    rounds = -(-FOLDS // PLACES)
+    rounds = -(-FOLDS // SLOTS)
     clock.now += sum(rounds * (FOLD_SECONDS + EPOCHS * cost) for cost in costs)
     clock.now += rounds * FOLD_SECONDS + CLOSING_SECONDS
     return searched, clock.now
@@ -116,29 +117,29 @@ def test_the_run_ends_in_time_and_uses_it(
     longest = max(epoch_seconds)
     assert ended <= 1.02 * seconds + longest
     assert searched >= (1 - MAX_RESERVED) * seconds
-    if len(set(epoch_seconds)) == 1:  # nothing dearer could have come: no time is given away
+    if len(set(epoch_seconds)) == 1:  # nothing slower could have come: no time is wasted
         assert ended >= 0.9 * seconds
 
 
 def test_what_is_reserved_follows_from_what_trials_took() -> None:
     clock = Clock()
     budget = make(1000, clock)
-    rounds = 3  # of 5 folds, 2 at a time
+    rounds = 3  # of 5 folds, 2 in parallel
     none_yet = rounds * FOLD_SECONDS + CLOSING_SECONDS
     assert budget.reserved_seconds() == none_yet
     budget.trial_started(0, {})
     budget.trial_epoch(0, epoch(1, 0.8, 2.0))
     assert budget.reserved_seconds() == none_yet + rounds * (FOLD_SECONDS + EPOCHS * 2.0)
-    budget.trial_ended(0, "complete", {"best_epoch": 4})
+    budget.trial_ended(0, "complete", TrialResult(best_epoch=4))
     first = rounds * (FOLD_SECONDS + 4 * 2.0)
     assert budget.reserved_seconds() == none_yet + first
     budget.trial_started(1, {})
     budget.trial_epoch(1, epoch(1, 0.7, 9.0))
     assert budget.reserved_seconds() == none_yet + first, "it would be no finalist"
     budget.trial_epoch(1, epoch(2, 0.9, 9.0))
-    dear = rounds * (FOLD_SECONDS + EPOCHS * 9.0)
-    assert budget.reserved_seconds() == none_yet + first + dear
-    budget.trial_ended(1, "pruned", {})
+    slower = rounds * (FOLD_SECONDS + EPOCHS * 9.0)
+    assert budget.reserved_seconds() == none_yet + first + slower
+    budget.trial_ended(1, "pruned", TrialResult())
     assert budget.reserved_seconds() == none_yet + first
     clock.now = 1000 - none_yet - first - 1
     assert not budget.is_up()
@@ -153,16 +154,16 @@ def test_most_of_the_budget_is_never_reserved() -> None:
     assert budget.reserved_seconds() == MAX_RESERVED * 100
 
 
-def test_no_trial_is_begun_that_there_is_no_time_for() -> None:
+def test_no_trial_is_proposed_that_there_is_no_time_for() -> None:
     """Whatever depth is allowed, the trial and its folds end in time; one less would not."""
-    rounds = 3  # of 5 folds, 2 at a time
+    rounds = 3  # of 5 folds, 2 in parallel
     closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
     for seconds in (20, 60, 120, 200, 300, 500):
         clock = Clock(7.0)
         allowed = make(seconds, clock).min_freeze_depth("tinynet")
 
         def whole(depth: int) -> float:
-            epoch_seconds = N_TRAIN * sum(PACE[depth:])
+            epoch_seconds = N_TRAIN * sum(SECONDS_PER_IMAGE[depth:])
             folds = rounds * (FOLD_SECONDS + EPOCHS * epoch_seconds)  # each on 800 images, too
             return EPOCHS * epoch_seconds + folds + closing + 7.0
 
@@ -171,12 +172,12 @@ def test_no_trial_is_begun_that_there_is_no_time_for() -> None:
     assert make(20, Clock(7.0)).min_freeze_depth("tinynet") == 5
 
 
-def test_trials_correct_what_was_expected_of_the_others() -> None:
+def test_observed_times_correct_the_expected_ones() -> None:
     clock = Clock()
     budget = make(200, clock)
     before = budget.min_freeze_depth("tinynet")
     budget.trial_started(0, {"freeze_depth": 3})
-    expected = N_TRAIN * sum(PACE[3:])
+    expected = N_TRAIN * sum(SECONDS_PER_IMAGE[3:])
     budget.trial_epoch(0, epoch(1, 0.8, expected))
     assert budget.min_freeze_depth("tinynet") == before
     budget.trial_epoch(0, epoch(1, 0.8, 3 * expected))
@@ -189,47 +190,47 @@ def test_trials_correct_what_was_expected_of_the_others() -> None:
         assert budget.min_freeze_depth("tinynet") == slower
 
 
-def test_a_slow_first_trial_that_is_not_the_best_is_not_compared_with() -> None:
+def test_a_slow_baseline_that_is_not_the_best_is_not_retrained() -> None:
     budget = make(1000, Clock())
-    rounds = 3  # of 5 folds, 2 at a time
+    rounds = 3  # of 5 folds, 2 in parallel
     closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
-    assert not budget.leaves_first_out()
-    slow = MAX_COMPARED * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
+    assert not budget.skips_baseline()
+    slow = MAX_BASELINE * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
     budget.trial_started(0, {"freeze_depth": 0})
     budget.trial_epoch(0, epoch(1, 0.8, slow))
     budget.trial_started(1, {"freeze_depth": 5})
     budget.trial_epoch(1, epoch(1, 0.9, 0.1))
     best = rounds * (FOLD_SECONDS + EPOCHS * 0.1)
-    assert budget.leaves_first_out()
+    assert budget.skips_baseline()
     assert budget.reserved_seconds() == closing + best
     budget.trial_epoch(0, epoch(2, 0.95, slow))
     first = rounds * (FOLD_SECONDS + EPOCHS * slow)
     assert budget.reserved_seconds() == closing + first, "the best is worth it"
     budget.trial_epoch(0, epoch(2, 0.8, 0.9 * slow))
-    assert not budget.leaves_first_out()
+    assert not budget.skips_baseline()
     assert budget.reserved_seconds() == pytest.approx(
         closing + best + rounds * (FOLD_SECONDS + EPOCHS * 0.9 * slow)
     )
 
 
 def test_trials_whose_folds_would_take_too_long_are_no_finalists() -> None:
-    """Nothing is reserved for them, so the search goes on; but where there is nothing else."""
-    rounds = 3  # of 5 folds, 2 at a time
+    """Nothing is reserved for them, so the search continues; unless there is no other."""
+    rounds = 3  # of 5 folds, 2 in parallel
     closing = rounds * FOLD_SECONDS + CLOSING_SECONDS
     slow = MAX_RESERVED * 1000 / (rounds * EPOCHS)  # of which FOLD_SECONDS are too many
     for has_probe in (True, False):
-        look = LOOK_FRACTION * 1000 * sum(PACE) / PLACES if has_probe else 0.0
+        crop = CENTER_CROP_FRACTION * 1000 * sum(SECONDS_PER_IMAGE) / SLOTS if has_probe else 0.0
         budget = make(1000, Clock(), has_probe=has_probe)
         budget.trial_started(1, {"freeze_depth": 0})
         budget.trial_epoch(1, epoch(1, 0.9, slow))
         assert budget.too_slow() == ({1} if has_probe else set())
-        reserved = closing + look if has_probe else MAX_RESERVED * 1000
+        reserved = closing + crop if has_probe else MAX_RESERVED * 1000
         assert budget.reserved_seconds() == reserved
         budget.trial_started(2, {"freeze_depth": 5})
         budget.trial_epoch(2, epoch(1, 0.8, 0.1))
         assert budget.too_slow() == {1}
         best = rounds * (FOLD_SECONDS + EPOCHS * 0.1)
-        assert budget.reserved_seconds() == pytest.approx(closing + look + best)
+        assert budget.reserved_seconds() == pytest.approx(closing + crop + best)
         # Its best epoch was an early one: its folds are short.
-        budget.trial_ended(1, "complete", {"best_epoch": EPOCHS // 2})
+        budget.trial_ended(1, "complete", TrialResult(best_epoch=EPOCHS // 2))
         assert budget.too_slow() == set()

@@ -1,9 +1,7 @@
-"""Trials under Ray Tune: failures, lost workers, memory, and what the study is told."""
+"""Trials under Ray Tune: failures, lost workers, memory, and what the study records."""
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +10,19 @@ import numpy as np
 import optuna
 import psutil
 import pytest
-import ray
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from search.tuning import throughput
+from search.cluster.shared_file import StoredObject
 from search.tuning.checkpoints import CheckpointStore, start_checkpoint_store
-from search.tuning.study import curves, open_study
-from search.tuning.throughput import measure_throughput
+from search.tuning.study import best_value, learning_curves, open_storage, open_study
 from search.tuning.tune import SearchPlan, run_trials
 from spaces.base import Space
 from spaces.sources import digits
-from trainables import trial as trial_module
 from trainables.disk_full import is_disk_full
 from trainables.trial import ImageTrial
+from trainables.trial_result import TrialResult
 from trainables.worker import TrainingContext
 
 pytestmark = pytest.mark.slow
@@ -56,14 +52,13 @@ def context(ray_session: None) -> TrainingContext:
     table = torch.randint(0, 90, (N_IMAGES, SIZE, SIZE, 3), generator=generator)
     table[torch.arange(N_IMAGES), :, :, labels] += 120
     return TrainingContext(
-        table=ray.put(table.to(torch.uint8).numpy()),
+        table=StoredObject.put(table.to(torch.uint8).numpy()),
         labels=labels.numpy(),
         n_classes=N_CLASSES,
         image_size=SIZE,
         flip=False,
         weights={},
-        n_views=2,
-        feature_cache=None,
+        feature_source=None,
         heads={},
         epochs=4,
         patience=None,
@@ -72,7 +67,7 @@ def context(ray_session: None) -> TrainingContext:
 
 
 class Events:
-    """Listens to trials."""
+    """Records what a `TrialCallback` is called with."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Any, ...]] = []
@@ -80,10 +75,10 @@ class Events:
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
         self.seen.append(("started", number))
 
-    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
-        self.seen.append(("epoch", number, result["epoch"]))
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
+        self.seen.append(("epoch", number, result.epoch))
 
-    def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
+    def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
         self.seen.append(("ended", number, state))
 
 
@@ -95,12 +90,12 @@ def run(
     callback: Any = None,
     **plan: Any,
 ) -> optuna.Study:
-    study = open_study(f"sqlite:///{folder / 'study.db'}", space)
+    study = open_study(open_storage(folder), space)
     fields = {
         "sampler": "random",
         "scheduler": "none",
         "time_is_up": lambda: False,
-        "concurrent": 1,
+        "max_concurrent": 1,
         "interrupted": lambda: False,
         **plan,
     }
@@ -137,44 +132,50 @@ def test_a_trial_that_explodes_fails_with_its_reason(
     assert events.seen.count(("ended", 0, "failed")) == 1
     assert complete.state == TrialState.COMPLETE
     assert complete.value == max(complete.intermediate_values.values())
+    assert complete.value == pytest.approx(best_value(complete), abs=1e-6)
     assert not list((tmp_path / "trials").rglob("checkpoint.pt"))
 
 
 class KillOnce(Events):
     """Kills the trial's worker after its second epoch."""
 
-    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
         super().trial_epoch(number, result)
-        if result["epoch"] == 2 and ("killed",) not in self.seen:
+        if result.epoch == 2 and ("killed",) not in self.seen:
             self.seen.append(("killed",))
-            os.kill(result["pid"], signal.SIGKILL)
+            (worker,) = [
+                process
+                for process in psutil.Process().children(recursive=True)
+                if process.cmdline()[:1] and "ray::ImageTrial" in process.cmdline()[0]
+            ]
+            worker.kill()
 
 
-def test_a_trial_goes_on_after_its_worker_was_killed(
+def test_a_trial_is_continued_after_its_worker_was_killed(
     context: TrainingContext, tmp_path: Path
 ) -> None:
     callback = KillOnce()
     study = run(context, make_space(), tmp_path, 2, callback)
     assert ("killed",) in callback.seen
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
-    assert all(sorted(curve) == [1, 2, 3, 4] for curve in curves(study).values())
+    assert all(sorted(curve) == [1, 2, 3, 4] for curve in learning_curves(study).values())
     epochs = [event[2] for event in callback.seen if event[:2] == ("epoch", 0)]
-    assert epochs == [1, 2, 3, 4]  # each told once
+    assert epochs == [1, 2, 3, 4]  # each reported once
     assert callback.seen.count(("ended", 0, "complete")) == 1
 
 
 class StopAfter(Events):
-    """Asks to stop after a number of epochs."""
+    """Requests to stop after a number of epochs."""
 
     def __init__(self, n_epochs: int) -> None:
         super().__init__()
         self._left = n_epochs
 
-    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
         super().trial_epoch(number, result)
         self._left -= 1
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self._left <= 0
 
 
@@ -185,7 +186,7 @@ def outcome(study: optuna.Study) -> list[tuple[Any, ...]]:
 def test_a_search_in_pieces_decides_as_one_in_one_piece(
     context: TrainingContext, tmp_path: Path
 ) -> None:
-    """The same seed, a trial at a time: the same trials, rungs, and epochs, bit by bit."""
+    """The same seed, one trial after the other: the same trials, rungs and epochs, bit by bit."""
     # Of these, some are stopped at the first rung, before the breaks and after.
     space = make_space()
     space = replace(
@@ -201,7 +202,9 @@ def test_a_search_in_pieces_decides_as_one_in_one_piece(
     epochs: list[tuple[int, int]] = []
     for n_epochs in (1, 2, 3, 1, 1):  # each break comes within a trial
         events = StopAfter(n_epochs)
-        pieces = run(context, space, folders[1], callback=events, interrupted=events.asked, **plan)
+        pieces = run(
+            context, space, folders[1], callback=events, interrupted=events.requested, **plan
+        )
         epochs += [event[1:] for event in events.seen if event[0] == "epoch"]
         assert pieces.get_trials(states=(TrialState.RUNNING,))
     last = Events()
@@ -209,17 +212,17 @@ def test_a_search_in_pieces_decides_as_one_in_one_piece(
     epochs += [event[1:] for event in last.seen if event[0] == "epoch"]
     assert outcome(pieces) == outcome(whole)
     assert {trial.state for trial in whole.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
-    assert len(epochs) == len(set(epochs)) == sum(map(len, curves(whole).values()))
+    assert len(epochs) == len(set(epochs)) == sum(map(len, learning_curves(whole).values()))
 
 
 class FullDisk(Events):
-    """There is no room for a trial's second checkpoint."""
+    """There is no space for a trial's second checkpoint."""
 
     def __init__(self, trials: Path) -> None:
         super().__init__()
         self._trials = trials
 
-    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
         super().trial_epoch(number, result)
         (self._trials / str(number) / "checkpoint.pt.partial").symlink_to("/dev/full")
 
@@ -231,43 +234,24 @@ def test_a_full_disk_ends_the_search_and_fails_no_trial(
     with pytest.raises(OSError, match="no space left") as caught:
         run(context, space, tmp_path, 2, FullDisk(tmp_path / "trials"))
     assert is_disk_full(caught.value)
-    study = open_study(f"sqlite:///{tmp_path / 'study.db'}", space)
+    study = open_study(open_storage(tmp_path), space)
     assert [t.state for t in study.trials] == [TrialState.RUNNING]
-    assert {number: sorted(curve) for number, curve in curves(study).items()} == {0: [1]}
-    (tmp_path / "trials" / "0" / "checkpoint.pt.partial").unlink()  # room was made
-    done = run(context, space, tmp_path, 2)
+    assert {number: sorted(curve) for number, curve in learning_curves(study).items()} == {0: [1]}
+    done = run(context, space, tmp_path, 2)  # there is space again
     assert [trial.state for trial in done.trials] == [TrialState.COMPLETE] * 2
-    assert all(sorted(curve) == [1, 2, 3, 4] for curve in curves(done).values())
-
-
-class LocalKeeper:
-    """The keeper's methods as `ImageTrial` calls them, without an actor."""
-
-    def __init__(self, folder: Path) -> None:
-        checkpoints = CheckpointStore(folder, 1, {})
-        for name in ("would_keep", "submit", "checkpoint", "last_checkpoint", "forget"):
-            setattr(self, name, Remote(getattr(checkpoints, name)))
-
-
-class Remote:
-    def __init__(self, method: Any) -> None:
-        self._method = method
-
-    def remote(self, *arguments: Any) -> Any:
-        return ray.put(self._method(*arguments))
+    assert all(sorted(curve) == [1, 2, 3, 4] for curve in learning_curves(done).values())
 
 
 @pytest.fixture
-def reused(context: TrainingContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageTrial:
-    monkeypatch.setattr(trial_module, "threads_of_worker", lambda: 1)
-    config = {"number": 0, "params": {"backbone": "tinynet", "freeze_depth": 3}, "reported": 0}
+def reused(context: TrainingContext, tmp_path: Path) -> ImageTrial:
+    config = {"number": 0, "params": {"backbone": "tinynet", "freeze_depth": 3}}
     made = ImageTrial.__new__(ImageTrial)  # as an actor, without Tune's folders
     made.setup(
         config,
         context=replace(context, epochs=1),
         train_rows=np.arange(36),
         val_rows=np.arange(36, N_IMAGES),
-        checkpoints=LocalKeeper(tmp_path),
+        checkpoints=CheckpointStore(tmp_path, 1, {}),
     )
     return made
 
@@ -277,7 +261,7 @@ def test_a_reused_worker_gives_memory_back(reused: ImageTrial) -> None:
     sizes = []
     for number in range(1, 201):
         params = {"backbone": "tinynet", "freeze_depth": number % 6, "augment": 0.5}
-        reused.reset_config({"number": number, "params": params, "reported": 0})
+        reused.reset_config({"number": number, "params": params})
         assert reused.step()["done"]
         if number % 10 == 0:
             sizes.append(process.memory_info().rss / 2**20)
@@ -293,10 +277,10 @@ def test_a_search_short_of_time_freezes_deeper(context: TrainingContext, tmp_pat
         params={**space.params, "freeze_depth": IntDistribution(0, 5)},
         first_trials=({"backbone": "tinynet", "freeze_depth": 2},),
     )
-    asked: list[str] = []
+    backbones: list[str] = []
 
     def min_freeze_depth(backbone: str) -> int:
-        asked.append(backbone)
+        backbones.append(backbone)
         return 4
 
     study = run(context, space, tmp_path, 6, min_freeze_depth=min_freeze_depth)
@@ -304,22 +288,4 @@ def test_a_search_short_of_time_freezes_deeper(context: TrainingContext, tmp_pat
     assert first == 2
     assert len(others) == 5
     assert {4, 5} >= set(others)
-    assert set(asked) == {"tinynet"}
-
-
-def test_the_pace_is_measured_of_every_stage(context: TrainingContext) -> None:
-    paces = measure_throughput(context, np.arange(36), {"tinynet": 0.0, "cnn": 0.0})
-    assert set(paces) == {"tinynet", "cnn"}
-    for seconds in paces.values():
-        assert len(seconds) == 5
-        assert all(0 < one < 10 for one in seconds)
-
-
-def test_the_pace_is_measured_where_a_trial_froze_all_before(
-    context: TrainingContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(throughput, "threads_of_worker", lambda: 1)
-    monkeypatch.setattr(throughput, "compute_with", lambda threads: None)
-    trial_module.clone_backbone(context, "tinynet", 5, torch.device("cpu")).freeze(5)
-    seconds = throughput._measure._function(context, "tinynet", np.arange(36))
-    assert len(seconds) == 5
+    assert set(backbones) == {"tinynet"}

@@ -1,0 +1,252 @@
+"""Feed Ray Tune with trials from the Optuna study, and record in the study how they went."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from search.tuning.ranking import ranking_value
+from search.tuning.samplers import BudgetedSampler, create_sampler, grid_points
+from search.tuning.study import BEST, NODE, REASON, SECONDS, STATES
+from spaces.base import Space, Value
+from trainables.trial_result import TrialResult
+
+_log = logging.getLogger(__name__)
+
+LOST = "its worker was lost again and again"
+"""Why a trial failed whose workers died, one after the other."""
+
+MAX_LOST_WORKERS = 5
+"""Workers that a trial may lose in a row, without an epoch in between, before it has failed."""
+
+
+class StudySearcher(Searcher):
+    """Propose the study's trials to Ray Tune, and record their epochs and ends in the study.
+
+    An interrupted trial is continued under its number, from its last checkpoint, before a new one
+    begins: whether an earlier session ended, and the study still has it as RUNNING, or its worker
+    or node was lost in this session. To Tune it is a new trial each time.
+
+    Attributes:
+        storage_error: Why the study can no longer be written; None while it can. Nothing is
+            recorded after that, so that no trial is recorded as what it was not, and the search is
+            to be ended.
+        on_suggested: Called with the number and the parameters of each trial that is proposed.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: Space,
+        n_trials: int,
+        sampler: str,
+        seed: int,
+        min_freeze_depth: Callable[[str], int] | None = None,
+        max_concurrent: Callable[[], int] | None = None,
+    ) -> None:
+        """Search until `n_trials` trials of the study have ended, in whatever state.
+
+        Args:
+            study: Where trials are recorded.
+            space: What is searched.
+            n_trials: How many trials of the study have to end, those of earlier sessions included.
+            sampler: "tpe", "random" or "grid".
+            seed: Of the sampler.
+            min_freeze_depth: Returns, for a backbone, the least depth that there is time to train;
+                None without a time budget.
+            max_concurrent: Returns how many trials may run in parallel; None is any number.
+        """
+        super().__init__(metric="val_accuracy", mode="max")
+        self.storage_error: Exception | None = None
+        self.on_suggested: Callable[[int, dict[str, Value]], None] = lambda number, params: None
+        self._study = study
+        self._space = space
+        self._n_trials = n_trials
+        self._sampler, self._seed = sampler, seed
+        self._min_freeze_depth = min_freeze_depth
+        self._max_concurrent = max_concurrent
+        self._running: dict[str, optuna.Trial] = {}
+        trials = study.get_trials(deepcopy=False)
+        self._interrupted = deque(t.number for t in trials if t.state == TrialState.RUNNING)
+        self._epochs = {t.number: set(t.intermediate_values) for t in trials}
+        self._lost: Counter[int] = Counter()
+        self._n_begun = sum(t.state != TrialState.WAITING for t in trials)
+        self._n_ended = sum(t.state in STATES for t in trials)
+        begun = [t.params for t in trials]
+        self._grid = (point for point in grid_points(space, seed) if point not in begun)
+
+    def suggest(self, trial_id: str) -> Any:
+        """Propose the next trial.
+
+        Returns:
+            Its `number` and `params`. None where as many trials run as may, or where one that runs
+            may have to be continued; `Searcher.FINISHED` where there are enough.
+        """
+        none_now = None if self._running else str(Searcher.FINISHED)
+        if self.storage_error or self._n_ended + len(self._running) >= self._n_trials:
+            return none_now
+        if self._max_concurrent is not None and len(self._running) >= self._max_concurrent():
+            return None
+        with self._recording():
+            trial = self._resume(self._interrupted.popleft()) if self._interrupted else self._ask()
+            if trial is not None:
+                self._running[trial_id] = trial
+                params = {**self._space.constants, **trial.params}
+                self.on_suggested(trial.number, params)
+                return {"number": trial.number, "params": params}
+        return none_now
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Record an epoch, once: a trial that is continued reports its last one again."""
+        reported = TrialResult.from_dict(result)
+        if not self.storage_error and reported.epoch:
+            with self._recording():
+                self._report(self._running[trial_id], reported)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Record how a trial ended, once; one that lost its worker is continued."""
+        trial = self._running.get(trial_id)
+        if self.storage_error or trial is None:
+            return
+        if error or not result:
+            self._lost[trial.number] += 1
+            if self.will_retry(trial.number):
+                self._interrupted.append(trial.number)
+                del self._running[trial_id]
+                return
+        with self._recording():
+            last = TrialResult.from_dict(result or {})
+            if error or not result:
+                self._fail(trial, LOST)
+            elif last.failure is not None:
+                self._fail(trial, last.failure)
+            else:
+                # Tune does not pass the epoch at which it stops a trial to `on_trial_result`.
+                self._report(trial, last)
+                self._end(trial, last)
+            self._n_ended += 1
+            del self._running[trial_id]
+
+    def will_retry(self, number: int) -> bool:
+        """Return whether a trial whose worker was lost will be continued."""
+        return 0 < self._lost[number] <= MAX_LOST_WORKERS
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: all is in the study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing: all is in the study."""
+
+    def _resume(self, number: int) -> optuna.Trial:
+        """Continue an interrupted trial, maybe one of which not all parameters were drawn."""
+        self._set_sampler(number)
+        # Optuna has no public way from a number to a running trial; its integrations, too, take
+        # this id.
+        trial_id = self._study.get_trials(deepcopy=False)[number]._trial_id
+        trial = optuna.Trial(self._study, trial_id)
+        for name, distribution in self._space.distributions.items():
+            _draw(trial, name, distribution)
+        return trial
+
+    def _ask(self) -> optuna.Trial | None:
+        """Begin a new trial; None when a grid is used up."""
+        if self._sampler == "grid" and not self._enqueue_grid_point():
+            return None
+        self._set_sampler(self._n_begun)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            trial = self._study.ask(self._space.distributions)
+        if trial.number > len(self._epochs):
+            raise StorageInternalError("another process writes to the study, too")
+        self._epochs.setdefault(trial.number, set())
+        self._n_begun += 1
+        return trial
+
+    def _enqueue_grid_point(self) -> bool:
+        """Enqueue the next point of the grid, unless trials wait; return whether one waits then."""
+        waiting = (TrialState.WAITING,)
+        while not self._study.get_trials(deepcopy=False, states=waiting):
+            point = next(self._grid, None)
+            if point is None:
+                return False
+            self._study.enqueue_trial(point, skip_if_exists=True)
+        return True
+
+    def _set_sampler(self, n_proposed: int) -> None:
+        """Give the study the sampler of a trial, seeded by how many there were before it."""
+        sampler = create_sampler(self._sampler, self._space, self._n_trials, self._seed, n_proposed)
+        if self._min_freeze_depth is not None:
+            sampler = BudgetedSampler(sampler, self._space, self._min_freeze_depth)
+        self._study.sampler = sampler
+
+    # What describes an epoch or an end is written before the line that makes it count, so that a
+    # process may be killed between any two.
+
+    def _report(self, trial: optuna.Trial, result: TrialResult) -> None:
+        epochs = self._epochs[trial.number]
+        if result.epoch not in epochs:
+            self._set_best(trial, result)
+            value = ranking_value(result.val_accuracy, result.val_loss)
+            trial.report(value, step=result.epoch)
+            epochs.add(result.epoch)
+            del self._lost[trial.number]
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> None:
+        trial.set_user_attr(REASON, reason)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def _end(self, trial: optuna.Trial, result: TrialResult) -> None:
+        self._set_best(trial, result)
+        trial.set_user_attr(SECONDS, result.trained_seconds)
+        trial.set_user_attr(NODE, result.node)
+        if result.finished:
+            value = ranking_value(result.best_val_accuracy, result.best_val_loss)
+            self._study.tell(trial, value)
+        else:
+            self._study.tell(trial, state=TrialState.PRUNED)
+
+    def _set_best(self, trial: optuna.Trial, result: TrialResult) -> None:
+        best = {
+            "epoch": result.best_epoch,
+            "val_accuracy": result.best_val_accuracy,
+            "val_loss": result.best_val_loss,
+        }
+        if trial.user_attrs.get(BEST) != best:
+            trial.set_user_attr(BEST, best)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Keep the first error of writing the study; nothing is recorded after it."""
+        try:
+            yield
+        except (OSError, StorageInternalError) as error:
+            _log.error("the study cannot be written: %s", error)
+            self.storage_error = error
+
+
+def _draw(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
+    """Draw a parameter, unless the trial has it already."""
+    match distribution:
+        case CategoricalDistribution():
+            trial.suggest_categorical(name, distribution.choices)
+        case IntDistribution(low=low, high=high, step=step, log=log):
+            trial.suggest_int(name, low, high, step=step, log=log)
+        case FloatDistribution(low=low, high=high, step=step, log=log):
+            trial.suggest_float(name, low, high, step=step, log=log)

@@ -1,0 +1,422 @@
+"""Trials that Tune is given, and what the study has of them, whatever happens in between."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from search.tuning.ranking import ranking_value
+from search.tuning.samplers import create_sampler
+from search.tuning.searcher import MAX_LOST_WORKERS, StudySearcher
+from search.tuning.study import (
+    best_epoch,
+    best_value,
+    count_states,
+    count_unfinished,
+    learning_curves,
+    open_storage,
+    open_study,
+)
+from spaces.base import Space
+from spaces.sources import folder
+from tests.fixtures.trial_results import epoch_result, failure_result
+
+FIRSTS = (
+    {"backbone": "cnn", "lr": 1e-3, "freeze_depth": 0, "scheduler": "cosine"},
+    {"backbone": "tinynet", "lr": 2e-3},
+)
+SPACE = Space(
+    source=folder(),
+    params={
+        "backbone": CategoricalDistribution(["tinynet", "cnn"]),
+        "lr": FloatDistribution(1e-4, 1e-2, log=True),
+        "freeze_depth": IntDistribution(0, 5),
+        "scheduler": "cosine",
+    },
+    first_trials=FIRSTS,
+)
+SMALL = Space(
+    source=folder(),
+    params={
+        "backbone": CategoricalDistribution(["tinynet", "cnn"]),
+        "dropout": FloatDistribution(0.0, 0.5),
+    },
+)
+
+
+def opened(space: Space = SPACE, storage: BaseStorage | None = None) -> optuna.Study:
+    return open_study(storage or InMemoryStorage(), space)
+
+
+def searching(
+    study: optuna.Study,
+    n_trials: int,
+    space: Space = SPACE,
+    sampler: str = "random",
+    seed: int = 0,
+    **more: Any,
+) -> StudySearcher:
+    return StudySearcher(study, space, n_trials, sampler, seed, **more)
+
+
+def value_of(params: dict[str, Any]) -> float:
+    """Return the accuracy of a configuration."""
+    return 1 / (1 + abs(math.log10(params.get("lr", 1e-3)) + 2.5)) - 0.1 * params.get("dropout", 0)
+
+
+def run_all(searcher: StudySearcher, most: int = 100) -> list[dict[str, Any]]:
+    """Run trials of one epoch until the searcher ends the search."""
+    tried = []
+    for index in range(most):
+        suggested = searcher.suggest(str(index))
+        if suggested == Searcher.FINISHED:
+            return tried
+        tried.append(suggested["params"])
+        result = epoch_result(1, value_of(suggested["params"]), finished=True)
+        searcher.on_trial_result(str(index), result)
+        searcher.on_trial_complete(str(index), result)
+    raise AssertionError(f"still not finished after {most} trials")
+
+
+def test_first_trials_come_first_with_the_constants():
+    searcher = searching(opened(), 5)
+    first, second, third = (searcher.suggest(name) for name in "abc")
+    assert first == {"number": 0, "params": FIRSTS[0]}
+    assert second["params"].items() >= FIRSTS[1].items()
+    assert second["params"]["freeze_depth"] in range(6)
+    assert set(third["params"]) == set(SPACE.params)
+    assert [suggested["number"] for suggested in (first, second, third)] == [0, 1, 2]
+
+
+def test_it_is_finished_when_as_many_have_begun_as_were_asked_for():
+    study = opened()
+    searcher = searching(study, 3)
+    for name in "abc":
+        assert searcher.suggest(name) != Searcher.FINISHED
+    assert searcher.suggest("d") is None, "one that is running may lose its worker and come back"
+    searcher.on_trial_complete("a", epoch_result(1, 0.5, finished=True))
+    searcher.on_trial_complete("b", epoch_result(1, 0.5))
+    searcher.on_trial_complete("c", failure_result("the training loss is nan in epoch 2"))
+    assert searcher.suggest("d") == Searcher.FINISHED, "failing trials must not be tried for ever"
+    assert count_states(study) == {"complete": 1, "pruned": 1, "failed": 1}
+    extended = searching(study, 4)
+    assert extended.suggest("e")["number"] == 3
+    assert extended.suggest("f") is None
+    extended.on_trial_complete("e", epoch_result(1, 0.5, finished=True))
+    assert extended.suggest("f") == Searcher.FINISHED
+
+
+def test_as_many_trials_run_in_parallel_as_there_are_slots():
+    slots = 2
+    searcher = searching(opened(), 9, max_concurrent=lambda: slots)
+    assert searcher.suggest("a") is not None
+    assert searcher.suggest("b") is not None
+    assert searcher.suggest("c") is None
+    slots = 3  # a machine has joined
+    assert searcher.suggest("c")["number"] == 2
+    assert searcher.suggest("d") is None
+    searcher.on_trial_complete("a", epoch_result(1, 0.5, finished=True))
+    assert searcher.suggest("d")["number"] == 3
+
+
+def test_a_full_length_trial_is_complete_with_its_best_epochs_value():
+    study = opened()
+    searcher = searching(study, 5)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", epoch_result(1, 0.7))
+    searcher.on_trial_result("a", epoch_result(2, 0.9))
+    last = epoch_result(3, 0.8, best=0.9, finished=True)
+    searcher.on_trial_result("a", last)
+    searcher.on_trial_complete("a", last)
+    trial = study.trials[0]
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, ranking_value(0.9, 1 - 0.9))
+    assert trial.intermediate_values == {
+        epoch: ranking_value(accuracy, 1 - accuracy)
+        for epoch, accuracy in ((1, 0.7), (2, 0.9), (3, 0.8))
+    }
+    assert trial.user_attrs == {
+        "best": {"epoch": 2, "val_accuracy": 0.9, "val_loss": pytest.approx(0.1)},
+        "seconds": 4.5,
+        "node": "10.0.0.7",
+    }
+    assert (best_value(trial), best_epoch(trial)) == (0.9, 2)
+
+
+def test_a_trial_stopped_early_is_pruned_and_never_complete():
+    study = opened()
+    searcher = searching(study, 5)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", epoch_result(1, 0.7))
+    # Tune does not pass the epoch at which it stops a trial to `on_trial_result`.
+    searcher.on_trial_complete("a", epoch_result(2, 0.6, best=0.7))
+    trial = study.trials[0]
+    assert trial.state == TrialState.PRUNED
+    assert trial.intermediate_values == {1: ranking_value(0.7, 1 - 0.7), 2: ranking_value(0.6, 0.4)}
+    assert (best_value(trial), best_epoch(trial)) == (0.7, 1)
+    assert count_states(study) == {"complete": 0, "pruned": 1, "failed": 0}
+
+
+def test_a_trial_that_failed_keeps_its_reason_and_has_no_value():
+    study = opened()
+    searcher = searching(study, 5)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", epoch_result(1, 0.7))
+    failure = failure_result("the training loss is nan in epoch 2")
+    searcher.on_trial_result("a", failure)
+    searcher.on_trial_complete("a", failure)
+    trial = study.trials[0]
+    assert (trial.state, trial.value) == (TrialState.FAIL, None)
+    assert trial.user_attrs["reason"] == "the training loss is nan in epoch 2"
+    assert list(trial.intermediate_values) == [1]
+    assert not searcher.will_retry(0)
+
+
+def test_a_trial_that_lost_its_worker_is_continued_first_under_its_number():
+    study = opened()
+    searcher = searching(study, 3)
+    lost = searcher.suggest("a")
+    searcher.on_trial_result("a", epoch_result(1, 0.7))
+    searcher.suggest("b")
+    searcher.on_trial_complete("a", epoch_result(1, 0.7), error=True)
+    assert searcher.will_retry(0)
+    assert not searcher.will_retry(1)
+    assert count_states(study) == {"complete": 0, "pruned": 0, "failed": 0}
+    assert searcher.suggest("c") == lost
+    assert searcher.suggest("d")["number"] == 2
+    searcher.on_trial_complete("c", epoch_result(2, 0.8, finished=True))
+    assert sorted(study.trials[0].intermediate_values) == [1, 2]
+    assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_trial_that_loses_worker_after_worker_has_failed():
+    study = opened()
+    searcher = searching(study, 1)
+    for attempt in range(MAX_LOST_WORKERS):
+        assert searcher.suggest(f"a{attempt}")["number"] == 0
+        searcher.on_trial_complete(f"a{attempt}", None, error=True)
+    searcher.suggest("b")
+    searcher.on_trial_result("b", epoch_result(1, 0.7))  # it made progress: the count starts again
+    for attempt in range(MAX_LOST_WORKERS):
+        searcher.on_trial_complete("b" if attempt == 0 else f"c{attempt}", None, error=True)
+        assert searcher.suggest(f"c{attempt + 1}")["number"] == 0
+    searcher.on_trial_complete(f"c{MAX_LOST_WORKERS}", None, error=True)
+    assert not searcher.will_retry(0)
+    assert searcher.suggest("d") == Searcher.FINISHED
+    assert study.trials[0].state == TrialState.FAIL
+    assert study.trials[0].user_attrs["reason"] == "its worker was lost again and again"
+
+
+class FullDisk(InMemoryStorage):
+    """There may be no space for values of epochs."""
+
+    is_full = False
+
+    def set_trial_intermediate_value(self, *args: Any) -> None:
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        super().set_trial_intermediate_value(*args)
+
+
+def test_nothing_is_recorded_once_the_study_cannot_be_written():
+    storage = FullDisk()
+    study = opened(storage=storage)
+    searcher = searching(study, 3)
+    searcher.suggest("a")
+    searcher.suggest("b")
+    searcher.on_trial_result("a", epoch_result(1, 0.7))
+    storage.is_full = True
+    searcher.on_trial_complete("a", epoch_result(2, 0.8, finished=True))
+    storage.is_full = False
+    assert str(searcher.storage_error) == "[Errno 28] No space left on device"
+    # There is space again, but the session is over: what it would record has gaps.
+    searcher.on_trial_complete("a", None, error=True)
+    searcher.on_trial_complete("b", epoch_result(1, 0.9, finished=True))
+    assert searcher.suggest("c") is None
+    assert [t.state for t in study.trials[:2]] == [TrialState.RUNNING] * 2
+    assert learning_curves(study) == {0: {1: ranking_value(0.7, 1 - 0.7)}}
+    again = searching(study, 3)
+    assert [again.suggest(name)["number"] for name in "xyz"] == [0, 1, 2]
+
+
+def test_another_process_that_writes_is_noticed(tmp_path: Path):
+    study, other = (opened(storage=open_storage(tmp_path)) for _ in range(2))
+    searcher, intruder = searching(study, 9), searching(other, 9)
+    for name in "abc":
+        searcher.suggest(name)
+    intruder.suggest("d")
+    assert searcher.storage_error is None
+    assert searcher.suggest("e") is None or searcher.suggest("f") is None
+    assert "another process writes to the study" in str(searcher.storage_error)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_a_study_cut_at_any_byte_is_resumed(tmp_path: Path, sampler: str):
+    """Killed at any moment: no trial is doubled or lost, none is what it was not."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    searcher = searching(opened(storage=open_storage(whole)), 4, sampler=sampler)
+    steps = [
+        ("a", epoch_result(1, 0.6)),
+        ("b", epoch_result(1, 0.7)),
+        ("b", epoch_result(2, 0.8, finished=True)),
+        ("a", epoch_result(2, 0.5, best=0.6)),
+    ]
+    ends = {"a": 3, "b": 2}
+    proposed = {name: searcher.suggest(name) for name in "ab"}
+    for index, (name, result) in enumerate(steps):
+        if ends[name] == index:
+            searcher.on_trial_complete(name, result)
+        else:
+            searcher.on_trial_result(name, result)
+    content = (whole / "study.journal").read_bytes()
+    cut_folder = tmp_path / "cut"
+    cut_folder.mkdir()
+    for length in range(0, len(content), 37):
+        (cut_folder / "study.journal").write_bytes(content[:length])
+        study = opened(storage=open_storage(cut_folder))
+        again = searching(study, 4, sampler=sampler)
+        for trial in study.trials:
+            if trial.intermediate_values:
+                assert best_epoch(trial) >= 1
+            if trial.state.is_finished():
+                assert trial.user_attrs["node"] == "10.0.0.7"
+        ended = {trial.number for trial in study.trials if trial.state.is_finished()}
+        suggestions = [again.suggest(name) for name in "xy"]
+        numbers = [suggestion["number"] for suggestion in suggestions]
+        assert numbers == [number for number in range(4) if number not in ended][:2]
+        for suggestion in suggestions:
+            if suggestion["number"] < 2:
+                assert suggestion == proposed["ab"[suggestion["number"]]]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_a_trial_cut_off_while_it_was_drawn_gets_the_rest_of_its_parameters(sampler: str):
+    space = replace(SPACE, first_trials=FIRSTS[1:])
+    for cut in (0, 3):
+        study = opened(space)
+        begun = searching(study, 12, space, sampler)
+        expected = [begun.suggest(str(index)) for index in range(cut)]
+        study.sampler = create_sampler(sampler, space, 12, 0, cut)
+        half = study.ask({"backbone": space.distributions["backbone"]})  # killed here
+        again = searching(study, 12, space, sampler)
+        assert [again.suggest(f"again {index}") for index in range(cut)] == expected
+        whole = again.suggest("whole")
+        assert whole["number"] == half.number == cut
+        assert whole["params"].items() >= half.params.items()
+        assert set(whole["params"]) == set(SPACE.params)
+        assert again.suggest("next")["number"] == cut + 1
+
+
+def test_an_epoch_that_is_reported_again_keeps_its_first_value():
+    study = opened()
+    searcher = searching(study, 5)
+    searcher.suggest("a")
+    for number, accuracy in ((1, 0.7), (2, 0.8), (2, 0.1), (3, 0.9)):
+        searcher.on_trial_result("a", epoch_result(number, accuracy))
+    assert learning_curves(study)[0] == {
+        epoch: ranking_value(accuracy, 1 - accuracy)
+        for epoch, accuracy in ((1, 0.7), (2, 0.8), (3, 0.9))
+    }
+
+
+def test_the_end_of_a_trial_that_is_over_changes_nothing():
+    study = opened()
+    searcher = searching(study, 5)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", epoch_result(1, 0.5, finished=True))
+    searcher.on_trial_complete("a", None, error=True)
+    assert count_states(study) == {"complete": 1, "pruned": 0, "failed": 0}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_the_seed_decides_what_is_tried(sampler: str):
+    runs = [run_all(searching(opened(SMALL), 12, SMALL, sampler, seed)) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize("n_first", [0, 2])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_a_search_in_two_sessions_tries_what_one_would_have_tried(sampler: str, n_first: int):
+    space = replace(SPACE, first_trials=FIRSTS[:n_first])
+    whole = run_all(searching(opened(space), 12, space, sampler))
+    storage = InMemoryStorage()
+    begun = run_all(searching(opened(space, storage), 5, space, sampler))
+    again = run_all(searching(opened(space, storage), 12, space, sampler))
+    assert len(begun) == 5
+    if sampler != "tpe":  # how many of its trials are random depends on how many are asked for
+        assert begun + again == whole
+    points = [tuple(trial.values()) for trial in begun + again]
+    assert len(set(points)) == 12
+
+
+def test_a_grid_is_finished_when_it_is_used_up():
+    storage = InMemoryStorage()
+    searcher = searching(opened(SMALL, storage), 40, SMALL, "grid")
+    points = [searcher.suggest(str(index)) for index in range(6)]
+    assert sorted((p["params"]["backbone"], p["params"]["dropout"]) for p in points) == [
+        (backbone, dropout) for backbone in ("cnn", "tinynet") for dropout in (0.0, 0.25, 0.5)
+    ]
+    assert searcher.suggest("6") is None, "while the last points are running"
+    for index in range(6):
+        searcher.on_trial_complete(str(index), epoch_result(1, 0.5, finished=True))
+    assert searcher.suggest("6") == Searcher.FINISHED
+    assert searching(opened(SMALL, storage), 40, SMALL, "grid").suggest("7") == Searcher.FINISHED
+
+
+def test_a_grid_point_that_was_enqueued_before_a_kill_is_tried_once():
+    storage = InMemoryStorage()
+    study = opened(SMALL, storage)
+    study.enqueue_trial({"backbone": "cnn", "dropout": 0.25})  # killed here
+    points = run_all(searching(opened(SMALL, storage), 40, SMALL, "grid"))
+    assert points[0] == {"backbone": "cnn", "dropout": 0.25}
+    assert len({tuple(point.items()) for point in points}) == len(points) == 6
+
+
+def test_interrupted_trials_are_continued_first_under_their_numbers():
+    storage = InMemoryStorage()
+    earlier = searching(opened(storage=storage), 6)
+    begun = [earlier.suggest(name) for name in "abc"]
+    earlier.on_trial_result("b", epoch_result(1, 0.6))
+    earlier.on_trial_result("b", epoch_result(2, 0.7))
+    earlier.on_trial_complete("a", epoch_result(1, 0.5, finished=True))
+    study = opened(storage=storage)  # the session was killed here
+    assert count_unfinished(study) == 2
+    expected = {1: ranking_value(0.6, 1 - 0.6), 2: ranking_value(0.7, 1 - 0.7)}
+    assert learning_curves(study) == {0: {1: ranking_value(0.5, 0.5)}, 1: expected}
+    searcher = searching(study, 6)
+    second, third, new = (searcher.suggest(name) for name in "xyz")
+    assert second == begun[1]
+    assert third == begun[2]
+    assert new["number"] == 3
+    searcher.on_trial_result("x", epoch_result(2, 0.1))
+    searcher.on_trial_result("x", epoch_result(3, 0.8))
+    searcher.on_trial_complete("x", epoch_result(3, 0.8, finished=True))
+    last = {3: ranking_value(0.8, 1 - 0.8)}
+    assert study.trials[1].intermediate_values == expected | last
+    assert best_value(study.trials[1]) == 0.8
+
+
+def test_tpe_learns():
+    best = {
+        sampler: [
+            max(map(value_of, run_all(searching(opened(), 20, SPACE, sampler, seed))))
+            for seed in range(3)
+        ]
+        for sampler in ("random", "tpe")
+    }
+    assert sum(best["tpe"]) > sum(best["random"])
+
+
+def test_the_journal_is_lines_of_json(tmp_path: Path):
+    run_all(searching(opened(storage=open_storage(tmp_path)), 3))
+    for line in (tmp_path / "study.journal").read_text().splitlines():
+        json.loads(line)
