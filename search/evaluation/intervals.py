@@ -1,7 +1,7 @@
-"""How sure a number is: 95 % intervals that hold near 0 and 1, and for few images.
+"""95% confidence intervals of metrics that hold near 0 and 1, and for few images.
 
-A bootstrap resamples only the mistakes that were made; of a model that made none it would say that
-it makes none. These intervals do not. `benchmarks.models.intervals` simulates how often they cover.
+A bootstrap resamples only the mistakes that were made: for a model that made none, its interval
+would have no width. These intervals have. `benchmarks.models.intervals` simulates their coverage.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binomtest
 
+from search.runs.summary import Interval
+
 _DRAWS = 2000
-_MAX_VALUES = 4_000_000  # cells of confusion matrices drawn at a time
-
-Interval = tuple[float, float]
+_MAX_VALUES = 4_000_000  # cells of the confusion matrices of one batch of draws
 
 
-def wilson_interval(n_right: int, n: int) -> Interval:
-    """Return the 95 % Wilson score interval of a share (Wilson 1927); [0, 1] of nothing."""
+def wilson_interval(n_correct: int, n: int) -> Interval:
+    """Return the 95% Wilson score interval of an accuracy (Wilson 1927); [0, 1] for no image."""
     if n == 0:
         return 0.0, 1.0
-    interval = binomtest(n_right, n).proportion_ci(0.95, method="wilson")
+    interval = binomtest(n_correct, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -39,8 +39,8 @@ def macro_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
     actual, predicted = counts.sum(axis=-1), counts.sum(axis=-2)
     present = actual > 0
 
-    def mean(share: np.ndarray) -> np.ndarray:
-        return np.asarray(np.where(present, share, 0.0).sum(axis=-1) / present.sum(axis=-1))
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.asarray(np.where(present, values, 0.0).sum(axis=-1) / present.sum(axis=-1))
 
     return {
         "macro_precision": mean(hits / np.maximum(predicted, 1e-12)),
@@ -50,13 +50,13 @@ def macro_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def macro_intervals(confusion: Sequence[Sequence[int]], seed: int = 0) -> dict[str, Interval]:
-    """Return 95 % intervals of macro precision, recall and F1.
+    """Return 95% credible intervals of macro precision, recall and F1.
 
     Each class's predictions are drawn from their Dirichlet posterior (a Bayesian bootstrap, Rubin
     1981), to whose counts one more mistake is added, spread over all wrong cells: it keeps the
     interval open where no mistake was made. The counts of a class of n images weigh (n - 1) / n,
-    which gives the draws of a share p the variance p (1 - p) / n instead of p (1 - p) / (n + 1):
-    the intervals of small classes would be too narrow without.
+    which gives the draws of a fraction p the variance p (1 - p) / n instead of p (1 - p) / (n + 1):
+    without that the intervals of small classes would be too narrow.
 
     Args:
         confusion: Counts, rows the true class; at least one image.
@@ -67,16 +67,16 @@ def macro_intervals(confusion: Sequence[Sequence[int]], seed: int = 0) -> dict[s
     per_class = counts.sum(axis=1, keepdims=True)
     wrong = ~np.eye(n_classes, dtype=bool)
     prior = wrong / (n_classes * (n_classes - 1))
-    # A class without images has no part in any mean, and none in the draws.
+    # A class without images counts in no mean, and is not drawn.
     weight = np.maximum(per_class - 1, 1) / np.maximum(per_class, 1)
     alpha = np.where(per_class > 0, (counts + prior) * weight, 0.0)
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[np.ndarray]] = {}
-    at_a_time = max(1, _MAX_VALUES // counts.size)
-    for start in range(0, _DRAWS, at_a_time):
-        gammas = rng.standard_gamma(alpha, (min(at_a_time, _DRAWS - start), *alpha.shape))
-        shares = gammas / np.maximum(gammas.sum(axis=-1, keepdims=True), 1e-300)
-        for name, values in macro_scores(shares * per_class).items():
+    batch_size = max(1, _MAX_VALUES // counts.size)
+    for start in range(0, _DRAWS, batch_size):
+        gammas = rng.standard_gamma(alpha, (min(batch_size, _DRAWS - start), *alpha.shape))
+        fractions = gammas / np.maximum(gammas.sum(axis=-1, keepdims=True), 1e-300)
+        for name, values in macro_scores(fractions * per_class).items():
             drawn.setdefault(name, []).append(values)
     point = macro_scores(counts)
     return {name: _around(float(point[name]), np.concatenate(drawn[name])) for name in point}

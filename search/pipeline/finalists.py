@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from search.console.formatting import count
 from search.pipeline.retraining.kfold import RetrainConfig
 from search.runs.summary import BestModel, ProbeScore
 from search.runs.tables import read_rows
@@ -43,7 +44,7 @@ class Finalist:
         """The name that people read."""
         if self.trial is None:
             return f"linear probe of {self.retrain_config.config.backbone}"
-        return f"trial {self.trial}, {self.retrain_config.epochs} epochs"
+        return f"trial {self.trial}, {count(self.retrain_config.epochs, 'epoch')}"
 
     def as_best_model(self) -> BestModel:
         """Return the summary's section about where the model comes from."""

@@ -1,7 +1,7 @@
-"""Where a run keeps files: its own folder, or storage that all machines of a cluster reach.
+"""Read and write a run's files: in a local folder, or in storage that all nodes reach.
 
 Storage is a URL that pyarrow's file systems open (s3://, gs://, …), or the absolute path of a
-shared folder. A run's files lie in a folder of its name there.
+shared folder. A run's files are in a folder of its name there.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from urllib.parse import urlsplit
 
 from trainables.atomic_write import write_atomically
 
-_MARK = ".classifier-search"
-"""A file that comes and goes while storage is tried."""
+_PROBE_FILE = ".classifier-search"
+"""Written, read and removed by `SharedFiles.try_out`."""
 
 
 class StorageError(ValueError):
-    """Storage cannot be used."""
+    """Storage cannot be written to or read."""
 
 
 class Files(Protocol):
-    """Named contents. A name may hold slashes; a write is whole or not at all."""
+    """Named contents. A name may contain slashes; a write is atomic."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a content under a name."""
+        """Write the content of a name."""
 
     def read(self, name: str) -> bytes | None:
-        """Return what is under a name; None where there is nothing."""
+        """Return the content of a name; None where there is none."""
 
     def remove(self, name: str) -> None:
-        """Remove what is under a name, if there is anything."""
+        """Remove a name, if it exists."""
 
     def has(self, name: str) -> bool:
-        """Say whether there is something under a name."""
+        """Return whether a name exists."""
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files in a folder of this machine."""
+    """Files in a local folder."""
 
     base: Path
 
@@ -65,7 +65,7 @@ class LocalFiles:
 
 @dataclass(frozen=True)
 class SharedFiles:
-    """Files in storage that every machine reaches by the same URL.
+    """Files in storage that all nodes reach by the same URL.
 
     Attributes:
         url: A URL, or the absolute path of a folder.
@@ -76,14 +76,14 @@ class SharedFiles:
     folder: str = ""
 
     def within(self, folder: str) -> SharedFiles:
-        """Return the files of a folder in this one."""
+        """Return the files of a subfolder."""
         return SharedFiles(self.url, f"{self.folder}/{folder}".lstrip("/"))
 
     def write(self, name: str, content: bytes) -> None:
         """See `Files`."""
         system, path = self._opened
         path = f"{path}/{name}"
-        if system.type_name != "local":  # an object is there when it is whole
+        if system.type_name != "local":  # an object store writes atomically
             with system.open_output_stream(path) as stream:
                 stream.write(content)
             return
@@ -126,34 +126,34 @@ class SharedFiles:
         """Write, read and remove a small file.
 
         Raises:
-            StorageError: that does not work.
+            StorageError: one of these fails.
         """
         if not urlsplit(self.url).scheme and not self.url.startswith("/"):
             raise StorageError(
                 "--storage must be a URL such as s3://bucket/folder, or the absolute path of a"
-                f" folder that all machines share, but got {self.url!r}"
+                f" folder that all nodes reach, but got {self.url!r}"
             )
         try:
-            self.write(_MARK, b"tried")
-            found = self.read(_MARK)
-            self.remove(_MARK)
-        # pyarrow's errors are OSError and ValueError; NotImplementedError is a scheme left out.
+            self.write(_PROBE_FILE, b"test")
+            found = self.read(_PROBE_FILE)
+            self.remove(_PROBE_FILE)
+        # pyarrow's errors are OSError and ValueError; NotImplementedError is an unknown scheme.
         except (OSError, ValueError, NotImplementedError) as error:
             raise StorageError(
                 f"--storage {self.url} cannot be written to: {error}; check the address and that"
                 " this machine may write there (for s3:// an instance role or AWS_* variables)"
             ) from None
-        if found != b"tried":
+        if found != b"test":
             raise StorageError(f"--storage {self.url} does not return what was written to it")
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         """The file system and the path in it."""
-        from pyarrow.fs import FileSystem  # takes a while, and few runs have storage
+        from pyarrow.fs import FileSystem  # slow to import, and few runs have storage
 
         system, path = FileSystem.from_uri(self.url)
         return system, f"{path}/{self.folder}".rstrip("/")
 
     def __getstate__(self) -> dict[str, str]:
-        """Go to other machines without the file system that was opened on this one."""
+        """Return the state to pickle: another node opens the file system itself."""
         return {"url": self.url, "folder": self.folder}

@@ -1,4 +1,4 @@
-"""A copy of the run's folder in storage, kept up to date: what is lost with the head is there."""
+"""Keep a copy of the run folder in shared storage, for when the head node is lost."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from search.runs.run_folder import CHECKPOINT, STUDY
 from search.runs.storage import LocalFiles, SharedFiles
 
 EVERY_SECONDS = 60.0
-"""How old the copy may be."""
+"""Seconds between two updates of the copy."""
 
-_LEFT_OUT = ("cache/", ".partial", CHECKPOINT)
-"""What can be made again, what is not whole, and what trials keep in storage themselves."""
+_SKIPPED_FOLDER, _SKIPPED_SUFFIXES = "cache/", (".partial", CHECKPOINT)
+"""Files that can be made again, that are being written, and that trials save in storage."""
 
 
 @contextmanager
@@ -24,40 +24,40 @@ def synced(
     warn: Callable[[str], None],
     every_seconds: float = EVERY_SECONDS,
 ) -> Iterator[None]:
-    """Copy what is new in a run's folder to storage, every so often and in the end.
+    """Copy new and changed files of a run folder to storage, every so often and at the end.
 
     Args:
-        folder: The run's.
-        shared: Where to; None does nothing.
-        warn: Is told when storage does not answer; the run goes on.
-        every_seconds: How often.
+        folder: The run folder.
+        shared: The run's folder in storage; None copies nothing.
+        warn: Called when storage fails; the run continues.
+        every_seconds: Time between two updates.
     """
     if shared is None:
         yield
         return
-    mirror, ended = _Sync(folder, shared, warn), Event()
+    sync, ended = _Sync(folder, shared, warn), Event()
 
-    def keep_up() -> None:
+    def update_often() -> None:
         while not ended.wait(every_seconds):
-            mirror.update()
+            sync.update()
 
-    thread = Thread(target=keep_up, daemon=True)
+    thread = Thread(target=update_often, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        mirror.update()
+        sync.update()
 
 
 def fetch(shared: SharedFiles, folder: Path) -> None:
     """Copy a run from storage into a folder."""
-    home = LocalFiles(folder)
+    local = LocalFiles(folder)
     for name in shared.names():
-        content = None if _is_left_out(name) else shared.read(name)
+        content = None if _is_skipped(name) else shared.read(name)
         if content is not None:
-            home.write(name, content)
+            local.write(name, content)
 
 
 class _Sync:
@@ -67,7 +67,7 @@ class _Sync:
         self._is_behind = False
 
     def update(self) -> None:
-        """Copy the files that changed since the last time."""
+        """Copy the files that changed since the last update."""
         try:
             for path in sorted(self._folder.rglob("*")):
                 self._copy(path)
@@ -79,17 +79,17 @@ class _Sync:
 
     def _copy(self, path: Path) -> None:
         name = path.relative_to(self._folder).as_posix()
-        if _is_left_out(name) or not path.is_file():
+        if _is_skipped(name) or not path.is_file():
             return
         stat = path.stat()
         now = (stat.st_mtime_ns, stat.st_size)
         if self._copied.get(name) != now:
             content = path.read_bytes()
-            if name == STUDY:  # a line may be being written
+            if name == STUDY:  # its last line may be incomplete
                 content = content[: content.rfind(b"\n") + 1]
             self._shared.write(name, content)
             self._copied[name] = now
 
 
-def _is_left_out(name: str) -> bool:
-    return name.startswith(_LEFT_OUT[0]) or name.endswith(_LEFT_OUT[1:])
+def _is_skipped(name: str) -> bool:
+    return name.startswith(_SKIPPED_FOLDER) or name.endswith(_SKIPPED_SUFFIXES)

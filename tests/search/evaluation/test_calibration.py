@@ -8,6 +8,7 @@ from search.evaluation.calibration import (
     measure_calibration,
     reliability_bins,
 )
+from search.runs.summary import ReliabilityBin
 
 
 def drawn(n: int, scale: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -36,27 +37,27 @@ def test_no_other_temperature_has_a_lower_log_loss() -> None:
     assert loss(fitted) == pytest.approx(min(loss(t) for t in np.geomspace(0.2, 10, 200)), abs=1e-3)
 
 
-def test_a_flawless_fold_does_not_make_the_model_certain() -> None:
-    """Of 98 right images the next may still be wrong: about one in a hundred."""
+def test_perfect_accuracy_gives_no_certainty() -> None:
+    """After 98 correct predictions the next may be wrong: about one in a hundred."""
     labels = np.arange(98) % 2
     temperature = fit_temperature(5.0 * np.eye(2)[labels], labels)
-    said = softmax(5.0 * np.eye(2)[0] / temperature)[0]
-    assert said == pytest.approx(0.99, abs=1e-3)
+    confidence = softmax(5.0 * np.eye(2)[0] / temperature)[0]
+    assert confidence == pytest.approx(0.99, abs=1e-3)
 
 
 def test_calibration_error_is_the_mean_gap_weighted_by_bin() -> None:
-    # Three of four in the bin from 0.9 are right, where 0.95 would be; one in the bin from 0.5.
+    # Three of four in the bin from 0.9 are correct, where 0.95 would be; one in the bin from 0.5.
     confidences = [0.95, 0.95, 0.95, 0.95, 0.5]
     correct = [True, True, True, False, True]
     expected = 0.8 * abs(0.95 - 0.75) + 0.2 * abs(0.5 - 1.0)
     assert expected_calibration_error(confidences, correct) == pytest.approx(expected)
     assert reliability_bins(confidences, correct) == [
-        {"confidence": 0.5, "accuracy": 1.0, "n": 1},
-        {"confidence": pytest.approx(0.95), "accuracy": 0.75, "n": 4},
+        ReliabilityBin(confidence=0.5, accuracy=1.0, n=1),
+        ReliabilityBin(confidence=pytest.approx(0.95), accuracy=0.75, n=4),
     ]
 
 
-def test_a_certain_and_right_model_has_no_calibration_error() -> None:
+def test_a_confident_and_correct_model_has_no_calibration_error() -> None:
     assert expected_calibration_error([1.0, 1.0], [True, True]) == 0.0
 
 
@@ -66,7 +67,7 @@ def test_dividing_by_the_temperature_calibrates() -> None:
     logits, labels = check_on
     before = measure_calibration(labels, softmax(logits, axis=1))
     after = measure_calibration(labels, softmax(logits / temperature, axis=1))
-    assert before["ece"] > 0.1
-    assert after["ece"] < 0.03
-    assert after["log_loss"] < before["log_loss"]
-    assert sum(one["n"] for one in after["bins"]) == 2000
+    assert before.ece > 0.1
+    assert after.ece < 0.03
+    assert after.log_loss < before.log_loss
+    assert sum(one.n for one in after.bins) == 2000

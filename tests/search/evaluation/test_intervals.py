@@ -6,7 +6,7 @@ from search.evaluation.intervals import macro_intervals, macro_scores, wilson_in
 
 
 @pytest.mark.parametrize(
-    ("n_right", "n", "low", "high"),
+    ("n_correct", "n", "low", "high"),
     [  # R: binom::binom.wilson(x, n); Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
@@ -16,8 +16,8 @@ from search.evaluation.intervals import macro_intervals, macro_scores, wilson_in
         (0, 0, 0.0, 1.0),
     ],
 )
-def test_wilson_interval(n_right: int, n: int, low: float, high: float) -> None:
-    assert wilson_interval(n_right, n) == pytest.approx((low, high), abs=5e-5)
+def test_wilson_interval(n_correct: int, n: int, low: float, high: float) -> None:
+    assert wilson_interval(n_correct, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_macro_scores_are_scikit_learns() -> None:
@@ -31,14 +31,14 @@ def test_macro_scores_are_scikit_learns() -> None:
         assert scores[f"macro_{name}"] == pytest.approx(value)
 
 
-def test_a_class_without_images_has_no_part() -> None:
+def test_a_class_without_images_is_ignored() -> None:
     scores = macro_scores(np.array([[3, 0, 1], [0, 4, 0], [0, 0, 0]]))
     assert scores["macro_recall"] == pytest.approx((0.75 + 1) / 2)
     low, high = macro_intervals([[3, 0, 1], [0, 4, 0], [0, 0, 0]])["macro_recall"]
     assert 0.4 < low < 0.875 < high < 1
 
 
-def test_no_mistake_is_no_certainty() -> None:
+def test_perfect_accuracy_gives_no_certainty() -> None:
     intervals = macro_intervals((np.eye(3, dtype=int) * 40).tolist())
     for low, high in intervals.values():
         assert 0.94 < low < 0.995
@@ -55,14 +55,14 @@ def test_more_images_narrow_the_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "right"), [((10, 20, 87, 48, 23, 10), 0.97), ((3, 6, 4, 10, 10), 0.9)]
+    ("counts", "accuracy"), [((10, 20, 87, 48, 23, 10), 0.97), ((3, 6, 4, 10, 10), 0.9)]
 )
-def test_intervals_of_macro_f1_cover_the_truth(counts: tuple[int, ...], right: float) -> None:
+def test_intervals_of_macro_f1_cover_the_truth(counts: tuple[int, ...], accuracy: float) -> None:
     """In 95 of 100 experiments; benchmarks/models/intervals.py has the whole table."""
     rng = np.random.default_rng(0)
     sizes, covered = np.array(counts), []
     for _ in range(200):
-        truth = np.eye(len(sizes)) * right + (1 - right) / len(sizes)
+        truth = np.eye(len(sizes)) * accuracy + (1 - accuracy) / len(sizes)
         truth /= truth.sum(1, keepdims=True)
         target = macro_scores(truth * sizes[:, None])["macro_f1"]
         drawn = [rng.multinomial(n, row) for n, row in zip(sizes, truth, strict=True)]

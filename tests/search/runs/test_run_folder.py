@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.runs.run_folder import FolderError, RunFolder
+from search.runs.run_folder import RUN_FORMAT, FolderError, RunFolder
+from search.runs.summary import RunSummary, SearchCounts
+
+SEARCH = SearchCounts(trials=4, complete=2, pruned=1, failed=1, unfinished=0, seconds=7.5)
 
 
 def begun(tmp_path: Path, name: str = "run-1", **request: Any) -> RunFolder:
@@ -27,7 +30,7 @@ def test_create_makes_the_folder_and_its_parents(tmp_path, name):
     folder = RunFolder.create(tmp_path / "not" / "there", name)
     assert folder.path == tmp_path / "not" / "there" / name
     assert folder.path.is_dir()
-    assert folder.summary == {}
+    assert folder.summary == RunSummary()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../b", "a b", "a\n", "a:b"])
@@ -45,7 +48,7 @@ def test_a_name_that_is_taken(tmp_path):
     with pytest.raises(FolderError) as caught:
         RunFolder.create(tmp_path, "mine")
     assert str(caught.value) == (
-        f"there is a run called 'mine' in {tmp_path}: give another --name, or carry it on with"
+        f"there is a run called 'mine' in {tmp_path}: give another --name, or resume it with"
         f" --resume {tmp_path}/mine"
     )
 
@@ -76,7 +79,7 @@ def test_out_that_cannot_be_written_to(tmp_path, monkeypatch):
         RunFolder.create(out, "mine")
 
 
-def test_a_check_makes_nothing(tmp_path):
+def test_a_check_creates_nothing(tmp_path):
     RunFolder.check_free(tmp_path / "results", "mine")
     assert list(tmp_path.iterdir()) == []
 
@@ -94,31 +97,88 @@ def test_a_folder_that_is_no_run(tmp_path, missing):
 
 
 @pytest.mark.parametrize("content", ["", '{"request": {"se', "{}", "[]"])
-def test_a_run_whose_beginning_is_no_longer_known(tmp_path, content):
+def test_a_run_whose_environment_is_damaged(tmp_path, content):
     folder = begun(tmp_path)
     (folder.path / "environment.json").write_text(content, encoding="utf-8")
     with pytest.raises(FolderError, match=r"environment\.json is damaged.*put a copy of it back"):
         RunFolder.open(folder.path)
 
 
-def test_a_run_is_opened_with_what_it_noted(tmp_path):
+@pytest.mark.parametrize(("kept", "found"), [({}, 1), ({"format": 1}, 1), ({"format": 3}, 3)])
+def test_a_run_of_another_format(tmp_path, kept, found):
+    folder = begun(tmp_path)
+    environment = {k: v for k, v in folder.environment.items() if k != "format"} | kept
+    folder.write_json("environment.json", environment)
+    with pytest.raises(FolderError) as caught:
+        RunFolder.open(folder.path)
+    assert str(caught.value) == (
+        f"{folder.path} is a run of format {found}, and this version reads format {RUN_FORMAT}:"
+        " use the version that wrote it, or begin a new run"
+    )
+
+
+def test_a_run_is_opened_with_its_summary(tmp_path):
     folder = begun(tmp_path, seed=3, backbones=("cnn",), data=None)
-    folder.note("data", {"n": 7})
+    folder.set_section("search", SEARCH)
     again = RunFolder.open(folder.path)
-    assert again.summary == {"data": {"n": 7}}
+    assert again.summary == RunSummary(search=SEARCH)
     assert again.environment["request"] == {"seed": 3, "backbones": ["cnn"], "data": None}
-    again.note("test", {"accuracy": 0.5})
-    assert summary_of(folder) == {"data": {"n": 7}, "test": {"accuracy": 0.5}}
+    again.set_section("gpu_fraction", {"cnn": 0.5})
+    assert summary_of(folder) == {
+        "gpu_fraction": {"cnn": 0.5},
+        "search": {
+            "trials": 4, "complete": 2, "pruned": 1, "failed": 1, "unfinished": 0, "seconds": 7.5
+        },
+    }  # fmt: skip
+
+
+def test_sections_are_cleared(tmp_path):
+    folder = begun(tmp_path)
+    folder.set_section("search", SEARCH)
+    folder.set_section("gpu_fraction", {"cnn": 0.5})
+    folder.clear_sections("search", "test")
+    assert folder.summary == RunFolder.open(folder.path).summary
+    assert folder.summary == RunSummary(gpu_fraction={"cnn": 0.5})
+
+
+def test_a_section_that_does_not_exist(tmp_path):
+    with pytest.raises(TypeError, match="probe"):
+        begun(tmp_path).set_section("probe", {})
 
 
 @pytest.mark.parametrize("content", ["", '{"data": {"n"', "\0\0\0"])
-def test_a_damaged_summary_is_begun_again(tmp_path, content):
+def test_a_summary_that_is_no_json_is_begun_again(tmp_path, content):
     folder = begun(tmp_path)
     (folder.path / "summary.json").write_text(content, encoding="utf-8")
-    assert RunFolder.open(folder.path).summary == {}
+    assert RunFolder.open(folder.path).summary == RunSummary()
 
 
-def test_the_origin_tells_how_the_run_was_made(tmp_path, monkeypatch):
+def test_a_summary_with_a_wrong_key(tmp_path):
+    folder = begun(tmp_path)
+    (folder.path / "summary.json").write_text('{"search": {"trials": 4}}', encoding="utf-8")
+    with pytest.raises(FolderError) as caught:
+        RunFolder.open(folder.path)
+    assert str(caught.value) == (
+        f"{folder.path / 'summary.json'} is damaged: search.complete: Field required; put a copy"
+        " of it back, or remove it and resume the run"
+    )
+
+
+def test_a_request_is_replaced(tmp_path):
+    folder = begun(tmp_path, trials=4)
+    before = folder.environment
+    folder.save_request({"trials": 9})
+    assert folder.environment == before | {"request": {"trials": 9}}
+
+
+def test_a_run_is_deleted(tmp_path):
+    folder = begun(tmp_path)
+    folder.delete()
+    folder.delete()
+    assert not folder.path.exists()
+
+
+def test_the_environment_says_how_the_run_was_made(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "--seed", "3"])
     folder = begun(tmp_path, seed=3)
     assert (folder.path / "space.py").read_bytes() == (tmp_path / "mine.py").read_bytes()
@@ -130,10 +190,10 @@ def test_the_origin_tells_how_the_run_was_made(tmp_path, monkeypatch):
     assert environment["machine"]["cores"] >= 1
 
 
-def test_what_is_no_finite_number_becomes_null(tmp_path):
+def test_nan_and_infinities_become_null(tmp_path):
     folder = RunFolder.create(tmp_path, "mine")
-    folder.note(
-        "test",
+    folder.write_json(
+        "numbers.json",
         {
             "nan": float("nan"),
             "list": [1.5, -float("inf"), (float("inf"), "ü")],
@@ -143,11 +203,11 @@ def test_what_is_no_finite_number_becomes_null(tmp_path):
             "none": None,
         },
     )
-    text = (folder.path / "summary.json").read_text(encoding="utf-8")
+    text = (folder.path / "numbers.json").read_text(encoding="utf-8")
     assert "NaN" not in text
     assert "Infinity" not in text
     assert '"ü"' in text
-    assert json.loads(text)["test"] == {
+    assert json.loads(text) == {
         "nan": None,
         "list": [1.5, None, [None, "ü"]],
         "numpy": None,
@@ -157,12 +217,12 @@ def test_what_is_no_finite_number_becomes_null(tmp_path):
     }
 
 
-def test_seconds_of_a_stage_that_is_carried_on_add_up(tmp_path):
+def test_seconds_of_a_stage_add_up_over_sessions(tmp_path):
     folder = begun(tmp_path)
     folder.add_stage_seconds("search", 1.25)
-    folder.add_stage_seconds("folds", 3.0)
+    folder.add_stage_seconds("report", 3.0)
     RunFolder.open(folder.path).add_stage_seconds("search", 2.0004)
-    assert summary_of(folder)["stages"] == {"search": 3.25, "folds": 3.0}
+    assert summary_of(folder)["stages"] == {"search": 3.25, "report": 3.0}
 
 
 def test_a_file_is_replaced_whole(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Storage that machines share, in a folder."""
+"""Storage that all nodes reach, in a folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_what_is_written_is_read(files: Files) -> None:
     assert files.read("0/best.pt") is None
 
 
-def test_files_go_to_other_machines(tmp_path: Path) -> None:
+def test_files_are_pickled_for_other_nodes(tmp_path: Path) -> None:
     files = SharedFiles(str(tmp_path), "run")
     files.write("a/b.csv", b"1")  # opens the file system
     there = pickle.loads(pickle.dumps(files))
@@ -43,7 +43,7 @@ def test_files_go_to_other_machines(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b.csv", "run"], "nothing is left"
 
 
-def test_storage_is_tried_out_and_left_as_it_was(tmp_path: Path) -> None:
+def test_trying_storage_out_leaves_no_file(tmp_path: Path) -> None:
     SharedFiles(str(tmp_path / "new")).try_out()
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
@@ -51,7 +51,7 @@ def test_storage_is_tried_out_and_left_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("results", r"absolute path of a folder that all machines share, but got 'results'"),
+        ("results", r"absolute path of a folder that all nodes reach, but got 'results'"),
         ("./results", r"absolute path"),
         ("ftp://host/folder", r"--storage ftp://host/folder cannot be written to"),
         ("/proc/nowhere", r"--storage /proc/nowhere cannot be written to.*check the address"),

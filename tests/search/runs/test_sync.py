@@ -1,17 +1,15 @@
-"""The copy of a run in storage."""
+"""Copies of a run in storage."""
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from search.runs.run_folder import CHECKPOINT, STUDY
 from search.runs.storage import SharedFiles
 from search.runs.sync import fetch, synced
-from search.tuning.checkpoints import CHECKPOINT
 
 
 @pytest.fixture
@@ -29,36 +27,33 @@ def never(text: str) -> None:
 
 def test_a_run_is_copied_and_fetched(run: Path, tmp_path: Path) -> None:
     shared = SharedFiles(str(tmp_path / "storage"), "run")
-    with closing(sqlite3.connect(run / "study.db")) as study:
-        study.execute("create table trial (number)")
-        study.commit()
-        with synced(run, shared, never, every_seconds=0.05):
-            while not shared.has("study.db"):
-                time.sleep(0.05)
-            study.execute("insert into trial values (7)")
-            study.commit()
-            (run / "summary.json").write_text("new")
-    assert shared.names() == ["study.db", "summary.json", "trials/0/progress.csv"]
+    (run / STUDY).write_bytes(b'{"trial": 1}\n')
+    with synced(run, shared, never, every_seconds=0.05):
+        while not shared.has(STUDY):
+            time.sleep(0.05)
+        (run / STUDY).write_bytes(b'{"trial": 1}\n{"trial": 2}\n{"tri')
+        (run / "summary.json").write_text("new")
+    assert shared.names() == [STUDY, "summary.json", "trials/0/progress.csv"]
     fetch(shared, tmp_path / "again")
     assert (tmp_path / "again" / "summary.json").read_text() == "new"
-    with closing(sqlite3.connect(tmp_path / "again" / "study.db")) as study:
-        assert study.execute("select number from trial").fetchall() == [(7,)]
+    journal = (tmp_path / "again" / STUDY).read_bytes()
+    assert journal == b'{"trial": 1}\n{"trial": 2}\n', "a line that is being written is not copied"
 
 
-def test_what_failed_is_copied_too(run: Path, tmp_path: Path) -> None:
+def test_a_run_that_failed_is_copied_too(run: Path, tmp_path: Path) -> None:
     shared = SharedFiles(str(tmp_path / "storage"), "run")
     with pytest.raises(KeyboardInterrupt), synced(run, shared, never):
         raise KeyboardInterrupt
     assert shared.has("summary.json")
 
 
-def test_a_run_goes_on_when_storage_is_gone(run: Path, tmp_path: Path) -> None:
+def test_a_run_continues_when_storage_fails(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     warnings: list[str] = []
     shared = SharedFiles(str(tmp_path / "file"), "run")
     with synced(run, shared, warnings.append, every_seconds=0.02):
         time.sleep(0.2)
-    assert len(warnings) == 1, "told once"
+    assert len(warnings) == 1, "warned once"
     assert "does not take the run's files" in warnings[0]
 
 

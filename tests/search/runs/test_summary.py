@@ -1,0 +1,87 @@
+import json
+import math
+
+import pytest
+
+from search.runs.run_folder import RunFolder
+from search.runs.summary import (
+    AblationScores,
+    BestModel,
+    Calibration,
+    CalibrationChange,
+    CalibrationScores,
+    ProbeScore,
+    ReliabilityBin,
+    RunSummary,
+    SummaryError,
+    read_summary,
+)
+
+BINS = [ReliabilityBin(confidence=0.9, accuracy=1.0, n=3)]
+SCORES = CalibrationScores(ece=0.1, log_loss=0.2, bins=BINS)
+SUMMARY = RunSummary(
+    linear_probe={"tinynet": ProbeScore(accuracy=0.97, seconds=1.0)},
+    gpu_fraction={"tinynet": 0.25},
+    best=BestModel(
+        trial=None,
+        name="linear probe of tinynet",
+        config={"backbone": "tinynet", "lr": 0.001, "freeze_depth": 5},
+        val_accuracy=0.97,
+        epoch=0,
+    ),
+    calibration=Calibration(
+        temperature=1.5, test=CalibrationChange(n=3, before=SCORES, after=SCORES)
+    ),
+    stages={"data": 1.5},
+)
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path):
+    folder = RunFolder(tmp_path)
+    for name, section in vars(SUMMARY).items():
+        folder.set_section(name, section)
+    content = json.loads((tmp_path / "summary.json").read_text())
+    assert list(content) == ["linear_probe", "gpu_fraction", "best", "calibration", "stages"]
+    assert content["best"]["trial"] is None
+    assert read_summary(tmp_path / "summary.json") == SUMMARY
+
+
+def test_without_a_file_the_summary_is_empty(tmp_path):
+    assert read_summary(tmp_path / "summary.json") == RunSummary()
+
+
+def test_a_number_that_was_not_finite_is_read_as_nan(tmp_path):
+    step = AblationScores(
+        name="plain CNN",
+        config={},
+        epochs=1,
+        train_accuracy=0.5,
+        val_accuracy=math.inf,
+        best_val_accuracy=0.5,
+        best_epoch=1,
+        seconds=1.0,
+    )
+    RunFolder(tmp_path).set_section("ablation", [step])
+    assert '"val_accuracy": null' in (tmp_path / "summary.json").read_text()
+    summary = read_summary(tmp_path / "summary.json")
+    assert summary.ablation is not None
+    assert math.isnan(summary.ablation[0].val_accuracy)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"best": {"trial": 3}}, "best.name: Field required"),
+        ({"stages": {"data": "soon"}}, "stages.data: Input should be a valid number"),
+        ({"kfold": []}, "kfold: Input should be a dictionary or an instance of KFoldScores"),
+        ({"ablation": [{}]}, "ablation.0.name: Field required"),
+        ([], "the whole: Input should be a dictionary"),
+    ],
+)
+def test_a_wrong_key_is_named(tmp_path, content, message):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(SummaryError) as caught:
+        read_summary(path)
+    assert str(caught.value).startswith(f"{path} is damaged: {message}")
+    assert "\n" not in str(caught.value)
