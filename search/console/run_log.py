@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def start_run_log(path: Path, verbose: bool = False) -> Iterator[None]:
     for name in _OUR_PACKAGES:
         logging.getLogger(name).setLevel(logging.DEBUG)
     try:
-        _log.info("command: %s", " ".join(sys.argv))
+        _log.info("arguments: %s", shlex.join(sys.argv[1:]))
         yield
     except KeyboardInterrupt:
         _log.warning("interrupted")

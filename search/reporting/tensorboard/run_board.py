@@ -112,7 +112,7 @@ class RunBoard:
                 "predictions/external",
                 as_jpeg(draw_grid(predicted_tiles(external), _COLUMNS)),
                 "Top-3 predictions: wrong ones first, then the least confident. Green is correct,"
-                " red is wrong, grey has no label.",
+                " red is wrong, gray has no label.",
             )
         self._write_features(ensemble, test)
 

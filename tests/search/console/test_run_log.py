@@ -17,10 +17,10 @@ EVENT = re.compile(
 
 
 def events(path: Path) -> list[tuple[str, str, str]]:
-    """Return the level, logger and text of each event but the command."""
+    """Return the level, logger and text of each event but the arguments."""
     found = [EVENT.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines()]
     parts = [one.group("level", "logger", "text") for one in found if one]
-    return [part for part in parts if not part[2].startswith("command: ")]
+    return [part for part in parts if not part[2].startswith("arguments: ")]
 
 
 def test_an_event_is_one_line_with_time_level_node_and_logger(tmp_path):
