@@ -24,20 +24,22 @@ import ray
 from ray import cloudpickle, tune
 from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources
 
+from trainables.trial_result import TrialResult
+
 RECORDED = Path(__file__).parent / "recorded_curves.csv"
 """Validation curves of Caltech-101's six classes, a row each."""
 
 
 @dataclass(frozen=True)
 class SimulatedContext:
-    """What simulated trials share; stands in for `trainables.trial.TrainingContext`.
+    """What simulated trials have in common; in place of `trainables.worker.TrainingContext`.
 
     Attributes:
         epochs: The full length of a trial; at most that of the recorded curves.
         median_epoch_seconds: That workers sleep an epoch; 0 makes a trial a no-op.
         gate: Actor handle of `Gate`, which the first trial of each worker waits at; None is open.
         n_workers: Trials below this number wait at the gate.
-        checkpoint_bytes: That a trial hands the keeper every epoch; as of a head alone.
+        checkpoint_bytes: Size of a trial's checkpoint; as of a head alone.
         seed: Of the run, and of the curves.
     """
 
@@ -142,11 +144,12 @@ class SimulatedTrial(tune.Trainable):
         train_rows: Any = None,
         val_rows: Any = None,
         checkpoints: Any = None,
+        n_threads: int = 1,
     ) -> None:
         """Begin the worker's first trial."""
         if context is None or checkpoints is None:
-            raise ValueError("SimulatedTrial needs a bench and a keeper")
-        self._bench, self._keeper = context, checkpoints
+            raise ValueError("SimulatedTrial needs its arguments by `tune.with_parameters`")
+        self._context, self._checkpoints = context, checkpoints
         self._node = str(ray.util.get_node_ip_address())
         self._begin(config)
 
@@ -165,57 +168,54 @@ class SimulatedTrial(tune.Trainable):
         loss = self._curve.loss[self._epoch - 1]
         self._best = max(self._best, (accuracy, -loss, self._epoch), key=lambda best: best[:2])
         result = self._result(accuracy, loss)
-        self._keep(result["finished"])
-        return result
+        self._save(result.finished)
+        return result.as_dict()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Do nothing: the keeper has a checkpoint of every epoch."""
+        """Do nothing: a checkpoint of every epoch is saved elsewhere."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
         self._params = config["params"]
-        self._seconds = epoch_seconds(self._bench, self._number)
+        self._seconds = epoch_seconds(self._context, self._number)
         self._epoch = 0
         self._best = (-1.0, 0.0, 0)
-        self._curve = curve_of(self._bench, self._number, self._params)
-        self._keeper.last_checkpoint(self._number)
+        self._curve = curve_of(self._context, self._number, self._params)
+        self._checkpoints.load_last(self._number)
 
-    def _keep(self, finished: bool) -> None:
-        """Hand the keeper what `ImageTrial` does."""
-        content, score = bytes(self._bench.checkpoint_bytes), self._best[:2]
-        if finished and self._keeper.would_keep(self._number, score):
-            self._keeper.submit(self._number, score, content)
-        self._keeper.checkpoint(self._number, content)
+    def _save(self, finished: bool) -> None:
+        """Save what `ImageTrial` does."""
+        content, score = bytes(self._context.checkpoint_bytes), self._best[:2]
+        if finished and self._checkpoints.would_keep(self._number, score):
+            self._checkpoints.submit(self._number, score, content)
+        self._checkpoints.save(self._number, content)
 
     def _wait_at_gate(self) -> None:
-        gate = self._bench.gate
-        if gate is not None and self._number < self._bench.n_workers:
+        gate = self._context.gate
+        if gate is not None and self._number < self._context.n_workers:
             ray.get(gate.arrive.remote())
 
-    def _result(self, accuracy: float, loss: float) -> dict[str, Any]:
+    def _result(self, accuracy: float, loss: float) -> TrialResult:
         """Report what `ImageTrial` does."""
-        finished = self._epoch >= self._bench.epochs
         best_accuracy, best_loss, best_epoch = self._best[0], -self._best[1], self._best[2]
-        return {
-            "epoch": self._epoch,
-            "train_loss": loss,
-            "train_accuracy": accuracy,
-            "train_macro_f1": accuracy,
-            "val_loss": loss,
-            "val_accuracy": accuracy,
-            "val_macro_f1": accuracy,
-            "lr": float(self._params.get("lr", 1e-3)),
-            "seconds": self._seconds,
-            "images_per_second": 0.0,
-            "gpu_memory_mb": 0.0,
-            "best_val_accuracy": best_accuracy,
-            "best_val_loss": best_loss,
-            "best_epoch": best_epoch,
-            "trained_seconds": self._seconds * self._epoch,
-            "node": self._node,
-            "finished": finished,
-            "done": finished,
-        }
+        return TrialResult(
+            epoch=self._epoch,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            train_macro_f1=accuracy,
+            val_loss=loss,
+            val_accuracy=accuracy,
+            val_macro_f1=accuracy,
+            lr=float(self._params.get("lr", 1e-3)),
+            seconds=self._seconds,
+            images_per_second=0.0,
+            best_val_accuracy=best_accuracy,
+            best_val_loss=best_loss,
+            best_epoch=best_epoch,
+            trained_seconds=self._seconds * self._epoch,
+            node=self._node,
+            finished=self._epoch >= self._context.epochs,
+        )
 
 
 class Room:
@@ -285,8 +285,8 @@ class _SeatedClass:
 def seated(n_workers: int, seats: int) -> Iterator[None]:
     """Let `seats` of Tune's workers share a process while this lasts; Ray must be running.
 
-    Tune still reserves each worker's resources, and waits for each one's results. What is left out
-    is the workers' own processes, which are on other machines where there are many of them.
+    Tune still reserves each worker's resources, and waits for each one's results. Only the workers'
+    own processes are missing, which are on other machines where there are many of them.
     """
     n_rooms = -(-n_workers // seats)
     room = ray.remote(num_cpus=0, max_concurrency=seats + 8)(Room)

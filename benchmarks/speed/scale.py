@@ -5,10 +5,10 @@
 
 Workers sleep through their epochs (0.2 s to 2 s, the lengths of real ones scaled down) and report
 recorded learning curves, of 8 epochs; everything else is real: `search.tuning.tune` with its
-searcher, study.db, ASHA and reused workers. The ideal is a list schedule of the very epochs that
-were run: each worker takes the next trial the moment it is free. The start of the workers is told
-apart: the first trial of each waits until all have come. What the controller, the keeper and Ray's
-own processes take is sampled as it goes, and tells what saturates first.
+searcher, journal, ASHA and reused workers. The ideal is a list schedule of the very epochs that
+were run: each worker takes the next trial the moment it is free. The start of the workers is timed
+apart: the first trial of each waits until all have come. What the controller, the checkpoint store
+and Ray's own processes take is sampled as it goes, and shows what saturates first.
 
 A worker is a process; with `--seats N`, N of them share one, since hundreds of processes fit into
 no small machine (see `benchmarks.harness.simulated_trials.seated`).
@@ -56,7 +56,7 @@ _SIZES = {"full": (1000, 64, 1.0), "quick": (200, 16, 0.5), "smoke": (6, 2, 0.05
 """Trials, workers, and the median seconds an epoch."""
 _TRIALS_PER_WORKER = 3
 """Where several numbers of workers are compared."""
-_OTHERS = {"checkpoints": "ray::Keeper", "gcs": "gcs_server", "raylet": "raylet"}
+_OTHERS = {"checkpoints": "ray::CheckpointStore", "gcs": "gcs_server", "raylet": "raylet"}
 """What else the head runs, by what its command line holds."""
 
 
@@ -169,7 +169,7 @@ def main() -> None:
         log_progress(f"{n_trials} trials on {n_workers} logical CPUs; the workers start")
         done = search(n_trials, n_workers, arguments.seats, arguments.epoch_seconds, profile)
         rows.append(row_of(done))
-        tell(report, done)
+        fill(report, done)
     if len(rows) > 1:
         report.tables = {"By simulated workers": rows, **report.tables}
     report.publish(arguments)
@@ -264,7 +264,7 @@ def row_of(done: Searched) -> dict[str, Any]:
     }
 
 
-def tell(report: Report, done: Searched) -> None:
+def fill(report: Report, done: Searched) -> None:
     """Add a search to the report."""
     ideal = list_schedule(done.durations, done.n_workers)
     n_epochs, n_trials = sum(done.clock.epochs.values()), len(done.clock.ended)
@@ -288,8 +288,7 @@ def tell(report: Report, done: Searched) -> None:
     ]
     first = done.sampler.since(done.opened)
     report.tables[f"Controller over time, {named}, from all started"] = [
-        _moment(done.sampler, first, round(n_trials * share))
-        for share in (0.1, 0.25, 0.5, 0.75, 1.0)
+        _moment(done.sampler, first, round(n_trials * part)) for part in (0.1, 0.25, 0.5, 0.75, 1.0)
     ]
     target = 1.2 if done.n_workers <= _SIZES["full"][1] else None
     report.ratios += [

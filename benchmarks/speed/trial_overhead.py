@@ -3,11 +3,11 @@
     python -m benchmarks.speed.trial_overhead [--quick] [--trials 100]
 
 The public record for 100 trivial trials is 22.7 s to 41 s. Ours: `search.tuning.tune` with
-its own searcher, study.db, ASHA and reused workers. Stock: a class trainable, OptunaSearch, ASHA,
+its own searcher, journal, ASHA and reused workers. Stock: a class trainable, OptunaSearch, ASHA,
 and an actor a trial, which is Tune's default. A trial takes one step that does nothing. What is
-quoted is seconds a trial, from the end of the second trial to the end of the last; 1 at a time
-shows what a trial costs, several at a time what a search pays for it. Stock Tune runs without its
-loggers and its experiment checkpoints, as ours does, which favours it.
+quoted is seconds a trial, from the end of the second trial to the end of the last; one after the
+other shows what a trial costs, several in parallel what a search pays for it. Stock Tune runs
+without its loggers and its experiment checkpoints, as ours does, which favours it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from benchmarks.harness.simulated_trials import SimulatedContext, SimulatedTrial
 from search.cluster.session import configure_ray, ray_session
 from search.tuning.asha import REDUCTION_FACTOR
 from search.tuning.checkpoints import start_checkpoint_store
-from search.tuning.study import open_study, storage_url
+from search.tuning.study import open_storage, open_study
 from search.tuning.tune import SearchPlan, run_trials
 from spaces.base import Space, load_space
+from trainables.trial_result import TrialResult
 
 import numpy as np  # isort: skip
 from ray import tune  # isort: skip
@@ -43,7 +44,7 @@ _N_TRIALS = {"full": 100, "quick": 20, "smoke": 4}
 
 @dataclass
 class Clock:
-    """A listener that notes when trials start and end, and how many epochs each had."""
+    """Records when trials start and end, and how many epochs each had; a `TrialCallback`."""
 
     started: dict[int, float] = field(default_factory=dict)
     ended: dict[int, float] = field(default_factory=dict)
@@ -56,11 +57,11 @@ class Clock:
         self.started[number] = time.time()
         self.params[number] = params
 
-    def trial_epoch(self, number: int, result: dict[str, Any]) -> None:
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         self.epochs[number] = self.epochs.get(number, 0) + 1
 
-    def trial_ended(self, number: int, state: str, result: dict[str, Any]) -> None:
+    def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         self.ended[number] = time.time()
         self.states[state] = self.states.get(state, 0) + 1
@@ -73,7 +74,7 @@ class Clock:
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds from one trial's end to the next one's, the warm-up left out."""
+        """Seconds from one trial's end to the next one's, without the warm-up."""
         ends = sorted(self.ended.values())[N_WARM_UP - 1 :]
         return [b - a for a, b in pairwise(ends)]
 
@@ -81,7 +82,7 @@ class Clock:
 @contextmanager
 def simulated_trials() -> Any:
     """Let `run_trials` run simulated trials instead of trainings."""
-    with mock.patch.object(search.trials, "ImageTrial", SimulatedTrial):
+    with mock.patch.object(search.tuning.tune, "ImageTrial", SimulatedTrial):
         yield
 
 
@@ -101,10 +102,10 @@ def run_ours(
         scheduler="asha",
         interrupted=lambda: False,
         time_is_up=lambda: False,
-        concurrent=concurrent,
+        max_concurrent=concurrent,
         gpu_fraction=dict.fromkeys(space.backbones, 0.0),
     )
-    study = open_study(storage_url(folder), space)
+    study = open_study(open_storage(folder), space)
     checkpoints = start_checkpoint_store(trials, space.keep_checkpoints, {})
     rows = {"train": np.arange(8), "val": np.arange(8)}
     with simulated_trials():
@@ -122,15 +123,15 @@ def main() -> None:
     with ray_session(None):
         for concurrent in (1, 2) if arguments.mode != "smoke" else (1,):
             for side, run in (("ours", _time_ours), ("stock Ray Tune", _time_stock)):
-                log_progress(f"{side}: {n_trials} trials, {concurrent} at a time")
+                log_progress(f"{side}: {n_trials} trials, {concurrent} in parallel")
                 rows.append(_row(side, concurrent, run(space, n_trials, concurrent)))
     report.tables[f"A trial that does nothing, after {N_WARM_UP} to warm up"] = rows
-    for concurrent in dict.fromkeys(row["at a time"] for row in rows):
+    for concurrent in dict.fromkeys(row["in parallel"] for row in rows):
         ours, stock = (
-            next(r for r in rows if r["at a time"] == concurrent and r["side"] == side)
+            next(r for r in rows if r["in parallel"] == concurrent and r["side"] == side)
             for side in ("ours", "stock Ray Tune")
         )
-        what = f"{concurrent} at a time"
+        what = f"{concurrent} in parallel"
         report.ratios += [
             Ratio(f"seconds a trial, ours, {what}", ours["seconds/trial"], 0.1, at_least=False),
             Ratio(
@@ -200,14 +201,14 @@ class _ClockCallback(tune.Callback):
         self._clock = clock
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._clock.trial_ended(len(self._clock.ended), "complete", {})
+        self._clock.trial_ended(len(self._clock.ended), "complete", TrialResult())
 
 
 def _row(side: str, concurrent: int, clock: Clock) -> dict[str, Any]:
     ends = sorted(clock.ended.values())
     return {
         "side": side,
-        "at a time": concurrent,
+        "in parallel": concurrent,
         "trials": len(ends),
         "seconds/trial": clock.seconds_a_trial,
         "median gap": median(clock.gaps),

@@ -1,7 +1,7 @@
 """Searches over a table of learning curves: real searchers and schedulers, no Ray processes.
 
-Workers are simulated by a queue of the times at which epochs end. Searchers and schedulers are told
-the same as Tune's controller would tell them, in the same order.
+Workers are simulated by a queue of the times at which epochs end. Searchers and schedulers
+are called as Tune's controller would call them, in the same order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.tuning.curve_tables import SPACE, CurveTable, View
 from search.tuning.asha import ResumableASHA
-from search.tuning.study import StudySearcher, open_study
+from search.tuning.searcher import StudySearcher
+from search.tuning.study import open_study
 
 NO_END = 10**6  # trials: the epochs end a search
 
@@ -115,7 +116,7 @@ def race(side: Side, table: CurveTable, view: View, budget: int, workers: int, s
         table: Answers what is proposed.
         view: Of that table.
         budget: Epochs in all.
-        workers: Trials at a time.
+        workers: Trials in parallel.
         seed: Of the searcher.
     """
     epochs = view.val_accuracy.shape[1]
