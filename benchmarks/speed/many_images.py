@@ -1,16 +1,15 @@
-"""What each stage of a search takes with 100,000 images, in seconds and in memory.
+"""Seconds and memory of each stage of a run with 100,000 images.
 
     python -m benchmarks.speed.many_images [--quick] [--images 100000] [--side 64] [--mapped]
 
-The images are generated: each mixes a dozen scenes of pink noise, which all of them share, and
-some of its own, tinted by its class. So they are about as like one another as photographs are, and
-the audit has as many pairs to look at. They are JPEG files in a folder for temporary files, which
-goes away in the end. On them runs the very command, `search.run`, with `tinynet`, 4 views, 2 trials
-of 2 epochs and 2 folds. Memory is what all of its processes take together, shared pages counted
-once (PSS), at its most; the processor's time is theirs, too, which a busy machine changes less than
-the clock's. The ratio is the slowest stage's share of the whole.
+The images are generated: each mixes a dozen scenes of pink noise, common to all of them, with its
+own, tinted by its class. So they are about as similar as photographs are, and the audit compares as
+many pairs. They are JPEG files in a temporary folder. `search.run` runs on them, with `tinynet`, 4
+views, 2 trials of 2 epochs and 2 folds. Memory is the peak of all of its processes together, shared
+pages counted once (PSS); CPU seconds, also of all processes, depend less on other work on the
+machine than wall-clock seconds. The ratio is the slowest stage's fraction of the whole.
 
-`--mapped` runs as where the images exceed the object store: the packed table is a file.
+`--mapped` keeps the decoded images in a memory-mapped file, as when they exceed the object store.
 """
 
 from __future__ import annotations
@@ -31,10 +30,15 @@ import numpy as np
 import psutil
 from PIL import Image
 
-import search.run  # isort: skip  # sets Ray's environment first
-import search.pipeline.flow
-import search.pipeline.prepare
+import search.run
 from benchmarks.harness.reporting import Ratio, Report, command_line, log_progress, stop
+from search.cluster.session import configure_ray
+
+configure_ray()  # before anything imports Ray
+
+import search.pipeline.flow  # noqa: E402
+import search.pipeline.prepare  # noqa: E402
+import search.reporting.page  # noqa: E402
 
 _IMAGES = {"full": 100_000, "quick": 5_000, "smoke": 200}
 _N_CLASSES, _N_SCENES = 20, 12
@@ -56,29 +60,29 @@ SPACE = Space(
     image_size={side}, resize_size={side}, epochs=2, trials=2, folds=2, views=4,
 )
 """
-_STEPS: dict[str, tuple[Any, str]] = {
-    "names listed, weights read": (search.run, "check"),
-    "read, decoded, sketched, packed": (search.prepared, "pack"),
-    "audit": (search.prepared, "examine"),
-    "split": (search.prepared, "_split"),
-    "probe, with its clean view": (search.flow, "probe_backbones"),
-    "feature_cache": (search.flow, "build_feature_cache"),
-    "2 trials": (search.flow, "search"),
-    "2 or 4 folds": (search.flow, "retrain_finalists"),
-    "evaluation": (search.flow, "evaluate"),
-    "report": (search.flow, "report"),
+STEPS: dict[str, tuple[Any, str]] = {
+    "files listed, weights found": (search.run, "prepare_run"),
+    "read, decoded, thumbnails": (search.pipeline.prepare, "decode_images"),
+    "audit": (search.pipeline.prepare, "audit_images"),
+    "split": (search.pipeline.prepare, "split"),
+    "linear probe, with its clean view": (search.pipeline.flow, "probe_backbones"),
+    "feature cache": (search.pipeline.flow, "build_feature_cache"),
+    "2 trials": (search.pipeline.flow, "run_search"),
+    "cross-validation, 2 or 4 folds": (search.pipeline.flow, "retrain_finalists"),
+    "evaluation": (search.pipeline.flow, "evaluate"),
+    "report": (search.reporting.page, "write_report"),
 }
-"""What is timed, and where it is looked up."""
+"""The functions that are timed, each with the module in which its caller finds it."""
 _WHOLE = "the whole command"
 
 
 @dataclass
 class Stopwatch:
-    """When each step began and ended, and what all processes took meanwhile.
+    """Start and end of each step, with samples of memory and CPU time of all processes.
 
     Attributes:
-        spans: Of each step.
-        samples: Moment, MB of all processes, MB of this one, seconds of the processor so far.
+        spans: Start and end of each step, by its name.
+        samples: Time, MB of all processes, MB of this one, CPU seconds so far.
     """
 
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -86,7 +90,7 @@ class Stopwatch:
     _cpu_seconds: dict[int, float] = field(default_factory=dict)
 
     def timed(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the step, which notes its time."""
+        """Wrap a step so that its time is recorded."""
 
         def run(*arguments: Any, **options: Any) -> Any:
             began = time.monotonic()
@@ -100,7 +104,7 @@ class Stopwatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Sample the memory until the block ends."""
+        """Sample memory and CPU time until the block ends."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -114,7 +118,7 @@ class Stopwatch:
         thread.join()
 
     def row(self, name: str, began: float, ended: float, n: int) -> dict[str, Any]:
-        """Sum up what was taken between two moments, with n images."""
+        """Return a table row for the time between two moments, with n images."""
         inside = [s for s in self.samples if began <= s[0] <= ended + 1.0] or [(0.0,) * 4]
         return {
             "stage": name,
@@ -122,39 +126,40 @@ class Stopwatch:
             "CPU seconds": inside[-1][3] - inside[0][3],
             "ms/image": 1000 * (ended - began) / n,
             "memory MB": max(sample[1] for sample in inside),
-            "of the driver MB": max(sample[2] for sample in inside),
+            "driver MB": max(sample[2] for sample in inside),
         }
 
     def _sample(self) -> None:
         me = psutil.Process()
-        transaction = own = 0.0
+        total = own = 0.0
         for process in [me, *me.children(recursive=True)]:
             with suppress(psutil.Error):
                 pss = process.memory_full_info().pss / 2**20
                 times = process.cpu_times()
                 self._cpu_seconds[process.pid] = times.user + times.system
-                transaction += pss
+                total += pss
                 own = pss if process.pid == me.pid else own
         taken = sum(self._cpu_seconds.values())
-        self.samples.append((time.monotonic(), transaction, own, taken))
+        self.samples.append((time.monotonic(), total, own, taken))
 
 
 def main() -> None:
-    """Generate the images, run the search on them, and report."""
+    """Run the benchmark."""
     arguments = parse()
     n, side = arguments.images or _IMAGES[arguments.mode], arguments.side
-    report = Report("many_images", "What each stage takes with many images.")
+    report = Report("many_images", "Seconds and memory of each stage with many images.")
     watch = Stopwatch()
     with tempfile.TemporaryDirectory(prefix="many-images-") as name, ExitStack() as patched:
         folder = Path(name)
-        log_progress(f"{n:,} images of {side} × {side} are generated")
+        log_progress(f"generating {n:,} images of {side} × {side}")
         n_bytes = generate(folder / "images", n, side)
         (folder / "space.py").write_text(_SPACE.format(side=side))
-        for step, (where, function) in _STEPS.items():
+        for step, (where, function) in STEPS.items():
             timed = watch.timed(step, getattr(where, function))
             patched.enter_context(mock.patch.object(where, function, timed))
         if arguments.mapped:
-            patched.enter_context(mock.patch.object(search.prepared, "IMAGES_FRACTION", 0.0))
+            in_file = mock.patch.object(search.pipeline.prepare, "IMAGES_FRACTION", 0.0)
+            patched.enter_context(in_file)
         began = time.monotonic()
         with watch.watching():
             code = search.run.main(
@@ -167,11 +172,11 @@ def main() -> None:
         if code:
             stop(f"the search ended with {code}", code)
         mapped = (folder / "out" / "run" / "cache" / "images.npy").is_file()
-    tell(report, watch, n)
+    fill_report(report, watch, n)
     report.notes.append(
-        f"{n:,} JPEG files of {side} × {side}, {n_bytes / 2**20:,.0f} MB; packed"
+        f"{n:,} JPEG files of {side} × {side}, {n_bytes / 2**20:,.0f} MB; decoded"
         f" {n * side * side * 3 / 2**20:,.0f} MB, "
-        + ("in a file that is mapped" if mapped else "in the object store")
+        + ("in a memory-mapped file" if mapped else "in the object store")
     )
     report.publish(arguments)
 
@@ -179,9 +184,9 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--images", type=int, metavar="N", help="how many (default: 100,000)")
+    parser.add_argument("--images", type=int, metavar="N", help="(default: 100,000)")
     parser.add_argument("--side", type=int, default=64, metavar="PIXELS", help="(default: 64)")
-    parser.add_argument("--mapped", action="store_true", help="keep the packed table in a file")
+    parser.add_argument("--mapped", action="store_true", help="map decoded images from a file")
     arguments = parser.parse_args()
     if arguments.images is not None and arguments.images < 10 * _N_CLASSES:
         parser.error(f"--images must be at least {10 * _N_CLASSES}, but got {arguments.images}")
@@ -189,7 +194,7 @@ def parse() -> argparse.Namespace:
 
 
 def generate(folder: Path, n: int, side: int) -> int:
-    """Write n images into a folder per class; return their bytes."""
+    """Write n images into a folder per class; return their total size in bytes."""
     rng = np.random.default_rng(0)
     scenes = pink(rng, _N_SCENES, side)
     tints = rng.uniform(-25, 25, (_N_CLASSES, 3))
@@ -214,24 +219,24 @@ def generate(folder: Path, n: int, side: int) -> int:
 
 
 def pink(rng: np.random.Generator, n: int, side: int) -> np.ndarray:
-    """Return noise whose waves fall off as 1 / frequency, as photographs do: [n, side, side, 3]."""
+    """Return noise with a 1 / frequency spectrum, like photographs: [n, side, side, 3]."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
     frequency[0, 0] = np.inf
-    grey = np.fft.rfft2(rng.normal(size=(n, side, side))) / frequency
-    fields = np.fft.irfft2(grey, s=(side, side)).astype(np.float32)
+    gray = np.fft.rfft2(rng.normal(size=(n, side, side))) / frequency
+    fields = np.fft.irfft2(gray, s=(side, side)).astype(np.float32)
     fields /= fields.std((1, 2), keepdims=True)
     return np.asarray(fields[..., None] * rng.uniform(0.7, 1.3, (n, 1, 1, 3)).astype(np.float32))
 
 
-def tell(report: Report, watch: Stopwatch, n: int) -> None:
-    """Fill the report."""
-    names = [name for name in _STEPS if name in watch.spans]
+def fill_report(report: Report, watch: Stopwatch, n: int) -> None:
+    """Add the table and the ratio to the report."""
+    names = [name for name in STEPS if name in watch.spans]
     rows = [watch.row(name, *watch.spans[name], n) for name in (*names, _WHOLE)]
     report.tables[f"{n:,} images"] = rows
     *steps, whole = rows
     slowest = max(steps, key=lambda row: float(row["seconds"]))
-    share = slowest["seconds"] / whole["seconds"]
-    report.ratios.append(Ratio(f"{slowest['stage']}, share of the whole", share))
+    fraction = slowest["seconds"] / whole["seconds"]
+    report.ratios.append(Ratio(f"{slowest['stage']}, fraction of the whole", fraction))
 
 
 if __name__ == "__main__":
