@@ -124,7 +124,7 @@ def workers_killed(folder: Path) -> Tally:
 def keeper_killed(folder: Path) -> Tally:
     """Kill the process that keeps checkpoints."""
     ordeal = Ordeal("the keeper's process killed", folder)
-    return _processes_killed(ordeal, lambda process: process.named("ray::Keeper"), times=2)
+    return _processes_killed(ordeal, lambda process: process.named("ray::CheckpointStore"), times=2)
 
 
 def banks_killed(folder: Path) -> Tally:
