@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from spaces.base import TrialConfig
 from trainables import batches, trainer
-from trainables.batches import ImageSet
+from trainables.batches import CachedBatches, ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.weights import PACKAGED, load_weights
-from trainables.trainer import Trainer, TrainingError
+from trainables.optimization import cosine_with_warmup
+from trainables.trainer import Trainer, TrainingError, balanced_class_weights
 from trainables.trial_result import EpochResult
 from trainables.worker import resolve_config
 
@@ -70,7 +71,7 @@ def new_backbone(pretrained: dict[str, Tensor]) -> Callable[[], Backbone]:
 def feature_cache(
     images: ImageSet, new_backbone: Callable[[], Backbone]
 ) -> dict[int, FeatureCache]:
-    """Four views of all images at two boundaries."""
+    """Four views of all images at two depths."""
     backbone = new_backbone()
     backbone.freeze(5)
     built = [
@@ -78,13 +79,13 @@ def feature_cache(
         for view in range(4)
     ]
     return {
-        stage_output: FeatureCache(
-            tuple(as_features(bits[stage_output]).split(50) for bits in built),
+        depth: FeatureCache(
+            tuple(as_features(bits[depth]).split(50) for bits in built),
             4,
             torch.arange(N_IMAGES),
             block_size=50,
         )
-        for stage_output in (3, 5)
+        for depth in (3, 5)
     }
 
 
@@ -94,7 +95,7 @@ def create(
     new_backbone: Callable[[], Backbone],
     feature_cache: dict[int, FeatureCache],
 ) -> Callable[..., Trainer]:
-    """Set a training up; keywords that `TrialConfig` knows go into the config."""
+    """Create a trainer; keywords that are fields of `TrialConfig` go into the config."""
 
     def build(use_cache: bool = True, seed: int = 0, **given: Any) -> Trainer:
         known = TrialConfig.__dataclass_fields__
@@ -137,7 +138,7 @@ def weights_of(trainer: Trainer) -> dict[str, Tensor]:
 # Learning
 
 
-def test_a_network_learns_from_scratch(create):
+def test_training_from_scratch_learns(create):
     net = create_backbone("tinynet", seed=0).to(memory_format=torch.channels_last)
     trainer = create(backbone_net=net, lr=3e-3, freeze_depth=0, epochs=8, augment=0.1)
     results = run(trainer)
@@ -151,7 +152,7 @@ def test_a_network_learns_from_scratch(create):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("scheduler", ["none", "plateau", "cosine"])
-def test_every_optimizer_learns_under_every_schedule(create, optimizer, scheduler):
+def test_every_optimizer_and_schedule_learns(create, optimizer, scheduler):
     trainer = create(
         optimizer=optimizer,
         scheduler=scheduler,
@@ -166,7 +167,7 @@ def test_every_optimizer_learns_under_every_schedule(create, optimizer, schedule
     assert results[-1].train_accuracy > 0.85
 
 
-def test_a_dense_head_learns_with_everything_on(create):
+def test_a_dense_head_learns_with_all_regularisation(create):
     trainer = create(
         hidden_units=32,
         dropout=0.2,
@@ -182,7 +183,7 @@ def test_a_dense_head_learns_with_everything_on(create):
     assert results[-1].val_accuracy > 0.8
 
 
-def test_validation_figures_are_those_of_its_predictions(create, images):
+def test_validation_metrics_match_the_predictions(create, images):
     trainer = create(lr=1e-3)
     result = trainer.run_epoch()
     rows = torch.arange(N_TRAIN, N_IMAGES)
@@ -190,7 +191,7 @@ def test_validation_figures_are_those_of_its_predictions(create, images):
     assert logits.shape == (N_IMAGES - N_TRAIN, N_CLASSES)
     assert (logits.dtype, logits.device.type) == (torch.float32, "cpu")
     predicted = logits.argmax(1)
-    assert 0 < result.val_accuracy < 1, "figures that all are 1 would hide mistakes"
+    assert 0 < result.val_accuracy < 1, "an accuracy of 1 would hide mistakes"
     assert result.val_accuracy == pytest.approx(float((predicted == labels).float().mean()))
     assert result.val_loss == pytest.approx(float(F.cross_entropy(logits, labels)))
     assert result.val_macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
@@ -199,22 +200,22 @@ def test_validation_figures_are_those_of_its_predictions(create, images):
 def test_macro_f1_is_over_the_classes_that_occur():
     labels, predicted = torch.tensor([0, 0, 1, 3]), torch.tensor([0, 2, 1, 1])
     expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
-    assert trainer._macro_f1(labels, predicted, 6) == pytest.approx(expected)
+    assert trainer.macro_f1(labels, predicted, 6) == pytest.approx(expected)
 
 
-def test_the_best_epoch_has_the_lower_loss_among_equals():
+def test_is_better_compares_accuracy_then_loss():
     low = EpochResult(1, 0, 0, 0, 0.5, 0.8, 0.8, 0.1, 1, 1, 0)
-    assert trainer._better(replace(low, val_loss=0.4), low)
-    assert not trainer._better(replace(low, val_loss=0.6), low)
-    assert not trainer._better(low, low)
-    assert trainer._better(replace(low, val_accuracy=0.9, val_loss=0.9), low)
+    assert trainer.is_better(replace(low, val_loss=0.4), low)
+    assert not trainer.is_better(replace(low, val_loss=0.6), low)
+    assert not trainer.is_better(low, low)
+    assert trainer.is_better(replace(low, val_accuracy=0.9, val_loss=0.9), low)
 
 
 # Loss
 
 
 def first_loss(trainer: Trainer) -> float:
-    """Return the loss of a training that stands still, in one batch."""
+    """Return the training loss of the first epoch."""
     return trainer.run_epoch().train_loss
 
 
@@ -223,8 +224,8 @@ def test_label_smoothing_is_in_the_loss(create, images):
     rows = torch.arange(N_TRAIN)
     logits = create(**still).predict_logits(rows)
     plain, smooth = (
-        float(F.cross_entropy(logits, images.labels[rows], label_smoothing=share))
-        for share in (0.0, 0.3)
+        float(F.cross_entropy(logits, images.labels[rows], label_smoothing=smoothing))
+        for smoothing in (0.0, 0.3)
     )
     assert first_loss(create(**still)) == pytest.approx(plain, rel=1e-4)
     assert first_loss(create(**still, label_smoothing=0.3)) == pytest.approx(smooth, rel=1e-4)
@@ -241,34 +242,35 @@ def test_mixup_blends_inputs_and_targets(create):
     almost_none = [
         first_loss(create(**still, initial_head=head, mixup=1e-4, seed=seed)) for seed in range(3)
     ]
-    # Beta(1e-4, 1e-4) is 0 or 1: partners change places, and nothing else happens.
+    # Beta(1e-4, 1e-4) draws 0 or 1, so that inputs are permuted and not blended.
     assert almost_none == pytest.approx([plain] * 3, rel=1e-4)
 
 
-def test_class_weights_are_scikit_learns_balanced_ones(create, images):
+def test_class_weights_equal_scikit_learns_balanced_weights(create, images):
     rows = torch.cat([torch.arange(0, 30, 3), torch.arange(1, 10, 3), torch.tensor([2])])
     trainer = create(class_weights=True, train_rows=rows, lr=STANDSTILL, batch_size=64)
     labels = images.labels[rows]
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
-    assert trainer._class_weights.tolist() == pytest.approx(expected.tolist())
+    weights = balanced_class_weights(labels, N_CLASSES)
+    assert weights.tolist() == pytest.approx(expected.tolist())
     loss = F.cross_entropy(trainer.predict_logits(rows), labels, torch.from_numpy(expected).float())
     assert first_loss(trainer) == pytest.approx(float(loss), rel=1e-4)
 
 
-def test_a_class_without_images_breaks_no_weights(create):
+def test_class_weights_are_finite_for_a_class_without_images(create):
     trainer = create(class_weights=True, train_rows=torch.tensor([0, 1, 3, 4]))
     assert math.isfinite(trainer.run_epoch().train_loss)
 
 
 @pytest.mark.parametrize("depth", [0, 5])
-def test_a_training_that_explodes_says_why(create, depth):
+def test_run_epoch_raises_if_the_training_loss_diverges(create, depth):
     trainer = create(freeze_depth=depth, lr=1e38, optimizer="sgd")
     reason = r"^the training loss is (nan|inf) in epoch \d \(lr 1e\+38, sgd\)$"
     with pytest.raises(TrainingError, match=reason):
         run(trainer)
 
 
-def test_a_training_that_explodes_in_its_last_step_is_no_result(create):
+def test_run_epoch_raises_if_the_validation_loss_diverges(create):
     trainer = create(freeze_depth=0, lr=1e38, optimizer="sgd", batch_size=64, epochs=1)
     with pytest.raises(TrainingError, match=r"^the validation loss is nan in epoch 1 \(lr 1e\+38"):
         run(trainer)
@@ -278,38 +280,18 @@ def test_a_training_that_explodes_in_its_last_step_is_no_result(create):
 # Learning rates
 
 
-@pytest.mark.parametrize(
-    ("step", "factor"),
-    [
-        (0, 0.25),
-        (1, 0.5),
-        (3, 1.0),
-        (4, 1.0),
-        (22, 0.5),
-        (31, 0.5 * (1 + math.cos(math.pi * 27 / 36))),
-        (39, 0.5 * (1 + math.cos(math.pi * 35 / 36))),
-    ],
-)
-def test_cosine_warms_up_over_a_tenth_and_falls_to_nothing(step, factor):
-    assert trainer._cosine_with_warmup(step, 40) == pytest.approx(factor)
-
-
-def test_cosine_of_a_single_step_trains():
-    assert trainer._cosine_with_warmup(0, 1) == 1.0
-
-
-def test_the_last_rate_of_each_epoch_follows_the_cosine(create):
+def test_the_learning_rate_follows_the_cosine(create):
     results = run(create(scheduler="cosine", lr=0.01))
     assert [r.lr for r in results] == pytest.approx(
-        [0.01 * trainer._cosine_with_warmup(step, 12) for step in (2, 5, 8, 11)]
+        [0.01 * cosine_with_warmup(step, 12) for step in (2, 5, 8, 11)]
     )
 
 
-def test_without_a_schedule_the_rate_stays(create):
+def test_the_learning_rate_is_constant_without_a_schedule(create):
     assert [r.lr for r in run(create(lr=0.02))] == [0.02] * 4
 
 
-def test_a_plateau_lowers_the_rate_after_its_patience(create):
+def test_a_plateau_reduces_the_learning_rate_after_its_patience(create):
     results = run(create(scheduler="plateau", lr=STANDSTILL, optimizer="sgd", epochs=9))
     steps = [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01]
     assert [r.lr for r in results] == pytest.approx(
@@ -317,7 +299,7 @@ def test_a_plateau_lowers_the_rate_after_its_patience(create):
     )
 
 
-def test_a_falling_loss_is_no_plateau(create):
+def test_a_decreasing_loss_is_no_plateau(create):
     results = run(create(scheduler="plateau", lr=1e-4, epochs=6))
     losses = [result.val_loss for result in results]
     assert losses == sorted(losses, reverse=True)
@@ -325,27 +307,27 @@ def test_a_falling_loss_is_no_plateau(create):
 
 
 @pytest.mark.parametrize("scheduler", ["plateau", "none"])
-def test_given_rates_are_followed_epoch_by_epoch(create, scheduler):
+def test_epoch_lrs_replace_the_schedule(create, scheduler):
     lrs = [0.1, 0.01, 0.05, 0.002]
     results = run(create(scheduler=scheduler, lr=3.0, epoch_lrs=lrs))
     assert [result.lr for result in results] == lrs
 
 
-# Ending
+# Length
 
 
-def test_patience_ends_a_training_that_stands_still(create):
+def test_patience_ends_a_training_without_improvement(create):
     trainer = create(lr=STANDSTILL, optimizer="sgd", epochs=9, patience=2)
     assert len(run(trainer)) == 3
     assert trainer.best is not None
     assert trainer.best.epoch == 1
 
 
-def test_without_patience_a_training_has_its_full_length(create):
+def test_a_training_without_patience_has_its_full_length(create):
     assert len(run(create(lr=STANDSTILL, optimizer="sgd", epochs=6))) == 6
 
 
-def test_without_validation_images_the_figures_are_nan(create):
+def test_validation_metrics_are_nan_without_validation_images(create):
     trainer = create(val_rows=torch.empty(0, dtype=torch.long), epochs=2)
     for result in run(trainer):
         assert math.isnan(result.val_loss)
@@ -354,10 +336,10 @@ def test_without_validation_images_the_figures_are_nan(create):
         assert math.isfinite(result.train_loss)
 
 
-# Going on
+# Resuming
 
 RESUMED = {
-    "all of it, from images": {
+    "unfrozen, from images": {
         "freeze_depth": 1,
         "dropout": 0.3,
         "augment": 0.5,
@@ -366,7 +348,7 @@ RESUMED = {
         "lr": 3e-3,
         "class_weights": True,
     },
-    "a head, from the bank": {
+    "a head, from the cache": {
         "freeze_depth": 5,
         "hidden_units": 16,
         "dropout": 0.5,
@@ -380,27 +362,27 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("given", RESUMED.values(), ids=RESUMED)
-def test_a_training_goes_on_as_if_nothing_had_happened(create, given):
-    whole = create(**given, epochs=6, patience=5)
+def test_a_resumed_training_equals_an_uninterrupted_one(create, given):
+    uninterrupted = create(**given, epochs=6, patience=5)
     first = create(**given, epochs=6, patience=5)
-    expected = run(whole)
+    expected = run(uninterrupted)
     begun = [first.run_epoch() for _ in range(2)]
     saved = io.BytesIO()
     torch.save(first.state_dict(), saved)
     saved.seek(0)
-    run(first)  # what was saved must not follow the training that goes on
+    run(first)  # the saved state must not change with the training
     second = create(**given, epochs=6, patience=5)
     second.load_state_dict(torch.load(saved, weights_only=True))
     assert (second.epoch, second.best) == (2, begun[-1] if begun[1] == second.best else begun[0])
     assert without_times(begun + run(second)) == without_times(expected)
     if given["lr"] == STANDSTILL:
-        assert expected[-1].lr < STANDSTILL, "there was no plateau to be remembered"
+        assert expected[-1].lr < STANDSTILL, "there was no plateau to restore"
     assert second.finished
-    for key, value in whole.model.state_dict().items():
+    for key, value in uninterrupted.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[key], value), key
 
 
-def test_the_seed_decides_and_the_global_state_stays(create):
+def test_a_training_depends_on_its_seed_alone(create):
     given = {"freeze_depth": 3, "dropout": 0.3, "augment": 0.7, "mixup": 0.2, "epochs": 2}
     state = torch.get_rng_state()
     runs = [without_times(run(create(**given, seed=seed))) for seed in (5, 5, 6)]
@@ -409,29 +391,16 @@ def test_the_seed_decides_and_the_global_state_stays(create):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_any_seed_of_the_command_line_trains(create):
+def test_a_training_accepts_every_seed_of_the_command_line(create):
     trainer = create(seed=(2**32 - 1) * 1_000_003 + 99)
     assert math.isfinite(trainer.run_epoch().train_loss)
 
 
-# Where batches come from
-
-
-def test_the_bank_and_the_images_give_the_same_features(create):
-    rows = torch.arange(N_IMAGES)
-    generator = torch.Generator().manual_seed(0)
-    from_cache, computed = (create(use_cache=use_cache) for use_cache in (True, False))
-    clean = from_cache._batches.clean(rows).float()
-    assert clean.std() > 0.1, "the tolerance would hide a mistake"
-    torch.testing.assert_close(computed._batches.clean(rows).float(), clean, atol=1e-2, rtol=2e-2)
-    torch.testing.assert_close(
-        computed._batches.train(rows, generator).float(), clean, atol=1e-2, rtol=2e-2
-    )
-    torch.testing.assert_close(from_cache._batches.train(rows, generator).float(), clean)
+# Batches
 
 
 @pytest.mark.parametrize("augment", [0.0, 0.7])
-def test_a_training_from_the_bank_is_as_good_as_one_from_the_images(create, augment):
+def test_training_from_the_cache_is_as_good_as_from_images(create, augment):
     given = {"freeze_depth": 3, "lr": 3e-3, "augment": augment, "epochs": 6}
     from_cache, computed = (
         run(create(use_cache=use_cache, **given)) for use_cache in (True, False)
@@ -443,7 +412,7 @@ def test_a_training_from_the_bank_is_as_good_as_one_from_the_images(create, augm
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_a_processor_without_bfloat16_trains_too(create, monkeypatch, use_cache):
+def test_training_works_without_bfloat16(create, monkeypatch, use_cache):
     def full_precision(device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, enabled=False)
 
@@ -453,16 +422,16 @@ def test_a_processor_without_bfloat16_trains_too(create, monkeypatch, use_cache)
     assert math.isfinite(created.run_epoch().val_loss)
 
 
-def test_every_training_image_is_visited_once_an_epoch_in_a_new_order(create):
+def test_every_training_image_is_used_once_per_epoch_in_a_new_order(create, monkeypatch):
     trainer = create(lr=STANDSTILL, train_rows=torch.arange(0, N_IMAGES, 2), batch_size=10)
     visited: list[list[int]] = []
-    give = trainer._batches.train
+    train = CachedBatches.train
 
-    def watched(rows: Tensor, generator: torch.Generator) -> Tensor:
+    def watched(batches: CachedBatches, rows: Tensor, generator: torch.Generator) -> Tensor:
         visited[-1].extend(rows.tolist())
-        return give(rows, generator)
+        return train(batches, rows, generator)
 
-    trainer._batches.train = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(CachedBatches, "train", watched)
     for _ in range(2):
         visited.append([])
         trainer.run_epoch()
@@ -471,8 +440,8 @@ def test_every_training_image_is_visited_once_an_epoch_in_a_new_order(create):
     assert trainer.steps_per_epoch == 4
 
 
-def test_a_last_batch_of_one_image_trains(create):
-    """Batch normalisation cannot train on one value a channel: tiny images in a deep net."""
+def test_there_is_no_last_batch_of_one_image(create):
+    """BatchNorm cannot train on one value per channel, as of a small image in a deep network."""
     net = create_backbone("resnet18", seed=0).to(memory_format=torch.channels_last)
     trainer = create(
         backbone_net=net,
@@ -486,35 +455,35 @@ def test_a_last_batch_of_one_image_trains(create):
     assert math.isfinite(trainer.run_epoch().train_loss)
 
 
-def short_of_memory(trainer: Trainer, most: int) -> list[int]:
-    """Let the model take at most so many images at a time; return the sizes it was given."""
+def limit_memory(trainer: Trainer, max_images: int) -> list[int]:
+    """Limit the batch size that fits into memory; return the list of batch sizes that are tried."""
     forward, given = trainer.model.forward, []
 
-    def limited(x: Tensor, stage_output: int) -> Tensor:
+    def limited(x: Tensor, start: int) -> Tensor:
         given.append(len(x))
-        if len(x) > most and trainer.model.training:
+        if len(x) > max_images and trainer.model.training:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(x, stage_output)
+        return forward(x, start)
 
     trainer.model.forward = limited  # type: ignore[method-assign]
     return given
 
 
 @pytest.mark.parametrize("class_weights", [False, True])
-def test_a_batch_that_does_not_fit_is_halved_and_learns_the_same(create, class_weights):
+def test_a_batch_that_does_not_fit_is_split_with_the_same_result(create, class_weights):
     given = {"lr": 1e-2, "class_weights": class_weights, "train_rows": torch.arange(45)}
-    whole, halved = create(**given), create(**given)
-    sizes = short_of_memory(halved, most=5)
-    for one, other in zip(run(whole), run(halved), strict=True):
+    full, split = create(**given), create(**given)
+    sizes = limit_memory(split, max_images=5)
+    for one, other in zip(run(full), run(split), strict=True):
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
         assert other.val_loss == pytest.approx(one.val_loss, rel=1e-4)
     assert [size for size in sizes if size > 5 and size <= 16][:2] == [15, 7]
-    assert sizes.count(15) == 1, "the halving is forgotten"
+    assert sizes.count(15) == 1, "the smaller size must be kept"
 
 
-def test_a_image_that_does_not_fit_ends_the_training(create):
+def test_run_epoch_raises_if_a_single_image_does_not_fit(create):
     trainer = create()
-    short_of_memory(trainer, most=0)
+    limit_memory(trainer, max_images=0)
     with pytest.raises(TrainingError) as caught:
         trainer.run_epoch()
     assert str(caught.value) == (
@@ -522,11 +491,11 @@ def test_a_image_that_does_not_fit_ends_the_training(create):
     )
 
 
-# What is frozen, and what is not
+# Frozen stages and initial heads
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_frozen_stages_stay_as_they_are(create, use_cache):
+def test_frozen_stages_do_not_change(create, use_cache):
     trainer = create(freeze_depth=3, use_cache=use_cache, lr=1e-2, augment=0.5)
     before = weights_of(trainer)
     trainer.run_epoch()
@@ -536,7 +505,7 @@ def test_frozen_stages_stay_as_they_are(create, use_cache):
         assert torch.equal(value, before[key]) == (stage < 3), key
 
 
-def test_validation_moves_no_statistics(create):
+def test_validation_changes_no_statistics(create):
     trainer = create(freeze_depth=0)
     before = weights_of(trainer)
     trainer.predict_logits(torch.arange(N_IMAGES))
@@ -544,17 +513,7 @@ def test_validation_moves_no_statistics(create):
         assert torch.equal(value, before[key]), key
 
 
-def test_biases_and_normalisation_are_not_decayed(create):
-    trainer = create(freeze_depth=3, weight_decay=0.3)
-    decayed, plain = trainer._optimizer.param_groups
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
-    assert {p.ndim for p in plain["params"]} == {1}
-    assert {p.ndim for p in decayed["params"]} == {2, 4}
-    trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    assert len(decayed["params"]) + len(plain["params"]) == len(trained)
-
-
-def test_a_head_start_is_what_a_linear_head_begins_with(create, feature_cache):
+def test_initial_head_initialises_a_linear_head(create, feature_cache):
     generator = torch.Generator().manual_seed(0)
     head = {
         "weight": torch.randn(N_CLASSES, 128, generator=generator),
@@ -566,14 +525,14 @@ def test_a_head_start_is_what_a_linear_head_begins_with(create, feature_cache):
     torch.testing.assert_close(given.predict_logits(rows), expected)
     before = head["weight"].clone()
     given.run_epoch()
-    assert torch.equal(head["weight"], before), "other trainings begin with the same head"
+    assert torch.equal(head["weight"], before), "other trainings begin with the same tensors"
     dense = create(initial_head=head, hidden_units=8)
     assert [type(layer) for layer in dense.model.head] == [
         *(nn.Linear, nn.ReLU, nn.Dropout, nn.Linear)
     ]
 
 
-def test_a_network_that_nobody_has_pretrained_is_never_frozen():
+def test_a_network_without_pretrained_weights_is_never_frozen():
     assert resolve_config({"backbone": "cnn", "freeze_depth": 4, "lr": 0.1}) == TrialConfig(
         "cnn", lr=0.1, freeze_depth=0
     )
