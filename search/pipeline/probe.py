@@ -24,7 +24,8 @@ from search.console.progress import Progress
 from search.pipeline.model_file import save_probe
 from search.pipeline.prepare import PreparedData
 from search.runs.summary import ProbeScore
-from spaces.base import Space, values_of
+from spaces.base import Space
+from spaces.rules import values_of
 from trainables.feature_cache import as_features, bytes_per_image, views_up_to
 from trainables.models.classifier import Weights
 from trainables.models.linear_probe import Probe, fit_probe

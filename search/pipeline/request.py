@@ -13,7 +13,8 @@ from typing import Any
 import spaces
 from search.console.arguments import Parser, whole_number
 from search.runs.storage import SharedFiles
-from spaces.base import BACKBONES, Space, load_space
+from spaces.base import Space, load_space
+from spaces.rules import BACKBONES
 from spaces.sources import did_you_mean
 
 DEFAULT_SPACE = "spaces/digits.py"

@@ -74,7 +74,7 @@ class _Sync:
             self._is_behind = False
         except OSError as error:  # pyarrow's errors as well
             if not self._is_behind:
-                self._warn(f"{self._shared.url} does not take the run's files: {error}")
+                self._warn(f"the run's files cannot be copied to {self._shared.url}: {error}")
             self._is_behind = True
 
     def _copy(self, path: Path) -> None:

@@ -1,8 +1,7 @@
-"""The command line: what is refused, and the whole flow on small images."""
+"""`python -m search.run`: mistakes in the command line, and whole runs on small images."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import optuna
 import pytest
 import ray
 import torch
@@ -19,11 +17,12 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from search.cluster.session import SessionError
-from search.pipeline.preflight import RunPlan, check
+from search.pipeline.preflight import RunPlan
 from search.pipeline.request import parse_request
 from search.run import main
-from search.runs.run_folder import RunFolder
-from search.tuning.study import STUDY_NAME
+from search.runs.run_folder import STUDY, RunFolder
+from search.runs.tables import read_rows
+from search.tuning.study import BEST, load_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,15 +101,15 @@ def run_command(*arguments: str | Path, **environment: str) -> subprocess.Comple
     )
 
 
-# --- what is refused ---------------------------------------------------------------------------
+# --- mistakes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--space", "spaces/digitz.py"], "did you mean 'spaces/digits.py'?"),
-        (["--folds", "1"], "--folds: must be at least 2, but got 1"),
-        (["--trials", "0"], "--trials: must be at least 1, but got 0"),
+        (["--folds", "1"], "--folds: must be a whole number >= 2, but got '1'"),
+        (["--trials", "0"], "--trials: must be a whole number >= 1, but got '0'"),
         (["--backbones", "resnet81"], "there is no backbone 'resnet81'; did you mean 'resnet18'?"),
         (["--space", "spaces/tools.py"], "give --data DIR"),
         (["--name", "a/b"], "a run's name is made of at most 60 letters, digits, '.', '_' and '-'"),
@@ -183,14 +182,16 @@ def test_name_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     check_refused(arguments, "there is a run called 'mine'", tmp_path, capsys)
 
 
-def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_of_a_folder_that_is_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     check_refused(["--resume", str(tmp_path)], "is no run", tmp_path, capsys)
 
 
 def check_refused(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> str:
-    """Hold that a request is refused: exit code 2, one message, no Ray, no folder made."""
+    """Check that a request is refused: exit code 2, one message, no Ray, no new folder."""
     was_running = ray.is_initialized()
     try:
         code = main(arguments)
@@ -208,12 +209,12 @@ def check_refused(
 
 
 def begun(tmp_path: Path, space: str = SPACE, **request: object) -> Path:
-    """Make the folder of a run, as it is when its first stage begins; return it."""
+    """Create the folder of a run whose first stage has not begun; return it."""
     (tmp_path / "space.py").write_text(space)
     arguments = ["--space", str(tmp_path / "space.py"), "--out", str(tmp_path), "--name", "run"]
-    asked = parse_request(arguments)
+    parsed = parse_request(arguments)
     folder = RunFolder.create(tmp_path, "run")
-    folder.write_origin(asked.space, {**asked.as_json(), **request})
+    folder.write_origin(parsed.space, {**parsed.as_json(), **request})
     return folder.path
 
 
@@ -233,7 +234,7 @@ def test_resume_with_a_space_that_was_changed(
     other = tmp_path / "other.py"
     other.write_text(SPACE.replace('"batch_size": 16', '"batch_size": 32'))
     assert "params was" in refused(capsys, "--resume", run, "--space", other)
-    # As it was: the next thing that is wrong is that no images are named.
+    # With the space as it was, the next mistake is that there is no --data.
     assert "give --data DIR" in refused(capsys, "--resume", run, "--space", run / "space.py")
     (tmp_path / "space.py").write_text(SPACE + "# a remark changes nothing\n")
     assert "give --data DIR" in refused(capsys, "--resume", run)
@@ -242,15 +243,15 @@ def test_resume_with_a_space_that_was_changed(
     assert run.is_dir()
 
 
-def test_a_run_of_before_there_was_a_choice_is_carried_on_with_crops(
-    tmp_path: Path, images: Path
-) -> None:
-    for settings, resize_mode in (({"resize_mode": "pad"}, "pad"), ({"epochs": 3}, "crop")):
-        run = begun(tmp_path, data=str(images))
-        RunFolder.open(run).note("settings", settings)
-        run_plan = check(parse_request(["--resume", str(run), "--data", str(images)]))
-        assert run_plan.space.resize_mode == resize_mode
-        shutil.rmtree(run)
+def test_resume_of_an_older_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = begun(tmp_path)
+    environment = run / "environment.json"
+    environment.write_text(environment.read_text().replace('"format": 2', '"format": 1'))
+    shown = refused(capsys, "--resume", run)
+    assert shown == (
+        f"error: {run} is a run of format 1, and this version reads format 2: use the version that"
+        " wrote it, or begin a new run\n"
+    )
 
 
 def test_resume_with_what_a_run_cannot_change(
@@ -266,7 +267,7 @@ def test_resume_with_what_a_run_cannot_change(
 
 @pytest.fixture
 def no_new_ray(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line finds a Ray that runs already."""
+    """Let the command use the Ray session of the tests."""
     monkeypatch.setattr("search.run.ray_session", lambda address: nullcontext())
 
 
@@ -294,12 +295,12 @@ def test_too_few_readable_images_leave_no_folder(
     assert "every class needs at least 3 images" in shown
     assert "'blue' has 1" in shown
     assert "(23 files could not be read, such as blue/001.png: " in shown
-    assert str(tmp_path / "out") not in shown, "nothing is there to be looked at"
+    assert str(tmp_path / "out") not in shown, "the folder is deleted"
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_new_ray")
-def test_a_mistake_that_is_found_late_removes_no_trials(
+def test_a_mistake_that_is_found_late_deletes_no_trials(
     space_file: Path,
     images: Path,
     tmp_path: Path,
@@ -307,16 +308,16 @@ def test_a_mistake_that_is_found_late_removes_no_trials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def found_late(run_plan: RunPlan, *_: object) -> int:
-        (run_plan.folder.path / "study.db").touch()
-        raise SessionError("no machine came")
+        (run_plan.folder.path / STUDY).touch()
+        raise SessionError("no node joined")
 
     monkeypatch.setattr("search.pipeline.flow.run", found_late)
     arguments = ["--space", space_file, "--data", images, "--out", tmp_path, "--name", "run"]
     assert main([str(argument) for argument in (*arguments, "--backbones", "tinynet")]) == 2
-    assert (tmp_path / "run" / "study.db").is_file()
+    assert (tmp_path / "run" / STUDY).is_file()
     shown = capsys.readouterr()
-    assert "error: no machine came" in shown.err
-    assert f"carry on: python -m search.run --resume {tmp_path / 'run'}" in shown.out
+    assert "error: no node joined" in shown.err
+    assert f"resume: python -m search.run --resume {tmp_path / 'run'}" in shown.out
 
 
 # --- the flow ----------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_a_mistake_that_is_found_late_removes_no_trials(
 
 @pytest.mark.slow
 def test_whole_flow(space_file: Path, images: Path, tmp_path: Path) -> None:
-    """A run with damaged files among the images, and external images by class."""
+    """A run with damaged files among the images, and an external test set."""
     whole = (images / "red" / "000.png").read_bytes()
     (images / "red" / "cut short.png").write_bytes(whole[: len(whole) // 2])
     (images / "red" / "empty.jpg").write_bytes(b"")
@@ -337,7 +338,7 @@ def test_whole_flow(space_file: Path, images: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr == ""
-    assert done.stdout.count("warning: 3 files are left out") == 1
+    assert done.stdout.count("warning: 3 files are not used") == 1
 
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
@@ -349,34 +350,39 @@ def test_whole_flow(space_file: Path, images: Path, tmp_path: Path) -> None:
     low, high = summary["test"]["accuracy_ci95"]
     assert low <= summary["test"]["accuracy"] <= high
     assert summary["external"]["n"] == 6
-    assert summary["external"]["accuracy"] is not None
-    assert set(summary["stages"]) >= {"images", "probe", "search", "folds", "evaluation"}
+    assert summary["external"]["scores"] is not None
+    assert set(summary["stages"]) >= {
+        *("data", "linear_probe", "feature_cache", "search", "cross_validation", "evaluation"),
+        *("tensorboard", "report"),
+    }
     for name in (
-        "space.py", "environment.json", "split.csv", "study.db", "trials.csv", "model.pt",
+        "space.py", "environment.json", "split.csv", STUDY, "trials.csv", "run.log", "model.pt",
         "report.html", "folds/folds.csv", "folds/oof_predictions.csv", "test_predictions.csv",
         "external_predictions.csv",
     ):  # fmt: skip
         assert (run / name).is_file(), name
 
-    with (run / "audit.csv").open(encoding="utf-8") as file:
-        audited = {row["name"] for row in csv.DictReader(file)}
-    assert audited == {"red/cut short.png", "red/empty.jpg", "blue/notes.jpg"}
+    assert {row["image"] for row in read_rows(run / "audit.csv")} == {
+        "red/cut short.png",
+        "red/empty.jpg",
+        "blue/notes.jpg",
+    }
 
-    with (run / "split.csv").open(encoding="utf-8") as file:
-        split = {row["name"]: row["split"] for row in csv.DictReader(file)}
+    split = {row["image"]: row["split"] for row in read_rows(run / "split.csv")}
     assert len(split) == 84
-    with (run / "folds" / "oof_predictions.csv").open(encoding="utf-8") as file:
-        out_of_fold = [row["name"] for row in csv.DictReader(file)]
+    out_of_fold = [row["image"] for row in read_rows(run / "folds" / "oof_predictions.csv")]
     assert sorted(out_of_fold) == sorted(name for name in split if split[name] != "test")
 
-    study = optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{run / 'study.db'}")
+    study = load_study(run)
+    assert study is not None
     states = [trial.state for trial in study.trials]
     assert len(states) == 4
     assert set(states) <= {TrialState.COMPLETE, TrialState.PRUNED}
     for trial in study.trials:
         assert trial.intermediate_values
         if trial.state == TrialState.COMPLETE:
-            assert trial.value == max(trial.intermediate_values.values())
+            assert trial.value == pytest.approx(max(trial.intermediate_values.values()))
+            assert trial.value == pytest.approx(trial.user_attrs[BEST]["val_accuracy"], abs=1e-6)
 
     image = images / "blue" / "001.png"
     shown = subprocess.run(
@@ -393,12 +399,11 @@ def test_same_seed_same_numbers(space_file: Path, images: Path, tmp_path: Path) 
     for name in ("one", "two"):
         done = run_command(
             "--space", space_file, "--data", images, "--out", tmp_path, "--name", name,
-            "--concurrent", "1", "--trials", "3", "--quiet",
+            "--max-concurrent", "1", "--trials", "3", "--quiet",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         run = tmp_path / name
-        with (run / "trials.csv").open() as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(run / "trials.csv")
         trials = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
         predictions = (run / "test_predictions.csv").read_text()
         outputs.append((trials, predictions, (run / "split.csv").read_text()))
@@ -415,14 +420,13 @@ def test_finished_run_is_extended(space_file: Path, images: Path, tmp_path: Path
     run = tmp_path / "run"
     more = run_command("--resume", run, "--trials", "3")
     assert more.returncode == 0, more.stderr
-    with (run / "trials.csv").open() as file:
-        assert [row["state"] for row in csv.DictReader(file)] == ["complete"] * 3
+    assert [row["state"] for row in read_rows(run / "trials.csv")] == ["complete"] * 3
     before = [(run / name).read_bytes() for name in ("audit.csv", "split.csv", "summary.json")]
     os.utime(images / "red" / "004.png")  # a copy is the same image
     shutil.copyfile(images / "blue" / "005.png", images / "red" / "005.png")
     other = run_command("--resume", run, "--trials", "4")
     assert other.returncode == 2
     assert "the images are not those that the run began with" in other.stderr
-    assert "other contents under the same names: red/005.png; give back" in other.stderr
+    assert "other contents under the same names: red/005.png; restore" in other.stderr
     after = [(run / name).read_bytes() for name in ("audit.csv", "split.csv", "summary.json")]
     assert after == before

@@ -112,7 +112,7 @@ def retrain(
         before: Folds of an earlier session; those that left out the same images are reused.
     """
     held_out = split_folds(rows, context.labels, n_folds, context.seed, context.groups)
-    task = _train_fold.options(scheduling_strategy=EVERYWHERE, **resources)
+    task = train_fold.options(scheduling_strategy=EVERYWHERE, **resources)
     done = {
         index: fold
         for index, fold in before.items()
@@ -192,7 +192,7 @@ def out_of_fold(folds: Sequence[Fold]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @ray.remote(max_retries=3)
-def _train_fold(
+def train_fold(
     context: TrainingContext,
     retrain_config: RetrainConfig,
     train_rows: np.ndarray,
@@ -200,6 +200,7 @@ def _train_fold(
     use_probe: bool,
     index: int,
 ) -> Fold:
+    """Train one fold, counted from 0, and predict the images that it leaves out."""
     started = perf_counter()
     configure_cpu(assigned_cpus())
     config = retrain_config.config

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from search.pipeline.request import Request, load_requested_space, parse_request
-from spaces.base import BACKBONES, SpaceError, load_space
+from spaces.base import load_space
+from spaces.rules import BACKBONES, SpaceError
 
 ROOT = Path(__file__).parents[3]
 CATS_DOGS = str(ROOT / "spaces" / "cats_dogs.py")
@@ -17,44 +18,44 @@ def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def request(*arguments: str) -> Request:
+def parse(*arguments: str) -> Request:
     return parse_request(arguments)
 
 
-def kept(asked: Request) -> dict[str, Any]:
-    """Return what a run keeps of its request, as it reads it again."""
-    content: dict[str, Any] = json.loads(json.dumps(asked.as_json()))
+def saved(request: Request) -> dict[str, Any]:
+    """Return a request as a run saves and reads it."""
+    content: dict[str, Any] = json.loads(json.dumps(request.as_json()))
     return content
 
 
-def test_nothing_asked_is_the_embedded_space():
-    asked = request()
-    assert asked.space.samefile(ROOT / "spaces" / "digits.py")
-    assert re.fullmatch(r"digits-\d{8}-\d{6}", asked.name)
-    assert (asked.out, asked.folder) == (Path("results"), Path("results") / asked.name)
-    assert (asked.seed, asked.sampler, asked.scheduler) == (0, "tpe", "asha")
-    assert (asked.finalists, asked.probe, asked.quiet) == (None, True, False)
-    assert load_requested_space(asked) == load_space(asked.space)
+def test_without_options_the_default_space_is_searched():
+    options = parse()
+    assert options.space.samefile(ROOT / "spaces" / "digits.py")
+    assert re.fullmatch(r"digits-\d{8}-\d{6}", options.name)
+    assert (options.out, options.folder) == (Path("results"), Path("results") / options.name)
+    assert (options.seed, options.sampler, options.scheduler) == (0, "tpe", "asha")
+    assert (options.finalists, options.probe, options.quiet) == (None, True, False)
+    assert load_requested_space(options) == load_space(options.space)
     for name in ("data", "external", "weights", "backbones", "limit", "trials", "epochs", "folds"):
-        assert getattr(asked, name) is None
+        assert getattr(options, name) is None
 
 
-def test_elsewhere_the_embedded_space_is_the_packages(monkeypatch, tmp_path):
+def test_outside_the_checkout_the_default_space_is_the_packages(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert request().space.samefile(ROOT / "spaces" / "digits.py")
+    assert parse().space.samefile(ROOT / "spaces" / "digits.py")
 
 
-def test_everything_asked():
-    asked = request(
+def test_all_options():
+    options = parse(
         *("--space", CATS_DOGS, "--data", "d", "--external", "e", "--weights", "w"),
         *("--backbones", " cnn, resnet18,cnn,", "--limit", "100", "--trials", "7"),
         *("--epochs", "3", "--folds", "4", "--finalists", "2", "--time-budget", "30m"),
-        *("--concurrent", "2", "--seed", "9", "--sampler", "grid", "--scheduler", "none"),
+        *("--max-concurrent", "2", "--seed", "9", "--sampler", "grid", "--scheduler", "none"),
         *("--no-probe", "--out", "o", "--name", "n", "--address", "auto"),
         *("--storage", "s3://bucket/searches"),
         "--quiet",
     )
-    assert asked == Request(
+    assert options == Request(
         space=Path(CATS_DOGS),
         data=Path("d"),
         external=Path("e"),
@@ -67,7 +68,7 @@ def test_everything_asked():
         folds=4,
         finalists=2,
         time_budget_seconds=1800.0,
-        concurrent=2,
+        max_concurrent=2,
         seed=9,
         sampler="grid",
         scheduler="none",
@@ -81,7 +82,7 @@ def test_everything_asked():
         verbose=False,
         names_space=True,
     )
-    space = load_requested_space(asked)
+    space = load_requested_space(options)
     assert (space.trials, space.epochs, space.folds) == (7, 3, 4)
     assert space.backbones == ("cnn", "resnet18")
     assert [first["backbone"] for first in space.first_trials] == ["cnn"]
@@ -92,24 +93,30 @@ def test_everything_asked():
     [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), (" 10 m ", 600), ("0.5", 0.5)],
 )
 def test_a_time_budget(text, seconds):
-    assert request("--time-budget", text).time_budget_seconds == seconds
+    assert parse("--time-budget", text).time_budget_seconds == seconds
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--trials", "0"], "argument --trials: must be at least 1, but got 0"),
-        (["--trials", "many"], "argument --trials: must be a whole number, but got 'many'"),
-        (["--trials", "2.5"], "argument --trials: must be a whole number, but got '2.5'"),
-        (["--epochs", "-1"], "argument --epochs: must be at least 1, but got -1"),
-        (["--folds", "1"], "argument --folds: must be at least 2, but got 1"),
-        (["--finalists", "0"], "argument --finalists: must be at least 1, but got 0"),
-        (["--concurrent", "0"], "argument --concurrent: must be at least 1, but got 0"),
-        (["--limit", "9"], "argument --limit: must be at least 10, but got 9"),
-        (["--seed", "-1"], "argument --seed: must be at least 0, but got -1"),
+        (["--trials", "0"], "argument --trials: must be a whole number >= 1, but got '0'"),
+        (["--trials", "many"], "argument --trials: must be a whole number >= 1, but got 'many'"),
+        (["--trials", "2.5"], "argument --trials: must be a whole number >= 1, but got '2.5'"),
+        (["--epochs", "-1"], "argument --epochs: must be a whole number >= 1, but got '-1'"),
+        (["--folds", "1"], "argument --folds: must be a whole number >= 2, but got '1'"),
+        (["--finalists", "0"], "argument --finalists: must be a whole number >= 1, but got '0'"),
+        (
+            ["--max-concurrent", "0"],
+            "argument --max-concurrent: must be a whole number >= 1, but got '0'",
+        ),
+        (["--limit", "9"], "argument --limit: must be a whole number >= 10, but got '9'"),
+        (
+            ["--seed", "-1"],
+            "argument --seed: must be a whole number >= 0 and <= 4294967295, but got '-1'",
+        ),
         (
             ["--seed", "4294967296"],
-            "argument --seed: must be at most 4294967295, but got 429496729",
+            "argument --seed: must be a whole number >= 0 and <= 4294967295, but got '4294967296'",
         ),
         (["--sampler", "tpee"], "argument --sampler: invalid choice: 'tpee'"),
         (["--scheduler", "pbt"], "argument --scheduler: invalid choice: 'pbt'"),
@@ -141,17 +148,17 @@ def test_a_bad_argument_is_one_message_and_exit_code_2(capsys, arguments, messag
     assert err.count("\n") == 1
 
 
-def test_an_unknown_backbone_lists_all_there_are(capsys):
+def test_an_unknown_backbone_lists_all_backbones(capsys):
     with pytest.raises(SystemExit):
-        request("--backbones", "mobilenet")
+        parse("--backbones", "mobilenet")
     err = capsys.readouterr().err
     assert "there is no backbone 'mobilenet'; did you mean 'mobilenet_v2'?" in err
     assert f"(there are: {', '.join(BACKBONES)})" in err
 
 
-def test_help_shows_commands_to_copy(capsys):
+def test_the_help_shows_commands_to_copy(capsys):
     with pytest.raises(SystemExit) as caught:
-        request("--help")
+        parse("--help")
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert "  python -m search.run --space spaces/caltech.py\n" in out
@@ -160,51 +167,51 @@ def test_help_shows_commands_to_copy(capsys):
 
 def test_a_change_that_breaks_a_rule_of_the_space():
     with pytest.raises(SpaceError) as caught:
-        load_requested_space(request("--folds", "101", "--epochs", "20000"))
+        load_requested_space(parse("--folds", "101", "--epochs", "20000"))
     assert caught.value.problems == (
         "1 <= epochs <= 10000 must hold, but got 20000",
         "2 <= folds <= 100 must hold, but got 101",
     )
 
 
-def test_a_space_that_is_not_there():
+def test_a_space_that_does_not_exist():
     with pytest.raises(SpaceError, match=r"there is no such file; did you mean 'spaces/digits.py'"):
-        load_requested_space(request("--space", "spaces/digit.py"))
+        load_requested_space(parse("--space", "spaces/digit.py"))
 
 
-def test_a_run_that_is_carried_on_keeps_its_request():
-    first = request(
+def test_a_resumed_run_keeps_its_request():
+    first = parse(
         *("--space", CATS_DOGS, "--data", "/images", "--backbones", "cnn", "--limit", "50"),
         *("--trials", "5", "--epochs", "3", "--time-budget", "1h", "--seed", "3"),
         *("--sampler", "random", "--scheduler", "none", "--no-probe", "--out", "o", "--name", "n"),
     )
-    again = request("--resume", "o/n")
+    again = parse("--resume", "o/n")
     assert again.space == Path("o/n/space.py")
     assert again.folder == Path("o/n")
-    carried = again.merge_with_saved(kept(first))
+    merged = again.merge_with_saved(saved(first))
     for name in (
         *("data", "backbones", "limit", "trials", "epochs", "time_budget_seconds", "seed"),
         *("sampler", "scheduler", "probe", "external", "weights", "folds"),
     ):
-        assert getattr(carried, name) == getattr(first, name), name
+        assert getattr(merged, name) == getattr(first, name), name
 
 
-def test_a_run_that_is_carried_on_does_what_is_said_anew():
-    first = request("--data", "d", "--trials", "5", "--epochs", "3", "--seed", "3")
-    again = request(
+def test_a_resumed_run_takes_changed_options():
+    first = parse("--data", "d", "--trials", "5", "--epochs", "3", "--seed", "3")
+    again = parse(
         *("--resume", "o/n", "--trials", "9", "--data", "moved", "--time-budget", "2m"),
-        *("--finalists", "3", "--concurrent", "1", "-q"),
+        *("--finalists", "3", "--max-concurrent", "1", "-q"),
     )
-    carried = again.merge_with_saved(kept(first))
-    assert (carried.trials, carried.epochs, carried.data) == (9, 3, Path("moved"))
-    assert carried.time_budget_seconds == 120
-    assert (carried.finalists, carried.concurrent, carried.quiet) == (3, 1, True)
-    assert carried.seed == 3, "another seed would split the images anew"
+    merged = again.merge_with_saved(saved(first))
+    assert (merged.trials, merged.epochs, merged.data) == (9, 3, Path("moved"))
+    assert merged.time_budget_seconds == 120
+    assert (merged.finalists, merged.max_concurrent, merged.quiet) == (3, 1, True)
+    assert merged.seed == 3, "another seed would split the images differently"
 
 
 def test_the_runs_folder_in_storage():
-    assert request().shared is None
-    shared = request("--storage", "s3://b/searches", "--name", "mine").shared
+    assert parse().shared is None
+    shared = parse("--storage", "s3://b/searches", "--name", "mine").shared
     assert (shared.url, shared.folder) == ("s3://b/searches", "mine")
-    shared = request("--storage", "/nfs/s", "--resume", "results/yours").shared
+    shared = parse("--storage", "/nfs/s", "--resume", "results/yours").shared
     assert (shared.url, shared.folder) == ("/nfs/s", "yours")

@@ -54,7 +54,7 @@ def test_a_run_continues_when_storage_fails(run: Path, tmp_path: Path) -> None:
     with synced(run, shared, warnings.append, every_seconds=0.02):
         time.sleep(0.2)
     assert len(warnings) == 1, "warned once"
-    assert "does not take the run's files" in warnings[0]
+    assert "the run's files cannot be copied to" in warnings[0]
 
 
 def test_without_storage_nothing_is_done(run: Path) -> None:

@@ -34,7 +34,7 @@ TEARDOWN_SECONDS = 120.0
 BACKBONE = "squeezenet1_0"
 N_TRIALS = 12
 DIGITS = ("--space", "~/space.py", "--limit", "600")
-TRIAL, FOLD = "Trainable.train", "_train_fold"
+TRIAL, FOLD = "Trainable.train", "train_fold"
 """In the names that Ray gives to processes that train a trial, or a fold."""
 
 
