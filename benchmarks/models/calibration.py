@@ -112,8 +112,8 @@ def _measure(
         found.setdefault("temperature", []).append(temperature)
         for when, values in probabilities.items():
             scores = measure_calibration(labels[test], values.numpy())
-            found.setdefault(f"ECE {when}", []).append(scores["ece"])
-            found.setdefault(f"log loss {when}", []).append(scores["log_loss"])
+            found.setdefault(f"ECE {when}", []).append(scores.ece)
+            found.setdefault(f"log loss {when}", []).append(scores.log_loss)
     means = {key: statistics.mean(values) for key, values in found.items()}
     return {"set": name, "head": head, "n": len(test), **dict(sorted(means.items()))}
 
@@ -122,7 +122,7 @@ def _best_temperature(logits: Tensor, labels: np.ndarray) -> float:
     """Find the temperature with the lowest log loss of the mean probabilities, by grid search."""
     tried = np.geomspace(0.1, 10, 80)
     losses = [
-        measure_calibration(labels, mean_probabilities(logits, float(t)).numpy())["log_loss"]
+        measure_calibration(labels, mean_probabilities(logits, float(t)).numpy()).log_loss
         for t in tried
     ]
     return float(tried[int(np.argmin(losses))])

@@ -13,8 +13,6 @@ again; --quick is one seed. docs/studies.md compares the figures with those of t
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import shlex
 import statistics
 import subprocess
@@ -22,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,6 +36,8 @@ from benchmarks.harness.workbench import (
     read_state,
 )
 from search.data.manifest import find_images, scan_external
+from search.runs.summary import read_summary
+from search.runs.tables import read_rows
 from spaces.base import load_space
 from trainables.models.linear_probe import fit_head
 
@@ -57,14 +57,14 @@ STUDIES: Mapping[str, str] = {
 ABLATION = "--data {data}/cats_dogs " + _PHOTOS + " --trials 1 --epochs 15 --folds 2"
 """The same for the ablation, whose trainings are as long as the space's trials."""
 
-FIGURES: Mapping[str, tuple[str, str]] = {
-    "test": ("test", "accuracy"),
-    "macro F1": ("test", "macro_f1"),
-    "cross-validation": ("kfold", "accuracy_mean"),
-    "external": ("external", "accuracy"),
-    "ECE": ("test", "ece"),
+FIGURES: Mapping[str, str] = {
+    "test": "test.accuracy",
+    "macro F1": "test.macro_f1",
+    "cross-validation": "kfold.accuracy_mean",
+    "external": "external.scores.accuracy",
+    "ECE": "test.ece",
 }
-"""By column, section and key in `summary.json`."""
+"""By column, the attribute of `RunSummary`."""
 
 TARGETS = {("caltech", "test"): 0.99, ("caltech", "external"): 0.97}
 GAIN = 0.01
@@ -108,11 +108,10 @@ def main() -> int:
     report.tables = {"by study": rows, **report.tables}
     for (name, column), target in TARGETS.items():
         if name in runs:
-            section, key = FIGURES[column]
-            mean = statistics.mean(run[section][key] for run in runs[name])
+            mean = statistics.mean(read_figure(run, FIGURES[column]) or 0.0 for run in runs[name])
             report.ratios.append(Ratio(f"{name}, {column}", mean, target))
     for name, found in probes.items():
-        ours = statistics.mean(run["test"]["accuracy"] for run in runs[name])
+        ours = statistics.mean(run.test.accuracy for run in runs[name])
         plain = statistics.mean(one["test"] for one in found)
         # A probe above 0.99 leaves less than a point to gain.
         report.ratios.append(
@@ -121,8 +120,7 @@ def main() -> int:
     report.extra["commands"] = {name: f"--space spaces/{name}.py {STUDIES[name]}" for name in names}
     report.extra["runs"] = {
         name: [
-            {"test": run["test"]["accuracy"], "best": run["best"]["name"], "stages": run["stages"]}
-            for run in made
+            {"test": run.test.accuracy, "best": run.best.name, "stages": run.stages} for run in made
         ]
         for name, made in runs.items()
     }
@@ -133,11 +131,11 @@ def main() -> int:
 
 def _run(
     arguments: argparse.Namespace, space: str, options: str, seed: int, out: Path, name: str = ""
-) -> dict[str, Any]:
+) -> Any:
     """Run one study with one seed, unless the run exists already; return its summary."""
     folder = out / f"{name or space}-{seed}"
     if (folder / "report.html").is_file():
-        return _summary(folder)
+        return read_summary(folder / "summary.json")
     words = shlex.split(options.format(data=shlex.quote(str(need_data(arguments)))))
     if arguments.mode == "smoke":
         words += ["--trials", "1", "--epochs", "1", "--folds", "2", "--limit", "60"]
@@ -149,12 +147,7 @@ def _run(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         stop(f"{space}, seed {seed} failed: {done.stderr.strip()[-500:]}", code=1)
-    return _summary(folder)
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return found
+    return read_summary(folder / "summary.json")
 
 
 def _probe(
@@ -176,8 +169,7 @@ def _probe(
         external = _features(found, backbone, space.image_size), found.labels
     results = []
     for folder in folders:
-        with (folder / "split.csv").open(newline="", encoding="utf-8") as file:
-            split = [(place[row["image"]], row["split"]) for row in csv.DictReader(file)]
+        split = [(place[r["image"]], r["split"]) for r in read_rows(folder / "split.csv")]
         train = np.array([row for row, part in split if part in ("train", "val")])
         test = np.array([row for row, part in split if part == "test"])
         labels = torch.from_numpy(manifest.labels[train])
@@ -204,21 +196,28 @@ def _predict(head: Mapping[str, Tensor], x: Tensor) -> np.ndarray:
 
 
 def summarise(
-    name: str, runs: list[dict[str, Any]], probes: Sequence[Mapping[str, Any]] | None = None
+    name: str, runs: Sequence[Any], probes: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
     """Return a table row: each figure as mean ± standard deviation over the runs."""
-    row: dict[str, Any] = {"study": name, "runs": len(runs), "n": runs[0]["test"]["n"]}
-    for column, (section, key) in FIGURES.items():
-        values = [run[section][key] for run in runs if run.get(section, {}).get(key) is not None]
+    row: dict[str, Any] = {"study": name, "runs": len(runs), "n": runs[0].test.n}
+    for column, path in FIGURES.items():
+        values = [value for run in runs if (value := read_figure(run, path)) is not None]
         row[column] = mean_and_deviation(values)
-    gains = [run["comparison"]["difference"] for run in runs if "comparison" in run]
+    gains = [run.comparison.difference for run in runs if run.comparison is not None]
     row["vs. baseline"] = mean_and_deviation(gains)
     for what in ("test", "external"):
         row[f"probe, {what}"] = mean_and_deviation(
             [one[what] for one in probes or () if what in one]
         )
-    row["minutes"] = statistics.mean(sum(run["stages"].values()) for run in runs) / 60
+    row["minutes"] = statistics.mean(sum(run.stages.values()) for run in runs) / 60
     return row
+
+
+def read_figure(run: Any, path: str) -> float | None:
+    """Return an attribute of a summary by its dotted path; None without its section."""
+    for name in path.split("."):
+        run = getattr(run, name, None)
+    return cast("float | None", run)
 
 
 def mean_and_deviation(values: list[float]) -> str:
@@ -230,17 +229,17 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
-def tabulate_ablation(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+def tabulate_ablation(run: Any) -> list[dict[str, Any]]:
     """Return a table row for each step of a run's ablation."""
     return [
         {
-            "step": step["name"],
-            "epochs": step["epochs"],
-            "training": step["train_accuracy"],
-            "validation": step["val_accuracy"],
-            "best validation": step["best_val_accuracy"],
+            "step": step.name,
+            "epochs": step.epochs,
+            "training": step.train_accuracy,
+            "validation": step.val_accuracy,
+            "best validation": step.best_val_accuracy,
         }
-        for step in run["ablation"]
+        for step in run.ablation
     ]
 
 

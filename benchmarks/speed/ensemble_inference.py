@@ -50,7 +50,7 @@ def main() -> None:
     """Measure, and report."""
     arguments = command_line(__doc__).parse_args()
     plan = PLANS[arguments.mode]
-    report = Report("ensemble", "Five members at freeze depth 5 against one of them.")
+    report = Report("ensemble_inference", "Five members at freeze depth 5 against one of them.")
     rows = []
     for backbone in plan.backbones:
         with tempfile.TemporaryDirectory() as scratch:

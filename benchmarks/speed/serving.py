@@ -77,7 +77,7 @@ def main() -> None:
     """Measure, and report."""
     arguments = command_line(__doc__).parse_args()
     plan = PLANS[arguments.mode]
-    report = Report("serve", "Throughput with dynamic batching against batches of one.")
+    report = Report("serving", "Throughput with dynamic batching against batches of one.")
     with tempfile.TemporaryDirectory() as scratch:
         model = save_model(plan, Path(scratch))
         files = generate_images(Path(scratch) / "images", 50)

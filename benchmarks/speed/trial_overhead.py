@@ -116,7 +116,7 @@ def main() -> None:
     """Measure both sides, and report."""
     arguments = parse()
     space = load_space(ROOT / "spaces" / "caltech.py")
-    report = Report("overhead", "Seconds that a trial costs beside its training.")
+    report = Report("trial_overhead", "Seconds that a trial costs beside its training.")
     n_trials = arguments.trials or _N_TRIALS[arguments.mode]
     rows: list[dict[str, Any]] = []
     configure_ray()

@@ -17,7 +17,6 @@ they ran on our side, times the seconds of an epoch at their depth), and the tab
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -37,6 +36,7 @@ import torch
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress, stop
 from benchmarks.harness.workbench import find_weights_folder, generate_images, need_data
 from benchmarks.speed.ray_tutorial import Job
+from search.runs.tables import read_rows
 from search.tuning.asha import REDUCTION_FACTOR, rung_epochs
 from spaces.base import load_space
 from trainables.images import read_image
@@ -275,12 +275,8 @@ def run_command(
 def read_trials(run: Path) -> list[dict[str, Any]]:
     """Read the results of our trials from the run folder."""
     trials = []
-    with (run / "trials.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        curve = run / "trials" / row["number"] / "progress.csv"
-        with curve.open(newline="", encoding="utf-8") as file:
-            epochs = list(csv.DictReader(file))
+    for row in read_rows(run / "trials.csv"):
+        epochs = read_rows(run / "trials" / row["number"] / "progress.csv")
         best_epoch = epochs[int(row["best_epoch"]) - 1]
         trials.append(
             {
@@ -297,8 +293,8 @@ def read_trials(run: Path) -> list[dict[str, Any]]:
 
 def read_split(run: Path) -> list[tuple[str, str, str]]:
     """Read our split: every image's name, class and split."""
-    with (run / "split.csv").open(newline="", encoding="utf-8") as file:
-        return [(row["image"], row["label"], row["split"]) for row in csv.DictReader(file)]
+    rows = read_rows(run / "split.csv")
+    return [(row["image"], row["label"], row["split"]) for row in rows]
 
 
 def find_image(data: Path, name: str) -> Path:

@@ -1,12 +1,18 @@
+from types import SimpleNamespace
+
 from benchmarks.harness.reporting import ROOT
 from benchmarks.models import studies
 
 
 def test_studies_are_summarised_over_their_seeds() -> None:
-    def run(accuracy: float, gain: float | None) -> dict[str, object]:
-        scores = {"n": 40, "accuracy": accuracy, "macro_f1": 0.9, "ece": 0.01}
-        made = {"test": scores, "kfold": {"accuracy_mean": 0.95}, "stages": {"search": 120.0}}
-        return made if gain is None else made | {"comparison": {"difference": gain}}
+    def run(accuracy: float, gain: float | None) -> SimpleNamespace:
+        return SimpleNamespace(
+            test=SimpleNamespace(n=40, accuracy=accuracy, macro_f1=0.9, ece=0.01),
+            kfold=SimpleNamespace(accuracy_mean=0.95),
+            external=None,
+            comparison=None if gain is None else SimpleNamespace(difference=gain),
+            stages={"search": 120.0},
+        )
 
     probes = [{"test": 0.9}, {"test": 0.9, "external": 0.8}]
     row = studies.summarise("tools", [run(0.9, 0.02), run(1.0, None)], probes)
