@@ -130,7 +130,9 @@ def keeper_killed(folder: Path) -> Tally:
 def banks_killed(folder: Path) -> Tally:
     """Kill the process that owns the view banks."""
     ordeal = Ordeal("the banks' process killed", folder)
-    return _processes_killed(ordeal, lambda process: process.named("RestartableBanks"), times=2)
+    return _processes_killed(
+        ordeal, lambda process: process.named("RestartableFeatureCacheActor"), times=2
+    )
 
 
 def node_killed(folder: Path) -> Tally:
