@@ -1,1 +1,1 @@
-"""Ray sessions, nodes, resources, and what tasks on all nodes share."""
+"""Start Ray, list its nodes and resources, and share data between tasks on all nodes."""

@@ -22,7 +22,7 @@ from search.cluster.nodes import on_driver_node
 if TYPE_CHECKING:
     from trainables.feature_cache import FeatureCache
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 VIEWS_TIMEOUT_SECONDS = 30.0
 """How long a worker waits for views before it asks the actor whether they were lost."""
@@ -75,13 +75,13 @@ class FeatureCacheClient:
             try:
                 built.append(ray.get(ready))
             except RayError:  # trials that need this block fail, or it is built again for them
-                logger.warning("a block of features could not be built", exc_info=True)
+                _log.warning("a block of features could not be built", exc_info=True)
             on_progress(n_blocks - len(pending), n_blocks)
         ray.get(self.actor.end_initial_build.remote())
         for backbone, outputs in stage_outputs.items():
             blocks = [block for block in built if block.backbone == backbone]
             if blocks:
-                logger.info(
+                _log.info(
                     "built %d views of %s at stage outputs %s: %.1f MB in %.1f s of tasks on %s",
                     n_views,
                     backbone,
@@ -142,9 +142,7 @@ class FeatureCacheClient:
         """Log how many blocks were lost with a node and built again, if there were any."""
         n_lost = ray.get(self.actor.n_lost_blocks.remote())
         if n_lost:
-            logger.warning(
-                "%d blocks of cached features were lost with a node, and rebuilt", n_lost
-            )
+            _log.warning("%d blocks of cached features were lost with a node, and rebuilt", n_lost)
 
 
 def start_feature_cache(plan: FeatureCachePlan) -> FeatureCacheClient:

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.cluster.session import SessionError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 EVERYWHERE = "SPREAD"
 """Scheduling strategy of tasks that are distributed over all nodes."""
@@ -63,9 +63,9 @@ def nodes() -> list[Node]:
     addresses = {node.address for node in alive}
     for node in alive:
         if node.address not in _known:
-            logger.info("node %s joined: %s", node.address, node)
+            _log.info("node %s joined: %s", node.address, node)
     for address in sorted(_known - addresses):
-        logger.warning("node %s left", address)
+        _log.warning("node %s left", address)
     _known.clear()
     _known.update(addresses)
     return alive

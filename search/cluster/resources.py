@@ -16,7 +16,8 @@ import ray
 import torch
 
 from search.cluster.nodes import Node, autoscaler_nodes, nodes
-from spaces.base import Space, TrialConfig, values_of
+from spaces.base import Space, TrialConfig
+from spaces.rules import values_of
 from trainables.worker import TrainingContext, create_trainer, resolve_config
 
 CPUS_PER_TRIAL = 1.0

@@ -17,7 +17,7 @@ import search
 import spaces
 import trainables
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _WORKER_BYTES = 10**9
 """Memory that a training worker takes for itself, beside what it reads from the object store."""
@@ -118,7 +118,7 @@ def ray_session(address: str | None) -> Iterator[None]:
                 " start one with `ray up` or `ray start --head`, and see that ~/.ray/auth_token"
                 " here is the head's and that RAY_AUTH_MODE is token; or omit --address"
             ) from None
-    logger.info(
+    _log.info(
         "Ray %s %s in %.1f s, resources %s",
         ray.__version__,
         f"joined at {address}" if address else "started",
@@ -129,7 +129,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        logger.info("Ray session ended after %.0f s", monotonic() - started)
+        _log.info("Ray session ended after %.0f s", monotonic() - started)
 
 
 def worker_environment(on_cluster: bool) -> dict[str, Any]:

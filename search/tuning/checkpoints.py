@@ -21,7 +21,7 @@ from search.runs.run_folder import BEST_WEIGHTS as BEST_WEIGHTS
 from search.runs.run_folder import CHECKPOINT as CHECKPOINT
 from search.runs.storage import Files, LocalFiles, SharedFiles
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _KEPT = "kept.json"
 """Trials whose weights are kept, with their scores: after a crash Ray restarts the actor."""
@@ -148,7 +148,7 @@ class CheckpointClient:
         for number in kept:
             content = self.shared.read(f"{number}/{BEST_WEIGHTS}")
             if content is None:
-                logger.warning("trial %d: its weights are not in %s", number, self.shared.url)
+                _log.warning("trial %d: its weights are not in %s", number, self.shared.url)
             else:
                 local.write(f"{number}/{BEST_WEIGHTS}", content)
 

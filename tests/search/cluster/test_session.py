@@ -17,15 +17,14 @@ from search.cluster.session import (
     ray_session,
     worker_environment,
 )
-from search.pipeline.preflight import check_output_path
-from search.pipeline.request import RequestError, parse_request
 
 
-def test_ray_is_configured_without_being_imported() -> None:
-    code = """
+@pytest.mark.parametrize("module", ["search.cluster.session", "search.run", "search.serve"])
+def test_commands_configure_ray_before_it_is_imported(module: str) -> None:
+    code = f"""
 import os, sys
 before = dict(os.environ)
-from search.cluster.session import configure_ray
+from {module} import configure_ray
 assert dict(os.environ) == before, "importing sets nothing"
 configure_ray()
 assert os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] == "1"
@@ -64,18 +63,3 @@ def test_only_our_packages_are_sent_to_the_nodes_of_a_cluster() -> None:
     assert [Path(path).name for path in packages] == ["search", "trainables", "spaces"]
     sizes = [file.stat().st_size for path in packages for file in Path(path).rglob("*.p[yt]*")]
     assert sum(sizes) < 4 * 2**20
-
-
-def test_a_job_must_not_leave_its_results_in_its_own_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
-    job.mkdir(parents=True)
-    monkeypatch.chdir(job)
-    with pytest.raises(RequestError, match=r"--out must be an absolute path in a Ray job"):
-        check_output_path(parse_request([]))
-    with pytest.raises(RequestError, match=r"--resume must be an absolute path.*got results/mine"):
-        check_output_path(parse_request(["--resume", "results/mine"]))
-    check_output_path(parse_request(["--out", "/home/me/results"]))
-    monkeypatch.chdir(tmp_path)
-    check_output_path(parse_request([]))

@@ -34,6 +34,18 @@ def test_workers_open_what_the_driver_put(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_stored_images_are_opened_without_a_copy() -> None:
+    stored = StoredObject.put(np.ones((12, 64, 64, 3), np.uint8))
+    one, two = stored.open(), stored.open()
+    assert one.ctypes.data == two.ctypes.data
+    assert not one.flags.writeable
+    tensor = open_table(stored, torch.device("cpu"))
+    assert tensor.data_ptr() == one.ctypes.data
+    assert tensor.dtype == torch.uint8
+    assert tensor.shape == (12, 64, 64, 3)
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_each_node_has_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(shared_file, "_CHUNK_BYTES", 100)
