@@ -28,8 +28,10 @@ from search.data.class_folders import DataError
 from search.data.decoding import DecodedImages, decode_images
 from search.data.exclusion import read_exclusion
 from search.data.manifest import Issue, find_images, scan_external
-from spaces.base import SpaceError, load_space
-from spaces.sources import SourceError, cache_folder, folder
+from spaces.base import load_space
+from spaces.downloads import cache_folder
+from spaces.rules import SpaceError
+from spaces.sources import SourceError, folder
 
 _N_EXAMPLES = 3
 """Images that are named for each kind of issue."""
@@ -91,9 +93,11 @@ def _run(options: argparse.Namespace) -> int:
     with Progress() as progress:
         progress.begin("data", n_images + (len(external.names) if external else 0), "images")
         images = decode_images(manifest, None, thread_map, progress.advance)
-        external_images = external and decode_images(
-            external, None, thread_map, lambda n_done: progress.advance(n_images + n_done)
-        )
+        external_images = None
+        if external is not None:
+            external_images = decode_images(
+                external, None, thread_map, lambda n_done: progress.advance(n_images + n_done)
+            )
         flip = True if space is None else space.flip
         audit = audit_images(images, external_images, flip, thread_map)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -145,20 +145,7 @@ def audit_images(
 
 def write_audit_csv(path: Path, issues: Iterable[Issue]) -> None:
     """Write a table of issues."""
-    write_csv(
-        path,
-        AUDIT_COLUMNS,
-        (
-            (
-                one.image,
-                one.issue,
-                one.detail,
-                one.duplicate_of,
-                None if one.similarity is None else f"{one.similarity:.3f}",
-            )
-            for one in issues
-        ),
-    )
+    write_csv(path, AUDIT_COLUMNS, map(astuple, issues))
 
 
 def read_audit_csv(path: Path, errors: str = "surrogateescape") -> tuple[Issue, ...]:
@@ -169,7 +156,13 @@ def read_audit_csv(path: Path, errors: str = "surrogateescape") -> tuple[Issue, 
         errors: How to decode bytes of names that are not UTF-8; see `bytes.decode`.
     """
     return tuple(
-        Issue(**row | {"similarity": float(row["similarity"]) if row["similarity"] else None})
+        Issue(
+            image=row["image"],
+            issue=row["issue"],
+            detail=row["detail"],
+            duplicate_of=row["duplicate_of"],
+            similarity=float(row["similarity"]) if row["similarity"] else None,
+        )
         for row in read_rows(path, errors)
     )
 
@@ -214,7 +207,9 @@ class _Links:
         if kind == "near-duplicate" and is_same:
             kind = "exact duplicate"
         how = "the same file" if is_same else "a mirrored copy" if is_mirrored else "a changed copy"
-        return Issue(self.names[row], kind, how + note, self.names[duplicate_of], similarity)
+        return Issue(
+            self.names[row], kind, how + note, self.names[duplicate_of], round(similarity, 3)
+        )
 
 
 def _duplicates(links: _Links, images: DecodedImages, groups: np.ndarray) -> Iterator[Issue]:

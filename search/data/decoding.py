@@ -21,12 +21,12 @@ from PIL import Image
 from search.cluster.parallel import ParallelMap
 from search.data.manifest import Issue, Manifest
 from search.data.thumbnails import Thumbnails
-from spaces.base import ResizeMode
+from spaces.rules import ResizeMode
 from trainables.images import ImageError, read_image, to_square
 
 _N_READERS = 8
 """Threads that read the files that are sent: a network folder answers several at once."""
-_N_BLOCKS = 128
+_N_BLOCKS = 64
 """Blocks that images are divided into at least, to keep all CPUs busy until the end."""
 _FILES_PER_BLOCK = (4, 64)
 _ARRAYS_PER_BLOCK = (64, 1024)
@@ -38,31 +38,31 @@ class ReadImage(NamedTuple):
     """An image that was read, or the reason why it could not be.
 
     Attributes:
-        index: Its position among the contents that were to be read.
+        position: Its position among the contents that were to be read.
         image: The RGB image, or the error.
         digest: Of the file's bytes or the array's pixels; "" where the file could not be read.
     """
 
-    index: int
+    position: int
     image: Image.Image | ImageError
     digest: str
 
 
 def read_images(contents: Iterable[Path | bytes | np.ndarray]) -> Iterator[ReadImage]:
     """Read images from files, from the bytes of files, or from uint8 [H, W] or [H, W, 3] arrays."""
-    for index, content in enumerate(contents):
+    for position, content in enumerate(contents):
         if isinstance(content, np.ndarray):
             image = Image.fromarray(content).convert("RGB")
-            yield ReadImage(index, image, image_digest(content.tobytes()))
+            yield ReadImage(position, image, image_digest(content.tobytes()))
             continue
         content = _read_file(content) if isinstance(content, Path) else content
         digest = "" if isinstance(content, Path) else image_digest(content)
         try:
             image = read_image(content if isinstance(content, Path) else BytesIO(content))
         except ImageError as error:
-            yield ReadImage(index, error, digest)
+            yield ReadImage(position, error, digest)
         else:
-            yield ReadImage(index, image, digest)
+            yield ReadImage(position, image, digest)
 
 
 def image_digest(content: bytes) -> str:
@@ -117,7 +117,7 @@ class DecodedImages:
     @cached_property
     def labels(self) -> np.ndarray:
         """int64 [n], labels of the decoded images."""
-        return self.manifest.labels[self.indices]
+        return np.asarray(self.manifest.labels[self.indices])
 
 
 def decode_images(
@@ -142,19 +142,14 @@ def decode_images(
             not have them: on a cluster.
         block_size: Images in a block; None chooses.
     """
-    contents = manifest.images if manifest.images is not None else manifest.paths or ()
     n = len(manifest.names)
     size = block_size or _block_size(n, in_files=manifest.images is None)
-    blocks: Iterable[Sequence[Path | bytes] | np.ndarray]
-    blocks = (contents[start : start + size] for start in range(0, n, size))
-    if send_files and manifest.images is None:
-        blocks = _read_blocks(blocks)
     pixels = _allocate(n, 0 if resize is None else resize.cache_size, mapped_file)
     thumbnails = Thumbnails.empty(n)
     digests: list[str] = []
     errors: dict[int, str] = {}
     on_progress(0)
-    for block in parallel_map(_decode_block, resize, blocks):
+    for block in parallel_map(_decode_block, resize, _blocks(manifest, size, send_files)):
         start = len(digests)
         pixels[start : start + len(block.digests)] = block.pixels
         thumbnails.put(start, block.thumbnails)
@@ -186,6 +181,10 @@ def _allocate(n: int, side: int, mapped_file: Path | None) -> np.ndarray:
     return np.lib.format.open_memmap(mapped_file, "w+", np.uint8, shape)
 
 
+_Contents = Sequence[Path | bytes] | np.ndarray
+"""Files or their bytes, or pixels, of the images of a block."""
+
+
 class _Block(NamedTuple):
     """Decoded images of a block; those that could not be read have a reason in `errors`."""
 
@@ -195,26 +194,31 @@ class _Block(NamedTuple):
     errors: dict[int, str]
 
 
-def _decode_block(
-    resize: ResizeSpec | None, contents: Sequence[Path | bytes] | np.ndarray
-) -> _Block:
+def _decode_block(resize: ResizeSpec | None, contents: _Contents) -> _Block:
     n, side = len(contents), 0 if resize is None else resize.cache_size
     block = _Block(np.zeros((n, side, side, 3), np.uint8), Thumbnails.empty(n), [], {})
-    for index, image, digest in read_images(contents):
+    for row, image, digest in read_images(contents):
         block.digests.append(digest)
         if isinstance(image, ImageError):
-            block.errors[index] = image.reason
+            block.errors[row] = image.reason
             continue
-        block.thumbnails.draw(index, image)
+        block.thumbnails.draw(row, image)
         if resize is not None:
-            block.pixels[index] = to_square(image, *resize)
+            block.pixels[row] = to_square(image, *resize)
     return block
 
 
-def _read_blocks(blocks: Iterable[Sequence[Path]]) -> Iterator[list[Path | bytes]]:
+def _blocks(manifest: Manifest, size: int, send_files: bool) -> Iterator[_Contents]:
+    """Divide the images of a manifest into blocks; read their files if those are to be sent."""
+    starts = range(0, len(manifest.names), size)
+    if manifest.images is not None:
+        yield from (manifest.images[start : start + size] for start in starts)
+        return
+    paths = manifest.paths or ()
     with ThreadPoolExecutor(_N_READERS) as readers:
-        for block in blocks:
-            yield list(readers.map(_read_file, block))
+        for start in starts:
+            block = paths[start : start + size]
+            yield list(readers.map(_read_file, block)) if send_files else block
 
 
 def _block_size(n_images: int, in_files: bool) -> int:

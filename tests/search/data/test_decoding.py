@@ -41,7 +41,7 @@ def test_files_bytes_and_arrays_are_read_alike(tmp_path: Path) -> None:
     first, second = (tmp_path / "class 0" / f"{i}.png" for i in (0, 1))
     pixels = np.asarray(read_image(first))
     read = list(read_images([first, second.read_bytes(), pixels, pixels[:, :, 0]]))
-    assert [one.index for one in read] == [0, 1, 2, 3]
+    assert [one.position for one in read] == [0, 1, 2, 3]
     images = [one.image for one in read]
     np.testing.assert_array_equal(np.asarray(images[0]), pixels)
     np.testing.assert_array_equal(np.asarray(images[1]), np.asarray(read_image(second)))
