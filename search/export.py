@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from search.console.arguments import Parser, add_run, model_path, whole_number
 from search.data.class_folders import DataError
 from search.runs.run_folder import FolderError, RunFolder
-from spaces.base import SpaceError
+from spaces.rules import SpaceError
 from spaces.sources import SourceError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from search.pipeline.request import RequestError, parse_request
 from search.runs.run_folder import MODEL, RUN_LOG, FolderError
 from search.runs.storage import StorageError
 from search.runs.sync import synced
-from spaces.base import SpaceError
+from spaces.rules import SpaceError
 from spaces.sources import SourceError
 from trainables.disk_full import is_disk_full
 from trainables.models.weights import WeightsError

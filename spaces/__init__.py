@@ -1,1 +1,1 @@
-"""What to search, on which images: one `SPACE` a file, but for base, sources and glyphs."""
+"""Spaces: each module defines one `SPACE`, except base, rules, sources, downloads and glyphs."""

@@ -1,8 +1,8 @@
-"""Where images come from: named sets, and any folder of class folders.
+"""Sources of images: named sets, and any folder of class folders.
 
-A source finds a set in the folder that `--data` names, or downloads it where that is possible. It
-reads no image file: `search.data.decoding` does. Only the driver opens a source; so no worker ever
-downloads.
+A source finds a set in the folder that `--data` names, or downloads it if that is possible. Only
+the driver opens sources, so workers download nothing. Image files are read by
+`search.data.decoding`.
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ from __future__ import annotations
 import difflib
 import gzip
 import math
-import os
-import socket
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from spaces.downloads import download_once
+
 
 class SourceError(ValueError):
-    """A set of images cannot be had. The message says what was tried and what to do."""
+    """A set of images is unavailable; the message says what was tried and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """A set that lies in arrays, not in files."""
+    """A set of images that consists of arrays, not of files."""
 
     images: np.ndarray
     """uint8 [N, H, W] or [N, H, W, 3]."""
@@ -38,29 +36,29 @@ class Arrays:
     names: tuple[str, ...]
     """A unique name for each image, such as "train/00001"."""
     splits: tuple[str | None, ...]
-    """Each image's official split: "train", "val", "test", or None."""
+    """The official split of each image: "train", "val", "test", or None."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Any folder of class folders; the named sets derive from it.
+    """A folder of class folders; named sets are subclasses.
 
     Raises:
-        SourceError: the class list is no list of two or more different names.
+        SourceError: `classes` is not a tuple of two or more different names.
     """
 
     name: str
     classes: tuple[str, ...] | None = None
-    """The classes to use, in this order; None is all there are."""
+    """The classes to use, in this order; None uses all."""
     obtain: str = ""
-    """How to get a set that needs an account; told when the set is missing."""
+    """How to get a set that cannot be downloaded automatically; part of the error message."""
     ignored: tuple[str, ...] = ()
-    """Folders that are no class unless `classes` names them."""
+    """Folders that are no classes unless `classes` names them."""
 
     def __post_init__(self) -> None:
         if self.classes is None:
             return
-        # A lone name is a string, and would pass for a list of letters.
+        # A single name is a string, which is a sequence of letters.
         if not isinstance(self.classes, tuple) or len(self.classes) < 2:
             raise SourceError(
                 f"classes must be a tuple of two or more names, but got {self.classes!r}"
@@ -69,18 +67,18 @@ class Source:
             raise SourceError(f"classes must all differ, but got {self.classes!r}")
 
     def open(self, data: Path | None, cache: Path) -> Path | Arrays:
-        """Find the set, downloading it when there is no other way.
+        """Find the set, or download it if `data` is None.
 
         Args:
-            data: the folder that `--data` names: the set's usual layout or a parent of it, or any
-                folder of class folders. None is the set itself.
-            cache: folder that downloads are kept in.
+            data: The folder that `--data` names: the set in its usual layout, a parent of it, or
+                any folder of class folders.
+            cache: The folder of downloads.
 
         Returns:
             A folder to scan, or arrays.
 
         Raises:
-            SourceError: the set is not there and cannot be had.
+            SourceError: the set is unavailable.
         """
         if data is None:
             return self._without_data(cache)
@@ -102,18 +100,12 @@ class Source:
         return data
 
 
-def cache_folder() -> Path:
-    """Return the folder of downloads: $CLASSIFIER_SEARCH_CACHE, or one in the home folder."""
-    default = Path.home() / ".cache" / "classifier-search"
-    return Path(os.environ.get("CLASSIFIER_SEARCH_CACHE", default))
-
-
 def folder(classes: tuple[str, ...] | None = None, obtain: str = "") -> Source:
     """Use the folder that `--data` names.
 
     Args:
-        classes: the class folders to use, in this order; None is all of them.
-        obtain: how to get the set, told when `--data` is missing.
+        classes: The class folders to use, in this order; None uses all.
+        obtain: How to get the set; part of the error message if `--data` is missing.
     """
     return Source("folder", classes, obtain)
 
@@ -122,30 +114,30 @@ def caltech101(classes: tuple[str, ...] | None = None) -> Source:
     """Use Caltech-101 (Li, Andreetto, Ranzato, Perona): about 9,000 photos of 101 objects.
 
     Args:
-        classes: the classes to use, in this order; None is all but BACKGROUND_Google.
+        classes: The classes to use, in this order; None uses all but BACKGROUND_Google.
     """
     return _Caltech101("Caltech-101", classes, ignored=("BACKGROUND_Google",))
 
 
 def fashion_mnist() -> Source:
-    """Use Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey images of 28 × 28 pixels."""
+    """Use Fashion-MNIST (arXiv 1708.07747): 70,000 grayscale images of 28 × 28 pixels."""
     return _FashionMNIST("Fashion-MNIST")
 
 
 def digits() -> Source:
-    """Use scikit-learn's 1,797 handwritten digits of 8 × 8 pixels. They need no download."""
+    """Use scikit-learn's 1,797 handwritten digits of 8 × 8 pixels, which need no download."""
     return _Digits("handwritten digits")
 
 
 def rendered_digits() -> Source:
-    """Use digits rendered in fonts that the pretraining of `tinynet` never saw."""
+    """Use digits rendered in fonts that `tinynet` was not pretrained on."""
     return _RenderedDigits("rendered digits")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known word, or nothing when none is near."""
+    """Return `; did you mean 'x'?` with the most similar known word; empty if none is similar."""
     known = list(known)
-    folded = {name.casefold(): name for name in known}  # "faces" is nearest to "Faces"
+    folded = {name.casefold(): name for name in known}  # so that "faces" is similar to "Faces"
     near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
     return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
@@ -167,12 +159,12 @@ class _Caltech101(Source):
 
         target = cache / "caltech101"
         page = "https://data.caltech.edu/records/mzrjq-6wc02"
-        _download_once(self.name, target, fetch, page)
+        _download(self.name, target, fetch, page)
         return target / "101_ObjectCategories"
 
 
 class _FashionMNIST(Source):
-    """The four idx files, as they come (.gz) or unpacked; or any folder of class folders."""
+    """The four idx files, compressed (.gz) or not; or any folder of class folders."""
 
     def _within(self, data: Path) -> Path | Arrays:
         for raw in (data / "FashionMNIST" / "raw", data / "raw", data):
@@ -188,7 +180,7 @@ class _FashionMNIST(Source):
 
         target = cache / "FashionMNIST"
         page = "https://github.com/zalandoresearch/fashion-mnist"
-        _download_once(self.name, target, fetch, page)
+        _download(self.name, target, fetch, page)
         return _read_fashion(target / "raw")
 
 
@@ -231,7 +223,7 @@ _FASHION_FILES = (
 
 
 def _idx_file(raw: Path, name: str) -> Path | None:
-    """Return the file, or its packed form, or None when neither is there."""
+    """Return the file, or its compressed form; None if there is neither."""
     return next((path for path in (raw / name, raw / f"{name}.gz") if path.is_file()), None)
 
 
@@ -242,13 +234,13 @@ def _read_fashion(raw: Path) -> Arrays:
         missing = [name for name, path in zip(_FASHION_FILES, found, strict=True) if not path]
         raise SourceError(
             f"Fashion-MNIST is four files, but {raw} lacks {', '.join(missing)}:"
-            " copy them there, or leave --data out to download the set"
+            " copy them there, or download the set by omitting --data"
         )
     train_images, train_labels, test_images, test_labels = (_read_idx(path) for path in files)
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max(initial=0) > 9:
             raise SourceError(
-                f"Fashion-MNIST in {raw} is damaged: its images and labels do not go together"
+                f"Fashion-MNIST in {raw} is damaged: its images and labels do not match"
             )
     return Arrays(
         images=np.concatenate([train_images, test_images]),
@@ -263,9 +255,9 @@ def _read_fashion(raw: Path) -> Arrays:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """Read an idx file of bytes: a magic number, the shape in big-endian integers, the values.
+    """Read an idx file of bytes (http://yann.lecun.com/exdb/mnist).
 
-    The format is LeCun's: http://yann.lecun.com/exdb/mnist.
+    It consists of a magic number, the shape in big-endian integers, and the values.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -274,7 +266,7 @@ def _read_idx(path: Path) -> np.ndarray:
     n_dims = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     header = 4 + 4 * n_dims
     if not n_dims or len(content) < header:
-        raise SourceError(f"{path} is damaged: it is no idx file of bytes")
+        raise SourceError(f"{path} is damaged: it is not an idx file of bytes")
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", n_dims, offset=4))
     if len(content) != header + math.prod(shape):
         raise SourceError(
@@ -285,43 +277,17 @@ def _read_idx(path: Path) -> np.ndarray:
 
 
 def _nearby(path: Path) -> str:
-    """Suggest the folder that was meant."""
+    """Suggest a folder with a similar name."""
     if not path.parent.is_dir():
         return ""
     return did_you_mean(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()])
 
 
-_DOWNLOAD_TIMEOUT_SECONDS = 60.0
-"""A connection that is silent for longer has failed."""
-
-
-def _download_once(name: str, target: Path, fetch: Callable[[Path], None], page: str) -> None:
-    """Download a set unless it is there.
-
-    What is in `target` is whole: the set is fetched into a folder beside it, checked by hash there,
-    unpacked, and renamed at last. A download that broke leaves nothing and starts anew.
-
-    Args:
-        name: the set's name, for a person.
-        target: the folder that `fetch` makes, in the cache.
-        fetch: puts a folder of `target`'s name into the folder given to it.
-        page: address of the set's page.
-
-    Raises:
-        SourceError: the download failed; the message names what was tried.
-    """
-    if target.is_dir():
-        return
+def _download(name: str, target: Path, fetch: Callable[[Path], None], page: str) -> None:
+    """Download a set once; raise a SourceError that names it and the address of its page."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as partial,
-            _silence_ends_connections(),
-        ):
-            fetch(Path(partial))
-            _rename(Path(partial) / target.name, target)
-    # A download fails in many ways (URLError, HTTPException, a wrong hash, a full disk); the way
-    # out is the same.
+        download_once(target, fetch)
+    # Downloads fail in many ways (URLError, HTTPException, a wrong hash, a full disk).
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(
@@ -329,21 +295,3 @@ def _download_once(name: str, target: Path, fetch: Callable[[Path], None], page:
             " Try again when the network allows it, or get the set from that page and give its"
             " folder with --data DIR"
         ) from error
-
-
-def _rename(whole: Path, target: Path) -> None:
-    try:
-        whole.rename(target)
-    except OSError:
-        if not target.is_dir():  # else another run was first, and its set is as whole as ours
-            raise
-
-
-@contextmanager
-def _silence_ends_connections() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

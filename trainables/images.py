@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from spaces.base import ResizeMode
+    from spaces.rules import ResizeMode
 
 MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green and blue, of values in [0, 1]."""

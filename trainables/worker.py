@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from spaces.base import TrialConfig, Value
+from spaces.base import TrialConfig
+from spaces.rules import Value
 from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache, build_view, view_magnitude
 from trainables.images import ImageRows, as_tensor

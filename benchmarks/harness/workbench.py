@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.harness.reporting import DEFAULT_DATA, stop
-from spaces.base import ResizeMode
+from spaces.rules import ResizeMode
 from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view
 from trainables.images import IMAGE_SUFFIXES, as_tensor, read_image, to_square

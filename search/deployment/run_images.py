@@ -17,7 +17,8 @@ from search.data.decoding import read_images
 from search.runs.run_folder import RunFolder
 from search.runs.tables import read_rows
 from spaces.base import load_space
-from spaces.sources import Arrays, cache_folder
+from spaces.downloads import cache_folder
+from spaces.sources import Arrays
 from trainables.images import ImageError
 from trainables.models.ensemble import ModelCard
 

@@ -17,7 +17,7 @@ from search.pipeline.request import Request, RequestError, load_requested_space
 from search.runs.run_folder import RunFolder, digest
 from search.runs.sync import fetch
 from spaces.base import Space, load_space
-from spaces.sources import cache_folder
+from spaces.downloads import cache_folder
 from trainables.models.weights import find_weights
 
 EXCLUDED = "excluded.csv"

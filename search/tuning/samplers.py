@@ -19,7 +19,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from spaces.base import Space, Value
+from spaces.base import Space
+from spaces.rules import Value
 
 _N_CANDIDATES = 4  # of which TPE proposes the most promising; Optuna's 24 are greedier
 RANDOM_EVERY = 4

@@ -23,7 +23,8 @@ from ray.tune.search import Searcher
 from search.tuning.ranking import ranking_value
 from search.tuning.samplers import BudgetedSampler, create_sampler, grid_points
 from search.tuning.study import BEST, NODE, REASON, SECONDS, STATES
-from spaces.base import Space, Value
+from spaces.base import Space
+from spaces.rules import Value
 from trainables.trial_result import TrialResult
 
 _log = logging.getLogger(__name__)

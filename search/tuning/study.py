@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.runs.run_folder import STUDY, FolderError
 from search.runs.tables import write_csv
-from spaces.base import Space, Value
+from spaces.base import Space
+from spaces.rules import Value
 from trainables.trial_result import EpochResult, TrialResult
 
 STUDY_NAME = "search"

@@ -315,7 +315,8 @@ def test_the_examples_in_python_run(
 
 
 def test_the_example_space_is_valid(tmp_path: Path) -> None:
-    from spaces.base import RULES, load_space
+    from spaces.base import load_space
+    from spaces.rules import RULES
 
     text = (ROOT / "docs" / "writing-a-space.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

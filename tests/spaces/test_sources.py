@@ -83,7 +83,7 @@ def test_folder_is_the_data_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_folder_without_data_says_how_to_get_it(tmp_path: Path) -> None:
+def test_folder_without_data_explains_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         folder(obtain="get it from example.org and unpack it").open(None, tmp_path)
     assert str(caught.value) == (
@@ -92,7 +92,7 @@ def test_folder_without_data_says_how_to_get_it(tmp_path: Path) -> None:
     )
 
 
-def test_missing_data_folder_suggests_its_neighbour(tmp_path: Path) -> None:
+def test_open_suggests_a_name_for_a_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(SourceError) as caught:
         folder().open(tmp_path / "imagse", tmp_path)
@@ -101,14 +101,14 @@ def test_missing_data_folder_suggests_its_neighbour(tmp_path: Path) -> None:
     )
 
 
-def test_data_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_open_raises_if_data_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "set.zip").touch()
     with pytest.raises(SourceError, match=r"^--data must name a folder, but .*set.zip is a file$"):
         folder().open(tmp_path / "set.zip", tmp_path)
 
 
 @pytest.mark.parametrize("classes", ["camera", ("camera",), (), ["camera", "brain"]])
-def test_a_class_list_is_a_tuple_of_two_or_more(classes: object) -> None:
+def test_classes_must_be_a_tuple_of_two_or_more(classes: object) -> None:
     with pytest.raises(SourceError, match=r"^classes must be a tuple of two or more names"):
         folder(classes=classes)  # type: ignore[arg-type]
 
@@ -118,7 +118,7 @@ def test_classes_must_differ() -> None:
         caltech101(("a", "b", "a"))
 
 
-def test_sources_are_values() -> None:
+def test_sources_are_equal_and_can_be_pickled() -> None:
     assert caltech101(SIX) == caltech101(SIX)
     assert caltech101(SIX) != caltech101()
     for source in (caltech101(SIX), fashion_mnist(), digits(), rendered_digits(), folder()):
@@ -132,7 +132,7 @@ def test_did_you_mean() -> None:
 
 
 @pytest.mark.parametrize("source", [caltech101(SIX), fashion_mnist(), digits(), rendered_digits()])
-def test_any_set_takes_a_plain_folder(source: Source, tmp_path: Path) -> None:
+def test_every_set_accepts_a_folder_of_class_folders(source: Source, tmp_path: Path) -> None:
     (tmp_path / "camera").mkdir()
     assert source.open(tmp_path, tmp_path / "cache") == tmp_path
 
@@ -185,36 +185,36 @@ def test_fashion_equals_torchvisions(shared_data: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.labels[rows], theirs.targets.numpy())
 
 
-def test_fashion_with_files_missing_names_them(tmp_path: Path) -> None:
+def test_open_names_missing_files_of_fashion(tmp_path: Path) -> None:
     write_fashion(tmp_path / "raw")
     (tmp_path / "raw" / FASHION_FILES[1]).unlink()
     with pytest.raises(SourceError) as caught:
         fashion_mnist().open(tmp_path, tmp_path)
     assert str(caught.value) == (
         f"Fashion-MNIST is four files, but {tmp_path}/raw lacks train-labels-idx1-ubyte:"
-        " copy them there, or leave --data out to download the set"
+        " copy them there, or download the set by omitting --data"
     )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no idx file of bytes"),
-        (b"\0\0\x08", "no idx file of bytes"),
-        (b"\0\0\x0d\x03" + bytes(12), "no idx file of bytes"),
+        (b"", "not an idx file of bytes"),
+        (b"\0\0\x08", "not an idx file of bytes"),
+        (b"\0\0\x0d\x03" + bytes(12), "not an idx file of bytes"),
         (fashion_contents()[FASHION_FILES[0]][:-1], "must have 23536 bytes, but has 23535"),
-        (idx(np.zeros((29, 28, 28))), "do not go together"),
-        (idx(np.zeros(30)), "do not go together"),
+        (idx(np.zeros((29, 28, 28))), "do not match"),
+        (idx(np.zeros(30)), "do not match"),
     ],
 )
-def test_damaged_fashion_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_open_raises_for_damaged_fashion(tmp_path: Path, content: bytes, message: str) -> None:
     write_fashion(tmp_path / "raw")
     (tmp_path / "raw" / FASHION_FILES[0]).write_bytes(content)
     with pytest.raises(SourceError, match=message):
         fashion_mnist().open(tmp_path, tmp_path)
 
 
-def test_damaged_packed_fashion_is_refused(tmp_path: Path) -> None:
+def test_open_raises_for_damaged_compressed_fashion(tmp_path: Path) -> None:
     write_fashion(tmp_path / "raw", decoded=True)
     path = tmp_path / "raw" / f"{FASHION_FILES[0]}.gz"
     path.write_bytes(path.read_bytes()[:-100])
@@ -233,7 +233,7 @@ def test_caltech_layouts(tmp_path: Path, below: str) -> None:
     assert found == tmp_path / below
 
 
-def test_caltech_leaves_the_background_out() -> None:
+def test_caltech_ignores_the_background() -> None:
     assert caltech101().ignored == ("BACKGROUND_Google",)
 
 
@@ -313,7 +313,7 @@ def test_fashion_is_downloaded_once(fashion_site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["cut", "missing", "wrong"])
-def test_a_broken_fashion_download_is_one_error_and_starts_anew(
+def test_a_failed_fashion_download_raises_and_can_be_repeated(
     fashion_site: Site, tmp_path: Path, trouble: str
 ) -> None:
     name = f"{FASHION_FILES[2]}.gz"
@@ -338,28 +338,26 @@ def test_a_broken_fashion_download_is_one_error_and_starts_anew(
     assert len(opened(fashion_mnist(), None, tmp_path).images) == 50
 
 
-def test_what_a_killed_download_left_is_not_taken_for_the_set(
-    fashion_site: Site, tmp_path: Path
-) -> None:
+def test_the_rest_of_a_killed_download_is_not_used(fashion_site: Site, tmp_path: Path) -> None:
     (tmp_path / "download-killed" / "FashionMNIST" / "raw").mkdir(parents=True)
     (tmp_path / "download-killed" / "FashionMNIST" / "raw" / FASHION_FILES[0]).touch()
     assert len(opened(fashion_mnist(), None, tmp_path).images) == 50
 
 
-def test_a_cache_that_cannot_be_made_is_one_error(fashion_site: Site, tmp_path: Path) -> None:
+def test_open_raises_if_the_cache_cannot_be_created(fashion_site: Site, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(SourceError, match="File exists"):
         fashion_mnist().open(None, tmp_path / "cache")
     assert fashion_site.asked == []
 
 
-def test_a_silent_network_is_one_error(
+def test_open_raises_after_a_timeout(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision.datasets import FashionMNIST
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr("spaces.sources._DOWNLOAD_TIMEOUT_SECONDS", 0.2)
+        monkeypatch.setattr("spaces.downloads.TIMEOUT_SECONDS", 0.2)
         port = silent.getsockname()[1]
         monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{port}/"])
         with pytest.raises(SourceError, match="timed out"):
@@ -367,7 +365,7 @@ def test_a_silent_network_is_one_error(
     assert socket.getdefaulttimeout() is None
 
 
-def test_a_second_run_that_was_quicker_is_trusted(
+def test_a_set_that_another_run_has_downloaded_meanwhile_is_used(
     fashion_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other"
@@ -427,7 +425,7 @@ def test_caltech_is_downloaded_once(caltech_site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["cut", "missing"])
-def test_a_broken_caltech_download_is_one_error_and_starts_anew(
+def test_a_failed_caltech_download_raises_and_can_be_repeated(
     caltech_site: Site, tmp_path: Path, trouble: str
 ) -> None:
     files = dict(caltech_site.files)
@@ -447,7 +445,7 @@ def test_a_broken_caltech_download_is_one_error_and_starts_anew(
     assert caltech101().open(None, tmp_path) == tmp_path / "caltech101" / "101_ObjectCategories"
 
 
-def test_a_half_unpacked_caltech_is_not_taken_for_whole(
+def test_a_partly_unpacked_caltech_is_not_used(
     caltech_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision.datasets import caltech
@@ -466,7 +464,7 @@ def test_a_half_unpacked_caltech_is_not_taken_for_whole(
     assert (found / "camera").is_dir()
 
 
-def test_an_interrupted_download_leaves_nothing(
+def test_an_interrupted_download_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision.datasets import caltech

@@ -3,32 +3,32 @@ from pathlib import Path
 import pytest
 
 from spaces import base
-from spaces.base import Space, TrialConfig, load_space
+from spaces.base import NOT_SPACES, Space, TrialConfig, load_space
 from spaces.sources import Arrays, SourceError
 from trainables.models.weights import find_weights
 
 FOLDER = Path(base.__file__).parent
-STUDIES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in base._NOT_SPACES)
+STUDIES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in NOT_SPACES)
 
 
 def study(name: str) -> Space:
     return load_space(FOLDER / f"{name}.py")
 
 
-def firsts(name: str) -> list[TrialConfig]:
-    """Return the configurations that a study's first trials have."""
+def first_configs(name: str) -> list[TrialConfig]:
+    """Return the configurations of a study's first trials."""
     space = study(name)
     return [TrialConfig.from_params({**space.constants, **f}) for f in space.first_trials]
 
 
-def test_the_five_studies_and_the_default_are_there():
+def test_there_are_five_studies_and_the_default():
     assert STUDIES == ["caltech", "cats_dogs", "digits", "fashion_mnist", "products", "tools"]
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_loads_and_is_headed_by_its_command(name):
+def test_a_space_file_begins_with_its_command(name):
     space = study(name)
-    assert space.first_trials, "sensible defaults are always tried first"
+    assert space.first_trials, "every space needs a baseline"
     text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     command = "python -m search.run"
     if name != "digits":
@@ -41,51 +41,49 @@ def test_a_study_loads_and_is_headed_by_its_command(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_first_trials_name_backbones_of_their_space(name):
     space = study(name)
-    assert {config.backbone for config in firsts(name)} <= set(space.backbones)
+    assert {config.backbone for config in first_configs(name)} <= set(space.backbones)
 
 
 def test_caltech():
     space = study("caltech")
     assert space.source.classes == ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
     assert (space.image_size, space.epochs, space.flip) == (224, 20, True)
-    retrain_config = firsts("caltech")[0]
-    assert (retrain_config.backbone, retrain_config.hidden_units) == ("resnet18", 0)
-    assert retrain_config.freeze_depth < 5, "the study fine-tuned"
-    assert retrain_config.augment > 0
+    baseline = first_configs("caltech")[0]
+    assert (baseline.backbone, baseline.hidden_units) == ("resnet18", 0)
+    assert baseline.freeze_depth < 5, "the study fine-tuned the backbone"
+    assert baseline.augment > 0
 
 
 def test_tools():
     space = study("tools")
-    retrain_config = firsts("tools")[0]
-    assert (retrain_config.backbone, retrain_config.freeze_depth, retrain_config.dropout) == (
+    baseline = first_configs("tools")[0]
+    assert (baseline.backbone, baseline.freeze_depth, baseline.dropout) == (
         "resnet50",
         3,
         0.5,
     )
-    assert (retrain_config.optimizer, retrain_config.lr, retrain_config.scheduler) == (
+    assert (baseline.optimizer, baseline.lr, baseline.scheduler) == (
         "adam",
         1e-4,
         "plateau",
     )
-    assert retrain_config.class_weights is True
-    assert retrain_config.hidden_units > 0, "the study's head was dense"
-    assert retrain_config.augment >= 0.8, "the study augmented aggressively"
+    assert baseline.class_weights is True
+    assert baseline.hidden_units > 0, "the study's head was dense"
+    assert baseline.augment >= 0.8, "the study augmented aggressively"
     assert space.patience is not None, "the study stopped early"
     assert space.val_fraction == 0.2
 
 
-def test_cats_dogs_climbs_the_ladder():
+def test_cats_dogs_has_an_ablation():
     assert study("cats_dogs").ablation
-    retrain_config = firsts("cats_dogs")[0]
-    assert (retrain_config.backbone, retrain_config.freeze_depth) == ("resnet50", 5), (
-        "the study's last rung"
-    )
+    baseline = first_configs("cats_dogs")[0]
+    assert (baseline.backbone, baseline.freeze_depth) == ("resnet50", 5), "the study's last step"
 
 
 def test_fashion_mnist():
     space = study("fashion_mnist")
     assert (space.image_size, space.cache_size) == (28, 28)
-    configs = firsts("fashion_mnist")
+    configs = first_configs("fashion_mnist")
     assert {c.optimizer for c in configs} == {"adam"}
     assert all(c.augment > 0 for c in configs)
     assert {"cnn", "tinynet"} <= {c.backbone for c in configs}
@@ -95,10 +93,10 @@ def test_fashion_mnist():
 def test_products():
     space = study("products")
     assert (space.epochs, space.patience, space.test_fraction) == (30, 5, 0.2)
-    assert firsts("products")[0].backbone == "mobilenet_v2"
+    assert first_configs("products")[0].backbone == "mobilenet_v2"
 
 
-def test_digits_is_embedded(tmp_path):
+def test_digits_need_no_download(tmp_path):
     space = study("digits")
     assert space.flip is False, "a mirrored digit is another digit, or none"
     found = find_weights(space.backbones, None, tmp_path / "cache")
@@ -109,11 +107,11 @@ def test_digits_is_embedded(tmp_path):
         assert isinstance(arrays, Arrays)
         assert arrays.classes == tuple("0123456789")
     assert not (tmp_path / "cache").exists(), "something was downloaded"
-    assert firsts("digits")[0].backbone == "tinynet"
+    assert first_configs("digits")[0].backbone == "tinynet"
 
 
 @pytest.mark.parametrize("name", ["tools", "cats_dogs", "products"])
-def test_a_set_that_needs_an_account_says_where_it_is_and_what_to_give(name, tmp_path):
+def test_a_source_without_download_explains_how_to_get_its_images(name, tmp_path):
     with pytest.raises(SourceError) as caught:
         study(name).source.open(None, tmp_path)
     message = str(caught.value)

@@ -13,9 +13,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from spaces.base import BACKBONES
+from spaces.rules import BACKBONES
 from spaces.sources import did_you_mean
-from trainables.models.small_networks import cnn_stages, tinynet_stages
+from trainables.models.small_networks import SMALL_NETWORKS
 from trainables.models.torchvision_stages import STAGE_PLANS, build_network, cut_into_stages
 from trainables.models.weights import copy_weights
 
@@ -149,16 +149,13 @@ def create_backbone(
     return Backbone(name, _stages(net, name), feature_size)
 
 
-_SMALL_NETWORKS = {"tinynet": tinynet_stages, "cnn": cnn_stages}
-
-
 def _build(name: str) -> tuple[nn.Module, int]:
     """Build a network with the keys of its state dict; return it and its feature size."""
-    if name in _SMALL_NETWORKS:
-        stages, feature_size = _SMALL_NETWORKS[name]()
+    if name in SMALL_NETWORKS:
+        stages, feature_size = SMALL_NETWORKS[name]()
         return nn.ModuleList(stages), feature_size
     return build_network(name)
 
 
 def _stages(net: nn.Module, name: str) -> list[nn.Module]:
-    return list(net.children()) if name in _SMALL_NETWORKS else cut_into_stages(net, name)
+    return list(net.children()) if name in SMALL_NETWORKS else cut_into_stages(net, name)

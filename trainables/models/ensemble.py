@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from spaces.base import ResizeMode
+from spaces.rules import ResizeMode
 from trainables.atomic_write import write_atomically
 from trainables.compute import mixed_precision
 from trainables.images import ImageRows, crop_and_normalise, to_square

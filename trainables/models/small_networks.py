@@ -81,3 +81,7 @@ def cnn_stages() -> tuple[list[nn.Module], int]:
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
     return stages, 256
+
+
+SMALL_NETWORKS = {"tinynet": tinynet_stages, "cnn": cnn_stages}
+"""The functions that build them, by name."""

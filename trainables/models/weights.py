@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import re
-import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+
+from spaces.downloads import connection_timeout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +52,7 @@ def find_weights(
     """Find the file of each backbone's pretrained weights; download missing ones.
 
     Args:
-        backbones: Names from `spaces.base.BACKBONES`.
+        backbones: Names from `spaces.rules.BACKBONES`.
         weights_dir: A folder of <backbone>.pth files, instead of the cache and downloads.
         cache: The folder of downloads.
         url_of: Returns the address of a backbone's weights. The file name must contain its hash.
@@ -231,7 +231,7 @@ def _download(url: str, path: Path, hash_prefix: str) -> str:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _timeout(SERVER_TIMEOUT_SECONDS):
+        with connection_timeout(SERVER_TIMEOUT_SECONDS):
             download_url_to_file(url, str(path), hash_prefix, sys.stderr.isatty())
     except HTTPError as error:
         error.close()
@@ -241,17 +241,6 @@ def _download(url: str, path: Path, hash_prefix: str) -> str:
     except RuntimeError:  # the hash is wrong
         return "the file arrived damaged or truncated (its hash is wrong); try again"
     return ""
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """Set a timeout for connections, since torch.hub sets none."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _sha256(path: Path) -> str:

@@ -38,7 +38,8 @@ from search.reporting.tensorboard.image_grid import (
 )
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Settings
-from spaces.base import Space, values_of
+from spaces.base import Space
+from spaces.rules import values_of
 from trainables.compute import mixed_precision
 from trainables.images import ImageRows, crop_and_normalise
 from trainables.models.ensemble import Ensemble

@@ -6,18 +6,16 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer, get_model, vgg
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from spaces.base import BACKBONES
+from spaces.rules import BACKBONES
 from trainables.models.backbones import Backbone, create_backbone
-from trainables.models.small_networks import cnn_stages, tinynet_stages
+from trainables.models.small_networks import SMALL_NETWORKS
 from trainables.models.weights import WeightsError, load_weights
-
-SMALL = {"tinynet": tinynet_stages, "cnn": cnn_stages}
 
 
 def reference_net(name: str) -> nn.Module:
     """Build the network that a backbone is cut from, with random weights and statistics."""
-    if name in SMALL:
-        net: nn.Module = nn.Sequential(*SMALL[name]()[0])
+    if name in SMALL_NETWORKS:
+        net: nn.Module = nn.Sequential(*SMALL_NETWORKS[name]()[0])
     elif name == "vgg16_bn":
         features = vgg.make_layers(vgg.cfgs["D"], batch_norm=True)
         with torch.device("meta"):  # without allocating 119 million weights that are not used
@@ -43,7 +41,7 @@ def without_classifier(net: nn.Module, name: str) -> nn.Module:
         net.classifier = nn.AdaptiveAvgPool2d(1)  # without the convolution before it
     elif name == "vgg16_bn":
         net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
-    elif name not in SMALL:
+    elif name not in SMALL_NETWORKS:
         classifier = [child for child, _ in net.named_children()][-1]
         setattr(net, classifier, nn.Identity())
     return net

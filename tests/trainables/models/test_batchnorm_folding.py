@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from spaces.base import BACKBONES
+from spaces.rules import BACKBONES
 from trainables.models.backbones import create_backbone
 from trainables.models.batchnorm_folding import fold_batchnorm
 

@@ -4,7 +4,7 @@ import torch
 from captum.attr import LayerGradCam
 from torch import Tensor
 
-from spaces.base import BACKBONES
+from spaces.rules import BACKBONES
 from trainables.images import crop_and_normalise
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head

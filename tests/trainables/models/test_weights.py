@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision.models import DenseNet, VisionTransformer
 
-from spaces.base import BACKBONES
+from spaces.rules import BACKBONES
 from trainables.models import weights
 from trainables.models.weights import (
     WeightsError,

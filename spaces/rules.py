@@ -1,0 +1,160 @@
+"""The rules of a space: its parameters, the values that each may have, and what breaks them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from optuna import create_trial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from spaces.sources import did_you_mean
+
+BACKBONES: tuple[str, ...] = (
+    "tinynet",
+    "cnn",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_v2_s",
+    "convnext_tiny",
+    "squeezenet1_0",
+    "squeezenet1_1",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+    "densenet121",
+    "vgg16_bn",
+    "regnet_y_400mf",
+    "vit_b_16",
+    "swin_t",
+)
+"""The backbones that `trainables.models.backbones` can build."""
+
+ResizeMode = Literal["pad", "crop"]
+"""How an image is made square; see `Space.resize_mode`."""
+
+Value = str | int | float | bool
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The values that a parameter may have: one of `choices`, or a number in [low, high]."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[Value, ...] = ()
+    integer: bool = False
+
+    def broken_by(self, name: str, value: object) -> str | None:
+        """Return how `value` breaks the rule; None if it does not."""
+        if self.choices:
+            if value in self.choices and isinstance(value, type(self.choices[0])):
+                return None
+            hint = did_you_mean(str(value), [str(choice) for choice in self.choices])
+            choices = ", ".join(map(str, self.choices))
+            return f"{name} must be one of {choices}, but got {value!r}{hint}"
+        rule = f"{_bound(self.low)} <= {name} <= {_bound(self.high)} must hold"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"{rule}, but got {value!r}"
+        if self.integer and not isinstance(value, int):
+            return f"{name} must be a whole number, but got {value!r}"
+        if not self.low <= value <= self.high:
+            return f"{rule}, but got {value}"
+        return None
+
+
+RULES: dict[str, Rule] = {
+    "backbone": Rule(choices=BACKBONES),
+    "lr": Rule(1e-8, 10.0),
+    "freeze_depth": Rule(0, 5, integer=True),
+    "dropout": Rule(0.0, 0.95),
+    "augment": Rule(0.0, 1.0),
+    "weight_decay": Rule(0.0, 1.0),
+    "batch_size": Rule(1, 65536, integer=True),
+    "optimizer": Rule(choices=("adam", "adamw", "sgd")),
+    "scheduler": Rule(choices=("none", "plateau", "cosine")),
+    "hidden_units": Rule(0, 65536, integer=True),
+    "label_smoothing": Rule(0.0, 0.9),
+    "class_weights": Rule(choices=(False, True)),
+    "mixup": Rule(0.0, 10.0),
+}
+"""The parameters that a space may search or fix, with the values that each may have."""
+
+
+class SpaceError(ValueError):
+    """A space breaks rules; the message names all of them."""
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        super().__init__(f"{where} cannot be used:{lines}")
+
+    def __reduce__(self) -> tuple[type[SpaceError], tuple[str, tuple[str, ...]]]:
+        return type(self), (str(self.args[0]).split(" cannot be used:")[0], self.problems)
+
+
+def _bound(value: float) -> str:
+    return f"{value:g}"
+
+
+def values_of(parameter: Distribution | Value) -> tuple[Value, ...]:
+    """Return a parameter's choices, the ends of its range, or its constant value."""
+    if isinstance(parameter, CategoricalDistribution):
+        return tuple(parameter.choices)  # type: ignore[arg-type]
+    if isinstance(parameter, FloatDistribution | IntDistribution):
+        return (parameter.low, parameter.high)
+    return (parameter,)
+
+
+def parameter_problems(params: Mapping[str, Distribution | Value]) -> Iterator[str]:
+    """Yield how the parameters of a space break the rules."""
+    if "backbone" not in params:
+        yield "params must name a 'backbone'"
+    for name, parameter in params.items():
+        if name not in RULES:
+            known = ", ".join(RULES)
+            yield f"unknown parameter {name!r}{did_you_mean(name, RULES)} (known: {known})"
+            continue
+        broken = [RULES[name].broken_by(name, value) for value in values_of(parameter)]
+        yield from dict.fromkeys(problem for problem in broken if problem)
+
+
+def config_problems(
+    config: Mapping[str, Value], params: Mapping[str, Distribution | Value]
+) -> Iterator[str]:
+    """Yield how a configuration lies outside the parameters of a space."""
+    for name, value in config.items():
+        parameter = params.get(name)
+        if parameter is None:
+            yield f"{name!r} is not a parameter of this space{did_you_mean(name, params)}"
+        elif not isinstance(parameter, BaseDistribution):
+            if value != parameter:
+                yield f"{name} = {value!r}, but the space fixes it at {parameter!r}"
+        elif not _contains(parameter, value):
+            yield f"{name} = {value!r} is outside {parameter}"
+
+
+def _contains(distribution: Distribution, value: Value) -> bool:
+    try:
+        create_trial(value=0.0, params={"x": value}, distributions={"x": distribution})
+    except ValueError:
+        return False
+    return True
