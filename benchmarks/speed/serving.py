@@ -112,7 +112,9 @@ def save_model(plan: Plan, folder: Path) -> Path:
 
     size = plan.image_size
     classes = tuple(f"class {i}" for i in range(6))
-    card = ModelCard(plan.backbone, classes, size, round(size / 0.875), 5, 0, n_members=5)
+    card = ModelCard(
+        plan.backbone, classes, size, round(size / 0.875), 5, 0, n_members=5, resize_mode="crop"
+    )
     backbone = create_backbone(plan.backbone)
     backbone.freeze(5)
     heads = (create_head(backbone.feature_size, len(classes), 0, 0.0) for _ in range(5))
