@@ -33,7 +33,7 @@ ISSUES = {
     "odd size": "images far smaller than the others",
     "odd shape": "images far longer than the others",
     "grayscale": "grayscale images among coloured ones",
-    "grayscale class": "classes that can be told by their lack of colour",
+    "grayscale class": "classes that differ from the others by having no colour",
     "imbalance": "classes far larger than others",
 }
 """Kinds of issues, most severe first, and what they mean."""

@@ -115,7 +115,7 @@ def test_split_depends_on_seed_and_names_alone() -> None:
     manifest = manifest_of({"a": 60, "b": 60})
     indices = all_indices(manifest)
     first = split(manifest, indices, 0.2, 0.2, seed=0)
-    moved = manifest_of({"a": 60, "b": 60}, root="/elsewhere")
+    moved = manifest_of({"a": 60, "b": 60}, root="/moved")
     np.testing.assert_array_equal(split(moved, indices, 0.2, 0.2, seed=0), first)
     assert (split(manifest, indices, 0.2, 0.2, seed=1) != first).any()
 
@@ -211,7 +211,7 @@ def random_case(seed: int) -> tuple[Manifest, np.ndarray, int]:
     manifest = manifest_of({f"c{c}": int(of_class.sum()) for c, of_class in enumerate(sizes)})
     numbers = np.arange(n_groups.sum())
     groups = np.repeat(numbers, np.concatenate(sizes))
-    # Names say nothing of groups, and a few groups hold two classes.
+    # Names do not depend on groups, and a few groups have two classes.
     for label in range(n_classes):
         rows = np.flatnonzero(manifest.labels == label)
         groups[rows] = rng.permutation(groups[rows])
