@@ -1,9 +1,13 @@
-"""Handwritten digits: the embedded default, which needs no download.
+"""Handwritten digits, the default space, which needs no download.
 
     python -m search.run
 
-scikit-learn's 1,797 digits, and a small backbone whose pretrained weights ship in the package. The
-images from elsewhere are digits rendered in fonts that the pretraining never saw.
+The images are scikit-learn's 1,797 digits, and the weights of the small backbone `tinynet` are part
+of the package. The external test set are digits rendered in fonts that `tinynet` was not pretrained
+on.
+
+On 2 cores of an AMD EPYC: 1.5 minutes; test accuracy 99.4% (n = 359, one seed), external 95.0%
+(n = 200).
 """
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

@@ -1,7 +1,7 @@
-"""Letters and digits rendered from the fonts that matplotlib bundles.
+"""Render letters and digits in the fonts that matplotlib bundles.
 
-Two uses: `render_glyphs` makes the images that `tinynet` is pretrained on, and `external_digits`
-the external images of the digits space, in a font family that the pretraining never sees.
+`render_glyphs` renders the images that `tinynet` is pretrained on, and `external_digits` the
+external test set of the digits space, in fonts that the pretraining does not use.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-# Families stay whole: DejaVu and STIX to learn from, Computer Modern to be surprised by.
+# No font family is in both: DejaVu and STIX for pretraining, Computer Modern for external tests.
 PRETRAINING_FONTS: tuple[str, ...] = (
     "DejaVuSans",
     "DejaVuSans-Bold",
@@ -31,7 +31,7 @@ PRETRAINING_FONTS: tuple[str, ...] = (
     "STIXGeneralItalic",
     "STIXGeneralBolIta",
 )
-# cmmi10 is left out: its digits are old-style ones, which hang below the line.
+# Without cmmi10, whose digits are old-style numerals that reach below the line.
 EXTERNAL_FONTS: tuple[str, ...] = ("cmr10", "cmb10", "cmss10", "cmtt10", "cmti10")
 
 CHARACTERS: str = digits + ascii_uppercase + ascii_lowercase
@@ -48,19 +48,20 @@ _MESH_CELLS = 4
 
 @dataclass(frozen=True)
 class Variation:
-    """The ranges that each glyph draws its own look from, uniformly.
+    """Ranges of the random deformations of glyphs, which are drawn uniformly.
 
     Attributes:
-        rotation_degrees: Largest rotation, either way.
-        shear: Largest horizontal shift over height, either way.
-        stretch: Width over height changes by a factor of at most 1 + `stretch`, either way.
+        rotation_degrees: Largest rotation in either direction.
+        shear: Largest ratio of horizontal shift to height in either direction.
+        stretch: Largest change of the aspect ratio, by a factor of 1 + `stretch` or its inverse.
         wobble_pixels: Largest displacement of a mesh point, on a canvas of 64 pixels.
-        blur_pixels: Least and largest blur, of which a threshold makes the new strokes.
-        threshold: Least and largest share of the brightest pixel that is ink; less is bolder.
-        size: Least and largest share of the image that the glyph's longer side covers.
-        drift: Largest way from the middle, as a share of the room around the glyph, either way.
-        coarse_share: Share of the images that go through 8 × 8 pixels, filled edge to edge, as
-            scikit-learn's digits did.
+        blur_pixels: Smallest and largest blur before the threshold.
+        threshold: Smallest and largest brightness of ink, as a fraction of the brightest pixel; a
+            lower one makes bolder strokes.
+        size: Smallest and largest fraction of the image's side that a glyph's longer side covers.
+        drift: Largest distance from the middle in either direction, as a fraction of the margin.
+        coarse_fraction: Fraction of the images that are reduced to 8 × 8 pixels without a margin,
+            as scikit-learn's digits were.
     """
 
     rotation_degrees: float
@@ -71,7 +72,7 @@ class Variation:
     threshold: tuple[float, float]
     size: tuple[float, float]
     drift: float
-    coarse_share: float
+    coarse_fraction: float
 
 
 PRETRAINING = Variation(
@@ -83,7 +84,7 @@ PRETRAINING = Variation(
     threshold=(0.12, 0.45),
     size=(0.6, 1.0),
     drift=1.0,
-    coarse_share=0.7,
+    coarse_fraction=0.7,
 )
 MILD = Variation(
     rotation_degrees=5.0,
@@ -94,7 +95,7 @@ MILD = Variation(
     threshold=(0.15, 0.35),
     size=(0.9, 1.0),
     drift=0.3,
-    coarse_share=1.0,
+    coarse_fraction=1.0,
 )
 
 
@@ -107,16 +108,16 @@ def render_glyphs(
     variation: Variation = PRETRAINING,
     image_size: int = 32,
 ) -> tuple[Images, Labels]:
-    """Render glyphs, light on black, the characters and the fonts drawn at random.
+    """Render glyphs of random characters and fonts, light on black.
 
-    The same arguments give the same images, whatever was rendered before.
+    The same arguments give the same images, independently of earlier calls.
 
     Args:
         n_glyphs: How many, at least 1.
         seed: Seed of every draw.
-        characters: What to draw from, each a class.
-        fonts: Names of fonts that matplotlib bundles, without the ending.
-        variation: How much glyphs of one character differ.
+        characters: The characters to draw from; each is a class.
+        fonts: Names of fonts that matplotlib bundles, without the suffix.
+        variation: Ranges of the deformations.
         image_size: Height and width in pixels.
 
     Returns:
@@ -128,7 +129,7 @@ def render_glyphs(
     images = np.empty((n_glyphs, image_size, image_size), dtype=np.uint8)
     for index, (label, font_index) in enumerate(zip(labels, font_indices, strict=True)):
         bitmap = _bitmap(fonts[font_index], characters[label], variation, generator)
-        if generator.random() < variation.coarse_share:
+        if generator.random() < variation.coarse_fraction:
             coarse = _coarsen(bitmap, variation, generator)
             image = coarse.resize((image_size, image_size), Image.Resampling.BILINEAR)
         else:
@@ -138,10 +139,10 @@ def render_glyphs(
 
 
 def external_digits(seed: int = 0, variants: int = 4) -> tuple[Images, Labels, list[str]]:
-    """Render the external images of the digits space: 0 to 9 in fonts held out of pretraining.
+    """Render the external test set of the digits space: 0 to 9 in fonts unused in pretraining.
 
-    They are made as scikit-learn's digits were (a 32 × 32 bitmap, its ink counted in blocks of
-    4 × 4), so that they differ from them by the shapes alone.
+    Like scikit-learn's digits, they are 32 × 32 bitmaps whose ink is counted in blocks of 4 × 4
+    pixels, so that only the shapes differ.
 
     Args:
         seed: Seed of the mild variation in size, position and weight.
@@ -165,7 +166,7 @@ def external_digits(seed: int = 0, variants: int = 4) -> tuple[Images, Labels, l
 
 @lru_cache(maxsize=4096)
 def _stencil(font: str, character: str) -> Image.Image:
-    """Draw a character as its font has it, in the middle of the canvas, white on black."""
+    """Draw a character in the middle of the canvas, white on black."""
     path = Path(mpl.get_data_path(), "fonts", "ttf", f"{font}.ttf")
     face = ImageFont.truetype(str(path), _FONT_PIXELS)
     left, top, right, bottom = face.getbbox(character)
@@ -181,14 +182,14 @@ def _stencil(font: str, character: str) -> Image.Image:
 def _bitmap(
     font: str, character: str, variation: Variation, generator: np.random.Generator
 ) -> Image.Image:
-    """Deform a stencil, redraw its strokes in another weight, and crop it to its ink."""
+    """Deform a character, change the weight of its strokes, and crop it to its ink."""
     angle = np.deg2rad(variation.rotation_degrees) * generator.uniform(-1, 1)
     shear = variation.shear * generator.uniform(-1, 1)
     widen = (1 + variation.stretch) ** generator.uniform(-1, 1)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     to_source = turn @ np.array([[widen**-0.5, shear], [0.0, widen**0.5]])
 
-    # 1. One mesh carries the affine map and the wobble, so pixels are interpolated once.
+    # 1. Deform: one mesh for the affine map and the wobble, so pixels are interpolated once.
     ticks = np.linspace(0, _CANVAS_PIXELS, _MESH_CELLS + 1)
     grid = np.stack(np.meshgrid(ticks, ticks), axis=-1) - _CANVAS_PIXELS / 2
     source = grid @ to_source.T + _CANVAS_PIXELS / 2
@@ -209,7 +210,7 @@ def _bitmap(
         (_CANVAS_PIXELS, _CANVAS_PIXELS), Image.Transform.MESH, mesh, Image.Resampling.BILINEAR
     )
 
-    # 2. A threshold on the blurred strokes sets their weight; relative, so that hairlines survive.
+    # 2. Set the weight by a threshold on the blurred strokes; a relative one keeps thin strokes.
     blurred = deformed.filter(ImageFilter.GaussianBlur(generator.uniform(*variation.blur_pixels)))
     brightness = np.asarray(blurred)
     ink = brightness >= generator.uniform(*variation.threshold) * brightness.max()
@@ -232,7 +233,7 @@ def _coarsen(
 def _place(
     bitmap: Image.Image, image_size: int, variation: Variation, generator: np.random.Generator
 ) -> Image.Image:
-    """Scale a glyph to a share of the image and put it near the middle, or wherever it fits."""
+    """Scale a glyph to a fraction of the image and place it, at most `drift` off the middle."""
     scale = image_size * generator.uniform(*variation.size) / max(bitmap.size)
     width, height = (max(1, round(side * scale)) for side in bitmap.size)
     glyph = bitmap.resize((width, height), Image.Resampling.BOX)

@@ -12,7 +12,7 @@ from spaces.glyphs import (
 )
 
 
-def test_same_seed_same_glyphs_whatever_was_rendered_before():
+def test_glyphs_depend_on_the_arguments_alone():
     first_images, first_labels = render_glyphs(20, seed=3)
     np.random.default_rng(0).random()
     render_glyphs(5, seed=9)
@@ -21,14 +21,14 @@ def test_same_seed_same_glyphs_whatever_was_rendered_before():
     np.testing.assert_array_equal(labels, first_labels)
 
 
-def test_other_seed_other_glyphs():
+def test_glyphs_differ_between_seeds():
     images, _ = render_glyphs(20, seed=3)
     others, _ = render_glyphs(20, seed=4)
     assert not np.array_equal(images, others)
 
 
 @pytest.mark.parametrize("image_size", [28, 32])
-def test_glyphs_are_grey_images_of_the_size_asked_for(image_size):
+def test_glyphs_are_grayscale_images_of_the_given_size(image_size):
     images, labels = render_glyphs(300, seed=0, image_size=image_size)
     assert images.shape == (300, image_size, image_size)
     assert images.dtype == np.uint8
@@ -40,7 +40,7 @@ def test_glyphs_are_grey_images_of_the_size_asked_for(image_size):
     assert (np.median(images, axis=(1, 2)) < 128).mean() > 0.9
 
 
-def test_labels_index_the_characters_asked_for():
+def test_labels_index_the_given_characters():
     images, labels = render_glyphs(60, seed=0, characters="O1", variation=MILD)
     widths = (images > 64).any(axis=1).sum(axis=1)
     assert widths[labels == 0].mean() > 1.3 * widths[labels == 1].mean()
@@ -51,7 +51,7 @@ def test_glyphs_of_one_character_and_font_differ():
     assert len(np.unique(images, axis=0)) == 10
 
 
-def test_external_fonts_and_their_families_are_unseen_in_pretraining():
+def test_external_font_families_are_not_used_in_pretraining():
     assert len(PRETRAINING_FONTS) == 12
     assert not set(EXTERNAL_FONTS) & set(PRETRAINING_FONTS)
     assert all(font.startswith("cm") for font in EXTERNAL_FONTS)
@@ -68,7 +68,7 @@ def test_every_font_has_every_digit(font):
     assert len({image.tobytes() for image in images}) == 10
 
 
-def test_external_digits_hold_each_digit_in_each_font_equally_often():
+def test_external_digits_contain_each_digit_equally_often_in_each_font():
     images, labels, names = external_digits(seed=0, variants=2)
     assert images.shape == (10 * len(EXTERNAL_FONTS) * 2, 8, 8)
     assert images.dtype == np.uint8
@@ -78,7 +78,7 @@ def test_external_digits_hold_each_digit_in_each_font_equally_often():
     assert all(name.startswith(f"{label}-") for name, label in zip(names, labels, strict=True))
 
 
-def test_external_digits_have_the_levels_and_the_ink_of_the_digits_set():
+def test_external_digits_have_the_levels_and_the_ink_of_scikit_learns_digits():
     from sklearn.datasets import load_digits
 
     images, _, _ = external_digits()
@@ -88,6 +88,6 @@ def test_external_digits_have_the_levels_and_the_ink_of_the_digits_set():
     assert images.mean() / 255 == pytest.approx(ink, rel=0.25)
 
 
-def test_external_digits_follow_the_seed():
+def test_external_digits_depend_on_the_seed():
     np.testing.assert_array_equal(external_digits(1, 1)[0], external_digits(1, 1)[0])
     assert not np.array_equal(external_digits(1, 1)[0], external_digits(2, 1)[0])
