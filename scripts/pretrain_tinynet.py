@@ -119,9 +119,8 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _normalise(images: Tensor) -> Tensor:
     """Convert grayscale images [N, H, W] in [0, 1] to ImageNet-normalised RGB [N, 3, H, W]."""
-    normalised = (images.unsqueeze(1) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
-        3, 1, 1
-    )
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    normalised = (images.unsqueeze(1) - mean) / std
     return normalised.contiguous(memory_format=torch.channels_last)
 
 

@@ -51,7 +51,7 @@ def build_view(
     image_size: int,
     magnitude: float,
     flip: bool,
-    depths: Sequence[int],
+    stage_outputs: Sequence[int],
     seed: int,
     device: torch.device,
 ) -> dict[int, np.ndarray]:
@@ -63,12 +63,12 @@ def build_view(
         image_size: Side in pixels that the backbone sees.
         magnitude: Of the augmentation, in [0, 1].
         flip: Whether images may be mirrored.
-        depths: Numbers of leading stages to compute the output of, ascending, each in 1 to 5.
+        stage_outputs: The stages whose output to compute, ascending, each in 1 to 5.
         seed: Of the augmentation.
         device: Where to compute.
 
     Returns:
-        By depth, the features' bits: int16 [N, *shape], feature maps with their channels last.
+        By stage, the bits of its output: int16 [N, *shape], feature maps with their channels last.
     """
     generator = torch.Generator(device).manual_seed(seed)
     views: dict[int, np.ndarray] = {}
@@ -76,13 +76,13 @@ def build_view(
         batch = images[start : start + _BUILD_BATCH_SIZE].to(device)
         magnitudes = torch.full((len(batch),), magnitude, device=device)
         x = augment_and_normalise(batch, image_size, magnitudes, flip, generator)
-        for done, depth in itertools.pairwise((0, *depths)):
+        for done, stage in itertools.pairwise((0, *stage_outputs)):
             with mixed_precision(device):
-                x = backbone(x, done, depth)
+                x = backbone(x, done, stage)
             bits = _channels_last(x.to(torch.bfloat16)).contiguous().view(torch.int16).cpu().numpy()
-            if depth not in views:
-                views[depth] = np.empty((len(images), *bits.shape[1:]), np.int16)
-            views[depth][start : start + len(batch)] = bits
+            if stage not in views:
+                views[stage] = np.empty((len(images), *bits.shape[1:]), np.int16)
+            views[stage][start : start + len(batch)] = bits
     return views
 
 

@@ -53,8 +53,8 @@ def _keep_groups_together(
         members = members_of[group]
         per_class = np.bincount(label_of[members], minlength=len(classes))
         grouped = counts[per_class > 0]
-        elsewhere = np.arange(n_folds) != fold_of[members[0]]
-        fold = np.lexsort((elsewhere, grouped.sum(0), (grouped > 0).sum(0)))[0]
+        moves = np.arange(n_folds) != fold_of[members[0]]
+        fold = np.lexsort((moves, grouped.sum(0), (grouped > 0).sum(0)))[0]
         fold_of[members] = fold
         counts[:, fold] += per_class
     # 2. Move single images of each class from its largest fold to its smallest.

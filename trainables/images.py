@@ -221,7 +221,7 @@ class ImageRows:
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Return a tensor that shares an array's memory, even if the array is read-only.
+    """Return a tensor on an array's own memory, even if the array is read-only.
 
     Arrays from `ray.get` are read-only, and `torch.from_numpy` warns of that. Never write to the
     tensor.

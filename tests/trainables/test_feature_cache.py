@@ -36,9 +36,9 @@ def images() -> Tensor:
     return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
 
 
-def through(backbone: Backbone, x: Tensor, depth: int) -> Tensor:
+def through(backbone: Backbone, x: Tensor, stages: int) -> Tensor:
     with torch.no_grad(), mixed_precision(CPU):
-        return backbone(x, 0, depth).float()
+        return backbone(x, 0, stages).float()
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,20 @@ def test_bytes_per_image_match_the_stage_outputs(backbone):
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 0.6])
-def test_build_view_equals_running_the_backbone_to_each_depth(backbone, images, magnitude):
-    depths = (1, 3, 4, 5)
-    built = build_view(backbone, images, 32, magnitude, True, depths, 7, CPU)
-    assert tuple(built) == depths
+def test_build_view_equals_the_output_of_each_stage(backbone, images, magnitude):
+    stages = (1, 3, 4, 5)
+    built = build_view(backbone, images, 32, magnitude, True, stages, 7, CPU)
+    assert tuple(built) == stages
     generator = torch.Generator().manual_seed(7)
     batches = [
         augment_and_normalise(batch, 32, torch.full((len(batch),), magnitude), True, generator)
         for batch in images.split(32)
     ]
-    for depth, bits in built.items():
+    for stage, bits in built.items():
         assert bits.dtype == np.int16
         features = as_features(bits)
-        expected = torch.cat([through(backbone, x, depth) for x in batches])
-        if depth < 5:
+        expected = torch.cat([through(backbone, x, stage) for x in batches])
+        if stage < 5:
             features = features.permute(0, 3, 1, 2)
         assert features.shape == expected.shape
         torch.testing.assert_close(features.float(), expected, atol=1e-2, rtol=1e-2)
