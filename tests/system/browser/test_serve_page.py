@@ -1,4 +1,4 @@
-"""The served page in Chromium, from the image that is chosen to its class."""
+"""The server's page in Chromium, from the chosen image to its prediction."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def guarded_url(colour_run: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def whole_url(colour_run: Path) -> Iterator[str]:
-    """Of a model that sees whole images."""
+def pad_url(colour_run: Path) -> Iterator[str]:
+    """The page of a model with resize mode pad."""
     predictor = load(colour_run)
     predictor.model.card = replace(predictor.model.card, resize_mode="pad")
     with serving(predictor, Limits()) as url:
@@ -59,11 +59,11 @@ def whole_url(colour_run: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def doubtful_url(colour_run: Path) -> Iterator[str]:
+def ood_url(colour_run: Path) -> Iterator[str]:
     yield from serve(colour_run, None, ood_score=2.5)
 
 
-def test_a_image_that_is_chosen_is_named(url, page: Page, complaints, colour_images):
+def test_a_chosen_image_is_predicted(url, page: Page, complaints, colour_images):
     page.goto(url)
     page.set_input_files("#files", colour_images / "grün und blau" / "012.png")
     result = page.locator("article").first
@@ -72,20 +72,20 @@ def test_a_image_that_is_chosen_is_named(url, page: Page, complaints, colour_ima
     lines = result.locator("li")
     expect(lines).to_have_count(3)
     expect(lines.first).to_contain_text("grün und blau")
-    told = result.locator(".line span:last-child").all_inner_texts()
-    shares = [float(text.split()[0]) for text in told]
-    assert shares[0] > 90
-    assert shares == sorted(shares, reverse=True)
+    texts = result.locator(".line span:last-child").all_inner_texts()
+    percentages = [float(text.removesuffix("%")) for text in texts]
+    assert percentages[0] > 90
+    assert percentages == sorted(percentages, reverse=True)
     widths = [bar.bounding_box()["width"] for bar in result.locator(".bar div").all()]
     assert widths[0] > 5 * widths[1]
     expect(page.get_by_role("status")).to_contain_text("012.png: grün und blau, 9")
     assert complaints == []
 
 
-def test_a_whole_image_is_shown_in_its_proportions(whole_url, url, page: Page, tmp_path):
+def test_a_padded_image_is_shown_in_its_proportions(pad_url, url, page: Page, tmp_path):
     Image.new("RGB", (600, 200), (20, 160, 20)).save(tmp_path / "long.png")
     sizes = []
-    for address in (whole_url, url):
+    for address in (pad_url, url):
         page.goto(address)
         page.set_input_files("#files", tmp_path / "long.png")
         expect(page.locator("canvas.image")).to_be_visible()
@@ -99,25 +99,27 @@ def test_a_whole_image_is_shown_in_its_proportions(whole_url, url, page: Page, t
     )
 
 
-def test_it_says_when_a_image_is_unlike_those_it_knows(doubtful_url, page: Page, colour_images):
-    page.goto(doubtful_url)
+def test_an_image_out_of_distribution_is_marked(ood_url, page: Page, colour_images):
+    page.goto(ood_url)
     page.set_input_files("#files", colour_images / "red" / "012.png")
-    expect(page.locator(".doubt")).to_contain_text("Not like the images")
-    expect(page.get_by_role("status")).to_contain_text("but unlike the training images")
+    expect(page.locator(".ood")).to_contain_text(
+        "Out of distribution: not like the training images"
+    )
+    expect(page.get_by_role("status")).to_contain_text("but out of distribution")
 
 
-def test_it_shows_where_the_model_sees_it(url, page: Page, colour_images):
+def test_the_grad_cam_heat_map_is_shown_and_hidden(url, page: Page, colour_images):
     page.goto(url)
     page.set_input_files("#files", colour_images / "blue" / "012.png")
-    image = page.get_by_role("img", name="where the model sees blue is marked")
+    image = page.get_by_role("img", name="with the Grad-CAM heat map of blue")
     expect(image).to_be_visible()
     drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0)"
-    assert page.locator("canvas.places").evaluate(drawn)
-    page.get_by_label("Show where the model sees it").uncheck()
-    expect(page.locator("canvas.places")).to_be_hidden()
+    assert page.locator("canvas.heat-map").evaluate(drawn)
+    page.get_by_label("Show the Grad-CAM heat map").uncheck()
+    expect(page.locator("canvas.heat-map")).to_be_hidden()
 
 
-def test_images_that_are_dropped_or_pasted(url, page: Page, colour_images):
+def test_dropped_and_pasted_images_are_predicted(url, page: Page, colour_images):
     page.goto(url)
     content = list((colour_images / "red" / "013.png").read_bytes())
     for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
@@ -135,12 +137,12 @@ def test_images_that_are_dropped_or_pasted(url, page: Page, colour_images):
         expect(result.locator(".answer")).to_have_text("red")
 
 
-def test_a_file_that_is_no_image(url, page: Page, tmp_path):
+def test_a_file_that_is_not_an_image(url, page: Page, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
     page.goto(url)
     page.set_input_files("#files", tmp_path / "notes.png")
     expect(page.get_by_role("status")).to_have_text(
-        "notes.png: no image could be read: notes.png: is not an image, or of a format that"
+        "notes.png: no image can be read: notes.png: is not an image, or of a format that"
         " cannot be read"
     )
     expect(page.locator("article")).to_have_count(0)
@@ -148,7 +150,7 @@ def test_a_file_that_is_no_image(url, page: Page, tmp_path):
 
 def test_by_keyboard_alone(url, page: Page, colour_images):
     red = colour_images / "red" / "012.png"
-    # Listened for before the page is there: asked for just before the key, it may come too late.
+    # Registered before the page loads: just before the key press it may be too late.
     page.once("filechooser", lambda chooser: chooser.set_files(red))
     page.goto(url)
     page.keyboard.press("Tab")
@@ -157,7 +159,7 @@ def test_by_keyboard_alone(url, page: Page, colour_images):
     expect(page.locator(".answer")).to_have_text("red")
 
 
-def test_with_a_token(guarded_url, page: Page, colour_images):
+def test_a_server_with_a_token(guarded_url, page: Page, colour_images):
     page.goto(guarded_url)
     page.set_input_files("#files", colour_images / "red" / "012.png")
     expect(page.get_by_role("status")).to_contain_text("The token is missing or wrong")
@@ -169,7 +171,7 @@ def test_with_a_token(guarded_url, page: Page, colour_images):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", ["", "docs"])
-def test_nothing_keeps_people_out(url, page: Page, complaints, colour_images, scheme, path):
+def test_the_pages_are_accessible(url, page: Page, complaints, colour_images, scheme, path):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 800})
     page.goto(url + path)

@@ -17,8 +17,8 @@ FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "ICO"
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 
 
-def sound_images() -> list[bytes]:
-    """Make one small image of each format."""
+def valid_images() -> list[bytes]:
+    """Encode one small image in each format."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     made = []
     for kind in FORMATS:
@@ -29,17 +29,17 @@ def sound_images() -> list[bytes]:
 
 
 def tiny_model() -> bytes:
-    """Make a file that is read as a model as far as its weights, which it lacks."""
+    """Make a model file that is read up to its weights, which are incomplete."""
     card = ModelCard("tinynet", ("a", "b"), 32, 36, 5, 0, n_members=1)
     tensors = {"head.1.weight": torch.zeros(2, 4)}
     content = {"format": FORMAT, "card": json.dumps(asdict(card)), "prefix": tensors}
     file = io.BytesIO()
-    torch.save({**content, "members": [tensors], "ood_score": tensors}, file)
+    torch.save({**content, "members": [tensors], "ood": tensors}, file)
     return file.getvalue()
 
 
 def mutate(rng: random.Random, content: bytes) -> bytes:
-    """Damage bytes as disks, networks and ill-wishers do: flip, cut, repeat, overwrite, splice."""
+    """Damage bytes as disks, networks and attackers do: flip, cut, delete, repeat, overwrite."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         if not data:
@@ -64,10 +64,8 @@ def mutate(rng: random.Random, content: bytes) -> bytes:
 
 
 def draw_body(rng: random.Random, images: list[bytes]) -> tuple[bytes, str]:
-    """Draw a request's body and its content type: half sound forms of damaged images."""
-    stage_output = b"".join(
-        rng.choice((b"a", b"Z", b"7", b"-")) for _ in range(rng.randrange(1, 30))
-    )
+    """Draw a request's body and its content type: mostly valid forms of damaged images."""
+    boundary = b"".join(rng.choice((b"a", b"Z", b"7", b"-")) for _ in range(rng.randrange(1, 30)))
     parts = []
     for _ in range(rng.choice((0, 1, 1, 1, 2, 5))):
         content = mutate(rng, rng.choice(images)) if rng.random() < 0.8 else rng.randbytes(200)
@@ -75,7 +73,7 @@ def draw_body(rng: random.Random, images: list[bytes]) -> tuple[bytes, str]:
         file = rng.choice((b"x.png", b"", b"../../x", b"\xc3\xa4\xff.jpg", b'"', b"x" * 500))
         parts.append(
             b"--"
-            + stage_output
+            + boundary
             + b'\r\nContent-Disposition: form-data; name="'
             + name
             + b'"; filename="'
@@ -84,8 +82,8 @@ def draw_body(rng: random.Random, images: list[bytes]) -> tuple[bytes, str]:
             + content
             + b"\r\n"
         )
-    body = b"".join(parts) + b"--" + stage_output + b"--\r\n"
-    kind = f"multipart/form-data; boundary={stage_output.decode()}"
+    body = b"".join(parts) + b"--" + boundary + b"--\r\n"
+    kind = f"multipart/form-data; boundary={boundary.decode()}"
     if rng.random() < 0.3:
         body = mutate(rng, body)
     if rng.random() < 0.1:

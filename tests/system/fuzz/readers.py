@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of the readers with atheris (`make fuzz`).
+"""Fuzz the readers of images and models, guided by coverage, with atheris (`make fuzz`).
 
 python -m tests.system.fuzz.readers image -runs=20000
 python -m tests.system.fuzz.readers model -runs=5000
@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import atheris
-import torch  # first, or all of it would be instrumented too
+import torch  # first, so that not all of it is instrumented
 import torch._weights_only_unpickler
 
 _INSTRUMENTED = [
@@ -33,7 +33,7 @@ with atheris.instrument_imports(include=_INSTRUMENTED):
     from trainables.images import ImageError, read_image
     from trainables.models.ensemble import ModelError, load_model
 
-from tests.system.fuzz.mutations import sound_images, tiny_model  # noqa: E402
+from tests.system.fuzz.mutations import tiny_model, valid_images  # noqa: E402
 
 warnings.simplefilter("ignore")
 Image.MAX_IMAGE_PIXELS = 500_000
@@ -48,7 +48,7 @@ def image(content: bytes) -> None:
 
 
 def model(content: bytes) -> None:
-    """Read a model whose archive is sound, so what ties its tensors together is reached."""
+    """Read a model whose archive is valid, so that the pickle inside is reached."""
     with zipfile.ZipFile(_MODEL, "w") as archive:
         for name, part in _PARTS.items():
             archive.writestr(name, content if name.endswith("/data.pkl") else part)
@@ -57,9 +57,9 @@ def model(content: bytes) -> None:
 
 
 def main() -> None:
-    """Fuzz the reader that the command line names; what it finds lies in a new folder."""
+    """Fuzz the reader named on the command line; findings are written to a temporary folder."""
     target = {"image": image, "model": model}[sys.argv.pop(1)]
-    starts = sound_images()
+    starts = valid_images()
     if target is model:
         with zipfile.ZipFile(io.BytesIO(tiny_model())) as archive:
             _PARTS.update({name: archive.read(name) for name in archive.namelist()})
@@ -67,7 +67,7 @@ def main() -> None:
     corpus = Path(tempfile.mkdtemp())
     for index, content in enumerate(starts):
         (corpus / str(index)).write_bytes(content)
-    os.chdir(corpus)  # what it finds is written there
+    os.chdir(corpus)  # findings are written there
     atheris.Setup([*sys.argv, str(corpus)], target)
     atheris.Fuzz()
 

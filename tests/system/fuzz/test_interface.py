@@ -1,4 +1,4 @@
-"""The interface under schemathesis and damaged bodies: no 5xx, and what it says of itself is so."""
+"""The HTTP interface against schemathesis and damaged bodies: no 5xx, and as OpenAPI describes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from search.deployment.middleware import Limits
 from search.deployment.predictor import load
 from tests.fixtures.serving import serving
-from tests.system.fuzz.mutations import draw_body, sound_images
+from tests.system.fuzz.mutations import draw_body, valid_images
 
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
 pytest.importorskip("schemathesis", reason="needs the extra: dev")
@@ -32,19 +32,18 @@ def url(colour_run: Path) -> Iterator[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_interface_is_what_it_says(url):
-    """Requests drawn from the OpenAPI document, sound ones and not, answered as it promises."""
+def test_the_interface_conforms_to_its_openapi_document(url):
+    """Valid and invalid requests drawn from the document are answered as it describes."""
     seen: collections.Counter[tuple[str, int]] = collections.Counter()
     schema = openapi.from_url(f"{url}/openapi.json")
     for result in schema.get_all_operations():
         operation = result.ok()
-        # What takes nothing cannot be asked wrongly.
+        # Without a body or parameters no request is invalid.
         modes = list(GenerationMode) if operation.body else [GenerationMode.POSITIVE]
         for mode in modes:
 
             def check(case: Case) -> None:
-                # Bytes that are sound by the document need not be an image's, and any bytes pass
-                # for a file: whether they are let in, other tests say.
+                # Whether bytes are an image is beyond the document: tests of the app cover it.
                 answer = case.call_and_validate(
                     timeout=60, excluded_checks=[positive_data_acceptance, negative_data_rejection]
                 )
@@ -59,7 +58,7 @@ def test_the_interface_is_what_it_says(url):
 
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_bodies(url):
-    rng, images = random.Random(0), sound_images()
+    rng, images = random.Random(0), valid_images()
     statuses = collections.Counter()
     with httpx2.Client(base_url=url, timeout=60) as client:
         for _ in range(N_BODIES):

@@ -1,4 +1,4 @@
-"""Damaged files: a clear error or an answer, never anything else."""
+"""Damaged images and models are read, or give one clear error."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.system.fuzz.mutations import FORMATS, mutate, sound_images
+from tests.system.fuzz.mutations import FORMATS, mutate, valid_images
 from trainables.images import ImageError, read_image, to_square
 from trainables.models.ensemble import ModelError, load_model
 
-IMAGES = sound_images()
+IMAGES = valid_images()
 quick = settings(
     max_examples=300,
     deadline=None,
@@ -25,7 +25,7 @@ quick = settings(
 
 
 @pytest.mark.parametrize("index", range(len(FORMATS)), ids=FORMATS)
-def test_sound_images_are_read(index):
+def test_valid_images_are_read(index):
     assert to_square(read_image(io.BytesIO(IMAGES[index])), 20, 16).shape == (20, 20, 3)
 
 
@@ -50,7 +50,7 @@ def test_a_damaged_image(content, seed):
 @quick
 @given(st.binary(max_size=300))
 @example(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-def test_bytes_that_are_no_image(content):
+def test_bytes_that_are_not_an_image(content):
     with pytest.raises(ImageError):
         read_image(io.BytesIO(content))
 
@@ -67,7 +67,7 @@ def test_postscript_starts_no_program(monkeypatch):
 
 @pytest.fixture(scope="module")
 def parts(colour_run: Path) -> dict[str, bytes]:
-    """The saved model's entries: tensors, and the pickle that ties them together."""
+    """The entries of a model file: tensors, and the pickle that refers to them."""
     with zipfile.ZipFile(colour_run / "model.pt") as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
@@ -76,7 +76,7 @@ def parts(colour_run: Path) -> dict[str, bytes]:
 @settings(quick, max_examples=60)
 @given(st.integers(0, 2**32))
 def test_a_model_whose_parts_are_damaged(parts, tmp_path, seed):
-    """The archive is sound, so what is inside is reached."""
+    """The archive is valid, so that the damage inside is reached."""
     rng = random.Random(seed)
     target = rng.choice([name for name in parts if "/data/" not in name])
     path = tmp_path / "model.pt"
