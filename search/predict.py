@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # A file's name may hold bytes that are not UTF-8; they are written as they are.
-    with suppress(AttributeError):  # a test's stand-in for stdout
+    with suppress(AttributeError):  # a test's stdout has no such method
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
         n_unreadable = _write(options, paths, predictor)

@@ -194,7 +194,7 @@ def _log_to_terminal() -> None:
 
 
 def _is_usable(token: str) -> bool:
-    """Tell whether a token is long enough, and can stand in a header."""
+    """Return whether a token is long enough and valid in a header."""
     allowed = set("-._~+/=")
     return len(token) >= _MIN_TOKEN and all(
         c in allowed or (c.isascii() and c.isalnum()) for c in token
@@ -208,17 +208,17 @@ def create_parser() -> Parser:
         description="Serve a model: a page, and an HTTP interface (POST /predict; see /docs).",
     )
     add_run(parser)
-    where = parser.add_argument_group("where")
+    where = parser.add_argument_group("address")
     where.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
     where.add_argument("--port", type=whole_number(1), default=8000, help="default: %(default)s")
     where.add_argument(
         "--token",
-        help=f"that predictions ask for; better in {TOKEN_VARIABLE}, where no list of processes"
-        " shows it",
+        help=f"token that requests need; better in {TOKEN_VARIABLE}, as lists of processes show"
+        " the command line",
     )
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("processes")
     how.add_argument(
         "--replicas",
         type=whole_number(1),
@@ -230,15 +230,15 @@ def create_parser() -> Parser:
         "--batch",
         type=whole_number(1),
         metavar="N",
-        help=f"images computed together at most (default: {_CPU_BATCH}; with GPUs {_GPU_BATCH})",
+        help=f"images in a batch, at most (default: {_CPU_BATCH}; with GPUs {_GPU_BATCH})",
     )
     limits = parser.add_argument_group("limits")
     for name, default, unit, what in (
-        ("--max-megabytes", 32, "N", "of a request's body"),
-        ("--max-megapixels", 50, "N", "of an image, millions"),
-        ("--max-images", 32, "N", "of a request"),
-        ("--timeout", 30, "SECONDS", "for a request to arrive and be answered"),
-        ("--queue", 256, "N", "requests a replica works on at a time; others get 429"),
+        ("--max-megabytes", 32, "N", "megabytes of a request's body"),
+        ("--max-megapixels", 50, "N", "million pixels of an image"),
+        ("--max-images", 32, "N", "images in a request"),
+        ("--timeout", 30, "SECONDS", "time for a request to arrive and be answered"),
+        ("--queue", 256, "N", "requests in parallel, per replica; others get 429"),
     ):
         limits.add_argument(
             name,

@@ -1,10 +1,10 @@
-"""An ensemble of five over one frozen backbone takes hardly longer than one of its members.
+"""Compare the inference time of an ensemble over one frozen backbone with that of one member.
 
     python -m benchmarks.speed.ensemble_inference [--quick]
 
-Five members of freeze depth 5 share all stages, which run once. Seconds to predict 32 packed
-images, the ensemble and one member in turn, in PyTorch and as exported ONNX graphs; the medians'
-ratio is quoted.
+Five members of freeze depth 5 share all stages, which run once. The ensemble and one member predict
+32 decoded images in turn, in PyTorch and as exported ONNX graphs; the ratio of the median times is
+reported.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ N_IMAGES = 32
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: rounds of both sides, by backbone."""
+    """Backbones, and the rounds of each."""
 
     backbones: tuple[str, ...]
     image_size: int
@@ -91,7 +91,7 @@ def _onnx(model: Ensemble, path: Path) -> Callable[[], object]:
 
 
 def _in_turn(sides: list[Callable[[], object]], n_rounds: int) -> tuple[float, float]:
-    """Return each side's median milliseconds, after one round that is not counted."""
+    """Return the median milliseconds of each, after one round of warm-up."""
     found: tuple[list[float], list[float]] = ([], [])
     for _ in range(n_rounds + 1):
         for compute, times in zip(sides, found, strict=True):

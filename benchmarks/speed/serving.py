@@ -1,11 +1,11 @@
-"""A server under 200 requests at a time: with batching at least twice as fast as without.
+"""Serve 200 requests in parallel: batching at least doubles the throughput.
 
     python -m benchmarks.speed.serving [--quick]
 
-The same server twice, with batches of up to 8 images (the default on a CPU) and of one, on
-127.0.0.1: an untrained SqueezeNet 1.0 at 224 px, which computes just what a trained one does. The
-client, on the same cores, keeps 200 requests of one JPEG each in the air. Both sides in turn, three
-times; what is quoted is the ratio of the medians. Any answer but 200 and 429 is an error.
+The server runs on 127.0.0.1 with batches of up to 8 images (the default on a CPU) and with batches
+of one. The model is an untrained SqueezeNet 1.0 at 224 px, which costs as much as a trained one. The
+client, on the same cores, keeps 200 requests of one JPEG each open. Three rounds of both in turn;
+the ratio of the medians is reported. Any status but 200 and 429 is an error.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """Size of the measurement.
 
     Attributes:
-        n_requests: Of a round.
-        concurrent: Requests in the air at a time.
-        n_rounds: Of each side.
-        backbone: Of the model.
+        n_requests: Requests in a round.
+        concurrent: Requests in parallel.
+        n_rounds: Rounds with each batch size.
+        backbone: Backbone of the model.
         image_size: Side in pixels.
     """
 
@@ -60,16 +60,16 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Round:
-    """What a round came to."""
+    """Statuses and times of a round."""
 
     statuses: Counter[int]
     latencies: tuple[float, ...]
-    """Seconds of each answer of status 200."""
+    """Seconds of each response with status 200."""
     seconds: float
 
     @property
     def per_second(self) -> float:
-        """Return images predicted a second."""
+        """Images predicted per second."""
         return self.statuses[200] / self.seconds
 
 
@@ -87,7 +87,7 @@ def main() -> None:
             for batch, found in rounds.items():
                 found.append(measure(plan, model, batch, images))
                 log_progress(f"batches of {batch}: {found[-1].per_second:.1f} images/s")
-    report.tables[f"{plan.concurrent} requests at a time, one image each"] = [
+    report.tables[f"{plan.concurrent} requests in parallel, one image each"] = [
         _row(batch, found) for batch, found in rounds.items()
     ]
     fast, slow = (median(r.per_second for r in rounds[batch]) for batch in (BATCH, 1))
