@@ -3,9 +3,9 @@
     python -m benchmarks.speed.serving [--quick]
 
 The server runs on 127.0.0.1 with batches of up to 8 images (the default on a CPU) and with batches
-of one. The model is an untrained SqueezeNet 1.0 at 224 px, which costs as much as a trained one. The
-client, on the same cores, keeps 200 requests of one JPEG each open. Three rounds of both in turn;
-the ratio of the medians is reported. Any status but 200 and 429 is an error.
+of one. The model is an untrained SqueezeNet 1.0 at 224 px, which costs as much as a trained one.
+The client, on the same cores, keeps 200 requests of one JPEG each open. Three rounds of both in
+turn; the ratio of the medians is reported. Any status but 200 and 429 is an error.
 """
 
 from __future__ import annotations
