@@ -1,9 +1,9 @@
-"""Tables of real learning curves, so that ways to search can be compared without training again.
+"""Tables of real learning curves, to compare searches without training again.
 
 Configurations are drawn at random, one by one, and each is trained in full, as a trial of a search
-would be: by the project's own `Trainer`, from view banks, its head beginning as the linear probe.
-What is kept of every epoch is each image's outcome in a pool that was not trained on. So every
-split of the pool into validation and held-out images can be looked up afterwards.
+would be: by the project's own `Trainer`, from cached features, its head beginning as the linear
+probe. Kept of every epoch is the result for each image of a pool that was not trained on. So every
+split of the pool into validation and test images can be looked up afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch import Tensor
 
 from benchmarks.harness.reporting import log_progress
 from benchmarks.harness.workbench import choose_stratified, new_backbone
-from spaces.base import Space, TrialConfig, Value
+from spaces.base import Space, TrialConfig
+from spaces.rules import Value
 from spaces.sources import folder
 from trainables.batches import ImageSet
 from trainables.compute import mixed_precision
@@ -64,17 +65,17 @@ _EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
-class RetrainConfig:
-    """How a table is made; tables of different recipes do not mix.
+class TableConfig:
+    """How a table is made; tables of different configurations do not mix.
 
     Attributes:
         name: Of the set.
-        n_train: Images to train on, the same share of each class.
-        n_pool: Most images to judge on, drawn the same way from the others.
-        n_val: How many of those validate; the others are held out.
+        n_train: Images to train on, the same fraction of each class.
+        n_pool: Maximum number of images to evaluate on, drawn the same way from the others.
+        n_val: How many of those validate; the others are test images.
         image_size: Side in pixels that a backbone sees.
         epochs: Of every training.
-        n_views: V of the view banks.
+        n_views: Augmented views in the feature cache.
     """
 
     name: str
@@ -88,18 +89,18 @@ class RetrainConfig:
 
 @dataclass(frozen=True)
 class View:
-    """A table as one search sees it: the pool split into validation and held-out images.
+    """A table as one search sees it: the pool split into validation and test images.
 
     Attributes:
         val_accuracy: float64 [configurations, epochs].
         val_loss: Mean cross-entropy in nats, alike.
-        held_accuracy: Of the held-out images, alike.
+        test_accuracy: Of the test images, alike.
         seconds: Of an epoch, by configuration.
     """
 
     val_accuracy: np.ndarray
     val_loss: np.ndarray
-    held_accuracy: np.ndarray
+    test_accuracy: np.ndarray
     seconds: np.ndarray
 
     def best_epochs(self) -> np.ndarray:
@@ -116,15 +117,15 @@ class CurveTable:
     """Learning curves of configurations, image by image.
 
     Attributes:
-        retrain_config: How it was made.
+        config: How it was made.
         params: Each configuration's searched parameters.
         labels: int64 [pool].
-        right: bool [configurations, epochs, pool], whether an image was told rightly.
+        right: bool [configurations, epochs, pool], whether an image was classified correctly.
         loss: float16 alike, its cross-entropy in nats.
-        seconds: Of an epoch, by configuration: processor time, evaluation left out.
+        seconds: Of an epoch, by configuration: processor time, without evaluation.
     """
 
-    retrain_config: RetrainConfig
+    config: TableConfig
     params: tuple[Mapping[str, Value], ...]
     labels: np.ndarray
     right: np.ndarray
@@ -140,13 +141,13 @@ class CurveTable:
         object.__setattr__(self, "_cells", cells)
 
     def split(self, seed: int) -> View:
-        """Split the pool, each class alike: what validates, and what is held out."""
-        val = choose_stratified(self.labels, self.retrain_config.n_val, seed)
-        held = np.setdiff1d(np.arange(len(self.labels)), val)
+        """Split the pool, each class alike, into validation and test images."""
+        val = choose_stratified(self.labels, self.config.n_val, seed)
+        test = np.setdiff1d(np.arange(len(self.labels)), val)
         return View(
             self.right[:, :, val].mean(2),
             self.loss[:, :, val].mean(2, dtype=np.float64),
-            self.right[:, :, held].mean(2),
+            self.right[:, :, test].mean(2),
             self.seconds,
         )
 
@@ -169,10 +170,10 @@ class CurveTable:
         return int(rows[np.argmin(np.where(free, distances, np.inf) if free.any() else distances)])
 
     def neighbour_correlation(self) -> float:
-        """Return how well a row's nearest other row foretells it: Spearman's rank correlation.
+        """Return how well a row's nearest other row predicts it: Spearman's rank correlation.
 
         Of the loss at each row's best epoch, over the whole pool. 1 is a table without gaps; 0 a
-        table whose answers say nothing of what was asked.
+        table whose curves do not depend on what is proposed.
         """
         from scipy.stats import spearmanr
 
@@ -191,9 +192,7 @@ class CurveTable:
         with part.open("wb") as file:
             np.savez_compressed(
                 file,
-                about=json.dumps(
-                    {"retrain_config": vars(self.retrain_config), "params": self.params}
-                ),
+                about=json.dumps({"config": vars(self.config), "params": self.params}),
                 labels=self.labels,
                 right=np.packbits(self.right),
                 loss=self.loss,
@@ -209,7 +208,7 @@ def load_table(path: Path) -> CurveTable:
         loss = kept["loss"]
         right = np.unpackbits(kept["right"], count=loss.size).astype(bool).reshape(loss.shape)
         return CurveTable(
-            RetrainConfig(**about["retrain_config"]),
+            TableConfig(**about["config"]),
             tuple(about["params"]),
             kept["labels"],
             right,
@@ -242,17 +241,17 @@ def draw_params(number: int) -> dict[str, Value]:
     }
 
 
-def split_set(retrain_config: RetrainConfig, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_set(config: TableConfig, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Choose what is trained on and the pool: int64 indices, each ascending."""
-    train = np.sort(choose_stratified(labels, retrain_config.n_train, seed=0))
+    train = np.sort(choose_stratified(labels, config.n_train, seed=0))
     others = np.setdiff1d(np.arange(len(labels)), train)
-    pool = others[choose_stratified(labels[others], retrain_config.n_pool, seed=0)]
+    pool = others[choose_stratified(labels[others], config.n_pool, seed=0)]
     return train, np.sort(pool)
 
 
 def extend_table(
     path: Path,
-    retrain_config: RetrainConfig,
+    config: TableConfig,
     images: ImageSet,
     states: Mapping[str, Weights | None],
     n_configs: int,
@@ -260,65 +259,61 @@ def extend_table(
     """Train the configurations that a table lacks; it is written as it grows.
 
     Args:
-        path: Where it is kept. A table that is there goes on; it must be of the same recipe.
-        retrain_config: How it is made.
+        path: Where it is kept. A table that is there is extended; it must have the same config.
+        config: How it is made.
         images: All of the set.
         states: Pretrained weights by backbone; None starts from scratch.
         n_configs: How many configurations it is to hold.
 
     Raises:
-        ValueError: the table that is there was made by another recipe.
+        ValueError: the table that is there has another config.
     """
     table = load_table(path) if path.exists() else None
-    if table is not None and table.retrain_config != retrain_config:
-        raise ValueError(
-            f"{path} was made by {table.retrain_config}, not {retrain_config}: remove it first"
-        )
+    if table is not None and table.config != config:
+        raise ValueError(f"{path} was made by {table.config}, not {config}: remove it first")
     n_there = 0 if table is None else len(table.params)
     if table is not None and n_there >= n_configs:
         return table
-    school = _School(retrain_config, images, states)
+    builder = _TableBuilder(config, images, states)
     while n_there < n_configs:
         numbers = range(n_there, min(n_there + _KEEP_EVERY, n_configs))
-        table = _joined(table, school.train_all(numbers))
+        table = _joined(table, builder.train_all(numbers))
         table.save(path)
         n_there = len(table.params)
-        log_progress(f"{retrain_config.name}: {n_there} of {n_configs} configurations")
+        log_progress(f"{config.name}: {n_there} of {n_configs} configurations")
     assert table is not None
     return table
 
 
-class _School:
-    """Trains configurations of one set; its banks are built once."""
+class _TableBuilder:
+    """Trains configurations of one set; its feature caches are built once."""
 
     def __init__(
-        self, retrain_config: RetrainConfig, images: ImageSet, states: Mapping[str, Weights | None]
+        self, config: TableConfig, images: ImageSet, states: Mapping[str, Weights | None]
     ) -> None:
-        self._recipe, self._images = retrain_config, images
-        train, pool = split_set(retrain_config, images.labels.numpy())
+        self._config, self._images = config, images
+        train, pool = split_set(config, images.labels.numpy())
         self._train, self._pool = torch.from_numpy(train), torch.from_numpy(pool)
         self._networks: dict[str, Backbone] = {}
-        self._banks: dict[tuple[str, int], FeatureCache] = {}
+        self._caches: dict[tuple[str, int], FeatureCache] = {}
         self._clean: dict[tuple[str, int], Tensor] = {}
         self._heads: dict[str, Weights] = {}
         for name in BACKBONES:
             self._networks[name] = new_backbone(name, states[name])
             network = fold_batchnorm(self._networks[name])
-            views = [self._features(network, self._train, v) for v in range(retrain_config.n_views)]
+            views = [self._features(network, self._train, v) for v in range(config.n_views)]
             clean = self._features(network, self._pool, 0)
             row_of = torch.full((len(images.table),), -1)
             row_of[self._train] = torch.arange(len(train))
             for depth in DEPTHS:
                 blocks = tuple((as_features(view[depth]),) for view in views)
-                self._banks[name, depth] = FeatureCache(
-                    blocks, retrain_config.n_views, row_of, len(train)
-                )
+                self._caches[name, depth] = FeatureCache(blocks, config.n_views, row_of, len(train))
                 maps = as_features(clean[depth])
                 self._clean[name, depth] = maps.permute(0, 3, 1, 2) if maps.dim() == 4 else maps
-            features = self._banks[name, 5].clean(self._train)
+            features = self._caches[name, 5].clean(self._train)
             labels = images.labels[self._train]
             self._heads[name] = fit_head(features, labels, images.n_classes)
-            log_progress(f"{retrain_config.name}: banks of {name}")
+            log_progress(f"{config.name}: cached features of {name}")
 
     def train_all(self, numbers: Sequence[int]) -> CurveTable:
         """Train configurations; return their table."""
@@ -327,7 +322,7 @@ class _School:
             self._train_one(each, number) for each, number in zip(params, numbers, strict=True)
         ]
         return CurveTable(
-            self._recipe,
+            self._config,
             params,
             self._images.labels[self._pool].numpy(),
             np.stack([right for right, _, _ in found]),
@@ -346,14 +341,14 @@ class _School:
             self._images,
             self._train,
             self._train[:0],
-            self._recipe.epochs,
+            self._config.epochs,
             seed=number,
-            cache=self._banks[key],
+            cache=self._caches[key],
             initial_head=self._heads[config.backbone],
         )
         labels = self._images.labels[self._pool]
         right, losses, seconds = [], [], 0.0
-        for _ in range(self._recipe.epochs):
+        for _ in range(self._config.epochs):
             started = process_time()
             trainer.run_epoch()
             seconds += process_time() - started
@@ -361,7 +356,7 @@ class _School:
             right.append((logits.argmax(1) == labels).numpy())
             loss = F.cross_entropy(logits, labels, reduction="none")
             losses.append(loss.clamp_max(1e4).half().numpy())
-        return np.stack(right), np.stack(losses), seconds / self._recipe.epochs
+        return np.stack(right), np.stack(losses), seconds / self._config.epochs
 
     def _fresh(self, config: TrialConfig) -> Backbone:
         """Copy a backbone; stages that stay frozen are shared."""
@@ -375,7 +370,7 @@ class _School:
             network,
             self._images.table[rows],
             self._images.image_size,
-            view_magnitude(view, self._recipe.n_views),
+            view_magnitude(view, self._config.n_views),
             self._images.flip,
             DEPTHS,
             view,
@@ -399,7 +394,7 @@ def _joined(first: CurveTable | None, second: CurveTable) -> CurveTable:
         return second
     both = (first, second)
     return CurveTable(
-        first.retrain_config,
+        first.config,
         tuple(itertools.chain(first.params, second.params)),
         first.labels,
         np.concatenate([table.right for table in both]),

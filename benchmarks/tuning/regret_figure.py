@@ -16,14 +16,14 @@ _DASHES = (":", "--", "-.", "-", ":", "--", "-.")
 
 _RESAMPLES = 4000
 _LEVEL = (2.5, 97.5)
-_KINDS = ("validation", "held out")
+_KINDS = ("validation", "test")
 
 Regrets = Mapping[str, np.ndarray]
 """By side, float64 [seeds, budgets] in percentage points."""
 
 
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean over seeds and its 95 % bootstrap interval, for each budget.
+    """Return the mean over seeds and its 95% bootstrap interval, for each budget.
 
     Args:
         values: float64 [seeds, budgets].
@@ -36,11 +36,11 @@ def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def draw_regrets(path: Path, sets: Mapping[str, tuple[Regrets, Regrets]]) -> None:
-    """Draw a column a set, validation above and held out below, with bootstrap intervals.
+    """Draw a column a set, validation above and test images below, with bootstrap intervals.
 
     Args:
         path: Of the SVG.
-        sets: By name, the regrets of validation and of what is held out.
+        sets: By name, the regrets on the validation and the test images.
     """
     with style.style():
         figure = Figure(figsize=(1.2 + 3.1 * len(sets), 5.6), layout="constrained")

@@ -5,12 +5,12 @@
 
 The searches are real, the trainings are looked up: configurations of the Caltech space, drawn at
 random and each trained in full (`curve_tables.py`), answer whatever is proposed by the curve
-of the nearest one. Each seed splits a set's pool of images anew into validation images, which
-the searches see, and held-out ones, which they do not. Four trials run at a time.
+of the nearest one. Each seed splits a set's pool of images into validation images, which the
+searches see, and test images, which they do not. Four trials run in parallel.
 
 Quoted is the regret: the best accuracy in the table less that of the best trial so far, in
-percentage points, for what the search maximises and for what is held out. Differences are paired by
-seed; intervals are 95 % bootstrap intervals of the mean over seeds.
+percentage points, for what the search maximises and for the test images. Differences are paired by
+seed; intervals are 95% bootstrap intervals of the mean over seeds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from benchmarks.harness.workbench import (
 from benchmarks.tuning.curve_tables import (
     BACKBONES,
     CurveTable,
-    RetrainConfig,
+    TableConfig,
     extend_table,
     load_table,
 )
@@ -50,12 +50,12 @@ from search.data.manifest import scan
 from spaces.base import load_space
 
 CACHE = ROOT / "results" / "curves"
-RECIPES = {
-    retrain_config.name: retrain_config
-    for retrain_config in (
-        RetrainConfig("caltech", n_train=120, n_pool=868, n_val=160, image_size=96, epochs=8),
-        RetrainConfig("cats_dogs", n_train=120, n_pool=780, n_val=160, image_size=96, epochs=8),
-        RetrainConfig("products", n_train=120, n_pool=435, n_val=160, image_size=96, epochs=8),
+TABLE_CONFIGS = {
+    config.name: config
+    for config in (
+        TableConfig("caltech", n_train=120, n_pool=868, n_val=160, image_size=96, epochs=8),
+        TableConfig("cats_dogs", n_train=120, n_pool=780, n_val=160, image_size=96, epochs=8),
+        TableConfig("products", n_train=120, n_pool=435, n_val=160, image_size=96, epochs=8),
     )
 }
 _FOLDERS = {"caltech": "caltech101"}  # of the test data; the others are called as their space is
@@ -70,7 +70,7 @@ class Plan:
         n_configs: Of each table.
         n_seeds: Searches of each side on each set.
         full_trainings: The budget of a search, in trainings of full length.
-        workers: Trials at a time.
+        workers: Trials in parallel.
     """
 
     sets: tuple[str, ...]
@@ -81,8 +81,8 @@ class Plan:
 
 
 PLANS = {
-    "full": Plan(tuple(RECIPES), 340, 60, 48),
-    "quick": Plan(tuple(RECIPES), 340, 20, 24),
+    "full": Plan(tuple(TABLE_CONFIGS), 340, 60, 48),
+    "quick": Plan(tuple(TABLE_CONFIGS), 340, 20, 24),
     "smoke": Plan(("generated",), 12, 3, 6, 2),
 }
 
@@ -94,12 +94,12 @@ class Found:
     Attributes:
         val: Regret in percentage points by side: float64 [seeds, budgets], where budget b is that
             of b + 1 full trainings.
-        held: The same of the held-out images.
+        test: The same of the test images.
         races: By side, each seed's.
     """
 
     val: dict[str, np.ndarray] = field(default_factory=dict)
-    held: dict[str, np.ndarray] = field(default_factory=dict)
+    test: dict[str, np.ndarray] = field(default_factory=dict)
     races: dict[str, list[Race]] = field(default_factory=dict)
 
 
@@ -110,10 +110,12 @@ def main() -> None:
     parser.add_argument(
         "--record", action="store_true", help=f"write Caltech's curves to {RECORDED.name}, and stop"
     )
-    parser.add_argument("--sets", metavar="A,B", help=f"of {', '.join(RECIPES)} (default: all)")
+    parser.add_argument(
+        "--sets", metavar="A,B", help=f"of {', '.join(TABLE_CONFIGS)} (default: all)"
+    )
     parser.add_argument("--configs", type=int, metavar="N", help="of each table (default: 340)")
     parser.add_argument("--tables", type=Path, metavar="DIR", default=CACHE, help="kept there")
-    parser.add_argument("--parts", action="store_true", help="our parts one at a time, too")
+    parser.add_argument("--parts", action="store_true", help="our parts one by one, too")
     parser.add_argument("--first-seed", type=int, metavar="N", default=0, help="(default: 0)")
     parser.add_argument("--figure", type=Path, metavar="SVG", help="regret curves, drawn")
     arguments = parser.parse_args()
@@ -140,7 +142,7 @@ def main() -> None:
     fill(report, plan, tables, found)
     report.publish(arguments)
     if arguments.figure:
-        draw_regrets(arguments.figure, {name: (f.val, f.held) for name, f in found.items()})
+        draw_regrets(arguments.figure, {name: (f.val, f.test) for name, f in found.items()})
         print(f"drawn to {arguments.figure}")
 
 
@@ -152,20 +154,20 @@ def build(arguments: argparse.Namespace, name: str, n_configs: int) -> CurveTabl
     lacking = [backbone for backbone, state in states.items() if state is None]
     if lacking:
         stop(f"there are no weights of {', '.join(lacking)}; give the folder with --weights")
-    retrain_config = RECIPES[name]
+    config = TABLE_CONFIGS[name]
     source = load_space(ROOT / "spaces" / f"{name}.py").source
     manifest = scan(source, data / _FOLDERS.get(name, name), CACHE, 2, None, 0)
     files = ImageFiles(manifest.paths or (), manifest.labels, manifest.classes, name)
-    images = decode_images(files, retrain_config.image_size)
+    images = decode_images(files, config.image_size)
     try:
-        return extend_table(_path(arguments, name), retrain_config, images, states, n_configs)
+        return extend_table(_path(arguments, name), config, images, states, n_configs)
     except ValueError as error:
         return stop(str(error))
 
 
 def record(table: CurveTable) -> None:
     """Write a table's validation curves for the simulated trials of other benchmarks."""
-    view, epochs = table.split(0), range(1, table.retrain_config.epochs + 1)
+    view, epochs = table.split(0), range(1, table.config.epochs + 1)
     with RECORDED.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         names = [f"{what}_{epoch}" for what in ("accuracy", "loss") for epoch in epochs]
@@ -179,23 +181,23 @@ def record(table: CurveTable) -> None:
 
 def build_generated(folder: Path, n_configs: int) -> CurveTable:
     """Train a few configurations on generated images, from scratch."""
-    retrain_config = RetrainConfig(
+    config = TableConfig(
         "generated", n_train=12, n_pool=24, n_val=12, image_size=32, epochs=2, n_views=2
     )
-    images = decode_images(generate_images(folder, 36), retrain_config.image_size)
+    images = decode_images(generate_images(folder, 36), config.image_size)
     states = dict.fromkeys(BACKBONES)
-    return extend_table(folder / "generated.npz", retrain_config, images, states, n_configs)
+    return extend_table(folder / "generated.npz", config, images, states, n_configs)
 
 
 def compare(
     table: CurveTable, plan: Plan, sides: Mapping[str, Side], seeds: Sequence[int]
 ) -> Found:
     """Let every side search, once a seed."""
-    budget = plan.full_trainings * table.retrain_config.epochs
-    ends = np.arange(1, plan.full_trainings + 1) * table.retrain_config.epochs - 1
+    budget = plan.full_trainings * table.config.epochs
+    ends = np.arange(1, plan.full_trainings + 1) * table.config.epochs - 1
     found = Found(races={name: [] for name in sides})
     val: dict[str, list[np.ndarray]] = {name: [] for name in sides}
-    held: dict[str, list[np.ndarray]] = {name: [] for name in sides}
+    test: dict[str, list[np.ndarray]] = {name: [] for name in sides}
     for n_done, seed in enumerate(seeds, start=1):
         view = table.split(seed)
         best = (np.arange(len(table.params)), view.best_epochs())
@@ -203,11 +205,11 @@ def compare(
             run = race(side, table, view, budget, plan.workers, seed)
             found.races[name].append(run)
             val[name].append(100 * (view.val_accuracy[best].max() - run.val[ends]))
-            held[name].append(100 * (view.held_accuracy[best].max() - run.held[ends]))
+            test[name].append(100 * (view.test_accuracy[best].max() - run.test[ends]))
         if n_done % 10 == 0:
-            log_progress(f"{table.retrain_config.name}: {n_done} of {len(seeds)} seeds")
+            log_progress(f"{table.config.name}: {n_done} of {len(seeds)} seeds")
     found.val.update({name: np.stack(rows) for name, rows in val.items()})
-    found.held.update({name: np.stack(rows) for name, rows in held.items()})
+    found.test.update({name: np.stack(rows) for name, rows in test.items()})
     return found
 
 
@@ -217,23 +219,23 @@ def fill(
     """Turn what was found into tables, ratios and notes."""
     report.tables["Tables of curves"] = [_about(table) for table in tables.values()]
     pooled = {name: _pooled(found, name) for name in next(iter(found.values())).val}
-    marks = sorted({max(1, plan.full_trainings * share // 8) for share in (1, 2, 4, 8)})
-    for title, which in (("validation", 0), ("held out", 1)):
+    marks = sorted({max(1, plan.full_trainings * part // 8) for part in (1, 2, 4, 8)})
+    for title, which in (("validation", 0), ("test", 1)):
         rows = [
-            _regrets(name, side, (f.val, f.held)[which][side], marks)
+            _regrets(name, side, (f.val, f.test)[which][side], marks)
             for name, f in found.items()
             for side in f.val
         ]
         rows += [_regrets("mean", side, both[which], marks) for side, both in pooled.items()]
         report.tables[f"Regret, {title}: points after so many full trainings' epochs"] = rows
     verdicts = [
-        _verdict(name, kind, side, (f.val, f.held)[which])
+        _verdict(name, kind, side, (f.val, f.test)[which])
         for name, f in found.items()
-        for which, kind in enumerate(("validation", "held out"))
+        for which, kind in enumerate(("validation", "test"))
         for side in f.val
         if side != OURS
     ]
-    for which, kind in enumerate(("validation", "held out")):
+    for which, kind in enumerate(("validation", "test")):
         means = {side: both[which] for side, both in pooled.items()}
         verdicts += [_verdict("mean", kind, side, means) for side in means if side != OURS]
     report.tables["Ours against the others, paired by seed: budgets with an interval beyond 0"] = (
@@ -251,13 +253,13 @@ def fill(
         if row["set"] == "mean"
     ]
     report.notes.append(
-        f"{plan.n_seeds} seeds, {plan.workers} trials at a time, {plan.full_trainings} full"
+        f"{plan.n_seeds} seeds, {plan.workers} trials in parallel, {plan.full_trainings} full"
         " trainings' epochs"
     )
     report.extra["curves"] = {
         name: {
             kind: {side: _curve(values) for side, values in regrets.items()}
-            for kind, regrets in (("validation", f.val), ("held out", f.held))
+            for kind, regrets in (("validation", f.val), ("test", f.test))
         }
         for name, f in found.items()
     }
@@ -268,22 +270,22 @@ def _pooled(found: Mapping[str, Found], side: str) -> tuple[np.ndarray, np.ndarr
     every = found.values()
     return (
         np.mean([f.val[side] for f in every], axis=0),
-        np.mean([f.held[side] for f in every], axis=0),
+        np.mean([f.test[side] for f in every], axis=0),
     )
 
 
 def _about(table: CurveTable) -> dict[str, Any]:
     view = table.split(0)
-    retrain_config = table.retrain_config
+    config = table.config
     best = view.val_accuracy.max(1)
     return {
-        "set": retrain_config.name,
+        "set": config.name,
         "configurations": len(table.params),
-        "epochs": retrain_config.epochs,
-        "training images": retrain_config.n_train,
-        "validation": retrain_config.n_val,
-        "held out": len(table.labels) - retrain_config.n_val,
-        "px": retrain_config.image_size,
+        "epochs": config.epochs,
+        "training images": config.n_train,
+        "validation": config.n_val,
+        "test": len(table.labels) - config.n_val,
+        "px": config.image_size,
         "best": float(best.max()),
         "median": float(np.median(best)),
         "worst": float(best.min()),
@@ -325,11 +327,11 @@ def _curve(values: np.ndarray) -> dict[str, list[float]]:
 
 def _sets(arguments: argparse.Namespace) -> list[str]:
     if arguments.sets is None:
-        return list(RECIPES)
+        return list(TABLE_CONFIGS)
     names: list[str] = arguments.sets.split(",")
     for name in names:
-        if name not in RECIPES:
-            stop(f"--sets must be among {', '.join(RECIPES)}, but got {name!r}")
+        if name not in TABLE_CONFIGS:
+            stop(f"--sets must be among {', '.join(TABLE_CONFIGS)}, but got {name!r}")
     return names
 
 

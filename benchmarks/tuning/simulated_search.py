@@ -85,7 +85,7 @@ PARTS = {
     "random + our ASHA": Side(our_searcher("random"), our_asha),
     "ours without losses": Side(our_searcher("tpe"), our_asha, sees_losses=False),
 }
-"""One part changed at a time: which of them makes a difference."""
+"""One part changed in each: which of them makes a difference."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class Race:
 
     Attributes:
         val: Validation accuracy of the best so far, after each epoch of training: [budget].
-        held: Held-out accuracy of the same epoch of the same trial.
+        test: Accuracy on the test images, of the same epoch of the same trial.
         n_trials: That were begun.
         n_full: That ran to their full length.
     """
 
     val: np.ndarray
-    held: np.ndarray
+    test: np.ndarray
     n_trials: int
     n_full: int
 
@@ -138,7 +138,7 @@ def race(side: Side, table: CurveTable, view: View, budget: int, workers: int, s
         begin(0.0)
     full = part = (-1.0, 0.0, 0, 0)
     n_full = 0
-    val, held = np.empty(budget), np.empty(budget)
+    val, test = np.empty(budget), np.empty(budget)
     for used in range(budget):
         now, name, running = heapq.heappop(queue)
         result = running.end_epoch(view)
@@ -159,12 +159,12 @@ def race(side: Side, table: CurveTable, view: View, budget: int, workers: int, s
             n_full += 1
             full = max(full, score)
         _, _, row, epoch = full if n_full else part
-        val[used], held[used] = view.val_accuracy[row, epoch], view.held_accuracy[row, epoch]
+        val[used], test[used] = view.val_accuracy[row, epoch], view.test_accuracy[row, epoch]
         if decision == TrialScheduler.STOP:
             begin(now)
         else:
             heapq.heappush(queue, (now + view.seconds[running.row], name, running))
-    return Race(val, held, next(names), n_full)
+    return Race(val, test, next(names), n_full)
 
 
 class _Running:

@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from benchmarks.tuning import curve_tables, search_quality
-from benchmarks.tuning.curve_tables import CurveTable, RetrainConfig, draw_params
+from benchmarks.tuning.curve_tables import CurveTable, TableConfig, draw_params
 from benchmarks.tuning.regret_figure import bootstrap, draw_regrets
 from benchmarks.tuning.simulated_search import SIDES, Side, race
 
@@ -31,7 +31,7 @@ def made(n: int = 80, seconds: float | None = None) -> CurveTable:
     taken = rng.uniform(1, 9, n) if seconds is None else np.full(n, seconds)
     labels = np.arange(POOL) % 3
     return CurveTable(
-        RetrainConfig("made", 10, POOL, POOL // 3, 32, EPOCHS), params, labels, right, loss, taken
+        TableConfig("made", 10, POOL, POOL // 3, 32, EPOCHS), params, labels, right, loss, taken
     )
 
 
@@ -42,7 +42,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "made.npz"
     TABLE.save(path)
     again = curve_tables.load_table(path)
-    assert (again.retrain_config, again.params) == (TABLE.retrain_config, TABLE.params)
+    assert (again.config, again.params) == (TABLE.config, TABLE.params)
     for name in ("labels", "right", "loss", "seconds"):
         np.testing.assert_array_equal(getattr(again, name), getattr(TABLE, name))
     assert [file.name for file in path.parent.iterdir()] == ["made.npz"]
@@ -91,19 +91,19 @@ def test_the_nearest_has_the_same_backbone_and_depth_and_above_all_the_learning_
     assert cut.nearest(base, {2, 3}) == 3, "but for where there is no other"
 
 
-def test_neighbours_foretell_where_what_is_asked_for_matters() -> None:
+def test_neighbours_predict_where_the_proposal_matters() -> None:
     generator = np.random.default_rng(1)
     shuffled = replace(TABLE, loss=generator.permutation(TABLE.loss))
     assert TABLE.neighbour_correlation() > 0.6
     assert abs(shuffled.neighbour_correlation()) < 0.4
 
 
-def test_each_seed_splits_the_pool_anew_and_holds_out_what_does_not_validate() -> None:
+def test_each_seed_splits_the_pool_into_validation_and_test_images() -> None:
     one, same, other = (TABLE.split(seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.val_accuracy, same.val_accuracy)
     assert (one.val_accuracy != other.val_accuracy).any()
     whole = TABLE.right.mean(2)
-    np.testing.assert_allclose((one.val_accuracy + 2 * one.held_accuracy) / 3, whole)
+    np.testing.assert_allclose((one.val_accuracy + 2 * one.test_accuracy) / 3, whole)
 
 
 def test_the_best_epoch_of_equals_has_the_lower_loss() -> None:
@@ -116,27 +116,27 @@ def test_the_best_epoch_of_equals_has_the_lower_loss() -> None:
 
 
 class Listed(Searcher):
-    """Proposes rows of a table in turn, and notes what it is told."""
+    """Proposes rows of a table in turn, and records how it is called."""
 
     def __init__(self, table: CurveTable, rows: list[int]) -> None:
         super().__init__(metric="val_accuracy", mode="max")
         self.rows = iter(rows)
         self.table = table
-        self.told: list[tuple[str, str, int]] = []
+        self.calls: list[tuple[str, str, int]] = []
         self.losses: list[float] = []
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         return dict(self.table.params[next(self.rows)])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.told.append(("result", trial_id, result["epoch"]))
+        self.calls.append(("result", trial_id, result["epoch"]))
         self.losses.append(result["val_loss"] + result["best_val_loss"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         assert result is not None
-        self.told.append(("complete", trial_id, result["epoch"]))
+        self.calls.append(("complete", trial_id, result["epoch"]))
 
 
 class StopsAtTwo(FIFOScheduler):
@@ -147,12 +147,12 @@ class StopsAtTwo(FIFOScheduler):
         return str(TrialScheduler.STOP if stopped else TrialScheduler.CONTINUE)
 
 
-def test_searchers_are_told_what_tune_would_tell_them() -> None:
+def test_searchers_are_called_as_tune_would_call_them() -> None:
     table = made(seconds=1.0)
     searcher = Listed(table, [3, 5, 7, 9])
     side = Side(lambda seed: searcher, lambda epochs: StopsAtTwo())
     found = race(side, table, table.split(0), budget=7, workers=2, seed=0)
-    assert searcher.told == [
+    assert searcher.calls == [
         ("result", "0", 1),
         ("result", "1", 1),
         ("result", "0", 2),
@@ -165,7 +165,7 @@ def test_searchers_are_told_what_tune_would_tell_them() -> None:
     assert all(searcher.losses)
 
 
-def test_a_side_that_sees_no_losses_is_told_none() -> None:
+def test_a_side_that_sees_no_losses_gets_none() -> None:
     searcher = Listed(TABLE, [3, 5])
     side = Side(lambda seed: searcher, lambda epochs: FIFOScheduler(), sees_losses=False)
     race(side, TABLE, TABLE.split(0), budget=EPOCHS, workers=1, seed=0)
@@ -183,7 +183,7 @@ def test_the_best_so_far_is_a_full_length_trial_once_there_is_one() -> None:
     np.testing.assert_allclose(found.val[:EPOCHS], np.maximum.accumulate(curve[worst]))
     assert found.val[EPOCHS] == curve[worst].max(), "a trial that is not through does not count"
     assert found.val[-1] == curve[best].max()
-    assert found.held[-1] == view.held_accuracy[best, view.best_epochs()[best]]
+    assert found.test[-1] == view.test_accuracy[best, view.best_epochs()[best]]
 
 
 @pytest.mark.parametrize("name", SIDES)
@@ -236,20 +236,18 @@ def test_an_unknown_set_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_table_goes_on_where_it_was_left_and_refuses_another_recipe(tmp_path: Path) -> None:
-    from benchmarks.harness.workbench import generate_images, pack_images
+def test_a_table_is_extended_and_refuses_another_config(tmp_path: Path) -> None:
+    from benchmarks.harness.workbench import decode_images, generate_images
 
-    retrain_config = RetrainConfig(
-        "tiny", n_train=9, n_pool=12, n_val=6, image_size=32, epochs=2, n_views=2
-    )
-    images = pack_images(generate_images(tmp_path / "images", 24), retrain_config.image_size)
+    config = TableConfig("tiny", n_train=9, n_pool=12, n_val=6, image_size=32, epochs=2, n_views=2)
+    images = decode_images(generate_images(tmp_path / "images", 24), config.image_size)
     states = dict.fromkeys(curve_tables.BACKBONES)
     path = tmp_path / "tiny.npz"
-    curve_tables.extend_table(path, retrain_config, images, states, 2)
-    grown = curve_tables.extend_table(path, retrain_config, images, states, 5)
-    whole = curve_tables.extend_table(tmp_path / "whole.npz", retrain_config, images, states, 5)
+    curve_tables.extend_table(path, config, images, states, 2)
+    grown = curve_tables.extend_table(path, config, images, states, 5)
+    whole = curve_tables.extend_table(tmp_path / "whole.npz", config, images, states, 5)
     assert grown.params == whole.params == tuple(map(draw_params, range(5)))
     np.testing.assert_array_equal(grown.right, whole.right)
     assert grown.right.shape == (5, 2, 12)
-    with pytest.raises(ValueError, match=r"tiny\.npz was made by Recipe\(.*remove it first"):
-        curve_tables.extend_table(path, replace(retrain_config, epochs=3), images, states, 5)
+    with pytest.raises(ValueError, match=r"tiny\.npz was made by TableConfig\(.*remove it first"):
+        curve_tables.extend_table(path, replace(config, epochs=3), images, states, 5)
