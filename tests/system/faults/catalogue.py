@@ -1,4 +1,7 @@
-"""The faults that a search goes through, each a function of a folder that tells what was lost."""
+"""The faults that a search goes through: functions of a folder that return what was lost.
+
+One module, long because each fault has one.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +46,12 @@ def killed_at_any_moment(folder: Path, times: int = 20, longest_seconds: float =
     return ordeal.finish()
 
 
-def killed_one_at_a_time(folder: Path, times: int = 6) -> Tally:
-    """Kill within the search, one trial at a time: it must decide as it would have without."""
-    whole = Ordeal("", folder / "whole", "--concurrent", "1")
+def killed_in_sequence(folder: Path, times: int = 6) -> Tally:
+    """Kill within the search, one trial after the other: it must decide as it would have without."""
+    whole = Ordeal("", folder / "whole", "--max-concurrent", "1")
     whole.finish()
     pieces = Ordeal(
-        "SIGKILL, one trial at a time: same rungs", folder / "pieces", "--concurrent", "1"
+        "SIGKILL, no trials in parallel: same rungs", folder / "pieces", "--max-concurrent", "1"
     )
     chance = random.Random(1)
 
@@ -70,17 +73,17 @@ def killed_one_at_a_time(folder: Path, times: int = 6) -> Tally:
 
 
 def interrupted(folder: Path) -> Tally:
-    """Ctrl-C at each stage of one run, and carry it on each time."""
+    """Ctrl-C at each stage of one run, which is resumed each time."""
     ordeal = Ordeal("SIGINT at each stage", folder)
     ordeal.session(lambda process: stop_at_start(ordeal, process))
     stages = (
-        "images",
-        "probe",
+        "data",
+        "linear_probe",
         "feature_cache",
         "search",
-        "folds",
+        "cross_validation",
         "evaluation",
-        "boards",
+        "tensorboard",
         "report",
     )
     for stage in stages:
@@ -91,7 +94,7 @@ def interrupted(folder: Path) -> Tally:
 def terminated(folder: Path) -> Tally:
     """SIGTERM in the stages that take long."""
     ordeal = Ordeal("SIGTERM", folder)
-    for stage in ("probe", "search", "folds"):
+    for stage in ("linear_probe", "search", "cross_validation"):
         ordeal.session(lambda process, stage=stage: stop(ordeal, process, stage, signal.SIGTERM))
     return ordeal.finish()
 
@@ -121,22 +124,22 @@ def workers_killed(folder: Path) -> Tally:
     return _processes_killed(ordeal, lambda process: int(ordeal.log("epoch")[-1][4]), times=3)
 
 
-def keeper_killed(folder: Path) -> Tally:
-    """Kill the process that keeps checkpoints."""
-    ordeal = Ordeal("the keeper's process killed", folder)
+def checkpoint_store_killed(folder: Path) -> Tally:
+    """Kill the process that stores checkpoints."""
+    ordeal = Ordeal("the checkpoint store killed", folder)
     return _processes_killed(ordeal, lambda process: process.named("ray::CheckpointStore"), times=2)
 
 
-def banks_killed(folder: Path) -> Tally:
-    """Kill the process that owns the view banks."""
-    ordeal = Ordeal("the banks' process killed", folder)
+def feature_cache_killed(folder: Path) -> Tally:
+    """Kill the process that owns the feature cache."""
+    ordeal = Ordeal("the feature cache killed", folder)
     return _processes_killed(
         ordeal, lambda process: process.named("RestartableFeatureCacheActor"), times=2
     )
 
 
 def node_killed(folder: Path) -> Tally:
-    """Kill the raylet of the second of two machines while a trial runs there, twice."""
+    """Kill the raylet of the second of two nodes while a trial runs there, twice."""
     folder.mkdir()
     environment = {"FAULT_LOG": str(folder / "watched.log")}
     nodes = Process(
@@ -190,16 +193,16 @@ def checkpoints_truncated(folder: Path) -> Tally:
         ordeal.in_the_search(process)
         process.kill()
 
-    for share in (0.5, 0.0):
+    for fraction in (0.5, 0.0):
         ordeal.session(inject)
         for path in ordeal.checkpoints():
-            truncate(path, share)
+            truncate(path, fraction)
             ordeal.damaged.add(int(path.parent.name))
     return ordeal.finish()
 
 
 def summary_truncated(folder: Path) -> Tally:
-    """Cut `summary.json` in half in the search, and to nothing in the folds."""
+    """Cut `summary.json` in half in the search, and to nothing in the cross-validation."""
     ordeal = Ordeal("a truncated summary.json", folder)
 
     def inject(process: Process, stage: str) -> None:
@@ -207,17 +210,17 @@ def summary_truncated(folder: Path) -> Tally:
         time.sleep(0.5)
         process.kill()
 
-    for stage, share in (("search", 0.5), ("folds", 0.0)):
+    for stage, fraction in (("search", 0.5), ("cross_validation", 0.0)):
         ordeal.session(lambda process, stage=stage: inject(process, stage))
-        truncate(ordeal.run / "summary.json", share)
+        truncate(ordeal.run / "summary.json", fraction)
     return ordeal.finish()
 
 
 def disk_full(folder: Path) -> Tally:
-    """Fill the disk in the search and in the folds, and make room again."""
+    """Fill the disk in the search and in the cross-validation, and make space again."""
     ordeal = Ordeal("a full disk", folder)
     with small_disk(ordeal.run.parent):
-        for stage in ("search", "folds"):
+        for stage in ("search", "cross_validation"):
 
             def inject(process: Process, stage: str = stage) -> None:
                 if stage == "search":
@@ -246,7 +249,7 @@ def loss_not_a_number(folder: Path) -> Tally:
 
 
 def out_of_memory(folder: Path) -> Tally:
-    """Let trials run out of the GPU's and the machine's memory; one of three gets over it."""
+    """Let trials run out of the GPU's and the machine's memory; one of three recovers."""
     tally, reasons = _broken_within(folder, "out of memory (a stand-in)", "memory", fails=(2, 3))
     if "does not fit the GPU's memory" not in reasons.get(2, "") or reasons.get(3) != LOST:
         tally.problems.append(f"reasons: {reasons}")
@@ -264,10 +267,10 @@ def clock_jumping(folder: Path) -> Tally:
 
 
 FAULTS: tuple[Callable[[Path], Tally], ...] = (
-    killed_one_at_a_time,
+    killed_in_sequence,
     workers_killed,
-    keeper_killed,
-    banks_killed,
+    checkpoint_store_killed,
+    feature_cache_killed,
     node_killed,
     loss_not_a_number,
     out_of_memory,
@@ -283,7 +286,7 @@ FAULTS: tuple[Callable[[Path], Tally], ...] = (
 
 
 def _processes_killed(ordeal: Ordeal, find: Callable[[Process], int | None], times: int) -> Tally:
-    """Kill a process, by its id, of a search that is to go on."""
+    """Kill a process, by its id, of a search that is to continue."""
 
     def inject(process: Process) -> None:
         for _ in range(times):
@@ -345,14 +348,14 @@ def stop(ordeal: Ordeal, process: Process, stage: str, number: signal.Signals) -
         process.popen.send_signal(number)
     check_stopped(ordeal, process, EXIT_CODES[number])
     if stage == "search" and "best so far: " not in process.shown():
-        raise AssertionError(f"the best so far is not told:\n{process.shown()}")
+        raise AssertionError(f"the best so far is not shown:\n{process.shown()}")
     # SIGTERM leaves little time for a report.
     if stage == "search" and number == signal.SIGINT and not (ordeal.run / "report.html").is_file():
         raise AssertionError(f"there is no report:\n{process.shown()}")
 
 
 def check_stopped(ordeal: Ordeal, process: Process, exit_code: int, says_how: bool = True) -> None:
-    """Hold that a search stops in good order."""
+    """Check that a search stops gracefully."""
     code = process.wait(STOP_SECONDS)
     if code != exit_code or "Traceback" in process.shown():
         raise AssertionError(f"it ended with {code}:\n{process.shown()}")
@@ -361,9 +364,9 @@ def check_stopped(ordeal: Ordeal, process: Process, exit_code: int, says_how: bo
 
 
 def check_says_how(ordeal: Ordeal, process: Process) -> None:
-    """Hold that a search said how it is carried on."""
-    if f"carry on: python -m search.run --resume {ordeal.run}" not in process.shown():
-        raise AssertionError(f"it does not say how to carry on:\n{process.shown()}")
+    """Check that a search printed how it is resumed."""
+    if f"resume: python -m search.run --resume {ordeal.run}" not in process.shown():
+        raise AssertionError(f"it does not say how to resume:\n{process.shown()}")
 
 
 def finish(process: Process) -> None:
@@ -372,9 +375,9 @@ def finish(process: Process) -> None:
         raise AssertionError(f"it ended with {process.popen.returncode}:\n{process.shown()}")
 
 
-def truncate(path: Path, share: float) -> None:
+def truncate(path: Path, fraction: float) -> None:
     """Keep the first part of a file."""
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
 
 
 @contextmanager

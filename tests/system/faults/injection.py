@@ -1,12 +1,12 @@
-"""Starts searches, breaks them in every way that is known, carries them on, and counts.
+"""Start searches, break them in every known way, resume them, and count what was lost.
 
 ```
 make faults
 python -m tests.system.faults.injection disk clock    # those whose name has one of these words
 ```
 
-prints a line a fault: how often it was injected; trials lost and doubled; epochs trained again, and
-those beyond one a trial and break; processes and segments of shared memory left behind. The exit
+prints a line per fault: how often it was injected; trials lost and doubled; epochs trained again, and
+those beyond one per trial and interruption; processes and segments of shared memory left behind. The exit
 code is 1 where anything but the epochs trained again is not zero. A checkpoint that was damaged is
 the one reason to train a trial's epochs again from the first.
 """
@@ -30,7 +30,7 @@ _LINE = "{:<46}" + "{:>10}" * len(_HEAD) + "  {}"
 
 def main() -> int:
     """Inject the faults, one after the other, and print the table as it grows."""
-    parser = argparse.ArgumentParser(description="Break searches and carry them on.")
+    parser = argparse.ArgumentParser(description="Break searches and resume them.")
     parser.add_argument("words", nargs="*", help="of the names of the faults; none is all")
     words = parser.parse_args().words
     # A shell lets its background jobs ignore Ctrl-C, and they would hand that on to searches.

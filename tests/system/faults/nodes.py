@@ -1,13 +1,13 @@
-"""Two machines of one CPU each, pretended on one: the second one is killed and replaced on request.
+"""Two Ray nodes with one CPU each on this machine; the second is killed and replaced on request.
 
-Prints the address. "kill" in a line of the input kills the second machine's raylet, "add" adds
-another machine; each is answered by a line. Ends with its input.
+Prints the address. The input line "kill" kills the second node's raylet, "add" adds another node;
+each is answered by a line. Ends with its input.
 """
 
 import os
 import sys
 
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a loaded machine takes long
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # on a loaded machine it takes long
 os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 
 from ray.cluster_utils import Cluster
@@ -17,7 +17,7 @@ SECOND_ADDRESS = "127.0.0.2"
 
 
 def main() -> None:
-    """Start them, and do what is asked for."""
+    """Start the nodes and follow the input."""
     small = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     try:

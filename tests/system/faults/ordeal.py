@@ -1,20 +1,18 @@
-"""A search that is broken and carried on until it is done, and the count of what was lost."""
+"""A search that is broken and resumed until it is done, and the count of what was lost."""
 
 from __future__ import annotations
 
-import sqlite3
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.runs.run_folder import BEST_WEIGHTS, CHECKPOINT, STUDY
-from search.tuning.study import STUDY_NAME
+from search.tuning.study import load_study
 from tests.system.faults.processes import Process
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -44,18 +42,18 @@ SPACE = Space(
 
 @dataclass
 class Tally:
-    """What a fault did, over all the times that it was injected.
+    """The effects of a fault, over all its injections.
 
     Attributes:
         fault: Its name.
         injected: How often.
         lost: Trials that ended and were not, or no longer, in the study as they had ended.
-        doubled: Trials beyond those asked for, and epochs told twice.
+        doubled: Trials beyond those requested, and epochs recorded twice.
         again: Epochs that were trained again.
-        beyond: Of these, those beyond one a trial and break.
-        processes: That were left behind.
-        segments: Of shared memory, that were left behind.
-        problems: All else that is wrong.
+        beyond: Of these, those beyond one per trial and interruption.
+        processes: Processes left behind.
+        segments: Segments of shared memory left behind.
+        problems: Anything else that is wrong.
     """
 
     fault: str
@@ -87,13 +85,13 @@ class Ordeal:
         environment: Mapping[str, str] | None = None,
         fails: Sequence[int] = (),
     ) -> None:
-        """Set it up in a folder of its own.
+        """Set the search up in its own folder.
 
         Args:
-            fault: What it goes through.
-            folder: That is there, or is made; the run's is `out/run` in it.
-            options: Of the command line that begins it.
-            n_trials: Asked for; may be raised between sessions.
+            fault: Name of the fault.
+            folder: Created if missing; the run is `out/run` in it.
+            options: Of the command line that starts the run.
+            n_trials: May be raised between sessions.
             environment: Of its processes.
             fails: The trials that are to fail.
         """
@@ -102,7 +100,7 @@ class Ordeal:
         self.folder, self.run = folder, folder / "out" / "run"
         self.n_trials = n_trials
         self.damaged: set[int] = set()
-        """Trials whose checkpoint was damaged: those begin anew."""
+        """Trials whose checkpoint was damaged: those start from the first epoch."""
         self.is_done = False
         self._options, self._fails = options, set(fails)
         self._log = folder / "watched.log"
@@ -111,10 +109,10 @@ class Ordeal:
         self._n_sessions = 0
 
     def session(self, inject: Callable[[Process], bool | None]) -> bool:
-        """Begin or carry on, and break; return whether it was broken before it had ended.
+        """Start or resume the search and break it; return whether it was broken before its end.
 
         Args:
-            inject: Breaks it, and waits for its end; False says that it had ended before.
+            inject: Breaks it and waits for its end; returns False if it had ended before.
         """
         process = self._start()
         try:
@@ -127,7 +125,7 @@ class Ordeal:
         return was_broken
 
     def finish(self) -> Tally:
-        """Let it come to its end, and count."""
+        """Let the search finish, and count."""
         if not self.is_done:
             self.session(self._end)
             self.tally.injected -= 1
@@ -146,26 +144,14 @@ class Ordeal:
         path = self.run / STUDY
         if not path.is_file():
             return []
-        with closing(sqlite3.connect(path)) as connection:
-            (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
-        if verdict != "ok":
-            raise AssertionError(f"{STUDY}: {verdict}")
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        try:
-            study = optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{path}")
-        except KeyError:  # cut off before the study was made
-            return []
-        return study.get_trials()
+        for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last may be torn
+            json.loads(line)
+        study = load_study(self.run)
+        return [] if study is None else study.get_trials()
 
     def n_ended(self, *states: TrialState) -> int:
-        """Count the trials that are over, in these states or any, while the search goes on."""
-        names = ", ".join(f"'{state.name}'" for state in states or ENDED)
-        try:
-            with closing(sqlite3.connect(f"file:{self.run / STUDY}?mode=ro", uri=True)) as study:
-                query = f"select count(*) from trials where state in ({names})"
-                return int(study.execute(query).fetchone()[0])
-        except sqlite3.OperationalError:  # being made, or written to
-            return 0
+        """Count the trials that have ended, in these states or any, while the search runs."""
+        return sum(trial.state in (states or ENDED) for trial in self.trials())
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints that are there."""
@@ -219,14 +205,14 @@ class Ordeal:
         if failed != self._fails:
             self.tally.problems.append(f"trials {sorted(failed)} failed")
         for trial in trials:
-            told = sorted(trial.intermediate_values)
-            if told != list(range(1, len(told) + 1)):
-                self.tally.problems.append(f"trial {trial.number} told the epochs {told}")
+            epochs = sorted(trial.intermediate_values)
+            if epochs != list(range(1, len(epochs) + 1)):
+                self.tally.problems.append(f"trial {trial.number} reported the epochs {epochs}")
             curve = self.run / "trials" / str(trial.number) / "progress.csv"
             lines = curve.read_text().splitlines()[1:] if curve.is_file() else []
             kept = [int(line.split(",")[0]) for line in lines]
             self.tally.doubled += len(kept) - len(set(kept))
-            if sorted(set(kept)) != told:
+            if sorted(set(kept)) != epochs:
                 self.tally.problems.append(f"trial {trial.number} kept the epochs {kept}")
         n_kept = len(list(self.run.glob(f"trials/*/{BEST_WEIGHTS}")))
         if n_kept > N_KEPT:
@@ -235,7 +221,7 @@ class Ordeal:
             self.tally.problems.append(f"checkpoints stay: {self.checkpoints()}")
 
     def _count_epochs(self) -> None:
-        """Count the epochs that were trained again; a trial has a life each time that it begins."""
+        """Count the epochs that were trained again; a trial has a life each time that it starts."""
         before: dict[int, set[int]] = {}
         life: dict[int, list[int]] = {}
 

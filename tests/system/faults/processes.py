@@ -1,4 +1,4 @@
-"""A command with all processes that it starts, told from others by a mark in their environment."""
+"""Starts a command and finds all its processes, by a mark in their environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 class Process:
-    """A command that runs in a process group of its own."""
+    """A command in its own process group."""
 
     def __init__(
         self,
@@ -26,13 +26,13 @@ class Process:
         environment: Mapping[str, str],
         listens: bool = False,
     ) -> None:
-        """Start it; what it prints goes to a file.
+        """Start the command; its output goes to a file.
 
         Args:
-            command: And its arguments.
-            log: That file.
-            environment: Beside this process's own.
-            listens: Whether it reads what is written to `popen.stdin`, until that is closed.
+            command: The command and its arguments.
+            log: File for its output.
+            environment: In addition to this process's own.
+            listens: Whether it reads `popen.stdin` until that is closed.
         """
         self._mark = uuid.uuid4().hex
         self._segments_before = _segments()
@@ -58,14 +58,14 @@ class Process:
         return self._log.read_text(errors="replace")
 
     def has_ended(self) -> bool:
-        """Say whether the command is over; what it started may not be."""
+        """Check whether the command has ended; processes that it started may still run."""
         return self.popen.poll() is not None
 
     def wait(self, patience_seconds: float) -> int:
         """Wait for its end; return the exit code.
 
         Raises:
-            AssertionError: it goes on for too long.
+            AssertionError: it takes too long.
         """
         try:
             return self.popen.wait(patience_seconds)
@@ -75,10 +75,10 @@ class Process:
             ) from None
 
     def wait_until(self, happened: Callable[[], bool], patience_seconds: float = 180.0) -> None:
-        """Wait for something that is to happen while it runs.
+        """Wait until a condition holds while the command runs.
 
         Raises:
-            AssertionError: it has ended, or goes on for too long.
+            AssertionError: the command has ended, or it takes too long.
         """
         until = time.monotonic() + patience_seconds
         while not happened():
@@ -93,12 +93,12 @@ class Process:
         self.popen.wait()
 
     def named(self, word: str) -> int | None:
-        """Return the id of a process that it started, whose command line holds a word."""
+        """Return the id of a process of the command whose command line contains a word."""
         found = (p.pid for p in self._ours() if word in " ".join(_command_line(p)))
         return next(found, None)
 
     def left_over(self, patience_seconds: float = 60.0) -> int:
-        """Count its processes that are still there after a while, and end them."""
+        """Count the command's processes that still run after a while, and end them."""
         until = time.monotonic() + patience_seconds
         while (found := self._ours()) and time.monotonic() < until:
             time.sleep(0.2)
@@ -107,7 +107,7 @@ class Process:
         return len(found)
 
     def left_segments(self) -> int:
-        """Count new segments of shared memory that no living process uses, whoever made them."""
+        """Count new segments of shared memory that no process uses."""
         new = _segments() - self._segments_before
         return sum(not _is_used(name) for name in new)
 
@@ -133,7 +133,7 @@ def _segments() -> set[str]:
 
 
 def _is_used(segment: str) -> bool:
-    """Say whether any process has a segment mapped."""
+    """Check whether any process has mapped a segment."""
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
             if str(_SHARED_MEMORY / segment) in maps.read_text():

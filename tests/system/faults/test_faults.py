@@ -1,4 +1,4 @@
-"""The quick ones of the faults that `make faults` injects by the dozen."""
+"""Two of the faults that `make faults` injects many times."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_killed_in_the_search(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_interrupted_in_the_search_with_damaged_files(tmp_path: Path) -> None:
-    """A stop in good order, and then a truncated checkpoint and summary."""
+    """A graceful stop, and then a truncated checkpoint and summary."""
     ordeal = Ordeal("SIGINT", tmp_path, n_trials=6)
 
     def inject(process: Process) -> None:

@@ -1,9 +1,9 @@
-"""The search's command line, watched from within and, where that is asked for, broken from within.
+"""The search's command line, logged from within and, where requested, broken from within.
 
     FAULT_LOG=FILE [FAULT_WITHIN=KIND] python -m tests.system.faults.watched ARGUMENTS
 
-The log gets a line a stage begun, a trial begun (each time), and an epoch trained, written before
-anything is kept of that epoch. Kinds are the keys of `WITHIN`; "clock" is one for every process.
+The log gets a line per stage begun, trial started (each time), and epoch trained, written before
+anything of that epoch is saved. Kinds are the keys of `WITHIN`; "clock" is one for every process.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ configure_ray()  # before Ray is imported
 import ray  # noqa: E402
 import torch  # noqa: E402
 
-from search.pipeline import flow  # noqa: E402
-from search.run import main  # noqa: E402
-from search.runs.run_folder import RunFolder  # noqa: E402
+from search import run  # noqa: E402
+from search.console.progress import Progress  # noqa: E402
 from search.tuning import tune  # noqa: E402
 from trainables.trial import ImageTrial  # noqa: E402
 
@@ -35,7 +33,7 @@ _JUMP_EVERY_SECONDS = 3.0
 
 
 def log(*words: object) -> None:
-    """Add a line to the log, whole, though many processes write to it."""
+    """Append a line to the log at once, as many processes write to it."""
     line = " ".join(map(str, words)) + "\n"
     log_file = os.open(os.environ["FAULT_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(log_file, line.encode())
@@ -43,7 +41,7 @@ def log(*words: object) -> None:
 
 
 class WatchedTrial(ImageTrial):
-    """A trial that writes a log, and may break. Ray takes it to its workers by value."""
+    """A trial that writes a log, and may break. Ray pickles it by value for its workers."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         if os.environ.get("FAULT_WITHIN") == "clock":
@@ -67,16 +65,16 @@ class WatchedTrial(ImageTrial):
 
 
 def spoil_weights(number: int, trainer: Any) -> None:
-    """Give trials 1 and 3 a loss that is no number; so trial 0, in its second epoch."""
+    """Make the loss of trials 1 and 3 NaN, and of trial 0 in its second epoch."""
     if number in (1, 3) or (number == 0 and trainer.epoch == 1):
         weights = next(p for p in trainer.model.parameters() if p.requires_grad)
         weights.data.fill_(torch.nan)
 
 
 def run_out_of_memory(number: int, trainer: Any) -> None:
-    """Let trial 1 have no memory for a batch, 2 none for an image, 3 none of the machine's.
+    """Let trial 1 run out of memory for a batch, 2 for an image, 3 on the whole machine.
 
-    What trial 3 gets is what the kernel's out-of-memory killer does, each time that it is tried.
+    Trial 3 is killed as by the kernel's out-of-memory killer, each time that it is tried.
     """
     forward = trainer.model.forward
 
@@ -111,18 +109,19 @@ def let_clock_jump() -> None:
     time.jumps = True  # type: ignore[attr-defined]
 
 
-@contextmanager
-def watched_stage(name: str, folder: RunFolder) -> Iterator[None]:
-    """Run a stage of the flow."""
-    log("stage", name)
-    with _stage(name, folder):
-        yield
+class WatchedProgress(Progress):
+    """Progress that logs each stage as it begins."""
+
+    def begin(self, stage: str, *arguments: Any, **options: Any) -> None:
+        """Begin a stage."""
+        log("stage", stage)
+        super().begin(stage, *arguments, **options)
 
 
 if __name__ == "__main__":
     Path(os.environ["FAULT_LOG"]).touch()
     if os.environ.get("FAULT_WITHIN") == "clock":
         let_clock_jump()
-    _stage, flow.stage = flow.stage, watched_stage
+    run.Progress = WatchedProgress  # type: ignore[misc]
     tune.ImageTrial = WatchedTrial  # type: ignore[misc]
-    sys.exit(main())
+    sys.exit(run.main())
