@@ -1,18 +1,24 @@
-# Two commands do all the set-up: `make demo` and `make test`. Each installs what it needs into
-# .venv, and is quick the second time. `make check` is what CI runs.
+# `make demo` and `make test` install what they need into .venv, and are quick the second time.
+# `make check` is what CI runs.
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
+COVERAGE := --cov=search --cov=trainables --cov=spaces
 
-.PHONY: demo test test-long check lint faults cluster-test cluster-speed fuzz clean
+.PHONY: demo test coverage test-long check lint faults cluster-test cluster-speed fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m search.run
 
-# Most tests wait more than they compute: two at a time, and then those that bear nothing beside them.
+# Two processes in parallel, then the tests that need the machine to themselves.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not long and not alone"
 	$(BIN)/python -m pytest -m "alone and not long"
+
+# The same tests with line coverage of the packages.
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not long and not alone" $(COVERAGE) --cov-report=
+	$(BIN)/python -m pytest -m "alone and not long" $(COVERAGE) --cov-append
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -21,19 +27,19 @@ lint: $(INSTALLED)
 
 check: lint test
 
-# What would take CI beyond twenty minutes on 2 cores; about six minutes.
+# Slow tests that `make test` leaves out, to be run before a change of what they cover.
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long
 
-# Searches broken in fifteen ways and carried on; the full disk needs root, and is skipped without.
+# Searches broken in fifteen ways and resumed; the full disk needs root and is skipped without it.
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.system.faults.injection
 
-# Searches on three hosts made of network namespaces (root needed): about 20 minutes on 2 cores.
+# Searches on three hosts made of network namespaces; root needed; about 20 minutes on 2 cores.
 cluster-test: $(INSTALLED)
 	$(BIN)/python -m tests.system.cluster.scenarios
 
-# A search on two of these hosts with a core each, against one: a quarter of an hour, nothing else running.
+# A search on two of these hosts with a core each, against one; 15 minutes with nothing else running.
 cluster-speed: $(INSTALLED)
 	$(BIN)/python -m tests.system.cluster.two_hosts
 
@@ -49,4 +55,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv .coverage .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _CHUNK_BYTES = 64 * 2**20
 _FOLDER = "classifier-search"
-"""In a node's folder for temporary files; holds the copy of one run at a time."""
+"""In a node's folder for temporary files; holds the copy of the latest run."""
 
 
 @dataclass(frozen=True)

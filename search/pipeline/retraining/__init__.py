@@ -1,1 +1,1 @@
-"""K-fold retraining of the finalists, and what their held-out folds tell."""
+"""Retraining of the finalists by k-fold, and the use of their out-of-fold predictions."""

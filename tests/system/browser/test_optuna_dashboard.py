@@ -14,17 +14,19 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from search.runs.run_folder import STUDY
+
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def address(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The dashboard over a copy of a run's study, as the documentation starts it."""
-    study = Path(shutil.copy(digits_run / "study.db", tmp_path_factory.mktemp("study")))
+    study = Path(shutil.copy(digits_run / STUDY, tmp_path_factory.mktemp("study")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "optuna-dashboard", f"sqlite:///{study}"]
+    command = [Path(sys.executable).parent / "optuna-dashboard", str(study)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     address = f"http://127.0.0.1:{port}"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -1,6 +1,6 @@
-"""The faults that a search goes through: functions of a folder that return what was lost.
+"""The faults to inject: each function runs a search in a folder and returns what was lost.
 
-One module, long because each fault has one.
+The module is long because every fault has its function here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 from optuna.trial import TrialState
 
 from search.console.signals import FAILED, INTERRUPTED, TERMINATED
-from search.tuning.study import LOST, REASON
+from search.tuning.searcher import LOST
+from search.tuning.study import REASON
 from tests.system.faults.nodes import SECOND_ADDRESS
 from tests.system.faults.ordeal import FINISH_SECONDS, Ordeal, Tally
 from tests.system.faults.processes import Process
@@ -33,7 +34,7 @@ EXIT_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 class MissingRightsError(Exception):
-    """A fault cannot be injected here."""
+    """A fault cannot be injected without more rights."""
 
 
 def killed_at_any_moment(folder: Path, times: int = 20, longest_seconds: float = 30.0) -> Tally:
@@ -47,7 +48,7 @@ def killed_at_any_moment(folder: Path, times: int = 20, longest_seconds: float =
 
 
 def killed_in_sequence(folder: Path, times: int = 6) -> Tally:
-    """Kill within the search, one trial after the other: it must decide as it would have without."""
+    """Kill within the search, one trial after the other: it must decide as without the kills."""
     whole = Ordeal("", folder / "whole", "--max-concurrent", "1")
     whole.finish()
     pieces = Ordeal(
@@ -109,7 +110,7 @@ def interrupted_twice(folder: Path) -> Tally:
         process.wait_until(lambda: "once more stops at once" in process.shown())
         os.killpg(process.popen.pid, signal.SIGINT)
         started = time.monotonic()
-        check_stopped(ordeal, process, INTERRUPTED, says_how=False)
+        check_stopped(ordeal, process, INTERRUPTED, shows_resume=False)
         if time.monotonic() - started > 2:
             raise AssertionError(f"it took {time.monotonic() - started:.0f} s to stop at once")
 
@@ -234,14 +235,14 @@ def disk_full(folder: Path) -> Tally:
                 shown = process.shown()
                 if code != FAILED or "no space is left" not in shown or "Traceback" in shown:
                     raise AssertionError(f"{stage} on a full disk ended with {code}:\n{shown}")
-                check_says_how(ordeal, process)
+                check_resume_command(ordeal, process)
 
             ordeal.session(inject)
         return ordeal.finish()
 
 
 def loss_not_a_number(folder: Path) -> Tally:
-    """Spoil the weights of three trials."""
+    """Set the weights of three trials to NaN."""
     tally, reasons = _broken_within(folder, "a NaN loss", "nan", fails=(0, 1, 3))
     if not all("loss is nan" in reason for reason in reasons.values()):
         tally.problems.append(f"reasons: {reasons}")
@@ -286,12 +287,12 @@ FAULTS: tuple[Callable[[Path], Tally], ...] = (
 
 
 def _processes_killed(ordeal: Ordeal, find: Callable[[Process], int | None], times: int) -> Tally:
-    """Kill a process, by its id, of a search that is to continue."""
+    """Kill a process of a search several times, by its id; the search must continue."""
 
     def inject(process: Process) -> None:
         for _ in range(times):
             ordeal.in_the_search(process)
-            # One that was lost before may still be starting.
+            # After an earlier kill the process may still be starting.
             process.wait_until(lambda: find(process) is not None)
             number = find(process)
             assert number is not None
@@ -306,9 +307,9 @@ def _processes_killed(ordeal: Ordeal, find: Callable[[Process], int | None], tim
 def _broken_within(
     folder: Path, fault: str, kind: str, fails: tuple[int, ...]
 ) -> tuple[Tally, dict[int, str]]:
-    """Run a search that breaks from within; return why trials failed, by number, as well."""
+    """Run a search that breaks from within; return also why trials failed, by number."""
     environment = {"FAULT_WITHIN": kind}
-    # No trial is stopped before its fault.
+    # No trial is pruned before its fault.
     ordeal = Ordeal(fault, folder, "--scheduler", "none", environment=environment, fails=fails)
     ordeal.session(finish)
     ordeal.tally.injected = 3
@@ -319,7 +320,7 @@ def _broken_within(
 
 
 def kill_after(process: Process, chance: random.Random, longest_seconds: float) -> bool:
-    """Kill a process group after a random while; return whether it was still there."""
+    """Kill a process group after a random time; return whether it still ran."""
     try:
         process.popen.wait(chance.uniform(0.05, longest_seconds))
     except subprocess.TimeoutExpired:
@@ -338,7 +339,7 @@ def stop_at_start(ordeal: Ordeal, process: Process) -> None:
 
 
 def stop(ordeal: Ordeal, process: Process, stage: str, number: signal.Signals) -> None:
-    """Stop a search in a stage: by Ctrl-C, as a terminal does, or by SIGTERM."""
+    """Stop a search in a stage: by Ctrl-C, as in a terminal, or by SIGTERM."""
     ordeal.in_stage(process, stage)
     if stage == "search":
         process.wait_until(lambda: ordeal.n_ended(TrialState.COMPLETE) > 0)
@@ -354,23 +355,25 @@ def stop(ordeal: Ordeal, process: Process, stage: str, number: signal.Signals) -
         raise AssertionError(f"there is no report:\n{process.shown()}")
 
 
-def check_stopped(ordeal: Ordeal, process: Process, exit_code: int, says_how: bool = True) -> None:
+def check_stopped(
+    ordeal: Ordeal, process: Process, exit_code: int, shows_resume: bool = True
+) -> None:
     """Check that a search stops gracefully."""
     code = process.wait(STOP_SECONDS)
     if code != exit_code or "Traceback" in process.shown():
         raise AssertionError(f"it ended with {code}:\n{process.shown()}")
-    if says_how:
-        check_says_how(ordeal, process)
+    if shows_resume:
+        check_resume_command(ordeal, process)
 
 
-def check_says_how(ordeal: Ordeal, process: Process) -> None:
-    """Check that a search printed how it is resumed."""
+def check_resume_command(ordeal: Ordeal, process: Process) -> None:
+    """Check that a search printed the command that resumes it."""
     if f"resume: python -m search.run --resume {ordeal.run}" not in process.shown():
-        raise AssertionError(f"it does not say how to resume:\n{process.shown()}")
+        raise AssertionError(f"the command that resumes is missing:\n{process.shown()}")
 
 
 def finish(process: Process) -> None:
-    """Wait for a search that is to come to its end."""
+    """Wait for a search that must finish."""
     if process.wait(FINISH_SECONDS) != 0:
         raise AssertionError(f"it ended with {process.popen.returncode}:\n{process.shown()}")
 
@@ -382,10 +385,10 @@ def truncate(path: Path, fraction: float) -> None:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Make a folder a small disk of its own.
+    """Mount a small disk at a folder.
 
     Raises:
-        MissingRightsError: that takes rights that are not there.
+        MissingRightsError: mounting takes root.
     """
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(folder)]

@@ -5,10 +5,10 @@ make faults
 python -m tests.system.faults.injection disk clock    # those whose name has one of these words
 ```
 
-prints a line per fault: how often it was injected; trials lost and doubled; epochs trained again, and
-those beyond one per trial and interruption; processes and segments of shared memory left behind. The exit
-code is 1 where anything but the epochs trained again is not zero. A checkpoint that was damaged is
-the one reason to train a trial's epochs again from the first.
+prints a line per fault: how often it was injected; trials lost and doubled; epochs trained again,
+and those beyond one per trial and interruption; processes and segments of shared memory left
+behind. The exit code is 1 if anything but the epochs trained again is not zero. Only a damaged
+checkpoint makes a trial train its epochs again from the first.
 """
 
 from __future__ import annotations
