@@ -150,6 +150,11 @@ class Space:
             return tuple(range(parameter.low, parameter.high + 1, parameter.step))
         return tuple(sorted(int(value) for value in values_of(parameter)))
 
+    @property
+    def max_augment(self) -> float:
+        """The largest strength of augmentation that a trial may have."""
+        return max(float(value) for value in values_of(self.params.get("augment", 0.0)))
+
     def with_backbones(self, names: Sequence[str]) -> Space:
         """Return a copy of this space that searches other backbones.
 

@@ -1,1 +1,1 @@
-"""Metrics, intervals, calibration and label errors, computed from predictions."""
+"""Metrics, confidence intervals, calibration and label errors, computed from predictions."""

@@ -25,7 +25,6 @@ from search.pipeline.model_file import save_probe
 from search.pipeline.prepare import PreparedData
 from search.runs.summary import ProbeScore
 from spaces.base import Space
-from spaces.rules import values_of
 from trainables.feature_cache import as_features, bytes_per_image, views_up_to
 from trainables.models.classifier import Weights
 from trainables.models.linear_probe import Probe, fit_probe
@@ -125,16 +124,11 @@ def build_feature_cache(
                 f"{name}: features at depth {', '.join(map(str, missing))} are computed when they"
                 " are needed: they exceed the memory of the feature cache"
             )
-    n_views = views_up_to(max_augment(space), space.views)
+    n_views = views_up_to(space.max_augment, space.views)
     progress.begin("feature_cache", unit="blocks")
     cache.build(stage_outputs, n_views, progress.advance)
     megabytes = sum(cache.sizes_bytes().values()) / 2**20
     progress.say(f"{n_views} views of {len(plan.rows)} images, {megabytes:,.0f} MB")
-
-
-def max_augment(space: Space) -> float:
-    """Return the largest strength of augmentation that a trial may have."""
-    return max(float(value) for value in values_of(space.params.get("augment", 0.0)))
 
 
 def frozen_depths(space: Space) -> tuple[int, ...]:

@@ -68,6 +68,20 @@ def test_cache_size_has_torchvisions_margin(image_size, resize_size, cache_size)
     assert space(image_size=image_size, resize_size=resize_size).cache_size == cache_size
 
 
+@pytest.mark.parametrize(
+    ("augment", "largest"),
+    [
+        ({}, 0.0),
+        ({"augment": 0.3}, 0.3),
+        ({"augment": FloatDistribution(0.1, 0.6)}, 0.6),
+        ({"augment": CategoricalDistribution([0.5, 0.2])}, 0.5),
+    ],
+)
+def test_the_largest_augmentation_of_a_space(augment, largest):
+    params = {name: value for name, value in PARAMS.items() if name != "augment"}
+    assert space(params={**params, **augment}).max_augment == largest
+
+
 def test_space_error_names_all_problems():
     params = {
         **PARAMS,

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from search.evaluation.calibration import fit_temperature, measure_calibration
-from search.evaluation.intervals import Interval, wilson_interval
+from search.evaluation.intervals import wilson_interval
 from search.evaluation.label_issues import MAX_ISSUES, count_issues, list_issues, write_issues
 from search.evaluation.predictions import Predictions, write_predictions
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.kfold import Fold, out_of_fold
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
-from search.runs.summary import CalibrationChange
+from search.runs.summary import CalibrationChange, Interval
 from trainables.models.ood import OODScorer, energy, fit_ood_scorer
 
 

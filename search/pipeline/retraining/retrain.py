@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from search.runs.tables import FOLD_COLUMNS, write_csv
 from search.tuning.study import BASELINE_TRIAL
 from trainables.models.ensemble import Ensemble
 from trainables.worker import TrainingContext
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def retrain_finalists(
     ensemble = _as_ensemble(prepared, winner, probes, predicted.temperature)
     ensemble.ood_scorer = fit_ood(winner.folds)
     ensemble.save(folder.path / MODEL)
+    _log.info("%s: the %d folds of %s", folder.path / MODEL, n_folds, winner.finalist.name)
     baseline = next((one for one in results if one.finalist.trial == BASELINE_TRIAL), None)
     if baseline is None or baseline is winner:
         return Retrained(winner, ensemble, predicted, None)

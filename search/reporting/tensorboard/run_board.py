@@ -39,7 +39,6 @@ from search.reporting.tensorboard.image_grid import (
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Settings
 from spaces.base import Space
-from spaces.rules import values_of
 from trainables.compute import mixed_precision
 from trainables.images import ImageRows, crop_and_normalise
 from trainables.models.ensemble import Ensemble
@@ -87,7 +86,7 @@ class RunBoard:
             space: What is searched.
         """
         chosen = images[torch.from_numpy(stratified_rows(labels, _N_AUGMENTED))]
-        strongest = max(float(str(s)) for s in values_of(space.params.get("augment", 0.0))) or 1.0
+        strongest = space.max_augment or 1.0
         for fraction in (1 / 3, 2 / 3, 1.0):
             strength = fraction * strongest
             tiles = augmented_tiles(chosen, strength, space.image_size, space.flip)
