@@ -36,7 +36,7 @@ _CPU_BATCH, _GPU_BATCH = 8, 64  # larger ones do not fit into a CPU's caches
 _NEEDED = {"uvicorn": "uvicorn", "fastapi": "fastapi", "multipart": "python-multipart"}
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("search.serve")  # under `python -m`, __name__ is "__main__"
 
 
 class ServeError(ValueError):
@@ -141,7 +141,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, shutdown: Grace
             load_model(model_path(options.run))  # here, a damaged file is one clear error
             _log_to_terminal()
             configure_ray()
-            with ray_session(None):
+            with ray_session(None, show_worker_output=True):
                 shutdown.watch()
                 listener.close()
                 with serve_by_ray(settings, options.replicas, options.host, options.port):

@@ -78,13 +78,14 @@ def store_proportion() -> float:
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None, show_worker_output: bool = False) -> Iterator[None]:
     """Start Ray on this machine or join a cluster, and disconnect at the end.
 
     Call it in the main thread: Ray's processes end with the thread that started them.
 
     Args:
         address: As `ray.init` takes it; None starts Ray on this machine.
+        show_worker_output: Print what workers print and log on their standard outputs.
 
     Raises:
         SessionError: there is no cluster at the address, or it refuses this machine.
@@ -105,7 +106,7 @@ def ray_session(address: str | None) -> Iterator[None]:
             ray.init(
                 address=address or "local",
                 include_dashboard=None if address else False,
-                log_to_driver=False,
+                log_to_driver=show_worker_output,
                 logging_level=logging.ERROR,
                 runtime_env=worker_environment(on_cluster=address is not None),
             )

@@ -98,6 +98,8 @@ def serve_in_process(app: ASGIApp, listener: socket.socket, seconds: float) -> I
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.01)
+        if not server.started:
+            raise RuntimeError("uvicorn did not start; its log says why")
         yield
     finally:
         server.should_exit = True

@@ -60,10 +60,11 @@ def _fuzz(pid: int, n_bodies: int) -> int:
             return client.post("/predict", content=body, headers={"content-type": kind}).status_code
 
         for start in range(0, n_bodies, 1000):
-            statuses.update(pool.map(send, range(start, min(start + 1000, n_bodies))))
+            end = min(start + 1000, n_bodies)
+            statuses.update(pool.map(send, range(start, end)))
             memory.append(psutil.Process(pid).memory_full_info().uss / 2**20)
             print(
-                f"{start + 1000:6} bodies: {dict(sorted(statuses.items()))}, {memory[-1]:.0f} MB",
+                f"{end:6} bodies: {dict(sorted(statuses.items()))}, {memory[-1]:.0f} MB",
                 flush=True,
             )
     growth = memory[-1] / memory[min(1, len(memory) - 1)]
