@@ -58,7 +58,8 @@ class Progress:
         )
         self._started = self._last_line = monotonic()
         self._bar = _create_bar(self.console)
-        self._task_id: TaskID = self._bar.add_task("", total=None, unit="")
+        self._task_id: TaskID = self._bar.add_task("starting", total=None, unit="")
+        self._stage = ""
         self._running: dict[int, tuple[dict[str, Any], int, float]] = {}
         self._ended = {"complete": 0, "pruned": 0, "failed": 0}
         self._epochs = 0
@@ -92,7 +93,7 @@ class Progress:
         task_id = self._bar.add_task(stage, total=total or None, completed=done, unit=unit)
         self._bar.advance(task_id, 0)  # the pace is measured from here
         self._bar.remove_task(self._task_id)  # not earlier: another thread draws the first task
-        self._task_id = task_id
+        self._task_id, self._stage = task_id, stage
         self._last_line = monotonic()
         _log.info("stage %s begins", stage)
 
@@ -110,8 +111,7 @@ class Progress:
         if self._quiet:
             return
         line = Text(f"{_clock(self.elapsed_seconds)}  ", style="dim")
-        stage = self._task.description
-        line.append(f"{stage:<16}  " if stage else "", style="cyan")
+        line.append(f"{self._stage:<16}  " if self._stage else "", style="cyan")
         line.append(text, style="default")
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
@@ -176,7 +176,7 @@ class Progress:
     def __rich__(self) -> RenderableType:
         """Draw the live display."""
         lines = []
-        if self._task.description == SEARCH:
+        if self._stage == SEARCH:
             lines.append(self._trial_counts())
             lines += self._running_trials(self.console.height - _LINES_BESIDE_TRIALS)
         if self._best:
