@@ -1,4 +1,4 @@
-"""Starts Ray with more logical CPUs than the machine has, for trials that only wait."""
+"""Start Ray with more logical CPUs than the machine has, for trials that only wait."""
 
 from __future__ import annotations
 

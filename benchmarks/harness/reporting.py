@@ -1,4 +1,4 @@
-"""Prints and writes a benchmark's results: tables, ratios against targets, versions, machine.
+"""Print and write a benchmark's results: tables, ratios against targets, versions, machine.
 
 Both sides of a ratio are measured in one run on one machine. The results are written to
 `benchmarks/results/<name>.json`; a quick run writes `<name>-quick.json`, so that it never replaces

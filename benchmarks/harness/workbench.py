@@ -1,4 +1,4 @@
-"""Images, backbones and feature caches for benchmarks that train without Ray."""
+"""Load images, backbones and feature caches for benchmarks that train without Ray."""
 
 from __future__ import annotations
 

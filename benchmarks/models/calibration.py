@@ -1,4 +1,4 @@
-"""Is one temperature, fitted on out-of-fold logits, right for the ensemble of fold members?
+"""Measure the calibration of an ensemble by one temperature, fitted on out-of-fold logits.
 
     python -m benchmarks.models.calibration
 

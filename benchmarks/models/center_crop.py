@@ -1,4 +1,4 @@
-"""Generalization of linear probes to external images: the centre-crop branch and alternatives.
+"""Compare linear probes on external images: the centre-crop branch and alternatives.
 
     python -m benchmarks.models.center_crop [--quick] [--data DIR]
 

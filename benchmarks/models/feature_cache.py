@@ -1,4 +1,4 @@
-"""Accuracy of training from the feature cache, against training on freshly augmented images.
+"""Compare the accuracy of training from the feature cache and on freshly augmented images.
 
     python -m benchmarks.models.feature_cache [--quick]
 

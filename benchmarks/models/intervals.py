@@ -1,4 +1,4 @@
-"""Coverage of our 95% confidence intervals on simulated experiments.
+"""Measure the coverage of our 95% confidence intervals on simulated experiments.
 
     python -m benchmarks.models.intervals
 

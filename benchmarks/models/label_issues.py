@@ -1,4 +1,4 @@
-"""Recall and precision of label-issue detection on flipped labels, ours against cleanlab's rules.
+"""Measure recall and precision of label issues on flipped labels, by our and cleanlab's rules.
 
     python -m benchmarks.models.label_issues
 

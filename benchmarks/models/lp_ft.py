@@ -1,4 +1,4 @@
-"""Fine-tuning from the linear probe's head (LP-FT, arXiv 2202.10054) against a random head.
+"""Compare fine-tuning from the linear probe's head (LP-FT, arXiv 2202.10054) and a random one.
 
     python -m benchmarks.models.lp_ft [--quick]
 

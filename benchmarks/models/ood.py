@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: ours against seven other scores.
+"""Compare out-of-distribution scores: ours and seven others.
 
     python -m benchmarks.models.ood
 

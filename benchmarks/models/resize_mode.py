@@ -1,4 +1,4 @@
-"""Accuracy by how an image is resized to the square that the network sees.
+"""Measure accuracy by how an image is resized to the square that the network sees.
 
     python -m benchmarks.models.resize_mode [--quick] [--data DIR]
 

@@ -1,4 +1,4 @@
-"""The five studies: accuracy of whole runs on real images, over seeds.
+"""Run the five studies: accuracy of whole runs on real images, over seeds.
 
     python -m benchmarks.models.studies [--only caltech,tools] [--time-budget 5m] [--runs DIR]
 

@@ -1,4 +1,4 @@
-"""Accuracy of the pretrained `tinynet` on scikit-learn's digits, against pixels and scratch.
+"""Compare the pretrained `tinynet` on scikit-learn's digits with pixels and training from scratch.
 
     python -m benchmarks.models.tinynet [--quick] [--seeds 5] [--weights tinynet.pth]
 

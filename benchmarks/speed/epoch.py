@@ -1,4 +1,4 @@
-"""Training throughput: our epoch against the bare model step on a batch in memory (≥ 0.90).
+"""Compare the throughput of our training epoch with the bare model step in memory (≥ 0.90).
 
     python -m benchmarks.speed.epoch [--quick]
 

@@ -1,4 +1,4 @@
-"""Throughput of trials that share a GPU, against the bare model step on it (≥ 0.9).
+"""Compare the throughput of trials that share a GPU with the bare model step on it (≥ 0.9).
 
     python -m benchmarks.speed.gpu_sharing [--quick] [--parallel 1,2,4,8]
 

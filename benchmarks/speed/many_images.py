@@ -1,4 +1,4 @@
-"""Seconds and memory of each stage of a run with 100,000 images.
+"""Measure seconds and memory of each stage of a run with 100,000 images.
 
     python -m benchmarks.speed.many_images [--quick] [--images 100000] [--side 64] [--mapped]
 

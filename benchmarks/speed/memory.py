@@ -1,4 +1,4 @@
-"""Memory of a node by the number of trials: images and feature caches are held once.
+"""Measure the memory of a node by the number of trials: images and features are held once.
 
     python -m benchmarks.speed.memory [--quick] [--megabytes 256]
 

@@ -1,4 +1,4 @@
-"""A search written as Ray Tune's tutorial shows: the baseline of `vs_ray_tutorial`.
+"""Search as Ray Tune's tutorial shows: the other side of `vs_ray_tutorial`.
 
     python -m benchmarks.speed.ray_tutorial JOB.json
 

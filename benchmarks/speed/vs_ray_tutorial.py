@@ -1,4 +1,4 @@
-"""A whole search against one written as Ray Tune's tutorial shows: at least 10 × faster.
+"""Compare a whole search with one written as Ray Tune's tutorial shows: at least 10 × faster.
 
     python -m benchmarks.speed.vs_ray_tutorial [--quick] [--tutorial-configs N]
 
