@@ -96,13 +96,13 @@ class Parity:
         missing = f" ({self.n_missing} more are missing)" if self.n_missing else ""
         words = (
             f"{count(self.n, f'{self.images} image')}{missing}: probabilities differ by at most"
-            f" {self.max_difference:.2g}{limit(TOLERANCE)}, the predicted class of"
+            f" {self.max_difference:.2g}{limit(TOLERANCE)}, predicted classes for"
             f" {self.n_label_flips}"
         )
         if self.ood_difference is not None:
             words += (
                 f"; OOD scores differ by at most {self.ood_difference:.2g}{limit(OOD_TOLERANCE)},"
-                f" is_ood of {self.n_ood_flips}"
+                f" is_ood for {self.n_ood_flips}"
             )
         if self.accuracy is not None and self.accuracy_pytorch is not None:
             words += f"; accuracy {percent(self.accuracy)}"

@@ -283,4 +283,4 @@ def test_ood_scores_that_differ(colour_run):
     far = compare(1.5, 0.999, 40.0)
     assert not far.passed
     assert far.n_ood_flips == 1
-    assert "; OOD scores differ by at most 1 (allowed: 0.01), is_ood of 1" in far.in_words()
+    assert "; OOD scores differ by at most 1 (allowed: 0.01), is_ood for 1" in far.in_words()
