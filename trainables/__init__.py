@@ -1,1 +1,1 @@
-"""What runs inside one worker; knows nothing of `search`."""
+"""Everything that runs in a worker: images, trainings and models. It imports nothing of `search`."""

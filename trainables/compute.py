@@ -33,7 +33,7 @@ def release_memory() -> None:
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Return an autocast to bfloat16; to float16 on a GPU, or none on a CPU, that lacks bfloat16.
+    """Return an autocast to bfloat16; without it, to float16 on a GPU and disabled on a CPU.
 
     Enter a new one for every step: while it is open, it caches bfloat16 copies of the weights.
     """

@@ -1,1 +1,1 @@
-"""Backbones, heads, ensembles, and the weights they start from."""
+"""Backbones, classifiers and ensembles, their pretrained weights, and what is computed from them."""
