@@ -1,1 +1,1 @@
-"""Everything that runs in a worker: images, trainings and models. It imports nothing of `search`."""
+"""What runs in a worker: images, trainings and models. It imports nothing of `search`."""

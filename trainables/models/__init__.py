@@ -1,1 +1,1 @@
-"""Backbones, classifiers and ensembles, their pretrained weights, and what is computed from them."""
+"""Backbones, classifiers and ensembles, their weights, and what is computed from them."""
