@@ -21,7 +21,6 @@ from trainables.models.weights import PACKAGED, load_weights
 from trainables.optimization import cosine_with_warmup
 from trainables.trainer import Trainer, TrainingError, balanced_class_weights
 from trainables.trial_result import EpochResult
-from trainables.worker import resolve_config
 
 CPU = torch.device("cpu")
 N_CLASSES, N_IMAGES, N_TRAIN = 3, 72, 48
@@ -530,11 +529,3 @@ def test_initial_head_initialises_a_linear_head(create, feature_cache):
     assert [type(layer) for layer in dense.model.head] == [
         *(nn.Linear, nn.ReLU, nn.Dropout, nn.Linear)
     ]
-
-
-def test_a_network_without_pretrained_weights_is_never_frozen():
-    assert resolve_config({"backbone": "cnn", "freeze_depth": 4, "lr": 0.1}) == TrialConfig(
-        "cnn", lr=0.1, freeze_depth=0
-    )
-    assert resolve_config({"backbone": "cnn"}).freeze_depth == 0
-    assert resolve_config({"backbone": "tinynet", "freeze_depth": 4}).freeze_depth == 4
