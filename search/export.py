@@ -26,6 +26,7 @@ from search.data.class_folders import DataError
 from search.runs.run_folder import FolderError, RunFolder
 from spaces.rules import SpaceError
 from spaces.sources import SourceError
+from trainables.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from search.deployment.parity import Outputs, Parity
@@ -43,6 +44,10 @@ class ExportError(ValueError):
     """The model cannot be exported as requested."""
 
 
+class ParityError(Exception):
+    """The outputs of the exported file differ from PyTorch's."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
@@ -57,14 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from trainables.models.ensemble import ModelError
 
     try:
-        return _export(options)
+        _export(options)
+    except ParityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ExportError, ModelError, DataError, FolderError, SpaceError, SourceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
-def _export(options: argparse.Namespace) -> int:
-    """Write the exported file and compare it with PyTorch; return the exit code."""
+def _export(options: argparse.Namespace) -> None:
+    """Write the exported file, unless its outputs differ from PyTorch's.
+
+    Raises:
+        ParityError: they differ.
+    """
     from search.deployment import parity
     from search.deployment.run_images import read_split
     from trainables.models.ensemble import load_model
@@ -85,20 +98,15 @@ def _export(options: argparse.Namespace) -> int:
     else:
         images = read_split(options.run, ensemble.card, "test", options.data)
     path = options.out or _default_out(options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_stem(path.stem + "-partial")  # torch.export reads no other suffix
-    try:
+    # torch.export reads no other suffix.
+    with write_atomically(path, partial=f".partial{path.suffix}") as partial:
         exported = _write_and_run(options, ensemble, images, partial)
         expected = parity.expected_outputs(ensemble, images.decoded)
         result = parity.compare_outputs(
             expected, exported, images, generated=generated, quantised=options.int8
         )
         if not result.passed:
-            print(f"error: {path.name} is not written: {result.in_words()}", file=sys.stderr)
-            return 1
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+            raise ParityError(f"{path.name} is not written: {result.in_words()}")
     print(f"written  {path}  ({path.stat().st_size / 1e6:.1f} MB)")
     print(f"checked  {result.in_words()}")
     if images.n_changed:
@@ -109,7 +117,6 @@ def _export(options: argparse.Namespace) -> int:
         )
     if not generated and path.parent == options.run / "export":
         _record(options.run, path, result, ensemble.card.n_members)
-    return 0
 
 
 def _write_and_run(

@@ -29,6 +29,7 @@ from benchmarks.harness.workbench import choose_stratified, new_backbone
 from spaces.base import Space, TrialConfig
 from spaces.rules import Value
 from spaces.sources import folder
+from trainables.atomic_write import write_atomically
 from trainables.batches import ImageSet
 from trainables.compute import mixed_precision
 from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
@@ -186,10 +187,8 @@ class CurveTable:
         return float(spearmanr(loss, loss[neighbours]).statistic)
 
     def save(self, path: Path) -> None:
-        """Write the table; a file that was there is replaced at once."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        """Write the table atomically."""
+        with write_atomically(path) as partial, partial.open("wb") as file:
             np.savez_compressed(
                 file,
                 about=json.dumps({"config": vars(self.config), "params": self.params}),
@@ -198,7 +197,6 @@ class CurveTable:
                 loss=self.loss,
                 seconds=self.seconds,
             )
-        part.replace(path)
 
 
 def load_table(path: Path) -> CurveTable:
