@@ -393,7 +393,7 @@ def test_whole_flow(space_file: Path, images: Path, tmp_path: Path) -> None:
     assert shown.split(str(image))[1].split()[0] == "blue"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_same_seed_same_numbers(space_file: Path, images: Path, tmp_path: Path) -> None:
     outputs = []
     for name in ("one", "two"):
