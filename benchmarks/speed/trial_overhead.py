@@ -5,7 +5,7 @@
 The public record for 100 trivial trials is 22.7 s to 41 s. Ours: `search.tuning.tune` with
 its own searcher, journal, ASHA and reused workers. Stock: a class trainable, OptunaSearch, ASHA,
 and an actor a trial, which is Tune's default. A trial takes one step that does nothing. What is
-quoted is seconds a trial, from the end of the second trial to the end of the last; one after the
+quoted is seconds per trial, from the end of the second trial to the end of the last; one after the
 other shows what a trial costs, several in parallel what a search pays for it. Stock Tune runs
 without its loggers and its experiment checkpoints, as ours does, which favours it.
 """
@@ -116,7 +116,7 @@ def main() -> None:
     """Measure both sides, and report."""
     arguments = parse()
     space = load_space(ROOT / "spaces" / "caltech.py")
-    report = Report("trial_overhead", "Seconds that a trial costs beside its training.")
+    report = Report("trial_overhead", "Seconds that a trial costs in addition to its training.")
     n_trials = arguments.trials or _N_TRIALS[arguments.mode]
     rows: list[dict[str, Any]] = []
     configure_ray()
@@ -133,9 +133,9 @@ def main() -> None:
         )
         what = f"{concurrent} in parallel"
         report.ratios += [
-            Ratio(f"seconds a trial, ours, {what}", ours["seconds/trial"], 0.1, at_least=False),
+            Ratio(f"seconds per trial, ours, {what}", ours["seconds/trial"], 0.1, at_least=False),
             Ratio(
-                f"seconds a trial, stock over ours, {what}",
+                f"seconds per trial, stock over ours, {what}",
                 stock["seconds/trial"] / ours["seconds/trial"],
             ),
         ]
