@@ -283,7 +283,8 @@ class ExternalScores:
         n_labelled: Those with a label that are no near-duplicates of the data set's.
         n_near_duplicates: Those that are.
         n_ood: Images that are unlike the training images; None where the model cannot tell.
-        scores: Of the labelled images; None where there are none.
+        scores: Of the labelled images; None where there are none. In the file its keys stand
+            beside the others, and `accuracy` and `top3_accuracy` are null where there are none.
     """
 
     n: int
@@ -291,6 +292,15 @@ class ExternalScores:
     n_near_duplicates: int
     n_ood: int | None
     scores: Scores | None
+
+
+def _with_scores(section: Any) -> Any:
+    """Gather the scores among the keys of the section `external`."""
+    if not isinstance(section, Mapping):
+        return section
+    has_scores = section.get("accuracy") is not None
+    scores = {**section, "n": section.get("n_labelled")} if has_scores else None
+    return {**section, "scores": scores}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,14 +376,18 @@ class RunSummary:
     calibration: Calibration | None = None
     test: Scores | None = None
     comparison: Comparison | None = None
-    external: ExternalScores | None = None
+    external: Annotated[ExternalScores | None, BeforeValidator(_with_scores)] = None
     ablation: list[AblationScores] | None = None
     samples: Mapping[str, Samples] | None = None
     stages: Mapping[str, Number] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the sections that there are, as nested dicts and lists."""
-        return {name: section for name, section in asdict(self).items() if section is not None}
+        """Return the sections that there are, as they stand in the file."""
+        sections = {name: value for name, value in asdict(self).items() if value is not None}
+        if external := sections.get("external"):
+            scores = external.pop("scores") or {"accuracy": None, "top3_accuracy": None}
+            sections["external"] = {**scores, **external}
+        return sections
 
 
 def read_summary(path: Path) -> RunSummary:

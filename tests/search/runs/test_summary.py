@@ -1,8 +1,10 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
+from search.evaluation.metrics import score_predictions
 from search.runs.run_folder import RunFolder
 from search.runs.summary import (
     AblationScores,
@@ -10,6 +12,7 @@ from search.runs.summary import (
     Calibration,
     CalibrationChange,
     CalibrationScores,
+    ExternalScores,
     ProbeScore,
     ReliabilityBin,
     RunSummary,
@@ -44,6 +47,26 @@ def test_a_summary_is_read_as_it_was_written(tmp_path):
     assert list(content) == ["linear_probe", "gpu_fraction", "best", "calibration", "stages"]
     assert content["best"]["trial"] is None
     assert read_summary(tmp_path / "summary.json") == SUMMARY
+
+
+def test_the_scores_of_external_images_stand_beside_their_counts(tmp_path):
+    scores = score_predictions(np.array([0, 1, 1]), np.eye(2)[[0, 1, 0]], ["cat", "dog"])
+    for found in (scores, None):
+        external = ExternalScores(
+            n=9, n_labelled=3 * bool(found), n_near_duplicates=1, n_ood=2, scores=found
+        )
+        RunFolder(tmp_path).set_section("external", external)
+        content = json.loads((tmp_path / "summary.json").read_text())["external"]
+        assert (content["n"], content["n_ood"]) == (9, 2)
+        assert content["accuracy"] == (None if found is None else pytest.approx(2 / 3))
+        assert content["top3_accuracy"] == (None if found is None else 1.0)
+        read = read_summary(tmp_path / "summary.json").external
+        assert read is not None
+        assert (read.n, read.n_labelled) == (9, 3 * bool(found))
+        assert (read.scores is None) == (found is None)
+        if read.scores is not None:
+            assert read.scores.confusion == scores.confusion
+            assert read.scores.n == 3
 
 
 def test_without_a_file_the_summary_is_empty(tmp_path):
