@@ -1,10 +1,12 @@
 """Run the server: one replica by uvicorn in this process, several by Ray Serve.
 
-Both run the application of `build_app`, so they answer alike.
+Both run the application of `build_app`, so they answer alike. Serve's proxy adds an `X-Request-Id`
+header, and itself answers 500 to a request whose own one is not UTF-8.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 import time
@@ -123,6 +125,7 @@ def serve_by_ray(
     import ray
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     seconds = settings.limits.seconds + _GRACE_SECONDS
     n_gpus = ray.cluster_resources().get("GPU", 0.0)
