@@ -54,7 +54,7 @@ def pretrain(seed: int) -> nn.ModuleList:
     """Train the stages with a linear head on glyphs, printing each epoch's loss.
 
     Args:
-        seed: Of the glyphs, the initial weights, the order and the augmentation.
+        seed: Seed of the glyphs, the initial weights, the order and the augmentation.
 
     Returns:
         The five stages, on the CPU and in eval mode, without the head.

@@ -1,1 +1,1 @@
-"""The controller: from a request to a report."""
+"""Search for the best image classifier: commands, and the packages behind them."""

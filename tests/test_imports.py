@@ -17,7 +17,7 @@ LAYERS = (
     ("search.pipeline",),
     tuple(f"search.{command}" for command in COMMANDS),
 )
-"""The rooms, a layer a line, the lowest first: a room imports itself and those of lower lines."""
+"""The rooms, one layer per line, the lowest first; a room imports itself and lower lines' rooms."""
 MAX_MODULES = 10
 MAX_LINES = 300
 QUICK_ROOMS = ("search.data", "search.evaluation", "search.runs", "search.console")

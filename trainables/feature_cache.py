@@ -61,10 +61,10 @@ def build_view(
         backbone: In eval mode, on `device`, channels_last.
         images: uint8 [N, S, S, 3] on the CPU.
         image_size: Side in pixels that the backbone sees.
-        magnitude: Of the augmentation, in [0, 1].
+        magnitude: Magnitude of the augmentation, in [0, 1].
         flip: Whether images may be mirrored.
         stage_outputs: The stages whose output to compute, ascending, each in 1 to 5.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
         device: Where to compute.
 
     Returns:

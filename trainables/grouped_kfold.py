@@ -20,7 +20,7 @@ def grouped_folds(
         groups: int64 [n]; images of equal numbers stay together. None puts each image in a group
             of its own.
         n_folds: K.
-        seed: Of the shuffle.
+        seed: Seed of the shuffle.
 
     Returns:
         The positions in each fold, ascending; every position is in one fold. A class is in every

@@ -183,7 +183,7 @@ def crop_and_normalise(images: Tensor, image_size: int, dtype: torch.dtype | Non
     Args:
         images: uint8 [N, cache_size, cache_size, 3], from `to_square`.
         image_size: Side in pixels of the crop.
-        dtype: Of the result; None is float32. The arithmetic is always float32.
+        dtype: Type of the result; None is float32. The arithmetic is always float32.
 
     Returns:
         [N, 3, image_size, image_size] of `dtype`, channels_last, on the device of `images`.

@@ -68,7 +68,7 @@ class Trainer:
             train_rows: int64 [n], at least one.
             val_rows: int64 [m]; if empty, the validation metrics are NaN.
             epochs: The full length.
-            seed: Of the head, the order, the augmentation, dropout and mixup.
+            seed: Seed of the head, the order, the augmentation, dropout and mixup.
             cache: Cached output of the frozen stages; None computes it for each batch.
             initial_head: Initial weights of a linear head (arXiv 2202.10054).
             patience: Epochs without a better validation accuracy after which the training ends.

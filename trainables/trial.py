@@ -28,7 +28,7 @@ _MAX_REASON = 500  # characters
 
 
 class ImageTrial(tune.Trainable):
-    """Train one configuration of a search, an epoch a step.
+    """Train one configuration, one epoch per `step`.
 
     Workers go from one trial to the next (`reuse_actors`). A checkpoint is saved after each epoch,
     before its result is reported. So a trial that is continued elsewhere, after its worker or the

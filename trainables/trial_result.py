@@ -42,7 +42,7 @@ class TrialResult(EpochResult):
         node: IP address of the machine that trained the epoch.
         finished: Whether the trial reached its full length.
         failure: Why the trial failed, in one line; None where it did not.
-        traceback: Of the failure.
+        traceback: The traceback of the failure.
         disk_full: Why the trial cannot continue, though it did not fail: there is no space for its
             checkpoint.
     """

@@ -83,7 +83,7 @@ class FeatureContext:
         image_size: Side in pixels that a backbone sees.
         flip: Whether images may be mirrored.
         weights: By backbone, its pretrained state dict; one that is missing starts from scratch.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     table: SharedArray
@@ -103,7 +103,7 @@ class TrainingContext(FeatureContext):
         epochs: The full length of a trial.
         patience: See `Space.patience`.
         heads: By backbone, the linear probe's head, which trainings may begin with.
-        feature_source: Of cached features; None computes all features as they are needed.
+        feature_source: Source of cached features; None computes all features as they are needed.
         groups: int64 [N]; images of equal numbers are near-duplicates, and stay in one fold.
             None puts each image in a group of its own.
     """
@@ -218,7 +218,7 @@ def build_block(
         view: Number of the view, in [0, n_views).
         n_views: V, which sets the magnitude of the view's augmentation.
         stage_outputs: Ascending, each in 1 to 5.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
 
     Returns:
         By stage output, the bits of the features: int16 [n, *shape].

@@ -73,8 +73,8 @@ def _measure(
     """Audit a set whose last images are copies.
 
     Args:
-        name: Of the image set.
-        thumbnails: Of all images.
+        name: Name of the image set.
+        thumbnails: Thumbnails of all images.
         origin: int64 [n], the photo that each was cropped from; -1 is unknown.
         copy_of: int64 [m], the originals of the last m images.
     """

@@ -36,11 +36,11 @@ class SimulatedContext:
 
     Attributes:
         epochs: The full length of a trial; at most that of the recorded curves.
-        median_epoch_seconds: That workers sleep an epoch; 0 makes a trial a no-op.
+        median_epoch_seconds: Seconds that workers sleep per epoch; 0 makes a trial a no-op.
         gate: Actor handle of `Gate`, which the first trial of each worker waits at; None is open.
         n_workers: Trials below this number wait at the gate.
         checkpoint_bytes: Size of a trial's checkpoint; as of a head alone.
-        seed: Of the run, and of the curves.
+        seed: Seed of the run and of the curves.
     """
 
     epochs: int
@@ -89,8 +89,8 @@ class Curve:
     """A learning curve that a real training left.
 
     Attributes:
-        backbone, lr, freeze_depth: Of its configuration.
-        accuracy, loss: Of validation, after each epoch; the loss in nats.
+        backbone, lr, freeze_depth: Parameters of its configuration.
+        accuracy, loss: Validation metrics after each epoch; the loss in nats.
     """
 
     backbone: str

@@ -201,7 +201,7 @@ def build_cache(
         stage_output: In 1 to 5.
         n_views: V, which sets the magnitudes.
         views: Which views to build, ascending from 0; None for all.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
     """
     device = next(backbone.parameters()).device
     backbone.eval()

@@ -120,8 +120,7 @@ class Pair:
     """A set to train and test on, and an external test set.
 
     Attributes:
-        features: Of the set, by backbone, float32 [views + 1, n, d]; the last view is the
-            enlarged centre.
+        features: By backbone, float32 [views + 1, n, d]; the last view is the enlarged centre.
         labels: int64 [n].
         external: The same of the external images; empty without any.
         external_labels: int64 [m].

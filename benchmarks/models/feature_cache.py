@@ -66,10 +66,10 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        n_seeds: At least 2.
+        n_seeds: Number of seeds, at least 2.
         n_per_class: Training images of each class.
         n_val: Validation images, stratified by class.
-        epochs: Of every training.
+        epochs: Epochs of every training.
         image_size: Side in pixels.
         configs: Configurations to train.
         views: V of the second table.

@@ -59,11 +59,11 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        n_seeds: At least 2.
+        n_seeds: Number of seeds, at least 2.
         n_train: Training images, a table each; the rest of the set is the test set.
         depths: Freeze depths, from 1.
         lrs: Learning rates.
-        epochs: Of every training.
+        epochs: Epochs of every training.
         image_size: Side in pixels.
     """
 

@@ -72,7 +72,7 @@ def measure(weights: Path, n_seeds: int, n_steps: int) -> dict[str, dict[str, li
     Args:
         weights: The pretrained state dict.
         n_seeds: Number of draws of the labelled images and of the random weights.
-        n_steps: Of every training.
+        n_steps: Steps of every training.
 
     Returns:
         By test set and method, one accuracy per seed.
@@ -164,7 +164,7 @@ def train_network(
         images: [N, 3, 32, 32].
         labels: [N] from 0 to 9.
         learning_rate: The schedule's peak.
-        seed: Of the random weights and of the order.
+        seed: Seed of the random weights and of the order.
         n_steps: Length of the training.
 
     Returns:

@@ -64,7 +64,7 @@ class Plan:
         backbones: Backbones to measure.
         depths: Freeze depths to measure.
         turns: How often ours and the bare step alternate.
-        epochs_per_turn: Of ours, at depth 5, where an epoch is short.
+        epochs_per_turn: Epochs of ours per turn at depth 5, where an epoch is short.
         tutorial_backbones: Backbones that are compared with the tutorial.
     """
 

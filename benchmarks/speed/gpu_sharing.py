@@ -58,7 +58,7 @@ class Plan:
         n_images: Images per epoch.
         seconds: How long each throughput is measured.
         parallel: Numbers of trainings in parallel.
-        trials: Of the whole search; 0 skips it.
+        trials: Trials of the whole search; 0 skips it.
     """
 
     backbones: tuple[str, ...]

@@ -49,7 +49,7 @@ class Job:
 
     Attributes:
         configs: One trial each.
-        epochs: Of a full training.
+        epochs: Epochs of a full training.
         grace_epochs: See ASHA.
         reduction_factor: See ASHA.
         image_size: Side in pixels that the network sees.

@@ -53,7 +53,7 @@ import ray  # isort: skip
 _OBJECT_STORE_BYTES = 256 * 2**20
 _PROFILE_LINES = 40
 _SIZES = {"full": (1000, 64, 1.0), "quick": (200, 16, 0.5), "smoke": (6, 2, 0.05)}
-"""Trials, workers, and the median seconds an epoch."""
+"""Trials, workers, and the median seconds per epoch."""
 _TRIALS_PER_WORKER = 3
 """Where several numbers of workers are compared."""
 _OTHERS = {"checkpoints": "ray::CheckpointStore", "gcs": "gcs_server", "raylet": "raylet"}

@@ -4,7 +4,7 @@
 
 The public record for 100 trivial trials is 22.7 s to 41 s. Ours: `search.tuning.tune` with
 its own searcher, journal, ASHA and reused workers. Stock: a class trainable, OptunaSearch, ASHA,
-and an actor a trial, which is Tune's default. A trial takes one step that does nothing. What is
+and one actor per trial, which is Tune's default. A trial takes one step that does nothing. What is
 quoted is seconds per trial, from the end of the second trial to the end of the last; one after the
 other shows what a trial costs, several in parallel what a search pays for it. Stock Tune runs
 without its loggers and its experiment checkpoints, as ours does, which favours it.

@@ -58,8 +58,8 @@ class Work:
     Attributes:
         n_configs: Configurations of our side.
         n_tutorial: How many of them the tutorial runs.
-        epochs: Of a full training.
-        folds: Of our cross-validation.
+        epochs: Epochs of a full training.
+        folds: Folds of our cross-validation.
         image_size: Side in pixels.
         limit: Number of images; None for all.
         data: The folder that `search.run` is given.
@@ -91,7 +91,7 @@ class Side:
         epoch_seconds: By trial, the seconds of each epoch, including validation.
         val_accuracy: Best epoch of the best trial: on our side among complete trials, in the
             tutorial among all trials, pruned or not.
-        test_accuracy: Of that epoch's weights.
+        test_accuracy: Accuracy of that epoch's weights on the test set.
     """
 
     search_seconds: float

@@ -70,12 +70,12 @@ class TableConfig:
     """How a table is made; tables of different configurations do not mix.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         n_train: Images to train on, the same fraction of each class.
         n_pool: Maximum number of images to evaluate on, drawn the same way from the others.
         n_val: How many of those validate; the others are test images.
         image_size: Side in pixels that a backbone sees.
-        epochs: Of every training.
+        epochs: Epochs of every training.
         n_views: Augmented views in the feature cache.
     """
 
@@ -95,8 +95,8 @@ class View:
     Attributes:
         val_accuracy: float64 [configurations, epochs].
         val_loss: Mean cross-entropy in nats, alike.
-        test_accuracy: Of the test images, alike.
-        seconds: Of an epoch, by configuration.
+        test_accuracy: Accuracy on the test images, alike.
+        seconds: Seconds of an epoch, by configuration.
     """
 
     val_accuracy: np.ndarray
@@ -123,7 +123,7 @@ class CurveTable:
         labels: int64 [pool].
         right: bool [configurations, epochs, pool], whether an image was classified correctly.
         loss: float16 alike, its cross-entropy in nats.
-        seconds: Of an epoch, by configuration: processor time, without evaluation.
+        seconds: Processor time of an epoch without evaluation, by configuration.
     """
 
     config: TableConfig

@@ -39,7 +39,7 @@ def draw_regrets(path: Path, sets: Mapping[str, tuple[Regrets, Regrets]]) -> Non
     """Draw a column a set, validation above and test images below, with bootstrap intervals.
 
     Args:
-        path: Of the SVG.
+        path: Path of the SVG.
         sets: By name, the regrets on the validation and the test images.
     """
     with style.style():

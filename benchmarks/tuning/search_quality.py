@@ -67,7 +67,7 @@ class Plan:
 
     Attributes:
         sets: Which tables.
-        n_configs: Of each table.
+        n_configs: Configurations of each table.
         n_seeds: Searches of each side on each set.
         full_trainings: The budget of a search, in trainings of full length.
         workers: Trials in parallel.
@@ -192,7 +192,7 @@ def build_generated(folder: Path, n_configs: int) -> CurveTable:
 def compare(
     table: CurveTable, plan: Plan, sides: Mapping[str, Side], seeds: Sequence[int]
 ) -> Found:
-    """Let every side search, once a seed."""
+    """Let every side search, once per seed."""
     budget = plan.full_trainings * table.config.epochs
     ends = np.arange(1, plan.full_trainings + 1) * table.config.epochs - 1
     found = Found(races={name: [] for name in sides})
@@ -216,7 +216,7 @@ def compare(
 def fill(
     report: Report, plan: Plan, tables: Mapping[str, CurveTable], found: Mapping[str, Found]
 ) -> None:
-    """Turn what was found into tables, ratios and notes."""
+    """Add tables, ratios and notes to the report."""
     report.tables["Tables of curves"] = [_about(table) for table in tables.values()]
     pooled = {name: _pooled(found, name) for name in next(iter(found.values())).val}
     marks = sorted({max(1, plan.full_trainings * part // 8) for part in (1, 2, 4, 8)})

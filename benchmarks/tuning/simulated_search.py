@@ -53,22 +53,22 @@ def our_searcher(sampler: str) -> Callable[[int], Searcher]:
 
 
 def stock_searcher(seed: int) -> Searcher:
-    """Make Ray's own, as it comes."""
+    """Create Ray's searcher with default settings."""
     return OptunaSearch(SPACE.distributions, metric="val_accuracy", mode="max", seed=seed)
 
 
 def our_asha(epochs: int) -> TrialScheduler:
-    """Make our scheduler."""
+    """Create our ASHA."""
     return ResumableASHA(epochs, {})
 
 
 def stock_asha(epochs: int) -> TrialScheduler:
-    """Make Ray's own, as it comes."""
+    """Create Ray's ASHA with default settings."""
     return ASHAScheduler(metric="val_accuracy", mode="max", max_t=epochs)
 
 
 def no_scheduler(epochs: int) -> TrialScheduler:
-    """Make one that runs every trial in full."""
+    """Create a scheduler that runs every trial in full."""
     return FIFOScheduler()
 
 
@@ -90,13 +90,13 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Race:
-    """What a search came to.
+    """Result of one simulated search.
 
     Attributes:
         val: Validation accuracy of the best so far, after each epoch of training: [budget].
         test: Accuracy on the test images, of the same epoch of the same trial.
-        n_trials: That were begun.
-        n_full: That ran to their full length.
+        n_trials: Trials that were begun.
+        n_full: Trials that ran to their full length.
     """
 
     val: np.ndarray
@@ -114,10 +114,10 @@ def race(side: Side, table: CurveTable, view: View, budget: int, workers: int, s
     Args:
         side: Who searches.
         table: Answers what is proposed.
-        view: Of that table.
+        view: View of that table.
         budget: Epochs in all.
         workers: Trials in parallel.
-        seed: Of the searcher.
+        seed: Seed of the searcher.
     """
     epochs = view.val_accuracy.shape[1]
     searcher, scheduler = side.searcher(seed), side.scheduler(epochs)

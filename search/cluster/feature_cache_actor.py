@@ -43,8 +43,8 @@ class BuiltBlock:
 
     Attributes:
         backbone: Name of the backbone.
-        n_bytes: Of the features, at all stage outputs together.
-        seconds: That the task took.
+        n_bytes: Size of the features, at all stage outputs together.
+        seconds: Seconds that the task took.
         node: Address of the node that it ran on.
     """
 
@@ -264,7 +264,7 @@ def build_block_task(
         view: Number of the view.
         n_views: V.
         stage_outputs: Ascending.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
         after: Report of the task that has to end before this one begins; None if there is none.
 
     Returns:

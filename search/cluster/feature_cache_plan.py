@@ -20,7 +20,7 @@ class FeatureCachePlan:
 
     Attributes:
         context: Reference to the run's `trainables.worker.FeatureContext`.
-        seed: Of the run.
+        seed: Seed of the run.
         rows: int64 [n], table rows of the training and validation images; never of test images.
         n_views: V, the views of each image.
         sizes: By backbone, bytes of all views at stage outputs 1 to 5.

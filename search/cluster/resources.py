@@ -85,8 +85,8 @@ def measure_gpu_fractions(
     the same fraction wherever it runs. Without a GPU all fractions are 0.
 
     Args:
-        space: Of the run.
-        context: Of the run.
+        space: The run's space.
+        context: The run's training context.
         rows: Table rows of the training images.
     """
     gpu_nodes = [node for node in nodes() if node.gpus]

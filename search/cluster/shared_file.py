@@ -69,7 +69,7 @@ class SharedFile:
 
     Attributes:
         path: The file on the driver's node, in NumPy's format.
-        size_bytes: Of the file.
+        size_bytes: Size of the file.
         node: Ray's id of the driver's node.
         reader: Actor handle of `FileReader`.
         key: Names this file among those of all runs.

@@ -131,7 +131,7 @@ class Progress:
         """Begin the search.
 
         Args:
-            n_trials: In all.
+            n_trials: Number of trials in all.
             n_ended: Trials that ended in an earlier session.
             epochs: Full length of one.
             best: Accuracy, number and parameters of the best of those.

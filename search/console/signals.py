@@ -69,7 +69,7 @@ class GracefulShutdown:
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Let a stage end by itself once `requested` is true; raises KeyboardInterrupt after it."""
+        """Defer KeyboardInterrupt to the end of the block."""
         self._is_deferring = True
         try:
             yield
@@ -79,7 +79,7 @@ class GracefulShutdown:
             raise KeyboardInterrupt
 
     def requested(self) -> bool:
-        """Say whether a stop was requested."""
+        """Return whether a stop was requested."""
         return self._requested
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

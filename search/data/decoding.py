@@ -40,7 +40,7 @@ class ReadImage(NamedTuple):
     Attributes:
         position: Its position among the contents that were to be read.
         image: The RGB image, or the error.
-        digest: Of the file's bytes or the array's pixels; "" where the file could not be read.
+        digest: Digest of the file's bytes or the array's pixels; "" where the file is unreadable.
     """
 
     position: int
@@ -94,8 +94,8 @@ class DecodedImages:
         manifest: All images that were to be decoded.
         indices: int64 [n], ascending: the index in the manifest of each decoded image.
         pixels: uint8 [n, S, S, 3], in memory or mapped from a file; S is 0 without a `ResizeSpec`.
-        thumbnails: Of each decoded image.
-        digests: Of each decoded image; equal contents have equal digests.
+        thumbnails: Thumbnail of each decoded image.
+        digests: Digest of each decoded image; equal contents have equal digests.
         issues: The files that could not be used, by name.
     """
 

@@ -42,7 +42,7 @@ class Exclusion:
         """Return the int64 indices of the images that are not excluded.
 
         Args:
-            names: Of the images.
+            names: Names of the images.
             skipped: Names of files that are not used anyway.
             external: Whether these are the external images.
 

@@ -36,7 +36,7 @@ class Issue:
         issue: A key of `audit.ISSUES`.
         detail: A description.
         duplicate_of: Name of the image that this one is a near-duplicate of, or "".
-        similarity: Of the two, in (0, 1]; None where `duplicate_of` is "".
+        similarity: Similarity of the two, in (0, 1]; None where `duplicate_of` is "".
     """
 
     image: str

@@ -66,7 +66,7 @@ def find_near_duplicates(
     """Find the near-duplicates among images.
 
     Args:
-        thumbnails: Of n images.
+        thumbnails: Thumbnails of n images.
         flip: Whether mirrored copies count as well.
         parallel_map: Runs the comparisons.
     """

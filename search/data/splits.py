@@ -44,7 +44,7 @@ def split(
         indices: int64 [n], those of the images to split.
         val_fraction: Fraction of the images outside the test set.
         test_fraction: Fraction of the images.
-        seed: Of the draw.
+        seed: Seed of the draw.
         folds: Images of each class, near-duplicates counted once, that a drawn test set leaves at
             least.
         groups: int64 [n]; images with equal numbers are near-duplicates. None: there are none.

@@ -1,4 +1,4 @@
-"""Compare two models on the same images: is one better beyond chance?"""
+"""Compare two models on the same images with the exact McNemar test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def compare_models(labels: np.ndarray, model: np.ndarray, baseline: np.ndarray) 
     Args:
         labels: int64 [n], n >= 1.
         model: Predicted classes, int64 [n].
-        baseline: Those of the baseline.
+        baseline: The baseline's predicted classes, int64 [n].
     """
     n = len(labels)
     model_correct, baseline_correct = model == labels, baseline == labels

@@ -60,7 +60,7 @@ def macro_intervals(confusion: Sequence[Sequence[int]], seed: int = 0) -> dict[s
 
     Args:
         confusion: Counts, rows the true class; at least one image.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     counts = np.asarray(confusion, np.float64)
     n_classes = len(counts)

@@ -85,7 +85,7 @@ def list_issues(
     """Return the possible label errors, the lowest quality first.
 
     Args:
-        names: Of the images.
+        names: Names of the images.
         labels: int64 [n].
         probabilities: Out-of-fold, [n, classes].
         classes: Their names.
@@ -113,7 +113,7 @@ def read_issues(path: Path) -> tuple[LabelIssue, ...]:
 
 
 def write_issues(path: Path, issues: Sequence[LabelIssue]) -> None:
-    """Write one line a possible label error."""
+    """Write a table with one line per possible label error."""
     write_csv(path, LABEL_ISSUE_COLUMNS, map(astuple, issues))
 
 

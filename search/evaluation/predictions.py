@@ -57,7 +57,7 @@ class Predictions:
     """The predicted probabilities of many images.
 
     Attributes:
-        names: Of the images.
+        names: Names of the images.
         table: uint8 [N, S, S, 3], decoded images, these among them.
         rows: int64 [n], the rows of these in it.
         labels: int64 [n]; -1 where the class is unknown.
@@ -107,7 +107,7 @@ class Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write one line an image: its label, its top-k predictions, and every probability."""
+    """Write a table with one line per image: its label, top-k predictions and probabilities."""
     n_top = min(TOP_K, len(predictions.classes))
     ranks = [f"{what}_{k}" for k in range(1, n_top + 1) for what in ("prediction", "probability")]
     columns = ["image", "label", *ranks, "ood_score", "is_ood"]

@@ -108,7 +108,7 @@ def run_ablation(
         context: What all trainings have in common.
         pretrained: Backbone of the transfer step; None leaves that step out.
         gpu_fraction: By backbone, the fraction of a GPU that a training takes.
-        seconds_left: Of the time budget; None without one.
+        seconds_left: Seconds left of the time budget; None without one.
         folder: The run's.
         progress: Shows each step.
     """

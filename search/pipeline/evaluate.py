@@ -1,4 +1,4 @@
-"""The evaluation stage: the test set and the external test set are evaluated here, once a run."""
+"""Evaluate the test set and the external test set, once per run."""
 
 from __future__ import annotations
 

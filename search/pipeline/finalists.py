@@ -41,7 +41,7 @@ class Finalist:
 
     @property
     def name(self) -> str:
-        """The name that people read."""
+        """Display name, such as "trial 3, 8 epochs"."""
         if self.trial is None:
             return f"linear probe of {self.retrain_config.config.backbone}"
         return f"trial {self.trial}, {count(self.retrain_config.epochs, 'epoch')}"
@@ -112,7 +112,7 @@ def probe_config(backbone: str) -> TrialConfig:
 
 
 def full_length(retrain_config: RetrainConfig, trial: FrozenTrial, epochs: int) -> RetrainConfig:
-    """Return how to retrain a trial that ASHA stopped at the length that it was to have.
+    """Extend a pruned trial's retraining to the full number of epochs.
 
     Learning rates that a plateau decided stay as they were in the trial's last epoch.
     """

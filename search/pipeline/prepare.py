@@ -88,7 +88,7 @@ class PreparedData:
 
         Args:
             heads: By backbone, the linear probe's head.
-            feature_source: Of cached features.
+            feature_source: Source of cached features.
         """
         return TrainingContext(
             **vars(self.features),

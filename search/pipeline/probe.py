@@ -79,7 +79,7 @@ def probe_backbones(
 
     Args:
         prepared: Images and backbones.
-        plan: Of the feature cache.
+        plan: Plan of the feature cache.
         cache: Computes the features.
         model_path: Where the best probe so far is saved as a model; None saves none.
         progress: Shows each probe.

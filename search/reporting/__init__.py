@@ -1,1 +1,1 @@
-"""What people read: the report, its figures, the terminal's summary."""
+"""Write the report, figures, TensorBoard files and terminal summary."""

@@ -64,7 +64,7 @@ def save_samples(
         folder: Gets the images and the section `samples`.
         ensemble: The model whose predictions they are.
         part: "data" for the test set, or "external".
-        predictions: Of all images of that set.
+        predictions: Predictions of all images of that set.
     """
     listed, gallery = predictions.top_k(), Gallery(folder.path)
     rows = {id(one): row for row, one in enumerate(listed)}

@@ -42,7 +42,7 @@ class Gallery:
 
         Args:
             part: One of `PARTS`.
-            names: Of the images, as in the run's tables.
+            names: Names of the images, as in the run's tables.
             images: Each uint8 [S, S, 3], S >= image_size.
             image_size: Side in pixels of the central square that the model sees.
         """
@@ -61,7 +61,7 @@ class Gallery:
 
         Args:
             part: One of `PARTS`.
-            name: Of the image.
+            name: Name of the image.
             heatmap: [h, w] in [0, 1], over the square that the model sees.
         """
         path = self._file(part, name).with_suffix(_HEATMAP)

@@ -259,7 +259,7 @@ def draw_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> F
 
 
 def draw_ablation(steps: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Draw training and validation accuracy by epoch, a panel a step.
+    """Draw training and validation accuracy by epoch, one panel per step.
 
     Args:
         steps: By name, the accuracies in training and in validation, an epoch each.

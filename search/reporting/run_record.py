@@ -38,13 +38,13 @@ class TrialRecord:
     """One trial: its parameters, its learning curve, and how it ended.
 
     Attributes:
-        number: In the study.
+        number: Its number in the study.
         state: "complete", "pruned", "failed" or "unfinished".
         params: The searched ones.
         curve: The epochs that it ended.
         accuracy: The best validation accuracy; None where it ended no epoch.
         best_epoch: Counted from 1.
-        seconds: That it took; None where that is unknown.
+        seconds: Seconds that it took; None where that is unknown.
         reason: Why it failed, else "".
     """
 
@@ -63,7 +63,7 @@ class Record:
     """The content of a run folder.
 
     Attributes:
-        folder: Of the run.
+        folder: The run's folder.
         summary: `summary.json`.
         environment: `environment.json`.
         space_source: `space.py`.

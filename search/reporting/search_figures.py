@@ -58,11 +58,11 @@ class Axis:
     """One axis of parallel coordinates.
 
     Attributes:
-        name: Of the parameter.
-        values: One a trial.
-        choices: Of a categorical parameter; empty for a number.
-        low: Of a number's range.
-        high: Of a number's range.
+        name: Name of the parameter.
+        values: One per trial.
+        choices: Choices of a categorical parameter; empty for a number.
+        low: Lower end of a number's range.
+        high: Upper end of a number's range.
         log: Whether the range is logarithmic.
         integer: Whether the values are whole numbers.
         percent: Whether the values are fractions that are shown as percentages.
@@ -136,7 +136,7 @@ def chart_search(record: Record) -> Iterator[Chart]:
         yield Chart(
             "parallel_coordinates",
             draw_parallel_coordinates(columns, [accuracies[t.number] for t in shown], place),
-            "Parallel coordinates: a line a trial, across "
+            "Parallel coordinates: one line per trial, across "
             + ", ".join(column.name for column in columns)
             + ", to its validation accuracy. The table of trials has the same numbers.",
             "A line is a trial, from its parameters to its accuracy. Blue is the best quarter"
@@ -278,11 +278,11 @@ def draw_survival(epochs: Sequence[int], full_length: int) -> Figure:
 def draw_parallel_coordinates(
     columns: Sequence[Axis], accuracies: Sequence[float], final: int | None
 ) -> Figure:
-    """Draw parallel coordinates: a line a trial across its parameters to its accuracy.
+    """Draw parallel coordinates: one line per trial across its parameters to its accuracy.
 
     Args:
         columns: The parameters; at least one.
-        accuracies: One a trial; at least one.
+        accuracies: One per trial; at least one.
         final: Index of the trial that the final model was retrained from.
     """
     low, high = _focus(list(accuracies)), max(accuracies)

@@ -63,7 +63,7 @@ class Chart(NamedTuple):
     """A figure of the report.
 
     Attributes:
-        name: Of its files in `figures/`.
+        name: Name of its files in `figures/`.
         figure: The figure.
         alt: Its text alternative.
         caption: How to read it.

@@ -22,7 +22,7 @@ def show_result(summary: RunSummary, path: Path, console: Console) -> None:
     """Print a finished run's accuracies, its files, and the commands of the next steps.
 
     Args:
-        summary: Of the run.
+        summary: The run's summary.
         path: Its folder.
         console: Where to print.
     """

@@ -167,7 +167,7 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def save_request(self, request: Mapping[str, Any]) -> None:
-        """Replace the request: what a later command changed in it holds from then on."""
+        """Overwrite the saved request with a resumed run's options."""
         self.write_json(_ENVIRONMENT, {**self.environment, "request": dict(request)})
 
     def write_origin(self, space_file: Path, request: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ class SharedFiles:
 
     Attributes:
         url: A URL, or the absolute path of a folder.
-        folder: Within it.
+        folder: Folder within it.
     """
 
     url: str

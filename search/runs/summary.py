@@ -1,4 +1,4 @@
-"""`summary.json` as dataclasses: one section a stage, validated when it is read back.
+"""`summary.json` as dataclasses: one section per stage, validated when it is read back.
 
 Fractions and accuracies are in [0, 1], losses in nats, `…_ci95` a 95% confidence interval. The
 module is long because it declares every key of the file.
@@ -99,7 +99,7 @@ class AuditCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeScore:
-    """The cross-validated accuracy of a backbone's linear probe, and when it was known."""
+    """A linear probe's cross-validated accuracy, and the seconds until it was computed."""
 
     accuracy: Number
     seconds: Number
@@ -119,14 +119,14 @@ class SearchCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class BestModel:
-    """Where the model comes from.
+    """The trial or linear probe that the final model was retrained from.
 
     Attributes:
         trial: Its number; None for a linear probe.
-        name: The same for people.
+        name: Its display name.
         config: Its `TrialConfig`.
         val_accuracy: Its best validation accuracy.
-        epoch: When it reached that.
+        epoch: The epoch that reached it.
     """
 
     trial: int | None
@@ -164,7 +164,7 @@ class KFoldScores:
     """The k-fold cross-validation of the best finalist.
 
     Attributes:
-        folds: K.
+        folds: Number of folds.
         optimism: Its best validation accuracy minus its cross-validation accuracy, both without
             the centre crop.
         center_crop: None where no centre-crop branch was tried.
@@ -276,15 +276,16 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalScores:
-    """The external test set.
+    """Metrics of the external test set.
 
     Attributes:
         n: Images.
-        n_labelled: Those with a label that are no near-duplicates of the data set's.
-        n_near_duplicates: Those that are.
+        n_labelled: Images with a label that are no near-duplicates of the data set's.
+        n_near_duplicates: Images that are near-duplicates of the data set's.
         n_ood: Images that are unlike the training images; None where the model cannot tell.
-        scores: Of the labelled images; None where there are none. In the file its keys stand
-            beside the others, and `accuracy` and `top3_accuracy` are null where there are none.
+        scores: Metrics of the labelled images; None where there are none. In the file its keys
+            stand beside the others, and `accuracy` and `top3_accuracy` are null where there are
+            none.
     """
 
     n: int
@@ -309,13 +310,13 @@ class Comparison:
 
     Attributes:
         n: Images.
-        accuracy: Of the model.
-        baseline_accuracy: Of the baseline.
+        accuracy: The model's accuracy.
+        baseline_accuracy: The baseline's accuracy.
         n_model_only_correct: Images that only the model predicts correctly.
         n_baseline_only_correct: Images that only the baseline predicts correctly.
-        difference: In accuracy, the model's minus the baseline's.
+        difference: The model's accuracy minus the baseline's.
         difference_ci95: Its 95% confidence interval.
-        p_value: Of the exact McNemar test (1947), two-sided.
+        p_value: Two-sided p-value of the exact McNemar test (1947).
         verdict: What that means, in words.
     """
 

@@ -17,8 +17,7 @@ from typing import Any
 import ray
 
 from search.cluster.nodes import on_driver_node
-from search.runs.run_folder import BEST_WEIGHTS as BEST_WEIGHTS
-from search.runs.run_folder import CHECKPOINT as CHECKPOINT
+from search.runs.run_folder import BEST_WEIGHTS, CHECKPOINT
 from search.runs.storage import Files, LocalFiles, SharedFiles
 
 _log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class CheckpointStore:
         }
 
     def would_keep(self, number: int, score: Score) -> bool:
-        """Return whether a trial with this score would be kept, so that others send no weights."""
+        """Return whether a trial's weights would be kept, before they are sent."""
         others = [s for n, s in self._kept.items() if n != number]
         return len(others) < self._keep or score > sorted(others, reverse=True)[self._keep - 1]
 
@@ -62,9 +61,9 @@ class CheckpointStore:
         """Keep a trial's weights, and delete those that are no longer among the best.
 
         Args:
-            number: Of the trial.
-            score: Of the weights.
-            content: Of the file; None if it is written already.
+            number: Number of the trial.
+            score: Score of the weights.
+            content: Content of the file; None if it is written already.
         """
         if content is not None:
             self._files.write(f"{number}/{BEST_WEIGHTS}", content)

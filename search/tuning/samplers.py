@@ -42,7 +42,7 @@ def create_sampler(
             sampler draws, at random, what the space's first trials leave open.
         space: What is searched.
         n_trials: Trials of the whole search; a fraction of them is random before TPE begins.
-        seed: Of the search.
+        seed: Seed of the search.
         n_proposed: Trials that the study holds already, which seed the sampler as well: so a
             resumed search proposes what it would have proposed without the break.
     """
@@ -80,7 +80,7 @@ class _TPE(TPESampler):
 
 
 class BudgetedSampler(BaseSampler):
-    """Propose what another sampler does, with a freeze depth that there is time to train."""
+    """Wrap a sampler; raise its freeze depth to what the time budget allows."""
 
     def __init__(
         self, sampler: BaseSampler, space: Space, min_freeze_depth: Callable[[str], int]

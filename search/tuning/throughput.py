@@ -23,7 +23,7 @@ def measure_throughput(
     """Return, by backbone, the seconds per image of training each of the five stages.
 
     Args:
-        context: Of the run.
+        context: The run's training context.
         rows: Table rows of the training images.
         gpu_fractions: By backbone, the fraction of a GPU for one trial.
     """

@@ -45,7 +45,7 @@ class TrialCost:
 
     Attributes:
         accuracy: Its best validation accuracy so far.
-        epochs: That its folds would train.
+        epochs: Epochs that its folds would train.
         epoch_seconds: Mean over its epochs.
         backbone: Its backbone.
     """
@@ -138,7 +138,7 @@ class TimeBudget:
             del self._costs[number]
 
     def is_up(self) -> bool:
-        """Return whether no trial may continue."""
+        """Return whether the time left is needed for cross-validation and evaluation."""
         return self._elapsed() + self.reserved_seconds() > self._seconds
 
     def min_freeze_depth(self, backbone: str) -> int:

@@ -125,7 +125,7 @@ def create_backbone(
         state_dict: Weights under torchvision's keys; for `tinynet` and `cnn`, under those of their
             stages ("0.…" to "4.…"). They are copied. The classifier's are ignored. None
             initialises the weights at random.
-        seed: Of the random weights; the global random state does not change.
+        seed: Seed of the random weights; the global random state does not change.
 
     Raises:
         ValueError: there is no such backbone.

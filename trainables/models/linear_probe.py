@@ -62,7 +62,7 @@ def fit_probe(
         features: [n, feature_size].
         labels: int64 [n]; each class at least twice.
         n_classes: Labels are in [0, n_classes).
-        seed: Of the folds.
+        seed: Seed of the folds.
         groups: int64 [n]; images of equal numbers are near-duplicates and stay in one fold.
     """
     x, y = features.float().numpy(), labels.numpy()

@@ -45,7 +45,7 @@ class CenterCropResult:
     """A finalist's folds with the centre-crop branch.
 
     Attributes:
-        folds: With the logits and accuracies of both views.
+        folds: The folds with the logits and accuracies of both views.
         baseline_folds: The same folds without the branch.
         heads: What the branch adds to each fold's logits: see `trainables.models.center_crop`.
         log_loss: Out-of-fold, calibrated, in nats.

@@ -1,4 +1,4 @@
-"""Retrain a configuration by stratified k-fold cross-validation, one Ray task a fold.
+"""Retrain a configuration by stratified k-fold cross-validation, one Ray task per fold.
 
 The images that a fold leaves out choose nothing: epochs and learning rates are those of the search.
 """
@@ -60,10 +60,10 @@ class Fold:
         held_out: int64 [n], table rows of the fold that was not trained on.
         logits: float32 [n, classes] of these.
         residuals: float32 [n], theirs in `subspace`.
-        accuracy: On these.
-        weights: Of the trained member.
-        subspace: Of the features of its training images; see `trainables.models.ood`.
-        seconds: Of training and prediction.
+        accuracy: Accuracy on these.
+        weights: Weights of the trained member.
+        subspace: Subspace of its training images' features; see `trainables.models.ood`.
+        seconds: Seconds of training and prediction.
         node: Address of the node that trained it.
     """
 
@@ -144,7 +144,7 @@ class FoldStore:
 
         Args:
             folder: Has the files of all finalists.
-            name: The finalist's.
+            name: The finalist's name.
             retrain_config: How it is retrained; folds of another configuration are not found.
         """
         self._folder = folder

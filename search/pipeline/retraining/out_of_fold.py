@@ -28,9 +28,9 @@ class OutOfFold:
     """Calibrated out-of-fold predictions.
 
     Attributes:
-        predictions: Of all training and validation images.
+        predictions: Predictions of all training and validation images.
         temperature: Fitted on them.
-        calibration: Before and after temperature scaling.
+        calibration: Calibration before and after temperature scaling.
     """
 
     predictions: Predictions

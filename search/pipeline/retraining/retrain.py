@@ -55,7 +55,7 @@ class CrossValidation:
 
     @property
     def folds(self) -> list[Fold]:
-        """The folds as the model predicts."""
+        """Folds, with centre-crop logits where the branch is enabled."""
         crop = self.enabled_center_crop
         return self.members if crop is None else crop.folds
 

@@ -1,1 +1,1 @@
-"""What TensorBoard shows of a run."""
+"""Write TensorBoard event files of trials and runs."""

@@ -55,7 +55,7 @@ def augmented_tiles(images: Tensor, strength: float, image_size: int, flip: bool
 
     Args:
         images: uint8 [n, S, S, 3].
-        strength: Of the augmentation, in [0, 1].
+        strength: Strength of the augmentation, in [0, 1].
         image_size: Side in pixels of the backbone's input.
         flip: Whether images may be mirrored.
     """
@@ -120,7 +120,7 @@ def draw_grid(tiles: Sequence[Tile], columns: int) -> Image.Image:
     """Draw tiles row by row.
 
     Args:
-        tiles: At least one.
+        tiles: The tiles, at least one.
         columns: Tiles in a row.
     """
     n_lines = max(len(tile.lines) for tile in tiles)

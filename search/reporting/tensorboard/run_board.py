@@ -60,8 +60,8 @@ class RunBoard:
         """Remove the board of an earlier session: it is out of date.
 
         Args:
-            folder: Of the run.
-            n_trials: That the run is to have: the step of everything on the board.
+            folder: The run's folder.
+            n_trials: Trials that the run is to have: the step of everything on the board.
         """
         self._run = folder
         self._folder = folder.path / "tensorboard" / "overview"

@@ -78,7 +78,7 @@ _SESSION_END_BYTES = 400
 
 
 class TrialBoards:
-    """Writes one event file a trial; a `search.tuning.tune.TrialCallback`."""
+    """Writes one event file per trial; a `search.tuning.tune.TrialCallback`."""
 
     def __init__(self, folder: Path, space: Space) -> None:
         """Begin, or resume.
@@ -146,7 +146,7 @@ class TrialBoards:
                 self.trial_ended(number, state, result)
 
     def close(self) -> None:
-        """End; the sessions of trials that have not ended stay open, and may be resumed."""
+        """Forget the running trials; their sessions stay open for a resume."""
         self._last.clear()
 
     def _write(self, number: int, step: int, summary: Summary) -> None:

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from search.runs.run_folder import BEST_WEIGHTS
 from search.runs.storage import SharedFiles
-from search.tuning.checkpoints import BEST_WEIGHTS, CheckpointStore, start_checkpoint_store
+from search.tuning.checkpoints import CheckpointStore, start_checkpoint_store
 
 
 def kept_on_disk(trials: Path) -> dict[int, bytes]:

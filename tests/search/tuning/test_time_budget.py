@@ -32,7 +32,7 @@ class Clock:
 
 N_TRAIN = 800
 SECONDS_PER_IMAGE = (0.004, 0.003, 0.002, 0.001, 0.0005)
-"""Seconds that an image takes to train each stage: 8.4 an epoch for all, 0.4 for the last."""
+"""Seconds that an image takes to train each stage: 8.4 per epoch for all, 0.4 for the last."""
 
 
 def make(seconds: float, clock: Clock, finalists: int = 1, has_probe: bool = False) -> TimeBudget:

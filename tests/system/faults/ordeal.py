@@ -50,7 +50,7 @@ class Tally:
         lost: Trials that ended and were not, or no longer, in the study as they had ended.
         doubled: Trials beyond those requested, and epochs recorded twice.
         again: Epochs that were trained again.
-        beyond: Of these, those beyond one per trial and interruption.
+        beyond: Those of `again` beyond one per trial and interruption.
         processes: Processes left behind.
         segments: Segments of shared memory left behind.
         problems: Anything else that is wrong.
@@ -90,9 +90,9 @@ class Ordeal:
         Args:
             fault: Name of the fault.
             folder: Created if missing; the run is `out/run` in it.
-            options: Of the command line that starts the run.
+            options: Options of the command line that starts the run.
             n_trials: May be raised between sessions.
-            environment: Of its processes.
+            environment: Environment of its processes.
             fails: The trials that are to fail.
         """
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ class Process:
         Args:
             command: The command and its arguments.
             log: File for its output.
-            environment: In addition to this process's own.
+            environment: Variables in addition to this process's own.
             listens: Whether it reads `popen.stdin` until that is closed.
         """
         self._mark = uuid.uuid4().hex
