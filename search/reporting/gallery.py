@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from search.console.formatting import readable
+from trainables.atomic_write import write_atomically
 
 SIDE = 160
 """Side of a saved image, in pixels; smaller images keep their size."""
@@ -47,9 +48,9 @@ class Gallery:
             image_size: Side in pixels of the central square that the model sees.
         """
         for name, pixels in zip(names, images, strict=True):
-            path = self._file(part, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode(Image.fromarray(_center_crop(np.asarray(pixels), image_size))))
+            image = Image.fromarray(_center_crop(np.asarray(pixels), image_size))
+            with write_atomically(self._file(part, name)) as partial:
+                partial.write_bytes(encode(image))
 
     def find(self, part: str, name: str) -> bytes | None:
         """Return a saved image's JPEG; None where there is none."""
@@ -65,8 +66,8 @@ class Gallery:
             heatmap: [h, w] in [0, 1], over the square that the model sees.
         """
         path = self._file(part, name).with_suffix(_HEATMAP)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.rint(255 * heatmap).astype(np.uint8)).save(path)
+        with write_atomically(path) as partial:
+            Image.fromarray(np.rint(255 * heatmap).astype(np.uint8)).save(partial, "PNG")
 
     def find_heatmap(self, part: str, name: str) -> np.ndarray | None:
         """Return a saved heat map, in [0, 1]; None where there is none."""

@@ -19,6 +19,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from trainables.atomic_write import write_atomically
+
 INK, MUTED, LINE = "#1a2230", "#5a6576", "#d4dae3"
 ACCENT, WARM, BAD, ON_ACCENT = "#1d5fc4", "#b4480e", "#b3261d", "#fefefe"
 _TOKENS = {
@@ -135,9 +137,11 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
+    with write_atomically(folder / f"{name}.svg") as partial:
+        partial.write_text(buffer.getvalue(), encoding="utf-8")
     figure.set_layout_engine("none")  # it is laid out by now, and that is slow
-    figure.savefig(folder / f"{name}.png", dpi=_PNG_DPI, facecolor="white")
+    with write_atomically(folder / f"{name}.png") as partial:
+        figure.savefig(partial, format="png", dpi=_PNG_DPI, facecolor="white")
     return _embeddable(buffer.getvalue(), name)
 
 
