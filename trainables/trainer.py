@@ -164,7 +164,7 @@ class Trainer:
                 else 0.0
             ),
         )
-        if self.best is None or is_better(result, self.best):
+        if self.best is None or result.score > self.best.score:
             self.best = result
         self._schedule.end_epoch(val_loss)
         return result
@@ -335,11 +335,6 @@ class Trainer:
         loss = float(F.cross_entropy(logits, labels))
         accuracy = float((predicted == labels).float().mean())
         return loss, accuracy, macro_f1(labels, predicted, self._images.n_classes)
-
-
-def is_better(new: EpochResult, old: EpochResult) -> bool:
-    """Return whether an epoch has a higher validation accuracy, or the same at a lower loss."""
-    return (new.val_accuracy, -new.val_loss) > (old.val_accuracy, -old.val_loss)
 
 
 def balanced_class_weights(labels: Tensor, n_classes: int) -> Tensor:

@@ -157,7 +157,7 @@ class ImageTrial(tune.Trainable):
             finished=trainer.finished,
         )
         if trainer.finished:
-            self._submit_weights((best.val_accuracy, -best.val_loss))
+            self._submit_weights(best.score)
         state = {
             "trainer": trainer.state_dict(),
             "best_weights": self._best_weights,

@@ -31,6 +31,11 @@ class EpochResult:
     gpu_memory_mb: float = 0.0
     """Peak since the trial began; 0 without a GPU."""
 
+    @property
+    def score(self) -> tuple[float, float]:
+        """The validation accuracy, then the negative validation loss: higher is better."""
+        return self.val_accuracy, -self.val_loss
+
 
 @dataclass(frozen=True)
 class TrialResult(EpochResult):

@@ -53,7 +53,7 @@ class AblationResult:
     def scores(self) -> AblationScores:
         """Return the step's entry in the summary."""
         last = self.curve[-1]
-        best = max(self.curve, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
+        best = max(self.curve, key=lambda epoch: epoch.score)
         return AblationScores(
             name=self.step.name,
             config=asdict(self.step.config),

@@ -1,7 +1,7 @@
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -200,14 +200,6 @@ def test_macro_f1_is_over_the_classes_that_occur():
     labels, predicted = torch.tensor([0, 0, 1, 3]), torch.tensor([0, 2, 1, 1])
     expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
     assert trainer.macro_f1(labels, predicted, 6) == pytest.approx(expected)
-
-
-def test_is_better_compares_accuracy_then_loss():
-    low = EpochResult(1, 0, 0, 0, 0.5, 0.8, 0.8, 0.1, 1, 1, 0)
-    assert trainer.is_better(replace(low, val_loss=0.4), low)
-    assert not trainer.is_better(replace(low, val_loss=0.6), low)
-    assert not trainer.is_better(low, low)
-    assert trainer.is_better(replace(low, val_accuracy=0.9, val_loss=0.9), low)
 
 
 # Loss

@@ -1,5 +1,5 @@
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 
@@ -30,3 +30,11 @@ def test_tune_ends_a_trial_that_finished_or_failed(result: TrialResult, done: bo
 def test_it_has_all_of_an_epochs_fields():
     assert {f.name for f in fields(EpochResult)} < {f.name for f in fields(TrialResult)}
     assert math.isnan(TrialResult.from_dict({}).val_accuracy)
+
+
+def test_the_score_compares_accuracy_then_loss():
+    low = EpochResult(val_accuracy=0.8, val_loss=0.5)
+    assert replace(low, val_loss=0.4).score > low.score
+    assert not replace(low, val_loss=0.6).score > low.score
+    assert not replace(low).score > low.score
+    assert replace(low, val_accuracy=0.9, val_loss=0.9).score > low.score
