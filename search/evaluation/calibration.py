@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from search.runs.summary import CalibrationScores, ReliabilityBin
+from search.runs.summary import CalibrationChange, CalibrationScores, ReliabilityBin
 
 N_BINS = 10  # of confidence
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
@@ -84,4 +84,21 @@ def measure_calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibr
         ece=expected_calibration_error(confidence, is_correct),
         log_loss=float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean()),
         bins=reliability_bins(confidence, is_correct),
+    )
+
+
+def calibration_change(
+    labels: np.ndarray, before: np.ndarray, after: np.ndarray
+) -> CalibrationChange:
+    """Compare the calibration of probabilities before and after temperature scaling.
+
+    Args:
+        labels: int64 [n].
+        before: [n, classes], at temperature 1.
+        after: [n, classes], at the fitted temperature.
+    """
+    return CalibrationChange(
+        n=len(labels),
+        before=measure_calibration(labels, before),
+        after=measure_calibration(labels, after),
     )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from search.data.decoding import DecodedImages
-from search.evaluation.calibration import measure_calibration
+from search.evaluation.calibration import calibration_change
 from search.evaluation.comparison import compare_models
 from search.evaluation.metrics import score_predictions
 from search.evaluation.predictions import Predictions, write_predictions
@@ -16,7 +16,7 @@ from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.out_of_fold import OutOfFold
 from search.reporting.examples import save_samples
 from search.runs.run_folder import RunFolder
-from search.runs.summary import Calibration, CalibrationChange, ExternalScores
+from search.runs.summary import Calibration, ExternalScores
 from trainables.images import as_tensor
 from trainables.models.ensemble import Ensemble, mean_probabilities
 
@@ -76,17 +76,12 @@ def _evaluate_test(
     write_predictions(folder.path / "test_predictions.csv", predictions)
     scores = score_predictions(labels, after, prepared.classes)
     folder.set_section("test", replace(scores, n_ood=predictions.n_ood))
-    calibration = CalibrationChange(
-        n=len(labels),
-        before=measure_calibration(labels, before),
-        after=measure_calibration(labels, after),
-    )
     folder.set_section(
         "calibration",
         Calibration(
             temperature=ensemble.card.temperature,
             out_of_fold=out_of_fold.calibration,
-            test=calibration,
+            test=calibration_change(labels, before, after),
         ),
     )
     if baseline is not None:

@@ -129,7 +129,7 @@ def _settings(run_plan: RunPlan) -> Settings:
         center_crop=space.center_crop,
         searched={name: str(value) for name, value in space.distributions.items()},
         constants=space.constants,
-        finalists=request.finalists or 1,
+        finalists=request.n_finalists,
         sampler=request.sampler,
         scheduler=request.scheduler,
         probe=request.probe,
@@ -148,7 +148,7 @@ def _choose_finalists(
     finalists = choose_finalists(
         study,
         run_plan.space,
-        run_plan.request.finalists or 1,
+        run_plan.request.n_finalists,
         probes.scores,
         run_plan.folder.path / "trials",
         with_baseline,

@@ -82,6 +82,11 @@ class Request:
         """The run's folder."""
         return self.resume or self.out / self.name
 
+    @property
+    def n_finalists(self) -> int:
+        """Number of the best trials to retrain by k-fold."""
+        return self.finalists or 1
+
     def as_json(self) -> dict[str, Any]:
         """Return the request as a run saves it, with absolute paths."""
         options = asdict(self)

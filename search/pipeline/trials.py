@@ -87,7 +87,7 @@ def run_search(
         budget = _create_budget(
             request.time_budget_seconds,
             space,
-            request.finalists or 1,
+            request.n_finalists,
             context,
             rows,
             gpu_fraction,

@@ -72,9 +72,7 @@ def fit_probe(
         x, y, groups = x[chosen], y[chosen], groups[chosen]
     n_folds = min(_FOLDS, min(len(np.unique(groups[y == label])) for label in np.unique(y)))
     accuracy = float("nan")
-    model = make_pipeline(
-        StandardScaler(), LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=200)
-    )
+    model = _create_model()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # precise enough to rank
         if n_folds >= 2:
@@ -87,13 +85,17 @@ def fit_probe(
 
 def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:
     """Fit a probe's head alone: `weight` [classes, feature_size] and `bias` [classes]."""
-    model = make_pipeline(
-        StandardScaler(), LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=200)
-    )
+    model = _create_model()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features.float().numpy(), labels.numpy())
     return _as_head(model, features.shape[1], n_classes)
+
+
+def _create_model() -> Pipeline:
+    return make_pipeline(
+        StandardScaler(), LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=200)
+    )
 
 
 def _stratified_subset(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:

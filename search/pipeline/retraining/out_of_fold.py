@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from search.evaluation.calibration import fit_temperature, measure_calibration
+from search.evaluation.calibration import calibration_change, fit_temperature
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.label_issues import MAX_ISSUES, count_issues, list_issues, write_issues
 from search.evaluation.predictions import Predictions, write_predictions
@@ -57,11 +57,7 @@ def predict_out_of_fold(prepared: PreparedData, folds: Sequence[Fold]) -> OutOfF
             classes=prepared.classes,
         ),
         temperature,
-        CalibrationChange(
-            n=len(labels),
-            before=measure_calibration(labels, before),
-            after=measure_calibration(labels, after),
-        ),
+        calibration_change(labels, before, after),
     )
 
 

@@ -16,7 +16,7 @@ _HERE = ("127.0.0.1", "localhost")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, started once per file: Playwright's event loop must not outlive the file's tests."""
+    """Chromium, started once per file: Playwright's event loop must end before other tests."""
     if _CHROMIUM is None:
         pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
     arguments = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL without a GPU
