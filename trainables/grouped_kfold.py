@@ -19,7 +19,7 @@ def grouped_folds(
         labels: int64 [n].
         groups: int64 [n]; images of equal numbers stay together. None puts each image in a group
             of its own.
-        n_folds: K.
+        n_folds: Number of folds.
         seed: Seed of the shuffle.
 
     Returns:

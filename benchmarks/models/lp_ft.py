@@ -60,7 +60,7 @@ class Plan:
 
     Attributes:
         n_seeds: Number of seeds, at least 2.
-        n_train: Training images, a table each; the rest of the set is the test set.
+        n_train: Training images, one table per number; the rest of the set is the test set.
         depths: Freeze depths, from 1.
         lrs: Learning rates.
         epochs: Epochs of every training.

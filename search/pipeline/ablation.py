@@ -109,7 +109,7 @@ def run_ablation(
         pretrained: Backbone of the transfer step; None leaves that step out.
         gpu_fraction: By backbone, the fraction of a GPU that a training takes.
         seconds_left: Seconds left of the time budget; None without one.
-        folder: The run's.
+        folder: The run's folder.
         progress: Shows each step.
     """
     if seconds_left is not None:

@@ -39,7 +39,7 @@ def evaluate(
         ensemble: The model.
         baseline: What it is compared with, image by image; None compares nothing.
         out_of_fold: How well it is calibrated outside the test set.
-        folder: The run's.
+        folder: The run's folder.
 
     Returns:
         The predictions of the test set, and of the external test set if there is one.

@@ -105,7 +105,7 @@ def retrain(
         context: What all trainings have in common.
         retrain_config: What to train.
         rows: Table rows of the training and validation images.
-        n_folds: K.
+        n_folds: Number of folds.
         use_probe: Whether linear heads are initialised by a probe of the fold's training images.
         resources: `num_cpus` and `num_gpus` of each training.
         on_fold: Called with each fold, counted from 0, as it ends.

@@ -70,7 +70,7 @@ def write_out_of_fold(predictions: Predictions, image_size: int, folder: RunFold
     Args:
         predictions: Calibrated.
         image_size: Side in pixels of the square that the model sees.
-        folder: The run's.
+        folder: The run's folder.
     """
     names, labels = predictions.names, predictions.labels
     write_predictions(folder.path / "folds" / "oof_predictions.csv", predictions)

@@ -113,7 +113,7 @@ def retrain_finalists(
         finalists: At least one.
         use_probe: Whether linear heads are initialised by probes.
         gpu_fraction: By backbone, the fraction of a GPU that a training takes.
-        folder: The run's.
+        folder: The run's folder.
         progress: Shows each fold.
     """
     n_folds = prepared.space.folds
