@@ -33,13 +33,13 @@ class TrialCallback(Protocol):
     """Called in the driver when a trial starts, ends an epoch, and ends."""
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
-        """Take notice of a new trial; `params` are the searched ones."""
+        """Handle the start of a trial; `params` are the searched ones."""
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:
-        """Take notice of an epoch."""
+        """Handle the end of an epoch."""
 
     def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
-        """Take notice of an end; `state` is "complete", "pruned" or "failed"."""
+        """Handle the end of a trial; `state` is "complete", "pruned" or "failed"."""
 
 
 @dataclass(frozen=True)
@@ -230,12 +230,15 @@ class _TuneCallback(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         number, node = trial.config["number"], (trial.last_result or {}).get("node_ip")
-        _log.warning("trial %d lost its worker", number, extra={"node": node} if node else None)
+        error = Path(trial.error_file) if trial.error_file else None
+        reason = error.read_text(encoding="utf-8") if error and error.is_file() else ""
+        about = {"node": node} if node else None
+        _log.warning("trial %d lost its worker: %s", number, reason.strip(), extra=about)
         if not self._searcher.will_retry(number):
             self._end(number, "failed", TrialResult(failure=LOST))
 
     def start(self, number: int, params: Mapping[str, Any]) -> None:
-        """Pass a trial's start on, once: its worker may come up long after its proposal, or not."""
+        """Notify the callbacks once that a trial starts."""
         if number in self._started:
             return
         self._started.add(number)

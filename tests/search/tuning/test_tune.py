@@ -152,10 +152,13 @@ class KillOnce(Events):
 
 
 def test_a_trial_is_continued_after_its_worker_was_killed(
-    context: TrainingContext, tmp_path: Path
+    context: TrainingContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = KillOnce()
     study = run(context, make_space(), tmp_path, 2, callback)
+    (line,) = [r.getMessage() for r in caplog.records if "lost its worker" in r.getMessage()]
+    assert line.startswith("trial 0 lost its worker: ")
+    assert "The actor died" in line  # with what Ray knows of the reason
     assert ("killed",) in callback.seen
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert all(sorted(curve) == [1, 2, 3, 4] for curve in learning_curves(study).values())
