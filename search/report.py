@@ -7,20 +7,18 @@ python -m search.report results/<run>
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from search.console.arguments import Parser
 from search.reporting.page import write_report
 from search.runs.run_folder import FolderError, RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m search.report", description="Write a run's report again."
-    )
+    parser = Parser(prog="python -m search.report", description="Write a run's report again.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder")
     path: Path = parser.parse_args(arguments).run
     try:

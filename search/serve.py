@@ -212,7 +212,9 @@ def create_parser() -> Parser:
     where.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
-    where.add_argument("--port", type=whole_number(1), default=8000, help="default: %(default)s")
+    where.add_argument(
+        "--port", type=whole_number(1, 65535), default=8000, help="default: %(default)s"
+    )
     where.add_argument(
         "--token",
         help=f"token that requests need; better in {TOKEN_VARIABLE}, as lists of processes show"

@@ -37,6 +37,7 @@ def start_run_log(path: Path, verbose: bool = False) -> Iterator[None]:
         path: The log file; appended to where a run is resumed.
         verbose: Show the log on the terminal as well.
     """
+    _end_last_line(path)
     handlers: list[logging.Handler] = [_RunLogFile(path, encoding="utf-8", errors="replace")]
     if verbose:
         handlers.append(_Terminal())
@@ -62,6 +63,14 @@ def start_run_log(path: Path, verbose: bool = False) -> Iterator[None]:
             logging.getLogger().removeHandler(handler)
             with suppress(OSError):  # see `_RunLogFile`
                 handler.close()
+
+
+def _end_last_line(path: Path) -> None:
+    """End the line that a killed session did not, so that the next event begins a line."""
+    content = path.read_bytes() if path.is_file() else b""
+    if content and not content.endswith(b"\n"):
+        with suppress(OSError), path.open("ab") as file:
+            file.write(b"\n")
 
 
 class _OneLine(logging.Formatter):

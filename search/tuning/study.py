@@ -7,6 +7,7 @@ accuracy of a trial's best epoch is in its user attribute `best`.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter
@@ -69,14 +70,24 @@ def open_storage(run_folder: Path) -> JournalStorage:
     """
     path = run_folder / STUDY
     if path.exists():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+        os.truncate(path, _whole_bytes(path.read_bytes()))
     try:
         return _open_journal(path)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise FolderError(
             f"{path} is damaged ({error}): put a copy of it back, or begin a new run"
         ) from None
+
+
+def _whole_bytes(content: bytes) -> int:
+    """Return how many bytes of a journal are whole lines; a damaged last one does not count."""
+    end = content.rfind(b"\n") + 1
+    start = content.rfind(b"\n", 0, max(0, end - 1)) + 1
+    try:
+        json.loads(content[start:end])
+    except ValueError:
+        return start
+    return end
 
 
 def open_study(storage: BaseStorage, space: Space) -> optuna.Study:
@@ -105,7 +116,7 @@ def load_study(run_folder: Path) -> optuna.Study | None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         return optuna.load_study(study_name=STUDY_NAME, storage=_open_journal(path))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AssertionError):
         return None
 
 

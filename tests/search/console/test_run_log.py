@@ -42,6 +42,15 @@ def test_a_resumed_run_appends(tmp_path):
     assert [text for _, _, text in events(tmp_path / "run.log")] == ["first", "second"]
 
 
+def test_a_line_torn_by_a_killed_session_is_ended(tmp_path):
+    (tmp_path / "run.log").write_text("2026-01-31T12:0")
+    with start_run_log(tmp_path / "run.log"):
+        pass
+    torn, first = (tmp_path / "run.log").read_text().splitlines()
+    assert torn == "2026-01-31T12:0"
+    assert "arguments:" in first
+
+
 def test_the_lines_of_a_traceback_are_indented(tmp_path):
     with start_run_log(tmp_path / "run.log"):
         LOG.error("trial 3 failed\n%s", 'Traceback (most recent call last):\n  File "x.py", line 1')

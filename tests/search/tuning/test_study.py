@@ -79,7 +79,7 @@ def test_the_study_is_kept_in_the_run_folder(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["study.journal"], "no lock stays"
 
 
-@pytest.mark.parametrize("torn", [b'{"op_code"', b"{}", b"\0" * 100])
+@pytest.mark.parametrize("torn", [b'{"op_code"', b"{}", b"\0" * 100, b'{"op_code\n', b"\0\0\n"])
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: bytes):
     study = open_study(open_storage(tmp_path), SPACE)
     study.tell(study.ask(SPACE.distributions), 0.5)
