@@ -92,7 +92,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     408: {"model": Refusal, "description": "The request did not arrive in time."},
     413: {"model": Refusal, "description": "The body is too large, or has too many images."},
     422: {"model": Refusal, "description": "No image can be read, or a parameter is wrong."},
-    429: {"model": Refusal, "description": "Too busy: try again after `Retry-After` seconds."},
+    429: {"model": Refusal, "description": "Too busy: try again after Retry-After seconds."},
 }
 
 
