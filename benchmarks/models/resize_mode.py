@@ -99,7 +99,7 @@ def main() -> int:
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """Resize the shorter side to `size / 0.875` and crop the centre."""
-    decoded = torch.from_numpy(to_square(image, round(size / CROP_FRACTION), size))
+    decoded = torch.tensor(to_square(image, round(size / CROP_FRACTION), size))
     return evaluation_crop(decoded[None], size)[0].numpy()
 
 

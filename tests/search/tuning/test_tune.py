@@ -259,6 +259,7 @@ def reused(context: TrainingContext, tmp_path: Path) -> ImageTrial:
     return made
 
 
+@pytest.mark.long
 def test_a_reused_worker_gives_memory_back(reused: ImageTrial) -> None:
     process = psutil.Process()
     sizes = []

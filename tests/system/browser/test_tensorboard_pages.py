@@ -109,6 +109,7 @@ def test_hparams_shows_each_trial(
     assert complaints == []
 
 
+@pytest.mark.long
 def test_hparams_shows_each_trial_during_the_run(
     page: Page, digits_run: Path, tmp_path: Path
 ) -> None:
