@@ -71,7 +71,7 @@ def main() -> int:
     parser = command_line(__doc__ or "", data=True)
     parser.add_argument("--backbone", default="mobilenet_v2", help="default: %(default)s")
     arguments = parser.parse_args()
-    report = Report("ood", "Detection of images that are unlike the training images.")
+    report = Report("ood", "Detection of out-of-distribution images.")
     with tempfile.TemporaryDirectory() as scratch:
         known, features = _read(arguments, Path(scratch))
     names = sorted(known, key=lambda name: name != "caltech")

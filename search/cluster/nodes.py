@@ -1,6 +1,6 @@
 """Nodes of a Ray session: their resources, those that may still join, and where actors run.
 
-The driver's node is the one that cannot be lost while a run goes on, so actors that others depend
+The driver's node is the one that cannot be lost during a run, so actors that others depend
 on run there. All other nodes may join and leave.
 """
 

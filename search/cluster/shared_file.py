@@ -96,7 +96,7 @@ class SharedFile:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not copy.is_file():
                 for older in folder.glob(f"*{self.path.suffix}*"):
-                    older.unlink()  # a process that still maps it can go on reading it
+                    older.unlink()  # a process that still maps it can still read it
                 self._copy_to(copy)
         return copy
 

@@ -39,7 +39,7 @@ class Prediction:
 
     @property
     def is_ood(self) -> bool:
-        """Whether the image is out of distribution: unlike the training images."""
+        """Whether the image is out of distribution."""
         return self.ood_score is not None and self.ood_score > 1
 
 

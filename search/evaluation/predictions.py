@@ -18,7 +18,7 @@ TOP_K = 3
 """Predictions that are listed for each image."""
 
 OOD_THRESHOLD = 1.0
-"""Above this score an image is unlike the training images: see `trainables.models.ood`."""
+"""Above this score an image is out of distribution: see `trainables.models.ood`."""
 
 _LOW_CONFIDENCE = 0.2
 """Difference between the two highest probabilities below which confidence is low."""
@@ -32,7 +32,7 @@ class PredictedImage:
         name: The image's.
         label: Its class; None where it is unknown.
         ranked: The most probable classes with their probabilities, at most `TOP_K`.
-        is_ood: Whether it is unlike the training images; False where the model cannot tell.
+        is_ood: Whether it is out of distribution; False where the model cannot tell.
     """
 
     name: str
@@ -63,8 +63,8 @@ class Predictions:
         labels: int64 [n]; -1 where the class is unknown.
         probabilities: float32 [n, classes].
         classes: Their names.
-        ood_score: float [n], above `OOD_THRESHOLD` for images that are unlike the training
-            images; None where the model cannot tell.
+        ood_score: float [n], above `OOD_THRESHOLD` for images that are out of distribution; None
+            where the model cannot tell.
     """
 
     names: Sequence[str]
@@ -81,12 +81,12 @@ class Predictions:
 
     @property
     def is_ood(self) -> np.ndarray | None:
-        """Whether each image is unlike the training images; None where the model cannot tell."""
+        """Whether each image is out of distribution; None where the model cannot tell."""
         return None if self.ood_score is None else self.ood_score > OOD_THRESHOLD
 
     @property
     def n_ood(self) -> int | None:
-        """Number of images that are unlike the training images; None as for `is_ood`."""
+        """Number of images that are out of distribution; None as for `is_ood`."""
         return None if self.is_ood is None else int(self.is_ood.sum())
 
     def top_k(self) -> list[PredictedImage]:
@@ -98,9 +98,9 @@ class Predictions:
                 name,
                 self.classes[label] if label >= 0 else None,
                 tuple((self.classes[i], round(float(row[i]), 6)) for i in top),
-                bool(unlike),
+                bool(one_is_ood),
             )
-            for name, label, row, top, unlike in zip(
+            for name, label, row, top, one_is_ood in zip(
                 self.names, self.labels, self.probabilities, order, is_ood, strict=True
             )
         ]

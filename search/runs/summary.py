@@ -253,7 +253,7 @@ class Scores:
         macro_precision: Like the other macro means, over the classes that occur.
         ece: Expected calibration error.
         confusion: Counts; rows are the true class.
-        n_ood: Images that are unlike the training images; None where the model cannot tell.
+        n_ood: Images that are out of distribution; None where the model cannot tell.
     """
 
     n: int
@@ -282,7 +282,7 @@ class ExternalScores:
         n: Images.
         n_labelled: Images with a label that are no near-duplicates of the data set's.
         n_near_duplicates: Images that are near-duplicates of the data set's.
-        n_ood: Images that are unlike the training images; None where the model cannot tell.
+        n_ood: Images that are out of distribution; None where the model cannot tell.
         scores: Metrics of the labelled images; None where there are none. In the file its keys
             stand beside the others, and `accuracy` and `top3_accuracy` are null where there are
             none.

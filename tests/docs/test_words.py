@@ -7,9 +7,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 WORDS = r"""
 pictures?; twins?; keeper; view banks?; banks?; second looks?; looks? (twice|once); doubt(ful)?;
-ladders?; exhibits?; likeliest; from elsewhere; held[- ]out; cannot be had; anew; gravest;
+ladders?; exhibits?; likeliest; from elsewhere; held[-_ ]out; cannot be had; anew; gravest;
 carr(y|ied|ies) on; telephones?; gr[e]y\w*; for want of; at a time; in doubt; flatters?; lends?;
-the folds say; said probability; usable already; recipe; judge[ds]?; told; strangers?; sketch\w*
+the folds say; said probability; usable already; recipe; judge[ds]?; told; strangers?; sketch\w*;
+unlike the training (images?|set)
 """
 """Retired in pages, messages and docstrings, in any case; separated by semicolons."""
 NAMES = r"""
@@ -33,7 +34,7 @@ def test_no_retired_word_is_in_the_tree() -> None:
     found = []
     for name in filter(None, listed.stdout.split("\0")):
         path = ROOT / name
-        if name in EXCEPTED or path.suffix in (".svg", ".png", ".csv") or not path.is_file():
+        if name in EXCEPTED or path.suffix in (".png", ".csv") or not path.is_file():
             continue
         try:
             lines = path.read_text(encoding="utf-8").splitlines()

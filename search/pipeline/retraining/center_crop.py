@@ -100,7 +100,7 @@ class CenterCropProbes:
     def evaluate(self, backbone: str, folds: Sequence[Fold]) -> CenterCropResult:
         """Add the branch's logits to the out-of-fold logits of a finalist's folds."""
         if backbone not in self._probes:
-            self._probes[backbone] = self._fit(backbone, [fold.held_out for fold in folds])
+            self._probes[backbone] = self._fit(backbone, [fold.rows for fold in folds])
         labels, probes = self._context.labels, self._probes[backbone]
         rows, logits = out_of_fold(folds)
         _, crop_logits = out_of_fold(
@@ -130,7 +130,7 @@ class CenterCropProbes:
         return weights_from_stage(network, freeze_depth) | heads
 
     def _fit(
-        self, backbone: str, held_out: Sequence[np.ndarray]
+        self, backbone: str, fold_rows: Sequence[np.ndarray]
     ) -> list[tuple[Weights, np.ndarray]]:
         """Return a head for each fold, and its logits of the images that the fold left out."""
         context, rows = self._context, self._rows
@@ -146,19 +146,19 @@ class CenterCropProbes:
         ]
         fitted = [
             fit.remote(context.labels[rows], np.isin(rows, fold), context.n_classes, *blocks)
-            for fold in held_out
+            for fold in fold_rows
         ]
         results: list[tuple[Weights, np.ndarray]] = ray.get(fitted)
         return [
             # `fold` may be in another order than `rows`, which ascend.
             (head, logits[np.searchsorted(np.sort(fold), fold)])
-            for (head, logits), fold in zip(results, held_out, strict=True)
+            for (head, logits), fold in zip(results, fold_rows, strict=True)
         ]
 
 
 def _add(fold: Fold, logits: np.ndarray, labels: np.ndarray) -> Fold:
     both = (fold.logits + logits).astype(np.float32)
-    accuracy = float((both.argmax(1) == labels[fold.held_out]).mean())
+    accuracy = float((both.argmax(1) == labels[fold.rows]).mean())
     return replace(fold, logits=both, accuracy=accuracy)
 
 
@@ -184,12 +184,12 @@ def _compute_features(context: TrainingContext, backbone: str, rows: np.ndarray)
 
 @ray.remote(max_retries=3)
 def _fit_fold(
-    labels: np.ndarray, held_out: np.ndarray, n_classes: int, *blocks: np.ndarray
+    labels: np.ndarray, in_fold: np.ndarray, n_classes: int, *blocks: np.ndarray
 ) -> tuple[Weights, np.ndarray]:
     configure_cpu(assigned_cpus())
     features = torch.from_numpy(np.concatenate(blocks))
-    is_held_out = torch.from_numpy(held_out.copy())
+    is_in_fold = torch.from_numpy(in_fold.copy())
     y = torch.from_numpy(labels.copy())
-    head = fit_head(features[~is_held_out], y[~is_held_out], n_classes)
-    logits = features[is_held_out] @ head["weight"].T + head["bias"]
+    head = fit_head(features[~is_in_fold], y[~is_in_fold], n_classes)
+    logits = features[is_in_fold] @ head["weight"].T + head["bias"]
     return head, logits.numpy()

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 _COUNT_SECONDS = 10.0
 """How often nodes are counted while folds train."""
 
-_ARRAYS = ("held_out", "logits", "residuals")
+_ARRAYS = ("rows", "logits", "residuals")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Fold:
     """A training on all folds but one.
 
     Attributes:
-        held_out: int64 [n], table rows of the fold that was not trained on.
+        rows: int64 [n], table rows of the fold that was not trained on.
         logits: float32 [n, classes] of these.
         residuals: float32 [n], theirs in `subspace`.
         accuracy: Accuracy on these.
@@ -67,7 +67,7 @@ class Fold:
         node: Address of the node that trained it.
     """
 
-    held_out: np.ndarray
+    rows: np.ndarray
     logits: np.ndarray
     residuals: np.ndarray
     accuracy: float
@@ -86,7 +86,7 @@ def split_folds(
 ) -> list[np.ndarray]:
     """Divide rows into folds, stratified by label; groups of near-duplicates stay in one fold."""
     of_rows = None if groups is None else groups[rows]
-    return [rows[held_out] for held_out in grouped_folds(labels[rows], of_rows, n_folds, seed)]
+    return [rows[fold] for fold in grouped_folds(labels[rows], of_rows, n_folds, seed)]
 
 
 def retrain(
@@ -111,12 +111,10 @@ def retrain(
         on_fold: Called with each fold, counted from 0, as it ends.
         before: Folds of an earlier session; those that left out the same images are reused.
     """
-    held_out = split_folds(rows, context.labels, n_folds, context.seed, context.groups)
+    fold_rows = split_folds(rows, context.labels, n_folds, context.seed, context.groups)
     task = train_fold.options(scheduling_strategy=EVERYWHERE, **resources)
     done = {
-        index: fold
-        for index, fold in before.items()
-        if np.array_equal(fold.held_out, held_out[index])
+        index: fold for index, fold in before.items() if np.array_equal(fold.rows, fold_rows[index])
     }
     # A task that waits for an object gives its CPU back, so Ray would start one more beside it.
     slots = TrialSlots(resources["num_cpus"], [resources["num_gpus"]])
@@ -125,7 +123,7 @@ def retrain(
     while waiting or pending:
         while waiting and len(pending) < slots():
             index = waiting.pop(0)
-            fold = held_out[index]
+            fold = fold_rows[index]
             work = (context, retrain_config, np.setdiff1d(rows, fold), fold, use_probe, index)
             pending[task.remote(*work)] = index
         ended, _ = ray.wait(list(pending), timeout=_COUNT_SECONDS)  # a node may have joined
@@ -185,7 +183,7 @@ def mean_accuracy(folds: Sequence[Fold]) -> float:
 
 def out_of_fold(folds: Sequence[Fold]) -> tuple[np.ndarray, np.ndarray]:
     """Return all rows, ascending, and the logits of the trainings that left them out."""
-    rows = np.concatenate([fold.held_out for fold in folds])
+    rows = np.concatenate([fold.rows for fold in folds])
     logits = np.concatenate([fold.logits for fold in folds])
     order = np.argsort(rows)
     return rows[order], logits[order]
@@ -196,7 +194,7 @@ def train_fold(
     context: TrainingContext,
     retrain_config: RetrainConfig,
     train_rows: np.ndarray,
-    held_out: np.ndarray,
+    fold_rows: np.ndarray,
     use_probe: bool,
     index: int,
 ) -> Fold:
@@ -217,14 +215,14 @@ def train_fold(
     )
     while trainer.epoch < retrain_config.epochs:
         trainer.run_epoch()
-    features, logits = trainer.predict(torch.from_numpy(held_out.copy()))
+    features, logits = trainer.predict(torch.from_numpy(fold_rows.copy()))
     few = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed))]
     subspace = fit_subspace(trainer.predict(few[:MAX_IMAGES])[0])
     return Fold(
-        held_out=held_out,
+        rows=fold_rows,
         logits=logits.numpy(),
         residuals=residual(features, subspace).numpy(),
-        accuracy=float((logits.numpy().argmax(1) == context.labels[held_out]).mean()),
+        accuracy=float((logits.numpy().argmax(1) == context.labels[fold_rows]).mean()),
         weights=trainer.model.member_weights(),
         subspace=subspace,
         seconds=perf_counter() - started,

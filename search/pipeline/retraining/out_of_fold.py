@@ -93,5 +93,5 @@ def fit_ood(folds: Sequence[Fold]) -> OODScorer:
 
 def accuracy_interval(folds: Sequence[Fold]) -> Interval:
     """Return the 95% confidence interval of the out-of-fold accuracy."""
-    n_correct = sum(round(fold.accuracy * len(fold.held_out)) for fold in folds)
-    return wilson_interval(n_correct, sum(len(fold.held_out) for fold in folds))
+    n_correct = sum(round(fold.accuracy * len(fold.rows)) for fold in folds)
+    return wilson_interval(n_correct, sum(len(fold.rows) for fold in folds))

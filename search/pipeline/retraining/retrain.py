@@ -208,7 +208,7 @@ def _write_scores(
             "probe" if result.finalist.trial is None else result.finalist.trial,
             index,
             fold.accuracy,
-            len(fold.held_out),
+            len(fold.rows),
             round(fold.seconds, 3),
             fold.node,
         ]

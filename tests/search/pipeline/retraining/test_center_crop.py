@@ -123,10 +123,10 @@ def test_centres_that_show_the_class_help_a_model_that_does_not_see_it(
     _, of_members = out_of_fold(folds)
     crop_logits = []
     for fold in folds:
-        others = np.setdiff1d(rows, fold.held_out)
+        others = np.setdiff1d(rows, fold.rows)
         head = fit_head(features[others], torch.from_numpy(labels[others]), N_CLASSES)
-        crop_logits.append((features[fold.held_out] @ head["weight"].T + head["bias"]).numpy())
-    order = np.argsort(np.concatenate([fold.held_out for fold in folds]))
+        crop_logits.append((features[fold.rows] @ head["weight"].T + head["bias"]).numpy())
+    order = np.argsort(np.concatenate([fold.rows for fold in folds]))
     of_crops = np.concatenate(crop_logits)[order]
     scale = fit_temperature(of_members, labels[rows]) / fit_temperature(of_crops, labels[rows])
     np.testing.assert_allclose(logits, of_members + scale * of_crops, atol=0.3)  # bfloat16
@@ -192,7 +192,7 @@ def test_the_model_predicts_as_its_folds_did(prepared: PreparedData, tmp_path: P
         for row in read_rows(tmp_path / "folds" / "oof_predictions.csv")
     }
     for index, fold in enumerate(retrained.winner.folds):
-        logits = model.logits(prepared.image_rows(fold.held_out))[index]
+        logits = model.logits(prepared.image_rows(fold.rows))[index]
         probabilities = torch.softmax(logits / model.card.temperature, 1)[:, 1]
-        expected = [written[name] for name in prepared.names(fold.held_out)]
+        expected = [written[name] for name in prepared.names(fold.rows)]
         np.testing.assert_allclose(probabilities, expected, atol=0.03)  # features are bfloat16

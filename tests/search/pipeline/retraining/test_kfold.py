@@ -34,10 +34,10 @@ RESOURCES = {"num_cpus": 1.0, "num_gpus": 0.0}
 
 
 @ray.remote
-def fake_fold(held_out: np.ndarray, index: int) -> Fold:
-    n = len(held_out)
+def fake_fold(fold_rows: np.ndarray, index: int) -> Fold:
+    n = len(fold_rows)
     logits = np.zeros((n, 2), np.float32)
-    return Fold(held_out, logits, np.zeros(n), 1.0, {}, {}, 1.0, str(index))
+    return Fold(fold_rows, logits, np.zeros(n), 1.0, {}, {}, 1.0, str(index))
 
 
 class FakeTask:
@@ -55,12 +55,12 @@ class FakeTask:
         context: TrainingContext,
         retrain_config: RetrainConfig,
         rows: Any,
-        held_out: Any,
+        fold_rows: Any,
         *rest: Any,
     ) -> Any:
         self._n_started += 1
         self.n_pending.append(self._n_started - len(self._ended))
-        return fake_fold.remote(held_out, rest[-1])
+        return fake_fold.remote(fold_rows, rest[-1])
 
 
 @pytest.fixture
@@ -103,12 +103,12 @@ def test_folds_of_an_earlier_session_are_reused_if_they_left_out_the_same_images
     before: Any = dict(enumerate(run(ended, {})))
     ended.clear()
     other = before[4]
-    before[4] = Fold(other.held_out[:-1], *list(vars(other).values())[1:])
+    before[4] = Fold(other.rows[:-1], *list(vars(other).values())[1:])
     del before[1]
     folds = run(ended, before)
     assert sorted(ended) == [1, 4]
     assert folds[0] is before[0]
-    assert len(folds[4].held_out) == len(other.held_out)
+    assert len(folds[4].rows) == len(other.rows)
 
 
 def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,7 +120,7 @@ def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture
     store.save(1, fold)
     loaded = store.load(3)
     assert list(loaded) == [1]
-    np.testing.assert_array_equal(loaded[1].held_out, fold.held_out)
+    np.testing.assert_array_equal(loaded[1].rows, fold.rows)
     np.testing.assert_array_equal(loaded[1].logits, logits)
     assert torch.equal(loaded[1].weights["head"], weights["head"])
     assert (loaded[1].accuracy, loaded[1].seconds, loaded[1].node) == (0.5, 1.5, "here")
