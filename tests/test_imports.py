@@ -17,11 +17,11 @@ LAYERS = (
     ("search.pipeline",),
     tuple(f"search.{command}" for command in COMMANDS),
 )
-"""The rooms, one layer per line, the lowest first; a room imports itself and lower lines' rooms."""
+"""The packages, one layer per line, the lowest first: a package imports itself and lower layers."""
 MAX_MODULES = 10
 MAX_LINES = 300
-QUICK_ROOMS = ("search.data", "search.evaluation", "search.runs", "search.console")
-"""Rooms that import neither Ray nor torch, so that a user's mistake is shown at once."""
+QUICK_PACKAGES = ("search.data", "search.evaluation", "search.runs", "search.console")
+"""Packages that import neither Ray nor torch, so that a user's mistake is shown at once."""
 KNOW_RAY_TUNE = {
     *("search.tuning.tune", "search.tuning.searcher", "search.tuning.asha", "trainables.trial")
 }
@@ -57,14 +57,14 @@ def cycle_in(graph: Mapping[str, set[str]]) -> list[str] | None:
     return next((found for module in sorted(graph) if (found := visit(module, []))), None)
 
 
-def package(module: str) -> str:
+def top_level(module: str) -> str:
     return module.split(".", 1)[0]
 
 
-def room(module: str) -> str | None:
-    """Return the room that a module is in; None of what is not ours."""
-    rooms = [name for names in LAYERS for name in names]
-    return next((name for name in rooms if f"{module}.".startswith(f"{name}.")), None)
+def package(module: str) -> str | None:
+    """Return the package that a module is in; None for modules of other projects."""
+    packages = [name for names in LAYERS for name in names]
+    return next((name for name in packages if f"{module}.".startswith(f"{name}.")), None)
 
 
 def layer(name: str) -> int:
@@ -130,8 +130,8 @@ def test_all_packages_are_read(files):
         assert module in files
 
 
-def test_every_module_is_in_a_room(files):
-    outside = {m for m in files if room(m) is None} - {"search"}
+def test_every_module_is_in_a_package(files):
+    outside = {m for m in files if package(m) is None} - {"search"}
     assert outside == set()
 
 
@@ -140,8 +140,8 @@ def test_imports_run_down(graph):
         f"{module} imports {imported}"
         for module, all_imported in graph.items()
         for imported in sorted(all_imported)
-        if package(imported) in ("tests", "benchmarks", "scripts")
-        or runs_up(room(module), room(imported))
+        if top_level(imported) in ("tests", "benchmarks", "scripts")
+        or runs_up(package(module), package(imported))
     ]
     assert wrong == []
 
@@ -151,9 +151,9 @@ def test_the_pipeline_is_only_run(graph):
     users = {
         module
         for module, imported in graph.items()
-        if any(room(name) == "search.pipeline" for name in imported)
+        if any(package(name) == "search.pipeline" for name in imported)
     }
-    assert {module for module in users if room(module) != "search.pipeline"} == {"search.run"}
+    assert {module for module in users if package(module) != "search.pipeline"} == {"search.run"}
 
 
 def test_there_is_no_import_cycle(graph):
@@ -165,7 +165,7 @@ def test_a_study_is_data(graph):
     studies = {
         module: imported
         for module, imported in graph.items()
-        if package(module) == "spaces"
+        if top_level(module) == "spaces"
         and module != "spaces"
         and module.split(".")[1] not in NOT_STUDIES
     }
@@ -176,8 +176,8 @@ def test_a_study_is_data(graph):
 
 
 def test_who_knows_ray(graph):
-    know_ray = {m for m, imported in graph.items() if "ray" in map(package, imported)}
-    assert {m for m in know_ray if package(m) != "search"} == {"trainables.trial"}
+    know_ray = {m for m, imported in graph.items() if "ray" in map(top_level, imported)}
+    assert {m for m in know_ray if top_level(m) != "search"} == {"trainables.trial"}
     know_tune = {
         module
         for module, imported in graph.items()
@@ -186,18 +186,18 @@ def test_who_knows_ray(graph):
     assert know_tune == KNOW_RAY_TUNE
 
 
-def test_quick_rooms_import_neither_ray_nor_torch(files):
+def test_quick_packages_import_neither_ray_nor_torch(files):
     slow = {
         (module, name)
         for module, path in files.items()
-        if room(module) in QUICK_ROOMS
+        if package(module) in QUICK_PACKAGES
         for name in imported_at_once(path.read_text(encoding="utf-8"))
-        if package(name) in ("ray", "torch", "torchvision")
+        if top_level(name) in ("ray", "torch", "torchvision")
     }
     assert slow == set()
 
 
-def test_rooms_are_small(files):
+def test_packages_are_small(files):
     sizes: dict[Path, int] = {}
     for path in files.values():
         if path.name != "__init__.py":
@@ -220,7 +220,7 @@ def test_long_files_say_why(files):
     assert long == []
 
 
-def test_no_file_is_a_drawer_for_everything(files):
+def test_no_file_is_for_everything(files):
     assert not {"utils", "util", "helpers", "common", "misc"} & {p.stem for p in files.values()}
 
 

@@ -1,7 +1,7 @@
 """Trials that only sleep and report: what remains is what running a trial costs.
 
 Workers import this file, so it imports nothing heavy: 64 of them on a small machine start sooner.
-More than fit into its memory sit in a few processes together (`seated`).
+More workers than fit into its memory share a few processes (`share_processes`).
 """
 
 from __future__ import annotations
@@ -37,21 +37,22 @@ class SimulatedContext:
     Attributes:
         epochs: The full length of a trial; at most that of the recorded curves.
         median_epoch_seconds: Seconds that workers sleep per epoch; 0 makes a trial a no-op.
-        gate: Actor handle of `Gate`, which the first trial of each worker waits at; None is open.
-        n_workers: Trials below this number wait at the gate.
+        barrier: Actor handle of `StartBarrier`, where the first trial of each worker waits; None is
+            no barrier.
+        n_workers: Trials below this number wait at the barrier.
         checkpoint_bytes: Size of a trial's checkpoint; as of a head alone.
         seed: Seed of the run and of the curves.
     """
 
     epochs: int
     median_epoch_seconds: float
-    gate: Any = None
+    barrier: Any = None
     n_workers: int = 0
     checkpoint_bytes: int = 40_000
     seed: int = 0
 
 
-class Gate:
+class StartBarrier:
     """Holds the first trials back until all workers have started, and knows when that was."""
 
     def __init__(self, n_awaited: int) -> None:
@@ -69,7 +70,7 @@ class Gate:
         await self._is_open.wait()
 
     async def opened_at(self) -> float | None:
-        """Return when the gate opened, on the machine's clock; None while it is shut."""
+        """Return when the last worker arrived, on the machine's clock; None before."""
         return self._opened_at
 
 
@@ -161,7 +162,7 @@ class SimulatedTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Sleep through one epoch."""
         if self._epoch == 0:
-            self._wait_at_gate()
+            self._wait_at_barrier()
         time.sleep(self._seconds)
         self._epoch += 1
         accuracy = self._curve.accuracy[self._epoch - 1]
@@ -190,10 +191,10 @@ class SimulatedTrial(tune.Trainable):
             self._checkpoints.submit(self._number, score, content)
         self._checkpoints.save(self._number, content)
 
-    def _wait_at_gate(self) -> None:
-        gate = self._context.gate
-        if gate is not None and self._number < self._context.n_workers:
-            ray.get(gate.arrive.remote())
+    def _wait_at_barrier(self) -> None:
+        barrier = self._context.barrier
+        if barrier is not None and self._number < self._context.n_workers:
+            ray.get(barrier.arrive.remote())
 
     def _result(self, accuracy: float, loss: float) -> TrialResult:
         """Report what `ImageTrial` does."""
@@ -218,21 +219,21 @@ class SimulatedTrial(tune.Trainable):
         )
 
 
-class Room:
-    """A process in which many simulated workers sit; each works in a thread of its own."""
+class WorkerProcess:
+    """A process that many simulated workers share; each runs in a thread of its own."""
 
     def __init__(self) -> None:
         self._workers: dict[int, Any] = {}
         self._kinds: dict[bytes, type] = {}
 
-    def seat(self, number: int, kind: bytes, kwargs: dict[str, Any]) -> None:
-        """Begin a worker: an instance of a pickled class."""
+    def start(self, number: int, kind: bytes, kwargs: dict[str, Any]) -> None:
+        """Start a worker: an instance of a pickled class."""
         if kind not in self._kinds:
             self._kinds[kind] = cloudpickle.loads(kind)
         self._workers[number] = self._kinds[kind](**kwargs)
 
     def call(self, number: int, method: str, args: Any, kwargs: Any) -> Any:
-        """Call a worker's method; one that is to end leaves its seat."""
+        """Call a worker's method; `__ray_terminate__` removes the worker."""
         if method == _ENDS:
             return self._workers.pop(number, None) is not None
         return getattr(self._workers[number], method)(*args, **kwargs)
@@ -241,12 +242,12 @@ class Room:
 _READY, _ENDS = "__ray_ready__", "__ray_terminate__"
 
 
-class _Seat:
-    """What Tune takes for the handle of an actor."""
+class _WorkerHandle:
+    """Stands in for the handle of a worker's actor."""
 
-    def __init__(self, room: Any, number: int, kind: Any, kwargs: dict[str, Any]) -> None:
-        self._room, self._number = room, number
-        self._begun = room.seat.remote(number, kind, kwargs)
+    def __init__(self, process: Any, number: int, kind: Any, kwargs: dict[str, Any]) -> None:
+        self._process, self._number = process, number
+        self._started = process.start.remote(number, kind, kwargs)
 
     def __getattr__(self, name: str) -> _Call:
         if name.startswith("__") and name not in (_READY, _ENDS):
@@ -256,52 +257,54 @@ class _Seat:
 
 @dataclass(frozen=True)
 class _Call:
-    seat: _Seat
+    worker: _WorkerHandle
     method: str
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method in the worker's room, as a task."""
-        seat = self.seat
+        """Call the method in the worker's process, as a task."""
+        worker = self.worker
         if self.method == _READY:
-            return seat._begun
-        return seat._room.call.remote(seat._number, self.method, args, kwargs)
+            return worker._started
+        return worker._process.call.remote(worker._number, self.method, args, kwargs)
 
 
 @dataclass(frozen=True)
-class _SeatedClass:
-    """What Tune takes for the class of an actor; `remote` begins one."""
+class _WorkerClass:
+    """Stands in for the class of a worker's actor; `remote` starts a worker."""
 
-    rooms: Any
+    processes: Any
     kind: Any
 
-    def remote(self, **kwargs: Any) -> _Seat:
-        """Seat a worker in the next room."""
-        rooms, numbers = self.rooms
+    def remote(self, **kwargs: Any) -> _WorkerHandle:
+        """Start a worker in the next process."""
+        processes, numbers = self.processes
         number = next(numbers)
-        return _Seat(rooms[number % len(rooms)], number, self.kind, kwargs)
+        return _WorkerHandle(processes[number % len(processes)], number, self.kind, kwargs)
 
 
 @contextmanager
-def seated(n_workers: int, seats: int) -> Iterator[None]:
-    """Let `seats` of Tune's workers share a process while this lasts; Ray must be running.
+def share_processes(n_workers: int, workers_per_process: int) -> Iterator[None]:
+    """Put several of Tune's workers into each process while the context lasts.
+
+    Ray must be running.
 
     Tune still reserves each worker's resources, and waits for each one's results. Only the workers'
     own processes are missing, which are on other machines where there are many of them.
     """
-    n_rooms = -(-n_workers // seats)
-    room = ray.remote(num_cpus=0, max_concurrency=seats + 8)(Room)
-    rooms = ([room.remote() for _ in range(n_rooms)], count())
+    n_processes = -(-n_workers // workers_per_process)
+    process = ray.remote(num_cpus=0, max_concurrency=workers_per_process + 8)(WorkerProcess)
+    processes = ([process.remote() for _ in range(n_processes)], count())
     kinds: dict[int, Any] = {}
 
-    def annotate(_: Any, entity: Any, *__: Any, **___: Any) -> _SeatedClass:
+    def annotate(_: Any, entity: Any, *__: Any, **___: Any) -> _WorkerClass:
         if id(entity) not in kinds:
             kinds[id(entity)] = ray.put(cloudpickle.dumps(entity.__ray_metadata__.modified_class))
-        return _SeatedClass(rooms, kinds[id(entity)])
+        return _WorkerClass(processes, kinds[id(entity)])
 
     end = ray.kill
 
     def kill(actor: Any, **options: Any) -> None:
-        if not isinstance(actor, _Seat):
+        if not isinstance(actor, _WorkerHandle):
             end(actor, **options)
 
     with (

@@ -1,7 +1,7 @@
 """1,000 simulated trials on 64 logical CPUs take at most 1.2 × the ideal makespan.
 
     python -m benchmarks.speed.scale [--quick] [--trials 1000] [--workers 64] [--profile]
-    python -m benchmarks.speed.scale --workers 64 128 256 512 --seats 64 --epoch-seconds 5
+    python -m benchmarks.speed.scale --workers 64 256 512 --workers-per-process 64 --epoch-seconds 5
 
 Workers sleep through their epochs (0.2 s to 2 s, the lengths of real ones scaled down) and report
 recorded learning curves, of 8 epochs; everything else is real: `search.tuning.tune` with its
@@ -10,8 +10,8 @@ were run: each worker takes the next trial the moment it is free. The start of t
 apart: the first trial of each waits until all have come. What the controller, the checkpoint store
 and Ray's own processes take is sampled as it goes, and shows what saturates first.
 
-A worker is a process; with `--seats N`, N of them share one, since hundreds of processes fit into
-no small machine (see `benchmarks.harness.simulated_trials.seated`).
+A worker is a process; with `--workers-per-process N`, N workers share one, since a small machine
+has no memory for hundreds of processes (see `simulated_trials.share_processes`).
 
 `--profile` runs the controller under cProfile (slower) and prints where its time goes.
 """
@@ -39,11 +39,11 @@ from benchmarks.harness.logical_cpus import start_ray  # isort: skip  # quiets R
 
 from benchmarks.harness.reporting import ROOT, Ratio, Report, command_line, log_progress
 from benchmarks.harness.simulated_trials import (
-    Gate,
     SimulatedContext,
+    StartBarrier,
     epoch_seconds,
     recorded_curves,
-    seated,
+    share_processes,
 )
 from benchmarks.speed.trial_overhead import Clock, run_ours
 from spaces.base import load_space
@@ -167,7 +167,9 @@ def main() -> None:
     for n_workers in arguments.workers:
         n_trials = arguments.trials or _TRIALS_PER_WORKER * n_workers
         log_progress(f"{n_trials} trials on {n_workers} logical CPUs; the workers start")
-        done = search(n_trials, n_workers, arguments.seats, arguments.epoch_seconds, profile)
+        done = search(
+            n_trials, n_workers, arguments.workers_per_process, arguments.epoch_seconds, profile
+        )
         rows.append(row_of(done))
         fill(report, done)
     if len(rows) > 1:
@@ -180,7 +182,7 @@ def main() -> None:
 def search(
     n_trials: int,
     n_workers: int,
-    seats: int,
+    workers_per_process: int,
     median_epoch_seconds: float,
     profile: cProfile.Profile | None,
 ) -> Searched:
@@ -189,21 +191,25 @@ def search(
     space = replace(load_space(ROOT / "spaces" / "caltech.py"), epochs=n_epochs)
     clock = Clock()
     sampler = Sampler(clock)
-    if seats > 1:  # Ray starts a process for each of the logical CPUs otherwise
+    if workers_per_process > 1:  # Ray starts a process for each of the logical CPUs otherwise
         os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     start_ray(n_workers, _OBJECT_STORE_BYTES)
     try:
-        gate = ray.remote(num_cpus=0)(Gate).remote(n_workers)
-        context = SimulatedContext(space.epochs, median_epoch_seconds, gate, n_workers)
+        barrier = ray.remote(num_cpus=0)(StartBarrier).remote(n_workers)
+        context = SimulatedContext(space.epochs, median_epoch_seconds, barrier, n_workers)
         started = time.time()
-        transaction = seated(n_workers, seats) if seats > 1 else nullcontext()
-        with tempfile.TemporaryDirectory() as folder, sampler.running(), transaction:
+        shared_processes = (
+            share_processes(n_workers, workers_per_process)
+            if workers_per_process > 1
+            else nullcontext()
+        )
+        with tempfile.TemporaryDirectory() as folder, sampler.running(), shared_processes:
             if profile:
                 profile.enable()
             run_ours(space, context, n_trials, n_workers, Path(folder), [clock])
             if profile:
                 profile.disable()
-        returned, opened = time.time(), ray.get(gate.opened_at.remote())
+        returned, opened = time.time(), ray.get(barrier.opened_at.remote())
     finally:
         ray.shutdown()
     return Searched(context, clock, sampler, n_workers, started, opened, returned)
@@ -223,7 +229,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--epoch-seconds", type=float, metavar="S", help="median (default: 1)")
     parser.add_argument(
-        "--seats", type=int, default=1, metavar="N", help="workers a process (default: 1)"
+        "--workers-per-process", type=int, default=1, metavar="N", help="(default: 1)"
     )
     parser.add_argument(
         "--profile", action="store_true", help="show where the controller's time goes"
