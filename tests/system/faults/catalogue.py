@@ -23,8 +23,8 @@ from optuna.trial import TrialState
 from search.console.signals import FAILED, INTERRUPTED, TERMINATED
 from search.tuning.searcher import LOST
 from search.tuning.study import REASON
+from tests.system.faults.experiment import FINISH_SECONDS, Experiment, Outcome
 from tests.system.faults.nodes import SECOND_ADDRESS
-from tests.system.faults.ordeal import FINISH_SECONDS, Ordeal, Tally
 from tests.system.faults.processes import Process
 
 STOP_SECONDS = 60.0
@@ -37,21 +37,21 @@ class MissingRightsError(Exception):
     """A fault cannot be injected without more rights."""
 
 
-def killed_at_any_moment(folder: Path, times: int = 20, longest_seconds: float = 30.0) -> Tally:
+def killed_at_any_moment(folder: Path, times: int = 20, longest_seconds: float = 30.0) -> Outcome:
     """Kill the process group, from the first second on; a search that ended is extended."""
-    ordeal = Ordeal("SIGKILL of the process group, at any moment", folder)
+    experiment = Experiment("SIGKILL of the process group, at any moment", folder)
     chance = random.Random(0)
-    while ordeal.tally.injected < times:
-        if not ordeal.session(lambda process: kill_after(process, chance, longest_seconds)):
-            ordeal.n_trials += 4
-    return ordeal.finish()
+    while experiment.outcome.injected < times:
+        if not experiment.session(lambda process: kill_after(process, chance, longest_seconds)):
+            experiment.n_trials += 4
+    return experiment.finish()
 
 
-def killed_in_sequence(folder: Path, times: int = 6) -> Tally:
+def killed_in_sequence(folder: Path, times: int = 6) -> Outcome:
     """Kill within the search, one trial after the other: it must decide as without the kills."""
-    whole = Ordeal("", folder / "whole", "--max-concurrent", "1")
+    whole = Experiment("", folder / "whole", "--max-concurrent", "1")
     whole.finish()
-    pieces = Ordeal(
+    pieces = Experiment(
         "SIGKILL, no trials in parallel: same rungs", folder / "pieces", "--max-concurrent", "1"
     )
     chance = random.Random(1)
@@ -61,22 +61,22 @@ def killed_in_sequence(folder: Path, times: int = 6) -> Tally:
         process.wait_until(lambda: len(pieces.log("trial")) > n_before)
         return kill_after(process, chance, 1.5)
 
-    while pieces.tally.injected < times and pieces.n_ended() < pieces.n_trials:
+    while pieces.outcome.injected < times and pieces.n_ended() < pieces.n_trials:
         pieces.session(inject)
-    tally = pieces.finish()
-    outcomes = [
-        [(t.state, t.params, t.value, t.intermediate_values) for t in ordeal.trials()]
-        for ordeal in (whole, pieces)
+    outcome = pieces.finish()
+    trials_of_each = [
+        [(t.state, t.params, t.value, t.intermediate_values) for t in experiment.trials()]
+        for experiment in (whole, pieces)
     ]
-    if outcomes[0] != outcomes[1]:
-        tally.problems.append(f"decided otherwise: {outcomes[0]} and {outcomes[1]}")
-    return tally
+    if trials_of_each[0] != trials_of_each[1]:
+        outcome.problems.append(f"decided otherwise: {trials_of_each[0]} and {trials_of_each[1]}")
+    return outcome
 
 
-def interrupted(folder: Path) -> Tally:
+def interrupted(folder: Path) -> Outcome:
     """Ctrl-C at each stage of one run, which is resumed each time."""
-    ordeal = Ordeal("SIGINT at each stage", folder)
-    ordeal.session(lambda process: stop_at_start(ordeal, process))
+    experiment = Experiment("SIGINT at each stage", folder)
+    experiment.session(lambda process: stop_at_start(experiment, process))
     stages = (
         "data",
         "linear_probe",
@@ -88,61 +88,69 @@ def interrupted(folder: Path) -> Tally:
         "report",
     )
     for stage in stages:
-        ordeal.session(lambda process, stage=stage: stop(ordeal, process, stage, signal.SIGINT))
-    return ordeal.finish()
+        experiment.session(
+            lambda process, stage=stage: stop(experiment, process, stage, signal.SIGINT)
+        )
+    return experiment.finish()
 
 
-def terminated(folder: Path) -> Tally:
+def terminated(folder: Path) -> Outcome:
     """SIGTERM in the stages that take long."""
-    ordeal = Ordeal("SIGTERM", folder)
+    experiment = Experiment("SIGTERM", folder)
     for stage in ("linear_probe", "search", "cross_validation"):
-        ordeal.session(lambda process, stage=stage: stop(ordeal, process, stage, signal.SIGTERM))
-    return ordeal.finish()
+        experiment.session(
+            lambda process, stage=stage: stop(experiment, process, stage, signal.SIGTERM)
+        )
+    return experiment.finish()
 
 
-def interrupted_twice(folder: Path) -> Tally:
+def interrupted_twice(folder: Path) -> Outcome:
     """Ctrl-C, and once more before the first was done."""
-    ordeal = Ordeal("SIGINT twice", folder)
+    experiment = Experiment("SIGINT twice", folder)
 
     def inject(process: Process) -> None:
-        ordeal.in_the_search(process)
+        experiment.in_the_search(process)
         os.killpg(process.popen.pid, signal.SIGINT)
         process.wait_until(lambda: "once more stops at once" in process.shown())
         os.killpg(process.popen.pid, signal.SIGINT)
         started = time.monotonic()
-        check_stopped(ordeal, process, INTERRUPTED, shows_resume=False)
+        check_stopped(experiment, process, INTERRUPTED, shows_resume=False)
         if time.monotonic() - started > 2:
             raise AssertionError(f"it took {time.monotonic() - started:.0f} s to stop at once")
 
     for _ in range(2):
-        ordeal.session(inject)
-    return ordeal.finish()
+        experiment.session(inject)
+    return experiment.finish()
 
 
-def workers_killed(folder: Path) -> Tally:
+def workers_killed(folder: Path) -> Outcome:
     """Kill the process that has just trained an epoch."""
-    ordeal = Ordeal("a worker killed", folder, n_trials=12)
-    return _processes_killed(ordeal, lambda process: int(ordeal.log("epoch")[-1][4]), times=3)
-
-
-def checkpoint_store_killed(folder: Path) -> Tally:
-    """Kill the process that stores checkpoints."""
-    ordeal = Ordeal("the checkpoint store killed", folder)
-    return _processes_killed(ordeal, lambda process: process.named("ray::CheckpointStore"), times=2)
-
-
-def feature_cache_killed(folder: Path) -> Tally:
-    """Kill the process that owns the feature cache."""
-    ordeal = Ordeal("the feature cache killed", folder)
+    experiment = Experiment("a worker killed", folder, n_trials=12)
     return _processes_killed(
-        ordeal, lambda process: process.named("RestartableFeatureCacheActor"), times=2
+        experiment, lambda process: int(experiment.log("epoch")[-1][4]), times=3
     )
 
 
-def node_killed(folder: Path) -> Tally:
+def checkpoint_store_killed(folder: Path) -> Outcome:
+    """Kill the process that stores checkpoints."""
+    experiment = Experiment("the checkpoint store killed", folder)
+    return _processes_killed(
+        experiment, lambda process: process.named("ray::CheckpointStore"), times=2
+    )
+
+
+def feature_cache_killed(folder: Path) -> Outcome:
+    """Kill the process that owns the feature cache."""
+    experiment = Experiment("the feature cache killed", folder)
+    return _processes_killed(
+        experiment, lambda process: process.named("RestartableFeatureCacheActor"), times=2
+    )
+
+
+def node_killed(folder: Path) -> Outcome:
     """Kill the raylet of the second of two nodes while a trial runs there, twice."""
     folder.mkdir()
-    environment = {"FAULT_LOG": str(folder / "watched.log")}
+    environment = {"FAULT_LOG": str(folder / "instrumented.log")}
     nodes = Process(
         [sys.executable, str(Path(__file__).with_name("nodes.py"))],
         folder / "nodes.log",
@@ -160,10 +168,10 @@ def node_killed(folder: Path) -> Tally:
     try:
         nodes.wait_until(lambda: ADDRESS.search(nodes.shown()) is not None)
         address = ADDRESS.findall(nodes.shown())[0]
-        ordeal = Ordeal("a node's raylet killed", folder, "--address", address, n_trials=16)
+        experiment = Experiment("a node's raylet killed", folder, "--address", address, n_trials=16)
 
         def epochs_there() -> int:
-            return sum(line[3] == SECOND_ADDRESS for line in ordeal.log("epoch"))
+            return sum(line[3] == SECOND_ADDRESS for line in experiment.log("epoch"))
 
         def inject(process: Process) -> None:
             for time_ in range(2):
@@ -172,102 +180,102 @@ def node_killed(folder: Path) -> Tally:
                 n_before = epochs_there()
                 process.wait_until(lambda n=n_before: epochs_there() > n)  # type: ignore[misc]
                 ask("kill")
-            ordeal.tally.injected += 1
+            experiment.outcome.injected += 1
             finish(process)
 
-        ordeal.session(inject)
-        tally = ordeal.finish()
+        experiment.session(inject)
+        outcome = experiment.finish()
     finally:
         assert nodes.popen.stdin is not None
         nodes.popen.stdin.close()
         nodes.wait(STOP_SECONDS)
-    tally.processes += nodes.left_over()
-    tally.segments += nodes.left_segments()
-    return tally
+    outcome.processes += nodes.left_over()
+    outcome.segments += nodes.left_segments()
+    return outcome
 
 
-def checkpoints_truncated(folder: Path) -> Tally:
+def checkpoints_truncated(folder: Path) -> Outcome:
     """Cut a checkpoint in half, and one to nothing, while the search is down."""
-    ordeal = Ordeal("a truncated checkpoint", folder)
+    experiment = Experiment("a truncated checkpoint", folder)
 
     def inject(process: Process) -> None:
-        ordeal.in_the_search(process)
+        experiment.in_the_search(process)
         process.kill()
 
     for fraction in (0.5, 0.0):
-        ordeal.session(inject)
-        for path in ordeal.checkpoints():
+        experiment.session(inject)
+        for path in experiment.checkpoints():
             truncate(path, fraction)
-            ordeal.damaged.add(int(path.parent.name))
-    return ordeal.finish()
+            experiment.damaged.add(int(path.parent.name))
+    return experiment.finish()
 
 
-def summary_truncated(folder: Path) -> Tally:
+def summary_truncated(folder: Path) -> Outcome:
     """Cut `summary.json` in half in the search, and to nothing in the cross-validation."""
-    ordeal = Ordeal("a truncated summary.json", folder)
+    experiment = Experiment("a truncated summary.json", folder)
 
     def inject(process: Process, stage: str) -> None:
-        ordeal.in_stage(process, stage)
+        experiment.in_stage(process, stage)
         time.sleep(0.5)
         process.kill()
 
     for stage, fraction in (("search", 0.5), ("cross_validation", 0.0)):
-        ordeal.session(lambda process, stage=stage: inject(process, stage))
-        truncate(ordeal.run / "summary.json", fraction)
-    return ordeal.finish()
+        experiment.session(lambda process, stage=stage: inject(process, stage))
+        truncate(experiment.run / "summary.json", fraction)
+    return experiment.finish()
 
 
-def disk_full(folder: Path) -> Tally:
+def disk_full(folder: Path) -> Outcome:
     """Fill the disk in the search and in the cross-validation, and make space again."""
-    ordeal = Ordeal("a full disk", folder)
-    with small_disk(ordeal.run.parent):
+    experiment = Experiment("a full disk", folder)
+    with small_disk(experiment.run.parent):
         for stage in ("search", "cross_validation"):
 
             def inject(process: Process, stage: str = stage) -> None:
                 if stage == "search":
-                    ordeal.in_the_search(process)
+                    experiment.in_the_search(process)
                 else:
-                    ordeal.in_stage(process, stage)
-                filler = ordeal.run.parent / "filler"
+                    experiment.in_stage(process, stage)
+                filler = experiment.run.parent / "filler"
                 fill(filler)
                 code = process.wait(STOP_SECONDS)
                 filler.unlink()
                 shown = process.shown()
                 if code != FAILED or "no space is left" not in shown or "Traceback" in shown:
                     raise AssertionError(f"{stage} on a full disk ended with {code}:\n{shown}")
-                check_resume_command(ordeal, process)
+                check_resume_command(experiment, process)
 
-            ordeal.session(inject)
-        return ordeal.finish()
+            experiment.session(inject)
+        return experiment.finish()
 
 
-def loss_not_a_number(folder: Path) -> Tally:
+def loss_not_a_number(folder: Path) -> Outcome:
     """Set the weights of three trials to NaN."""
-    tally, reasons = _broken_within(folder, "a NaN loss", "nan", fails=(0, 1, 3))
+    outcome, reasons = _broken_within(folder, "a NaN loss", "nan", fails=(0, 1, 3))
     if not all("loss is nan" in reason for reason in reasons.values()):
-        tally.problems.append(f"reasons: {reasons}")
-    return tally
+        outcome.problems.append(f"reasons: {reasons}")
+    return outcome
 
 
-def out_of_memory(folder: Path) -> Tally:
+def out_of_memory(folder: Path) -> Outcome:
     """Let trials run out of the GPU's and the machine's memory; one of three recovers."""
-    tally, reasons = _broken_within(folder, "out of memory (a stand-in)", "memory", fails=(2, 3))
+    outcome, reasons = _broken_within(folder, "out of memory (a stand-in)", "memory", fails=(2, 3))
     if "does not fit the GPU's memory" not in reasons.get(2, "") or reasons.get(3) != LOST:
-        tally.problems.append(f"reasons: {reasons}")
-    return tally
+        outcome.problems.append(f"reasons: {reasons}")
+    return outcome
 
 
-def clock_jumping(folder: Path) -> Tally:
+def clock_jumping(folder: Path) -> Outcome:
     """Have the wall clock jump by days, forward and back, every few seconds, in a time budget."""
     environment = {"FAULT_WITHIN": "clock"}
-    ordeal = Ordeal(
+    experiment = Experiment(
         "a clock that jumps by days", folder, "--time-budget", "10m", environment=environment
     )
-    ordeal.session(finish)
-    return ordeal.finish()
+    experiment.session(finish)
+    return experiment.finish()
 
 
-FAULTS: tuple[Callable[[Path], Tally], ...] = (
+FAULTS: tuple[Callable[[Path], Outcome], ...] = (
     killed_in_sequence,
     workers_killed,
     checkpoint_store_killed,
@@ -286,37 +294,41 @@ FAULTS: tuple[Callable[[Path], Tally], ...] = (
 )
 
 
-def _processes_killed(ordeal: Ordeal, find: Callable[[Process], int | None], times: int) -> Tally:
+def _processes_killed(
+    experiment: Experiment, find: Callable[[Process], int | None], times: int
+) -> Outcome:
     """Kill a process of a search several times, by its id; the search must continue."""
 
     def inject(process: Process) -> None:
         for _ in range(times):
-            ordeal.in_the_search(process)
+            experiment.in_the_search(process)
             # After an earlier kill the process may still be starting.
             process.wait_until(lambda: find(process) is not None)
             number = find(process)
             assert number is not None
             os.kill(number, signal.SIGKILL)
-        ordeal.tally.injected += times - 1  # `session` counts one
+        experiment.outcome.injected += times - 1  # `session` counts one
         finish(process)
 
-    ordeal.session(inject)
-    return ordeal.finish()
+    experiment.session(inject)
+    return experiment.finish()
 
 
 def _broken_within(
     folder: Path, fault: str, kind: str, fails: tuple[int, ...]
-) -> tuple[Tally, dict[int, str]]:
+) -> tuple[Outcome, dict[int, str]]:
     """Run a search that breaks from within; return also why trials failed, by number."""
     environment = {"FAULT_WITHIN": kind}
     # No trial is pruned before its fault.
-    ordeal = Ordeal(fault, folder, "--scheduler", "none", environment=environment, fails=fails)
-    ordeal.session(finish)
-    ordeal.tally.injected = 3
+    experiment = Experiment(
+        fault, folder, "--scheduler", "none", environment=environment, fails=fails
+    )
+    experiment.session(finish)
+    experiment.outcome.injected = 3
     reasons: dict[int, Any] = {
-        t.number: t.user_attrs[REASON] for t in ordeal.trials() if REASON in t.user_attrs
+        t.number: t.user_attrs[REASON] for t in experiment.trials() if REASON in t.user_attrs
     }
-    return ordeal.finish(), reasons
+    return experiment.finish(), reasons
 
 
 def kill_after(process: Process, chance: random.Random, longest_seconds: float) -> bool:
@@ -331,44 +343,48 @@ def kill_after(process: Process, chance: random.Random, longest_seconds: float) 
     return False
 
 
-def stop_at_start(ordeal: Ordeal, process: Process) -> None:
+def stop_at_start(experiment: Experiment, process: Process) -> None:
     """Send Ctrl-C as soon as there is a run."""
-    process.wait_until(lambda: (ordeal.run / "environment.json").is_file())
+    process.wait_until(lambda: (experiment.run / "environment.json").is_file())
     os.killpg(process.popen.pid, signal.SIGINT)
-    check_stopped(ordeal, process, INTERRUPTED)
+    check_stopped(experiment, process, INTERRUPTED)
 
 
-def stop(ordeal: Ordeal, process: Process, stage: str, number: signal.Signals) -> None:
+def stop(experiment: Experiment, process: Process, stage: str, number: signal.Signals) -> None:
     """Stop a search in a stage: by Ctrl-C, as in a terminal, or by SIGTERM."""
-    ordeal.in_stage(process, stage)
+    experiment.in_stage(process, stage)
     if stage == "search":
-        process.wait_until(lambda: ordeal.n_ended(TrialState.COMPLETE) > 0)
+        process.wait_until(lambda: experiment.n_ended(TrialState.COMPLETE) > 0)
     if number == signal.SIGINT:
         os.killpg(process.popen.pid, number)
     else:
         process.popen.send_signal(number)
-    check_stopped(ordeal, process, EXIT_CODES[number])
+    check_stopped(experiment, process, EXIT_CODES[number])
     if stage == "search" and "best so far: " not in process.shown():
         raise AssertionError(f"the best so far is not shown:\n{process.shown()}")
     # SIGTERM leaves little time for a report.
-    if stage == "search" and number == signal.SIGINT and not (ordeal.run / "report.html").is_file():
+    if (
+        stage == "search"
+        and number == signal.SIGINT
+        and not (experiment.run / "report.html").is_file()
+    ):
         raise AssertionError(f"there is no report:\n{process.shown()}")
 
 
 def check_stopped(
-    ordeal: Ordeal, process: Process, exit_code: int, shows_resume: bool = True
+    experiment: Experiment, process: Process, exit_code: int, shows_resume: bool = True
 ) -> None:
     """Check that a search stops gracefully."""
     code = process.wait(STOP_SECONDS)
     if code != exit_code or "Traceback" in process.shown():
         raise AssertionError(f"it ended with {code}:\n{process.shown()}")
     if shows_resume:
-        check_resume_command(ordeal, process)
+        check_resume_command(experiment, process)
 
 
-def check_resume_command(ordeal: Ordeal, process: Process) -> None:
+def check_resume_command(experiment: Experiment, process: Process) -> None:
     """Check that a search printed the command that resumes it."""
-    if f"resume: python -m search.run --resume {ordeal.run}" not in process.shown():
+    if f"resume: python -m search.run --resume {experiment.run}" not in process.shown():
         raise AssertionError(f"the command that resumes is missing:\n{process.shown()}")
 
 

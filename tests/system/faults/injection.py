@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.system.faults.catalogue import FAULTS, MissingRightsError
-from tests.system.faults.ordeal import Tally
+from tests.system.faults.experiment import Outcome
 
 _HEAD = ("injected", "lost", "doubled", "again", "beyond", "processes", "segments")
 _LINE = "{:<46}" + "{:>10}" * len(_HEAD) + "  {}"
@@ -47,24 +47,24 @@ def main() -> int:
     return int(failed > 0)
 
 
-def _inject(fault: Callable[[Path], Tally], folder: Path) -> bool:
+def _inject(fault: Callable[[Path], Outcome], folder: Path) -> bool:
     """Inject one fault, print its line, and return whether it did no harm."""
     started = time.monotonic()
     try:
-        tally = fault(folder)
+        outcome = fault(folder)
     except MissingRightsError as reason:
         print(f"{fault.__name__}: skipped: {reason}", flush=True)
         return True
     except AssertionError as error:
-        tally = Tally(fault.__name__, problems=[str(error)])
-    counts = (tally.injected, tally.lost, tally.doubled, tally.again, tally.beyond)
-    left = (tally.processes, tally.segments)
-    verdict = "ok" if tally.is_clean else "HARM"
+        outcome = Outcome(fault.__name__, problems=[str(error)])
+    counts = (outcome.injected, outcome.lost, outcome.doubled, outcome.again, outcome.beyond)
+    left = (outcome.processes, outcome.segments)
+    verdict = "ok" if outcome.is_clean else "HARM"
     seconds = f"{verdict}, {time.monotonic() - started:.0f} s"
-    print(_LINE.format(tally.fault, *counts, *left, seconds), flush=True)
-    for problem in tally.problems:
+    print(_LINE.format(outcome.fault, *counts, *left, seconds), flush=True)
+    for problem in outcome.problems:
         print(f"    {problem}", flush=True)
-    return tally.is_clean
+    return outcome.is_clean
 
 
 if __name__ == "__main__":

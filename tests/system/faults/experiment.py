@@ -41,7 +41,7 @@ SPACE = Space(
 
 
 @dataclass
-class Tally:
+class Outcome:
     """The effects of a fault, over all its injections.
 
     Attributes:
@@ -73,7 +73,7 @@ class Tally:
         return not any(zeros) and not self.problems
 
 
-class Ordeal:
+class Experiment:
     """One search, over all its sessions."""
 
     def __init__(
@@ -96,14 +96,14 @@ class Ordeal:
             fails: The trials that are to fail.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.tally = Tally(fault)
+        self.outcome = Outcome(fault)
         self.folder, self.run = folder, folder / "out" / "run"
         self.n_trials = n_trials
         self.damaged: set[int] = set()
         """Trials whose checkpoint was damaged: those start from the first epoch."""
         self.is_done = False
         self._options, self._fails = options, set(fails)
-        self._log = folder / "watched.log"
+        self._log = folder / "instrumented.log"
         self._environment = {**(environment or {}), "FAULT_LOG": str(self._log)}
         self._known: dict[int, tuple[TrialState, float | None]] = {}
         self._n_sessions = 0
@@ -120,18 +120,18 @@ class Ordeal:
         finally:
             process.kill()
         self.is_done = process.popen.returncode == 0
-        self.tally.injected += was_broken
+        self.outcome.injected += was_broken
         self._look(process)
         return was_broken
 
-    def finish(self) -> Tally:
+    def finish(self) -> Outcome:
         """Let the search finish, and count."""
         if not self.is_done:
             self.session(self._end)
-            self.tally.injected -= 1
+            self.outcome.injected -= 1
         self._count_trials()
         self._count_epochs()
-        return self.tally
+        return self.outcome
 
     def log(self, *words: object) -> list[list[str]]:
         """Return the lines of the log that begin with these words."""
@@ -177,9 +177,9 @@ class Ordeal:
             arguments = ["--space", space, "--out", self.run.parent, "--name", self.run.name]
             arguments += ["--limit", N_IMAGES]
         arguments += ["--trials", self.n_trials, *self._options]
-        watched = Path(__file__).with_name("watched.py")
+        instrumented = Path(__file__).with_name("instrumented.py")
         return Process(
-            [sys.executable, str(watched), *map(str, arguments)],
+            [sys.executable, str(instrumented), *map(str, arguments)],
             self.folder / f"session-{self._n_sessions}.log",
             self._environment,
         )
@@ -191,34 +191,38 @@ class Ordeal:
 
     def _look(self, process: Process) -> None:
         """Count what a session lost, and what it left behind."""
-        self.tally.processes += process.left_over()
-        self.tally.segments += process.left_segments()
+        self.outcome.processes += process.left_over()
+        self.outcome.segments += process.left_segments()
         now = {t.number: (t.state, t.value) for t in self.trials() if t.state in ENDED}
-        self.tally.lost += sum(now.get(number) != before for number, before in self._known.items())
+        self.outcome.lost += sum(
+            now.get(number) != before for number, before in self._known.items()
+        )
         self._known = now
 
     def _count_trials(self) -> None:
         trials = [trial for trial in self.trials() if trial.state in ENDED]
-        self.tally.lost += max(0, self.n_trials - len(trials))
-        self.tally.doubled += max(0, len(trials) - self.n_trials)
+        self.outcome.lost += max(0, self.n_trials - len(trials))
+        self.outcome.doubled += max(0, len(trials) - self.n_trials)
         failed = {trial.number for trial in trials if trial.state == TrialState.FAIL}
         if failed != self._fails:
-            self.tally.problems.append(f"trials {sorted(failed)} failed")
+            self.outcome.problems.append(f"trials {sorted(failed)} failed")
         for trial in trials:
             epochs = sorted(trial.intermediate_values)
             if epochs != list(range(1, len(epochs) + 1)):
-                self.tally.problems.append(f"trial {trial.number} reported the epochs {epochs}")
+                self.outcome.problems.append(f"trial {trial.number} reported the epochs {epochs}")
             curve = self.run / "trials" / str(trial.number) / "progress.csv"
             lines = curve.read_text().splitlines()[1:] if curve.is_file() else []
             kept = [int(line.split(",")[0]) for line in lines]
-            self.tally.doubled += len(kept) - len(set(kept))
+            self.outcome.doubled += len(kept) - len(set(kept))
             if sorted(set(kept)) != epochs:
-                self.tally.problems.append(f"trial {trial.number} kept the epochs {kept}")
+                self.outcome.problems.append(f"trial {trial.number} kept the epochs {kept}")
         n_kept = len(list(self.run.glob(f"trials/*/{BEST_WEIGHTS}")))
         if n_kept > N_KEPT:
-            self.tally.problems.append(f"the weights of {n_kept} trials are kept, not of {N_KEPT}")
+            self.outcome.problems.append(
+                f"the weights of {n_kept} trials are kept, not of {N_KEPT}"
+            )
         if self.checkpoints():
-            self.tally.problems.append(f"checkpoints stay: {self.checkpoints()}")
+            self.outcome.problems.append(f"checkpoints stay: {self.checkpoints()}")
 
     def _count_epochs(self) -> None:
         """Count the epochs that were trained again; a trial has a life each time that it starts."""
@@ -227,8 +231,8 @@ class Ordeal:
 
         def end_life(number: int) -> None:
             again = len(before.setdefault(number, set()).intersection(life.get(number, ())))
-            self.tally.again += again
-            self.tally.beyond += 0 if number in self.damaged else max(0, again - 1)
+            self.outcome.again += again
+            self.outcome.beyond += 0 if number in self.damaged else max(0, again - 1)
             before[number].update(life.pop(number, ()))
 
         for kind, *words in self.log():

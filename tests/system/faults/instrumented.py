@@ -1,6 +1,6 @@
 """The search's command line, logged from within and, where requested, broken from within.
 
-    FAULT_LOG=FILE [FAULT_WITHIN=KIND] python -m tests.system.faults.watched ARGUMENTS
+    FAULT_LOG=FILE [FAULT_WITHIN=KIND] python -m tests.system.faults.instrumented ARGUMENTS
 
 The log gets a line per stage begun, trial started (each time), and epoch trained, written before
 anything of that epoch is saved. Kinds are the keys of `WITHIN`; "clock" is one for every process.
@@ -40,7 +40,7 @@ def log(*words: object) -> None:
     os.close(log_file)
 
 
-class WatchedTrial(ImageTrial):
+class InstrumentedTrial(ImageTrial):
     """A trial that writes a log, and may break. Ray pickles it by value for its workers."""
 
     def _begin(self, config: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def let_clock_jump() -> None:
     time.jumps = True  # type: ignore[attr-defined]
 
 
-class WatchedProgress(Progress):
+class InstrumentedProgress(Progress):
     """Progress that logs each stage as it begins."""
 
     def begin(self, stage: str, *arguments: Any, **options: Any) -> None:
@@ -122,6 +122,6 @@ if __name__ == "__main__":
     Path(os.environ["FAULT_LOG"]).touch()
     if os.environ.get("FAULT_WITHIN") == "clock":
         let_clock_jump()
-    run.Progress = WatchedProgress  # type: ignore[misc]
-    tune.ImageTrial = WatchedTrial  # type: ignore[misc]
+    run.Progress = InstrumentedProgress  # type: ignore[misc]
+    tune.ImageTrial = InstrumentedTrial  # type: ignore[misc]
     sys.exit(run.main())
