@@ -59,12 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def check(options: argparse.Namespace, port_wait: float = _PORT_WAIT_SECONDS) -> socket.socket:
+def check(options: argparse.Namespace) -> socket.socket:
     """Check what can be checked before PyTorch is loaded; return a socket bound to the port.
-
-    Args:
-        options: Of the command line.
-        port_wait: Seconds to wait for a port that is in use.
 
     Raises:
         ServeError: the request breaks a rule.
@@ -89,7 +85,7 @@ def check(options: argparse.Namespace, port_wait: float = _PORT_WAIT_SECONDS) ->
             f"a token must have at least {_MIN_TOKEN} characters, letters, digits and -._~+/="
             " alone: python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
         )
-    return bind(options.host, options.port, port_wait)
+    return bind(options.host, options.port, _PORT_WAIT_SECONDS)
 
 
 def is_loopback(host: str) -> bool:
