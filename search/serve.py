@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from search.cluster.session import configure_ray, ray_session
 from search.console.arguments import Parser, add_run, model_path, whole_number
 from search.console.formatting import count, duration
-from search.console.signals import INTERRUPTED, GracefulShutdown
+from search.console.signals import FAILED, INTERRUPTED, GracefulShutdown
 
 if TYPE_CHECKING:
     from search.deployment.replica import ReplicaSettings
@@ -131,8 +131,11 @@ def _serve(options: argparse.Namespace, listener: socket.socket, shutdown: Grace
         if options.replicas == 1:
             app = Replica(settings).app()
             _log_to_terminal()
-            with serve_in_process(app, listener, settings.limits.seconds):
-                _wait_for_stop(options, shutdown)
+            with serve_in_process(app, listener, settings.limits.seconds) as is_serving:
+                _wait_for_stop(options, shutdown, is_serving)
+            if not shutdown.requested():
+                print("error: the server stopped by itself; its log says why", file=sys.stderr)
+                return FAILED
         else:
             load_model(model_path(options.run))  # here, a damaged file is one clear error
             _log_to_terminal()
@@ -172,14 +175,18 @@ def _settings(options: argparse.Namespace) -> ReplicaSettings:
     )
 
 
-def _wait_for_stop(options: argparse.Namespace, shutdown: GracefulShutdown) -> None:
-    """Report that the server is ready, and return once a stop is requested."""
+def _wait_for_stop(
+    options: argparse.Namespace,
+    shutdown: GracefulShutdown,
+    is_serving: Callable[[], bool] = lambda: True,
+) -> None:
+    """Report that the server is ready; return once a stop is requested, or it serves no more."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{options.port}"
     _log.info("serving %s at %s by %s", options.run, url, count(options.replicas, "replica"))
     print(f"ready: {url}  (Ctrl-C stops)", flush=True)  # programs wait for this line
     with suppress(KeyboardInterrupt), shutdown.deferring():
-        while not shutdown.requested():
+        while is_serving() and not shutdown.requested():
             time.sleep(0.2)
 
 

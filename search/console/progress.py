@@ -105,9 +105,10 @@ class Progress:
             self._last_line = now
             self.say(_counts(self._task))
 
-    def say(self, text: str) -> None:
-        """Print one line that stays."""
-        _log.info(text, extra={SHOWN: not self._quiet})
+    def say(self, text: str, node: str | None = None) -> None:
+        """Print and log one line that stays; `node` is where it happened, if not here."""
+        about = {"node": node} if node else {}
+        _log.info(text, extra={SHOWN: not self._quiet, **about})
         if self._quiet:
             return
         line = Text(f"{_clock(self.elapsed_seconds)}  ", style="dim")
@@ -116,8 +117,11 @@ class Progress:
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def warn(self, text: str) -> None:
-        """Print a warning that stays."""
+        """Print and log a warning that stays."""
         _log.warning(text, extra={SHOWN: True})
+        self._print_warning(text)
+
+    def _print_warning(self, text: str) -> None:
         console = Console(stderr=True, highlight=False) if self._quiet else self.console
         console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
 
@@ -161,7 +165,8 @@ class Progress:
         self._ended[state] += 1
         self._bar.advance(self._task_id)
         if state == "failed":
-            self.warn(f"trial {number} failed: {result.failure}")
+            # `search.tuning.tune` logs it with its traceback.
+            self._print_warning(f"trial {number} failed: {result.failure}")
             return
         mark = ""
         if state == "complete" and (self._best is None or accuracy > self._best[0]):
@@ -170,7 +175,8 @@ class Progress:
         ended = state if state == "complete" else f"pruned at epoch {epoch}"
         self.say(
             f"{self._task.completed:.0f}/{self._task.total:.0f}  trial {number} {ended}:"
-            f" {percent(accuracy, 2)}{mark}  {describe(params)}"
+            f" {percent(accuracy, 2)}{mark}  {describe(params)}",
+            result.node,
         )
 
     def __rich__(self) -> RenderableType:

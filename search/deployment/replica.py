@@ -10,7 +10,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +77,18 @@ class Replica:
 
 
 @contextmanager
-def serve_in_process(app: ASGIApp, listener: socket.socket, seconds: float) -> Iterator[None]:
+def serve_in_process(
+    app: ASGIApp, listener: socket.socket, seconds: float
+) -> Iterator[Callable[[], bool]]:
     """Serve an application by uvicorn in a thread; in the end, finish the requests under way.
 
     Args:
         app: The application.
         listener: A bound socket.
         seconds: What a request may take.
+
+    Yields:
+        A function that returns whether the server still runs.
     """
     config = uvicorn.Config(
         app,
@@ -102,7 +107,7 @@ def serve_in_process(app: ASGIApp, listener: socket.socket, seconds: float) -> I
             time.sleep(0.01)
         if not server.started:
             raise RuntimeError("uvicorn did not start; its log says why")
-        yield
+        yield thread.is_alive
     finally:
         server.should_exit = True
         thread.join()

@@ -250,14 +250,10 @@ class _TuneCallback(tune.Callback):
     def _end(self, number: int, state: str, result: TrialResult) -> None:
         if self.storage_error is not None:
             return
-        about = {"node": result.node} if result.node else None
         if result.failure is not None:
             trace = f"\n{result.traceback}" if result.traceback else ""
+            about = {"node": result.node} if result.node else None
             _log.error("trial %d failed: %s%s", number, result.failure, trace, extra=about)
-        else:
-            accuracy, best, last = result.best_val_accuracy, result.best_epoch, result.epoch
-            text = "trial %d %s after epoch %d: validation accuracy %.4f at epoch %d"
-            _log.info(text, number, state, last, accuracy, best, extra=about)
         self._checkpoints.delete_checkpoint(number)
         with self._writing():
             for callback in self._callbacks:

@@ -20,6 +20,7 @@ import pytest
 from search.serve import ServeError, bind, is_loopback, main
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra: serve")
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +131,22 @@ def test_numbers_are_whole(colour_run, capsys, option):
         main([str(colour_run), option, "0"])
     assert stopped.value.code == 2
     assert f"argument {option}: must be a whole number >= 1" in capsys.readouterr().err
+
+
+def test_a_port_that_does_not_exist(colour_run, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([str(colour_run), "--port", "70000"])
+    assert caught.value.code == 2
+    assert "must be a whole number >= 1 and <= 65535, but got '70000'" in capsys.readouterr().err
+
+
+def test_a_server_that_stops_by_itself_ends_the_command(colour_run, capsys, monkeypatch):
+    async def end(server: object) -> None:
+        """Return at once, as the main loop never does of itself."""
+
+    monkeypatch.setattr(uvicorn.Server, "main_loop", end)
+    assert main([str(colour_run), "--port", str(free_port())]) == 1
+    assert "error: the server stopped by itself" in capsys.readouterr().err
 
 
 def test_addresses():
