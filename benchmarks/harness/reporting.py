@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -180,12 +181,24 @@ def describe_setting(name: str, mode: str, seconds: float) -> dict[str, Any]:
         "benchmark": name,
         "command": " ".join(["python", "-m", _main_module(), *arguments]),
         "mode": mode,
+        "commit": describe_commit(),
         "date": time.strftime("%Y-%m-%d"),
         "seconds": seconds,
         "machine": describe_machine(),
         "load_at_end": os.getloadavg()[0],
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
     }
+
+
+def describe_commit() -> str | None:
+    """Return the commit that is measured, with a "+" where files differ; None outside a clone."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True)
+        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.strip() + ("+" if changed.strip() else "")
 
 
 def describe_machine() -> str:

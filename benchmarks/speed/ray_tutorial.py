@@ -162,13 +162,19 @@ def train_epoch(
     loader: DataLoader[tuple[Tensor, int]],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    bfloat16: bool = False,
 ) -> float:
-    """Train on every image once; return the mean loss in nats."""
+    """Train on every image once; return the mean loss in nats.
+
+    The tutorial computes in float32. With `bfloat16` the forward pass is under an autocast.
+    """
     model.train()
     loss_sum = 0.0
     for images, labels in loader:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         optimizer.step()
         if schedule is not None:

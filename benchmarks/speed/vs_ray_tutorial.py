@@ -3,11 +3,12 @@
     python -m benchmarks.speed.vs_ray_tutorial [--quick] [--tutorial-configs N]
 
 The same 24 configurations of SqueezeNet 1.0 (drawn once, by seed, from `spaces/caltech.py`), at
-most 8 epochs, ASHA, the same split and images (Caltech-101, six classes, 224 px), both sides in
-one run, one after the other, each a separate process timed from its command. Ours is
-`python -m search.run`, including decoding, linear probe and feature cache; its cross-validation
-and evaluation, which the tutorial lacks, are listed separately. The other side is
-`benchmarks/speed/ray_tutorial.py`.
+most 8 epochs, ASHA, the same split and images (Caltech-101, six classes, the central 224 px, as
+torchvision crops them), both sides in one run, one after the other, each a separate process timed
+from its command. Ours is `python -m search.run`, including decoding, linear probe and feature
+cache; its cross-validation and evaluation, which the tutorial lacks, are listed separately. The
+other side is `benchmarks/speed/ray_tutorial.py`, in float32 as the tutorial has it; ours computes
+in bfloat16 where the processor can. `benchmarks.speed.epoch` has both precisions.
 
 The tutorial takes over an hour on 2 cores. With `--tutorial-configs N` it runs N of the
 configurations, spread over the freeze depths; the time of the others is extrapolated (the epochs
@@ -233,6 +234,7 @@ SPACE = replace(
     load_space({str(_CALTECH_SPACE)!r}).with_backbones(({BACKBONE!r},)),
     source={work.source},
     image_size={work.image_size},
+    resize_mode="crop",  # as the tutorial's Resize and CenterCrop
     weights={"pretrained" if work.weights else "none"!r},
     epochs={work.epochs},
     trials={len(configs)},
@@ -331,6 +333,7 @@ def evaluate_checkpoint(work: Work, run: Path, trial: dict[str, Any]) -> float:
         freeze_depth=trial["config"]["freeze_depth"],
         hidden_units=0,
         n_members=1,
+        resize_mode="crop",
     )
     model = Ensemble(card, _prefix(work, run), [torch.load(kept, weights_only=True)])
     table = np.stack([card.to_square(read_image(p)) for p, _ in samples["test"]])
