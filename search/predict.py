@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from search.console.arguments import Parser, add_run, whole_number
 from search.console.signals import INTERRUPTED
 from search.data.class_folders import DataError, files
+from search.runs.tables import ood_cells, ranked_cells, ranked_columns
 from trainables.images import IMAGE_SUFFIXES, ImageError
 
 if TYPE_CHECKING:
@@ -138,19 +139,16 @@ def json_writer() -> Writer:
 def csv_writer(top: int) -> Writer:
     """Return a writer of CSV: the path, the top-k predictions, the OOD score, the error."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    ranks = [f"{what}_{i}" for i in range(1, top + 1) for what in ("prediction", "probability")]
-    writer.writerow(["image", *ranks, "ood_score", "is_ood", "error"])
+    columns = ranked_columns(top)
+    writer.writerow(["image", *columns, "ood_score", "is_ood", "error"])
 
     def write(result: Prediction | ImageError | None) -> None:
         if isinstance(result, ImageError):
-            writer.writerow([result.path, *[""] * len(ranks), "", "", result.reason])
+            writer.writerow([result.path, *[""] * len(columns), "", "", result.reason])
         elif result is not None:
             pairs = zip(result.classes, result.probabilities, strict=True)
-            cells = [cell for name, p in pairs for cell in (name, f"{p:.6f}")]
-            scores = ["", ""]
-            if result.ood_score is not None:
-                scores = [f"{result.ood_score:.4f}", str(int(result.is_ood))]
-            writer.writerow([result.image, *cells, *scores, ""])
+            scores = ood_cells(result.ood_score, result.is_ood)
+            writer.writerow([result.image, *ranked_cells(pairs), *scores, ""])
 
     return write
 

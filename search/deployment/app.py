@@ -54,7 +54,7 @@ class ImageResult(BaseModel):
     error: str | None = Field(default=None, description="Why the image cannot be read.")
 
 
-class Predictions(BaseModel):
+class PredictResponse(BaseModel):
     """The images' results, in the order in which the images were sent."""
 
     predictions: list[ImageResult]
@@ -77,22 +77,22 @@ class Health(BaseModel):
     status: str
 
 
-class Refusal(BaseModel):
-    """The reason why a request is refused."""
+class ErrorDetail(BaseModel):
+    """The reason why a request is refused, in one line."""
 
     detail: str
 
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {
-        "model": Refusal,
+        "model": ErrorDetail,
         "description": "The body is not a form; or, in plain text, the Host header is wrong.",
     },
-    401: {"model": Refusal, "description": "The token is missing or wrong."},
-    408: {"model": Refusal, "description": "The request did not arrive in time."},
-    413: {"model": Refusal, "description": "The body is too large, or has too many images."},
-    422: {"model": Refusal, "description": "No image can be read, or a parameter is wrong."},
-    429: {"model": Refusal, "description": "Too busy: try again after Retry-After seconds."},
+    401: {"model": ErrorDetail, "description": "The token is missing or wrong."},
+    408: {"model": ErrorDetail, "description": "The request did not arrive in time."},
+    413: {"model": ErrorDetail, "description": "The body is too large, or has too many images."},
+    422: {"model": ErrorDetail, "description": "No image can be read, or a parameter is wrong."},
+    429: {"model": ErrorDetail, "description": "Too busy: try again after Retry-After seconds."},
 }
 
 
@@ -124,7 +124,7 @@ def build_app(
 def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
     card = service.card
 
-    @app.post("/predict", responses=_REFUSALS)
+    @app.post("/predict", responses=_ERROR_RESPONSES)
     async def predict(
         images: Annotated[
             list[UploadFile], File(min_length=1, description="One image file, or several.")
@@ -133,7 +133,7 @@ def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
         grad_cam: Annotated[
             bool, Query(description="Also return a Grad-CAM heat map of the first class.")
         ] = False,
-    ) -> Predictions:
+    ) -> PredictResponse:
         """Return the top-k predictions for images."""
         if len(images) > limits.images:
             raise HTTPException(
@@ -145,9 +145,9 @@ def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
         if all(result.error for result in results):
             named = f"{results[0].image}: " if results[0].image else ""
             raise HTTPException(422, f"no image can be read: {named}{results[0].error}")
-        return Predictions(predictions=results)
+        return PredictResponse(predictions=results)
 
-    @app.get("/classes", responses={n: _REFUSALS[n] for n in (400, 401, 408, 429)})
+    @app.get("/classes", responses={n: _ERROR_RESPONSES[n] for n in (400, 401, 408, 429)})
     async def classes() -> Classes:
         """List the model's classes."""
         return Classes(
@@ -157,7 +157,7 @@ def _add_interface(app: FastAPI, service: Service, limits: Limits) -> None:
             max_squeeze=MAX_SQUEEZED,
         )
 
-    @app.get("/healthz", responses={n: _REFUSALS[n] for n in (400, 408, 429)})
+    @app.get("/healthz", responses={n: _ERROR_RESPONSES[n] for n in (400, 408, 429)})
     async def healthz() -> Health:
         """Report that the model is loaded."""
         return Health(status="ready")

@@ -52,7 +52,7 @@ class Limits:
         body_bytes: Bytes of a request's body.
         pixels: Pixels of an image.
         images: Images in a request.
-        seconds: Seconds from a request's first byte to its answer.
+        seconds: Seconds from the end of a request's headers to the end of its answer.
         requests: Requests that one replica works on in parallel; the next one gets 429.
     """
 
@@ -61,14 +61,6 @@ class Limits:
     images: int = 32
     seconds: float = 30.0
     requests: int = 256
-
-
-class RequestError(HTTPException):
-    """A refused request: its status and the reason in one line.
-
-    Where it is raised while the application reads the body, the application answers with it;
-    so it is an HTTPException.
-    """
 
 
 def create_middleware(
@@ -139,7 +131,11 @@ def _answer_401(conn: HTTPConnection, error: AuthenticationError) -> JSONRespons
 
 
 class RequestLimits:
-    """Enforces the limits, and answers an internal error without its details."""
+    """Enforces the limits, and answers an internal error without its details.
+
+    A request that exceeds one raises an HTTPException: where that is raised while the application
+    reads the body, the application answers with it.
+    """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
@@ -160,15 +156,15 @@ class RequestLimits:
 
         try:
             await self._handle(scope, receive, send_and_note)
-        except RequestError as error:
-            refusal = error
+        except HTTPException as error:
+            failure = error
         except Exception:  # its text may name files: it is for the log alone
             _log.exception("%s %r failed", scope["method"], scope["path"])
-            refusal = RequestError(500, "the server failed; its log says why")
+            failure = HTTPException(500, "the server failed; its log says why")
         else:
             return
         if not started:
-            answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
+            answer = JSONResponse({"detail": failure.detail}, failure.status_code, failure.headers)
             await answer(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -186,7 +182,7 @@ class RequestLimits:
             limit = f"{self._limits.seconds:g} s"
             if body.complete:
                 raise _busy(f"too busy to answer within {limit}") from None
-            raise RequestError(408, f"a request must arrive within {limit}") from None
+            raise HTTPException(408, f"a request must arrive within {limit}") from None
         finally:
             self._n_requests -= 1
 
@@ -210,9 +206,9 @@ class _Body:
         return message
 
 
-def _body_too_large(limits: Limits) -> RequestError:
-    return RequestError(413, f"a request's body may have at most {limits.body_bytes:,} bytes")
+def _body_too_large(limits: Limits) -> HTTPException:
+    return HTTPException(413, f"a request's body may have at most {limits.body_bytes:,} bytes")
 
 
-def _busy(reason: str) -> RequestError:
-    return RequestError(429, f"{reason}; try again soon", headers={"retry-after": "1"})
+def _busy(reason: str) -> HTTPException:
+    return HTTPException(429, f"{reason}; try again soon", headers={"retry-after": "1"})

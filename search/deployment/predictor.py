@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from search.console.arguments import model_path
+from search.evaluation.predictions import OOD_THRESHOLD
 from trainables.images import ImageError, ImageSource, read_image
 from trainables.models.ensemble import Ensemble, load_model, mean_probabilities
 
@@ -40,7 +41,7 @@ class Prediction:
     @property
     def is_ood(self) -> bool:
         """Whether the image is out of distribution."""
-        return self.ood_score is not None and self.ood_score > 1
+        return self.ood_score is not None and self.ood_score > OOD_THRESHOLD
 
 
 class Predictor:

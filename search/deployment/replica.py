@@ -1,7 +1,8 @@
 """Run the server: one replica by uvicorn in this process, several by Ray Serve.
 
 Both run the application of `build_app`, so they answer alike. Serve's proxy adds an `X-Request-Id`
-header, and itself answers 500 to a request whose own one is not UTF-8.
+header, and itself answers 500 to a request whose own one is not UTF-8: it decodes the header before
+it calls the application, and takes no middleware by a public option.
 """
 
 from __future__ import annotations

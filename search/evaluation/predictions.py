@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.runs.tables import read_rows, write_csv
+from search.runs.tables import ood_cells, ranked_cells, ranked_columns, read_rows, write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,8 +108,7 @@ class Predictions:
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a table with one line per image: its label, top-k predictions and probabilities."""
-    n_top = min(TOP_K, len(predictions.classes))
-    ranks = [f"{what}_{k}" for k in range(1, n_top + 1) for what in ("prediction", "probability")]
+    ranks = ranked_columns(min(TOP_K, len(predictions.classes)))
     columns = ["image", "label", *ranks, "ood_score", "is_ood"]
     n = len(predictions.names)
     scores = [None] * n if predictions.ood_score is None else predictions.ood_score
@@ -117,9 +116,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         [
             one.name,
             one.label,
-            *(cell for name, p in one.ranked for cell in (name, f"{p:.6f}")),
-            None if score is None else f"{score:.4f}",
-            None if score is None else int(one.is_ood),
+            *ranked_cells(one.ranked),
+            *ood_cells(score, one.is_ood),
             *(f"{p:.6f}" for p in row),
         ]
         for one, row, score in zip(

@@ -20,7 +20,7 @@ from spaces.base import Space, load_space
 from spaces.downloads import cache_folder
 from trainables.models.weights import find_weights
 
-EXCLUDED = "excluded.csv"
+_EXCLUDED_FILE = "excluded.csv"
 """In the run's folder: the names of the images that were excluded by request."""
 
 _JOB_FOLDERS = "runtime_resources"
@@ -101,7 +101,7 @@ def _open_run(request: Request, path: Path) -> tuple[RunFolder, Request, Exclusi
             " begin a new run"
         )
     check_same_space(request.space if request.names_space else None, folder)
-    excluded = path / EXCLUDED
+    excluded = path / _EXCLUDED_FILE
     exclusion = read_exclusion(excluded, must_exist=False) if excluded.is_file() else None
     request = request.merge_with_saved(folder.environment["request"])
     if request.shared is not None:
@@ -114,7 +114,7 @@ def _create_run(request: Request, exclusion: Exclusion | None) -> RunFolder:
     try:
         folder.write_origin(request.space, request.as_json())
         if exclusion is not None:
-            write_exclusion(folder.path / EXCLUDED, exclusion)
+            write_exclusion(folder.path / _EXCLUDED_FILE, exclusion)
     except BaseException:
         folder.delete()
         raise

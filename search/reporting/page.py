@@ -134,7 +134,6 @@ def write_report(folder: RunFolder) -> None:
 
 def draw_figures(record: Record, folder: Path) -> dict[str, Figure]:
     """Draw every figure that the record has the numbers for, and save each in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {}
     with style.style():
         for name, figure, alt, caption in chain(

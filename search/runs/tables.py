@@ -26,6 +26,21 @@ ABLATION_COLUMNS = ("step", "name", *CURVE_COLUMNS)
 """Columns of the tables that more than one module reads."""
 
 
+def ranked_columns(n: int) -> list[str]:
+    """Return the columns of the n most probable classes of an image."""
+    return [f"{what}_{k}" for k in range(1, n + 1) for what in ("prediction", "probability")]
+
+
+def ranked_cells(ranked: Iterable[tuple[str, float]]) -> list[str]:
+    """Return the cells in `ranked_columns` of classes with their probabilities, in this order."""
+    return [cell for name, probability in ranked for cell in (name, f"{probability:.6f}")]
+
+
+def ood_cells(ood_score: float | None, is_ood: bool) -> list[str]:
+    """Return the cells in the columns `ood_score` and `is_ood`; empty without a score."""
+    return ["", ""] if ood_score is None else [f"{ood_score:.4f}", str(int(is_ood))]
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table atomically.
 

@@ -47,7 +47,7 @@ STATES = {
 UNFINISHED = "unfinished"
 """Name of any other state."""
 
-_CURVE_COLUMNS = tuple(field.name for field in fields(EpochResult))
+_PROGRESS_COLUMNS = tuple(field.name for field in fields(EpochResult))
 
 
 class _NoLock(JournalFileOpenLock):
@@ -214,8 +214,8 @@ def append_epoch(path: Path, result: TrialResult) -> bool:
     whole = content[: content.rfind(b"\n") + 1]
     if f"{result.epoch}".encode() in {line.split(b",")[0] for line in whole.splitlines()[1:]}:
         return False
-    lines = [] if whole else [",".join(_CURVE_COLUMNS)]
-    lines.append(",".join(str(getattr(result, name)) for name in _CURVE_COLUMNS))
+    lines = [] if whole else [",".join(_PROGRESS_COLUMNS)]
+    lines.append(",".join(str(getattr(result, name)) for name in _PROGRESS_COLUMNS))
     with path.open("r+b" if content else "wb") as file:
         file.seek(len(whole))
         file.truncate()
