@@ -18,6 +18,7 @@ from spaces.base import TrialConfig
 from trainables.models.classifier import Weights
 from trainables.models.ensemble import Ensemble, ModelCard
 from trainables.models.linear_probe import Probe
+from trainables.models.ood import OODScorer
 from trainables.worker import clone_backbone
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def build_ensemble(
     members: Sequence[Weights],
     temperature: float = 1.0,
     center_crop: Weights | None = None,
+    ood_scorer: OODScorer | None = None,
 ) -> Ensemble:
     """Build a model from members and the frozen stages that they were trained on.
 
@@ -38,6 +40,7 @@ def build_ensemble(
         members: Their weights.
         temperature: Divides the logits.
         center_crop: Weights of the centre-crop branch; None for a model without one.
+        ood_scorer: Scores how far an image is from the training images; None if not fitted.
     """
     space = prepared.space
     card = ModelCard(
@@ -55,7 +58,7 @@ def build_ensemble(
     depth = config.freeze_depth
     backbone = clone_backbone(prepared.features, config.backbone, depth, torch.device("cpu"))
     prefix = backbone.stages[:depth].state_dict()
-    return Ensemble(card, prefix, members, center_crop=center_crop)
+    return Ensemble(card, prefix, members, ood_scorer, center_crop)
 
 
 def save_probe(prepared: PreparedData, backbone: str, probe: Probe, path: Path) -> None:

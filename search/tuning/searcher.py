@@ -47,7 +47,6 @@ class StudySearcher(Searcher):
         storage_error: Why the study can no longer be written; None while it can. Nothing is
             recorded after that, so that no trial is recorded as what it was not, and the search is
             to be ended.
-        on_suggested: Called with the number and the parameters of each trial that is proposed.
     """
 
     def __init__(
@@ -59,6 +58,7 @@ class StudySearcher(Searcher):
         seed: int,
         min_freeze_depth: Callable[[str], int] | None = None,
         max_concurrent: Callable[[], int] | None = None,
+        on_suggested: Callable[[int, dict[str, Value]], None] = lambda number, params: None,
     ) -> None:
         """Search until `n_trials` trials of the study have ended, in whatever state.
 
@@ -67,20 +67,21 @@ class StudySearcher(Searcher):
             space: What is searched.
             n_trials: How many trials of the study have to end, those of earlier sessions included.
             sampler: "tpe", "random" or "grid".
-            seed: Of the sampler.
+            seed: Seed of the samplers.
             min_freeze_depth: Returns, for a backbone, the least depth that there is time to train;
                 None without a time budget.
             max_concurrent: Returns how many trials may run in parallel; None is any number.
+            on_suggested: Called with the number and the parameters of each trial that is proposed.
         """
         super().__init__(metric="val_accuracy", mode="max")
         self.storage_error: Exception | None = None
-        self.on_suggested: Callable[[int, dict[str, Value]], None] = lambda number, params: None
         self._study = study
         self._space = space
         self._n_trials = n_trials
         self._sampler, self._seed = sampler, seed
         self._min_freeze_depth = min_freeze_depth
         self._max_concurrent = max_concurrent
+        self._on_suggested = on_suggested
         self._running: dict[str, optuna.Trial] = {}
         trials = study.get_trials(deepcopy=False)
         self._interrupted = deque(t.number for t in trials if t.state == TrialState.RUNNING)
@@ -108,7 +109,7 @@ class StudySearcher(Searcher):
             if trial is not None:
                 self._running[trial_id] = trial
                 params = {**self._space.constants, **trial.params}
-                self.on_suggested(trial.number, params)
+                self._on_suggested(trial.number, params)
                 return {"number": trial.number, "params": params}
         return none_now
 

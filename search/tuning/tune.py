@@ -22,6 +22,7 @@ from search.tuning.checkpoints import CheckpointClient
 from search.tuning.searcher import LOST, StudySearcher
 from search.tuning.study import append_epoch, learning_curves
 from spaces.base import Space
+from trainables.atomic_write import write_atomically
 from trainables.trial import ImageTrial
 from trainables.trial_result import TrialResult
 from trainables.worker import TrainingContext
@@ -98,6 +99,7 @@ def run_trials(
     # Tune pickles what it runs with, and a plan reaches too far for that.
     fractions, max_concurrent = dict(plan.gpu_fraction), plan.max_concurrent
     slots = TrialSlots(CPUS_PER_TRIAL, list(fractions.values()))
+    events = _TrialEvents(space, callbacks)
     searcher = StudySearcher(
         study,
         space,
@@ -106,9 +108,9 @@ def run_trials(
         context.seed,
         plan.min_freeze_depth,
         lambda: max_concurrent or slots(),
+        events.trial_started,
     )
-    callback = _TuneCallback(space, trials_folder, checkpoints, searcher, callbacks)
-    searcher.on_suggested = callback.start
+    callback = _TuneCallback(trials_folder, checkpoints, searcher, events)
     trainable = tune.with_resources(
         tune.with_parameters(
             ImageTrial,
@@ -167,6 +169,54 @@ class _SearchStopper(tune.Stopper):
         return {}
 
 
+class _TrialEvents:
+    """Pass the events of trials on to the callbacks, and keep the first error of writing.
+
+    Tune would make an error of the file system one of the trial's.
+
+    Attributes:
+        write_error: Why a file of the run can no longer be written; None while it can.
+    """
+
+    def __init__(self, space: Space, callbacks: Sequence[TrialCallback]) -> None:
+        self._searched = set(space.distributions)
+        self._callbacks = callbacks
+        self._started: set[int] = set()
+        self.write_error: Exception | None = None
+
+    def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
+        """Notify the callbacks, once, also where a trial is started again."""
+        if number in self._started:
+            return
+        self._started.add(number)
+        searched = {k: v for k, v in params.items() if k in self._searched}
+        with self.writing():
+            for callback in self._callbacks:
+                callback.trial_started(number, searched)
+
+    def trial_epoch(self, number: int, result: TrialResult) -> None:
+        """Notify the callbacks."""
+        with self.writing():
+            for callback in self._callbacks:
+                callback.trial_epoch(number, result)
+
+    def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
+        """Notify the callbacks."""
+        with self.writing():
+            for callback in self._callbacks:
+                callback.trial_ended(number, state, result)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep the first error of the file system."""
+        try:
+            yield
+        except OSError as error:
+            if self.write_error is None:
+                _log.error("the run folder cannot be written: %s", error)
+            self.write_error = self.write_error or error
+
+
 class _TuneCallback(tune.Callback):
     """Log Tune's events, pass them on to the callbacks, and keep each trial's learning curve.
 
@@ -176,42 +226,32 @@ class _TuneCallback(tune.Callback):
 
     def __init__(
         self,
-        space: Space,
         folder: Path,
         checkpoints: CheckpointClient,
         searcher: StudySearcher,
-        callbacks: Sequence[TrialCallback],
+        events: _TrialEvents,
     ) -> None:
-        self._searched = set(space.distributions)
+        self._folder = folder
         self._checkpoints = checkpoints
         self._searcher = searcher
-        self._folder = folder
-        self._callbacks = callbacks
-        self._started: set[int] = set()
-        self._write_error: Exception | None = None
+        self._events = events
 
     @property
     def storage_error(self) -> Exception | None:
         """Why the study, or a file beside it, can no longer be written."""
-        return self._searcher.storage_error or self._write_error
-
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self.start(trial.config["number"], trial.config["params"])
+        return self._searcher.storage_error or self._events.write_error
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         number, reported = trial.config["number"], TrialResult.from_dict(result)
-        with self._writing():
+        with self._events.writing():
             if reported.disk_full is not None:
                 raise OSError(errno.ENOSPC, reported.disk_full)
             if reported.epoch == 0 or self.storage_error is not None:
                 return
             if append_epoch(self._folder / str(number) / "progress.csv", reported):
-                for callback in self._callbacks:
-                    callback.trial_epoch(number, reported)
+                self._events.trial_epoch(number, reported)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -220,10 +260,9 @@ class _TuneCallback(tune.Callback):
         if result.failure is None:
             self._end(number, "complete" if result.finished else "pruned", result)
             return
-        with self._writing():
-            folder = self._folder / str(number)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(result.traceback or "", encoding="utf-8")
+        path = self._folder / str(number) / "error.txt"
+        with self._events.writing(), write_atomically(path) as partial:
+            partial.write_text(result.traceback or "", encoding="utf-8")
         self._end(number, "failed", result)
 
     def on_trial_error(
@@ -237,16 +276,6 @@ class _TuneCallback(tune.Callback):
         if not self._searcher.will_retry(number):
             self._end(number, "failed", TrialResult(failure=LOST))
 
-    def start(self, number: int, params: Mapping[str, Any]) -> None:
-        """Notify the callbacks once that a trial starts."""
-        if number in self._started:
-            return
-        self._started.add(number)
-        searched = {k: v for k, v in params.items() if k in self._searched}
-        with self._writing():
-            for callback in self._callbacks:
-                callback.trial_started(number, searched)
-
     def _end(self, number: int, state: str, result: TrialResult) -> None:
         if self.storage_error is not None:
             return
@@ -255,16 +284,4 @@ class _TuneCallback(tune.Callback):
             about = {"node": result.node} if result.node else None
             _log.error("trial %d failed: %s%s", number, result.failure, trace, extra=about)
         self._checkpoints.delete_checkpoint(number)
-        with self._writing():
-            for callback in self._callbacks:
-                callback.trial_ended(number, state, result)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Keep the first error of the file system; Tune would make it one of the trial's."""
-        try:
-            yield
-        except OSError as error:
-            if self._write_error is None:
-                _log.error("the run folder cannot be written: %s", error)
-            self._write_error = self._write_error or error
+        self._events.trial_ended(number, state, result)

@@ -100,7 +100,7 @@ class Ensemble(nn.Module):
                 if the card has one.
 
         Raises:
-            ModelError: the weights do not fit the card.
+            ModelError: the weights or the scorer do not fit the card.
         """
         super().__init__()
         self.card = card
@@ -113,6 +113,9 @@ class Ensemble(nn.Module):
             raise ModelError("only one of card and weights has a centre-crop branch")
         backbone = create_backbone(card.backbone)
         backbone.freeze(card.freeze_depth)
+        scored = (card.n_members, backbone.feature_size)
+        if ood_scorer is not None and ood_scorer.means.shape != scored:
+            raise ModelError(f"the OOD scorer is not of [members, features] = {scored}")
         head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
         first = Classifier(backbone, head)
         shared = {id(stage): stage for stage in backbone.stages[: card.freeze_depth]}
@@ -264,13 +267,9 @@ def load_model(path: Path) -> Ensemble:
         raise ModelError(f"{path} must have the format {FORMAT!r}, but has {file_format!r}")
     try:
         card = _read_card(content["card"])
-        ensemble = Ensemble(
-            card, content["prefix"], content["members"], center_crop=content.get("center_crop")
-        )
-        if "ood" in content:
-            size = ensemble.classifiers[0].backbone.feature_size
-            ensemble.ood_scorer = load_ood_scorer(content["ood"], card.n_members, size)
-        return ensemble
+        ood_scorer = load_ood_scorer(content["ood"]) if "ood" in content else None
+        crop = content.get("center_crop")
+        return Ensemble(card, content["prefix"], content["members"], ood_scorer, crop)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
         raise ModelError(f"{path} is damaged: {kind}{error}") from None

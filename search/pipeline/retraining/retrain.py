@@ -28,6 +28,7 @@ from search.runs.summary import Calibration, FinalistScores, KFoldScores
 from search.runs.tables import FOLD_COLUMNS, write_csv
 from search.tuning.study import BASELINE_TRIAL
 from trainables.models.ensemble import Ensemble
+from trainables.models.ood import OODScorer
 from trainables.worker import TrainingContext
 
 _log = logging.getLogger(__name__)
@@ -139,8 +140,8 @@ def retrain_finalists(
     write_out_of_fold(predicted.predictions, prepared.space.image_size, folder)
     calibration = Calibration(temperature=predicted.temperature, out_of_fold=predicted.calibration)
     folder.set_section("calibration", calibration)
-    ensemble = _as_ensemble(prepared, winner, probes, predicted.temperature)
-    ensemble.ood_scorer = fit_ood(winner.folds)
+    ood_scorer = fit_ood(winner.folds)
+    ensemble = _as_ensemble(prepared, winner, probes, predicted.temperature, ood_scorer)
     ensemble.save(folder.path / MODEL)
     _log.info("%s: the %d folds of %s", folder.path / MODEL, n_folds, winner.finalist.name)
     baseline = next((one for one in results if one.finalist.trial == BASELINE_TRIAL), None)
@@ -189,14 +190,18 @@ def _retrain(
 
 
 def _as_ensemble(
-    prepared: PreparedData, result: CrossValidation, probes: CenterCropProbes, temperature: float
+    prepared: PreparedData,
+    result: CrossValidation,
+    probes: CenterCropProbes,
+    temperature: float,
+    ood_scorer: OODScorer | None = None,
 ) -> Ensemble:
     config, crop = result.finalist.retrain_config.config, None
     if result.enabled_center_crop is not None:
         heads = result.enabled_center_crop.heads
         crop = probes.weights(config.backbone, config.freeze_depth, heads)
     members = [fold.weights for fold in result.folds]
-    return build_ensemble(prepared, config, members, temperature, crop)
+    return build_ensemble(prepared, config, members, temperature, crop, ood_scorer)
 
 
 def _write_scores(

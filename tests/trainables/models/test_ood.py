@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from torch import Tensor
 
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import create_head
-from trainables.models.ensemble import Ensemble, ModelCard, load_model
+from trainables.models.ensemble import Ensemble, ModelCard, ModelError, load_model
 from trainables.models.ood import (
     OODScorer,
     energy,
@@ -124,15 +125,33 @@ def test_load_model_restores_the_ood_scorer(tmp_path: Path) -> None:
     "change",
     [
         {"means": torch.zeros(3, 4)},
+        {"means": torch.zeros(4)},
         {"components": torch.zeros(2, 4)},
         {"components": torch.zeros(2, 1, 5)},
         {"scale": torch.zeros(2)},
         {"scale": torch.tensor([1.0, float("nan"), 0.0])},
     ],
 )
-def test_load_ood_scorer_raises_for_another_model(change: dict[str, Tensor]) -> None:
+def test_load_ood_scorer_raises_for_tensors_that_are_no_scorers(change: dict[str, Tensor]) -> None:
     state = {"means": torch.zeros(2, 4), "components": torch.zeros(2, 1, 4)}
     state["scale"] = torch.ones(3)
-    assert load_ood_scorer(state, 2, 4).means.shape == (2, 4)
-    with pytest.raises(ValueError, match="its OOD scorer is not of 2 members with 4 features each"):
-        load_ood_scorer({**state, **change}, 2, 4)
+    assert load_ood_scorer(state).means.shape == (2, 4)
+    with pytest.raises(ValueError, match="its OOD scorer has tensors of wrong shapes"):
+        load_ood_scorer({**state, **change})
+
+
+@pytest.mark.parametrize("shape", [(1, 128), (2, 64)])
+def test_load_model_raises_for_an_ood_scorer_of_another_model(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    card = ModelCard("tinynet", ("a", "b", "c"), 32, 36, 5, 0, n_members=2)
+    backbone = create_backbone("tinynet", seed=0)
+    head = create_head(backbone.feature_size, 3, 0, 0.0).state_dict()
+    members = [{f"head.{key}": value for key, value in head.items()}] * 2
+    path = tmp_path / "model.pt"
+    Ensemble(card, backbone.stages.state_dict(), members).save(path)
+    state = {"means": torch.zeros(shape), "components": torch.zeros(shape[0], 1, shape[1])}
+    torch.save({**torch.load(path), "ood": {**state, "scale": torch.ones(3)}}, path)
+    expected = "is damaged: the OOD scorer is not of [members, features] = (2, 128)"
+    with pytest.raises(ModelError, match=re.escape(expected)):
+        load_model(path)
