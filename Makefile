@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 COVERAGE := --cov=search --cov=trainables --cov=spaces
 
-.PHONY: demo test coverage test-long check lint faults cluster-test cluster-speed fuzz clean
+.PHONY: demo test coverage test-long check lint faults cluster-test cluster-speed fuzz mutants clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m search.run
@@ -48,6 +48,10 @@ fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.system.fuzz.bodies
 	$(BIN)/python -m tests.system.fuzz.readers image -runs=20000
 	$(BIN)/python -m tests.system.fuzz.readers model -runs=5000
+
+# Small mistakes put into the code, of which tests must notice each.
+mutants: $(INSTALLED)
+	$(BIN)/python -m tests.system.mutants
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

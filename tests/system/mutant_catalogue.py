@@ -1,0 +1,330 @@
+"""The mutants of `tests.system.mutants`: mistakes that a plausible slip would make.
+
+Each changes a text that is in its file exactly once, so that no mutant outlives the code that it is
+about; a change of that code changes its mutant, too. The tests are the fastest that notice it.
+The module is long because it is one table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_DATA = "tests/search/data"
+_EVALUATION = "tests/search/evaluation"
+_PIPELINE = "tests/search/pipeline"
+_RETRAINING = f"{_PIPELINE}/retraining"
+_TUNING = "tests/search/tuning"
+_TRAINABLES = "tests/trainables"
+_MODELS = f"{_TRAINABLES}/models"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one file.
+
+    Attributes:
+        name: What is wrong with it.
+        path: The file.
+        old: Text that is in it once.
+        new: What replaces that text.
+        tests: Tests of which at least one must fail.
+    """
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_LEAKS = (
+    Mutant(
+        "fold-trains-on-what-it-leaves-out",
+        "search/pipeline/retraining/kfold.py",
+        "np.setdiff1d(rows, fold), fold, use_probe",
+        "rows, fold, use_probe",
+        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+    ),
+    Mutant(
+        "fold-head-saw-what-it-leaves-out",
+        "search/pipeline/retraining/kfold.py",
+        "initial_head=_fold_head(context, config, rows) if",
+        "initial_head=_fold_head(context, config, torch.as_tensor([*train_rows, *fold_rows])) if",
+        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+    ),
+    Mutant(
+        "crop-head-saw-what-it-leaves-out",
+        "search/pipeline/retraining/center_crop.py",
+        "fit_head(features[~is_in_fold], y[~is_in_fold], n_classes)",
+        "fit_head(features, y, n_classes)",
+        (
+            f"{_RETRAINING}/test_center_crop.py::"
+            "test_centres_that_show_the_class_help_a_model_that_does_not_see_it",
+        ),
+    ),
+    Mutant(
+        "folds-separate-near-duplicates",
+        "search/pipeline/retraining/kfold.py",
+        "split_folds(rows, context.labels, n_folds, context.seed, context.groups)",
+        "split_folds(rows, context.labels, n_folds, context.seed)",
+        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+    ),
+    Mutant(
+        "trials-train-on-test-images",
+        "search/pipeline/trials.py",
+        'rows = {name: prepared.rows(name) for name in ("train", "val")}',
+        'rows = {"train": prepared.rows("train", "test"), "val": prepared.rows("val")}',
+        (f"{_PIPELINE}/test_finalists.py::test_the_baseline_is_always_a_finalist",),
+    ),
+    Mutant(
+        "probe-saw-validation-images",
+        "search/pipeline/probe.py",
+        'rows = prepared.rows("train")\n    return _fit_probe',
+        'rows = prepared.rows("train", "val")\n    return _fit_probe',
+        (f"{_PIPELINE}/test_finalists.py::test_the_baseline_is_always_a_finalist",),
+    ),
+    Mutant(
+        "int8-calibrated-on-test-images",
+        "search/export.py",
+        'read_split(options.run, card, "train", options.data, _CALIBRATION_IMAGES)',
+        'read_split(options.run, card, "test", options.data, _CALIBRATION_IMAGES)',
+        ("tests/search/test_export.py::test_int8_is_smaller_and_reports_its_accuracy",),
+    ),
+)
+
+_CHOICES = (
+    Mutant(
+        "first-finalist-wins",
+        "search/pipeline/retraining/retrain.py",
+        "winner = max(results, key=lambda result: result.mean)",
+        "winner = results[0]",
+        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+    ),
+    Mutant(
+        "last-epoch-kept-instead-of-best",
+        "trainables/trial.py",
+        "if best is epoch:",
+        "if epoch.epoch:",
+        (f"{_TRAINABLES}/test_trainer.py::test_patience_ends_a_training_without_improvement",),
+    ),
+    Mutant(
+        "no-random-proposals",
+        "search/tuning/samplers.py",
+        'if name != "tpe" or n_proposed % RANDOM_EVERY == RANDOM_EVERY - 1:',
+        'if name != "tpe":',
+        (f"{_TUNING}/test_samplers.py::test_the_seed_and_how_far_the_search_is_decide",),
+    ),
+    Mutant(
+        "25-candidates-instead-of-4",
+        "search/tuning/samplers.py",
+        "_N_CANDIDATES = 4",
+        "_N_CANDIDATES = 25",
+        (f"{_TUNING}/test_samplers.py::test_the_seed_and_how_far_the_search_is_decide",),
+    ),
+    Mutant(
+        "asha-stops-the-best",
+        "search/tuning/asha.py",
+        "value < np.percentile",
+        "value > np.percentile",
+        (f"{_TUNING}/test_asha.py::test_of_equal_accuracies_a_third_continues_by_the_lower_loss",),
+    ),
+    Mutant(
+        "patience-off-by-one",
+        "trainables/trainer.py",
+        "return self.epoch - self.best.epoch >= self._patience",
+        "return self.epoch - self.best.epoch > self._patience",
+        (f"{_TRAINABLES}/test_trainer.py::test_patience_ends_a_training_without_improvement",),
+    ),
+)
+
+_SPLITS = (
+    Mutant(
+        "validation-keeps-near-duplicates-of-test-images",
+        "search/data/splits.py",
+        'rank = {"test": 2, "val": 1}',
+        'rank = {"test": 1, "val": 1}',
+        (f"{_DATA}/test_splits.py::test_validation_loses_near_duplicates_of_the_test_set",),
+    ),
+    Mutant(
+        "split-draws-one-image-of-a-group",
+        "search/data/splits.py",
+        "self._result[self._members[group]] = split_name",
+        "self._result[self._members[group][0]] = split_name",
+        (f"{_DATA}/test_splits.py::test_no_group_is_split_in_a_thousand_random_cases",),
+    ),
+    Mutant(
+        "folds-lose-stratification",
+        "trainables/grouped_kfold.py",
+        "shuffled.split(labels, labels)",
+        "shuffled.split(labels, np.zeros_like(labels))",
+        (f"{_TRAINABLES}/test_grouped_kfold.py::test_folds_without_groups_equal_scikit_learns",),
+    ),
+)
+
+_TRAINING = (
+    Mutant(
+        "cached-views-at-another-magnitude",
+        "trainables/worker.py",
+        "view_magnitude(view, n_views),",
+        "view_magnitude(view, n_views + 1),",
+        (f"{_TRAINABLES}/test_feature_cache.py::test_view_magnitude",),
+    ),
+    Mutant(
+        "normalisation-swaps-mean-and-std",
+        "trainables/images.py",
+        "mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD",
+        "std, mean = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD",
+        (f"{_TRAINABLES}/test_images.py::test_evaluation_pixels_are_torchvisions",),
+    ),
+    Mutant(
+        "class-weights-shifted",
+        "trainables/trainer.py",
+        "counts = torch.bincount(labels, minlength=n_classes)\n    return",
+        "counts = torch.bincount(labels, minlength=n_classes).roll(1)\n    return",
+        (
+            f"{_TRAINABLES}/test_trainer.py::"
+            "test_class_weights_equal_scikit_learns_balanced_weights",
+        ),
+    ),
+    Mutant(
+        "dropout-in-predictions",
+        "trainables/trainer.py",
+        "self.model.eval()",
+        "self.model.train()",
+        (f"{_TRAINABLES}/test_trainer.py::test_validation_metrics_match_the_predictions",),
+    ),
+    Mutant(
+        "freeze-depth-off-by-one",
+        "trainables/models/backbones.py",
+        "stage.requires_grad_(index >= depth)",
+        "stage.requires_grad_(index > depth)",
+        (f"{_MODELS}/test_backbones.py::test_only_unfrozen_stages_get_gradients",),
+    ),
+    Mutant(
+        "frozen-batchnorm-statistics-move",
+        "trainables/models/backbones.py",
+        "            stage.eval()\n",
+        "            stage.train(mode)\n",
+        (
+            f"{_MODELS}/test_backbones.py::test_frozen_stages_stay_in_eval_mode_when_a_parent_trains",
+        ),
+    ),
+    Mutant(
+        "order-ignores-the-seed",
+        "trainables/trainer.py",
+        "self._generator = torch.Generator().manual_seed(seed)",
+        "self._generator = torch.Generator().manual_seed(0)",
+        (f"{_TRAINABLES}/test_trainer.py::test_a_training_depends_on_its_seed_alone",),
+    ),
+)
+
+_FIGURES = (
+    Mutant(
+        "comparison-swaps-its-sides",
+        "search/pipeline/evaluate.py",
+        "compare_models(labels, after.argmax(1), predicted)",
+        "compare_models(labels, predicted, after.argmax(1))",
+        (f"{_PIPELINE}/test_evaluate.py::test_the_model_is_compared_with_the_baseline",),
+    ),
+    Mutant(
+        "interval-of-the-folds-from-a-fifth-of-the-images",
+        "search/pipeline/retraining/out_of_fold.py",
+        "return wilson_interval(n_correct, sum(len(fold.rows) for fold in folds))",
+        "return wilson_interval(n_correct // len(folds), len(folds[0].rows))",
+        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+    ),
+    Mutant(
+        "external-near-duplicates-are-scored",
+        "search/pipeline/evaluate.py",
+        "scored = (labels >= 0) & ~prepared.external_near_duplicates",
+        "scored = labels >= 0",
+        (
+            f"{_PIPELINE}/test_evaluate.py::"
+            "test_external_near_duplicates_are_predicted_and_not_evaluated",
+        ),
+    ),
+    Mutant(
+        "top-2-accuracy-called-top-3",
+        "search/evaluation/metrics.py",
+        "k=TOP_K,",
+        "k=TOP_K - 1,",
+        (f"{_EVALUATION}/test_metrics.py::test_top_3_accuracy",),
+    ),
+    Mutant(
+        "wilson-interval-of-90-percent",
+        "search/evaluation/intervals.py",
+        'proportion_ci(0.95, method="wilson")',
+        'proportion_ci(0.90, method="wilson")',
+        (f"{_EVALUATION}/test_intervals.py::test_wilson_interval",),
+    ),
+    Mutant(
+        "macro-interval-of-90-percent",
+        "search/evaluation/intervals.py",
+        "np.quantile(draws, (0.025, 0.975))",
+        "np.quantile(draws, (0.05, 0.95))",
+        (f"{_EVALUATION}/test_intervals.py::test_intervals_of_macro_f1_cover_the_truth",),
+    ),
+    Mutant(
+        "temperature-multiplies-logits",
+        "trainables/models/ensemble.py",
+        "torch.softmax(logits / temperature, dim=2)",
+        "torch.softmax(logits * temperature, dim=2)",
+        (
+            f"{_MODELS}/test_ensemble.py::"
+            "test_mean_probabilities_applies_the_temperature_before_the_mean",
+        ),
+    ),
+    Mutant(
+        "calibration-error-ignores-the-size-of-bins",
+        "search/evaluation/calibration.py",
+        "sum(one.n * abs(one.confidence - one.accuracy) for one in bins) / n)",
+        "sum(abs(one.confidence - one.accuracy) for one in bins) / len(bins))",
+        (
+            f"{_EVALUATION}/test_calibration.py::"
+            "test_calibration_error_is_the_mean_gap_weighted_by_bin",
+        ),
+    ),
+    Mutant(
+        "energy-has-the-wrong-sign",
+        "trainables/models/ood.py",
+        "return -torch.logsumexp(logits.float(), dim=1)",
+        "return torch.logsumexp(logits.float(), dim=1)",
+        (f"{_MODELS}/test_ood.py::test_energy_is_lower_for_a_higher_logit",),
+    ),
+    Mutant(
+        "ood-subspace-fitted-on-what-a-fold-leaves-out",
+        "search/pipeline/retraining/kfold.py",
+        "subspace = fit_subspace(trainer.predict(few[:MAX_IMAGES])[0])",
+        "subspace = fit_subspace(features)",
+        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+    ),
+)
+
+_RESUMING = (
+    Mutant(
+        "epoch-reported-twice-is-written-twice",
+        "search/tuning/study.py",
+        "        return False\n    lines = []",
+        "        pass\n    lines = []",
+        (f"{_TUNING}/test_study.py::test_each_epoch_is_appended_once",),
+    ),
+    Mutant(
+        "resumed-trial-loses-its-best-weights",
+        "trainables/trial.py",
+        'self._best_weights = state["best_weights"]',
+        "self._best_weights = trainer.model.member_weights()",
+        (f"{_TRAINABLES}/test_trainer.py::test_patience_ends_a_training_without_improvement",),
+    ),
+    Mutant(
+        "folds-of-other-images-are-reused",
+        "search/pipeline/retraining/kfold.py",
+        "if np.array_equal(fold.rows, fold_rows[index])",
+        "if len(fold.rows)",
+        (
+            f"{_RETRAINING}/test_kfold.py::"
+            "test_folds_of_an_earlier_session_are_reused_if_they_left_out_the_same_images",
+        ),
+    ),
+)
+
+MUTANTS = (*_LEAKS, *_CHOICES, *_SPLITS, *_TRAINING, *_FIGURES, *_RESUMING)
