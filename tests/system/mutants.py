@@ -85,15 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         print(f"without a mutant all tests pass ({time.monotonic() - started:.0f} s)", flush=True)
-        outcomes = []
+        width, outcomes = max(map(len, names)), []
         for outcome in run_mutants(trees, mutants):
             outcomes.append(outcome)
-            by = outcome.test.removeprefix("tests/")
-            print(f"{outcome.result:<8} {outcome.seconds:>5.1f} s  {outcome.mutant.name:<44} {by}")
-            sys.stdout.flush()
+            line = f"{outcome.result:<8}  {outcome.mutant.name:<{width}}  {outcome.seconds:>5.1f} s"
+            print(f"{line}  {outcome.test.removeprefix('tests/')}".rstrip(), flush=True)
+            if outcome.result == _BROKEN:
+                print(_tail(outcome.output))
     others = [one for one in outcomes if one.result != _KILLED]
-    for outcome in others:
-        print(f"\n--- {outcome.mutant.name}\n{_tail(outcome.output)}")
     n_killed, minutes = len(outcomes) - len(others), (time.monotonic() - started) / 60
     print(f"{n_killed} of {len(outcomes)} mutants killed; {minutes:.1f} minutes")
     for outcome in others:
