@@ -31,7 +31,7 @@ from benchmarks.harness.simulated_trials import SimulatedContext, SimulatedTrial
 from search.cluster.session import configure_ray, ray_session
 from search.tuning.asha import REDUCTION_FACTOR
 from search.tuning.checkpoints import start_checkpoint_store
-from search.tuning.study import open_storage, open_study
+from search.tuning.study import open_storage
 from search.tuning.tune import SearchPlan, run_trials
 from spaces.base import Space, load_space
 from trainables.trial_result import TrialResult
@@ -106,11 +106,11 @@ def run_ours(
         max_concurrent=concurrent,
         gpu_fraction=dict.fromkeys(space.backbones, 0.0),
     )
-    study = open_study(open_storage(folder), space)
+    storage = open_storage(folder)
     checkpoints = start_checkpoint_store(trials, space.keep_checkpoints, {})
     rows = {"train": np.arange(8), "val": np.arange(8)}
     with simulated_trials():
-        run_trials(plan, study, space, context, rows, checkpoints, trials, callbacks)
+        run_trials(plan, storage, space, context, rows, checkpoints, trials, callbacks)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import optuna
+from optuna.storages import InMemoryStorage
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -22,7 +22,6 @@ from ray.tune.search.optuna import OptunaSearch
 from benchmarks.tuning.curve_tables import SPACE, CurveTable, View
 from search.tuning.asha import ResumableASHA
 from search.tuning.searcher import StudySearcher
-from search.tuning.study import open_study
 
 NO_END = 10**6  # trials: the epochs end a search
 
@@ -46,8 +45,7 @@ def our_searcher(sampler: str) -> Callable[[int], Searcher]:
     """Return what makes our searcher with one of its samplers."""
 
     def create(seed: int) -> Searcher:
-        study = open_study(optuna.storages.InMemoryStorage(), SPACE)
-        return StudySearcher(study, SPACE, NO_END, sampler, seed)
+        return StudySearcher(InMemoryStorage(), SPACE, NO_END, sampler, seed)
 
     return create
 

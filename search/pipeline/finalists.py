@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -12,12 +11,11 @@ from optuna.trial import FrozenTrial, TrialState
 from search.console.formatting import count
 from search.pipeline.retraining.kfold import RetrainConfig
 from search.runs.summary import BestModel, ProbeScore
-from search.runs.tables import read_rows
 from search.tuning.study import (
     BASELINE_TRIAL,
     best_epoch,
-    best_value,
     count_states,
+    learning_rates,
     ranked_trials,
     trial_params,
 )
@@ -62,7 +60,6 @@ def choose_finalists(
     space: Space,
     n: int,
     probe_scores: Mapping[str, ProbeScore],
-    trials_folder: Path,
     with_baseline: bool = True,
     too_slow: Collection[int] = (),
 ) -> list[Finalist]:
@@ -76,7 +73,6 @@ def choose_finalists(
         space: What was searched.
         n: Number of trials.
         probe_scores: By backbone, the best first; empty without probes.
-        trials_folder: Has each trial's `progress.csv`.
         with_baseline: Whether trial 0 is retrained if it is not among the best.
         too_slow: Trials that are not retrained.
     """
@@ -87,7 +83,7 @@ def choose_finalists(
         if len(chosen) < n and is_new and trial.number not in too_slow:
             chosen.append(trial)
     finalists = [
-        Finalist(trial.number, read_retrain_config(trial, space, trials_folder), best_value(trial))
+        Finalist(trial.number, read_retrain_config(trial, space), best_epoch(trial).val_accuracy)
         for trial in chosen
     ]
     # Where no trial has ended an epoch, the probe is all there is; but where they failed, it would
@@ -100,9 +96,11 @@ def choose_finalists(
         is_new = all(baseline.params != trial.params for trial in chosen)
         if is_new and baseline.intermediate_values and baseline.state != TrialState.FAIL:
             retrain_config = full_length(
-                read_retrain_config(baseline, space, trials_folder), baseline, space.epochs
+                read_retrain_config(baseline, space), baseline, space.epochs
             )
-            finalists.append(Finalist(BASELINE_TRIAL, retrain_config, best_value(baseline)))
+            finalists.append(
+                Finalist(BASELINE_TRIAL, retrain_config, best_epoch(baseline).val_accuracy)
+            )
     return finalists
 
 
@@ -124,12 +122,8 @@ def full_length(retrain_config: RetrainConfig, trial: FrozenTrial, epochs: int) 
     )
 
 
-def read_retrain_config(trial: FrozenTrial, space: Space, trials_folder: Path) -> RetrainConfig:
+def read_retrain_config(trial: FrozenTrial, space: Space) -> RetrainConfig:
     """Return how to retrain a trial: its configuration, its best epoch, its learning rates."""
     config = resolve_config(trial_params(trial, space))
-    epochs = best_epoch(trial)
-    if config.scheduler != "plateau":
-        return RetrainConfig(config, epochs, None)
-    curve = read_rows(trials_folder / str(trial.number) / "progress.csv")
-    lrs = {int(row["epoch"]): float(row["lr"]) for row in curve}
-    return RetrainConfig(config, epochs, tuple(lrs[epoch] for epoch in range(1, epochs + 1)))
+    lrs = learning_rates(trial) if config.scheduler == "plateau" else None
+    return RetrainConfig(config, best_epoch(trial).epoch, lrs)

@@ -34,7 +34,7 @@ from search.reporting.tensorboard.run_board import RunBoard
 from search.reporting.terminal import show_result
 from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import Settings
-from search.tuning.study import BASELINE_TRIAL, best_value, ranked_trials
+from search.tuning.study import BASELINE_TRIAL, best_epoch, ranked_trials
 
 _log = logging.getLogger(__name__)
 
@@ -150,15 +150,15 @@ def _choose_finalists(
         run_plan.space,
         run_plan.request.n_finalists,
         probes.scores,
-        run_plan.folder.path / "trials",
         with_baseline,
         too_slow,
     )
     chosen, ranked = {finalist.trial for finalist in finalists}, ranked_trials(study)
     if ranked and ranked[0].number in too_slow - chosen:
+        accuracy = percent(best_epoch(ranked[0]).val_accuracy, 2)
         progress.warn(
-            f"trial {ranked[0].number}, validation accuracy {percent(best_value(ranked[0]), 2)}, is"
-            " no finalist: its folds would take too much of the time budget"
+            f"trial {ranked[0].number}, validation accuracy {accuracy}, is no finalist: its folds"
+            " would take too much of the time budget"
         )
     elif not with_baseline and BASELINE_TRIAL not in chosen:
         progress.warn("there is no comparison with the baseline: its folds would take too long")

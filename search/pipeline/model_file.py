@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from search.pipeline.finalists import Finalist, probe_config, read_retrain_config
 from search.pipeline.prepare import PreparedData
 from search.runs.run_folder import BEST_WEIGHTS, MODEL, RunFolder
-from search.tuning.study import best_value, ranked_trials
+from search.tuning.study import best_epoch, ranked_trials
 from spaces.base import TrialConfig
 from trainables.models.classifier import Weights
 from trainables.models.ensemble import Ensemble, ModelCard
@@ -76,10 +76,10 @@ def save_best_trial(prepared: PreparedData, study: optuna.Study, folder: RunFold
     for trial in ranked_trials(study):
         weights = folder.path / "trials" / str(trial.number) / BEST_WEIGHTS
         if trial.state == TrialState.COMPLETE and weights.is_file():
-            retrain_config = read_retrain_config(trial, prepared.space, folder.path / "trials")
+            retrain_config = read_retrain_config(trial, prepared.space)
             member = torch.load(weights, weights_only=True)
             build_ensemble(prepared, retrain_config.config, [member]).save(folder.path / MODEL)
-            finalist = Finalist(trial.number, retrain_config, best_value(trial))
+            finalist = Finalist(trial.number, retrain_config, best_epoch(trial).val_accuracy)
             folder.set_section("best", finalist.as_best_model())
             _log.info("%s: the best trial, %d", folder.path / MODEL, trial.number)
             return

@@ -21,7 +21,7 @@ from search.runs.run_folder import RunFolder
 from search.runs.summary import SearchCounts
 from search.tuning.checkpoints import start_checkpoint_store
 from search.tuning.study import (
-    best_value,
+    best_epoch,
     count_states,
     count_unfinished,
     ended_trials,
@@ -76,7 +76,8 @@ def run_search(
     request, space, folder = run_plan.request, prepared.space, run_plan.folder
     started = monotonic()
     rows = {name: prepared.rows(name) for name in ("train", "val")}
-    study = open_study(open_storage(folder.path), space)
+    storage = open_storage(folder.path)
+    study = open_study(storage, space)
     gpu_fraction = measure_gpu_fractions(space, context, rows["train"])
     if any(gpu_fraction.values()):
         progress.say("fraction of a GPU for each trial: " + describe(gpu_fraction))
@@ -115,11 +116,13 @@ def run_search(
     boards.catch_up(ended_trials(study))
     callbacks: list[TrialCallback] = [boards, progress, *([budget] if budget is not None else [])]
     ranked = ranked_trials(study)
-    best = (best_value(ranked[0]), ranked[0].number, ranked[0].params) if ranked else None
+    best = None
+    if ranked:
+        best = best_epoch(ranked[0]).val_accuracy, ranked[0].number, ranked[0].params
     progress.begin_trials(space.trials, sum(count_states(study).values()), space.epochs, best)
     try:
         with shutdown.deferring():
-            run_trials(plan, study, space, context, rows, checkpoints, trials, callbacks)
+            run_trials(plan, storage, space, context, rows, checkpoints, trials, callbacks)
     finally:
         boards.close()
         checkpoints.download_best(trials)

@@ -37,7 +37,7 @@ from search.reporting.style import (
     use_integer_ticks,
     use_percent_ticks,
 )
-from search.tuning.study import best_value
+from search.tuning.study import best_epoch
 
 FINAL = "final model"
 """Legend of the trial that the final model was retrained from."""
@@ -171,7 +171,7 @@ def importances(record: Record) -> dict[str, float]:
     if record.study is None or len(complete) < MIN_TRIALS_FOR_IMPORTANCE:
         return {}
     frozen = record.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if len({best_value(trial) for trial in frozen}) < 2:
+    if len({best_epoch(trial).val_accuracy for trial in frozen}) < 2:
         return {}
     sample = optuna.create_study(direction="maximize")
     sample.add_trials(frozen[:: math.ceil(len(frozen) / _MAX_TRIALS_FOR_IMPORTANCE)])

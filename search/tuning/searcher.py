@@ -17,12 +17,23 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search.tuning.ranking import ranking_value
 from search.tuning.samplers import BudgetedSampler, create_sampler, grid_points
-from search.tuning.study import BEST, NODE, REASON, SECONDS, STATES
+from search.tuning.study import (
+    BEST,
+    LEARNING_RATES,
+    NODE,
+    REASON,
+    SECONDS,
+    STATES,
+    STUDY_NAME,
+    open_study,
+    trial_params,
+)
 from spaces.base import Space
 from spaces.rules import Value
 from trainables.trial_result import TrialResult
@@ -51,7 +62,7 @@ class StudySearcher(Searcher):
 
     def __init__(
         self,
-        study: optuna.Study,
+        storage: BaseStorage,
         space: Space,
         n_trials: int,
         sampler: str,
@@ -63,7 +74,7 @@ class StudySearcher(Searcher):
         """Search until `n_trials` trials of the study have ended, in whatever state.
 
         Args:
-            study: Where trials are recorded.
+            storage: Has the study, in which trials are recorded; it is created if it has none.
             space: What is searched.
             n_trials: How many trials of the study have to end, those of earlier sessions included.
             sampler: "tpe", "random" or "grid".
@@ -74,8 +85,9 @@ class StudySearcher(Searcher):
             on_suggested: Called with the number and the parameters of each trial that is proposed.
         """
         super().__init__(metric="val_accuracy", mode="max")
+        study = open_study(storage, space)
         self.storage_error: Exception | None = None
-        self._study = study
+        self._storage, self._study = storage, study
         self._space = space
         self._n_trials = n_trials
         self._sampler, self._seed = sampler, seed
@@ -108,7 +120,7 @@ class StudySearcher(Searcher):
             trial = self._resume(self._interrupted.popleft()) if self._interrupted else self._ask()
             if trial is not None:
                 self._running[trial_id] = trial
-                params = {**self._space.constants, **trial.params}
+                params = trial_params(trial, self._space)
                 self._on_suggested(trial.number, params)
                 return {"number": trial.number, "params": params}
         return none_now
@@ -159,9 +171,8 @@ class StudySearcher(Searcher):
     def _resume(self, number: int) -> optuna.Trial:
         """Continue an interrupted trial, maybe one of which not all parameters were drawn."""
         self._set_sampler(number)
-        # Optuna has no public way from a number to a running trial; its integrations, too, take
-        # this id.
-        trial_id = self._study.get_trials(deepcopy=False)[number]._trial_id
+        study_id = self._storage.get_study_id_from_name(STUDY_NAME)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
         trial = optuna.Trial(self._study, trial_id)
         for name, distribution in self._space.distributions.items():
             _draw(trial, name, distribution)
@@ -205,6 +216,7 @@ class StudySearcher(Searcher):
         epochs = self._epochs[trial.number]
         if result.epoch not in epochs:
             self._set_best(trial, result)
+            self._set_learning_rate(trial, result)
             value = ranking_value(result.val_accuracy, result.val_loss)
             trial.report(value, step=result.epoch)
             epochs.add(result.epoch)
@@ -232,6 +244,18 @@ class StudySearcher(Searcher):
         }
         if trial.user_attrs.get(BEST) != best:
             trial.set_user_attr(BEST, best)
+
+    def _set_learning_rate(self, trial: optuna.Trial, result: TrialResult) -> None:
+        """Record the learning rate of an epoch where a plateau schedule has changed it."""
+        if trial_params(trial, self._space).get("scheduler") != "plateau":
+            return
+        recorded = trial.user_attrs.get(LEARNING_RATES, {})
+        # Without this epoch's own: a session may have ended before the epoch itself was recorded.
+        rates = {epoch: lr for epoch, lr in recorded.items() if int(epoch) < result.epoch}
+        if list(rates.values())[-1:] != [result.lr]:
+            rates[str(result.epoch)] = result.lr
+        if rates != recorded:
+            trial.set_user_attr(LEARNING_RATES, rates)
 
     @contextmanager
     def _recording(self) -> Iterator[None]:

@@ -34,6 +34,8 @@ BASELINE_TRIAL = 0
 # User attributes of a trial.
 BEST = "best"
 """Best epoch so far: {"epoch": from 1, "val_accuracy": in [0, 1], "val_loss": in nats}."""
+LEARNING_RATES = "learning_rates"
+"""Learning rates of a plateau schedule, by the epoch from which on each applied: {"1": 0.001}."""
 REASON = "reason"
 NODE = "node"
 SECONDS = "seconds"
@@ -142,24 +144,27 @@ def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     others = (TrialState.PRUNED, TrialState.RUNNING)
     partial = [t for t in trials if t.state in others and t.intermediate_values]
-    return sorted(complete or partial, key=_rank)
+    return sorted(complete or partial, key=lambda trial: best_epoch(trial).score, reverse=True)
 
 
-def _rank(trial: FrozenTrial) -> tuple[float, float, int]:
-    return -best_value(trial), trial.user_attrs[BEST]["val_loss"], trial.number
+def best_epoch(trial: FrozenTrial) -> EpochResult:
+    """Return the number and the validation metrics of a trial's best epoch.
+
+    The trial must have ended one; other fields are not filled.
+    """
+    return EpochResult(**trial.user_attrs[BEST])
 
 
-def best_value(trial: FrozenTrial) -> float:
-    """Return the validation accuracy of a trial's best epoch; it must have ended one."""
-    return float(trial.user_attrs[BEST]["val_accuracy"])
+def learning_rates(trial: FrozenTrial) -> tuple[float, ...]:
+    """Return the learning rate of each epoch up to the best, of a trial with a plateau schedule."""
+    changes = trial.user_attrs[LEARNING_RATES]
+    rates: list[float] = []
+    for epoch in range(1, best_epoch(trial).epoch + 1):
+        rates.append(changes[str(epoch)] if str(epoch) in changes else rates[-1])
+    return tuple(rates)
 
 
-def best_epoch(trial: FrozenTrial) -> int:
-    """Return a trial's best epoch, counted from 1."""
-    return int(trial.user_attrs[BEST]["epoch"])
-
-
-def trial_params(trial: FrozenTrial, space: Space) -> dict[str, Value]:
+def trial_params(trial: FrozenTrial | optuna.Trial, space: Space) -> dict[str, Value]:
     """Return a trial's parameters, the space's constants included."""
     return {**space.constants, **trial.params}
 
@@ -171,10 +176,11 @@ def ended_trials(
     for trial in study.get_trials(deepcopy=False, states=tuple(STATES)):
         result = TrialResult(failure=trial.user_attrs.get(REASON))
         if trial.intermediate_values:
+            best = best_epoch(trial)
             result = TrialResult(
                 epoch=max(trial.intermediate_values),
-                best_val_accuracy=best_value(trial),
-                best_epoch=best_epoch(trial),
+                best_val_accuracy=best.val_accuracy,
+                best_epoch=best.epoch,
                 trained_seconds=trial.user_attrs.get(SECONDS, math.nan),
                 failure=trial.user_attrs.get(REASON),
             )
@@ -196,7 +202,7 @@ def count_unfinished(study: optuna.Study) -> int:
 def kept_scores(study: optuna.Study) -> dict[int, tuple[float, float]]:
     """Return each complete trial's score, as `search.tuning.checkpoints` ranks them."""
     return {
-        trial.number: (best_value(trial), -trial.user_attrs[BEST]["val_loss"])
+        trial.number: best_epoch(trial).score
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     }
 
@@ -224,19 +230,20 @@ def append_epoch(path: Path, result: TrialResult) -> bool:
 
 
 def write_trials(path: Path, study: optuna.Study, space: Space) -> None:
-    """Write `trials.csv`: one line a trial, with its parameters, outcome, seconds and node."""
+    """Write `trials.csv`: one line per trial, with its parameters, outcome, seconds and node."""
     head = ("number", "state", "best_val_accuracy", "best_epoch", "epochs", "seconds", "node")
     names = tuple(space.params)
     rows = []
     for trial in study.get_trials(deepcopy=False):
-        has_epochs, attributes = bool(trial.intermediate_values), trial.user_attrs
+        best = best_epoch(trial) if trial.intermediate_values else None
+        attributes = trial.user_attrs
         params = trial_params(trial, space)
         rows.append(
             [
                 trial.number,
                 STATES.get(trial.state, UNFINISHED),
-                best_value(trial) if has_epochs else None,
-                best_epoch(trial) if has_epochs else None,
+                best and best.val_accuracy,
+                best and best.epoch,
                 len(trial.intermediate_values),
                 attributes.get(SECONDS),
                 attributes.get(NODE),

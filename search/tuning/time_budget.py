@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 
-from search.tuning.study import BASELINE_TRIAL, SECONDS, STATES, best_epoch, best_value
+from search.tuning.study import BASELINE_TRIAL, SECONDS, STATES, best_epoch
 from spaces.base import Space, TrialConfig
 from trainables.models.linear_probe import uses_center_crop
 from trainables.trial_result import TrialResult
@@ -109,8 +109,9 @@ class TimeBudget:
             if trial.state in STATES and SECONDS in trial.user_attrs:
                 self.trial_started(trial.number, trial.params)
                 seconds = trial.user_attrs[SECONDS] / len(trial.intermediate_values)
-                self._observe(trial.number, best_value(trial), best_epoch(trial), seconds)
-                result = TrialResult(best_epoch=best_epoch(trial))
+                best = best_epoch(trial)
+                self._observe(trial.number, best.val_accuracy, best.epoch, seconds)
+                result = TrialResult(best_epoch=best.epoch)
                 self.trial_ended(trial.number, STATES[trial.state], result)
 
     def trial_started(self, number: int, params: Mapping[str, Any]) -> None:

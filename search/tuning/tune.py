@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import optuna
+from optuna.storages import BaseStorage
 from ray import tune
 from ray.tune.experiment import Trial
 
@@ -20,7 +20,7 @@ from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
 from search.tuning.asha import NoEarlyStopping, ResumableASHA
 from search.tuning.checkpoints import CheckpointClient
 from search.tuning.searcher import LOST, StudySearcher
-from search.tuning.study import append_epoch, learning_curves
+from search.tuning.study import append_epoch, learning_curves, open_study
 from spaces.base import Space
 from trainables.atomic_write import write_atomically
 from trainables.trial import ImageTrial
@@ -72,7 +72,7 @@ class SearchPlan:
 
 def run_trials(
     plan: SearchPlan,
-    study: optuna.Study,
+    storage: BaseStorage,
     space: Space,
     context: TrainingContext,
     rows: dict[str, np.ndarray],
@@ -84,7 +84,7 @@ def run_trials(
 
     Args:
         plan: How they are run.
-        study: Proposes them and records how they went.
+        storage: Has the study, in which trials are recorded.
         space: What is searched.
         context: What all trials share.
         rows: Table rows of "train" and "val".
@@ -101,7 +101,7 @@ def run_trials(
     slots = TrialSlots(CPUS_PER_TRIAL, list(fractions.values()))
     events = _TrialEvents(space, callbacks)
     searcher = StudySearcher(
-        study,
+        storage,
         space,
         plan.n_trials,
         plan.sampler,
@@ -131,7 +131,7 @@ def run_trials(
             storage_path=scratch,
             search_alg=searcher,
             scheduler=(
-                ResumableASHA(context.epochs, learning_curves(study))
+                ResumableASHA(context.epochs, learning_curves(open_study(storage, space)))
                 if plan.scheduler == "asha"
                 else NoEarlyStopping()  # type: ignore[no-untyped-call]
             ),

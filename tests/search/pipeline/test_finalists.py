@@ -1,4 +1,4 @@
-from pathlib import Path
+from itertools import zip_longest
 
 import optuna
 import pytest
@@ -7,7 +7,7 @@ from optuna.trial import TrialState, create_trial
 
 from search.pipeline.finalists import Finalist, choose_finalists
 from search.runs.summary import ProbeScore
-from search.tuning.study import BEST
+from search.tuning.study import BEST, LEARNING_RATES
 from spaces.base import Space
 from spaces.sources import digits
 
@@ -27,10 +27,16 @@ def space_of(scheduler: str = "none") -> Space:
     )
 
 
-def study_of(*trials: tuple[float, TrialState, tuple[float, ...]]) -> optuna.Study:
-    """Make a study of trials: learning rate, state, validation accuracies."""
+def study_of(
+    *trials: tuple[float, TrialState, tuple[float, ...]],
+    rates: tuple[dict[str, float], ...] = (),
+) -> optuna.Study:
+    """Make a study of trials: learning rate, state, validation accuracies.
+
+    `rates` has the learning rates of each trial's plateau schedule.
+    """
     study = optuna.create_study(direction="maximize")
-    for lr, state, values in trials:
+    for (lr, state, values), learning_rates in zip_longest(trials, rates, fillvalue={}):
         best = max(range(len(values)), key=lambda i: values[i]) if values else 0
         study.add_trial(
             create_trial(
@@ -45,7 +51,8 @@ def study_of(*trials: tuple[float, TrialState, tuple[float, ...]]) -> optuna.Stu
                             "epoch": best + 1,
                             "val_accuracy": values[best],
                             "val_loss": 1 - values[best],
-                        }
+                        },
+                        LEARNING_RATES: learning_rates,
                     }
                     if values
                     else {}
@@ -55,91 +62,85 @@ def study_of(*trials: tuple[float, TrialState, tuple[float, ...]]) -> optuna.Stu
     return study
 
 
-def chosen(tmp_path: Path, study: optuna.Study, space: Space | None = None) -> list[Finalist]:
-    return choose_finalists(study, space or space_of(), 1, {}, tmp_path)
+def chosen(study: optuna.Study, space: Space | None = None) -> list[Finalist]:
+    return choose_finalists(study, space or space_of(), 1, {})
 
 
-def test_the_baseline_is_always_a_finalist(tmp_path: Path) -> None:
+def test_the_baseline_is_always_a_finalist() -> None:
     first = (1e-3, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.85))
     best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
-    finalists = chosen(tmp_path, study_of(first, best))
+    finalists = chosen(study_of(first, best))
     assert [(f.trial, f.retrain_config.epochs, f.val_accuracy) for f in finalists] == [
         (1, 4, 0.95),
         (0, 3, 0.9),
     ]
 
 
-def test_without_time_for_the_baseline_it_is_a_finalist_only_where_it_is_best(
-    tmp_path: Path,
-) -> None:
+def test_without_time_for_the_baseline_it_is_a_finalist_only_where_it_is_best() -> None:
     good = (1e-3, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.85))
     best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
     for trials, number in (((good, best), 1), ((best, good), 0)):
         study = study_of(*trials)
-        finalists = choose_finalists(study, space_of(), 1, {}, tmp_path, with_baseline=False)
+        finalists = choose_finalists(study, space_of(), 1, {}, with_baseline=False)
         assert [finalist.trial for finalist in finalists] == [number]
 
 
-def test_trials_that_are_too_slow_are_no_finalists(tmp_path: Path) -> None:
+def test_trials_that_are_too_slow_are_no_finalists() -> None:
     """The next best trial takes the place; where there is none, the probe is alone."""
     trials = [(lr, TrialState.COMPLETE, (0.7, value)) for lr, value in ((1e-3, 0.8), (1e-2, 0.9))]
     study, probes = study_of(*trials), {"tinynet": ProbeScore(accuracy=0.5, seconds=1.0)}
     for slow, numbers in (({1}, [0, None]), ({0, 1}, [None])):
-        finalists = choose_finalists(study, space_of(), 1, probes, tmp_path, False, slow)
+        finalists = choose_finalists(study, space_of(), 1, probes, False, slow)
         assert [finalist.trial for finalist in finalists] == numbers
 
 
-def test_a_baseline_that_is_the_best_is_one_finalist(tmp_path: Path) -> None:
+def test_a_baseline_that_is_the_best_is_one_finalist() -> None:
     best = (1e-3, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
     other = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.8, 0.8))
-    assert [f.trial for f in chosen(tmp_path, study_of(best, other))] == [0]
+    assert [f.trial for f in chosen(study_of(best, other))] == [0]
 
 
-def test_a_pruned_baseline_is_retrained_at_full_length(tmp_path: Path) -> None:
+def test_a_pruned_baseline_is_retrained_at_full_length() -> None:
     first = (1e-3, TrialState.PRUNED, (0.5,))
     best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
-    finalist = chosen(tmp_path, study_of(first, best))[1]
+    finalist = chosen(study_of(first, best))[1]
     assert (finalist.trial, finalist.retrain_config.epochs) == (0, EPOCHS)
     assert finalist.retrain_config.config.lr == 1e-3
 
 
-def test_learning_rates_of_a_plateau_stay_as_in_the_last_epoch(tmp_path: Path) -> None:
-    for number, rates in ((0, (1e-3, 1e-4)), (1, (1e-2,) * 4)):
-        (tmp_path / str(number)).mkdir()
-        lines = [f"{epoch},{rate}" for epoch, rate in enumerate(rates, start=1)]
-        curve = tmp_path / str(number) / "progress.csv"
-        curve.write_text("\n".join(["epoch,lr", *lines]) + "\n")
+def test_learning_rates_of_a_plateau_stay_as_in_the_last_epoch() -> None:
     first = (1e-3, TrialState.PRUNED, (0.5, 0.6))
-    best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
-    study = study_of(first, best)
-    retrain_config = chosen(tmp_path, study, space_of("plateau"))[1].retrain_config
-    assert retrain_config.epoch_lrs == (1e-3, 1e-4, 1e-4, 1e-4)
+    best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.95, 0.9))
+    rates = {"1": 1e-3, "2": 1e-4}, {"1": 1e-2, "3": 1e-3, "4": 1e-4}
+    best_finalist, baseline = chosen(study_of(first, best, rates=rates), space_of("plateau"))
+    assert best_finalist.retrain_config.epoch_lrs == (1e-2, 1e-2, 1e-3), "up to the best epoch"
+    assert baseline.retrain_config.epoch_lrs == (1e-3, 1e-4, 1e-4, 1e-4)
 
 
 @pytest.mark.parametrize("values", [(), (0.4,)])
-def test_a_failed_baseline_is_no_finalist(tmp_path: Path, values: tuple[float, ...]) -> None:
+def test_a_failed_baseline_is_no_finalist(values: tuple[float, ...]) -> None:
     first = (1e-3, TrialState.FAIL, values)
     best = (1e-2, TrialState.COMPLETE, (0.7, 0.8, 0.9, 0.95))
-    assert [f.trial for f in chosen(tmp_path, study_of(first, best))] == [1]
+    assert [f.trial for f in chosen(study_of(first, best))] == [1]
 
 
-def test_the_best_probe_is_always_a_finalist(tmp_path: Path) -> None:
+def test_the_best_probe_is_always_a_finalist() -> None:
     probes = {
         name: ProbeScore(accuracy=accuracy, seconds=1.0)
         for name, accuracy in (("tinynet", 0.97), ("resnet18", 0.9))
     }
     study = study_of((1e-3, TrialState.COMPLETE, (0.9,)))
-    finalists = choose_finalists(study, space_of(), 1, probes, tmp_path)
+    finalists = choose_finalists(study, space_of(), 1, probes)
     assert [(f.trial, f.val_accuracy) for f in finalists] == [(0, 0.9), (None, 0.97)]
     assert [f.name for f in finalists] == ["trial 0, 1 epoch", "linear probe of tinynet"]
     best = finalists[1].as_best_model()
     assert (best.trial, best.epoch, best.config["freeze_depth"]) == (None, 0, 5)
 
 
-def test_without_an_epoch_only_the_probe_is_a_finalist(tmp_path: Path) -> None:
+def test_without_an_epoch_only_the_probe_is_a_finalist() -> None:
     """But where trials failed it would hide that."""
     probes = {"tinynet": ProbeScore(accuracy=0.97, seconds=1.0)}
     failed, empty = study_of((1e-3, TrialState.FAIL, ())), study_of()
-    assert chosen(tmp_path, failed) == []
-    assert choose_finalists(failed, space_of(), 1, probes, tmp_path) == []
-    assert [f.trial for f in choose_finalists(empty, space_of(), 1, probes, tmp_path)] == [None]
+    assert chosen(failed) == []
+    assert choose_finalists(failed, space_of(), 1, probes) == []
+    assert [f.trial for f in choose_finalists(empty, space_of(), 1, probes)] == [None]

@@ -15,7 +15,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from search.tuning.asha import REDUCTION_FACTOR, ResumableASHA, rung_epochs
 from search.tuning.ranking import ranking_value
 from search.tuning.searcher import StudySearcher
-from search.tuning.study import best_value, learning_curves, open_study
+from search.tuning.study import best_epoch, learning_curves, open_study
 from spaces.base import Space
 from spaces.sources import folder
 
@@ -224,7 +224,7 @@ def session(storage: InMemoryStorage, n_trials: int, n_epochs: int) -> optuna.St
     """Search with one trial after the other, and be killed after so many epochs."""
     study = open_study(storage, COARSE)
     reported = learning_curves(study)
-    searcher = StudySearcher(study, COARSE, n_trials, "tpe", seed=3)
+    searcher = StudySearcher(storage, COARSE, n_trials, "tpe", seed=3)
     scheduler = ResumableASHA(9, learning_curves(study))
     while isinstance(suggested := searcher.suggest(name := f"{id(study)} {n_epochs}"), dict):
         trial: Any = SimpleNamespace(trial_id=name, config=suggested)
@@ -249,7 +249,7 @@ def session(storage: InMemoryStorage, n_trials: int, n_epochs: int) -> optuna.St
 def test_a_search_cut_anywhere_decides_as_a_whole_one() -> None:
     whole = session(InMemoryStorage(), 24, 999)
     expected = [(t.params, t.state, t.intermediate_values) for t in whole.trials]
-    accuracies = [best_value(trial) for trial in whole.trials]
+    accuracies = [best_epoch(trial).val_accuracy for trial in whole.trials]
     assert len(set(accuracies)) < 12, "ties are what this is about"
     for step in (1, 4, 7):
         storage = InMemoryStorage()

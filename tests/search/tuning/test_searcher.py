@@ -18,10 +18,10 @@ from search.tuning.samplers import create_sampler
 from search.tuning.searcher import MAX_LOST_WORKERS, StudySearcher
 from search.tuning.study import (
     best_epoch,
-    best_value,
     count_states,
     count_unfinished,
     learning_curves,
+    learning_rates,
     open_storage,
     open_study,
 )
@@ -52,19 +52,20 @@ SMALL = Space(
 )
 
 
-def opened(space: Space = SPACE, storage: BaseStorage | None = None) -> optuna.Study:
-    return open_study(storage or InMemoryStorage(), space)
+def opened(space: Space = SPACE) -> tuple[BaseStorage, optuna.Study]:
+    storage = InMemoryStorage()
+    return storage, open_study(storage, space)
 
 
 def searching(
-    study: optuna.Study,
+    storage: BaseStorage,
     n_trials: int,
     space: Space = SPACE,
     sampler: str = "random",
     seed: int = 0,
     **more: Any,
 ) -> StudySearcher:
-    return StudySearcher(study, space, n_trials, sampler, seed, **more)
+    return StudySearcher(storage, space, n_trials, sampler, seed, **more)
 
 
 def value_of(params: dict[str, Any]) -> float:
@@ -87,7 +88,7 @@ def run_all(searcher: StudySearcher, most: int = 100) -> list[dict[str, Any]]:
 
 
 def test_first_trials_come_first_with_the_constants():
-    searcher = searching(opened(), 5)
+    searcher = searching(InMemoryStorage(), 5)
     first, second, third = (searcher.suggest(name) for name in "abc")
     assert first == {"number": 0, "params": FIRSTS[0]}
     assert second["params"].items() >= FIRSTS[1].items()
@@ -97,8 +98,8 @@ def test_first_trials_come_first_with_the_constants():
 
 
 def test_it_is_finished_when_as_many_have_begun_as_were_asked_for():
-    study = opened()
-    searcher = searching(study, 3)
+    storage, study = opened()
+    searcher = searching(storage, 3)
     for name in "abc":
         assert searcher.suggest(name) != Searcher.FINISHED
     assert searcher.suggest("d") is None, "one that is running may lose its worker and come back"
@@ -107,7 +108,7 @@ def test_it_is_finished_when_as_many_have_begun_as_were_asked_for():
     searcher.on_trial_complete("c", failure_result("the training loss is nan in epoch 2"))
     assert searcher.suggest("d") == Searcher.FINISHED, "failing trials must not be tried for ever"
     assert count_states(study) == {"complete": 1, "pruned": 1, "failed": 1}
-    extended = searching(study, 4)
+    extended = searching(storage, 4)
     assert extended.suggest("e")["number"] == 3
     assert extended.suggest("f") is None
     extended.on_trial_complete("e", epoch_result(1, 0.5, finished=True))
@@ -116,7 +117,7 @@ def test_it_is_finished_when_as_many_have_begun_as_were_asked_for():
 
 def test_as_many_trials_run_in_parallel_as_there_are_slots():
     slots = 2
-    searcher = searching(opened(), 9, max_concurrent=lambda: slots)
+    searcher = searching(InMemoryStorage(), 9, max_concurrent=lambda: slots)
     assert searcher.suggest("a") is not None
     assert searcher.suggest("b") is not None
     assert searcher.suggest("c") is None
@@ -128,8 +129,8 @@ def test_as_many_trials_run_in_parallel_as_there_are_slots():
 
 
 def test_a_full_length_trial_is_complete_with_its_best_epochs_value():
-    study = opened()
-    searcher = searching(study, 5)
+    storage, study = opened()
+    searcher = searching(storage, 5)
     searcher.suggest("a")
     searcher.on_trial_result("a", epoch_result(1, 0.7))
     searcher.on_trial_result("a", epoch_result(2, 0.9))
@@ -147,12 +148,12 @@ def test_a_full_length_trial_is_complete_with_its_best_epochs_value():
         "seconds": 4.5,
         "node": "10.0.0.7",
     }
-    assert (best_value(trial), best_epoch(trial)) == (0.9, 2)
+    assert (best_epoch(trial).val_accuracy, best_epoch(trial).epoch) == (0.9, 2)
 
 
 def test_a_trial_stopped_early_is_pruned_and_never_complete():
-    study = opened()
-    searcher = searching(study, 5)
+    storage, study = opened()
+    searcher = searching(storage, 5)
     searcher.suggest("a")
     searcher.on_trial_result("a", epoch_result(1, 0.7))
     # Tune does not pass the epoch at which it stops a trial to `on_trial_result`.
@@ -160,13 +161,13 @@ def test_a_trial_stopped_early_is_pruned_and_never_complete():
     trial = study.trials[0]
     assert trial.state == TrialState.PRUNED
     assert trial.intermediate_values == {1: ranking_value(0.7, 1 - 0.7), 2: ranking_value(0.6, 0.4)}
-    assert (best_value(trial), best_epoch(trial)) == (0.7, 1)
+    assert (best_epoch(trial).val_accuracy, best_epoch(trial).epoch) == (0.7, 1)
     assert count_states(study) == {"complete": 0, "pruned": 1, "failed": 0}
 
 
 def test_a_trial_that_failed_keeps_its_reason_and_has_no_value():
-    study = opened()
-    searcher = searching(study, 5)
+    storage, study = opened()
+    searcher = searching(storage, 5)
     searcher.suggest("a")
     searcher.on_trial_result("a", epoch_result(1, 0.7))
     failure = failure_result("the training loss is nan in epoch 2")
@@ -180,8 +181,8 @@ def test_a_trial_that_failed_keeps_its_reason_and_has_no_value():
 
 
 def test_a_trial_that_lost_its_worker_is_continued_first_under_its_number():
-    study = opened()
-    searcher = searching(study, 3)
+    storage, study = opened()
+    searcher = searching(storage, 3)
     lost = searcher.suggest("a")
     searcher.on_trial_result("a", epoch_result(1, 0.7))
     searcher.suggest("b")
@@ -197,8 +198,8 @@ def test_a_trial_that_lost_its_worker_is_continued_first_under_its_number():
 
 
 def test_a_trial_that_loses_worker_after_worker_has_failed():
-    study = opened()
-    searcher = searching(study, 1)
+    storage, study = opened()
+    searcher = searching(storage, 1)
     for attempt in range(MAX_LOST_WORKERS):
         assert searcher.suggest(f"a{attempt}")["number"] == 0
         searcher.on_trial_complete(f"a{attempt}", None, error=True)
@@ -227,8 +228,8 @@ class FullDisk(InMemoryStorage):
 
 def test_nothing_is_recorded_once_the_study_cannot_be_written():
     storage = FullDisk()
-    study = opened(storage=storage)
-    searcher = searching(study, 3)
+    study = open_study(storage, SPACE)
+    searcher = searching(storage, 3)
     searcher.suggest("a")
     searcher.suggest("b")
     searcher.on_trial_result("a", epoch_result(1, 0.7))
@@ -242,13 +243,12 @@ def test_nothing_is_recorded_once_the_study_cannot_be_written():
     assert searcher.suggest("c") is None
     assert [t.state for t in study.trials[:2]] == [TrialState.RUNNING] * 2
     assert learning_curves(study) == {0: {1: ranking_value(0.7, 1 - 0.7)}}
-    again = searching(study, 3)
+    again = searching(storage, 3)
     assert [again.suggest(name)["number"] for name in "xyz"] == [0, 1, 2]
 
 
 def test_another_process_that_writes_is_noticed(tmp_path: Path):
-    study, other = (opened(storage=open_storage(tmp_path)) for _ in range(2))
-    searcher, intruder = searching(study, 9), searching(other, 9)
+    searcher, intruder = (searching(open_storage(tmp_path), 9) for _ in range(2))
     for name in "abc":
         searcher.suggest(name)
     intruder.suggest("d")
@@ -262,7 +262,7 @@ def test_a_study_cut_at_any_byte_is_resumed(tmp_path: Path, sampler: str):
     """Killed at any moment: no trial is doubled or lost, none is what it was not."""
     whole = tmp_path / "whole"
     whole.mkdir()
-    searcher = searching(opened(storage=open_storage(whole)), 4, sampler=sampler)
+    searcher = searching(open_storage(whole), 4, sampler=sampler)
     steps = [
         ("a", epoch_result(1, 0.6)),
         ("b", epoch_result(1, 0.7)),
@@ -281,11 +281,12 @@ def test_a_study_cut_at_any_byte_is_resumed(tmp_path: Path, sampler: str):
     cut_folder.mkdir()
     for length in range(0, len(content), 37):
         (cut_folder / "study.journal").write_bytes(content[:length])
-        study = opened(storage=open_storage(cut_folder))
-        again = searching(study, 4, sampler=sampler)
+        storage = open_storage(cut_folder)
+        study = open_study(storage, SPACE)
+        again = searching(storage, 4, sampler=sampler)
         for trial in study.trials:
             if trial.intermediate_values:
-                assert best_epoch(trial) >= 1
+                assert best_epoch(trial).epoch >= 1
             if trial.state.is_finished():
                 assert trial.user_attrs["node"] == "10.0.0.7"
         ended = {trial.number for trial in study.trials if trial.state.is_finished()}
@@ -301,12 +302,12 @@ def test_a_study_cut_at_any_byte_is_resumed(tmp_path: Path, sampler: str):
 def test_a_trial_cut_off_while_it_was_drawn_gets_the_rest_of_its_parameters(sampler: str):
     space = replace(SPACE, first_trials=FIRSTS[1:])
     for cut in (0, 3):
-        study = opened(space)
-        begun = searching(study, 12, space, sampler)
+        storage, study = opened(space)
+        begun = searching(storage, 12, space, sampler)
         expected = [begun.suggest(str(index)) for index in range(cut)]
         study.sampler = create_sampler(sampler, space, 12, 0, cut)
         half = study.ask({"backbone": space.distributions["backbone"]})  # killed here
-        again = searching(study, 12, space, sampler)
+        again = searching(storage, 12, space, sampler)
         assert [again.suggest(f"again {index}") for index in range(cut)] == expected
         whole = again.suggest("whole")
         assert whole["number"] == half.number == cut
@@ -316,8 +317,8 @@ def test_a_trial_cut_off_while_it_was_drawn_gets_the_rest_of_its_parameters(samp
 
 
 def test_an_epoch_that_is_reported_again_keeps_its_first_value():
-    study = opened()
-    searcher = searching(study, 5)
+    storage, study = opened()
+    searcher = searching(storage, 5)
     searcher.suggest("a")
     for number, accuracy in ((1, 0.7), (2, 0.8), (2, 0.1), (3, 0.9)):
         searcher.on_trial_result("a", epoch_result(number, accuracy))
@@ -327,9 +328,52 @@ def test_an_epoch_that_is_reported_again_keeps_its_first_value():
     }
 
 
+def report(searcher: StudySearcher, name: str, learning_rates: dict[int, float]) -> None:
+    """Report epochs with their learning rates; the last is the best."""
+    for epoch, lr in learning_rates.items():
+        searcher.on_trial_result(name, epoch_result(epoch, 0.1 * epoch, lr=lr))
+
+
+def test_learning_rates_of_a_plateau_are_recorded_once():
+    space = replace(SPACE, params={**SPACE.params, "scheduler": "plateau"}, first_trials=())
+    storage, study = opened(space)
+    searcher = searching(storage, 1, space)
+    searcher.suggest("a")
+    report(searcher, "a", {1: 0.5, 2: 0.5, 3: 0.05})
+    searcher.on_trial_complete("a", None, error=True)
+    searcher.suggest("b")  # begins again at its last checkpoint, which is older
+    report(searcher, "b", {2: 0.5, 3: 0.5})
+    assert learning_rates(study.trials[0]) == (0.5, 0.5, 0.05)
+    again = searching(storage, 1, space)  # the session was killed here
+    again.suggest("c")
+    report(again, "c", {3: 0.05, 4: 0.05, 5: 0.005})
+    again.on_trial_complete("c", epoch_result(6, 0.6, lr=0.005, finished=True))
+    assert learning_rates(study.trials[0]) == (0.5, 0.5, 0.05, 0.05, 0.005, 0.005)
+    assert study.trials[0].user_attrs["learning_rates"] == {"1": 0.5, "3": 0.05, "5": 0.005}
+
+
+@pytest.mark.parametrize("lr", [0.5, 0.05])
+def test_the_learning_rate_of_an_epoch_that_was_not_recorded_is_replaced(lr: float):
+    """Killed between the two writes, the trial may train that epoch with another one."""
+    space = replace(SPACE, params={**SPACE.params, "scheduler": "plateau"}, first_trials=())
+    storage = FullDisk()
+    searcher = searching(storage, 1, space)
+    searcher.suggest("a")
+    report(searcher, "a", {1: 0.5})
+    storage.is_full = True
+    report(searcher, "a", {2: 0.005})
+    storage.is_full = False
+    study = open_study(storage, space)
+    assert study.trials[0].user_attrs["learning_rates"] == {"1": 0.5, "2": 0.005}
+    again = searching(storage, 1, space)
+    again.suggest("b")
+    report(again, "b", {2: lr, 3: lr})
+    assert learning_rates(study.trials[0]) == (0.5, lr, lr)
+
+
 def test_the_end_of_a_trial_that_is_over_changes_nothing():
-    study = opened()
-    searcher = searching(study, 5)
+    storage, study = opened()
+    searcher = searching(storage, 5)
     searcher.suggest("a")
     searcher.on_trial_complete("a", epoch_result(1, 0.5, finished=True))
     searcher.on_trial_complete("a", None, error=True)
@@ -338,7 +382,7 @@ def test_the_end_of_a_trial_that_is_over_changes_nothing():
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
 def test_the_seed_decides_what_is_tried(sampler: str):
-    runs = [run_all(searching(opened(SMALL), 12, SMALL, sampler, seed)) for seed in (1, 1, 2)]
+    runs = [run_all(searching(InMemoryStorage(), 12, SMALL, sampler, seed)) for seed in (1, 1, 2)]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
@@ -347,10 +391,10 @@ def test_the_seed_decides_what_is_tried(sampler: str):
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
 def test_a_search_in_two_sessions_tries_what_one_would_have_tried(sampler: str, n_first: int):
     space = replace(SPACE, first_trials=FIRSTS[:n_first])
-    whole = run_all(searching(opened(space), 12, space, sampler))
+    whole = run_all(searching(InMemoryStorage(), 12, space, sampler))
     storage = InMemoryStorage()
-    begun = run_all(searching(opened(space, storage), 5, space, sampler))
-    again = run_all(searching(opened(space, storage), 12, space, sampler))
+    begun = run_all(searching(storage, 5, space, sampler))
+    again = run_all(searching(storage, 12, space, sampler))
     assert len(begun) == 5
     if sampler != "tpe":  # how many of its trials are random depends on how many are asked for
         assert begun + again == whole
@@ -360,7 +404,7 @@ def test_a_search_in_two_sessions_tries_what_one_would_have_tried(sampler: str, 
 
 def test_a_grid_is_finished_when_it_is_used_up():
     storage = InMemoryStorage()
-    searcher = searching(opened(SMALL, storage), 40, SMALL, "grid")
+    searcher = searching(storage, 40, SMALL, "grid")
     points = [searcher.suggest(str(index)) for index in range(6)]
     assert sorted((p["params"]["backbone"], p["params"]["dropout"]) for p in points) == [
         (backbone, dropout) for backbone in ("cnn", "tinynet") for dropout in (0.0, 0.25, 0.5)
@@ -369,30 +413,30 @@ def test_a_grid_is_finished_when_it_is_used_up():
     for index in range(6):
         searcher.on_trial_complete(str(index), epoch_result(1, 0.5, finished=True))
     assert searcher.suggest("6") == Searcher.FINISHED
-    assert searching(opened(SMALL, storage), 40, SMALL, "grid").suggest("7") == Searcher.FINISHED
+    assert searching(storage, 40, SMALL, "grid").suggest("7") == Searcher.FINISHED
 
 
 def test_a_grid_point_that_was_enqueued_before_a_kill_is_tried_once():
     storage = InMemoryStorage()
-    study = opened(SMALL, storage)
+    study = open_study(storage, SMALL)
     study.enqueue_trial({"backbone": "cnn", "dropout": 0.25})  # killed here
-    points = run_all(searching(opened(SMALL, storage), 40, SMALL, "grid"))
+    points = run_all(searching(storage, 40, SMALL, "grid"))
     assert points[0] == {"backbone": "cnn", "dropout": 0.25}
     assert len({tuple(point.items()) for point in points}) == len(points) == 6
 
 
 def test_interrupted_trials_are_continued_first_under_their_numbers():
     storage = InMemoryStorage()
-    earlier = searching(opened(storage=storage), 6)
+    earlier = searching(storage, 6)
     begun = [earlier.suggest(name) for name in "abc"]
     earlier.on_trial_result("b", epoch_result(1, 0.6))
     earlier.on_trial_result("b", epoch_result(2, 0.7))
     earlier.on_trial_complete("a", epoch_result(1, 0.5, finished=True))
-    study = opened(storage=storage)  # the session was killed here
+    study = open_study(storage, SPACE)  # the session was killed here
     assert count_unfinished(study) == 2
     expected = {1: ranking_value(0.6, 1 - 0.6), 2: ranking_value(0.7, 1 - 0.7)}
     assert learning_curves(study) == {0: {1: ranking_value(0.5, 0.5)}, 1: expected}
-    searcher = searching(study, 6)
+    searcher = searching(storage, 6)
     second, third, new = (searcher.suggest(name) for name in "xyz")
     assert second == begun[1]
     assert third == begun[2]
@@ -402,13 +446,13 @@ def test_interrupted_trials_are_continued_first_under_their_numbers():
     searcher.on_trial_complete("x", epoch_result(3, 0.8, finished=True))
     last = {3: ranking_value(0.8, 1 - 0.8)}
     assert study.trials[1].intermediate_values == expected | last
-    assert best_value(study.trials[1]) == 0.8
+    assert best_epoch(study.trials[1]).val_accuracy == 0.8
 
 
 def test_tpe_learns():
     best = {
         sampler: [
-            max(map(value_of, run_all(searching(opened(), 20, SPACE, sampler, seed))))
+            max(map(value_of, run_all(searching(InMemoryStorage(), 20, SPACE, sampler, seed))))
             for seed in range(3)
         ]
         for sampler in ("random", "tpe")
@@ -417,6 +461,6 @@ def test_tpe_learns():
 
 
 def test_the_journal_is_lines_of_json(tmp_path: Path):
-    run_all(searching(opened(storage=open_storage(tmp_path)), 3))
+    run_all(searching(open_storage(tmp_path), 3))
     for line in (tmp_path / "study.journal").read_text().splitlines():
         json.loads(line)

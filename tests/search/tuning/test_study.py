@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.storages import InMemoryStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
 from search.runs.run_folder import STUDY, FolderError
@@ -20,7 +20,6 @@ from search.tuning.study import (
     STUDY_NAME,
     append_epoch,
     best_epoch,
-    best_value,
     count_states,
     ended_trials,
     kept_scores,
@@ -48,8 +47,8 @@ SPACE = Space(
 WITH_FIRSTS = Space(source=folder(), params=SPACE.params, first_trials=FIRSTS)
 
 
-def searching(study: optuna.Study) -> StudySearcher:
-    return StudySearcher(study, SPACE, 99, "random", seed=0)
+def searching(storage: BaseStorage) -> StudySearcher:
+    return StudySearcher(storage, SPACE, 99, "random", seed=0)
 
 
 def waiting(study: optuna.Study) -> list[str]:
@@ -193,14 +192,19 @@ Ended = Callable[..., int]
 
 
 @pytest.fixture
-def study() -> optuna.Study:
-    return open_study(InMemoryStorage(), SPACE)
+def storage() -> InMemoryStorage:
+    return InMemoryStorage()
 
 
 @pytest.fixture
-def end(study: optuna.Study) -> Ended:
+def study(storage: BaseStorage) -> optuna.Study:
+    return open_study(storage, SPACE)
+
+
+@pytest.fixture
+def end(storage: BaseStorage) -> Ended:
     """End a trial at its second epoch; return its number."""
-    searcher = searching(study)
+    searcher = searching(storage)
 
     def end(best: float, loss: float = 0.5, finished: bool = True, failed: bool = False) -> int:
         number: int = searcher.suggest("x")["number"]
@@ -226,9 +230,11 @@ def test_pruned_trials_are_ranked_where_none_is_complete(study: optuna.Study, en
     assert trial_params(ranked_trials(study)[0], SPACE)["scheduler"] == "cosine"
 
 
-def test_an_interrupted_trial_is_ranked_among_the_pruned(study: optuna.Study, end: Ended):
+def test_an_interrupted_trial_is_ranked_among_the_pruned(
+    study: optuna.Study, storage: BaseStorage, end: Ended
+):
     pruned = end(0.5, finished=False)
-    searcher = searching(study)
+    searcher = searching(storage)
     number = searcher.suggest("a")["number"]
     for result in (
         epoch_result(1, 0.9),
@@ -238,12 +244,12 @@ def test_an_interrupted_trial_is_ranked_among_the_pruned(study: optuna.Study, en
         searcher.on_trial_result("a", result)
     first, second = ranked_trials(study)
     assert (first.number, second.number) == (number, pruned)
-    assert (best_value(first), best_epoch(first)) == (0.9, 1)
+    assert (best_epoch(first).val_accuracy, best_epoch(first).epoch) == (0.9, 1)
 
 
-def test_nothing_is_ranked_where_no_epoch_ended(study: optuna.Study):
+def test_nothing_is_ranked_where_no_epoch_ended(study: optuna.Study, storage: BaseStorage):
     assert ranked_trials(study) == []
-    searcher = searching(study)
+    searcher = searching(storage)
     searcher.suggest("a")
     searcher.on_trial_complete("a", failure_result("lost"))
     assert ranked_trials(study) == []
@@ -255,11 +261,11 @@ def test_scores_are_those_of_complete_trials(study: optuna.Study, end: Ended):
     assert kept_scores(study) == {first: (0.8, -0.3), second: (0.9, -0.2)}
 
 
-def test_ended_trials_have_their_results(study: optuna.Study, end: Ended):
+def test_ended_trials_have_their_results(study: optuna.Study, storage: BaseStorage, end: Ended):
     end(0.8)
     end(0.7, finished=False)
     end(0.9, failed=True)
-    searching(study).suggest("a")
+    searching(storage).suggest("a")
     assert count_states(study) == {"complete": 1, "pruned": 1, "failed": 1}
     complete, pruned, failed = ended_trials(study)
     assert (complete[0], complete[2]) == (0, "complete")
@@ -270,10 +276,12 @@ def test_ended_trials_have_their_results(study: optuna.Study, end: Ended):
     assert (failed[2], failed[3].epoch, failed[3].failure) == ("failed", 2, "lost")
 
 
-def test_trials_are_written_a_line_each(study: optuna.Study, end: Ended, tmp_path: Path):
+def test_trials_are_written_a_line_each(
+    study: optuna.Study, storage: BaseStorage, end: Ended, tmp_path: Path
+):
     end(0.8)
     end(0.7, finished=False)
-    searcher = searching(study)
+    searcher = searching(storage)
     searcher.suggest("a")
     searcher.on_trial_complete("a", failure_result('too "large", by far'))
     searcher.suggest("b")
