@@ -20,8 +20,8 @@ import numpy as np
 from scipy.stats import binom
 
 from benchmarks.harness.reporting import Ratio, Report, command_line
-from search.evaluation.comparison import difference_interval
 from search.evaluation.intervals import macro_intervals, macro_scores, wilson_interval
+from search.evaluation.mcnemar import difference_interval
 
 SETS: Mapping[str, tuple[Sequence[int], float]] = {
     "caltech, 198": ((10, 20, 87, 48, 23, 10), 0.99),

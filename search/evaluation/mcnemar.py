@@ -117,7 +117,9 @@ def detectable_difference(n: int, discordance: float) -> float | None:
     """
     if power(n, discordance, 1.0) < POWER:
         return None
-    root = brentq(lambda difference: power(n, discordance, difference) - POWER, 1e-9, 1.0, xtol=1e-6)
+    root = brentq(
+        lambda difference: power(n, discordance, difference) - POWER, 1e-9, 1.0, xtol=1e-6
+    )
     return float(root)
 
 
@@ -143,7 +145,7 @@ def _mean_cdf(a: np.ndarray, b: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _fewest_wins(n_discordant: np.ndarray) -> np.ndarray:
     """Return how many discordant images the better model must win; one more than all for none."""
-    wins = binom.isf(ALPHA / 2, n_discordant, 0.5).astype(np.int64)
+    wins = np.asarray(binom.isf(ALPHA / 2, n_discordant, 0.5), np.int64)
     # The mid-p-value counts half of the outcome itself: the tail of the next count may suffice.
     for _ in range(2):
         tail = binom.sf(wins, n_discordant, 0.5) + binom.pmf(wins, n_discordant, 0.5) / 2

@@ -27,6 +27,7 @@ def evaluate(
     baseline: Ensemble | None,
     out_of_fold: OutOfFold,
     folder: RunFolder,
+    expected_discordance: float | None = None,
 ) -> tuple[Predictions, Predictions | None]:
     """Evaluate the model on the test set and on the external test set.
 
@@ -40,11 +41,13 @@ def evaluate(
         baseline: What it is compared with, image by image; None compares nothing.
         out_of_fold: How well it is calibrated outside the test set.
         folder: The run's folder.
+        expected_discordance: The fraction of images, known from others, that only the model or only
+            the baseline predicts correctly.
 
     Returns:
         The predictions of the test set, and of the external test set if there is one.
     """
-    test = _evaluate_test(prepared, ensemble, baseline, out_of_fold, folder)
+    test = _evaluate_test(prepared, ensemble, baseline, out_of_fold, folder, expected_discordance)
     if prepared.external is None:
         return test, None
     return test, _evaluate_external(prepared, prepared.external, ensemble, folder)
@@ -56,6 +59,7 @@ def _evaluate_test(
     baseline: Ensemble | None,
     out_of_fold: OutOfFold,
     folder: RunFolder,
+    expected_discordance: float | None = None,
 ) -> Predictions:
     rows = prepared.rows("test")
     labels, images = prepared.images.labels[rows], prepared.image_rows(rows)
@@ -86,7 +90,8 @@ def _evaluate_test(
     )
     if baseline is not None:
         predicted = baseline.probabilities(images).numpy().argmax(1)
-        folder.set_section("comparison", compare_models(labels, after.argmax(1), predicted))
+        compared = compare_models(labels, after.argmax(1), predicted, expected_discordance)
+        folder.set_section("comparison", compared)
     save_samples(folder, ensemble, "data", predictions)
     return predictions
 

@@ -86,7 +86,12 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
     with _stage("evaluation", folder):
         progress.begin("evaluation")
         test, external = evaluate(
-            prepared, retrained.ensemble, retrained.baseline, retrained.out_of_fold, folder
+            prepared,
+            retrained.ensemble,
+            retrained.baseline,
+            retrained.out_of_fold,
+            folder,
+            retrained.expected_discordance,
         )
     with _stage("tensorboard", folder):
         progress.begin("tensorboard")

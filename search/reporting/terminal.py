@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.console.formatting import count, describe, duration, interval, percent
+from search.evaluation.mcnemar import POWER
 from search.runs.summary import RunSummary, Scores
 from search.tuning.study import BASELINE_TRIAL
 
@@ -45,6 +46,25 @@ def describe_gain(summary: RunSummary) -> str | None:
         f"{100 * compared.difference:+.1f} points, 95% CI {low:+.1f} to {high:+.1f}"
         f" (only the model correct: {compared.n_model_only_correct}, only the baseline:"
         f" {compared.n_baseline_only_correct}, p = {compared.p_value:.2g}): {compared.verdict}"
+    )
+
+
+def describe_power_of_comparison(summary: RunSummary) -> str | None:
+    """Describe what difference the test images could show; None where that is unknown."""
+    compared = summary.comparison
+    if compared is None or compared.expected_discordance is None:
+        return None
+    return describe_power(compared.n, compared.detectable_difference)
+
+
+def describe_power(n: int, detectable_difference: float | None) -> str:
+    """Describe the smallest true difference that n test images show with a power of 80%."""
+    images = count(n, "test image")
+    if detectable_difference is None:
+        return f"{images} cannot show a difference between two models, however large"
+    return (
+        f"{images} show a true difference of {100 * detectable_difference:.1f} points with a"
+        f" probability of {percent(POWER, 0)}; a smaller one may go unnoticed"
     )
 
 
@@ -99,6 +119,8 @@ def _facts(summary: RunSummary, path: Path) -> Iterator[tuple[str, str]]:
         yield "external", f"{count(external.n, 'image')} predicted, without labels"
     if gain := describe_gain(summary):
         yield "vs. baseline", gain
+    if power := describe_power_of_comparison(summary):
+        yield "power", power
     center_crop = None if summary.kfold is None else summary.kfold.center_crop
     if center_crop is not None:
         yield (

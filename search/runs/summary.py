@@ -316,8 +316,12 @@ class Comparison:
         n_baseline_only_correct: Images that only the baseline predicts correctly.
         difference: The model's accuracy minus the baseline's.
         difference_ci95: Its 95% confidence interval.
-        p_value: Two-sided p-value of the exact McNemar test (1947).
+        p_value: Two-sided mid-p-value of the McNemar test (1947).
         verdict: What that means, in words.
+        expected_discordance: The fraction of training and validation images that only the model or
+            only the baseline predicts correctly out of fold; None where it is unknown.
+        detectable_difference: The smallest true difference that as many test images show with a
+            probability of 80%, given that fraction; None where they show none, or it is unknown.
     """
 
     n: int
@@ -329,6 +333,8 @@ class Comparison:
     difference_ci95: Interval
     p_value: Number
     verdict: str
+    expected_discordance: float | None = None
+    detectable_difference: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,3 +95,24 @@ def accuracy_interval(folds: Sequence[Fold]) -> Interval:
     """Return the 95% confidence interval of the out-of-fold accuracy."""
     n_correct = sum(round(fold.accuracy * len(fold.rows)) for fold in folds)
     return wilson_interval(n_correct, sum(len(fold.rows) for fold in folds))
+
+
+def expected_discordance(
+    first: Sequence[Fold], second: Sequence[Fold], labels: np.ndarray
+) -> float:
+    """Return the fraction of images that only one of two finalists predicts correctly out of fold.
+
+    Half an image is added to the count: where it is 0, other images may still be discordant.
+
+    Args:
+        first: Folds of one finalist.
+        second: Folds of the other, of the same images.
+        labels: int64 [N], of the whole table.
+
+    Returns:
+        The fraction, in (0, 1).
+    """
+    (rows, logits), (_, other_logits) = out_of_fold(first), out_of_fold(second)
+    is_correct = logits.argmax(1) == labels[rows]
+    n_discordant = int((is_correct != (other_logits.argmax(1) == labels[rows])).sum())
+    return (n_discordant + 0.5) / (len(rows) + 1)

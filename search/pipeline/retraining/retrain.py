@@ -11,6 +11,7 @@ import numpy as np
 from search.cluster.resources import CPUS_PER_TRIAL
 from search.console.formatting import percent
 from search.console.progress import Progress
+from search.evaluation.mcnemar import detectable_difference
 from search.pipeline.finalists import Finalist
 from search.pipeline.model_file import build_ensemble
 from search.pipeline.prepare import PreparedData
@@ -19,10 +20,12 @@ from search.pipeline.retraining.kfold import Fold, FoldStore, mean_accuracy, ret
 from search.pipeline.retraining.out_of_fold import (
     OutOfFold,
     accuracy_interval,
+    expected_discordance,
     fit_ood,
     predict_out_of_fold,
     write_out_of_fold,
 )
+from search.reporting.terminal import describe_power
 from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import Calibration, FinalistScores, KFoldScores
 from search.runs.tables import FOLD_COLUMNS, write_csv
@@ -86,12 +89,15 @@ class Retrained:
         out_of_fold: Its out-of-fold predictions.
         baseline: Trial 0, retrained on the same folds; None where that is the winner, or was not
             retrained.
+        expected_discordance: Fraction of images that only the winner or only the baseline predicts
+            correctly out of fold; None without a baseline.
     """
 
     winner: CrossValidation
     ensemble: Ensemble
     out_of_fold: OutOfFold
     baseline: Ensemble | None
+    expected_discordance: float | None
 
 
 def retrain_finalists(
@@ -146,9 +152,16 @@ def retrain_finalists(
     _log.info("%s: the %d folds of %s", folder.path / MODEL, n_folds, winner.finalist.name)
     baseline = next((one for one in results if one.finalist.trial == BASELINE_TRIAL), None)
     if baseline is None or baseline is winner:
-        return Retrained(winner, ensemble, predicted, None)
+        return Retrained(winner, ensemble, predicted, None, None)
+    discordance = expected_discordance(winner.folds, baseline.folds, prepared.images.labels)
+    n_test = len(prepared.rows("test"))
+    progress.say(describe_power(n_test, detectable_difference(n_test, discordance)))
     return Retrained(
-        winner, ensemble, predicted, _as_ensemble(prepared, baseline, probes, temperature=1.0)
+        winner,
+        ensemble,
+        predicted,
+        _as_ensemble(prepared, baseline, probes, temperature=1.0),
+        discordance,
     )
 
 

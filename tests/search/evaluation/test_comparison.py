@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from search.evaluation.comparison import compare_models, difference_interval
+from search.evaluation.comparison import compare_models
+from search.evaluation.mcnemar import detectable_difference, difference_interval
 
 
 def predictions(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, ...]:
@@ -16,7 +17,7 @@ def test_a_gain_beyond_chance() -> None:
     assert (result.n, result.n_model_only_correct, result.n_baseline_only_correct) == (100, 12, 2)
     assert (result.accuracy, result.baseline_accuracy) == (0.92, 0.82)
     assert result.difference == pytest.approx(0.10)
-    assert result.p_value == pytest.approx(0.0129, abs=1e-4)  # 2 · P(X <= 2), X ~ B(14, 1/2)
+    assert result.p_value == pytest.approx(121 / 2**14)  # P(X < 2) + P(X <= 2), X ~ B(14, 1/2)
     assert result.verdict == "better beyond chance"
     low, high = result.difference_ci95
     assert 0 < low < 0.05
@@ -31,7 +32,7 @@ def test_a_loss_beyond_chance() -> None:
 
 def test_a_few_images_may_differ_by_chance() -> None:
     result = compare_models(*predictions(both=190, first=4, second=1, neither=3))
-    assert result.p_value == pytest.approx(0.375)
+    assert result.p_value == pytest.approx(7 / 32)  # P(X < 1) + P(X <= 1), X ~ B(5, 1/2)
     assert result.verdict == "no difference beyond chance"
     low, high = result.difference_ci95
     assert low < 0 < high
@@ -43,6 +44,15 @@ def test_equal_predictions_do_not_differ() -> None:
     assert result.verdict == "both predict the same images correctly"
     low, high = result.difference_ci95
     assert -0.06 < low < 0 < high < 0.06
+
+
+def test_the_expected_discordance_gives_the_detectable_difference() -> None:
+    compared = predictions(both=80, first=12, second=2, neither=6)
+    known = compare_models(*compared, expected_discordance=0.1)
+    assert known.expected_discordance == 0.1
+    assert known.detectable_difference == detectable_difference(100, 0.1)
+    unknown = compare_models(*compared)
+    assert (unknown.expected_discordance, unknown.detectable_difference) == (None, None)
 
 
 def test_the_interval_covers_the_truth() -> None:

@@ -70,6 +70,7 @@ def evaluated(
     external: DecodedImages | None = None,
     near_duplicates: list[bool] | None = None,
     baseline: Any = None,
+    expected_discordance: float | None = None,
 ) -> RunFolder:
     """Evaluate the oracle on six images, of which rows 1, 3 and 5 are the test set."""
     prepared = prepared_data(
@@ -82,7 +83,14 @@ def evaluated(
         external_near_duplicates=near_duplicates,
     )
     folder, model = RunFolder(tmp_path), Oracle()
-    evaluate.evaluate(prepared, model, baseline, OUT_OF_FOLD, folder)  # type: ignore[arg-type]
+    evaluate.evaluate(
+        prepared,
+        model,  # type: ignore[arg-type]
+        baseline,
+        OUT_OF_FOLD,
+        folder,
+        expected_discordance,
+    )
     return folder
 
 
@@ -126,7 +134,10 @@ def test_the_test_set_is_evaluated_and_written(tmp_path, saved):
 
 
 def test_the_model_is_compared_with_the_baseline(tmp_path):
-    compared = evaluated(tmp_path, baseline=Constant()).summary.comparison
+    compared = evaluated(
+        tmp_path, baseline=Constant(), expected_discordance=0.25
+    ).summary.comparison
+    assert (compared.expected_discordance, compared.detectable_difference) == (0.25, None)
     assert (compared.accuracy, compared.baseline_accuracy) == pytest.approx((2 / 3, 1 / 3))
     assert (compared.n_model_only_correct, compared.n_baseline_only_correct) == (1, 0)
 

@@ -394,13 +394,16 @@ def test_sections_without_results_are_not_shown(finished: Path) -> None:
 def test_the_model_is_compared_with_the_baseline(run: Path) -> None:
     labels = np.zeros(40, np.int64)
     model, baseline = np.repeat([0, 1], [38, 2]), np.repeat([0, 1], [30, 10])
-    set_sections(run, comparison=compare_models(labels, model, baseline))
+    set_sections(run, comparison=compare_models(labels, model, baseline, 0.3))
     words = written(run).words
+    assert "from out-of-fold predictions: 40 test images show a true difference of" in words
     assert "has a test accuracy of 75.0%, the model 95.0%." in words
     assert "Only the model is correct on 8 images, only the baseline on 0." in words
     assert "Better beyond chance: the search gained something." in words
     set_sections(run, comparison=compare_models(labels, model, model))
-    assert "No difference beyond chance" in written(run).words
+    words = written(run).words
+    assert "No difference beyond chance" in words
+    assert "from out-of-fold predictions" not in words
 
 
 def test_the_baseline_may_be_the_best(run: Path) -> None:

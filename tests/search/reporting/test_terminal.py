@@ -134,13 +134,28 @@ def test_the_gain_over_the_baseline_has_its_interval() -> None:
     model, baseline = np.repeat([0, 1], [94, 6]), np.repeat([0, 1], [84, 16])
     compared = summary(comparison=compare_models(labels, model, baseline))
     assert describe_gain(compared) == (
-        "+10.0 points, 95% CI +4.5 to +16.5 (only the model correct: 10, only the baseline: 0,"
-        " p = 0.002): better beyond chance"
+        "+10.0 points, 95% CI +3.8 to +16.3 (only the model correct: 10, only the baseline: 0,"
+        " p = 0.00098): better beyond chance"
     )
     (line,) = [
         line for line in shown(Path("run"), comparison=compared.comparison) if "baseline" in line
     ]
     assert line.startswith("vs. baseline +10.0 points")
+
+
+def test_the_test_images_have_their_power() -> None:
+    labels = np.zeros(198, np.int64)
+    known = compare_models(labels, labels, labels, expected_discordance=0.05)
+    (line,) = [line for line in shown(Path("run"), comparison=known) if "power" in line]
+    assert line == (
+        "power 198 test images show a true difference of 4.2 points with a probability of 80%;"
+        " a smaller one may go unnoticed"
+    )
+    unknown = compare_models(labels, labels, labels)
+    assert not any("power" in line for line in shown(Path("run"), comparison=unknown))
+    few = compare_models(labels[:3], labels[:3], labels[:3], expected_discordance=0.5)
+    line = "power 3 test images cannot show a difference between two models, however large"
+    assert line in shown(Path("run"), comparison=few)
 
 
 def test_there_is_no_gain_where_the_baseline_is_the_best() -> None:
