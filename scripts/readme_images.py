@@ -23,7 +23,8 @@ from PIL import Image
 from playwright.sync_api import FloatRect, Locator, Page, sync_playwright
 
 from search.reporting.page import write_report
-from search.runs.run_folder import FolderError, RunFolder
+from search.runs.run_folder import RunFolder
+from search.runs.validation import FolderError
 
 WIDTH = 1160
 """Width of the screenshots, in pixels; a README is shown about 900 wide."""

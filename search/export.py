@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from search.console.arguments import Parser, add_run, model_path, whole_number
 from search.data.class_folders import DataError
-from search.runs.run_folder import FolderError, RunFolder
+from search.runs.run_folder import RunFolder
+from search.runs.validation import FolderError
 from spaces.rules import SpaceError
 from spaces.sources import SourceError
 from trainables.atomic_write import write_atomically

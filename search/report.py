@@ -13,7 +13,8 @@ from pathlib import Path
 
 from search.console.arguments import Parser
 from search.reporting.page import write_report
-from search.runs.run_folder import FolderError, RunFolder
+from search.runs.run_folder import RunFolder
+from search.runs.validation import FolderError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

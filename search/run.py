@@ -22,9 +22,10 @@ from search.console.signals import FAILED, GracefulShutdown
 from search.data.class_folders import DataError
 from search.pipeline.preflight import RunPlan, prepare_run
 from search.pipeline.request import RequestError, parse_request
-from search.runs.run_folder import MODEL, RUN_LOG, FolderError
+from search.runs.run_folder import MODEL, RUN_LOG
 from search.runs.storage import StorageError
 from search.runs.sync import synced
+from search.runs.validation import FolderError
 from spaces.rules import SpaceError
 from spaces.sources import SourceError
 from trainables.disk_full import is_disk_full

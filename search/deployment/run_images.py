@@ -70,8 +70,7 @@ def read_split(
     rows = _read_rows(folder.path / "split.csv", card, split)
     if n is not None and len(rows) > n:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, n).round().astype(int)]
-    before = folder.environment["request"].get("data")
-    root = data or (Path(before) if before else None)
+    root = data or folder.environment.request.data
     source = load_space(folder.path / "space.py").source.open(root, cache_folder())
     contents: list[Path | np.ndarray]
     if isinstance(source, Arrays):

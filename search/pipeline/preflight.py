@@ -7,13 +7,14 @@ second, and with a correct request both start in parallel to what follows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest, scan, scan_external
-from search.pipeline.request import Request, RequestError, load_requested_space
+from search.pipeline.request import RequestError, load_requested_space, merge_with_saved
+from search.runs.environment import Request
 from search.runs.run_folder import RunFolder, digest
 from search.runs.sync import fetch
 from spaces.base import Space, load_space
@@ -83,9 +84,9 @@ def prepare_run(request: Request) -> RunPlan:
     if folder is None:
         folder = _create_run(request, exclusion)
     else:
-        saved = folder.environment["request"]
-        fixed = {name: saved[name] for name in ("space", "out", "name", "resume")}
-        folder.save_request(request.as_json() | fixed)
+        saved = folder.environment.request
+        fixed = {name: getattr(saved, name) for name in ("space", "out", "name", "resume")}
+        folder.save_request(replace(request.with_absolute_paths(), **fixed))
     n_excluded = 0 if exclusion is None else len(exclusion.names)
     return RunPlan(request, space, manifest, external, weights, folder, n_excluded)
 
@@ -103,7 +104,7 @@ def _open_run(request: Request, path: Path) -> tuple[RunFolder, Request, Exclusi
     check_same_space(request.space if request.names_space else None, folder)
     excluded = path / _EXCLUDED_FILE
     exclusion = read_exclusion(excluded, must_exist=False) if excluded.is_file() else None
-    request = request.merge_with_saved(folder.environment["request"])
+    request = merge_with_saved(request, folder.environment.request)
     if request.shared is not None:
         request.shared.try_out()
     return folder, request, exclusion
@@ -112,7 +113,7 @@ def _open_run(request: Request, path: Path) -> tuple[RunFolder, Request, Exclusi
 def _create_run(request: Request, exclusion: Exclusion | None) -> RunFolder:
     folder = RunFolder.create(request.out, request.name)
     try:
-        folder.write_origin(request.space, request.as_json())
+        folder.write_origin(request)
         if exclusion is not None:
             write_exclusion(folder.path / _EXCLUDED_FILE, exclusion)
     except BaseException:
@@ -134,12 +135,12 @@ def check_same_space(space_file: Path | None, folder: RunFolder) -> None:
     """
     own = folder.path / "space.py"
     environment = folder.environment
-    if environment["space_digest"] != digest(own):
+    if environment.space_digest != digest(own):
         raise RequestError(
             f"{own} was changed since the run began, and its trials are of the space it was: undo"
             " the change, or begin a new run"
         )
-    other = space_file or Path(environment["request"]["space"])
+    other = space_file or environment.request.space
     if space_file is None and not other.is_file():
         return
     before, now = load_space(own), load_space(other)

@@ -5,121 +5,31 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import spaces
 from search.console.arguments import Parser, whole_number
-from search.runs.storage import SharedFiles
+from search.runs.environment import Request
 from spaces.base import Space, load_space
 from spaces.rules import BACKBONES
 from spaces.sources import did_you_mean
 
 DEFAULT_SPACE = "spaces/digits.py"
 
-_PATHS = ("data", "external", "exclude", "weights")
 _KEPT = (
-    *("backbones", "limit", "trials", "epochs", "folds", "finalists"),
+    *("data", "external", "exclude", "weights", "backbones", "limit"),
+    *("trials", "epochs", "folds", "finalists"),
     *("time_budget_seconds", "max_concurrent", "storage"),
 )
 """Options that a run keeps when it is resumed, unless the command line gives them again."""
+_FIXED = ("seed", "sampler", "scheduler", "probe")
+"""Options with a default that a run keeps."""
 
 
 class RequestError(ValueError):
     """The command line requests something impossible."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The command line. None leaves an option to the space, or to the run that is resumed."""
-
-    space: Path
-    data: Path | None
-    external: Path | None
-    exclude: Path | None
-    weights: Path | None
-    backbones: tuple[str, ...] | None
-    limit: int | None
-    trials: int | None
-    epochs: int | None
-    folds: int | None
-    finalists: int | None
-    time_budget_seconds: float | None
-    max_concurrent: int | None
-    seed: int
-    sampler: str
-    scheduler: str
-    probe: bool
-    out: Path
-    name: str
-    resume: Path | None
-    address: str | None
-    storage: str | None
-    quiet: bool
-    verbose: bool
-    names_space: bool = False
-    """Whether --space was given; without it, a resumed run uses its own."""
-
-    def apply_to(self, space: Space) -> Space:
-        """Return the space with the command line's changes."""
-        space = replace(
-            space,
-            trials=self.trials or space.trials,
-            epochs=self.epochs or space.epochs,
-            folds=self.folds or space.folds,
-        )
-        return space.with_backbones(self.backbones) if self.backbones else space
-
-    @property
-    def shared(self) -> SharedFiles | None:
-        """The run's folder in `--storage`; None without that option."""
-        return None if self.storage is None else SharedFiles(self.storage, self.folder.name)
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.resume or self.out / self.name
-
-    @property
-    def n_finalists(self) -> int:
-        """Number of the best trials to retrain by k-fold."""
-        return self.finalists or 1
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the request as a run saves it, with absolute paths."""
-        options = asdict(self)
-        return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in options.items()}
-
-    def merge_with_saved(self, saved: dict[str, Any]) -> Request:
-        """Return the request of a run that is resumed, with this command line's changes.
-
-        Args:
-            saved: What the run saved, see `as_json`.
-
-        Raises:
-            RequestError: an option that cannot change was given again with another value.
-        """
-        before: dict[str, Any] = {k: Path(v) if (v := saved[k]) else None for k in _PATHS}
-        before |= {name: saved[name] for name in _KEPT}
-        before["backbones"] = tuple(saved["backbones"]) if saved["backbones"] else None
-        given = {k: v for k in before if (v := getattr(self, k)) is not None}
-        for name in ("backbones", "limit"):
-            if name in given and given[name] != before[name]:
-                began = "without it" if before[name] is None else f"with {before[name]}"
-                raise RequestError(
-                    f"--{name} of a run cannot change: it began {began}; begin a new run"
-                )
-        fixed = {k: saved[k] for k in ("seed", "sampler", "scheduler", "probe")}
-        for name, began in fixed.items():
-            value = getattr(self, name)
-            if value not in (began, create_parser().get_default(name)):
-                raise RequestError(
-                    f"--{name} of a run cannot change: it began with {began}, but got {value};"
-                    " begin a new run"
-                )
-        return replace(self, space=self.folder / "space.py", **{**before, **given, **fixed})
 
 
 def parse_request(arguments: Sequence[str] | None = None) -> Request:
@@ -139,7 +49,43 @@ def load_requested_space(request: Request) -> Space:
     Raises:
         SpaceError: the space breaks a rule, as it is or with the changes.
     """
-    return request.apply_to(load_space(request.space))
+    space = load_space(request.space)
+    space = replace(
+        space,
+        trials=request.trials or space.trials,
+        epochs=request.epochs or space.epochs,
+        folds=request.folds or space.folds,
+    )
+    return space.with_backbones(request.backbones) if request.backbones else space
+
+
+def merge_with_saved(request: Request, saved: Request) -> Request:
+    """Return the request of a run that is resumed, with this command line's changes.
+
+    Args:
+        request: The command line with `--resume`.
+        saved: What the run saved.
+
+    Raises:
+        RequestError: an option that cannot change was given again with another value.
+    """
+    before = {name: getattr(saved, name) for name in _KEPT}
+    given = {name: v for name in _KEPT if (v := getattr(request, name)) is not None}
+    for name in ("backbones", "limit"):
+        if name in given and given[name] != before[name]:
+            began = "without it" if before[name] is None else f"with {before[name]}"
+            raise RequestError(
+                f"--{name} of a run cannot change: it began {began}; begin a new run"
+            )
+    fixed = {name: getattr(saved, name) for name in _FIXED}
+    for name, began in fixed.items():
+        value = getattr(request, name)
+        if value not in (began, create_parser().get_default(name)):
+            raise RequestError(
+                f"--{name} of a run cannot change: it began with {began}, but got {value};"
+                " begin a new run"
+            )
+    return replace(request, space=request.folder / "space.py", **{**before, **given, **fixed})
 
 
 def _default_space() -> Path:

@@ -105,7 +105,7 @@ def write_report(folder: RunFolder) -> None:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             run=folder.path.absolute().name,
             path=shlex.quote(str(folder.path)),
-            command=[shlex.quote(word) for word in record.environment.get("command", [])],
+            command=[shlex.quote(word) for word in record.environment.command],
             model_megabytes=_megabytes(folder.path / "model.pt"),
             missing=missing_stages(record),
             notices=list(notices(record)),

@@ -16,6 +16,7 @@ from search.data.audit import read_audit_csv
 from search.data.manifest import Issue
 from search.evaluation.label_issues import LabelIssue, read_issues
 from search.evaluation.predictions import PredictedImage, read_predictions
+from search.runs.environment import Environment
 from search.runs.run_folder import RunFolder
 from search.runs.summary import RunSummary
 from search.runs.tables import read_rows
@@ -80,7 +81,7 @@ class Record:
 
     folder: Path
     summary: RunSummary
-    environment: Mapping[str, Any]
+    environment: Environment
     space_source: str
     study: optuna.Study | None
     trials: tuple[TrialRecord, ...]

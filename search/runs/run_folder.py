@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import blake2b
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from search.runs.summary import RunSummary, SummaryError, read_summary
+from search.runs.environment import Environment, Request, describe_environment, read_environment
+from search.runs.summary import RunSummary, read_summary
+from search.runs.validation import FolderError
 from trainables.atomic_write import write_atomically
-
-RUN_FORMAT = 2
-"""Version of the run folder's files; a folder of another version is not read."""
 
 BEST_WEIGHTS = "best.pt"
 CHECKPOINT = "checkpoint.pt"
@@ -34,11 +30,6 @@ RUN_LOG = "run.log"
 
 _SUMMARY = "summary.json"
 _ENVIRONMENT = "environment.json"
-_PACKAGES = ("ray", "torch", "torchvision", "optuna", "scikit-learn", "numpy", "pandas", "pillow")
-
-
-class FolderError(ValueError):
-    """A run folder cannot be created, or cannot be read."""
 
 
 class RunFolder:
@@ -47,6 +38,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._summary = RunSummary()
+        self._environment: Environment | None = None
 
     @staticmethod
     def check_free(out: Path, name: str) -> None:
@@ -93,30 +85,13 @@ class RunFolder:
         """Open the folder of an earlier run.
 
         Raises:
-            FolderError: it is no run, one of another `RUN_FORMAT`, or a damaged one.
+            FolderError: it is no run, one of another format, or a damaged one.
         """
         if not (path / _ENVIRONMENT).is_file() or not (path / "space.py").is_file():
             raise FolderError(f"{path} is no run: a run's folder holds {_ENVIRONMENT} and space.py")
         folder = cls(path)
-        try:
-            environment = folder.environment
-            _ = environment["request"]
-        except (ValueError, KeyError, TypeError):
-            raise FolderError(
-                f"{path / _ENVIRONMENT} is damaged, and no longer holds the run's request: put a"
-                " copy of it back, or begin a new run"
-            ) from None
-        if (found := environment.get("format", 1)) != RUN_FORMAT:
-            raise FolderError(
-                f"{path} is a run of format {found}, and this version reads format {RUN_FORMAT}:"
-                " use the version that wrote it, or begin a new run"
-            )
-        try:
-            folder._summary = read_summary(path / _SUMMARY)
-        except SummaryError as error:
-            raise FolderError(
-                f"{error}; put a copy of it back, or remove it and resume the run"
-            ) from None
+        folder._environment = read_environment(path / _ENVIRONMENT)
+        folder._summary = read_summary(path / _SUMMARY)
         return folder
 
     @property
@@ -125,10 +100,15 @@ class RunFolder:
         return self._summary
 
     @property
-    def environment(self) -> dict[str, Any]:
-        """The command, the request, the versions and the machine that the run began with."""
-        content: dict[str, Any] = json.loads((self.path / _ENVIRONMENT).read_text(encoding="utf-8"))
-        return content
+    def environment(self) -> Environment:
+        """The command, the request, the versions and the machine that the run began with.
+
+        Raises:
+            FolderError: it is damaged.
+        """
+        if self._environment is None:
+            self._environment = read_environment(self.path / _ENVIRONMENT)
+        return self._environment
 
     def set_section(self, name: str, value: Any) -> None:
         """Set a section of the summary, one of `RunSummary`'s attributes, and write it."""
@@ -166,29 +146,19 @@ class RunFolder:
         """Remove the folder of a run that ended before it made anything."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def save_request(self, request: Mapping[str, Any]) -> None:
+    def save_request(self, request: Request) -> None:
         """Overwrite the saved request with a resumed run's options."""
-        self.write_json(_ENVIRONMENT, {**self.environment, "request": dict(request)})
+        self._write_environment(replace(self.environment, request=request))
 
-    def write_origin(self, space_file: Path, request: Mapping[str, Any]) -> None:
+    def write_origin(self, request: Request) -> None:
         """Write what the run begins with: the space, the request, the versions, the machine."""
-        shutil.copyfile(space_file, self.path / "space.py")
-        self.write_json(
-            _ENVIRONMENT,
-            {
-                "format": RUN_FORMAT,
-                "command": [Path(sys.executable).name, "-m", "search.run", *sys.argv[1:]],
-                "request": dict(request),
-                "space_digest": digest(self.path / "space.py"),
-                "python": platform.python_version(),
-                "packages": {name: metadata.version(name) for name in _PACKAGES},
-                "machine": {
-                    "system": platform.platform(),
-                    "processor": platform.processor() or platform.machine(),
-                    "cores": os.cpu_count(),
-                },
-            },
-        )
+        space = self.path / "space.py"
+        shutil.copyfile(request.space, space)
+        self._write_environment(describe_environment(request, digest(space)))
+
+    def _write_environment(self, environment: Environment) -> None:
+        self._environment = environment
+        self.write_json(_ENVIRONMENT, environment.as_dict())
 
 
 def digest(path: Path) -> str:

@@ -10,20 +10,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator
+
+from search.runs.validation import validate
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """JSON has no NaN and no infinity: both are written as null, which is read back as NaN."""
 
 Interval = tuple[Number, Number]
-
-
-class SummaryError(ValueError):
-    """A summary is JSON, and a key of it is missing or of the wrong type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,20 +398,12 @@ def read_summary(path: Path) -> RunSummary:
     """Read `summary.json`; an empty summary where there is no file, or none that is JSON.
 
     Raises:
-        SummaryError: a key is missing or of the wrong type; the message names it.
+        FolderError: it is JSON, and a key is missing or of the wrong type; the message names it.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # what is lost, the stages write again
         return RunSummary()
-    try:
-        return _adapter().validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the whole"
-        raise SummaryError(f"{path} is damaged: {key}: {first['msg']}") from None
-
-
-@cache
-def _adapter() -> TypeAdapter[RunSummary]:
-    return TypeAdapter(RunSummary)
+    return validate(
+        content, RunSummary, path, "put a copy of it back, or remove it and resume the run"
+    )

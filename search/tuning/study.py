@@ -20,8 +20,9 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from search.runs.run_folder import STUDY, FolderError
+from search.runs.run_folder import STUDY
 from search.runs.tables import write_csv
+from search.runs.validation import FolderError
 from spaces.base import Space
 from spaces.rules import Value
 from trainables.trial_result import EpochResult, TrialResult

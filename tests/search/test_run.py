@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -208,13 +210,13 @@ def check_refused(
     return shown
 
 
-def begun(tmp_path: Path, space: str = SPACE, **request: object) -> Path:
+def begun(tmp_path: Path, space: str = SPACE, **request: Any) -> Path:
     """Create the folder of a run whose first stage has not begun; return it."""
     (tmp_path / "space.py").write_text(space)
     arguments = ["--space", str(tmp_path / "space.py"), "--out", str(tmp_path), "--name", "run"]
     parsed = parse_request(arguments)
     folder = RunFolder.create(tmp_path, "run")
-    folder.write_origin(parsed.space, {**parsed.as_json(), **request})
+    folder.write_origin(replace(parsed, **request))
     return folder.path
 
 
@@ -257,7 +259,7 @@ def test_resume_of_an_older_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_resume_with_what_a_run_cannot_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = begun(tmp_path, backbones=["cnn"], seed=3)
+    run = begun(tmp_path, backbones=("cnn",), seed=3)
     shown = refused(capsys, "--resume", run, "--backbones", "tinynet")
     assert "--backbones of a run cannot change: it began with ('cnn',)" in shown
     shown = refused(capsys, "--resume", run, "--seed", "4")

@@ -73,7 +73,7 @@ class RunBoard:
     def describe(self, settings: Settings) -> None:
         """Write the run's configuration, environment and space as text."""
         self._write(text_pb("configuration", _table(_flat(asdict(settings)))))
-        self._write(text_pb("environment", _table(_flat(self._run.environment))))
+        self._write(text_pb("environment", _table(_flat(self._run.environment.as_dict()))))
         space = (self._run.path / "space.py").read_text(encoding="utf-8", errors="replace")
         self._write(text_pb("space", "".join(f"    {line}\n" for line in space.splitlines())))
 

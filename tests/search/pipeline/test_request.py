@@ -1,11 +1,10 @@
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from search.pipeline.request import Request, load_requested_space, parse_request
+from search.pipeline.request import load_requested_space, merge_with_saved, parse_request
+from search.runs.environment import Request
 from spaces.base import load_space
 from spaces.rules import BACKBONES, SpaceError
 
@@ -22,10 +21,9 @@ def parse(*arguments: str) -> Request:
     return parse_request(arguments)
 
 
-def saved(request: Request) -> dict[str, Any]:
+def saved(request: Request) -> Request:
     """Return a request as a run saves and reads it."""
-    content: dict[str, Any] = json.loads(json.dumps(request.as_json()))
-    return content
+    return request.with_absolute_paths()
 
 
 def test_without_options_the_default_space_is_searched():
@@ -188,7 +186,7 @@ def test_a_resumed_run_keeps_its_request():
     again = parse("--resume", "o/n")
     assert again.space == Path("o/n/space.py")
     assert again.folder == Path("o/n")
-    merged = again.merge_with_saved(saved(first))
+    merged = merge_with_saved(again, saved(first))
     for name in (
         *("data", "backbones", "limit", "trials", "epochs", "time_budget_seconds", "seed"),
         *("sampler", "scheduler", "probe", "external", "weights", "folds"),
@@ -202,7 +200,7 @@ def test_a_resumed_run_takes_changed_options():
         *("--resume", "o/n", "--trials", "9", "--data", "moved", "--time-budget", "2m"),
         *("--finalists", "3", "--max-concurrent", "1", "-q"),
     )
-    merged = again.merge_with_saved(saved(first))
+    merged = merge_with_saved(again, saved(first))
     assert (merged.trials, merged.epochs, merged.data) == (9, 3, Path("moved"))
     assert merged.time_budget_seconds == 120
     assert (merged.finalists, merged.max_concurrent, merged.quiet) == (3, 1, True)

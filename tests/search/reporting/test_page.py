@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 import subprocess
@@ -14,10 +13,11 @@ import pytest
 
 from search.evaluation.comparison import compare_models
 from search.evaluation.label_issues import LabelIssue, count_issues, write_issues
+from search.pipeline.request import parse_request
 from search.report import main
 from search.reporting.gallery import Gallery
 from search.reporting.page import write_report
-from search.runs.run_folder import RUN_FORMAT, STUDY, RunFolder
+from search.runs.run_folder import STUDY, RunFolder
 from search.runs.summary import (
     AblationScores,
     Calibration,
@@ -308,9 +308,8 @@ def test_an_interrupted_search_has_no_final_model_yet(run: Path) -> None:
 def test_a_run_that_was_killed_at_once_has_a_report(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    origin = {"request": {}, "format": RUN_FORMAT}
-    (folder / "environment.json").write_text(json.dumps(origin))
-    (folder / "space.py").write_text("")
+    (tmp_path / "space.py").touch()
+    RunFolder(folder).write_origin(parse_request(["--space", str(tmp_path / "space.py")]))
     (folder / STUDY).write_bytes(b"")
     write_report(RunFolder.open(folder))
     page = Page(folder / "report.html")

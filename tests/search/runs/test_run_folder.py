@@ -1,23 +1,25 @@
 import json
 import os
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from search.runs.run_folder import RUN_FORMAT, FolderError, RunFolder
+from search.pipeline.request import parse_request
+from search.runs.run_folder import RunFolder, digest
 from search.runs.summary import RunSummary, SearchCounts
+from search.runs.validation import FolderError
 
 SEARCH = SearchCounts(trials=4, complete=2, pruned=1, failed=1, unfinished=0, seconds=7.5)
 
 
-def begun(tmp_path: Path, name: str = "run-1", **request: Any) -> RunFolder:
+def begun(tmp_path: Path, *options: str) -> RunFolder:
     space_file = tmp_path / "mine.py"
     space_file.write_text("SPACE = 1  # Käfer\n", encoding="utf-8")
-    folder = RunFolder.create(tmp_path / "results", name)
-    folder.write_origin(space_file, request)
+    folder = RunFolder.create(tmp_path / "results", "run-1")
+    folder.write_origin(parse_request(["--space", str(space_file), *options]))
     return folder
 
 
@@ -96,33 +98,13 @@ def test_a_folder_that_is_no_run(tmp_path, missing):
         )
 
 
-@pytest.mark.parametrize("content", ["", '{"request": {"se', "{}", "[]"])
-def test_a_run_whose_environment_is_damaged(tmp_path, content):
-    folder = begun(tmp_path)
-    (folder.path / "environment.json").write_text(content, encoding="utf-8")
-    with pytest.raises(FolderError, match=r"environment\.json is damaged.*put a copy of it back"):
-        RunFolder.open(folder.path)
-
-
-@pytest.mark.parametrize(("kept", "found"), [({}, 1), ({"format": 1}, 1), ({"format": 3}, 3)])
-def test_a_run_of_another_format(tmp_path, kept, found):
-    folder = begun(tmp_path)
-    environment = {k: v for k, v in folder.environment.items() if k != "format"} | kept
-    folder.write_json("environment.json", environment)
-    with pytest.raises(FolderError) as caught:
-        RunFolder.open(folder.path)
-    assert str(caught.value) == (
-        f"{folder.path} is a run of format {found}, and this version reads format {RUN_FORMAT}:"
-        " use the version that wrote it, or begin a new run"
-    )
-
-
 def test_a_run_is_opened_with_its_summary(tmp_path):
-    folder = begun(tmp_path, seed=3, backbones=("cnn",), data=None)
+    folder = begun(tmp_path, "--seed", "3", "--backbones", "cnn")
     folder.set_section("search", SEARCH)
     again = RunFolder.open(folder.path)
     assert again.summary == RunSummary(search=SEARCH)
-    assert again.environment["request"] == {"seed": 3, "backbones": ["cnn"], "data": None}
+    assert again.environment == folder.environment
+    assert again.environment.request.backbones == ("cnn",)
     again.set_section("gpu_fraction", {"cnn": 0.5})
     assert summary_of(folder) == {
         "gpu_fraction": {"cnn": 0.5},
@@ -165,10 +147,11 @@ def test_a_summary_with_a_wrong_key(tmp_path):
 
 
 def test_a_request_is_replaced(tmp_path):
-    folder = begun(tmp_path, trials=4)
+    folder = begun(tmp_path, "--trials", "4")
     before = folder.environment
-    folder.save_request({"trials": 9})
-    assert folder.environment == before | {"request": {"trials": 9}}
+    request = replace(before.request, trials=9)
+    RunFolder.open(folder.path).save_request(request)
+    assert RunFolder.open(folder.path).environment == replace(before, request=request)
 
 
 def test_a_run_is_deleted(tmp_path):
@@ -178,16 +161,12 @@ def test_a_run_is_deleted(tmp_path):
     assert not folder.path.exists()
 
 
-def test_the_environment_says_how_the_run_was_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["run.py", "--seed", "3"])
-    folder = begun(tmp_path, seed=3)
+def test_a_run_begins_with_its_space_and_environment(tmp_path):
+    folder = begun(tmp_path, "--seed", "3")
     assert (folder.path / "space.py").read_bytes() == (tmp_path / "mine.py").read_bytes()
-    environment = folder.environment
-    assert environment["command"][1:] == ["-m", "search.run", "--seed", "3"]
-    assert environment["python"].startswith("3.11.")
-    assert {"ray", "torch", "optuna"} <= set(environment["packages"])
-    assert environment["packages"]["numpy"] == np.__version__
-    assert environment["machine"]["cores"] >= 1
+    assert folder.environment.space_digest == digest(folder.path / "space.py")
+    assert folder.environment.request.seed == 3
+    assert RunFolder(folder.path).environment == folder.environment
 
 
 def test_nan_and_infinities_become_null(tmp_path):

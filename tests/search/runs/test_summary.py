@@ -16,9 +16,9 @@ from search.runs.summary import (
     ProbeScore,
     ReliabilityBin,
     RunSummary,
-    SummaryError,
     read_summary,
 )
+from search.runs.validation import FolderError
 
 BINS = [ReliabilityBin(confidence=0.9, accuracy=1.0, n=3)]
 SCORES = CalibrationScores(ece=0.1, log_loss=0.2, bins=BINS)
@@ -104,7 +104,7 @@ def test_a_number_that_was_not_finite_is_read_as_nan(tmp_path):
 def test_a_wrong_key_is_named(tmp_path, content, message):
     path = tmp_path / "summary.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(SummaryError) as caught:
+    with pytest.raises(FolderError) as caught:
         read_summary(path)
     assert str(caught.value).startswith(f"{path} is damaged: {message}")
     assert "\n" not in str(caught.value)

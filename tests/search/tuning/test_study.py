@@ -14,7 +14,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from search.runs.run_folder import STUDY, FolderError
+from search.runs.run_folder import STUDY
+from search.runs.validation import FolderError
 from search.tuning.searcher import StudySearcher
 from search.tuning.study import (
     STUDY_NAME,

@@ -1,0 +1,165 @@
+"""`environment.json` as dataclasses: what a run began with, validated when it is read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from search.runs.storage import SharedFiles
+from search.runs.validation import FolderError, validate
+
+RUN_FORMAT = 2
+"""Version of the run folder's files; a folder of another version is not read."""
+
+_PACKAGES = ("ray", "torch", "torchvision", "optuna", "scikit-learn", "numpy", "pandas", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The command line. None leaves an option to the space, or to the run that is resumed.
+
+    Attributes:
+        probe: Whether backbones are probed before the search.
+        out: The folder of all runs.
+        resume: The folder of the run to resume.
+        names_space: Whether --space was given; without it, a resumed run uses its own.
+    """
+
+    space: Path
+    data: Path | None
+    external: Path | None
+    exclude: Path | None
+    weights: Path | None
+    backbones: tuple[str, ...] | None
+    limit: int | None
+    trials: int | None
+    epochs: int | None
+    folds: int | None
+    finalists: int | None
+    time_budget_seconds: float | None
+    max_concurrent: int | None
+    seed: int
+    sampler: str
+    scheduler: str
+    probe: bool
+    out: Path
+    name: str
+    resume: Path | None
+    address: str | None
+    storage: str | None
+    quiet: bool
+    verbose: bool
+    names_space: bool = False
+
+    @property
+    def shared(self) -> SharedFiles | None:
+        """The run's folder in `--storage`; None without that option."""
+        return None if self.storage is None else SharedFiles(self.storage, self.folder.name)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.resume or self.out / self.name
+
+    @property
+    def n_finalists(self) -> int:
+        """Number of the best trials to retrain by k-fold."""
+        return self.finalists or 1
+
+    def with_absolute_paths(self) -> Request:
+        """Return the request as a run saves it, for any working directory."""
+        paths: dict[str, Any] = {
+            name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)
+        }
+        return replace(self, **paths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The machine that a run began on.
+
+    Attributes:
+        system: Operating system and kernel.
+        processor: Its kind, or its architecture where the system does not tell.
+        cores: Logical processors; None where the system does not tell.
+    """
+
+    system: str
+    processor: str
+    cores: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The content of `environment.json`.
+
+    Attributes:
+        format: `RUN_FORMAT` of the version that wrote it.
+        command: The words of the command.
+        request: The options, with absolute paths; those of the last session.
+        space_digest: Of `space.py`: see `search.runs.run_folder.digest`.
+        python: Version of Python.
+        packages: By name, the versions of the packages that results depend on.
+        machine: The driver's.
+    """
+
+    format: int
+    command: list[str]
+    request: Request
+    space_digest: str
+    python: str
+    packages: Mapping[str, str]
+    machine: Machine
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content as it stands in the file."""
+        content = asdict(self)
+        content["request"] = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in content["request"].items()
+        }
+        return content
+
+
+def describe_environment(request: Request, space_digest: str) -> Environment:
+    """Return this process's environment, for a run that begins."""
+    return Environment(
+        format=RUN_FORMAT,
+        command=[Path(sys.executable).name, "-m", "search.run", *sys.argv[1:]],
+        request=request.with_absolute_paths(),
+        space_digest=space_digest,
+        python=platform.python_version(),
+        packages={name: metadata.version(name) for name in _PACKAGES},
+        machine=Machine(
+            system=platform.platform(),
+            processor=platform.processor() or platform.machine(),
+            cores=os.cpu_count(),
+        ),
+    )
+
+
+def read_environment(path: Path) -> Environment:
+    """Read `environment.json`.
+
+    Raises:
+        FolderError: it is damaged, or of another `RUN_FORMAT`.
+    """
+    way_out = "put a copy of it back, or begin a new run"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise FolderError(f"{path} is damaged: it is not JSON; {way_out}") from None
+    has_request = isinstance(content, dict) and "request" in content
+    if has_request and (found := content.get("format", 1)) != RUN_FORMAT:
+        raise FolderError(
+            f"{path.parent} is a run of format {found}, and this version reads format {RUN_FORMAT}:"
+            " use the version that wrote it, or begin a new run"
+        )
+    return validate(content, Environment, path, way_out)
