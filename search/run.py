@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from threading import Thread
 
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if run_plan.folder.has_trials:
                 show_best_so_far(run_plan)
             else:
-                run_plan.folder.delete()  # it has no result, and its name is free again
+                _delete(run_plan)
         return 2
     except KeyboardInterrupt:
         show_best_so_far(run_plan)
@@ -83,6 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: no space is left for {where}; make room on its disk", file=sys.stderr)
         show_best_so_far(run_plan)
         return FAILED
+
+
+def _delete(run_plan: RunPlan) -> None:
+    """Delete a run that has no result, here and in storage: its name is free again."""
+    run_plan.folder.delete()
+    if run_plan.request.shared is not None:
+        with suppress(OSError):  # that its copy cannot be written was a warning
+            run_plan.request.shared.delete()
 
 
 def show_best_so_far(run_plan: RunPlan | None) -> None:

@@ -6,7 +6,8 @@ second, and with a correct request both start in parallel to what follows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest, scan, scan_external
 from search.pipeline.request import RequestError, load_requested_space, merge_with_saved
 from search.runs.environment import Request
-from search.runs.run_folder import RunFolder, digest
+from search.runs.run_folder import ENVIRONMENT, RunFolder, digest
 from search.runs.sync import fetch
+from search.runs.validation import FolderError
 from spaces.base import Space, load_space
 from spaces.downloads import cache_folder
 from trainables.models.weights import find_weights
@@ -61,11 +63,16 @@ def prepare_run(request: Request) -> RunPlan:
     check_output_path(request)
     if request.shared is not None:
         request.shared.try_out()
+    with _fetched(request):
+        return _prepare(request)
+
+
+def _prepare(request: Request) -> RunPlan:
     if request.resume is not None:
         folder, request, exclusion = _open_run(request, request.resume)
     else:
         folder = None
-        RunFolder.check_free(request.out, request.name)
+        _check_free(request)
         exclusion = None if request.exclude is None else read_exclusion(request.exclude)
     space = load_requested_space(request)
     cache = cache_folder()
@@ -91,10 +98,37 @@ def prepare_run(request: Request) -> RunPlan:
     return RunPlan(request, space, manifest, external, weights, folder, n_excluded)
 
 
+@contextmanager
+def _fetched(request: Request) -> Iterator[None]:
+    """Fetch the run to resume from storage if it is not here; one that is refused is removed."""
+    path = request.resume
+    if path is None or request.shared is None or path.exists():
+        yield
+        return
+    try:
+        fetch(request.shared, path)
+        yield
+    except BaseException:
+        RunFolder(path).delete()
+        raise
+
+
+def _check_free(request: Request) -> None:
+    """Check that the name of a new run is free, in the folder of all runs and in storage.
+
+    Raises:
+        FolderError: it is not, or no run can be created.
+    """
+    RunFolder.check_free(request.out, request.name)
+    if request.shared is not None and request.shared.has(ENVIRONMENT):
+        raise FolderError(
+            f"there is a run called {request.name!r} in {request.storage}: give another --name, or"
+            f" resume it with --resume {request.folder} --storage {request.storage}"
+        )
+
+
 def _open_run(request: Request, path: Path) -> tuple[RunFolder, Request, Exclusion | None]:
     """Open the run to resume; return it, its request with the changes, and its exclusion."""
-    if request.shared is not None and not path.exists():
-        fetch(request.shared, path)
     folder = RunFolder.open(path)
     if request.exclude is not None:
         raise RequestError(

@@ -25,11 +25,11 @@ CHECKPOINT = "checkpoint.pt"
 STUDY = "study.journal"
 """The Optuna study, as `optuna.storages.journal` writes it."""
 
+ENVIRONMENT = "environment.json"
 MODEL = "model.pt"
 RUN_LOG = "run.log"
 
 _SUMMARY = "summary.json"
-_ENVIRONMENT = "environment.json"
 
 
 class RunFolder:
@@ -87,10 +87,10 @@ class RunFolder:
         Raises:
             FolderError: it is no run, one of another format, or a damaged one.
         """
-        if not (path / _ENVIRONMENT).is_file() or not (path / "space.py").is_file():
-            raise FolderError(f"{path} is no run: a run's folder holds {_ENVIRONMENT} and space.py")
+        if not (path / ENVIRONMENT).is_file() or not (path / "space.py").is_file():
+            raise FolderError(f"{path} is no run: a run's folder holds {ENVIRONMENT} and space.py")
         folder = cls(path)
-        folder._environment = read_environment(path / _ENVIRONMENT)
+        folder._environment = read_environment(path / ENVIRONMENT)
         folder._summary = read_summary(path / _SUMMARY)
         return folder
 
@@ -107,7 +107,7 @@ class RunFolder:
             FolderError: it is damaged.
         """
         if self._environment is None:
-            self._environment = read_environment(self.path / _ENVIRONMENT)
+            self._environment = read_environment(self.path / ENVIRONMENT)
         return self._environment
 
     def set_section(self, name: str, value: Any) -> None:
@@ -158,7 +158,7 @@ class RunFolder:
 
     def _write_environment(self, environment: Environment) -> None:
         self._environment = environment
-        self.write_json(_ENVIRONMENT, environment.as_dict())
+        self.write_json(ENVIRONMENT, environment.as_dict())
 
 
 def digest(path: Path) -> str:

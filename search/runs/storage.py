@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from trainables.atomic_write import write_atomically
 
 _PROBE_FILE = ".classifier-search"
-"""Written, read and removed by `SharedFiles.try_out`."""
+"""Beginning of the name of the file that `SharedFiles.try_out` writes, reads and removes."""
 
 
 class StorageError(ValueError):
@@ -122,8 +123,16 @@ class SharedFiles:
         found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
         return sorted(f.path[len(path) + 1 :] for f in found if f.type == FileType.File)
 
+    def delete(self) -> None:
+        """Remove the folder and all its files, if it exists."""
+        from pyarrow.fs import FileType
+
+        system, path = self._opened
+        if system.get_file_info(path).type == FileType.Directory:
+            system.delete_dir(path)
+
     def try_out(self) -> None:
-        """Write, read and remove a small file.
+        """Write, read and remove a small file at the URL itself: the folder within is not made.
 
         Raises:
             StorageError: one of these fails.
@@ -133,10 +142,11 @@ class SharedFiles:
                 "--storage must be a URL such as s3://bucket/folder, or the absolute path of a"
                 f" folder that all nodes reach, but got {self.url!r}"
             )
+        top, name = SharedFiles(self.url), f"{_PROBE_FILE}-{uuid4().hex}"
         try:
-            self.write(_PROBE_FILE, b"test")
-            found = self.read(_PROBE_FILE)
-            self.remove(_PROBE_FILE)
+            top.write(name, b"test")
+            found = top.read(name)
+            top.remove(name)
         # pyarrow's errors are OSError and ValueError; NotImplementedError is an unknown scheme.
         except (OSError, ValueError, NotImplementedError) as error:
             raise StorageError(

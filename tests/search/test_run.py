@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from search.cluster.session import SessionError
+from search.data.class_folders import DataError
 from search.pipeline.preflight import RunPlan
 from search.pipeline.request import parse_request
 from search.run import main
@@ -299,6 +300,46 @@ def test_too_few_readable_images_leave_no_folder(
     assert "(23 files could not be read, such as blue/001.png: " in shown
     assert str(tmp_path / "out") not in shown, "the folder is deleted"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_new_ray")
+def test_a_refused_run_leaves_nothing_in_storage(
+    space_file: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def found_late(run_plan: RunPlan, *_: object) -> int:
+        assert (run_plan.folder.path / "run.log").is_file()
+        raise DataError("no image can be read")
+
+    monkeypatch.setattr("search.pipeline.flow.run", found_late)
+    storage, out = tmp_path / "storage", tmp_path / "out"
+    arguments = ["--space", space_file, "--storage", storage, "--out", out, "--name", "run"]
+    assert "give --data DIR" in refused(capsys, *arguments)
+    assert "no image can be read" in refused(capsys, *arguments, "--data", images)
+    assert list(storage.iterdir()) == []
+    assert list(out.iterdir()) == []
+
+
+def test_a_run_of_the_same_name_in_storage(
+    space_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, storage = begun(tmp_path), tmp_path / "storage"
+    shutil.copytree(run, storage / "run")
+    before = sorted(storage.rglob("*"))
+    out = tmp_path / "out"
+    arguments = ["--space", space_file, "--storage", storage, "--out", out, "--name", "run"]
+    assert refused(capsys, *arguments) == (
+        f"error: there is a run called 'run' in {storage}: give another --name, or resume it with"
+        f" --resume {out}/run --storage {storage}\n"
+    )
+    # What a refused --resume fetched from storage is removed.
+    resumed = ["--resume", out / "run", "--storage", storage]
+    assert "--seed of a run cannot change" in refused(capsys, *resumed, "--seed", "4")
+    assert not (out / "run").exists()
+    assert sorted(storage.rglob("*")) == before
 
 
 @pytest.mark.usefixtures("no_new_ray")

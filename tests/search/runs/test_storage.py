@@ -43,9 +43,18 @@ def test_files_are_pickled_for_other_nodes(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b.csv", "run"], "nothing is left"
 
 
-def test_trying_storage_out_leaves_no_file(tmp_path: Path) -> None:
-    SharedFiles(str(tmp_path / "new")).try_out()
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+def test_trying_storage_out_leaves_nothing_in_it(tmp_path: Path) -> None:
+    SharedFiles(str(tmp_path / "new"), "run").try_out()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_is_deleted(tmp_path: Path) -> None:
+    for name in ("mine", "yours"):
+        SharedFiles(str(tmp_path), name).write("trials/0/best.pt", b"1")
+    SharedFiles(str(tmp_path), "mine").delete()
+    SharedFiles(str(tmp_path), "mine").delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["yours"]
+    assert SharedFiles(str(tmp_path), "yours").names() == ["trials/0/best.pt"]
 
 
 @pytest.mark.parametrize(
