@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from search.data.class_folders import DataError
-from search.deployment import parity
+from search.deployment import exporters, parity
 from search.deployment.exporters import run_onnx, run_program
 from search.deployment.run_images import read_split
-from search.export import main, one_member
+from search.export import ExportError, main, one_member
 from search.predict import load
 from trainables.images import crop_and_normalise, evaluation_crop
 from trainables.models.ensemble import load_model
@@ -158,6 +158,19 @@ def test_int8_is_smaller_and_reports_its_accuracy(run, exported, capsys):
     assert record["bytes"] == (run / "export" / "model-int8.onnx").stat().st_size < 0.5 * whole
     about = onnxruntime.InferenceSession(run / "export" / "model-int8.onnx").get_modelmeta()
     assert json.loads(about.custom_metadata_map["classes"])[2] == "blue"
+
+
+def test_int8_is_calibrated_on_training_images(run, monkeypatch):
+    given = []
+
+    def write_int8(ensemble, decoded, path):
+        given.append(decoded)
+        raise ExportError("that is all")
+
+    monkeypatch.setattr(exporters, "write_int8", write_int8)
+    assert main([str(run), "--int8"]) == 2
+    card = load_model(run / "model.pt").card
+    np.testing.assert_array_equal(given[0], read_split(run, card, "train", None).decoded)
 
 
 def test_a_program(run):

@@ -43,14 +43,14 @@ _LEAKS = (
         "search/pipeline/retraining/kfold.py",
         "np.setdiff1d(rows, fold), fold, use_probe",
         "rows, fold, use_probe",
-        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+        (f"{_RETRAINING}/test_kfold.py::test_a_fold_depends_on_no_image_that_it_leaves_out",),
     ),
     Mutant(
         "fold-head-saw-what-it-leaves-out",
         "search/pipeline/retraining/kfold.py",
         "initial_head=_fold_head(context, config, rows) if",
         "initial_head=_fold_head(context, config, torch.as_tensor([*train_rows, *fold_rows])) if",
-        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+        (f"{_RETRAINING}/test_kfold.py::test_a_fold_depends_on_no_image_that_it_leaves_out",),
     ),
     Mutant(
         "crop-head-saw-what-it-leaves-out",
@@ -67,7 +67,7 @@ _LEAKS = (
         "search/pipeline/retraining/kfold.py",
         "split_folds(rows, context.labels, n_folds, context.seed, context.groups)",
         "split_folds(rows, context.labels, n_folds, context.seed)",
-        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+        (f"{_RETRAINING}/test_kfold.py::test_a_fold_depends_on_no_image_that_it_leaves_out",),
     ),
     Mutant(
         "trials-train-on-test-images",
@@ -88,7 +88,7 @@ _LEAKS = (
         "search/export.py",
         'read_split(options.run, card, "train", options.data, _CALIBRATION_IMAGES)',
         'read_split(options.run, card, "test", options.data, _CALIBRATION_IMAGES)',
-        ("tests/search/test_export.py::test_int8_is_smaller_and_reports_its_accuracy",),
+        ("tests/search/test_export.py::test_int8_is_calibrated_on_training_images",),
     ),
 )
 
@@ -105,21 +105,21 @@ _CHOICES = (
         "trainables/trial.py",
         "if best is epoch:",
         "if epoch.epoch:",
-        (f"{_TRAINABLES}/test_trainer.py::test_patience_ends_a_training_without_improvement",),
+        (f"{_TRAINABLES}/test_trial.py::test_the_best_epochs_weights_are_kept",),
     ),
     Mutant(
         "no-random-proposals",
         "search/tuning/samplers.py",
         'if name != "tpe" or n_proposed % RANDOM_EVERY == RANDOM_EVERY - 1:',
         'if name != "tpe":',
-        (f"{_TUNING}/test_samplers.py::test_the_seed_and_how_far_the_search_is_decide",),
+        (f"{_TUNING}/test_samplers.py::test_every_fourth_proposal_is_random",),
     ),
     Mutant(
         "25-candidates-instead-of-4",
         "search/tuning/samplers.py",
         "_N_CANDIDATES = 4",
         "_N_CANDIDATES = 25",
-        (f"{_TUNING}/test_samplers.py::test_the_seed_and_how_far_the_search_is_decide",),
+        (f"{_TUNING}/test_samplers.py::test_tpe_is_less_greedy_than_optunas_default",),
     ),
     Mutant(
         "asha-stops-the-best",
@@ -167,7 +167,7 @@ _TRAINING = (
         "trainables/worker.py",
         "view_magnitude(view, n_views),",
         "view_magnitude(view, n_views + 1),",
-        (f"{_TRAINABLES}/test_feature_cache.py::test_view_magnitude",),
+        (f"{_TRAINABLES}/test_worker.py::test_a_view_is_augmented_at_its_magnitude",),
     ),
     Mutant(
         "normalisation-swaps-mean-and-std",
@@ -191,7 +191,9 @@ _TRAINING = (
         "trainables/trainer.py",
         "self.model.eval()",
         "self.model.train()",
-        (f"{_TRAINABLES}/test_trainer.py::test_validation_metrics_match_the_predictions",),
+        (
+            f"{_TRAINABLES}/test_trainer.py::test_predictions_are_without_dropout_and_of_each_image_alone",
+        ),
     ),
     Mutant(
         "freeze-depth-off-by-one",
@@ -214,7 +216,7 @@ _TRAINING = (
         "trainables/trainer.py",
         "self._generator = torch.Generator().manual_seed(seed)",
         "self._generator = torch.Generator().manual_seed(0)",
-        (f"{_TRAINABLES}/test_trainer.py::test_a_training_depends_on_its_seed_alone",),
+        (f"{_TRAINABLES}/test_trainer.py::test_the_seed_decides_the_order",),
     ),
 )
 
@@ -262,7 +264,7 @@ _FIGURES = (
         "search/evaluation/intervals.py",
         "np.quantile(draws, (0.025, 0.975))",
         "np.quantile(draws, (0.05, 0.95))",
-        (f"{_EVALUATION}/test_intervals.py::test_intervals_of_macro_f1_cover_the_truth",),
+        (f"{_EVALUATION}/test_intervals.py::test_with_many_images_it_is_the_normal_interval",),
     ),
     Mutant(
         "temperature-multiplies-logits",
@@ -296,7 +298,7 @@ _FIGURES = (
         "search/pipeline/retraining/kfold.py",
         "subspace = fit_subspace(trainer.predict(few[:MAX_IMAGES])[0])",
         "subspace = fit_subspace(features)",
-        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+        (f"{_RETRAINING}/test_kfold.py::test_a_fold_depends_on_no_image_that_it_leaves_out",),
     ),
 )
 
@@ -313,7 +315,7 @@ _RESUMING = (
         "trainables/trial.py",
         'self._best_weights = state["best_weights"]',
         "self._best_weights = trainer.model.member_weights()",
-        (f"{_TRAINABLES}/test_trainer.py::test_patience_ends_a_training_without_improvement",),
+        (f"{_TRAINABLES}/test_trial.py::test_a_resumed_trial_keeps_the_best_epochs_weights",),
     ),
     Mutant(
         "folds-of-other-images-are-reused",

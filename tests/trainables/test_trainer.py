@@ -196,6 +196,16 @@ def test_validation_metrics_match_the_predictions(create, images):
     assert result.val_macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
 
 
+def test_predictions_are_without_dropout_and_of_each_image_alone(create):
+    trainer = create(freeze_depth=3, hidden_units=16, dropout=0.6)
+    trainer.run_epoch()
+    rows = torch.arange(N_TRAIN, N_IMAGES)
+    logits = trainer.predict_logits(rows)
+    assert torch.equal(trainer.predict_logits(rows), logits)
+    alone = torch.cat([trainer.predict_logits(row) for row in rows.split(1)])
+    torch.testing.assert_close(alone, logits, rtol=0.02, atol=0.02)
+
+
 def test_macro_f1_is_over_the_classes_that_occur():
     labels, predicted = torch.tensor([0, 0, 1, 3]), torch.tensor([0, 2, 1, 1])
     expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
@@ -429,6 +439,19 @@ def test_every_training_image_is_used_once_per_epoch_in_a_new_order(create, monk
     assert sorted(visited[0]) == sorted(visited[1]) == list(range(0, N_IMAGES, 2))
     assert visited[0] != visited[1] != sorted(visited[1])
     assert trainer.steps_per_epoch == 4
+
+
+def test_the_seed_decides_the_order(create, monkeypatch):
+    orders: list[list[int]] = []
+
+    def watched(batches: CachedBatches, rows: Tensor, generator: torch.Generator) -> Tensor:
+        orders.append(rows.tolist())
+        return batches.clean(rows)
+
+    monkeypatch.setattr(CachedBatches, "train", watched)
+    for seed in (5, 5, 6):
+        create(freeze_depth=3, lr=STANDSTILL, seed=seed).run_epoch()
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_there_is_no_last_batch_of_one_image(create):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spaces.base import TrialConfig
-from trainables.feature_cache import FeatureCache
+from trainables.feature_cache import FeatureCache, build_view, view_magnitude
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Weights
 from trainables.worker import (
@@ -127,6 +127,22 @@ def test_a_trainer_trains_with_and_without_cached_features(
     trainer = create_trainer(context, config, ROWS, ROWS, seed=0, epochs=2)
     assert [trainer.run_epoch().epoch for _ in range(2)] == [1, 2]
     assert trainer.finished
+
+
+@pytest.mark.parametrize("view", range(4))
+def test_a_view_is_augmented_at_its_magnitude(context: TrainingContext, view: int) -> None:
+    (built,) = build_block(context, "tinynet", ROWS.numpy(), view, 4, (2,), seed=3)
+    expected = build_view(
+        folded_backbone(context, "tinynet", CPU),
+        torch.from_numpy(context.table.open())[ROWS],
+        SIDE,
+        view_magnitude(view, 4),
+        flip=False,
+        stage_outputs=(2,),
+        seed=3,
+        device=CPU,
+    )
+    np.testing.assert_array_equal(built, expected[2])
 
 
 def test_a_network_without_pretrained_weights_is_never_frozen() -> None:

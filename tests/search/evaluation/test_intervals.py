@@ -45,6 +45,13 @@ def test_perfect_accuracy_gives_no_certainty() -> None:
         assert high == 1.0
 
 
+def test_with_many_images_it_is_the_normal_interval() -> None:
+    low, high = macro_intervals([[1800, 200], [200, 1800]])["macro_recall"]
+    sd = np.sqrt(0.9 * 0.1 / 2000 / 2)  # of the mean of two classes of 2000 images each
+    assert (low + high) / 2 == pytest.approx(0.9, abs=0.002)
+    assert high - low == pytest.approx(2 * 1.96 * sd, rel=0.07)
+
+
 def test_more_images_narrow_the_interval() -> None:
     few = np.array([[18, 2], [3, 17]])
     widths = [

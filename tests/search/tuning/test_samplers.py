@@ -105,6 +105,44 @@ def test_the_seed_and_how_far_the_search_is_decide(sampler, seed):
     assert not {p["lr"] for p in first} & {p["lr"] for p in later}
 
 
+def proposed_after(
+    space: Space, best: float, seed: int, n_proposed: int, n_known: int = 20
+) -> float:
+    """Return the logarithm of the next learning rate, after trials of which one was the best."""
+    study = optuna.create_study(
+        direction="maximize", sampler=create_sampler("tpe", space, 99, seed, n_proposed)
+    )
+    for tried_lr in np.linspace(-5, -1, n_known):
+        study.add_trial(
+            optuna.trial.create_trial(
+                params={"lr": 10**tried_lr},
+                distributions=space.distributions,
+                value=-abs(tried_lr - best),
+            )
+        )
+    return math.log10(study.ask(space.distributions).params["lr"])
+
+
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_every_fourth_proposal_is_random():
+    """It depends on no trial, while all others do."""
+    space = space_of(lr=FloatDistribution(1e-5, 1e-1, log=True))
+    alike = [
+        proposed_after(space, -4, seed=0, n_proposed=n) == proposed_after(space, -2, 0, n)
+        for n in range(40, 52)
+    ]
+    assert alike == [False, False, False, True] * 3
+
+
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_tpe_is_less_greedy_than_optunas_default():
+    """It prefers what was best, and still tries what is half a decade off."""
+    space = space_of(lr=FloatDistribution(1e-5, 1e-1, log=True))
+    proposed = [proposed_after(space, -2, seed, n_proposed=40) for seed in range(30)]
+    assert np.median(np.abs(np.array(proposed) + 2)) < 0.5
+    assert np.std(proposed) > 0.2, "of 24 candidates the most promising are all alike"
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_tpe_learns_from_losses_where_all_accuracies_are_equal(stopped):
     """By accuracies alone, it would take the first trials for the best."""
