@@ -224,8 +224,8 @@ _FIGURES = (
     Mutant(
         "comparison-swaps-its-sides",
         "search/pipeline/evaluate.py",
-        "compare_models(labels, after.argmax(1), predicted)",
-        "compare_models(labels, predicted, after.argmax(1))",
+        "compare_models(labels, after.argmax(1), predicted",
+        "compare_models(labels, predicted, after.argmax(1)",
         (f"{_PIPELINE}/test_evaluate.py::test_the_model_is_compared_with_the_baseline",),
     ),
     Mutant(
