@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ import torch
 from search.pipeline.retraining import kfold
 from search.pipeline.retraining.kfold import Fold, FoldStore, RetrainConfig, retrain
 from spaces.base import TrialConfig
-from tests.fixtures.prepared_data import InMemory
-from trainables.feature_cache import FeatureCache
-from trainables.worker import TrainingContext, build_block
+from trainables.worker import TrainingContext
 
 N_IMAGES, N_FOLDS = 30, 5
 LABELS = np.arange(N_IMAGES) % 2
@@ -112,54 +109,6 @@ def test_folds_of_an_earlier_session_are_reused_if_they_left_out_the_same_images
     assert sorted(ended) == [1, 4]
     assert folds[0] is before[0]
     assert len(folds[4].rows) == len(other.rows)
-
-
-@dataclass(frozen=True)
-class Features:
-    """The pooled features of all images, as the feature cache has them."""
-
-    context: TrainingContext
-
-    def get_views(self, backbone: str, stage_output: int, augment: float) -> FeatureCache | None:
-        rows = np.arange(N_IMAGES)
-        (bits,) = build_block(self.context, backbone, rows, 0, 1, (stage_output,), seed=0)
-        view = (torch.from_numpy(bits).view(torch.bfloat16),)
-        return FeatureCache((view,), 1, torch.from_numpy(rows), N_IMAGES)
-
-
-def images_context(pixels: np.ndarray) -> TrainingContext:
-    """Return a context in which images 2k and 2k + 1 are near-duplicates."""
-    context = replace(
-        CONTEXT, table=InMemory(pixels), heads={"tinynet": {}}, groups=np.arange(N_IMAGES) // 2
-    )
-    return replace(context, feature_source=Features(context))
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_fold_depends_on_no_image_that_it_leaves_out() -> None:
-    """Neither its weights do, nor its initial head, nor the subspace of its OOD scores."""
-    pixels = np.random.default_rng(0).integers(0, 256, (N_IMAGES, 32, 32, 3), np.uint8)
-    rows, n_folds = np.arange(N_IMAGES), 3
-    config = TrialConfig("tinynet", freeze_depth=5, batch_size=8)
-
-    def folds_of(pixels: np.ndarray, epochs: int, before: dict[int, Fold]) -> list[Fold]:
-        context, to_train = images_context(pixels), RetrainConfig(config, epochs, None)
-        return retrain(
-            context, to_train, rows, n_folds, True, RESOURCES, lambda *ended: None, before
-        )
-
-    for epochs in (0, 2):
-        folds = folds_of(pixels, epochs, {})
-        of_groups = [set(fold.rows // 2) for fold in folds]
-        assert sum(map(len, of_groups)) == N_IMAGES // 2, "a near-duplicate is in another fold"
-        other = pixels.copy()
-        other[folds[0].rows] = 255 - other[folds[0].rows]
-        again = folds_of(other, epochs, {1: folds[1], 2: folds[2]})
-        for name in ("weights", "subspace"):
-            one, two = getattr(folds[0], name), getattr(again[0], name)
-            torch.testing.assert_close(two, one, rtol=0, atol=0, msg=f"{name}, {epochs} epochs")
-        assert not np.allclose(again[0].logits, folds[0].logits), "the images are others"
-        assert folds[0].residuals.shape == (len(folds[0].rows),)
 
 
 def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
