@@ -88,6 +88,23 @@ def difference_distribution(
     return np.asarray(smaller + (1 - smaller) * (of_second + of_first) / 2)
 
 
+def fewest_wins(n_discordant: np.ndarray) -> np.ndarray:
+    """Return how many of the discordant images one model must win for a verdict.
+
+    Args:
+        n_discordant: int [k].
+
+    Returns:
+        int64 [k]; more than there are where no outcome gives a verdict.
+    """
+    wins = np.asarray(binom.isf(ALPHA / 2, n_discordant, 0.5), np.int64)
+    # The mid-p-value counts half of the outcome itself: the tail of the next count may suffice.
+    for _ in range(2):
+        tail = binom.sf(wins, n_discordant, 0.5) + binom.pmf(wins, n_discordant, 0.5) / 2
+        wins = wins + (2 * tail >= ALPHA)
+    return wins
+
+
 def power(n: int, discordance: float, difference: float) -> float:
     """Return the probability that the test finds the better model.
 
@@ -101,7 +118,7 @@ def power(n: int, discordance: float, difference: float) -> float:
     centre, reach = n * discordance, _REACH * (n * discordance * (1 - discordance)) ** 0.5 + 1
     n_discordant = np.arange(max(0, int(centre - reach)), min(n, int(centre + reach)) + 1)
     part = (1 + difference / discordance) / 2
-    found = binom.sf(_fewest_wins(n_discordant) - 1, n_discordant, part)
+    found = binom.sf(fewest_wins(n_discordant) - 1, n_discordant, part)
     return float(binom.pmf(n_discordant, n, discordance) @ found)
 
 
@@ -141,13 +158,3 @@ def _lower_bound(n_first_only: int, n_second_only: int, n: int) -> float:
 def _mean_cdf(a: np.ndarray, b: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the mean over the nodes [k, nodes] of a beta distribution's cdf."""
     return np.asarray(betainc(a[..., None], b[..., None], values) @ (_WEIGHTS / 2))
-
-
-def _fewest_wins(n_discordant: np.ndarray) -> np.ndarray:
-    """Return how many discordant images the better model must win; one more than all for none."""
-    wins = np.asarray(binom.isf(ALPHA / 2, n_discordant, 0.5), np.int64)
-    # The mid-p-value counts half of the outcome itself: the tail of the next count may suffice.
-    for _ in range(2):
-        tail = binom.sf(wins, n_discordant, 0.5) + binom.pmf(wins, n_discordant, 0.5) / 2
-        wins = wins + (2 * tail >= ALPHA)
-    return wins

@@ -12,6 +12,7 @@ from search.evaluation.mcnemar import (
     detectable_difference,
     difference_distribution,
     difference_interval,
+    fewest_wins,
     p_value,
     power,
 )
@@ -103,6 +104,14 @@ def test_the_bounds_are_quantiles_of_the_confidence_distribution() -> None:
         part = np.where(rng.random(n_draws) < 0.5, lower, upper)
         drawn = np.quantile(fraction * (2 * part - 1), (0.025, 0.975))
         assert drawn == pytest.approx((low, high), abs=0.02 * (high - low))
+
+
+def test_the_fewest_wins_are_the_first_with_a_verdict() -> None:
+    n_discordant = np.arange(120)
+    for n, wins in zip(n_discordant.tolist(), fewest_wins(n_discordant).tolist(), strict=True):
+        assert wins > n / 2
+        assert wins > n or p_value(wins, n - wins) < ALPHA
+        assert n == 0 or p_value(wins - 1, n - wins + 1) >= ALPHA
 
 
 def test_power_is_the_fraction_of_experiments_that_find_the_better_model() -> None:
