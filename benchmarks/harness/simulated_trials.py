@@ -289,17 +289,22 @@ def share_processes(n_workers: int, workers_per_process: int) -> Iterator[None]:
     Ray must be running.
 
     Tune still reserves each worker's resources, and waits for each one's results. Only the workers'
-    own processes are missing, which are on other machines where there are many of them.
+    own processes are missing, which are on other machines where there are many of them. Tune has no
+    setting for that: what is replaced here is what its workers are started, awaited and ended by.
     """
     n_processes = -(-n_workers // workers_per_process)
     process = ray.remote(num_cpus=0, max_concurrency=workers_per_process + 8)(WorkerProcess)
     processes = ([process.remote() for _ in range(n_processes)], count())
     kinds: dict[int, Any] = {}
 
-    def annotate(_: Any, entity: Any, *__: Any, **___: Any) -> _WorkerClass:
+    def stand_in(entity: Any) -> _WorkerClass:
+        # Ray has no public way from an actor's class to the class that it was made from.
         if id(entity) not in kinds:
             kinds[id(entity)] = ray.put(cloudpickle.dumps(entity.__ray_metadata__.modified_class))
         return _WorkerClass(processes, kinds[id(entity)])
+
+    def annotate(_: Any, entities: list[Any]) -> list[_WorkerClass]:
+        return [stand_in(entity) for entity in entities]
 
     end = ray.kill
 
@@ -308,7 +313,7 @@ def share_processes(n_workers: int, workers_per_process: int) -> Iterator[None]:
             end(actor, **options)
 
     with (
-        mock.patch.object(PlacementGroupAcquiredResources, "_annotate_remote_entity", annotate),
+        mock.patch.object(PlacementGroupAcquiredResources, "annotate_remote_entities", annotate),
         mock.patch.object(ray, "kill", kill),
     ):
         yield

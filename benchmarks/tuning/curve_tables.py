@@ -58,7 +58,7 @@ SPACE = Space(
 
 _EXACT = ("backbone", "freeze_depth")
 _CHANCES = (0.3, 0.3, 0.3, 0.1)
-"""Of SqueezeNet and MobileNetV2 at depth 5, and the same at depth 4: the last takes by far the
+"""Fractions of SqueezeNet and MobileNetV2 at depth 5, then at depth 4: the last takes by far the
 longest to train, so a table has fewer of it."""
 _LR_WEIGHT = 3.0  # in a distance: the learning rate decides most
 _KEEP_EVERY = 10  # configurations after which the file is written

@@ -128,14 +128,14 @@ def main() -> None:
             tables = {"generated": build_generated(Path(scratch), plan.n_configs)}
     else:
         if arguments.record:
-            record(_read(arguments, "caltech"))
+            record(read_table(arguments.tables, "caltech"))
             return
-        sets = _sets(arguments)
+        sets = split_sets(arguments.sets)
         if arguments.build:
             for name in sets:
                 build(arguments, name, arguments.configs or plan.n_configs)
             return
-        tables = {name: _read(arguments, name) for name in sets}
+        tables = {name: read_table(arguments.tables, name) for name in sets}
     sides = {**SIDES, **(PARTS if arguments.parts else {})}
     seeds = range(arguments.first_seed, arguments.first_seed + plan.n_seeds)
     found = {name: compare(table, plan, sides, seeds) for name, table in tables.items()}
@@ -160,7 +160,7 @@ def build(arguments: argparse.Namespace, name: str, n_configs: int) -> CurveTabl
     files = ImageFiles(manifest.paths or (), manifest.labels, manifest.classes, name)
     images = decode_images(files, config.image_size)
     try:
-        return extend_table(_path(arguments, name), config, images, states, n_configs)
+        return extend_table(_path(arguments.tables, name), config, images, states, n_configs)
     except ValueError as error:
         return stop(str(error))
 
@@ -325,23 +325,24 @@ def _curve(values: np.ndarray) -> dict[str, list[float]]:
     }
 
 
-def _sets(arguments: argparse.Namespace) -> list[str]:
-    if arguments.sets is None:
+def split_sets(text: str | None) -> list[str]:
+    """Return the names in `--sets`, or all; end the command for one that is unknown."""
+    if text is None:
         return list(TABLE_CONFIGS)
-    names: list[str] = arguments.sets.split(",")
+    names = text.split(",")
     for name in names:
         if name not in TABLE_CONFIGS:
             stop(f"--sets must be among {', '.join(TABLE_CONFIGS)}, but got {name!r}")
     return names
 
 
-def _path(arguments: argparse.Namespace, name: str) -> Path:
-    folder: Path = arguments.tables
-    return folder / f"{name}.npz"
+def _path(tables: Path, name: str) -> Path:
+    return tables / f"{name}.npz"
 
 
-def _read(arguments: argparse.Namespace, name: str) -> CurveTable:
-    path = _path(arguments, name)
+def read_table(tables: Path, name: str) -> CurveTable:
+    """Read a set's table; end the command, naming the one that trains it, where there is none."""
+    path = _path(tables, name)
     if not path.exists():
         stop(
             f"there is no table {path}; train it with"

@@ -1,4 +1,4 @@
-"""Log a run to `results/<run>/run.log` with standard `logging`, one line an event.
+"""Log a run to `results/<run>/run.log` with standard `logging`, one line per event.
 
     2026-01-31T12:00:00Z INFO node-1 search.console.progress trial 3 complete: 0.9731
 

@@ -31,7 +31,7 @@ BLOCK_PAIRS = 8192
 _MIN_CONTRAST = 2.0
 """Standard deviation, in levels of 255, below which an image has nothing to compare."""
 _INNER_FRACTION = 0.9
-"""Of the sides: the part that a crop or an added border leaves."""
+"""Fraction of the sides that a crop or an added border leaves."""
 _N_WAVES = 9
 """Frequencies along each axis in a descriptor."""
 _MIN_COSINE, _MIN_COSINE_TINY = 0.75, 0.995

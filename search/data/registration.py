@@ -15,9 +15,10 @@ from scipy.ndimage import gaussian_filter1d
 _STEPS = 6
 """Gauss-Newton steps at each of two resolutions, half and full."""
 _EDGE_FRACTION = 0.08
-"""Of the side: pixels this near to an edge do not drive the fit, as an added border would."""
+"""Fraction of the side: pixels this near to an edge do not drive the fit; an added border would."""
 _MARGIN_FRACTION = 0.04
-"""Of the side: pixels this near to an edge are not scored, as a rotated copy has empty corners."""
+"""Fraction of the side: pixels this near to an edge are not scored; a rotated copy has empty
+corners."""
 _DAMPING = 1e-3
 _BLOCK_PAIRS = 256
 """Pairs that are registered at once: their pixels stay in the CPU's cache."""

@@ -246,7 +246,7 @@ def test_the_audit_needs_no_squares(tmp_path: Path) -> None:
 
 
 def references() -> set[bytes]:
-    """The objects that this process keeps alive."""
+    """The objects that this process keeps alive; Ray tells them publicly by its dashboard only."""
     core = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined]
     return set(core.get_all_reference_counts())
 
@@ -255,6 +255,9 @@ def references() -> set[bytes]:
 def test_nothing_is_kept_in_the_object_store(tmp_path: Path) -> None:
     for manifest in (scanned(save_images(tmp_path)), scan(digits(), None, tmp_path, 2, 99, 0)):
         before = references()
+        kept = ray.put(b"")
+        assert len(references() - before) == 1, "an object that is kept would be seen"
+        del kept
         decode_images(manifest, ResizeSpec(16), ray_map, block_size=1)
         until = time.monotonic() + 20  # Ray counts references a moment later
         while references() - before and time.monotonic() < until:

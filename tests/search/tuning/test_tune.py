@@ -190,7 +190,7 @@ def test_a_search_in_pieces_decides_as_one_in_one_piece(
     context: TrainingContext, tmp_path: Path
 ) -> None:
     """The same seed, one trial after the other: the same trials, rungs and epochs, bit by bit."""
-    # Of these, some are stopped at the first rung, before the breaks and after.
+    # Some of its trials are stopped at the first rung, before the breaks and after.
     space = make_space()
     space = replace(
         space,

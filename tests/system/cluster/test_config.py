@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+# `ray up` has no public way to check a file without an account of the cloud that it names.
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[3]

@@ -26,7 +26,9 @@ import torch  # noqa: E402
 from search import run  # noqa: E402
 from search.console.progress import Progress  # noqa: E402
 from search.tuning import tune  # noqa: E402
+from trainables import trial  # noqa: E402
 from trainables.trial import ImageTrial  # noqa: E402
+from trainables.worker import create_trainer  # noqa: E402
 
 _JUMPS_SECONDS = (0.0, 86_400.0, -172_800.0)
 _JUMP_EVERY_SECONDS = 3.0
@@ -43,16 +45,27 @@ def log(*words: object) -> None:
 class InstrumentedTrial(ImageTrial):
     """A trial that writes a log, and may break. Ray pickles it by value for its workers."""
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        if os.environ.get("FAULT_WITHIN") == "clock":
-            let_clock_jump()
-        log("trial", config["number"])
-        super()._begin(config)
+    def setup(self, config: dict[str, Any], **arguments: Any) -> None:
+        """Begin the worker's first trial."""
+        instrument(config["number"])
+        super().setup(config, **arguments)
 
-    def _create_trainer(self, config: Any) -> Any:
-        trainer = super()._create_trainer(config)
-        number, train = self._number, trainer.run_epoch
-        break_within = WITHIN.get(os.environ.get("FAULT_WITHIN", ""), lambda *_: None)
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin the next trial in this worker."""
+        instrument(new_config["number"])
+        return super().reset_config(new_config)
+
+
+def instrument(number: int) -> None:
+    """Log that a trial begins in this worker, and have its trainer log, and maybe break."""
+    if os.environ.get("FAULT_WITHIN") == "clock":
+        let_clock_jump()
+    log("trial", number)
+    break_within = WITHIN.get(os.environ.get("FAULT_WITHIN", ""), lambda *_: None)
+
+    def create(*arguments: Any, **options: Any) -> Any:
+        trainer = create_trainer(*arguments, **options)
+        train = trainer.run_epoch
 
         def run_epoch() -> Any:
             break_within(number, trainer)
@@ -60,8 +73,10 @@ class InstrumentedTrial(ImageTrial):
             log("epoch", number, result.epoch, ray.util.get_node_ip_address(), os.getpid())
             return result
 
-        trainer.run_epoch = run_epoch
+        trainer.run_epoch = run_epoch  # type: ignore[method-assign]
         return trainer
+
+    trial.create_trainer = create  # type: ignore[attr-defined]
 
 
 def spoil_weights(number: int, trainer: Any) -> None:
