@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def run_ablation(
         )
     results = [done[index] for index in range(len(steps))]
     write_csv(folder.path / "ablation.csv", ABLATION_COLUMNS, _table(results))
-    folder.set_section("ablation", [result.scores() for result in results])
+    folder.write_summary(replace(folder.summary, ablation=[result.scores() for result in results]))
 
 
 def expected_seconds(

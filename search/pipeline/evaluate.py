@@ -79,19 +79,17 @@ def _evaluate_test(
     )
     write_predictions(folder.path / "test_predictions.csv", predictions)
     scores = score_predictions(labels, after, prepared.classes)
-    folder.set_section("test", replace(scores, n_ood=predictions.n_ood))
-    folder.set_section(
-        "calibration",
-        Calibration(
-            temperature=ensemble.card.temperature,
-            out_of_fold=out_of_fold.calibration,
-            test=calibration_change(labels, before, after),
-        ),
+    scores = replace(scores, n_ood=predictions.n_ood)
+    calibration = Calibration(
+        temperature=ensemble.card.temperature,
+        out_of_fold=out_of_fold.calibration,
+        test=calibration_change(labels, before, after),
     )
+    folder.write_summary(replace(folder.summary, test=scores, calibration=calibration))
     if baseline is not None:
         predicted = baseline.probabilities(images).numpy().argmax(1)
         compared = compare_models(labels, after.argmax(1), predicted, expected_discordance)
-        folder.set_section("comparison", compared)
+        folder.write_summary(replace(folder.summary, comparison=compared))
     save_samples(folder, ensemble, "data", predictions)
     return predictions
 
@@ -113,20 +111,18 @@ def _evaluate_external(
     )
     write_predictions(folder.path / "external_predictions.csv", predictions)
     scored = (labels >= 0) & ~prepared.external_near_duplicates
-    folder.set_section(
-        "external",
-        ExternalScores(
-            n=len(labels),
-            n_labelled=int(scored.sum()),
-            n_near_duplicates=int(prepared.external_near_duplicates.sum()),
-            n_ood=predictions.n_ood,
-            scores=score_predictions(
-                labels[scored], predictions.probabilities[scored], prepared.classes
-            )
-            if scored.any()
-            else None,
-        ),
+    external_scores = ExternalScores(
+        n=len(labels),
+        n_labelled=int(scored.sum()),
+        n_near_duplicates=int(prepared.external_near_duplicates.sum()),
+        n_ood=predictions.n_ood,
+        scores=score_predictions(
+            labels[scored], predictions.probabilities[scored], prepared.classes
+        )
+        if scored.any()
+        else None,
     )
+    folder.write_summary(replace(folder.summary, external=external_scores))
     save_samples(folder, ensemble, "external", predictions)
     return predictions
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic
 
 import torch
@@ -51,7 +52,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
     with _stage("data", folder):
         prepared = prepare_data(run_plan, progress)
     settings = _settings(run_plan)
-    folder.set_section("settings", settings)
+    folder.write_summary(replace(folder.summary, settings=settings))
     board = RunBoard(folder, space.trials)
     board.describe(settings)
     with _stage("linear_probe", folder):
@@ -63,7 +64,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             # A trial of an earlier session is a better model than a probe.
             model_path = folder.path / MODEL if folder.summary.best is None else None
             probes = probe_backbones(prepared, cache_plan, cache, model_path, progress)
-            folder.set_section("linear_probe", probes.scores)
+            folder.write_summary(replace(folder.summary, linear_probe=probes.scores))
     with _stage("feature_cache", folder):
         build_feature_cache(space, cache_plan, cache, progress)
     context = prepared.training_context(probes.heads, cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -80,6 +81,6 @@ def save_best_trial(prepared: PreparedData, study: optuna.Study, folder: RunFold
             member = torch.load(weights, weights_only=True)
             build_ensemble(prepared, retrain_config.config, [member]).save(folder.path / MODEL)
             finalist = Finalist(trial.number, retrain_config, best_epoch(trial).val_accuracy)
-            folder.set_section("best", finalist.as_best_model())
+            folder.write_summary(replace(folder.summary, best=finalist.as_best_model()))
             _log.info("%s: the best trial, %d", folder.path / MODEL, trial.number)
             return

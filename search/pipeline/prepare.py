@@ -225,7 +225,7 @@ def _report_audit(audit: Audit, folder: RunFolder, progress: Progress) -> None:
     """Write the audit, and warn about images that are not used."""
     path = folder.path / "audit.csv"
     write_audit_csv(path, audit.issues)
-    folder.set_section("audit", audit.counts())
+    folder.write_summary(replace(folder.summary, audit=audit.counts()))
     unused = [issue.image for issue in audit.issues if issue.issue in UNUSED]
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
@@ -262,19 +262,17 @@ def _save_duplicates(
 
 def _report_counts(prepared: PreparedData, run_plan: RunPlan, progress: Progress) -> None:
     n_of = {name: len(prepared.rows(name)) for name in ("train", "val", "test", EXCLUDED)}
-    run_plan.folder.set_section(
-        "data",
-        DataCounts(
-            classes=list(prepared.classes),
-            n=len(prepared.images),
-            train=n_of["train"],
-            val=n_of["val"],
-            test=n_of["test"],
-            excluded=n_of[EXCLUDED],
-            unused_files=len(prepared.images.issues),
-            excluded_by_request=run_plan.n_excluded,
-        ),
+    counts = DataCounts(
+        classes=list(prepared.classes),
+        n=len(prepared.images),
+        train=n_of["train"],
+        val=n_of["val"],
+        test=n_of["test"],
+        excluded=n_of[EXCLUDED],
+        unused_files=len(prepared.images.issues),
+        excluded_by_request=run_plan.n_excluded,
     )
+    run_plan.folder.write_summary(replace(run_plan.folder.summary, data=counts))
     progress.say(
         f"{len(prepared.images)} images of {len(prepared.classes)} classes: {n_of['train']} in the"
         f" training set, {n_of['val']} in the validation set, {n_of['test']} in the test set"

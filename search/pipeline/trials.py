@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import numpy as np
@@ -36,11 +36,6 @@ from search.tuning.time_budget import TimeBudget, fold_growth
 from search.tuning.tune import SearchPlan, TrialCallback, run_trials
 from spaces.base import Space
 from trainables.worker import TrainingContext
-
-_LATER_SECTIONS = (
-    *("kfold", "label_issues", "calibration", "test", "comparison", "external", "samples"),
-)
-"""Sections of the summary about the model; an earlier session's is not that of this one."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +76,20 @@ def run_search(
     gpu_fraction = measure_gpu_fractions(space, context, rows["train"])
     if any(gpu_fraction.values()):
         progress.say("fraction of a GPU for each trial: " + describe(gpu_fraction))
-    folder.set_section("gpu_fraction", gpu_fraction)
-    folder.clear_sections(*_LATER_SECTIONS)
+    folder.write_summary(
+        replace(
+            folder.summary,
+            gpu_fraction=gpu_fraction,
+            # The model of an earlier session is not that of this one.
+            kfold=None,
+            label_issues=None,
+            calibration=None,
+            test=None,
+            comparison=None,
+            external=None,
+            samples=None,
+        )
+    )
     budget = None
     if request.time_budget_seconds is not None:
         budget = _create_budget(
@@ -161,14 +168,12 @@ def _create_budget(
 def _write_results(study: optuna.Study, space: Space, folder: RunFolder, seconds: float) -> None:
     write_trials(folder.path / "trials.csv", study, space)
     states = count_states(study)
-    folder.set_section(
-        "search",
-        SearchCounts(
-            trials=sum(states.values()),
-            complete=states["complete"],
-            pruned=states["pruned"],
-            failed=states["failed"],
-            unfinished=count_unfinished(study),
-            seconds=seconds,
-        ),
+    counts = SearchCounts(
+        trials=sum(states.values()),
+        complete=states["complete"],
+        pruned=states["pruned"],
+        failed=states["failed"],
+        unfinished=count_unfinished(study),
+        seconds=seconds,
     )
+    folder.write_summary(replace(folder.summary, search=counts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -82,4 +83,6 @@ def save_samples(
     except (GradCamError, RuntimeError) as error:  # a GPU may be too small for gradients
         failure = (str(error).splitlines() or [type(error).__name__])[0]
     saved = Samples(images=len(shown), n_with_gradcam=0 if failure else n, error=failure)
-    folder.set_section("samples", {**(folder.summary.samples or {}), part: saved})
+    folder.write_summary(
+        replace(folder.summary, samples={**(folder.summary.samples or {}), part: saved})
+    )

@@ -110,21 +110,14 @@ class RunFolder:
             self._environment = read_environment(self.path / ENVIRONMENT)
         return self._environment
 
-    def set_section(self, name: str, value: Any) -> None:
-        """Set a section of the summary, one of `RunSummary`'s attributes, and write it."""
-        self._write_summary(replace(self._summary, **{name: value}))
-
-    def clear_sections(self, *names: str) -> None:
-        """Remove sections from the summary that are about to be out of date, and write it."""
-        self._write_summary(replace(self._summary, **dict.fromkeys(names)))
-
     def add_stage_seconds(self, stage: str, seconds: float) -> None:
         """Add to a stage's seconds in the summary; those of several sessions add up."""
         stages = dict(self._summary.stages or {})
         stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
-        self.set_section("stages", stages)
+        self.write_summary(replace(self._summary, stages=stages))
 
-    def _write_summary(self, summary: RunSummary) -> None:
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write a summary over the earlier one, such as `replace(folder.summary, best=…)`."""
         self._summary = summary
         self.write_json(_SUMMARY, summary.as_dict())
 

@@ -6,7 +6,7 @@ They give the model's temperature, its out-of-distribution scorer, and possible 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ def write_out_of_fold(predictions: Predictions, image_size: int, folder: RunFold
     write_predictions(folder.path / "folds" / "oof_predictions.csv", predictions)
     issues = list_issues(names, labels, predictions.probabilities, predictions.classes)
     write_issues(folder.path / "folds" / "label_issues.csv", issues)
-    folder.set_section("label_issues", count_issues(issues, len(labels)))
+    folder.write_summary(replace(folder.summary, label_issues=count_issues(issues, len(labels))))
     shown = [issue.image for issue in issues[:MAX_ISSUES]]
     places = np.array([names.index(name) for name in shown], np.int64)
     images = (image.numpy() for image in predictions.images(places))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -145,7 +145,7 @@ def retrain_finalists(
     predicted = predict_out_of_fold(prepared, winner.folds)
     write_out_of_fold(predicted.predictions, prepared.space.image_size, folder)
     calibration = Calibration(temperature=predicted.temperature, out_of_fold=predicted.calibration)
-    folder.set_section("calibration", calibration)
+    folder.write_summary(replace(folder.summary, calibration=calibration))
     ood_scorer = fit_ood(winner.folds)
     ensemble = _as_ensemble(prepared, winner, probes, predicted.temperature, ood_scorer)
     ensemble.save(folder.path / MODEL)
@@ -234,26 +234,24 @@ def _write_scores(
         for index, fold in enumerate(result.folds, start=1)
     ]
     write_csv(folder.path / "folds" / "folds.csv", FOLD_COLUMNS, rows)
-    folder.set_section("best", winner.finalist.as_best_model())
-    folder.set_section(
-        "kfold",
-        KFoldScores(
-            folds=len(winner.folds),
-            accuracy_mean=winner.mean,
-            accuracy_std=winner.std,
-            accuracy_ci95=accuracy_interval(winner.folds),
-            optimism=winner.optimism,
-            center_crop=None if winner.center_crop is None else winner.center_crop.scores(),
-            finalists=[
-                FinalistScores(
-                    trial=result.finalist.trial,
-                    name=result.finalist.name,
-                    val_accuracy=result.finalist.val_accuracy,
-                    accuracy_mean=result.mean,
-                    accuracy_std=result.std,
-                    center_crop=result.enabled_center_crop is not None,
-                )
-                for result in results
-            ],
-        ),
+    kfold = KFoldScores(
+        folds=len(winner.folds),
+        accuracy_mean=winner.mean,
+        accuracy_std=winner.std,
+        accuracy_ci95=accuracy_interval(winner.folds),
+        optimism=winner.optimism,
+        center_crop=None if winner.center_crop is None else winner.center_crop.scores(),
+        finalists=[
+            FinalistScores(
+                trial=result.finalist.trial,
+                name=result.finalist.name,
+                val_accuracy=result.finalist.val_accuracy,
+                accuracy_mean=result.mean,
+                accuracy_std=result.std,
+                center_crop=result.enabled_center_crop is not None,
+            )
+            for result in results
+        ],
     )
+    best = winner.finalist.as_best_model()
+    folder.write_summary(replace(folder.summary, best=best, kfold=kfold))

@@ -100,12 +100,12 @@ def test_a_folder_that_is_no_run(tmp_path, missing):
 
 def test_a_run_is_opened_with_its_summary(tmp_path):
     folder = begun(tmp_path, "--seed", "3", "--backbones", "cnn")
-    folder.set_section("search", SEARCH)
+    folder.write_summary(replace(folder.summary, search=SEARCH))
     again = RunFolder.open(folder.path)
     assert again.summary == RunSummary(search=SEARCH)
     assert again.environment == folder.environment
     assert again.environment.request.backbones == ("cnn",)
-    again.set_section("gpu_fraction", {"cnn": 0.5})
+    again.write_summary(replace(again.summary, gpu_fraction={"cnn": 0.5}))
     assert summary_of(folder) == {
         "gpu_fraction": {"cnn": 0.5},
         "search": {
@@ -114,18 +114,12 @@ def test_a_run_is_opened_with_its_summary(tmp_path):
     }  # fmt: skip
 
 
-def test_sections_are_cleared(tmp_path):
+def test_a_section_is_removed(tmp_path):
     folder = begun(tmp_path)
-    folder.set_section("search", SEARCH)
-    folder.set_section("gpu_fraction", {"cnn": 0.5})
-    folder.clear_sections("search", "test")
+    folder.write_summary(RunSummary(search=SEARCH, gpu_fraction={"cnn": 0.5}))
+    folder.write_summary(replace(folder.summary, search=None))
     assert folder.summary == RunFolder.open(folder.path).summary
     assert folder.summary == RunSummary(gpu_fraction={"cnn": 0.5})
-
-
-def test_a_section_that_does_not_exist(tmp_path):
-    with pytest.raises(TypeError, match="probe"):
-        begun(tmp_path).set_section("probe", {})
 
 
 @pytest.mark.parametrize("content", ["", '{"data": {"n"', "\0\0\0"])

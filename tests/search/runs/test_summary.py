@@ -41,8 +41,7 @@ SUMMARY = RunSummary(
 
 def test_a_summary_is_read_as_it_was_written(tmp_path):
     folder = RunFolder(tmp_path)
-    for name, section in vars(SUMMARY).items():
-        folder.set_section(name, section)
+    folder.write_summary(SUMMARY)
     content = json.loads((tmp_path / "summary.json").read_text())
     assert list(content) == ["linear_probe", "gpu_fraction", "best", "calibration", "stages"]
     assert content["best"]["trial"] is None
@@ -55,7 +54,7 @@ def test_the_scores_of_external_images_stand_beside_their_counts(tmp_path):
         external = ExternalScores(
             n=9, n_labelled=3 * bool(found), n_near_duplicates=1, n_ood=2, scores=found
         )
-        RunFolder(tmp_path).set_section("external", external)
+        RunFolder(tmp_path).write_summary(RunSummary(external=external))
         content = json.loads((tmp_path / "summary.json").read_text())["external"]
         assert (content["n"], content["n_ood"]) == (9, 2)
         assert content["accuracy"] == (None if found is None else pytest.approx(2 / 3))
@@ -84,7 +83,7 @@ def test_a_number_that_was_not_finite_is_read_as_nan(tmp_path):
         best_epoch=1,
         seconds=1.0,
     )
-    RunFolder(tmp_path).set_section("ablation", [step])
+    RunFolder(tmp_path).write_summary(RunSummary(ablation=[step]))
     assert '"val_accuracy": null' in (tmp_path / "summary.json").read_text()
     summary = read_summary(tmp_path / "summary.json")
     assert summary.ablation is not None
