@@ -6,10 +6,10 @@ All of it goes to the log as well, and each epoch of each trial to the log alone
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -28,6 +28,7 @@ from rich.text import Text
 
 from search.console.formatting import describe, percent
 from search.console.run_log import SHOWN
+from spaces.rules import Value
 from trainables.trial_result import TrialResult
 
 _log = logging.getLogger(__name__)
@@ -60,10 +61,10 @@ class Progress:
         self._bar = _create_bar(self.console)
         self._task_id: TaskID = self._bar.add_task("starting", total=None, unit="")
         self._stage = ""
-        self._running: dict[int, tuple[dict[str, Any], int, float]] = {}
+        self._running: dict[int, tuple[Mapping[str, Value], int, float]] = {}
         self._ended = {"complete": 0, "pruned": 0, "failed": 0}
         self._epochs = 0
-        self._best: tuple[float, int, dict[str, Any]] | None = None
+        self._best: tuple[float, int, Mapping[str, Value]] | None = None
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -130,7 +131,7 @@ class Progress:
         n_trials: int,
         n_ended: int,
         epochs: int,
-        best: tuple[float, int, dict[str, Any]] | None,
+        best: tuple[float, int, Mapping[str, Value]] | None,
     ) -> None:
         """Begin the search.
 
@@ -143,7 +144,7 @@ class Progress:
         self._best, self._epochs = best, epochs
         self.begin(SEARCH, n_trials, "trials", n_ended)
 
-    def trial_started(self, number: int, params: dict[str, Any]) -> None:
+    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         self._running[number] = (params, 0, float("nan"))
         _log.info("trial %d begins: %s", number, describe(params))

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -20,7 +19,8 @@ from search.runs.environment import Environment
 from search.runs.run_folder import RunFolder
 from search.runs.summary import RunSummary
 from search.runs.tables import read_rows
-from search.tuning.study import BEST, REASON, SECONDS, STATES, UNFINISHED, load_study
+from search.tuning.study import BEST, REASON, SECONDS, STATES, UNFINISHED, best_epoch, load_study
+from spaces.rules import Value
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrialRecord:
 
     number: int
     state: str
-    params: Mapping[str, Any]
+    params: Mapping[str, Value]
     curve: tuple[Epoch, ...]
     accuracy: float | None
     best_epoch: int | None
@@ -144,14 +144,14 @@ def read_record(folder: RunFolder) -> Record:
 
 def _read_trial(trial: FrozenTrial, folder: Path) -> TrialRecord:
     curve = tuple(map(_read_epoch, _rows(folder / str(trial.number) / "progress.csv")))
-    best = trial.user_attrs.get(BEST, {})
+    best = best_epoch(trial) if BEST in trial.user_attrs else None
     return TrialRecord(
         number=trial.number,
         state=STATES.get(trial.state, UNFINISHED),
         params=trial.params,
         curve=curve,
-        accuracy=best.get("val_accuracy"),
-        best_epoch=best.get("epoch"),
+        accuracy=best.val_accuracy if best else None,
+        best_epoch=best.epoch if best else None,
         seconds=trial.user_attrs.get(SECONDS),
         reason=str(trial.user_attrs.get(REASON, "")),
     )

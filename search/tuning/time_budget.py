@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import optuna
 
 from search.tuning.study import BASELINE_TRIAL, SECONDS, STATES, best_epoch
 from spaces.base import Space, TrialConfig
+from spaces.rules import Value
 from trainables.models.linear_probe import uses_center_crop
 from trainables.trial_result import TrialResult
 
@@ -114,7 +114,7 @@ class TimeBudget:
                 result = TrialResult(best_epoch=best.epoch)
                 self.trial_ended(trial.number, STATES[trial.state], result)
 
-    def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
+    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         full = {**self._space.constants, **params}
         depth = int(full.get("freeze_depth", TrialConfig.freeze_depth))

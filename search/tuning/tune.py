@@ -22,6 +22,7 @@ from search.tuning.checkpoints import CheckpointClient
 from search.tuning.searcher import LOST, StudySearcher
 from search.tuning.study import append_epoch, learning_curves, open_study
 from spaces.base import Space
+from spaces.rules import Value
 from trainables.atomic_write import write_atomically
 from trainables.trial import ImageTrial
 from trainables.trial_result import TrialResult
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 class TrialCallback(Protocol):
     """Called in the driver when a trial starts, ends an epoch, and ends."""
 
-    def trial_started(self, number: int, params: dict[str, Any]) -> None:
+    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
         """Handle the start of a trial; `params` are the searched ones."""
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:
@@ -184,7 +185,7 @@ class _TrialEvents:
         self._started: set[int] = set()
         self.write_error: Exception | None = None
 
-    def trial_started(self, number: int, params: Mapping[str, Any]) -> None:
+    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
         """Notify the callbacks, once, also where a trial is started again."""
         if number in self._started:
             return

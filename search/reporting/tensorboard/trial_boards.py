@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from optuna.distributions import (
     BaseDistribution,
@@ -35,6 +34,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 
 from search.reporting.tensorboard.event_file import append_summary, cut_torn_end
 from spaces.base import Space
+from spaces.rules import Value
 from trainables.trial_result import TrialResult
 
 _CURVES = {
@@ -97,7 +97,7 @@ class TrialBoards:
         for path in self._folder.glob("*/events.out.tfevents.trial"):
             cut_torn_end(path)
 
-    def trial_started(self, number: int, params: dict[str, Any]) -> None:
+    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
         """Show the trial with its parameters; a resumed one is shown already."""
         self._last[number] = TrialResult()
         if self._path(number).exists():
@@ -132,7 +132,7 @@ class TrialBoards:
         self._write(number, last.epoch, text_pb("outcome", outcomes[state]))
         self._write(number, last.epoch, _session_end(status))
 
-    def catch_up(self, ended: Iterable[tuple[int, dict[str, Any], str, TrialResult]]) -> None:
+    def catch_up(self, ended: Iterable[tuple[int, Mapping[str, Value], str, TrialResult]]) -> None:
         """Close the boards of trials that ended just before an earlier session was killed.
 
         Args:
