@@ -1,20 +1,24 @@
 """Calibration: temperature scaling, expected calibration error, reliability diagrams.
 
 One temperature divides all logits before the softmax (Guo et al., arXiv 1706.04599). It is fitted
-on out-of-fold logits: each image's come from the one member that never saw it.
+on out-of-fold logits: each image's come from the one member that never saw it. A model has it only
+where it clearly lowers the log loss of images that it was not fitted on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
-from search.runs.summary import CalibrationChange, CalibrationScores, ReliabilityBin
+from search.runs.summary import Calibration, CalibrationChange, CalibrationScores, ReliabilityBin
 
 N_BINS = 10  # of confidence
+_MIN_IMAGES = 30
+"""Fewer have no standard error to speak of, and are not scaled."""
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 
 
@@ -35,6 +39,71 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     bounds = (np.log(_MIN_TEMPERATURE), np.log(_MAX_TEMPERATURE))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+
+
+@dataclass(frozen=True)
+class TemperatureScaling:
+    """A temperature, and what it does to images that it was not fitted on.
+
+    Attributes:
+        fitted_temperature: Fitted on all images.
+        change: Calibration at temperature 1 and, cross-fitted, at a temperature that was fitted on
+            the other folds.
+        log_loss_gain_se: Standard error of the difference of the two log losses, paired by image.
+    """
+
+    fitted_temperature: float
+    change: CalibrationChange
+    log_loss_gain_se: float
+
+    @property
+    def applied(self) -> bool:
+        """Whether the log loss falls by more than one standard error."""
+        gain = self.change.before.log_loss - self.change.after.log_loss
+        return self.change.n >= _MIN_IMAGES and gain > self.log_loss_gain_se
+
+    @property
+    def temperature(self) -> float:
+        """The model's temperature: 1 where scaling is not applied."""
+        return self.fitted_temperature if self.applied else 1.0
+
+    def scores(self) -> Calibration:
+        """Return the summary's section, as far as it is known before the test set is evaluated."""
+        return Calibration(
+            temperature=self.temperature,
+            applied=self.applied,
+            fitted_temperature=self.fitted_temperature,
+            log_loss_gain_se=self.log_loss_gain_se,
+            out_of_fold=self.change,
+        )
+
+
+def scale_temperature(
+    logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+) -> TemperatureScaling:
+    """Fit a temperature, and measure by cross-fitting whether it helps.
+
+    Args:
+        logits: By fold, [n, classes] of the images that its member never saw; at least two folds.
+        labels: By fold, int64 [n].
+    """
+    others = [[i for i in range(len(logits)) if i != fold] for fold in range(len(logits))]
+    temperatures = [
+        fit_temperature(
+            np.concatenate([logits[i] for i in rest]), np.concatenate([labels[i] for i in rest])
+        )
+        for rest in others
+    ]
+    all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
+    before = softmax(all_logits.astype(np.float64), axis=1)
+    divided = [one / t for one, t in zip(logits, temperatures, strict=True)]
+    after = softmax(np.concatenate(divided).astype(np.float64), axis=1)
+    gains = _label_losses(all_labels, before) - _label_losses(all_labels, after)
+    return TemperatureScaling(
+        fitted_temperature=fit_temperature(all_logits, all_labels),
+        change=calibration_change(all_labels, before, after),
+        log_loss_gain_se=float(gains.std(ddof=1) / len(gains) ** 0.5),
+    )
 
 
 def log_losses(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
@@ -79,12 +148,17 @@ def expected_calibration_error(
 def measure_calibration(labels: np.ndarray, probabilities: np.ndarray) -> CalibrationScores:
     """Compute calibration error, log loss and reliability bins of probabilities [n, classes]."""
     confidence, is_correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return CalibrationScores(
         ece=expected_calibration_error(confidence, is_correct),
-        log_loss=float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean()),
+        log_loss=float(_label_losses(labels, probabilities).mean()),
         bins=reliability_bins(confidence, is_correct),
     )
+
+
+def _label_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return minus the logarithm of each label's probability: float64 [n]."""
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return np.asarray(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)))
 
 
 def calibration_change(

@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 from search.runs.summary import Interval
 
+_Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 _DRAWS = 2000
 _MAX_VALUES = 4_000_000  # cells of the confusion matrices of one batch of draws
 
 
-def wilson_interval(n_correct: int, n: int) -> Interval:
-    """Return the 95% Wilson score interval of an accuracy (Wilson 1927); [0, 1] for no image."""
+def wilson_interval(n_correct: float, n: int) -> Interval:
+    """Return the 95% Wilson score interval of an accuracy (Wilson 1927); [0, 1] for no image.
+
+    `n_correct` need be no whole number: it is n times an accuracy that may have been corrected.
+    """
     if n == 0:
         return 0.0, 1.0
-    interval = binomtest(n_correct, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    center = (n_correct + _Z**2 / 2) / (n + _Z**2)
+    reach = _Z / (n + _Z**2) * (n_correct * (n - n_correct) / n + _Z**2 / 4) ** 0.5
+    return max(0.0, center - reach), min(1.0, center + reach)
 
 
 def macro_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:

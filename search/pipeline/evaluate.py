@@ -16,7 +16,7 @@ from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.out_of_fold import OutOfFold
 from search.reporting.examples import save_samples
 from search.runs.run_folder import RunFolder
-from search.runs.summary import Calibration, ExternalScores
+from search.runs.summary import ExternalScores
 from trainables.images import as_tensor
 from trainables.models.ensemble import Ensemble, mean_probabilities
 
@@ -80,10 +80,8 @@ def _evaluate_test(
     write_predictions(folder.path / "test_predictions.csv", predictions)
     scores = score_predictions(labels, after, prepared.classes)
     scores = replace(scores, n_ood=predictions.n_ood)
-    calibration = Calibration(
-        temperature=ensemble.card.temperature,
-        out_of_fold=out_of_fold.calibration,
-        test=calibration_change(labels, before, after),
+    calibration = replace(
+        out_of_fold.scaling.scores(), test=calibration_change(labels, before, after)
     )
     folder.write_summary(replace(folder.summary, test=scores, calibration=calibration))
     if baseline is not None:

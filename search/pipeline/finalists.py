@@ -20,6 +20,7 @@ from search.tuning.study import (
     trial_params,
 )
 from spaces.base import Space, TrialConfig
+from trainables.models.backbones import N_STAGES
 from trainables.worker import resolve_config
 
 
@@ -43,6 +44,12 @@ class Finalist:
         if self.trial is None:
             return f"linear probe of {self.retrain_config.config.backbone}"
         return f"trial {self.trial}, {count(self.retrain_config.epochs, 'epoch')}"
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Sort key, the cheapest first: trainable stages, the probe before trials, the number."""
+        n_trainable = N_STAGES - self.retrain_config.config.freeze_depth
+        return n_trainable, -1 if self.trial is None else self.trial
 
     def as_best_model(self) -> BestModel:
         """Return the summary's section about where the model comes from."""

@@ -60,7 +60,8 @@ def chart_model(record: Record) -> Iterator[Chart]:
             "accuracy",
             draw_accuracies(best.val_accuracy, folds, evaluated),
             f"Best validation accuracy {percent(best.val_accuracy)}, {len(folds)}-fold"
-            f" cross-validation {percent(statistics.mean(folds))}. " + ". ".join(intervals),
+            f" cross-validation, mean of the folds {percent(statistics.mean(folds))}. "
+            + ". ".join(intervals),
             "The best validation accuracy is optimistic: the search selected by it. Each point of"
             " the cross-validation is a fold. Bars are 95% confidence intervals.",
         )

@@ -37,7 +37,11 @@ from search.reporting.gallery import EmbeddedImages, Gallery
 from search.reporting.model_figures import chart_ablation, chart_evaluation, chart_model
 from search.reporting.run_record import Record, TrialRecord, read_record
 from search.reporting.search_figures import MIN_TRIALS_FOR_IMPORTANCE, chart_search
-from search.reporting.terminal import describe_gain, describe_power_of_comparison
+from search.reporting.terminal import (
+    describe_calibration,
+    describe_gain,
+    describe_power_of_comparison,
+)
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Scores
 
@@ -128,6 +132,7 @@ def write_report(folder: RunFolder) -> None:
             label_issues=record.label_issues[:MAX_ISSUES],
             gain=describe_gain(summary),
             power=describe_power_of_comparison(summary),
+            calibration_text=describe_calibration(summary),
         )
     )
     folder.write_text("report.html", page)

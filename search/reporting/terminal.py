@@ -68,6 +68,33 @@ def describe_power(n: int, detectable_difference: float | None) -> str:
     )
 
 
+def describe_calibration(summary: RunSummary) -> str | None:
+    """Describe what temperature scaling does; None before the test set is evaluated."""
+    calibration = summary.calibration
+    if calibration is None or calibration.test is None or calibration.out_of_fold is None:
+        return None
+    test, out_of_fold = calibration.test, calibration.out_of_fold
+    if calibration.applied:
+        return (
+            f"temperature {calibration.temperature:.2f}: on the test set the log loss"
+            f" {_change(test.before.log_loss, test.after.log_loss, '.3f')}, the ECE"
+            f" {_change(test.before.ece, test.after.ece, '.2%')}"
+        )
+    return (
+        f"no temperature scaling: by {calibration.fitted_temperature:.2f} the out-of-fold log loss"
+        f" {_change(out_of_fold.before.log_loss, out_of_fold.after.log_loss, '.4f')},"
+        f" standard error {calibration.log_loss_gain_se:.4f}; on the test set the ECE is"
+        f" {test.before.ece:.2%}"
+    )
+
+
+def _change(before: float, after: float, style: str) -> str:
+    first, second = format(before, style), format(after, style)
+    if first == second:
+        return f"stays at {first}"
+    return f"{'falls' if after < before else 'rises'} from {first} to {second}"
+
+
 def _fold(line: str, console: Console) -> str:
     """Fold a line at the terminal's width, unless it holds a path, which is to be copied whole."""
     if not console.is_terminal or os.sep in line:
@@ -88,8 +115,8 @@ def _accuracies(summary: RunSummary) -> Table:
         table.add_row("external test set", *_scores(external.scores))
     table.add_row(
         f"{kfold.folds}-fold cross-validation",
-        percent(kfold.accuracy_mean, 2),
-        f"± {percent(kfold.accuracy_std, 2)} (sd)",
+        percent(kfold.accuracy_corrected, 2),
+        interval(kfold.accuracy_corrected_ci95, 2),
         "",
     )
     table.add_row("best validation accuracy", percent(best.val_accuracy, 2), "", "", style="dim")
@@ -130,14 +157,8 @@ def _facts(summary: RunSummary, path: Path) -> Iterator[tuple[str, str]]:
             f" {percent(center_crop.accuracy_mean_baseline, 2)};"
             f" log loss {center_crop.log_loss:.3f}, {center_crop.log_loss_baseline:.3f}",
         )
-    calibration = summary.calibration
-    if calibration is not None and calibration.test is not None:
-        yield (
-            "calibration",
-            f"ECE {percent(calibration.test.after.ece, 2)} after temperature scaling"
-            f" ({percent(calibration.test.before.ece, 2)} before, temperature"
-            f" {calibration.temperature:.2f})",
-        )
+    if calibration := describe_calibration(summary):
+        yield "calibration", calibration
     issues = summary.label_issues
     if issues is not None:
         where = f": see {path / 'folds' / 'label_issues.csv'}" if issues.n else ""

@@ -135,11 +135,16 @@ class BestModel:
 
 @dataclass(frozen=True, kw_only=True)
 class CenterCropScores:
-    """The out-of-fold loss and accuracy with the centre-crop branch and, `…_baseline`, without."""
+    """The out-of-fold loss and accuracy with the centre-crop branch and, `…_baseline`, without.
+
+    Attributes:
+        log_loss_gain_se: Standard error of the losses' difference, paired by image.
+    """
 
     enabled: bool
     log_loss: Number
     log_loss_baseline: Number
+    log_loss_gain_se: Number
     accuracy_mean: Number
     accuracy_mean_baseline: Number
 
@@ -162,6 +167,9 @@ class KFoldScores:
 
     Attributes:
         folds: Number of folds.
+        accuracy_mean: Of the folds, weighted by their images; optimistic, as the finalist was
+            chosen by it.
+        accuracy_corrected: The same without that optimism (BBC-CV, Tsamardinos et al. 2018).
         optimism: Its best validation accuracy minus its cross-validation accuracy, both without
             the centre crop.
         center_crop: None where no centre-crop branch was tried.
@@ -170,7 +178,8 @@ class KFoldScores:
     folds: int
     accuracy_mean: Number
     accuracy_std: Number
-    accuracy_ci95: Interval
+    accuracy_corrected: Number
+    accuracy_corrected_ci95: Interval
     optimism: Number
     center_crop: CenterCropScores | None
     finalists: list[FinalistScores]
@@ -223,9 +232,21 @@ class CalibrationChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The temperature, and what it does to out-of-fold predictions and those of the test set."""
+    """Temperature scaling: whether it is applied, and what it does to predictions.
+
+    Attributes:
+        temperature: The model's; 1 where scaling is not applied.
+        applied: Whether it lowers the out-of-fold log loss by more than `log_loss_gain_se`.
+        fitted_temperature: Fitted on all out-of-fold predictions.
+        log_loss_gain_se: Standard error of the out-of-fold difference, paired by image.
+        out_of_fold: Before, and after by temperatures that were fitted on the other folds.
+        test: Before and after by the model's temperature.
+    """
 
     temperature: Number
+    applied: bool
+    fitted_temperature: Number
+    log_loss_gain_se: Number
     out_of_fold: CalibrationChange | None = None
     test: CalibrationChange | None = None
 

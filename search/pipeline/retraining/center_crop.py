@@ -2,7 +2,8 @@
 
 In each fold a linear probe of the enlarged centres of the images is fitted. Its logits are scaled
 to those of the fold's member and added to them with equal weight (docs/design.md). Where that
-lowers the out-of-fold log loss by `MIN_GAIN`, the model predicts from two views of each image.
+clearly lowers the out-of-fold log loss (`search.evaluation.selection`), the model predicts from two
+views of each image.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import torch
 
 from search.cluster.nodes import EVERYWHERE
 from search.cluster.resources import CPUS_PER_TRIAL, assigned_cpus
-from search.evaluation.calibration import fit_temperature, log_losses
+from search.evaluation.calibration import fit_temperature
+from search.evaluation.selection import MIN_GAIN_SE, Candidate, center_crop_gain
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.kfold import Fold, mean_accuracy, out_of_fold
+from search.pipeline.retraining.out_of_fold import score_images
 from search.runs.summary import CenterCropScores
 from trainables.compute import configure_cpu, mixed_precision
 from trainables.images import crop_and_normalise
@@ -31,9 +34,6 @@ from trainables.worker import (
     folded_backbone,
     training_device,
 )
-
-MIN_GAIN = 0.01
-"""Fraction of the log loss that the branch has to save, for the time it costs in prediction."""
 
 _BLOCK_SIZE = 256
 """Images per task."""
@@ -48,27 +48,31 @@ class CenterCropResult:
         folds: The folds with the logits and accuracies of both views.
         baseline_folds: The same folds without the branch.
         heads: What the branch adds to each fold's logits: see `trainables.models.center_crop`.
-        log_loss: Out-of-fold, calibrated, in nats.
-        baseline_log_loss: The same without the branch.
+        candidate: Out-of-fold scores of each image, without the branch and with it.
+        gain: What the branch takes off the mean out-of-fold log loss, in nats.
+        gain_se: Its standard error: see `search.evaluation.selection.center_crop_gain`.
     """
 
     folds: list[Fold]
     baseline_folds: list[Fold]
     heads: Weights
-    log_loss: float
-    baseline_log_loss: float
+    candidate: Candidate
+    gain: float
+    gain_se: float
 
     @property
     def enabled(self) -> bool:
         """Whether the branch helps enough to be part of the model."""
-        return self.log_loss <= (1 - MIN_GAIN) * self.baseline_log_loss
+        return self.gain > MIN_GAIN_SE * self.gain_se
 
     def scores(self) -> CenterCropScores:
         """Return the summary's section."""
+        baseline_log_loss = float(self.candidate.without_crop.log_losses.mean())
         return CenterCropScores(
             enabled=self.enabled,
-            log_loss=self.log_loss,
-            log_loss_baseline=self.baseline_log_loss,
+            log_loss=baseline_log_loss - self.gain,
+            log_loss_baseline=baseline_log_loss,
+            log_loss_gain_se=self.gain_se,
             accuracy_mean=mean_accuracy(self.folds),
             accuracy_mean_baseline=mean_accuracy(self.baseline_folds),
         )
@@ -106,13 +110,14 @@ class CenterCropProbes:
         _, crop_logits = out_of_fold(
             [replace(fold, logits=crop) for fold, (_, crop) in zip(folds, probes, strict=True)]
         )
-        temperature = fit_temperature(logits, labels[rows])
-        scale = temperature / fit_temperature(crop_logits, labels[rows])
+        y = labels[rows]
+        scale = fit_temperature(logits, y) / fit_temperature(crop_logits, y)
         both = [
             _add(fold, scale * crop, labels) for fold, (_, crop) in zip(folds, probes, strict=True)
         ]
-        _, logits_of_both = out_of_fold(both)
-        temperature_of_both = fit_temperature(logits_of_both, labels[rows])
+        candidate = Candidate(score_images(folds, labels), score_images(both, labels))
+        groups = self._context.groups
+        gain, gain_se = center_crop_gain(candidate, None if groups is None else groups[rows])
         return CenterCropResult(
             folds=both,
             baseline_folds=list(folds),
@@ -120,8 +125,9 @@ class CenterCropProbes:
                 key: torch.stack([scale * head[key] for head, _ in probes])
                 for key in ("weight", "bias")
             },
-            log_loss=_log_loss(logits_of_both, labels[rows], temperature_of_both),
-            baseline_log_loss=_log_loss(logits, labels[rows], temperature),
+            candidate=candidate,
+            gain=gain,
+            gain_se=gain_se,
         )
 
     def weights(self, backbone: str, freeze_depth: int, heads: Weights) -> Weights:
@@ -160,10 +166,6 @@ def _add(fold: Fold, logits: np.ndarray, labels: np.ndarray) -> Fold:
     both = (fold.logits + logits).astype(np.float32)
     accuracy = float((both.argmax(1) == labels[fold.rows]).mean())
     return replace(fold, logits=both, accuracy=accuracy)
-
-
-def _log_loss(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    return float(log_losses(logits, labels, temperature).mean())
 
 
 @ray.remote(max_retries=3)

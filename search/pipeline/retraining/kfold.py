@@ -1,6 +1,6 @@
 """Retrain a configuration by stratified k-fold cross-validation, one Ray task per fold.
 
-The images that a fold leaves out choose nothing: epochs and learning rates are those of the search.
+Epochs and learning rates are those of the search: the images that a fold leaves out choose neither.
 """
 
 from __future__ import annotations
@@ -176,9 +176,14 @@ class FoldStore:
         return self._folder / f"{self._key}-{index}.pt"
 
 
+def count_correct(folds: Sequence[Fold]) -> int:
+    """Return the number of images whose class was predicted by the training that left them out."""
+    return sum(round(fold.accuracy * len(fold.rows)) for fold in folds)
+
+
 def mean_accuracy(folds: Sequence[Fold]) -> float:
-    """Return the mean accuracy of folds."""
-    return float(np.mean([fold.accuracy for fold in folds]))
+    """Return the mean accuracy of folds, weighted by their images."""
+    return count_correct(folds) / sum(len(fold.rows) for fold in folds)
 
 
 def out_of_fold(folds: Sequence[Fold]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,54 +10,67 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
-from search.evaluation.calibration import calibration_change, fit_temperature
-from search.evaluation.intervals import wilson_interval
+from search.evaluation.calibration import (
+    TemperatureScaling,
+    fit_temperature,
+    log_losses,
+    scale_temperature,
+)
 from search.evaluation.label_issues import MAX_ISSUES, count_issues, list_issues, write_issues
 from search.evaluation.predictions import Predictions, write_predictions
+from search.evaluation.selection import ImageScores
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.kfold import Fold, out_of_fold
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
-from search.runs.summary import CalibrationChange, Interval
 from trainables.models.ood import OODScorer, energy, fit_ood_scorer
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Calibrated out-of-fold predictions.
+    """Out-of-fold predictions, as they are calibrated in the model.
 
     Attributes:
         predictions: Predictions of all training and validation images.
-        temperature: Fitted on them.
-        calibration: Calibration before and after temperature scaling.
+        scaling: The temperature, and whether it helps.
     """
 
     predictions: Predictions
-    temperature: float
-    calibration: CalibrationChange
+    scaling: TemperatureScaling
 
 
 def predict_out_of_fold(prepared: PreparedData, folds: Sequence[Fold]) -> OutOfFold:
-    """Fit the temperature on the out-of-fold logits, and return the calibrated predictions."""
+    """Calibrate the out-of-fold logits where that helps, and return the predictions."""
     rows, logits = out_of_fold(folds)
-    labels = prepared.images.labels[rows]
-    temperature = fit_temperature(logits, labels)
-    before, after = (
-        torch.softmax(torch.from_numpy(logits) / divisor, 1).numpy()
-        for divisor in (1.0, temperature)
-    )
+    labels = prepared.images.labels
+    scaling = scale_temperature([fold.logits for fold in folds], [labels[f.rows] for f in folds])
     return OutOfFold(
         Predictions(
             names=prepared.names(rows),
             table=prepared.table,
             rows=rows,
-            labels=labels,
-            probabilities=after,
+            labels=labels[rows],
+            probabilities=softmax(logits / scaling.temperature, axis=1),
             classes=prepared.classes,
         ),
-        temperature,
-        calibration_change(labels, before, after),
+        scaling,
+    )
+
+
+def score_images(folds: Sequence[Fold], labels: np.ndarray) -> ImageScores:
+    """Return the out-of-fold scores of each image of the folds, by ascending table rows.
+
+    Args:
+        folds: One finalist's.
+        labels: int64 [N], of the whole table.
+    """
+    rows, logits = out_of_fold(folds)
+    of_rows = labels[rows]
+    return ImageScores(
+        correct=logits.argmax(1) == of_rows,
+        log_losses=log_losses(logits, of_rows, fit_temperature(logits, of_rows)),
     )
 
 
@@ -68,7 +81,7 @@ def write_out_of_fold(predictions: Predictions, image_size: int, folder: RunFold
     summary's section `label_issues`.
 
     Args:
-        predictions: Calibrated.
+        predictions: Out-of-fold.
         image_size: Side in pixels of the square that the model sees.
         folder: The run's folder.
     """
@@ -89,12 +102,6 @@ def fit_ood(folds: Sequence[Fold]) -> OODScorer:
     logits = np.concatenate([fold.logits for fold in folds])
     energies = energy(torch.from_numpy(logits))
     return fit_ood_scorer([fold.subspace for fold in folds], torch.from_numpy(residuals), energies)
-
-
-def accuracy_interval(folds: Sequence[Fold]) -> Interval:
-    """Return the 95% confidence interval of the out-of-fold accuracy."""
-    n_correct = sum(round(fold.accuracy * len(fold.rows)) for fold in folds)
-    return wilson_interval(n_correct, sum(len(fold.rows) for fold in folds))
 
 
 def expected_discordance(

@@ -11,7 +11,9 @@ import numpy as np
 from search.cluster.resources import CPUS_PER_TRIAL
 from search.console.formatting import percent
 from search.console.progress import Progress
+from search.evaluation.intervals import wilson_interval
 from search.evaluation.mcnemar import detectable_difference
+from search.evaluation.selection import Candidate, choose_candidate, corrected_accuracy
 from search.pipeline.finalists import Finalist
 from search.pipeline.model_file import build_ensemble
 from search.pipeline.prepare import PreparedData
@@ -19,15 +21,15 @@ from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropR
 from search.pipeline.retraining.kfold import Fold, FoldStore, mean_accuracy, retrain
 from search.pipeline.retraining.out_of_fold import (
     OutOfFold,
-    accuracy_interval,
     expected_discordance,
     fit_ood,
     predict_out_of_fold,
+    score_images,
     write_out_of_fold,
 )
 from search.reporting.terminal import describe_power
 from search.runs.run_folder import MODEL, RunFolder
-from search.runs.summary import Calibration, FinalistScores, KFoldScores
+from search.runs.summary import FinalistScores, KFoldScores
 from search.runs.tables import FOLD_COLUMNS, write_csv
 from search.tuning.study import BASELINE_TRIAL
 from trainables.models.ensemble import Ensemble
@@ -44,11 +46,13 @@ class CrossValidation:
     Attributes:
         finalist: What was retrained.
         members: Its folds, without the centre crop.
+        candidate: Its out-of-fold scores, by which the winner is chosen.
         center_crop: The same with it; None where it was not tried.
     """
 
     finalist: Finalist
     members: list[Fold]
+    candidate: Candidate
     center_crop: CenterCropResult | None = None
 
     @property
@@ -65,7 +69,7 @@ class CrossValidation:
 
     @property
     def mean(self) -> float:
-        """Mean accuracy of the folds."""
+        """Mean accuracy of the folds, weighted by their images."""
         return mean_accuracy(self.folds)
 
     @property
@@ -84,7 +88,7 @@ class Retrained:
     """The model and what it is compared with.
 
     Attributes:
-        winner: The finalist of the highest mean accuracy.
+        winner: The finalist that was chosen: see `choose_winner`.
         ensemble: Its folds: the model.
         out_of_fold: Its out-of-fold predictions.
         baseline: Trial 0, retrained on the same folds; None where that is the winner, or was not
@@ -109,7 +113,7 @@ def retrain_finalists(
     folder: RunFolder,
     progress: Progress,
 ) -> Retrained:
-    """Retrain the finalists by k-fold; the highest mean accuracy wins, and its folds are the model.
+    """Retrain the finalists by k-fold; the folds of the best one are the model.
 
     Writes `folds/`, `model.pt`, and the summary's sections `best`, `kfold`, `label_issues` and
     `calibration`.
@@ -125,7 +129,7 @@ def retrain_finalists(
     """
     n_folds = prepared.space.folds
     progress.begin("cross_validation", n_folds * len(finalists), "folds")
-    probes = CenterCropProbes(prepared, context, gpu_fraction)
+    probes, labels = CenterCropProbes(prepared, context, gpu_fraction), context.labels
     results = []
     for place, finalist in enumerate(finalists):
         backbone = finalist.retrain_config.config.backbone
@@ -133,21 +137,23 @@ def retrain_finalists(
             prepared, context, finalist, use_probe, gpu_fraction[backbone], folder, progress, place
         )
         crop = probes.evaluate(backbone, folds) if probes.applies_to(backbone) else None
-        result = CrossValidation(finalist, folds, crop)
+        candidate = Candidate(score_images(folds, labels)) if crop is None else crop.candidate
+        result = CrossValidation(finalist, folds, candidate, crop)
         results.append(result)
         with_crop = ", with centre crop" if result.enabled_center_crop is not None else ""
         progress.say(
             f"{finalist.name}: {n_folds}-fold cross-validation accuracy"
             f" {percent(result.mean, 2)} ± {percent(result.std, 2)}{with_crop}"
         )
-    winner = max(results, key=lambda result: result.mean)
-    _write_scores(results, winner, folder)
+    groups = None if context.groups is None else context.groups[prepared.rows("train", "val")]
+    winner = choose_winner(results, groups)
+    _write_scores(results, winner, groups, folder)
     predicted = predict_out_of_fold(prepared, winner.folds)
     write_out_of_fold(predicted.predictions, prepared.space.image_size, folder)
-    calibration = Calibration(temperature=predicted.temperature, out_of_fold=predicted.calibration)
+    calibration = predicted.scaling.scores()
     folder.write_summary(replace(folder.summary, calibration=calibration))
     ood_scorer = fit_ood(winner.folds)
-    ensemble = _as_ensemble(prepared, winner, probes, predicted.temperature, ood_scorer)
+    ensemble = _as_ensemble(prepared, winner, probes, predicted.scaling.temperature, ood_scorer)
     ensemble.save(folder.path / MODEL)
     _log.info("%s: the %d folds of %s", folder.path / MODEL, n_folds, winner.finalist.name)
     baseline = next((one for one in results if one.finalist.trial == BASELINE_TRIAL), None)
@@ -156,13 +162,34 @@ def retrain_finalists(
     discordance = expected_discordance(winner.folds, baseline.folds, prepared.images.labels)
     n_test = len(prepared.rows("test"))
     progress.say(describe_power(n_test, detectable_difference(n_test, discordance)))
+    temperature = predict_out_of_fold(prepared, baseline.folds).scaling.temperature
     return Retrained(
         winner,
         ensemble,
         predicted,
-        _as_ensemble(prepared, baseline, probes, temperature=1.0),
+        _as_ensemble(prepared, baseline, probes, temperature),
         discordance,
     )
+
+
+def choose_winner(
+    results: Sequence[CrossValidation], groups: np.ndarray | None = None
+) -> CrossValidation:
+    """Return the finalist with the most correct images out of fold.
+
+    Equals go to the lower calibrated log loss, then to the cheaper: without the centre crop, with
+    fewer trainable stages, the linear probe, the lower trial number.
+
+    Args:
+        results: At least one; all of the same images.
+        groups: int64 [n], near-duplicates among them, by ascending table rows.
+    """
+    by_cost = _by_cost(results)
+    return by_cost[choose_candidate([result.candidate for result in by_cost], groups)]
+
+
+def _by_cost(results: Sequence[CrossValidation]) -> list[CrossValidation]:
+    return sorted(results, key=lambda result: result.finalist.cost)
 
 
 def _retrain(
@@ -218,7 +245,10 @@ def _as_ensemble(
 
 
 def _write_scores(
-    results: Sequence[CrossValidation], winner: CrossValidation, folder: RunFolder
+    results: Sequence[CrossValidation],
+    winner: CrossValidation,
+    groups: np.ndarray | None,
+    folder: RunFolder,
 ) -> None:
     """Write `folds.csv` and the summary's sections `best` and `kfold`."""
     rows = [
@@ -234,11 +264,14 @@ def _write_scores(
         for index, fold in enumerate(result.folds, start=1)
     ]
     write_csv(folder.path / "folds" / "folds.csv", FOLD_COLUMNS, rows)
+    candidates = [result.candidate for result in _by_cost(results)]
+    accuracy, n = corrected_accuracy(candidates, groups), sum(len(f.rows) for f in winner.folds)
     kfold = KFoldScores(
         folds=len(winner.folds),
         accuracy_mean=winner.mean,
         accuracy_std=winner.std,
-        accuracy_ci95=accuracy_interval(winner.folds),
+        accuracy_corrected=accuracy,
+        accuracy_corrected_ci95=wilson_interval(accuracy * n, n),
         optimism=winner.optimism,
         center_crop=None if winner.center_crop is None else winner.center_crop.scores(),
         finalists=[

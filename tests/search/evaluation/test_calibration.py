@@ -7,6 +7,7 @@ from search.evaluation.calibration import (
     fit_temperature,
     measure_calibration,
     reliability_bins,
+    scale_temperature,
 )
 from search.runs.summary import ReliabilityBin
 
@@ -71,3 +72,60 @@ def test_dividing_by_the_temperature_calibrates() -> None:
     assert after.ece < 0.03
     assert after.log_loss < before.log_loss
     assert sum(one.n for one in after.bins) == 2000
+
+
+def by_fold(n: int, scale: float, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    logits, labels = drawn(n, scale, seed)
+    return np.array_split(logits, 5), np.array_split(labels, 5)
+
+
+@pytest.mark.parametrize("scale", [0.25, 4.0])
+def test_a_temperature_that_helps_other_folds_is_applied(scale: float) -> None:
+    scaling = scale_temperature(*by_fold(400, scale))
+    assert scaling.applied
+    assert scaling.temperature == scaling.fitted_temperature == pytest.approx(scale, rel=0.2)
+    assert scaling.change.after.log_loss < scaling.change.before.log_loss
+    assert scaling.scores().applied
+
+
+def test_calibrated_predictions_are_left_as_they_are() -> None:
+    scalings = [scale_temperature(*by_fold(400, 1.0, seed)) for seed in range(20)]
+    unscaled = [one for one in scalings if not one.applied]
+    assert len(unscaled) >= 17
+    assert all(one.temperature == 1.0 for one in unscaled)
+    assert all(one.fitted_temperature != 1.0 for one in unscaled)
+
+
+def test_few_images_are_not_scaled() -> None:
+    assert scale_temperature(*by_fold(30, 8.0)).applied
+    tiny = scale_temperature(*by_fold(29, 8.0))
+    assert not tiny.applied
+    assert tiny.temperature == 1.0
+
+
+def test_the_change_is_measured_by_temperatures_of_the_other_folds() -> None:
+    """A fold whose logits need another temperature than all others gets theirs."""
+    logits, labels = by_fold(1000, 1.0)
+    logits[0] = logits[0] * 5
+    scaling = scale_temperature(logits, labels)
+    of_others = fit_temperature(np.concatenate(logits[1:]), np.concatenate(labels[1:]))
+    losses = [
+        -log_softmax(logits[fold] / t, axis=1)[np.arange(200), labels[fold]]
+        for fold, t in enumerate(
+            [
+                of_others,
+                *(
+                    fit_temperature(
+                        np.concatenate(logits[:fold] + logits[fold + 1 :]),
+                        np.concatenate(labels[:fold] + labels[fold + 1 :]),
+                    )
+                    for fold in range(1, 5)
+                ),
+            ]
+        )
+    ]
+    after = np.concatenate(losses)
+    before = -log_softmax(np.concatenate(logits), axis=1)[np.arange(1000), np.concatenate(labels)]
+    assert scaling.change.after.log_loss == pytest.approx(after.mean())
+    assert scaling.change.before.log_loss == pytest.approx(before.mean())
+    assert scaling.log_loss_gain_se == pytest.approx((before - after).std(ddof=1) / 1000**0.5)

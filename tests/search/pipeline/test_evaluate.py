@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from search.data.decoding import DecodedImages
+from search.evaluation.calibration import TemperatureScaling
 from search.evaluation.predictions import Predictions
 from search.pipeline import evaluate
 from search.pipeline.retraining.out_of_fold import OutOfFold
@@ -20,7 +22,8 @@ from tests.fixtures.prepared_data import decoded, prepared_data
 CLASSES = ("ant", "bee", "cow", "dog")
 SPACE = Space(source=digits(), params={"backbone": "tinynet"})
 SCORES = CalibrationScores(ece=0.1, log_loss=0.5, bins=[])
-OUT_OF_FOLD: Any = OutOfFold(None, 2.0, CalibrationChange(n=3, before=SCORES, after=SCORES))
+CHANGE = CalibrationChange(n=40, before=replace(SCORES, log_loss=0.9), after=SCORES)
+OUT_OF_FOLD: Any = OutOfFold(None, TemperatureScaling(2.0, CHANGE, log_loss_gain_se=0.1))
 
 
 class Oracle:
@@ -119,7 +122,7 @@ def test_the_test_set_is_evaluated_and_written(tmp_path, saved):
     ]
     calibration = folder.summary.calibration
     assert calibration.temperature == 2.0
-    assert calibration.out_of_fold == OUT_OF_FOLD.calibration
+    assert calibration.out_of_fold == CHANGE
     before, after = calibration.test.before, calibration.test.after
     assert after.ece == pytest.approx(abs(2 / 3 - confidence), abs=1e-6)
     assert before.ece > after.ece

@@ -114,9 +114,10 @@ def test_a_trial_has_its_best_epoch_its_epochs_and_its_seconds(finished: Path) -
 def test_the_optimism_of_the_search_is_shown(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert (
-        "Best validation accuracy 99.00%, 3-fold cross-validation accuracy 95.00% ± 1.00%: an"
+        "Best validation accuracy 99.00%, mean accuracy of the 3 folds 95.00% ± 1.00%: an"
         " optimism (selection bias) of +4.00 points." in page.words
     )
+    assert "Cross-validation accuracy 94.50%, 95% CI 90.00–98.00%." in page.words
     assert "That is large: the search has overfitted its validation images." in page.words
 
 
@@ -240,7 +241,7 @@ def test_the_same_run_gives_the_same_page(finished: Path) -> None:
     [
         (
             ("summary:test", "test_predictions.csv"),
-            "95.0% 3-fold cross-validation accuracy",
+            "94.5% 3-fold cross-validation accuracy",
             "Metrics by class",
         ),
         (("summary:external",), "None was given.", "is lower"),
@@ -252,7 +253,7 @@ def test_the_same_run_gives_the_same_page(finished: Path) -> None:
         (("summary:stages", "model.pt"), "There is no model yet.", "Time of each stage"),
         (
             ("folds/folds.csv",),
-            "cross-validation accuracy 95.00%",
+            "mean accuracy of the 3 folds 95.00%",
             "Accuracy, 95% confidence intervals",
         ),
         (("trials", "split.csv"), "All trials", "Trials that reached each epoch"),
@@ -413,11 +414,23 @@ def test_calibration_is_shown_before_and_after(run: Path) -> None:
     before = CalibrationScores(ece=0.05, log_loss=0.3, bins=[])
     after = CalibrationScores(ece=0.0123, log_loss=0.2, bins=[])
     change = CalibrationChange(n=40, before=before, after=after)
-    calibration = Calibration(temperature=1.7, out_of_fold=change, test=change)
+    calibration = Calibration(
+        temperature=1.7,
+        applied=True,
+        fitted_temperature=1.7,
+        log_loss_gain_se=0.01,
+        out_of_fold=change,
+        test=change,
+    )
     set_sections(run, calibration=calibration)
     words = written(run).words
-    assert "Temperature scaling divides all logits by 1.70" in words
+    assert "Temperature 1.70: on the test set the log loss falls from 0.300 to 0.200, the" in words
     assert "test set 40 5.00% 1.23% 0.3000 0.2000" in words
+    unscaled = replace(calibration, temperature=1.0, applied=False)
+    set_sections(run, calibration=replace(unscaled, test=replace(change, after=before)))
+    words = written(run).words
+    assert "No temperature scaling: by 1.70 the out-of-fold log loss falls from 0.3000" in words
+    assert "test set 40 5.00% 5.00% 0.3000 0.3000" in words
 
 
 @pytest.mark.parametrize(("enabled", "text"), [(True, "two views."), (False, "one view.")])
@@ -428,6 +441,7 @@ def test_the_centre_crop_is_shown_with_its_log_loss(run: Path, enabled: bool, te
         enabled=enabled,
         log_loss=0.04,
         log_loss_baseline=0.05,
+        log_loss_gain_se=0.004,
         accuracy_mean=0.95,
         accuracy_mean_baseline=0.94,
     )

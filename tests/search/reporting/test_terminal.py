@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,19 @@ SETTINGS = Settings(
 )
 
 
+CALIBRATION = Calibration(
+    temperature=1.5,
+    applied=True,
+    fitted_temperature=1.5,
+    log_loss_gain_se=0.004,
+    out_of_fold=CalibrationChange(
+        n=100,
+        before=CalibrationScores(ece=0.05, log_loss=0.2, bins=[]),
+        after=CalibrationScores(ece=0.04, log_loss=0.199, bins=[]),
+    ),
+)
+
+
 def best(**more: Any) -> BestModel:
     values = {"trial": 7, "name": "trial 7, 8 epochs", "config": CONFIG, "val_accuracy": 0.9912}
     return BestModel(**{**values, "epoch": 8, **more})
@@ -58,7 +72,8 @@ def kfold(center_crop: CenterCropScores | None = None) -> KFoldScores:
         folds=5,
         accuracy_mean=0.9811,
         accuracy_std=0.0042,
-        accuracy_ci95=(0.97, 0.99),
+        accuracy_corrected=0.9791,
+        accuracy_corrected_ci95=(0.9654, 0.9882),
         optimism=0.01,
         center_crop=center_crop,
         finalists=[],
@@ -93,7 +108,7 @@ def test_accuracies_facts_files_and_the_next_steps() -> None:
     for line in (
         "accuracy 95% CI images",
         "test set 98.77% 96.12–99.87% 81",
-        "5-fold cross-validation 98.11% ± 0.42% (sd)",
+        "5-fold cross-validation 97.91% 96.54–98.82%",
         "best validation accuracy 99.12%",
         "best model trial 7, 8 epochs: backbone cnn, lr 0.00123, freeze_depth 2",
         "search 12 trials: 5 complete, 6 pruned, 1 failed; 4 min 10 s in all",
@@ -166,19 +181,41 @@ def test_there_is_no_gain_where_the_baseline_is_the_best() -> None:
 def test_results_that_are_missing_are_not_shown() -> None:
     assert describe_gain(RunSummary()) is None
     assert describe_gain(summary(best=best(trial=None))) is None
-    lines = shown(Path("run"), calibration=Calibration(temperature=1.2))
+    lines = shown(Path("run"), calibration=replace(CALIBRATION, test=None))
     for label in ("vs. baseline", "centre crop", "calibration", "labels"):
         assert not any(line.startswith(label) for line in lines)
 
 
-def test_calibration_before_and_after_temperature_scaling() -> None:
-    before, after = (CalibrationScores(ece=e, log_loss=0.1, bins=[]) for e in (0.05, 0.0123))
-    change = CalibrationChange(n=100, before=before, after=after)
-    calibration = Calibration(temperature=1.5, test=change)
-    assert (
-        "calibration ECE 1.23% after temperature scaling (5.00% before, temperature 1.50)"
-        in shown(Path("run"), calibration=calibration)
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ((0.05, 0.2), (0.0123, 0.15), "log loss falls from 0.200 to 0.150, the ECE falls from"),
+        ((0.01, 0.2), (0.0123, 0.15), "log loss falls from 0.200 to 0.150, the ECE rises from"),
+        ((0.01, 0.1), (0.0123, 0.15), "log loss rises from 0.100 to 0.150, the ECE rises from"),
+        ((0.01, 0.1), (0.0123, 0.1), "log loss stays at 0.100, the ECE rises from"),
+    ],
+)
+def test_what_temperature_scaling_does_follows_from_the_figures(
+    before: tuple[float, float], after: tuple[float, float], text: str
+) -> None:
+    first, second = (CalibrationScores(ece=e, log_loss=x, bins=[]) for e, x in (before, after))
+    test = CalibrationChange(n=100, before=first, after=second)
+    (line,) = [
+        line
+        for line in shown(Path("run"), 200, calibration=replace(CALIBRATION, test=test))
+        if line.startswith("calibration")
+    ]
+    assert line == (
+        f"calibration temperature 1.50: on the test set the {text} {before[0]:.2%} to 1.23%"
     )
+
+
+def test_scaling_that_is_not_applied_claims_nothing() -> None:
+    unscaled = replace(CALIBRATION, applied=False, temperature=1.0, test=CALIBRATION.out_of_fold)
+    assert (
+        "calibration no temperature scaling: by 1.50 the out-of-fold log loss falls from 0.2000 to"
+        " 0.1990, standard error 0.0040; on the test set the ECE is 5.00%"
+    ) in shown(Path("run"), 200, calibration=unscaled)
 
 
 @pytest.mark.parametrize(("enabled", "views"), [(True, "two views"), (False, "one view")])
@@ -187,6 +224,7 @@ def test_the_centre_crop(enabled: bool, views: str) -> None:
         enabled=enabled,
         log_loss=0.04,
         log_loss_baseline=0.05,
+        log_loss_gain_se=0.004,
         accuracy_mean=0.99,
         accuracy_mean_baseline=0.98,
     )

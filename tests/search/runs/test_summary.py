@@ -33,7 +33,11 @@ SUMMARY = RunSummary(
         epoch=0,
     ),
     calibration=Calibration(
-        temperature=1.5, test=CalibrationChange(n=3, before=SCORES, after=SCORES)
+        temperature=1.5,
+        applied=True,
+        fitted_temperature=1.5,
+        log_loss_gain_se=0.01,
+        test=CalibrationChange(n=3, before=SCORES, after=SCORES),
     ),
     stages={"data": 1.5},
 )

@@ -13,9 +13,10 @@ import torch
 from search.cluster.shared_file import StoredObject
 from search.console.progress import Progress
 from search.evaluation.calibration import fit_temperature, log_losses
+from search.evaluation.selection import MIN_GAIN_SE, Candidate, ImageScores
 from search.pipeline.finalists import Finalist
 from search.pipeline.prepare import PreparedData
-from search.pipeline.retraining.center_crop import MIN_GAIN, CenterCropProbes, CenterCropResult
+from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
 from search.pipeline.retraining.kfold import Fold, RetrainConfig, out_of_fold, split_folds
 from search.pipeline.retraining.retrain import CrossValidation, retrain_finalists
 from search.runs.run_folder import RunFolder
@@ -104,17 +105,19 @@ def test_centres_that_show_the_class_help_a_model_that_does_not_see_it(
     folds = folds_of(prepared, margin=1.0, wrong=4)
     result = probes_of(prepared).evaluate("tinynet", folds)
     assert result.enabled
-    validated = CrossValidation(finalist(0.9), folds, result)
+    validated = CrossValidation(finalist(0.9), folds, result.candidate, result)
     without = float(np.mean([fold.accuracy for fold in folds]))
     assert validated.enabled_center_crop is result
     assert validated.mean > without + 0.1
     assert validated.optimism == pytest.approx(0.9 - without), "the search had no centre crop"
     scores = result.scores()
-    assert (scores.accuracy_mean, scores.accuracy_mean_baseline) == (validated.mean, without)
+    assert scores.accuracy_mean == validated.mean
+    assert scores.accuracy_mean_baseline == pytest.approx(without)
 
     labels, (rows, logits) = prepared.images.labels, out_of_fold(result.folds)
     loss = log_losses(logits, labels[rows], fit_temperature(logits, labels[rows])).mean()
-    assert result.log_loss == pytest.approx(loss)
+    assert scores.log_loss == pytest.approx(loss)
+    assert scores.log_loss_baseline - scores.log_loss == pytest.approx(result.gain)
     # Each head was fitted on the other folds' images alone, and is scaled to the members.
     network = clone_backbone(prepared.features, "tinynet", 5, torch.device("cpu")).eval()
     with torch.no_grad():
@@ -139,18 +142,20 @@ def test_centres_that_are_all_alike_do_not_help(prepared: PreparedData) -> None:
     folds = folds_of(other, margin=6.0, wrong=30)
     result = probes_of(other).evaluate("tinynet", folds)
     assert not result.enabled
-    validated = CrossValidation(finalist(0.9), folds, result)
+    validated = CrossValidation(finalist(0.9), folds, result.candidate, result)
     assert validated.folds is folds
     assert validated.enabled_center_crop is None
 
 
-def test_the_gain_must_be_worth_the_time() -> None:
-    def enabled(log_loss: float) -> bool:
-        return CenterCropResult([], [], {}, log_loss, baseline_log_loss=0.1).enabled
+def test_the_gain_must_be_clear_of_its_standard_error() -> None:
+    scores = ImageScores(np.ones(9, bool), np.ones(9))
 
-    assert enabled((1 - MIN_GAIN) * 0.1)
-    assert not enabled(0.0995), "a probe that knows nothing may do as well by chance"
-    assert not enabled(0.11)
+    def enabled(gain: float) -> bool:
+        return CenterCropResult([], [], {}, Candidate(scores, scores), gain, gain_se=0.1).enabled
+
+    assert enabled(1.1 * MIN_GAIN_SE * 0.1)
+    assert not enabled(0.9 * MIN_GAIN_SE * 0.1), "a probe that knows nothing may gain by chance"
+    assert not enabled(-0.1)
 
 
 def test_where_there_is_no_centre_crop(prepared: PreparedData) -> None:
@@ -181,6 +186,9 @@ def test_the_model_predicts_as_its_folds_did(prepared: PreparedData, tmp_path: P
     assert kfold.center_crop.enabled
     assert kfold.center_crop.log_loss < kfold.center_crop.log_loss_baseline
     assert kfold.center_crop.accuracy_mean == kfold.accuracy_mean
+    assert kfold.accuracy_corrected <= kfold.accuracy_mean
+    low, high = kfold.accuracy_corrected_ci95
+    assert low < kfold.accuracy_corrected < high
     assert kfold.optimism == 0.5 - kfold.center_crop.accuracy_mean_baseline
     model = load_model(tmp_path / "model.pt")
     assert model.card.center_crop

@@ -1,0 +1,84 @@
+"""Which finalist wins, by the known predictions of its folds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from search.evaluation.calibration import fit_temperature
+from search.evaluation.selection import Candidate
+from search.pipeline.finalists import Finalist
+from search.pipeline.retraining.kfold import Fold, RetrainConfig
+from search.pipeline.retraining.out_of_fold import score_images
+from search.pipeline.retraining.retrain import CrossValidation, choose_winner
+from spaces.base import TrialConfig
+
+N_CLASSES = 3
+LABELS = np.arange(60) % N_CLASSES
+
+
+def validated(
+    trial: int | None, wrong: int, margin: float = 3.0, freeze_depth: int = 5
+) -> CrossValidation:
+    """Return a finalist whose first `wrong` images are predicted as another class."""
+    predicted = np.where(LABELS == 0, 1, LABELS)
+    predicted = np.where(np.cumsum(LABELS == 0) <= wrong, predicted, LABELS)
+    logits = (margin * np.eye(N_CLASSES)[predicted]).astype(np.float32)
+    folds = [
+        Fold(
+            rows,
+            logits[rows],
+            np.zeros(len(rows)),
+            float((logits[rows].argmax(1) == LABELS[rows]).mean()),
+            {},
+            {},
+            1.0,
+            "",
+        )
+        for rows in np.split(np.arange(60), [13, 40])
+    ]
+    config = TrialConfig("tinynet", freeze_depth=freeze_depth)
+    finalist = Finalist(trial, RetrainConfig(config, 1, None), 0.9)
+    return CrossValidation(finalist, folds, Candidate(score_images(folds, LABELS)))
+
+
+def with_losses(one: CrossValidation, seed: int) -> CrossValidation:
+    """Give a finalist other log losses; a higher seed has higher ones."""
+    scores = one.candidate.without_crop
+    return replace(one, candidate=Candidate(replace(scores, log_losses=scores.log_losses + seed)))
+
+
+def test_the_mean_accuracy_is_weighted_by_the_images_of_each_fold() -> None:
+    one = validated(0, wrong=3)
+    assert one.mean == 57 / 60
+    assert one.mean != pytest.approx(np.mean([fold.accuracy for fold in one.folds]))
+
+
+def test_the_most_accurate_finalist_wins() -> None:
+    best = validated(7, wrong=1, freeze_depth=0)
+    assert choose_winner([validated(None, wrong=3), best, validated(2, wrong=2)]) is best
+
+
+def test_equals_go_to_the_lower_log_loss() -> None:
+    cheap, low = with_losses(validated(None, wrong=2), 2), with_losses(validated(9, wrong=2), 1)
+    assert choose_winner([cheap, low]) is low
+    assert choose_winner([low, cheap]) is low
+
+
+def test_equal_losses_go_to_fewer_trainable_stages_then_the_probe_then_the_lower_number() -> None:
+    probe, two, three = (validated(trial, wrong=2) for trial in (None, 2, 3))
+    deep = validated(0, wrong=2, freeze_depth=3)
+    assert choose_winner([deep, three, two, probe]) is probe
+    assert choose_winner([deep, three, two]) is two
+    assert choose_winner([deep, three]) is three
+
+
+def test_the_log_loss_of_a_tie_is_calibrated() -> None:
+    """A margin that one temperature undoes makes no difference."""
+    sharp, blunt = validated(1, wrong=2, margin=9.0), validated(0, wrong=2, margin=1.0)
+    losses = [one.candidate.without_crop.log_losses.mean() for one in (sharp, blunt)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    logits = np.concatenate([fold.logits for fold in sharp.folds])
+    assert fit_temperature(logits, LABELS) > 2
