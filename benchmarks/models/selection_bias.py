@@ -4,7 +4,8 @@
 
 Candidates that are correct on the same images, or not, more often than chance are drawn: an image
 has a difficulty, which all candidates share, and each candidate adds its own noise. Their true
-accuracies are equal or differ. `search.evaluation.selection` chooses among them as a run does, with
+accuracies are equal or differ; the centre crop, where it is tried, changes single images and not
+the true accuracy. `search.evaluation.selection` chooses among them as a run does, with
 log losses that follow from the same draws, and corrects the accuracy of its choice. Bias is in
 points: the mean of what is reported minus the true accuracy of the chosen candidate. Coverage is of
 the 95% Wilson interval around each: how often it contains that true accuracy.
@@ -22,20 +23,26 @@ from scipy.stats import norm
 from benchmarks.harness.reporting import Ratio, Report, command_line
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.selection import (
+    MIN_GAIN_SE,
     Candidate,
     ImageScores,
+    center_crop_gain,
     choose_candidate,
     corrected_accuracy,
 )
 
 SIZES = (100, 150, 450, 1500)
-N_CANDIDATES = (1, 2, 4, 6)
+CANDIDATES = ((1, False), (1, True), (2, False), (4, False), (4, True), (6, False))
+"""Their number, and whether the centre crop is tried with each."""
+
 ACCURACIES = (0.9, 0.97)
 SPREADS = (0.0, 0.02)
 """True accuracies are evenly spaced, the lowest this much below the best."""
 
 _SHARED = 0.8
 """Fraction of the variance of a candidate's logits that all candidates have in common."""
+_SHARED_WITH_CROP = 0.9
+"""The same of a candidate's logits with the centre crop and without."""
 _SHARPNESS = 3.0
 _BOOTSTRAPS = 100
 _MAX_BIAS, _NOTABLE_BIAS = 0.3, 0.5  # points
@@ -45,25 +52,31 @@ _LOWEST, _HIGHEST = 0.93, 0.97
 def main() -> int:
     """Run the benchmark."""
     arguments = command_line(__doc__ or "").parse_args()
-    n_experiments = {"smoke": 2, "quick": 200, "full": 300}[arguments.mode]
+    n_experiments = {"smoke": 2, "quick": 200, "full": 500}[arguments.mode]
     report = Report(
         "selection_bias", "Bias and coverage of the best of several cross-validation accuracies."
     )
     rows = [
-        _measure(n, k, accuracy, spread, n_experiments)
+        _measure(n, k, with_crop, accuracy, spread, n_experiments)
         for n in SIZES
-        for k in N_CANDIDATES
+        for k, with_crop in CANDIDATES
         for accuracy in ACCURACIES
         for spread in (SPREADS if k > 1 else SPREADS[:1])
     ]
     report.tables[f"{n_experiments:,} experiments each"] = rows
     keys = ("bias", "bias, corrected", "coverage", "coverage, corrected")
     by_size = [
-        {"images": n, "candidates": k}
+        {"images": n, "candidates": k, "crop": "tried" if with_crop else ""}
         | {key: float(np.mean([row[key] for row in some])) for key in keys}
         for n in SIZES
-        for k in N_CANDIDATES
-        if (some := [row for row in rows if (row["images"], row["candidates"]) == (n, k)])
+        for k, with_crop in CANDIDATES
+        if (
+            some := [
+                row
+                for row in rows
+                if (row["images"], row["candidates"], bool(row["crop"])) == (n, k, with_crop)
+            ]
+        )
     ]
     report.tables["mean over accuracies and spreads"] = by_size
     notable = [row for row in rows if row["bias"] >= _NOTABLE_BIAS]
@@ -93,20 +106,26 @@ def main() -> int:
 
 
 def _measure(
-    n: int, n_candidates: int, accuracy: float, spread: float, n_experiments: int
+    n: int,
+    n_candidates: int,
+    with_crop: bool,
+    accuracy: float,
+    spread: float,
+    n_experiments: int,
 ) -> dict[str, Any]:
     rng = np.random.default_rng(n + n_candidates)
     truths = np.linspace(accuracy - spread, accuracy, n_candidates)
     plain, corrected, truth = (np.zeros(n_experiments) for _ in range(3))
     for place in range(n_experiments):
-        candidates = _draw(n, truths, rng)
+        candidates = _draw(n, truths, with_crop, rng)
         chosen = choose_candidate(candidates)
-        plain[place] = candidates[chosen].without_crop.correct.mean()
+        plain[place] = _chosen_scores(candidates[chosen]).correct.mean()
         corrected[place] = corrected_accuracy(candidates, n_bootstraps=_BOOTSTRAPS, seed=place)
         truth[place] = truths[chosen]
     return {
         "images": n,
         "candidates": n_candidates,
+        "crop": "tried" if with_crop else "",
         "accuracy": accuracy,
         "spread": spread,
         "bias": 100 * float((plain - truth).mean()),
@@ -116,16 +135,28 @@ def _measure(
     }
 
 
-def _draw(n: int, truths: np.ndarray, rng: np.random.Generator) -> list[Candidate]:
+def _chosen_scores(candidate: Candidate) -> ImageScores:
+    gain, standard_error = center_crop_gain(candidate)
+    keeps_crop = candidate.with_crop is not None and gain > MIN_GAIN_SE * standard_error
+    return candidate.with_crop if keeps_crop and candidate.with_crop else candidate.without_crop
+
+
+def _draw(n: int, truths: np.ndarray, with_crop: bool, rng: np.random.Generator) -> list[Candidate]:
     """Draw each candidate's margins: those above 0 are correct."""
     shared = _SHARED**0.5 * rng.normal(size=n)
     candidates = []
     for truth in truths:
-        own = (1 - _SHARED) ** 0.5 * rng.normal(size=n)
-        margins = norm.ppf(truth) + shared + own
-        losses = -log_expit(_SHARPNESS * margins)
-        candidates.append(Candidate(ImageScores(margins > 0, losses)))
+        margins = shared + (1 - _SHARED) ** 0.5 * rng.normal(size=n)
+        crop = None
+        if with_crop:
+            noise = (1 - _SHARED_WITH_CROP) ** 0.5 * rng.normal(size=n)
+            crop = _scores(norm.ppf(truth) + _SHARED_WITH_CROP**0.5 * margins + noise)
+        candidates.append(Candidate(_scores(norm.ppf(truth) + margins), crop))
     return candidates
+
+
+def _scores(margins: np.ndarray) -> ImageScores:
+    return ImageScores(margins > 0, -log_expit(_SHARPNESS * margins))
 
 
 def _coverage(accuracies: np.ndarray, truths: np.ndarray, n: int) -> float:

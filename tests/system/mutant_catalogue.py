@@ -96,9 +96,9 @@ _CHOICES = (
     Mutant(
         "first-finalist-wins",
         "search/pipeline/retraining/retrain.py",
-        "winner = max(results, key=lambda result: result.mean)",
-        "winner = results[0]",
-        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+        "return by_cost[choose_candidate([result.candidate for result in by_cost], groups)]",
+        "return results[0]",
+        (f"{_RETRAINING}/test_retrain.py::test_the_most_accurate_finalist_wins",),
     ),
     Mutant(
         "last-epoch-kept-instead-of-best",
@@ -230,10 +230,44 @@ _FIGURES = (
     ),
     Mutant(
         "interval-of-the-folds-from-a-fifth-of-the-images",
-        "search/pipeline/retraining/out_of_fold.py",
-        "return wilson_interval(n_correct, sum(len(fold.rows) for fold in folds))",
-        "return wilson_interval(n_correct // len(folds), len(folds[0].rows))",
-        (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
+        "search/pipeline/retraining/retrain.py",
+        "wilson_interval(accuracy * n, n)",
+        "wilson_interval(accuracy * n / 5, n // 5)",
+        (f"{_RETRAINING}/test_center_crop.py::test_the_model_predicts_as_its_folds_did",),
+    ),
+    Mutant(
+        "accuracy-corrected-by-the-images-of-its-own-sample",
+        "search/evaluation/selection.py",
+        "left_out = (counts == 0)",
+        "left_out = (counts > 0)",
+        (
+            f"{_EVALUATION}/test_selection.py::"
+            "test_the_best_of_equals_is_optimistic_and_its_corrected_accuracy_is_not",
+        ),
+    ),
+    Mutant(
+        "equals-go-to-the-higher-log-loss",
+        "search/evaluation/selection.py",
+        "np.lexsort((kept, log_loss, -n_correct), axis=1)",
+        "np.lexsort((kept, -log_loss, -n_correct), axis=1)",
+        (f"{_RETRAINING}/test_retrain.py::test_equals_go_to_the_lower_log_loss",),
+    ),
+    Mutant(
+        "temperature-measured-on-the-images-it-was-fitted-on",
+        "search/evaluation/calibration.py",
+        "if i != fold]",
+        "if i != -1]",
+        (
+            f"{_EVALUATION}/test_calibration.py::"
+            "test_the_change_is_measured_by_temperatures_of_the_other_folds",
+        ),
+    ),
+    Mutant(
+        "baseline-without-its-temperature",
+        "search/pipeline/retraining/retrain.py",
+        "predict_out_of_fold(prepared, baseline.folds).scaling.temperature",
+        "1.0",
+        (f"{_RETRAINING}/test_center_crop.py::test_the_baseline_has_its_own_temperature",),
     ),
     Mutant(
         "external-near-duplicates-are-scored",
@@ -255,8 +289,8 @@ _FIGURES = (
     Mutant(
         "wilson-interval-of-90-percent",
         "search/evaluation/intervals.py",
-        'proportion_ci(0.95, method="wilson")',
-        'proportion_ci(0.90, method="wilson")',
+        "_Z = 1.959963984540054",
+        "_Z = 1.6448536269514722",
         (f"{_EVALUATION}/test_intervals.py::test_wilson_interval",),
     ),
     Mutant(

@@ -12,7 +12,8 @@ import torch
 
 from search.cluster.shared_file import StoredObject
 from search.console.progress import Progress
-from search.evaluation.calibration import fit_temperature, log_losses
+from search.evaluation.calibration import fit_temperature, log_losses, scale_temperature
+from search.evaluation.intervals import wilson_interval
 from search.evaluation.selection import MIN_GAIN_SE, Candidate, ImageScores
 from search.pipeline.finalists import Finalist
 from search.pipeline.prepare import PreparedData
@@ -95,8 +96,9 @@ def folds_of(prepared: PreparedData, margin: float, wrong: int) -> list[Fold]:
     return folds
 
 
-def finalist(val_accuracy: float) -> Finalist:
-    return Finalist(0, RetrainConfig(TrialConfig("tinynet"), 1, None), val_accuracy)
+def finalist(val_accuracy: float, epochs: int = 1) -> Finalist:
+    config = TrialConfig("tinynet", freeze_depth=5)
+    return Finalist(0, RetrainConfig(config, epochs, None), val_accuracy)
 
 
 def test_centres_that_show_the_class_help_a_model_that_does_not_see_it(
@@ -187,8 +189,8 @@ def test_the_model_predicts_as_its_folds_did(prepared: PreparedData, tmp_path: P
     assert kfold.center_crop.log_loss < kfold.center_crop.log_loss_baseline
     assert kfold.center_crop.accuracy_mean == kfold.accuracy_mean
     assert kfold.accuracy_corrected <= kfold.accuracy_mean
-    low, high = kfold.accuracy_corrected_ci95
-    assert low < kfold.accuracy_corrected < high
+    n_correct = kfold.accuracy_corrected * N_IMAGES
+    assert kfold.accuracy_corrected_ci95 == pytest.approx(wilson_interval(n_correct, N_IMAGES))
     assert kfold.optimism == 0.5 - kfold.center_crop.accuracy_mean_baseline
     model = load_model(tmp_path / "model.pt")
     assert model.card.center_crop
@@ -204,3 +206,27 @@ def test_the_model_predicts_as_its_folds_did(prepared: PreparedData, tmp_path: P
         probabilities = torch.softmax(logits / model.card.temperature, 1)[:, 1]
         expected = [written[name] for name in prepared.names(fold.rows)]
         np.testing.assert_allclose(probabilities, expected, atol=0.03)  # features are bfloat16
+
+
+def test_the_baseline_has_its_own_temperature(prepared: PreparedData, tmp_path: Path) -> None:
+    """One epoch makes the winner; the baseline, without any, is the head as it is initialised."""
+    config = TrialConfig("tinynet", freeze_depth=5, lr=0.01)
+    retrained = retrain_finalists(
+        replace(prepared, space=space_of(center_crop=False)),
+        context_of(prepared),
+        [Finalist(3, RetrainConfig(config, 1, None), 0.5), finalist(0.4, epochs=0)],
+        True,
+        GPU_FRACTION,
+        RunFolder(tmp_path),
+        Progress(quiet=True),
+    )
+    baseline, labels = retrained.baseline, prepared.images.labels
+    assert baseline is not None
+    rows = split_folds(prepared.rows("train", "val"), labels, N_FOLDS, seed=0)
+    logits = [
+        baseline.logits(prepared.image_rows(fold))[index].numpy() for index, fold in enumerate(rows)
+    ]
+    scaling = scale_temperature(logits, [labels[fold] for fold in rows])
+    assert scaling.applied
+    assert baseline.card.temperature == pytest.approx(scaling.temperature, rel=0.05)
+    assert baseline.card.temperature != retrained.ensemble.card.temperature
