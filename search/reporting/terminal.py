@@ -61,10 +61,10 @@ def describe_power(n: int, detectable_difference: float | None) -> str:
     """Describe the smallest true difference that n test images show with a power of 80%."""
     images = count(n, "test image")
     if detectable_difference is None:
-        return f"{images} cannot show a difference between two models, however large"
+        return f"{images} cannot show a difference between model and baseline, however large"
     return (
-        f"{images} show a true difference of {100 * detectable_difference:.1f} points with a"
-        f" probability of {percent(POWER, 0)}; a smaller one may go unnoticed"
+        f"{images} show a true difference of {100 * detectable_difference:.1f} points between model"
+        f" and baseline with a probability of {percent(POWER, 0)}; a smaller one may go unnoticed"
     )
 
 

@@ -163,13 +163,13 @@ def test_the_test_images_have_their_power() -> None:
     known = compare_models(labels, labels, labels, expected_discordance=0.05)
     (line,) = [line for line in shown(Path("run"), comparison=known) if "power" in line]
     assert line == (
-        "power 198 test images show a true difference of 4.2 points with a probability of 80%;"
-        " a smaller one may go unnoticed"
+        "power 198 test images show a true difference of 4.2 points between model and baseline with"
+        " a probability of 80%; a smaller one may go unnoticed"
     )
     unknown = compare_models(labels, labels, labels)
     assert not any("power" in line for line in shown(Path("run"), comparison=unknown))
     few = compare_models(labels[:3], labels[:3], labels[:3], expected_discordance=0.5)
-    line = "power 3 test images cannot show a difference between two models, however large"
+    line = "power 3 test images cannot show a difference between model and baseline, however large"
     assert line in shown(Path("run"), comparison=few)
 
 
