@@ -102,7 +102,7 @@ def find_near_duplicates(
     return NearDuplicates(found[new], np.minimum(similarity[new], 1), mirrored[new], blank)
 
 
-def describe(pixels: np.ndarray) -> np.ndarray:
+def compute_descriptors(pixels: np.ndarray) -> np.ndarray:
     """Compute descriptors of thumbnails: their low frequencies by a cosine transform.
 
     Args:
@@ -185,7 +185,7 @@ def _parts(n: int, size: int) -> list[slice]:
 
 
 def _describe_both(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return describe(pixels), describe(zoom(pixels, _INNER_FRACTION))
+    return compute_descriptors(pixels), compute_descriptors(zoom(pixels, _INNER_FRACTION))
 
 
 def _nearest_of(described: _Described, block: tuple[bool, slice]) -> np.ndarray:

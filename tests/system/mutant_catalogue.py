@@ -330,7 +330,7 @@ _FIGURES = (
     Mutant(
         "ood-subspace-fitted-on-what-a-fold-leaves-out",
         "search/pipeline/retraining/kfold.py",
-        "subspace = fit_subspace(trainer.predict(few[:MAX_IMAGES])[0])",
+        "subspace = fit_subspace(trainer.predict(few[:MAX_SUBSPACE_IMAGES])[0])",
         "subspace = fit_subspace(features)",
         (f"{_RETRAINING}/test_kfold.py::test_saved_folds_are_loaded",),
     ),

@@ -17,7 +17,7 @@ from torch import Tensor
 N_COMPONENTS = 32
 """Principal components kept for each member; fewer if there are few features or images."""
 
-MAX_IMAGES = 500
+MAX_SUBSPACE_IMAGES = 500
 """Number of training images that the subspace is fitted on."""
 
 KEPT_FRACTION = 0.95

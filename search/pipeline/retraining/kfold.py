@@ -26,7 +26,7 @@ from trainables.compute import configure_cpu
 from trainables.grouped_kfold import grouped_folds
 from trainables.models.classifier import Weights
 from trainables.models.linear_probe import fit_head
-from trainables.models.ood import MAX_IMAGES, Subspace, fit_subspace, residual
+from trainables.models.ood import MAX_SUBSPACE_IMAGES, Subspace, fit_subspace, residual
 from trainables.worker import TrainingContext, create_trainer
 
 _log = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ def train_fold(
         trainer.run_epoch()
     features, logits = trainer.predict(torch.from_numpy(fold_rows.copy()))
     few = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed))]
-    subspace = fit_subspace(trainer.predict(few[:MAX_IMAGES])[0])
+    subspace = fit_subspace(trainer.predict(few[:MAX_SUBSPACE_IMAGES])[0])
     return Fold(
         rows=fold_rows,
         logits=logits.numpy(),
