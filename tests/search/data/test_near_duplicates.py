@@ -4,7 +4,6 @@ import pytest
 from search.cluster.parallel import ray_map, thread_map
 from search.data import near_duplicates
 from search.data.near_duplicates import find_near_duplicates, groups_of
-from search.data.registration import align, zoom
 from search.data.thumbnails import SIDE
 from tests.fixtures.drawing import CHANGES, draw, make_thumbnails
 
@@ -66,17 +65,6 @@ def test_comparing_in_parallel_finds_the_same(ray_session, monkeypatch, parallel
     found = find_near_duplicates(thumbnails, flip=True, parallel_map=parallel_map)
     np.testing.assert_array_equal(found.pairs, serial.pairs)
     np.testing.assert_allclose(found.similarity, serial.similarity, atol=1e-5)
-
-
-def test_registration_finds_the_map():
-    thumbnails = make_thumbnails([draw(seed) for seed in range(20)]).pixels
-    zoomed = zoom(thumbnails, 0.9)
-    aligned = align(zoomed, thumbnails)
-    assert (aligned.detail > 0.97).all()
-    np.testing.assert_allclose(aligned.maps[:, 0, 0], 0.9, atol=0.01)
-    np.testing.assert_allclose(aligned.maps[:, 0, 1:], 0, atol=0.01)
-    others = align(thumbnails, np.roll(thumbnails, 1, axis=0))
-    assert (others.detail < 0.8).all()
 
 
 def test_groups_are_what_pairs_link():
