@@ -1,9 +1,10 @@
 """Cache the features of augmented images at the output of frozen backbone stages.
 
-View v of V holds all images augmented at magnitude v / (V - 1); view 0 is not augmented. A trial of
-augmentation strength `augment` draws, for each image and epoch, uniformly among the views of
-magnitude up to `augment`, which samples m ~ U(0, augment). So one cache per backbone serves every
-trial, and the frozen stages run once for all of them.
+View 0 holds the images without augmentation, view v of V holds them augmented at the magnitude
+`view_magnitude(v, V)`. A training draws one view per image and epoch, with the probabilities of
+`view_probabilities`, so that the magnitudes have the mean of those that augmenting each image anew
+has, U(0, augment), and as there no image is left without augmentation. So one cache per backbone
+serves every trial, and the frozen stages run once for all of them.
 
 Features are bfloat16. NumPy and Ray's object store do not know that type, so blocks are stored as
 int16 of the same bits, and `as_features` reinterprets them.
@@ -11,7 +12,9 @@ int16 of the same bits, and `as_features` reinterprets them.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,16 +29,59 @@ from trainables.models.backbones import Backbone
 
 _BYTES_PER_VALUE = 2
 _BUILD_BATCH_SIZE = 32
+_FIRST_MAGNITUDE = 1 / 49
+"""The largest magnitude of view 1: a shift of 0.3% of the side, a rotation by 0.6 degrees."""
 
 
 def view_magnitude(view: int, n_views: int) -> float:
-    """Return the augmentation magnitude of a view: 0 for view 0, 1 for the last."""
-    return view / (n_views - 1) if n_views > 1 else 0.0
+    """Return the augmentation magnitude of a view: 0 for view 0, 1 for the last.
+
+    Magnitudes grow as (view / (V - 1))², so that small strengths have several views, too. With
+    fewer than 8 views the power is higher, so that view 1 has the magnitude 1/49 all the same: it
+    stands for all smaller ones.
+    """
+    if view in (0, n_views - 1):
+        return float(view > 0)
+    power = max(2.0, math.log(1 / _FIRST_MAGNITUDE) / math.log(n_views - 1))
+    return float((view / (n_views - 1)) ** power)
 
 
-def views_up_to(augment: float, n_views: int) -> int:
-    """Count the views of magnitude at most `augment`, of which view 0 always is one."""
-    return int(augment * (n_views - 1) + 1e-9) + 1
+@functools.cache
+def view_probabilities(augment: float, n_views: int) -> tuple[float, ...]:
+    """Return the probabilities with which a training draws each view.
+
+    A magnitude m ~ U(0, augment) falls between those of two views; the nearer it is to one, the
+    more probable is that view (linear interpolation), so that the mean stays m. Integrated over m.
+    Below the magnitude of view 1, that view is drawn instead of view 0; with two views, whose
+    magnitudes are 0 and 1, both are drawn, since otherwise every strength would be 1.
+
+    Args:
+        augment: Augmentation strength, in [0, 1].
+        n_views: V, at least 1.
+
+    Returns:
+        From view 0 to the last that is drawn: the first whose magnitude is at least `augment`.
+    """
+    if augment == 0 or n_views == 1:
+        return (1.0,)
+    probabilities = [0.0]
+    for view in range(1, n_views):
+        low, high = view_magnitude(view - 1, n_views), view_magnitude(view, n_views)
+        width = (min(high, augment) - low) / augment
+        to_high = width * (min(high, augment) - low) / (high - low) / 2
+        probabilities[-1] += width - to_high
+        probabilities.append(to_high)
+        if high >= augment:
+            break
+    if n_views > 2:
+        probabilities[1] += probabilities[0]
+        probabilities[0] = 0.0
+    return tuple(probabilities)
+
+
+def count_views(augment: float, n_views: int) -> int:
+    """Count the views that a training of this strength needs, of which view 0 always is one."""
+    return len(view_probabilities(augment, n_views))
 
 
 def bytes_per_image(backbone: Backbone, image_size: int) -> tuple[int, ...]:
@@ -124,7 +170,7 @@ class FeatureCache:
         return self._gather(self.row_of[rows], torch.zeros_like(rows))
 
     def draw(self, rows: Tensor, augment: float, generator: torch.Generator) -> Tensor:
-        """Return one view of each image, drawn at random from those of magnitude up to `augment`.
+        """Return one view of each image, drawn with the probabilities of `view_probabilities`.
 
         Args:
             rows: int64 [n], the images' rows in the image table.
@@ -133,11 +179,17 @@ class FeatureCache:
 
         Returns:
             bfloat16 [n, *shape].
+
+        Raises:
+            ValueError: a view that may be drawn is missing.
         """
-        n_drawn = min(views_up_to(augment, self.n_views), len(self.views))
-        if n_drawn == 1:
-            return self.clean(rows)
-        view_of = torch.randint(n_drawn, (len(rows),), generator=generator)
+        probabilities = view_probabilities(augment, self.n_views)
+        if len(probabilities) > len(self.views):
+            raise ValueError(
+                f"augment={augment} needs {len(probabilities)} views, but got {len(self.views)}"
+            )
+        bounds = torch.tensor(probabilities[:-1]).cumsum(0)
+        view_of = torch.bucketize(torch.rand(len(rows), generator=generator), bounds, right=True)
         return self._gather(self.row_of[rows], view_of)
 
     def _gather(self, rows: Tensor, view_of: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.harness.reporting import DEFAULT_DATA, stop
 from spaces.rules import ResizeMode
 from trainables.batches import ImageSet
-from trainables.feature_cache import FeatureCache, as_features, build_view
+from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
 from trainables.images import IMAGE_SUFFIXES, as_tensor, read_image, to_square
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.classifier import Weights
@@ -189,39 +189,61 @@ def build_cache(
     rows: torch.Tensor,
     stage_output: int,
     n_views: int,
-    views: Sequence[int] | None = None,
+    magnitudes: Sequence[float] | None = None,
     seed: int = 0,
 ) -> FeatureCache:
-    """Build a feature cache of one stage output, in this process.
+    """Build a feature cache of one stage output, in this process; see `build_caches`."""
+    built = build_caches(backbone, images, rows, (stage_output,), n_views, magnitudes, seed)
+    return built[stage_output]
+
+
+def build_caches(
+    backbone: Backbone,
+    images: ImageSet,
+    rows: torch.Tensor,
+    stage_outputs: Sequence[int],
+    n_views: int,
+    magnitudes: Sequence[float] | None = None,
+    seed: int = 0,
+) -> dict[int, FeatureCache]:
+    """Build feature caches of several stage outputs in one pass, in this process.
 
     Args:
         backbone: The network whose frozen stages compute the features.
         images: All images.
         rows: int64 [n], the images to cache.
-        stage_output: In 1 to 5.
+        stage_outputs: Ascending, each in 1 to 5.
         n_views: V, which sets the magnitudes.
-        views: Which views to build, ascending from 0; None for all.
+        magnitudes: Other magnitudes of the views, ascending from 0; None has those of V.
         seed: Seed of the augmentation.
+
+    Returns:
+        The caches by stage output.
     """
     device = next(backbone.parameters()).device
     backbone.eval()
-    built = []
-    for view in views or range(n_views):
-        magnitude = view / (n_views - 1) if n_views > 1 else 0.0
-        blocks = []
-        for place, part in enumerate(rows.split(_BLOCK_IMAGES)):
-            made = build_view(
+    views: dict[int, list[tuple[torch.Tensor, ...]]] = {output: [] for output in stage_outputs}
+    if magnitudes is None:
+        magnitudes = [view_magnitude(view, n_views) for view in range(n_views)]
+    for view, magnitude in enumerate(magnitudes):
+        blocks = [
+            build_view(
                 backbone,
                 images.table[part],
                 images.image_size,
                 magnitude,
                 images.flip,
-                (stage_output,),
+                stage_outputs,
                 (seed * 1009 + view) * 1_000_003 + place,
                 device,
             )
-            blocks.append(as_features(made[stage_output]))
-        built.append(tuple(blocks))
+            for place, part in enumerate(rows.split(_BLOCK_IMAGES))
+        ]
+        for output in stage_outputs:
+            views[output].append(tuple(as_features(block[output]) for block in blocks))
     row_of = np.full(len(images.table), -1, np.int64)
     row_of[rows.numpy()] = np.arange(len(rows))
-    return FeatureCache(tuple(built), n_views, as_tensor(row_of), _BLOCK_IMAGES)
+    return {
+        output: FeatureCache(tuple(built), n_views, as_tensor(row_of), _BLOCK_IMAGES)
+        for output, built in views.items()
+    }

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -62,9 +62,8 @@ from trainables.compute import mixed_precision
 from trainables.images import crop_and_normalise, to_square
 from trainables.models.center_crop import enlarge_center
 
-N_VIEWS = 8
-VIEWS = (0, 1, 2, 4, 7)
-"""The views used, of magnitudes v / 7; the first is the image without augmentation."""
+MAGNITUDES = (0.0, 1 / 7, 2 / 7, 4 / 7, 1.0)
+"""The magnitudes of the views; the first is the image without augmentation."""
 PHOTOS = ("mobilenet_v2", "squeezenet1_0")
 _FASHION = {"t-shirt": (0,), "pants": (1,), "shoes": (5, 7, 9)}
 """Fashion-MNIST's labels of each class of the products."""
@@ -77,9 +76,9 @@ class Method:
     """How a probe is fitted and how it predicts.
 
     Attributes:
-        views: How many of `VIEWS` it is fitted on.
+        views: How many of the views it is fitted on.
         members: Number of folds whose probabilities are averaged; 1 for one probe of all images.
-        test_views: How many of `VIEWS` of a test image are averaged.
+        test_views: How many of the views of a test image are averaged.
         backbones: How many are averaged.
         regularisation: Inverse strength, scikit-learn's C.
         center_crop: Whether to add the logits of a probe of the enlarged centre
@@ -232,12 +231,13 @@ def _pairs(arguments: argparse.Namespace) -> dict[str, Pair]:
         return pairs
     data = need_data(arguments)
     weights = find_weights_folder(arguments, data)
-    sets, backbones, views = image_sets(data), PHOTOS, VIEWS
+    sets, backbones, magnitudes = image_sets(data), PHOTOS, MAGNITUDES
     if arguments.mode == "quick":
-        sets, backbones, views = {"caltech": sets["caltech"]}, PHOTOS[:1], VIEWS[:3]
+        sets, backbones = {"caltech": sets["caltech"]}, PHOTOS[:1]
+        magnitudes = MAGNITUDES[:3]
 
     def photos(name: str, images: ImageSet) -> list[np.ndarray]:
-        return [_features(name, images, backbone, weights, views) for backbone in backbones]
+        return [_features(name, images, backbone, weights, magnitudes) for backbone in backbones]
 
     labels = {name: one.labels for name, one in sets.items()}
     features = {name: photos(name, decode_images(one, 224)) for name, one in sets.items()}
@@ -267,7 +267,7 @@ def _features(
     images: ImageSet,
     backbone: str,
     weights: Path | None,
-    views: tuple[int, ...] = VIEWS,
+    magnitudes: Sequence[float] = MAGNITUDES,
 ) -> np.ndarray:
     """Compute pooled features of every view and of the enlarged centre, or load cached ones.
 
@@ -284,7 +284,7 @@ def _features(
 
     def every_view() -> np.ndarray:
         rows = torch.arange(len(images.labels))
-        made = build_cache(network, images, rows, 5, N_VIEWS, views)
+        made = build_cache(network, images, rows, 5, len(magnitudes), magnitudes)
         return np.stack([torch.cat(blocks).float().numpy() for blocks in made.views])
 
     @torch.no_grad()
@@ -298,7 +298,7 @@ def _features(
 
     stem = f"{name}-{backbone}"
     return np.concatenate(
-        [_cached(f"{stem}-{len(views)}", every_view), _cached(f"{stem}-center", center)]
+        [_cached(f"{stem}-{len(magnitudes)}", every_view), _cached(f"{stem}-center", center)]
     )
 
 

@@ -54,7 +54,7 @@ STRENGTHS = (0.0, 0.5)
 BATCH = 32
 PRECISIONS = ("float32", "bfloat16")
 """What the tutorial computes in; ours takes bfloat16 where the processor can."""
-N_VIEWS = 3  # magnitudes 0, 0.5 and 1: a trial of strength 0.5 draws from two of them
+N_VIEWS = 3
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def measure_steps(
             cache = None
             if depth > 0:
                 backbone = new_backbone(name, states[name])
-                cache = build_cache(backbone, images, rows, depth, N_VIEWS, range(2))
+                cache = build_cache(backbone, images, rows, depth, N_VIEWS)
             for augment in STRENGTHS:
                 config = TrialConfig(
                     name, lr=1e-4, freeze_depth=depth, augment=augment, batch_size=BATCH
@@ -252,7 +252,7 @@ def measure_epochs(
             cache = None
             if depth == 5:
                 backbone = new_backbone(name, states[name])
-                cache = build_cache(backbone, images, rows, 5, N_VIEWS, range(2))
+                cache = build_cache(backbone, images, rows, 5, N_VIEWS)
             trainer = create_trainer(config, images, cache, states[name])
             trainer.run_epoch()
             n_epochs = plan.turns * (plan.epochs_per_turn if depth == 5 else 1)

@@ -142,20 +142,21 @@ def make_context(table: np.ndarray) -> tuple[Any, float]:
     )
     rows = np.arange(min(len(table), 1024))
     backbone = clone_backbone(context, BACKBONE, 5, torch.device("cpu"))
-    sizes = tuple(s * len(rows) * N_VIEWS for s in bytes_per_image(backbone, IMAGE_SIZE))
+    view_bytes = tuple(s * len(rows) for s in bytes_per_image(backbone, IMAGE_SIZE))
     plan = FeatureCachePlan(
         context=ray.put(context),
         seed=0,
         rows=rows,
         n_views=N_VIEWS,
-        sizes={BACKBONE: sizes},
-        budget_bytes=10 * sum(sizes),
+        n_drawn=N_VIEWS,
+        view_bytes={BACKBONE: view_bytes},
+        budget_bytes=10 * N_VIEWS * sum(view_bytes),
         gpus_per_task=0.0,
     )
     features = start_feature_cache(plan)
     features.build({BACKBONE: (DEPTH,)}, N_VIEWS, lambda n_built, n_blocks: None)
     context = replace(context, feature_source=features)
-    return context, (table.nbytes + sizes[DEPTH - 1]) / 2**20
+    return context, (table.nbytes + plan.size(BACKBONE, DEPTH)) / 2**20
 
 
 def _tensors(cache: Any) -> list[Any]:

@@ -130,7 +130,7 @@ class FeatureCacheActor:
             The references; None where the trial is to compute its features itself.
         """
         key = (backbone, stage_output)
-        size = self._plan.sizes[backbone][stage_output - 1]
+        size = self._plan.size(backbone, stage_output)
         if key not in self._views:
             self._n_requests[key] += 1
             is_in_use = self._n_requests[key] > 1 or self._restarted
@@ -147,11 +147,8 @@ class FeatureCacheActor:
 
     def sizes_bytes(self) -> dict[str, int]:
         """Return the bytes that the views of each `backbone/stage_output` take."""
-        plan = self._plan
         return {
-            f"{name}/{stage_output}": plan.sizes[name][stage_output - 1]
-            * len(views)
-            // plan.n_views
+            f"{name}/{stage_output}": self._plan.view_bytes[name][stage_output - 1] * len(views)
             for (name, stage_output), views in self._views.items()
         }
 
@@ -165,7 +162,7 @@ class FeatureCacheActor:
         Returns:
             Whether they fit; if not, nothing is evicted.
         """
-        sizes = {key: self._plan.sizes[key[0]][key[1] - 1] for key in self._views}
+        sizes = {key: self._plan.size(*key) for key in self._views}
         room = self._plan.budget_bytes - sum(sizes.values())
         evicted = []
         for key in self._views:

@@ -37,7 +37,7 @@ class FeatureCacheClient:
 
     Attributes:
         actor: Handle of `FeatureCacheActor`.
-        n_views: V, the views of each image.
+        n_views: V, which sets the magnitudes of the views.
     """
 
     actor: Any
@@ -108,13 +108,13 @@ class FeatureCacheClient:
         Raises:
             ObjectLostError: the actor was lost time and again.
         """
-        from trainables.feature_cache import FeatureCache, as_features, views_up_to
+        from trainables.feature_cache import FeatureCache, as_features, count_views
         from trainables.images import as_tensor
 
         n_losses = 0
         while True:
             references = self.view_references(
-                backbone, stage_output, views_up_to(augment, self.n_views)
+                backbone, stage_output, count_views(augment, self.n_views)
             )
             if references is None:
                 return None

@@ -22,8 +22,9 @@ class FeatureCachePlan:
         context: Reference to the run's `trainables.worker.FeatureContext`.
         seed: Seed of the run.
         rows: int64 [n], table rows of the training and validation images; never of test images.
-        n_views: V, the views of each image.
-        sizes: By backbone, bytes of all views at stage outputs 1 to 5.
+        n_views: V, which sets the magnitudes of the views.
+        n_drawn: Number of views that trainings can draw, at most V; the others are not built.
+        view_bytes: By backbone, bytes of one view at stage outputs 1 to 5.
         budget_bytes: Maximum size of the cache.
         gpus_per_task: Fraction of a GPU for each task that builds features before the first trial.
     """
@@ -32,7 +33,8 @@ class FeatureCachePlan:
     seed: int
     rows: np.ndarray
     n_views: int
-    sizes: Mapping[str, tuple[int, ...]]
+    n_drawn: int
+    view_bytes: Mapping[str, tuple[int, ...]]
     budget_bytes: int
     gpus_per_task: float
 
@@ -48,15 +50,19 @@ class FeatureCachePlan:
             By backbone, its stage outputs, ascending.
         """
         bytes_left = self.budget_bytes
-        chosen: dict[str, list[int]] = {name: [] for name in self.sizes}
+        chosen: dict[str, list[int]] = {name: [] for name in self.view_bytes}
         by_benefit = sorted(
-            (-depth, self.sizes[name][depth - 1], name) for name in self.sizes for depth in depths
+            (-depth, self.size(name, depth), name) for name in self.view_bytes for depth in depths
         )
         for minus_depth, size, name in by_benefit:
             if size <= bytes_left:
                 bytes_left -= size
                 chosen[name].append(-minus_depth)
         return {name: tuple(sorted(stage_outputs)) for name, stage_outputs in chosen.items()}
+
+    def size(self, backbone: str, stage_output: int) -> int:
+        """Return the bytes of all views that trainings can draw."""
+        return self.view_bytes[backbone][stage_output - 1] * self.n_drawn
 
     @property
     def block_size(self) -> int:

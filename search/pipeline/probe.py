@@ -21,11 +21,12 @@ from search.cluster.feature_cache_plan import FeatureCachePlan
 from search.cluster.nodes import object_store_bytes
 from search.console.formatting import percent
 from search.console.progress import Progress
+from search.pipeline.ablation import ablation_steps
 from search.pipeline.model_file import save_probe
 from search.pipeline.prepare import PreparedData
 from search.runs.summary import ProbeScore
 from spaces.base import Space
-from trainables.feature_cache import as_features, bytes_per_image, views_up_to
+from trainables.feature_cache import as_features, bytes_per_image, count_views
 from trainables.models.classifier import Weights
 from trainables.models.linear_probe import Probe, fit_probe
 from trainables.worker import clone_backbone
@@ -52,17 +53,17 @@ def plan_feature_cache(prepared: PreparedData) -> FeatureCachePlan:
     space, rows = prepared.space, prepared.rows("train", "val")
     gpus = ray.cluster_resources().get("GPU", 0)
 
-    def sizes(backbone: str) -> tuple[int, ...]:
+    def view_bytes(backbone: str) -> tuple[int, ...]:
         network = clone_backbone(prepared.features, backbone, 5, torch.device("cpu"))
-        per_image = bytes_per_image(network, space.image_size)
-        return tuple(size * len(rows) * space.views for size in per_image)
+        return tuple(size * len(rows) for size in bytes_per_image(network, space.image_size))
 
     return FeatureCachePlan(
         context=ray.put(prepared.features),
         seed=prepared.features.seed,
         rows=rows,
         n_views=space.views,
-        sizes={name: sizes(name) for name in space.backbones},
+        n_drawn=count_drawn_views(space),
+        view_bytes={name: view_bytes(name) for name in space.backbones},
         budget_bytes=object_store_bytes(FEATURE_CACHE_FRACTION),
         gpus_per_task=0.5 if gpus else 0.0,
     )
@@ -115,7 +116,7 @@ def probe_backbones(
 def build_feature_cache(
     space: Space, plan: FeatureCachePlan, cache: FeatureCacheClient, progress: Progress
 ) -> None:
-    """Compute the augmented views that the space's trials can draw, on all nodes."""
+    """Compute the views that the space's trainings can draw, on all nodes."""
     depths = frozen_depths(space)
     stage_outputs = plan.choose_stage_outputs(depths)
     for name, chosen in stage_outputs.items():
@@ -124,11 +125,19 @@ def build_feature_cache(
                 f"{name}: features at depth {', '.join(map(str, missing))} are computed when they"
                 " are needed: they exceed the memory of the feature cache"
             )
-    n_views = views_up_to(space.max_augment, space.views)
     progress.begin("feature_cache", unit="blocks")
-    cache.build(stage_outputs, n_views, progress.advance)
+    cache.build(stage_outputs, plan.n_drawn, progress.advance)
     megabytes = sum(cache.sizes_bytes().values()) / 2**20
-    progress.say(f"{n_views} views of {len(plan.rows)} images, {megabytes:,.0f} MB")
+    progress.say(f"{plan.n_drawn} views of {len(plan.rows)} images, {megabytes:,.0f} MB")
+
+
+def count_drawn_views(space: Space) -> int:
+    """Count the views that trainings of a space can draw: the trials', and the ablation's."""
+    strengths = [space.max_augment]
+    if space.ablation:
+        steps = ablation_steps(space, space.backbones[0])
+        strengths += [step.config.augment for step in steps if step.config.freeze_depth > 0]
+    return count_views(max(strengths), space.views)
 
 
 def frozen_depths(space: Space) -> tuple[int, ...]:

@@ -170,6 +170,37 @@ _TRAINING = (
         (f"{_TRAINABLES}/test_worker.py::test_a_view_is_augmented_at_its_magnitude",),
     ),
     Mutant(
+        "cached-views-at-even-magnitudes",
+        "trainables/feature_cache.py",
+        "power = max(2.0, math.log(1 / _FIRST_MAGNITUDE) / math.log(n_views - 1))",
+        "power = 1.0",
+        (f"{_TRAINABLES}/test_worker.py::test_a_view_is_augmented_at_its_magnitude",),
+    ),
+    Mutant(
+        "clean-view-drawn-in-training",
+        "trainables/feature_cache.py",
+        "if n_views > 2:",
+        "if n_views > 256:",
+        (f"{_TRAINABLES}/test_trainer.py::test_only_trained_images_are_augmented",),
+    ),
+    Mutant(
+        "augmented-view-drawn-in-validation",
+        "trainables/batches.py",
+        "return self._cache.clean(rows)",
+        "return self._cache.draw(rows, self._augment, torch.Generator())",
+        (f"{_TRAINABLES}/test_trainer.py::test_only_trained_images_are_augmented",),
+    ),
+    Mutant(
+        "cached-views-drawn-up-to-1-at-every-strength",
+        "trainables/batches.py",
+        "draw(rows, self._augment, generator)",
+        "draw(rows, 1.0, generator)",
+        (
+            f"{_TRAINABLES}/test_batches.py"
+            "::test_cached_and_new_augmentations_have_one_mean_and_leave_no_image_clean",
+        ),
+    ),
+    Mutant(
         "normalisation-swaps-mean-and-std",
         "trainables/images.py",
         "mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD",

@@ -11,8 +11,9 @@ from trainables.feature_cache import (
     as_features,
     build_view,
     bytes_per_image,
+    count_views,
     view_magnitude,
-    views_up_to,
+    view_probabilities,
 )
 from trainables.images import crop_and_normalise
 from trainables.models.backbones import Backbone, create_backbone
@@ -43,23 +44,76 @@ def through(backbone: Backbone, x: Tensor, stages: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("view", "n_views", "magnitude"),
-    [(0, 8, 0.0), (7, 8, 1.0), (2, 5, 0.5), (0, 1, 0.0), (1, 2, 1.0)],
+    [
+        *((0, 8, 0.0), (1, 8, 1 / 49), (2, 8, 4 / 49), (5, 8, 25 / 49), (7, 8, 1.0)),
+        *((0, 1, 0.0), (1, 2, 1.0), (1, 3, 1 / 49), (2, 3, 1.0), (1, 4, 1 / 49), (3, 4, 1.0)),
+        *((1, 16, 1 / 225), (15, 16, 1.0)),
+    ],
 )
 def test_view_magnitude(view, n_views, magnitude):
-    assert view_magnitude(view, n_views) == magnitude
+    assert view_magnitude(view, n_views) == pytest.approx(magnitude, rel=1e-12)
+
+
+@pytest.mark.parametrize("n_views", [2, 3, 4, 7, 8, 50, 256])
+def test_magnitudes_ascend_from_0_to_1_and_the_first_is_small(n_views):
+    magnitudes = [view_magnitude(view, n_views) for view in range(n_views)]
+    assert magnitudes == sorted(set(magnitudes))
+    assert (magnitudes[0], magnitudes[-1]) == (0, 1)
+    assert n_views == 2 or magnitudes[1] <= 1 / 49 + 1e-12
+
+
+STRENGTHS = (0.05, 0.1, 0.2, 0.28, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("n_views", [3, 4, 8, 16])
+@pytest.mark.parametrize("augment", STRENGTHS)
+def test_probabilities_have_the_mean_of_the_augmentation_and_no_clean_view(augment, n_views):
+    probabilities = view_probabilities(augment, n_views)
+    assert sum(probabilities) == pytest.approx(1)
+    assert probabilities[0] == 0
+    magnitudes = [view_magnitude(view, n_views) for view in range(len(probabilities))]
+    assert np.dot(probabilities, magnitudes) == pytest.approx(augment / 2, abs=0.01)
+    assert magnitudes[-2] < augment <= magnitudes[-1], "no view above the neighbour of `augment`"
+
+
+@pytest.mark.parametrize("augment", STRENGTHS)
+def test_two_views_keep_the_mean_by_clean_ones(augment):
+    assert view_probabilities(augment, 2) == pytest.approx((1 - augment / 2, augment / 2))
+
+
+@pytest.mark.parametrize(("augment", "n_views"), [(0.0, 8), (0.0, 2), (0.7, 1)])
+def test_only_the_clean_view_is_drawn_without_augmentation(augment, n_views):
+    assert view_probabilities(augment, n_views) == (1.0,)
+
+
+@pytest.mark.parametrize("n_views", [3, 4, 8])
+def test_probabilities_are_those_of_interpolated_magnitudes(n_views):
+    """Draw m and choose between its neighbours, as the docstring says, instead of integrating."""
+    rng, n = np.random.default_rng(0), 40_000
+    magnitudes = np.array([view_magnitude(view, n_views) for view in range(n_views)])
+    m = rng.random(n) * 0.6
+    upper = np.searchsorted(magnitudes, m).clip(1)
+    nearness = (m - magnitudes[upper - 1]) / (magnitudes[upper] - magnitudes[upper - 1])
+    view = np.where(rng.random(n) < nearness, upper, upper - 1).clip(1)
+    probabilities = np.array(view_probabilities(0.6, n_views))
+    counts = np.bincount(view, minlength=len(probabilities))
+    assert chisquare(counts[1:], n * probabilities[1:]).pvalue > 0.001
 
 
 @pytest.mark.parametrize(
     ("augment", "n_views", "count"),
-    [(0.0, 8, 1), (0.14, 8, 1), (0.15, 8, 2), (0.5, 5, 3), (0.999, 8, 7), (1.0, 8, 8), (1.0, 1, 1)],
+    [
+        *((0.0, 8, 1), (0.01, 8, 2), (0.05, 8, 3), (0.3, 8, 5), (0.6, 8, 7), (1.0, 8, 8)),
+        *((1.0, 1, 1), (0.01, 2, 2), (0.02, 3, 2), (0.3, 3, 3)),
+    ],
 )
-def test_views_up_to(augment, n_views, count):
-    assert views_up_to(augment, n_views) == count
+def test_count_views(augment, n_views, count):
+    assert count_views(augment, n_views) == count
 
 
-@pytest.mark.parametrize("n_views", [1, 2, 3, 8, 11, 50])
-def test_views_up_to_includes_the_view_of_that_magnitude(n_views):
-    counts = [views_up_to(view_magnitude(view, n_views), n_views) for view in range(n_views)]
+@pytest.mark.parametrize("n_views", [2, 3, 8, 11, 50])
+def test_the_view_of_the_strength_itself_is_the_last(n_views):
+    counts = [count_views(view_magnitude(view, n_views), n_views) for view in range(n_views)]
     assert counts == list(range(1, n_views + 1))
 
 
@@ -145,17 +199,19 @@ def test_draw_returns_views_of_the_given_images(block_size):
     assert drawn.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("augment", "n_drawn"), [(0.0, 1), (0.3, 2), (0.5, 3), (1.0, 5)])
-def test_draw_is_uniform_over_the_views_up_to_augment(augment, n_drawn):
+@pytest.mark.parametrize("augment", [0.0, 0.03, 0.3, 1.0])
+def test_draw_has_the_probabilities_of_the_views(augment):
     asked = torch.tensor([2, 4]).repeat(2000)
     generator = torch.Generator().manual_seed(1)
     views = numbered_cache().draw(asked, augment, generator).squeeze(1).long() % 10
+    probabilities = np.array(view_probabilities(augment, 5))
+    drawn = probabilities > 0
     for image in (2, 4):
-        counts = torch.bincount(views[asked == image], minlength=5)
-        assert not counts[n_drawn:].any()
-        assert counts[:n_drawn].all()
-        if n_drawn > 1:
-            assert chisquare(counts[:n_drawn].numpy()).pvalue > 0.001
+        counts = np.bincount(views[asked == image], minlength=len(probabilities))
+        assert len(counts) == len(probabilities)
+        assert not counts[~drawn].any()
+        if drawn.sum() > 1:
+            assert chisquare(counts[drawn], 2000 * probabilities[drawn]).pvalue > 0.001
 
 
 def test_draw_does_not_depend_on_the_blocks():
@@ -176,10 +232,12 @@ def test_draw_depends_on_the_generator_alone():
     assert not torch.equal(first, other)
 
 
-def test_draw_uses_the_built_views_if_later_ones_are_missing():
-    asked = torch.tensor([2] * 500)
-    drawn = numbered_cache(n_built=2).draw(asked, 1.0, torch.Generator().manual_seed(0))
-    assert set((drawn.squeeze(1).long() % 10).tolist()) == {0, 1}
+def test_draw_raises_where_views_are_missing():
+    cache, generator = numbered_cache(n_built=2), torch.Generator()
+    drawn = cache.draw(torch.tensor([2] * 9), 0.02, generator)
+    assert set(drawn.flatten().tolist()) == {21}
+    with pytest.raises(ValueError, match=r"augment=1\.0 needs 5 views, but got 2"):
+        cache.draw(torch.tensor([2]), 1.0, generator)
 
 
 @pytest.mark.parametrize("augment", [0.0, 1.0])

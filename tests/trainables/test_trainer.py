@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spaces.base import TrialConfig
 from trainables import batches, trainer
 from trainables.batches import CachedBatches, ImageSet
-from trainables.feature_cache import FeatureCache, as_features, build_view
+from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.weights import PACKAGED, load_weights
 from trainables.optimization import cosine_with_warmup
@@ -74,7 +74,9 @@ def feature_cache(
     backbone = new_backbone()
     backbone.freeze(5)
     built = [
-        build_view(backbone.eval(), images.table, 32, view / 3, True, (3, 5), view, CPU)
+        build_view(
+            backbone.eval(), images.table, 32, view_magnitude(view, 4), True, (3, 5), view, CPU
+        )
         for view in range(4)
     ]
     return {
@@ -410,6 +412,32 @@ def test_training_from_the_cache_is_as_good_as_from_images(create, augment):
     assert computed[-1].val_accuracy >= 0.9
     if augment == 0:
         assert from_cache[0].train_loss == pytest.approx(computed[0].train_loss, rel=0.05)
+
+
+@pytest.mark.parametrize("augment", [0.0, 0.05, 1.0])
+def test_only_trained_images_are_augmented(create, feature_cache, monkeypatch, augment):
+    given: dict[str, list[bool]] = {"train": [], "clean": []}
+
+    def record(kind: str) -> Callable[..., Tensor]:
+        original = getattr(CachedBatches, kind)
+
+        def recording(self: CachedBatches, rows: Tensor, *rest: Any) -> Tensor:
+            inputs: Tensor = original(self, rows, *rest)
+            is_clean = (inputs == clean[rows]).all(1)
+            given[kind] += is_clean.tolist()
+            return inputs
+
+        return recording
+
+    clean = torch.cat(feature_cache[5].views[0])
+    for kind in given:
+        monkeypatch.setattr(CachedBatches, kind, record(kind))
+    trainer = create(freeze_depth=5, augment=augment)
+    run(trainer)
+    assert len(given["train"]) == 4 * N_TRAIN
+    assert set(given["train"]) == {augment == 0}
+    assert len(given["clean"]) >= 4 * (N_IMAGES - N_TRAIN)
+    assert all(given["clean"])
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -11,12 +11,12 @@ from search.cluster import feature_cache_actor, feature_cache_plan
 from search.cluster.feature_cache_actor import FeatureCacheActor
 from search.cluster.feature_cache_plan import FeatureCachePlan
 
-SIZES = {"small": (600, 250, 90, 50, 10), "large": (6000, 2500, 900, 500, 100)}
+VIEW_BYTES = {"small": (300, 125, 45, 25, 5), "large": (3000, 1250, 450, 250, 50)}
 
 
 def actor(budget_bytes: int) -> FeatureCacheActor:
     rows = np.array([1, 2, 4, 7, 8])
-    return FeatureCacheActor(FeatureCachePlan(None, 0, rows, 2, SIZES, budget_bytes, 0.0))
+    return FeatureCacheActor(FeatureCachePlan(None, 0, rows, 2, 2, VIEW_BYTES, budget_bytes, 0.0))
 
 
 class Task:

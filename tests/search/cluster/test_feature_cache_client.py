@@ -12,10 +12,12 @@ import torch
 from search.cluster.feature_cache_client import FeatureCacheClient, start_feature_cache
 from search.cluster.feature_cache_plan import FeatureCachePlan
 from search.cluster.shared_file import StoredObject
-from trainables.worker import FeatureContext, build_block
+from trainables.feature_cache import as_features, build_view
+from trainables.worker import FeatureContext, build_block, folded_backbone
 
-N_IMAGES, SIDE, N_VIEWS = 150, 32, 3
+N_IMAGES, SIDE, N_VIEWS = 150, 32, 8
 ROWS = np.arange(0, N_IMAGES, 2)
+CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -28,10 +30,10 @@ def context(ray_session: None) -> FeatureContext:
 
 
 def start(context: FeatureContext, n_images: int = len(ROWS)) -> FeatureCacheClient:
-    sizes = {"tinynet": (10**6,) * 5}
+    view_bytes = {"tinynet": (10**6,) * 5}
     rows = ROWS if n_images == len(ROWS) else np.arange(n_images)
     return start_feature_cache(
-        FeatureCachePlan(ray.put(context), 0, rows, N_VIEWS, sizes, 10**8, 0.0)
+        FeatureCachePlan(ray.put(context), 0, rows, N_VIEWS, 3, view_bytes, 10**8, 0.0)
     )
 
 
@@ -41,18 +43,26 @@ def test_views_are_those_that_a_worker_computes(
     client = start(context)
     progress: list[tuple[int, int]] = []
     with caplog.at_level(logging.INFO, "search.cluster.feature_cache_client"):
-        client.build({"tinynet": (4, 5)}, 2, lambda *counts: progress.append(counts))
-    assert progress == [(n, 4) for n in range(5)], "two blocks of two views"
-    assert "built 2 views of tinynet at stage outputs [4, 5]" in caplog.text
+        client.build({"tinynet": (4, 5)}, 3, lambda *counts: progress.append(counts))
+    assert progress == [(n, 6) for n in range(7)], "two blocks of three views"
+    assert "built 3 views of tinynet at stage outputs [4, 5]" in caplog.text
     cache = client.get_views("tinynet", 5, 0.0)
     assert cache is not None
     assert len(cache.views) == 1
     (bits,) = build_block(context, "tinynet", ROWS, 0, N_VIEWS, (5,), seed=0)
     expected = torch.from_numpy(bits).view(torch.bfloat16)
     torch.testing.assert_close(cache.clean(torch.from_numpy(ROWS)), expected, rtol=0.02, atol=0.02)
-    stronger = client.get_views("tinynet", 5, 0.5)
+    stronger = client.get_views("tinynet", 5, 0.08)
     assert stronger is not None
-    assert len(stronger.views) == 2
+    assert len(stronger.views) == 3
+    magnitude, seed = (2 / 7) ** 2, 2 * 1_000_003
+    backbone, table = (
+        folded_backbone(context, "tinynet", CPU),
+        torch.from_numpy(context.table.open()),
+    )
+    first = table[torch.from_numpy(ROWS[: len(stronger.views[2][0])])]
+    built = build_view(backbone, first, SIDE, magnitude, False, (5,), seed, CPU)[5]
+    torch.testing.assert_close(stronger.views[2][0], as_features(built), rtol=0.02, atol=0.02)
     assert client.get_views("tinynet", 3, 0.0) is None, "computed by the first trial itself"
     caplog.clear()
     client.log_lost_blocks()

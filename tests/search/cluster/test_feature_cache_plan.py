@@ -9,11 +9,13 @@ import pytest
 
 from search.cluster.feature_cache_plan import MAX_BLOCKS, MIN_BLOCK_IMAGES, FeatureCachePlan
 
-SIZES = {"small": (600, 250, 90, 50, 10), "large": (6000, 2500, 900, 500, 100)}
+VIEW_BYTES = {"small": (300, 125, 45, 25, 5), "large": (3000, 1250, 450, 250, 50)}
 
 
 def plan(budget_bytes: int) -> FeatureCachePlan:
-    return FeatureCachePlan(None, 0, np.array([1, 2, 4, 7, 8]), 2, SIZES, budget_bytes, 0.0)
+    """Plan eight views, of which trainings draw two."""
+    rows = np.array([1, 2, 4, 7, 8])
+    return FeatureCachePlan(None, 0, rows, 8, 2, VIEW_BYTES, budget_bytes, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -30,13 +32,20 @@ def test_the_deepest_stage_outputs_are_chosen_first(
 ) -> None:
     chosen = plan(budget).choose_stage_outputs((1, 2, 3, 4, 5))
     assert chosen == {"small": small, "large": large}
-    sizes = [SIZES[name][stage_output - 1] for name in chosen for stage_output in chosen[name]]
+    sizes = [2 * VIEW_BYTES[name][output - 1] for name in chosen for output in chosen[name]]
     assert sum(sizes) <= budget
 
 
+def test_views_that_no_training_draws_take_no_memory() -> None:
+    few, many = (replace(plan(380), n_drawn=n) for n in (1, 8))
+    assert (few.size("small", 5), many.size("small", 5)) == (5, 40)
+    assert few.choose_stage_outputs((3, 4, 5)) == {"small": (3, 4, 5), "large": (4, 5)}
+    assert many.choose_stage_outputs((3, 4, 5)) == {"small": (4, 5), "large": ()}
+
+
 def test_of_two_stage_outputs_of_a_size_the_deeper_is_chosen_first() -> None:
-    sizes = {"squeezenet1_0": (100, 60, 100, 30, 1)}
-    chosen = replace(plan(191), sizes=sizes).choose_stage_outputs((1, 2, 3, 4, 5))
+    view_bytes = {"squeezenet1_0": (50, 30, 50, 15, 1)}
+    chosen = replace(plan(192), view_bytes=view_bytes).choose_stage_outputs((1, 2, 3, 4, 5))
     assert chosen == {"squeezenet1_0": (2, 3, 4, 5)}
 
 
