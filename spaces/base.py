@@ -44,7 +44,7 @@ class TrialConfig:
     """Number of leading stages that are frozen, from 0 (none) to 5 (only the head is trained)."""
     dropout: float = 0.0
     augment: float = 0.0
-    """Largest magnitude of the augmentation, in [0, 1]."""
+    """Largest magnitude of the augmentation, in [0, 1]: each image has one of U(0, augment)."""
     weight_decay: float = 0.0
     batch_size: int = 32
     optimizer: str = "adamw"
@@ -105,7 +105,8 @@ class Space:
     test_fraction: float = 0.2
     """Fraction of the images in the test set, unless the source has a test split of its own."""
     views: int = 8
-    """Number of augmented views of each training image in the feature cache."""
+    """Number of views of each image in the feature cache: one without augmentation, the others at
+    magnitudes up to 1. Trainings with frozen stages draw from them, so 1 disables augmentation."""
     keep_checkpoints: int = 3
     """Number of the best trials whose weights are kept on disk."""
     center_crop: bool = True

@@ -2,9 +2,9 @@
 
 View 0 holds the images without augmentation, view v of V holds them augmented at the magnitude
 `view_magnitude(v, V)`. A training draws one view per image and epoch, with the probabilities of
-`view_probabilities`, so that the magnitudes have the mean of those that augmenting each image anew
-has, U(0, augment), and as there no image is left without augmentation. So one cache per backbone
-serves every trial, and the frozen stages run once for all of them.
+`view_probabilities`: like those of trainings that augment each image again, U(0, augment), the
+magnitudes have the mean augment / 2, and none is 0. So one cache per backbone serves every trial,
+and the frozen stages run once for all of them.
 
 Features are bfloat16. NumPy and Ray's object store do not know that type, so blocks are stored as
 int16 of the same bits, and `as_features` reinterprets them.

@@ -77,7 +77,7 @@ def drawn_from_the_cache(
     return cache[1][is_view.int().argmax(0), rows]
 
 
-def drawn_anew(
+def drawn_without_a_cache(
     images: ImageSet, augment: float, rows: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Return the magnitudes at which a training without frozen stages augments images."""
@@ -95,7 +95,7 @@ def test_cached_and_new_augmentations_have_one_mean_and_leave_no_image_clean(
     generator = torch.Generator().manual_seed(1)
     rows = torch.arange(N_IMAGES).repeat(200)
     depth_5 = drawn_from_the_cache(cache, augment, rows, generator)
-    depth_0 = drawn_anew(images, augment, rows[:4000], generator)
+    depth_0 = drawn_without_a_cache(images, augment, rows[:4000], generator)
     for magnitudes in (depth_5, depth_0):
         assert float(magnitudes.mean()) == pytest.approx(augment / 2, abs=0.01)
         assert float((magnitudes == 0).float().mean()) == 0
@@ -108,7 +108,7 @@ def test_without_augmentation_and_in_validation_all_views_are_clean(
     generator = torch.Generator().manual_seed(1)
     rows = torch.arange(N_IMAGES).repeat(20)
     assert not drawn_from_the_cache(cache, 0.0, rows, generator).any()
-    assert not drawn_anew(images, 0.0, rows, generator).any()
+    assert not drawn_without_a_cache(images, 0.0, rows, generator).any()
     clean = torch.cat(cache[0].views[0])[rows]
     assert torch.equal(CachedBatches(cache[0], 1.0).clean(rows), clean)
 
