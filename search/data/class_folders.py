@@ -38,8 +38,8 @@ def find_class_folders(
         The classes, and the folders of their images.
 
     Raises:
-        DataError: there are fewer than two classes, wanted ones are missing, or the splits have
-            different classes.
+        DataError: there are fewer than two classes, wanted ones are missing, the splits have
+            different classes, or a class has a name that is not UTF-8.
     """
     parts = official_splits(root, wanted)
     there = {
@@ -56,11 +56,25 @@ def find_class_folders(
     classes = wanted or tuple(next(iter(there.values())))
     if len(classes) < 2:
         raise DataError(_one_class(root, next(iter(parts.values())) / classes[0]))
+    if odd := [ascii(name) for name in classes if not _is_text(name)]:
+        raise DataError(
+            f"the name of a class must be UTF-8, but {some(odd)} in {root} is not: rename the"
+            " folder"
+        )
     return classes, [
         ClassFolder(part / name, label, split)
         for split, part in parts.items()
         for label, name in enumerate(classes)
     ]
+
+
+def _is_text(name: str) -> bool:
+    """Return whether the bytes of a file's name are UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _SPLIT_NAMES = {

@@ -61,6 +61,7 @@ def prepare_run(request: Request) -> RunPlan:
             each with the rule, the value, and the way out.
     """
     check_output_path(request)
+    check_paths(request)
     if request.shared is not None:
         request.shared.try_out()
     with _fetched(request):
@@ -194,6 +195,21 @@ def _shorten(value: Any) -> str:
     """Return a space's field as one short text."""
     text = str(dict(value) if isinstance(value, Mapping) else value)
     return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def check_paths(request: Request) -> None:
+    """Check that `environment.json` can hold the request's paths.
+
+    Raises:
+        RequestError: the bytes of one are not UTF-8.
+    """
+    for name, path in vars(request.with_absolute_paths()).items():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RequestError(
+                f"--{name} must be UTF-8, but got {str(path)!a}: rename the folder"
+            ) from None
 
 
 def check_output_path(request: Request) -> None:

@@ -72,6 +72,13 @@ def test_missing_classes_are_all_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_class_whose_name_is_not_text(tmp_path: Path) -> None:
+    make(tmp_path, "größe/", "im\udcff/")
+    assert message(tmp_path) == (
+        r"the name of a class must be UTF-8, but 'im\udcff' in DIR is not: rename the folder"
+    )
+
+
 def test_no_folders(tmp_path: Path) -> None:
     assert message(tmp_path) == f"DIR holds no images: {CLASS_FOLDER}"
     make(tmp_path, "1.JPG")

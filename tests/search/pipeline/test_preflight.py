@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.pipeline.preflight import check_output_path
+from search.pipeline.preflight import check_output_path, check_paths
 from search.pipeline.request import RequestError, parse_request
 
 
@@ -23,3 +23,10 @@ def test_a_job_must_not_write_its_results_to_its_own_folder(
     check_output_path(parse_request(["--out", "/home/me/results"]))
     monkeypatch.chdir(tmp_path)
     check_output_path(parse_request([]))
+
+
+def test_a_path_must_be_text() -> None:
+    check_paths(parse_request(["--data", "Bilder für später"]))
+    with pytest.raises(RequestError) as caught:
+        check_paths(parse_request(["--data", "/im\udcff"]))
+    assert str(caught.value) == r"--data must be UTF-8, but got '/im\udcff': rename the folder"
