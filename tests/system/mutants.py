@@ -31,7 +31,7 @@ from queue import SimpleQueue
 from tests.system.mutant_catalogue import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 300
+TIMEOUT = 600
 """Seconds that the tests of a mutant may take."""
 
 _KILLED, _SURVIVED, _BROKEN = "killed", "SURVIVED", "NOT RUN"
