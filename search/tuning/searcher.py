@@ -250,12 +250,9 @@ class StudySearcher(Searcher):
         if trial_params(trial, self._space).get("scheduler") != "plateau":
             return
         recorded = trial.user_attrs.get(LEARNING_RATES, {})
-        # Without this epoch's own: a session may have ended before the epoch itself was recorded.
-        rates = {epoch: lr for epoch, lr in recorded.items() if int(epoch) < result.epoch}
-        if list(rates.values())[-1:] != [result.lr]:
-            rates[str(result.epoch)] = result.lr
-        if rates != recorded:
-            trial.set_user_attr(LEARNING_RATES, rates)
+        if list(recorded.values())[-1:] != [result.lr]:
+            # An epoch that a killed session had not recorded in full is overwritten.
+            trial.set_user_attr(LEARNING_RATES, {**recorded, str(result.epoch): result.lr})
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
