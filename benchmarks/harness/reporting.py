@@ -112,9 +112,14 @@ class Report:
             "notes": self.notes,
             **self.extra,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_plain(content), indent=2, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_result(path, content)
+
+
+def write_result(path: Path, content: Mapping[str, Any]) -> None:
+    """Write results as JSON; NaN becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def command_line(doc: str, data: bool = False) -> argparse.ArgumentParser:
