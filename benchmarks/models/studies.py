@@ -60,7 +60,7 @@ ABLATION = "--data {data}/cats_dogs " + _PHOTOS + " --trials 1 --epochs 15 --fol
 FIGURES: Mapping[str, str] = {
     "test": "test.accuracy",
     "macro F1": "test.macro_f1",
-    "cross-validation": "kfold.accuracy_mean",
+    "cross-validation": "kfold.accuracy_corrected",
     "external": "external.scores.accuracy",
     "ECE": "test.ece",
 }

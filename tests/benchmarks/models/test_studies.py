@@ -8,7 +8,7 @@ def test_studies_are_summarised_over_their_seeds() -> None:
     def run(accuracy: float, gain: float | None) -> SimpleNamespace:
         return SimpleNamespace(
             test=SimpleNamespace(n=40, accuracy=accuracy, macro_f1=0.9, ece=0.01),
-            kfold=SimpleNamespace(accuracy_mean=0.95),
+            kfold=SimpleNamespace(accuracy_corrected=0.95),
             external=None,
             comparison=None if gain is None else SimpleNamespace(difference=gain),
             stages={"search": 120.0},

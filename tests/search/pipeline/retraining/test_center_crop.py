@@ -18,7 +18,13 @@ from search.evaluation.selection import MIN_GAIN_SE, Candidate, ImageScores
 from search.pipeline.finalists import Finalist
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
-from search.pipeline.retraining.kfold import Fold, RetrainConfig, out_of_fold, split_folds
+from search.pipeline.retraining.kfold import (
+    Fold,
+    FoldStore,
+    RetrainConfig,
+    out_of_fold,
+    split_folds,
+)
 from search.pipeline.retraining.retrain import CrossValidation, retrain_finalists
 from search.runs.run_folder import RunFolder
 from search.runs.tables import read_rows
@@ -29,6 +35,7 @@ from trainables.images import crop_and_normalise
 from trainables.models.center_crop import enlarge_center
 from trainables.models.ensemble import load_model
 from trainables.models.linear_probe import MAX_IMAGES, fit_head
+from trainables.models.ood import fit_subspace
 from trainables.models.weights import PACKAGED, load_weights
 from trainables.worker import TrainingContext, clone_backbone
 
@@ -96,9 +103,8 @@ def folds_of(prepared: PreparedData, margin: float, wrong: int) -> list[Fold]:
     return folds
 
 
-def finalist(val_accuracy: float, epochs: int = 1) -> Finalist:
-    config = TrialConfig("tinynet", freeze_depth=5)
-    return Finalist(0, RetrainConfig(config, epochs, None), val_accuracy)
+def finalist(val_accuracy: float) -> Finalist:
+    return Finalist(0, RetrainConfig(TrialConfig("tinynet"), 1, None), val_accuracy)
 
 
 def test_centres_that_show_the_class_help_a_model_that_does_not_see_it(
@@ -208,25 +214,39 @@ def test_the_model_predicts_as_its_folds_did(prepared: PreparedData, tmp_path: P
         np.testing.assert_allclose(probabilities, expected, atol=0.03)  # features are bfloat16
 
 
+def save_folds(prepared: PreparedData, run: RunFolder, one: Finalist, folds: list[Fold]) -> None:
+    """Save folds as an earlier session did, with members of random heads."""
+    network = clone_backbone(prepared.features, "tinynet", 5, torch.device("cpu"))
+    features = torch.randn(40, network.feature_size)
+    head = {"head.1.weight": features[:N_CLASSES], "head.1.bias": torch.zeros(N_CLASSES)}
+    store = FoldStore(run.path / "folds" / "state", one.name, one.retrain_config)
+    for index, fold in enumerate(folds):
+        residuals = np.linspace(0, 1, len(fold.rows), dtype=np.float32)
+        more = {"weights": head, "subspace": fit_subspace(features), "residuals": residuals}
+        store.save(index, replace(fold, **more))
+
+
 def test_the_baseline_has_its_own_temperature(prepared: PreparedData, tmp_path: Path) -> None:
-    """One epoch makes the winner; the baseline, without any, is the head as it is initialised."""
-    config = TrialConfig("tinynet", freeze_depth=5, lr=0.01)
+    run, labels = RunFolder(tmp_path), prepared.images.labels
+    config = RetrainConfig(TrialConfig("tinynet", freeze_depth=5), 1, None)
+    baseline, winner = Finalist(0, config, 0.4), Finalist(3, config, 0.5)
+    overconfident = folds_of(prepared, margin=30.0, wrong=3)
+    save_folds(prepared, run, baseline, overconfident)
+    save_folds(prepared, run, winner, folds_of(prepared, margin=3.0, wrong=9))
     retrained = retrain_finalists(
         replace(prepared, space=space_of(center_crop=False)),
         context_of(prepared),
-        [Finalist(3, RetrainConfig(config, 1, None), 0.5), finalist(0.4, epochs=0)],
+        [baseline, winner],
         True,
         GPU_FRACTION,
-        RunFolder(tmp_path),
+        run,
         Progress(quiet=True),
     )
-    baseline, labels = retrained.baseline, prepared.images.labels
-    assert baseline is not None
-    rows = split_folds(prepared.rows("train", "val"), labels, N_FOLDS, seed=0)
-    logits = [
-        baseline.logits(prepared.image_rows(fold))[index].numpy() for index, fold in enumerate(rows)
-    ]
-    scaling = scale_temperature(logits, [labels[fold] for fold in rows])
-    assert scaling.applied
-    assert baseline.card.temperature == pytest.approx(scaling.temperature, rel=0.05)
-    assert baseline.card.temperature != retrained.ensemble.card.temperature
+    assert retrained.winner.finalist is winner
+    scaling = scale_temperature(
+        [fold.logits for fold in overconfident], [labels[fold.rows] for fold in overconfident]
+    )
+    assert scaling.temperature > 10
+    assert retrained.baseline is not None
+    assert retrained.baseline.card.temperature == pytest.approx(scaling.temperature)
+    assert retrained.ensemble.card.temperature < 2
