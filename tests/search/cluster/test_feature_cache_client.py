@@ -56,11 +56,8 @@ def test_views_are_those_that_a_worker_computes(
     assert stronger is not None
     assert len(stronger.views) == 3
     magnitude, seed = (2 / 7) ** 2, 2 * 1_000_003
-    backbone, table = (
-        folded_backbone(context, "tinynet", CPU),
-        torch.from_numpy(context.table.open()),
-    )
-    first = table[torch.from_numpy(ROWS[: len(stronger.views[2][0])])]
+    backbone = folded_backbone(context, "tinynet", CPU)
+    first = torch.from_numpy(context.table.open()[ROWS[: len(stronger.views[2][0])]])
     built = build_view(backbone, first, SIDE, magnitude, False, (5,), seed, CPU)[5]
     torch.testing.assert_close(stronger.views[2][0], as_features(built), rtol=0.02, atol=0.02)
     assert client.get_views("tinynet", 3, 0.0) is None, "computed by the first trial itself"
