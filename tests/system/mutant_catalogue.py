@@ -260,6 +260,23 @@ _FIGURES = (
         (f"{_PIPELINE}/test_evaluate.py::test_the_model_is_compared_with_the_baseline",),
     ),
     Mutant(
+        "mcnemar-counts-its-own-outcome-wholly",
+        "search/evaluation/mcnemar.py",
+        "2 * binom.cdf(fewer, n_discordant, 0.5) - binom.pmf(fewer, n_discordant, 0.5)",
+        "2 * binom.cdf(fewer, n_discordant, 0.5)",
+        (
+            f"{_EVALUATION}/test_mcnemar.py::"
+            "test_the_p_value_is_two_tails_that_count_half_of_the_outcome_itself",
+        ),
+    ),
+    Mutant(
+        "interval-and-verdict-disagree",
+        "search/evaluation/mcnemar.py",
+        "return at_0 - ALPHA / 2",
+        "return at_0 - ALPHA",
+        (f"{_EVALUATION}/test_mcnemar.py::test_the_smallest_margins_are_told_apart",),
+    ),
+    Mutant(
         "interval-of-the-folds-from-a-fifth-of-the-images",
         "search/pipeline/retraining/retrain.py",
         "wilson_interval(accuracy * n, n)",
