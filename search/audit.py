@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from search.data.class_folders import DataError
 from search.data.decoding import DecodedImages, decode_images
 from search.data.exclusion import read_exclusion
 from search.data.manifest import Issue, find_images, scan_external
+from search.evaluation.sample_size import small_class_warnings
 from spaces.base import load_space
 from spaces.downloads import cache_folder
 from spaces.rules import SpaceError
@@ -57,6 +59,13 @@ def print_audit(audit: Audit, images: DecodedImages, console: Console) -> None:
     if audit.issues:
         console.print(found)
         console.print()
+    for text in small_class_warnings(
+        {
+            name: Counter(one or "train" for one in splits[labels == label].tolist())
+            for label, name in enumerate(manifest.classes)
+        }
+    ):
+        console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
     console.print(Text(summarize(audit)), soft_wrap=True)
 
 

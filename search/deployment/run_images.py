@@ -1,7 +1,7 @@
 """Read the images of a finished run's split again, to check an export of its model on them.
 
 They choose nothing. The run's test accuracy comes from `search.pipeline.evaluate` alone, which
-opened the test set once; an export is compared with the same model on the same images.
+evaluated it before; an export is compared with the same model on the same images.
 """
 
 from __future__ import annotations

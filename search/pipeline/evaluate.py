@@ -1,4 +1,4 @@
-"""Evaluate the test set and the external test set, once per run."""
+"""Evaluate the test set, once for each model, and the external test set."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from search.console.progress import Progress
 from search.data.decoding import DecodedImages
 from search.evaluation.calibration import calibration_change
 from search.evaluation.comparison import compare_models
 from search.evaluation.metrics import score_predictions
+from search.evaluation.outputs import Outputs, load_outputs
 from search.evaluation.predictions import Predictions, write_predictions
+from search.evaluation.sample_size import few_images_warnings
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.out_of_fold import OutOfFold
 from search.reporting.examples import save_samples
+from search.reporting.terminal import describe_evaluations
 from search.runs.run_folder import RunFolder
-from search.runs.summary import ExternalScores
-from trainables.images import as_tensor
+from search.runs.summary import Evaluations, ExternalScores
+from trainables.images import ImageRows, as_tensor
+from trainables.models.digest import model_digest
 from trainables.models.ensemble import Ensemble, mean_probabilities
+
+OUTPUTS = "evaluation.npz"
+TEST_PREDICTIONS = "test_predictions.csv"
+"""Files of the run's folder."""
 
 
 def evaluate(
@@ -27,13 +36,17 @@ def evaluate(
     baseline: Ensemble | None,
     out_of_fold: OutOfFold,
     folder: RunFolder,
+    progress: Progress,
     expected_discordance: float | None = None,
 ) -> tuple[Predictions, Predictions | None]:
     """Evaluate the model on the test set and on the external test set.
 
-    Nothing else reads the test set, and this only after everything is chosen. Writes
+    No model but the final one and its baseline predicts the test set, and these only after
+    everything is chosen. Where a resumed run ends with the model that it ended with before, they
+    predict nothing again: `evaluation.npz` has what they predicted. Writes this file,
     `test_predictions.csv`, `external_predictions.csv`, the images that the report shows of both,
-    and the summary's sections `test`, `calibration`, `comparison`, `external` and `samples`.
+    and the summary's sections `evaluation`, `test`, `calibration`, `comparison`, `external` and
+    `samples`.
 
     Args:
         prepared: The images.
@@ -41,13 +54,16 @@ def evaluate(
         baseline: What it is compared with, image by image; None compares nothing.
         out_of_fold: How well it is calibrated outside the test set.
         folder: The run's folder.
+        progress: Shows whether the test set is evaluated again.
         expected_discordance: The fraction of images, known from others, that only the model or only
             the baseline predicts correctly.
 
     Returns:
         The predictions of the test set, and of the external test set if there is one.
     """
-    test = _evaluate_test(prepared, ensemble, baseline, out_of_fold, folder, expected_discordance)
+    test = _evaluate_test(
+        prepared, ensemble, baseline, out_of_fold, folder, progress, expected_discordance
+    )
     if prepared.external is None:
         return test, None
     return test, _evaluate_external(prepared, prepared.external, ensemble, folder)
@@ -59,15 +75,13 @@ def _evaluate_test(
     baseline: Ensemble | None,
     out_of_fold: OutOfFold,
     folder: RunFolder,
+    progress: Progress,
     expected_discordance: float | None = None,
 ) -> Predictions:
     rows = prepared.rows("test")
-    labels, images = prepared.images.labels[rows], prepared.image_rows(rows)
-    logits, ood_score = ensemble.predict_with_ood(images)
-    before, after = (
-        mean_probabilities(logits, temperature).numpy()
-        for temperature in (1.0, ensemble.card.temperature)
-    )
+    labels = prepared.images.labels[rows]
+    outputs = _predict_test(prepared.image_rows(rows), ensemble, baseline, folder, progress)
+    before, after = outputs.uncalibrated, outputs.probabilities
     predictions = Predictions(
         names=prepared.names(rows),
         table=prepared.table,
@@ -75,21 +89,82 @@ def _evaluate_test(
         labels=labels,
         probabilities=after,
         classes=prepared.classes,
-        ood_score=_as_array(ood_score),
+        ood_score=outputs.ood_score,
     )
-    write_predictions(folder.path / "test_predictions.csv", predictions)
+    write_predictions(folder.path / TEST_PREDICTIONS, predictions)
     scores = score_predictions(labels, after, prepared.classes)
     scores = replace(scores, n_ood=predictions.n_ood)
     calibration = replace(
         out_of_fold.scaling.scores(), test=calibration_change(labels, before, after)
     )
-    folder.write_summary(replace(folder.summary, test=scores, calibration=calibration))
-    if baseline is not None:
-        predicted = baseline.probabilities(images).numpy().argmax(1)
-        compared = compare_models(labels, after.argmax(1), predicted, expected_discordance)
+    data = folder.summary.data
+    if data is not None:
+        n_correct = round(scores.accuracy * scores.n)
+        data = replace(data, warnings=few_images_warnings(prepared.class_counts(), n_correct))
+    folder.write_summary(replace(folder.summary, test=scores, calibration=calibration, data=data))
+    if baseline is not None and outputs.baseline_classes is not None:
+        compared = compare_models(
+            labels, after.argmax(1), outputs.baseline_classes, expected_discordance
+        )
         folder.write_summary(replace(folder.summary, comparison=compared))
-    save_samples(folder, ensemble, "data", predictions)
+    if "data" not in (folder.summary.samples or {}):
+        save_samples(folder, ensemble, "data", predictions)
     return predictions
+
+
+def _predict_test(
+    images: ImageRows,
+    ensemble: Ensemble,
+    baseline: Ensemble | None,
+    folder: RunFolder,
+    progress: Progress,
+) -> Outputs:
+    """Predict the test set, or return what the same models predicted in an earlier session."""
+    path = folder.path / OUTPUTS
+    model, of_baseline = (
+        model_digest(ensemble),
+        None if baseline is None else model_digest(baseline),
+    )
+    saved = load_outputs(path, len(images))
+    earlier = _earlier_evaluations(folder, saved)
+    if saved is not None and saved.are_of(model, of_baseline):
+        folder.write_summary(replace(folder.summary, evaluation=earlier))
+        progress.say("the test set is not opened again: the model is unchanged")
+        return saved
+    models = earlier.models if model in earlier.models else [*earlier.models, model]
+    evaluations = Evaluations(times=earlier.times + 1, models=models)
+    # First, so that an evaluation counts whose result a crash loses.
+    folder.write_summary(replace(folder.summary, evaluation=evaluations, samples=None))
+    if text := describe_evaluations(evaluations):
+        progress.warn(text)
+    logits, ood_score = ensemble.predict_with_ood(images)
+    uncalibrated, probabilities = (
+        mean_probabilities(logits, temperature).numpy()
+        for temperature in (1.0, ensemble.card.temperature)
+    )
+    outputs = Outputs(
+        model=model,
+        probabilities=probabilities,
+        uncalibrated=uncalibrated,
+        ood_score=_as_array(ood_score),
+        baseline=of_baseline,
+        baseline_classes=None
+        if baseline is None
+        else baseline.probabilities(images).numpy().argmax(1),
+    )
+    outputs.save(path)
+    return outputs
+
+
+def _earlier_evaluations(folder: RunFolder, saved: Outputs | None) -> Evaluations:
+    """Return the evaluations by earlier sessions; at least one where it has left its files."""
+    if folder.summary.evaluation is not None:
+        return folder.summary.evaluation
+    if saved is not None:
+        return Evaluations(times=1, models=[saved.model])
+    if (folder.path / TEST_PREDICTIONS).is_file():
+        return Evaluations(times=1, models=["unknown"])
+    return Evaluations(times=0, models=[])
 
 
 def _evaluate_external(

@@ -83,7 +83,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         retrained = retrain_finalists(
             prepared, context, finalists, request.probe, searched.gpu_fraction, folder, progress
         )
-    # 3. Everything is chosen: the test set is evaluated, once.
+    # 3. Everything is chosen: the test set is evaluated, once for each model.
     with _stage("evaluation", folder):
         progress.begin("evaluation")
         test, external = evaluate(
@@ -92,6 +92,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             retrained.baseline,
             retrained.out_of_fold,
             folder,
+            progress,
             retrained.expected_discordance,
         )
     with _stage("tensorboard", folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from search.data.decoding import DecodedImages, ResizeSpec, decode_images
 from search.data.exclusion import EXTERNAL
 from search.data.manifest import check_counts
 from search.data.splits import EXCLUDED, leaks_into_holdout, read_split_csv, split, write_split_csv
+from search.evaluation.sample_size import ClassCounts, few_images_warnings
 from search.pipeline.preflight import RunPlan
 from search.pipeline.request import RequestError
 from search.reporting.examples import MAX_DUPLICATES
@@ -72,6 +74,13 @@ class PreparedData:
     def rows(self, *splits: str) -> np.ndarray:
         """Return the table rows of some splits, ascending."""
         return np.flatnonzero(np.isin(self.splits, splits))
+
+    def class_counts(self) -> ClassCounts:
+        """Count the images of each class in each split."""
+        return {
+            name: Counter(self.splits[self.images.labels == label].tolist())
+            for label, name in enumerate(self.classes)
+        }
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Return the names of images, given by their table rows."""
@@ -261,7 +270,9 @@ def _save_duplicates(
 
 
 def _report_counts(prepared: PreparedData, run_plan: RunPlan, progress: Progress) -> None:
+    """Set the section `data`, and warn where so few images make poor figures."""
     n_of = {name: len(prepared.rows(name)) for name in ("train", "val", "test", EXCLUDED)}
+    warnings = few_images_warnings(prepared.class_counts())
     counts = DataCounts(
         classes=list(prepared.classes),
         n=len(prepared.images),
@@ -271,9 +282,12 @@ def _report_counts(prepared: PreparedData, run_plan: RunPlan, progress: Progress
         excluded=n_of[EXCLUDED],
         unused_files=len(prepared.images.issues),
         excluded_by_request=run_plan.n_excluded,
+        warnings=warnings,
     )
     run_plan.folder.write_summary(replace(run_plan.folder.summary, data=counts))
     progress.say(
         f"{len(prepared.images)} images of {len(prepared.classes)} classes: {n_of['train']} in the"
         f" training set, {n_of['val']} in the validation set, {n_of['test']} in the test set"
     )
+    for text in warnings:
+        progress.warn(text)

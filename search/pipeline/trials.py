@@ -80,14 +80,14 @@ def run_search(
         replace(
             folder.summary,
             gpu_fraction=gpu_fraction,
-            # The model of an earlier session is not that of this one.
+            # The model of an earlier session is not that of this one. `evaluation`, how often the
+            # test set was opened, stays, and so do `samples`, the test images that were saved.
             kfold=None,
             label_issues=None,
             calibration=None,
             test=None,
             comparison=None,
             external=None,
-            samples=None,
         )
     )
     budget = None

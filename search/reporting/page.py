@@ -22,6 +22,7 @@ from optuna.distributions import CategoricalDistribution
 from search.console.formatting import compact, count, duration, interval, percent
 from search.data.audit import ISSUES, UNUSED
 from search.data.manifest import Issue
+from search.evaluation.intervals import wilson_interval
 from search.evaluation.label_issues import MAX_ISSUES
 from search.reporting import style
 from search.reporting.examples import (
@@ -39,11 +40,13 @@ from search.reporting.run_record import Record, TrialRecord, read_record
 from search.reporting.search_figures import MIN_TRIALS_FOR_IMPORTANCE, chart_search
 from search.reporting.terminal import (
     describe_calibration,
+    describe_evaluations,
     describe_gain,
     describe_power_of_comparison,
+    is_perfect,
 )
 from search.runs.run_folder import RunFolder
-from search.runs.summary import Scores
+from search.runs.summary import Interval, Scores
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MAX_TRIALS = 2000  # rows of the table; all are in trials.csv
@@ -133,6 +136,7 @@ def write_report(folder: RunFolder) -> None:
             gain=describe_gain(summary),
             power=describe_power_of_comparison(summary),
             calibration_text=describe_calibration(summary),
+            of_images=of_images,
         )
     )
     folder.write_text("report.html", page)
@@ -169,18 +173,27 @@ def arrange_audit(issues: Sequence[Issue]) -> AuditSection:
 def missing_stages(record: Record) -> list[str]:
     """Describe the stages that have not ended; nothing of a finished run."""
     summary = record.summary
+    evaluated = (
+        "the test set is not evaluated"
+        if summary.evaluation is None
+        else "the model is not evaluated on the test set; earlier ones were"
+    )
     searched = summary.search is not None and not summary.search.unfinished
     stages = (
         ("the images are not decoded", summary.data is not None),
         ("the search is not finished", searched or summary.kfold is not None),
         ("the cross-validation is not finished", summary.kfold is not None),
-        ("the test set is not evaluated", summary.test is not None),
+        (evaluated, summary.test is not None),
     )
     return [text for text, is_done in stages if not is_done]
 
 
 def notices(record: Record) -> Iterator[str]:
     """Yield what a reader must know before trusting the numbers."""
+    if evaluated := describe_evaluations(record.summary.evaluation):
+        yield f"{evaluated[0].upper()}{evaluated[1:]}."
+    if record.summary.data is not None:
+        yield from (f"{text}." for text in record.summary.data.warnings)
     states = Counter(trial.state for trial in record.trials)
     if states["failed"]:
         yield (
@@ -190,7 +203,11 @@ def notices(record: Record) -> Iterator[str]:
     if states["unfinished"]:
         yield f"{count(states['unfinished'], 'trial')} began and did not finish."
     if record.trials and not states["complete"]:
-        yield "No trial is complete; the best of the pruned and unfinished ones was taken."
+        best = record.summary.best
+        taken = "best of the pruned and unfinished ones"
+        if best is not None and best.trial is None:
+            taken = "linear probe"
+        yield f"No trial is complete; the {taken} was taken."
     found = Counter(issue.issue for issue in record.audit)
     if unused := sum(found[kind] for kind in UNUSED):
         yield f"{count(unused, 'file')} could not be used; see the audit."
@@ -244,6 +261,20 @@ def most_frequent_confusions(scores: Scores) -> list[tuple[str, str, int, int]]:
     return sorted(found, key=lambda confusion: -confusion[2])[:_MAX_CONFUSIONS]
 
 
+def of_images(accuracy: float, n: int, ci95: Interval | None = None) -> str:
+    """Return what stands beside an accuracy of 100% in a headline: its images and its interval.
+
+    Args:
+        accuracy: In [0, 1]; one that is not shown as 100% gets no addition.
+        n: Images that it was measured on.
+        ci95: Its 95% confidence interval; None computes Wilson's.
+    """
+    if not is_perfect(accuracy):
+        return ""
+    bounds = ci95 or wilson_interval(round(accuracy * n), n)
+    return f" on {count(n, 'image')}, 95% CI {interval(bounds)}"
+
+
 def majority_fraction(scores: Scores) -> float:
     """Return the accuracy of always predicting the most frequent class."""
     sizes = [row.n for row in scores.per_class]
@@ -265,6 +296,7 @@ def _templates() -> Environment:
         "compact": compact,
         "count": count,
     }
+    templates.tests["perfect"] = is_perfect
     return templates
 
 

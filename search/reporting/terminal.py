@@ -15,7 +15,7 @@ from rich.text import Text
 
 from search.console.formatting import count, describe, duration, interval, percent
 from search.evaluation.mcnemar import POWER
-from search.runs.summary import RunSummary, Scores
+from search.runs.summary import Evaluations, RunSummary, Scores
 from search.tuning.study import BASELINE_TRIAL
 
 
@@ -95,6 +95,24 @@ def _change(before: float, after: float, style: str) -> str:
     return f"{'falls' if after < before else 'rises'} from {first} to {second}"
 
 
+def describe_evaluations(evaluations: Evaluations | None) -> str | None:
+    """Describe what more than one evaluation of the test set means; None where that is not so."""
+    if evaluations is None or evaluations.times < 2:
+        return None
+    times, n_models = evaluations.times, len(evaluations.models)
+    if n_models < 2:
+        return f"the test set was evaluated {times} times, by the same model"
+    return (
+        f"the test set was evaluated {times} times, by {n_models} models: figures of later ones are"
+        " optimistic if the run was continued because of earlier ones"
+    )
+
+
+def is_perfect(accuracy: float) -> bool:
+    """Return whether an accuracy is shown as 100%: such a one never stands without its interval."""
+    return percent(accuracy) == percent(1.0)
+
+
 def _fold(line: str, console: Console) -> str:
     """Fold a line at the terminal's width, unless it holds a path, which is to be copied whole."""
     if not console.is_terminal or os.sep in line:
@@ -117,9 +135,15 @@ def _accuracies(summary: RunSummary) -> Table:
         f"{kfold.folds}-fold cross-validation",
         percent(kfold.accuracy_corrected, 2),
         interval(kfold.accuracy_corrected_ci95, 2),
-        "",
+        "" if summary.data is None else str(summary.data.train + summary.data.val),
     )
-    table.add_row("best validation accuracy", percent(best.val_accuracy, 2), "", "", style="dim")
+    table.add_row(
+        "best validation accuracy",
+        percent(best.val_accuracy, 2),
+        "",
+        "" if summary.data is None or best.trial is None else str(summary.data.val),
+        style="dim",
+    )
     return table
 
 
@@ -142,6 +166,11 @@ def _facts(summary: RunSummary, path: Path) -> Iterator[tuple[str, str]]:
             "search",
             f"{count(searched.trials, 'trial')}: {', '.join(states)}; {duration(seconds)} in all",
         )
+    if evaluated := describe_evaluations(summary.evaluation):
+        yield "evaluation", evaluated
+    if summary.data is not None:
+        for place, text in enumerate(summary.data.warnings):
+            yield "" if place else "few images", text
     if external is not None and external.scores is None:
         yield "external", f"{count(external.n, 'image')} predicted, without labels"
     if gain := describe_gain(summary):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +65,7 @@ class DataCounts:
         excluded: Images of the split "excluded": near-duplicates of test or validation images.
         unused_files: Files that could not be read, or are no image.
         excluded_by_request: Names in `--exclude`.
+        warnings: What figures of so few images cannot say.
     """
 
     classes: list[str]
@@ -75,6 +76,7 @@ class DataCounts:
     excluded: int
     unused_files: int
     excluded_by_request: int
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +203,19 @@ class LabelIssueCounts:
     n: int
     fraction: Number
     pairs: list[LabelPair]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """How often models predicted the test set, over all sessions.
+
+    Attributes:
+        times: One that was cut short counts; one by an unchanged model does not take place.
+        models: The digests of these models, each once, in their order.
+    """
+
+    times: int
+    models: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,6 +414,7 @@ class RunSummary:
     kfold: KFoldScores | None = None
     label_issues: LabelIssueCounts | None = None
     calibration: Calibration | None = None
+    evaluation: Evaluations | None = None
     test: Scores | None = None
     comparison: Comparison | None = None
     external: Annotated[ExternalScores | None, BeforeValidator(_with_scores)] = None

@@ -56,7 +56,7 @@ def test_summary_sections_are_as_documented() -> None:
         *(("label_issues", summary.LabelPair), ("calibration", summary.Calibration)),
         *(("calibration", summary.CalibrationChange), ("calibration", summary.CalibrationScores)),
         *(("calibration", summary.ReliabilityBin), ("test", summary.Scores)),
-        ("test", summary.ClassScores),
+        *(("test", summary.ClassScores), ("evaluation", summary.Evaluations)),
         *(("comparison", summary.Comparison), ("ablation", summary.AblationScores)),
         ("samples", summary.Samples),
     ):

@@ -41,6 +41,16 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
+def test_classes_of_too_few_images_are_named(tmp_path, capsys):
+    for seed in range(12):
+        save(draw(seed), tmp_path / "in" / ("cat" if seed < 9 else "dog") / f"{seed}.png")
+    assert main([str(tmp_path / "in"), "--out", str(tmp_path / "audit.csv")]) == 0
+    assert (
+        "warning: 2 classes have fewer than 10 images: 'dog' 3, 'cat' 9; recall, precision and F1"
+        " of such a class say little; take more images of it\n" in capsys.readouterr().out
+    )
+
+
 def test_the_command_finds_all_planted_issues(photos, tmp_path, capsys):
     out = tmp_path / "audit.csv"
     code = main([str(photos / "in"), "--external", str(photos / "out"), "--out", str(out)])

@@ -24,8 +24,11 @@ from search.pipeline.preflight import RunPlan
 from search.pipeline.request import parse_request
 from search.run import main
 from search.runs.run_folder import STUDY, RunFolder
+from search.runs.summary import Evaluations
 from search.runs.tables import read_rows
 from search.tuning.study import BEST, load_study
+from trainables.models.digest import model_digest
+from trainables.models.ensemble import load_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -451,18 +454,45 @@ def test_same_seed_same_numbers(space_file: Path, images: Path, tmp_path: Path) 
         predictions = (run / "test_predictions.csv").read_text()
         outputs.append((trials, predictions, (run / "split.csv").read_text()))
     assert outputs[0] == outputs[1]
+    before = RunFolder.open(run).summary
+    predictions = (run / "test_predictions.csv").read_text()
+    done = run_command("--resume", run)
+    assert done.stdout.count("the test set is not opened again: the model is unchanged") == 1
+    after = RunFolder.open(run).summary
+    assert before.evaluation is not None
+    assert before.evaluation.times == 1
+    for name in ("evaluation", "best", "kfold", "calibration", "test", "comparison", "samples"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert (run / "test_predictions.csv").read_text() == predictions
 
 
 @pytest.mark.slow
-def test_finished_run_is_extended(space_file: Path, images: Path, tmp_path: Path) -> None:
+def test_finished_run_is_extended(space_file: Path, tmp_path: Path) -> None:
+    """A run on sixteen images, whose test set is opened again only for another model."""
+    images = make_images(tmp_path / "images", {"red": 8, "blue": 8})
     first = run_command(
         "--space", space_file, "--data", images, "--out", tmp_path, "--name", "run",
         "--trials", "2", "--scheduler", "none", "--no-probe",
     )  # fmt: skip
     assert first.returncode == 0, first.stderr
     run = tmp_path / "run"
+    early, late = first.stdout.split("accuracy   95% CI")
+    assert "warning: 4 test images, fewer than 30: even with all of them correct" in early
+    assert "few images    4 test images, fewer than 30: the accuracy could be" in late
+    summary = RunFolder.open(run).summary
+    assert summary.data is not None
+    assert summary.test is not None
+    assert (summary.data.test, summary.test.n, len(summary.data.warnings)) == (4, 4, 3)
+    models = [model_digest(load_model(run / "model.pt"))]
+    assert summary.evaluation == Evaluations(times=1, models=models)
+
     more = run_command("--resume", run, "--trials", "3")
     assert more.returncode == 0, more.stderr
+    model = model_digest(load_model(run / "model.pt"))
+    assert ("is not opened again" in more.stdout) == (model in models)
+    assert ("evaluated 2 times, by 2 models" in more.stdout) == (model not in models)
+    models += [model] if model not in models else []
+    assert RunFolder.open(run).summary.evaluation == Evaluations(times=len(models), models=models)
     assert [row["state"] for row in read_rows(run / "trials.csv")] == ["complete"] * 3
     before = [(run / name).read_bytes() for name in ("audit.csv", "split.csv", "summary.json")]
     os.utime(images / "red" / "004.png")  # a copy is the same image

@@ -16,7 +16,7 @@ from search.evaluation.label_issues import LabelIssue, count_issues, write_issue
 from search.pipeline.request import parse_request
 from search.report import main
 from search.reporting.gallery import Gallery
-from search.reporting.page import write_report
+from search.reporting.page import of_images, write_report
 from search.runs.run_folder import STUDY, RunFolder
 from search.runs.summary import (
     AblationScores,
@@ -24,7 +24,9 @@ from search.runs.summary import (
     CalibrationChange,
     CalibrationScores,
     CenterCropScores,
+    Evaluations,
     ExternalScores,
+    ProbeScore,
     Samples,
     SearchCounts,
 )
@@ -91,6 +93,70 @@ def test_the_test_accuracy_comes_first_with_its_interval(finished: Path) -> None
     assert lower in page.words
     assert str(finished / "model.pt") in page.words
     assert f"python -m search.predict {finished} photo.jpg" in page.words
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take most of a report's time."""
+    monkeypatch.setattr("search.reporting.page.draw_figures", lambda record, folder: {})
+
+
+def words_of(run: Path) -> str:
+    """Write the report of a run, and return its text."""
+    write_report(RunFolder.open(run))
+    return Page(run / "report.html").words
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_accuracy_of_100_percent_never_stands_alone(run: Path) -> None:
+    summary = RunFolder.open(run).summary
+    assert summary.data is not None
+    assert summary.kfold is not None
+    perfect = replace(summary.kfold, accuracy_mean=1.0, accuracy_ci95=(0.7575, 1.0))
+    few = "4 test images, fewer than 30: so it is"
+    set_sections(
+        run,
+        test=scores([[2, 0], [0, 2]], ("a", "b"), (0.5101, 1.0)),
+        kfold=perfect,
+        data=replace(summary.data, train=10, val=2, test=4, warnings=[few]),
+        linear_probe={"tinynet": ProbeScore(accuracy=1.0, seconds=3.2)},
+    )
+    words = words_of(run)
+    assert " 100.0% test accuracy on 4 images, 95% CI 51.0–100.0% " in words
+    assert " 100.0% 95% CI 75.8–100.0% " in words, "the tile of the cross-validation"
+    assert f" {few}. " in words
+    remove(run, "summary:test")
+    cross_validated = " 100.0% 3-fold cross-validation accuracy on 12 images, 95% CI 75.8–100.0% "
+    assert cross_validated in words_of(run)
+    for section in ("kfold", "best"):
+        remove(run, f"summary:{section}")
+    remove(run, STUDY)
+    assert " 100.0% from a linear probe on 10 images, 95% CI 72.2–100.0% " in words_of(run)
+
+
+def test_of_images_is_for_accuracies_that_are_shown_as_100_percent() -> None:
+    assert of_images(0.9994, 4000) == ""
+    assert of_images(0.9996, 2500) == " on 2,500 images, 95% CI 99.8–100.0%"
+    assert of_images(1.0, 1) == " on 1 image, 95% CI 20.7–100.0%"
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_every_evaluation_of_the_test_set_is_counted(run: Path) -> None:
+    assert "The model was evaluated once on the test set: 40 images that took no part" in words_of(
+        run
+    )
+    set_sections(run, evaluation=Evaluations(times=3, models=["a", "b", "c"]))
+    words = words_of(run)
+    assert "Models of this run were evaluated on it 3 times." in words
+    assert "evaluated once" not in words
+    assert (
+        "The test set was evaluated 3 times, by 3 models: figures of later ones are optimistic if"
+        " the run was continued because of earlier ones." in words
+    )
+    remove(run, "summary:test")
+    words = words_of(run)
+    assert "the model is not evaluated on the test set yet, earlier ones were." in words
+    assert "the model is not evaluated on the test set; earlier ones were. Resume it" in words
 
 
 def test_every_trial_is_in_the_table(finished: Path) -> None:

@@ -9,13 +9,15 @@ import pytest
 from rich.console import Console
 
 from search.evaluation.comparison import compare_models
-from search.reporting.terminal import describe_gain, show_result
+from search.reporting.terminal import describe_evaluations, describe_gain, show_result
 from search.runs.summary import (
     BestModel,
     Calibration,
     CalibrationChange,
     CalibrationScores,
     CenterCropScores,
+    DataCounts,
+    Evaluations,
     ExternalScores,
     KFoldScores,
     LabelIssueCounts,
@@ -280,6 +282,53 @@ def test_the_table_fits_a_narrow_terminal() -> None:
     lines = shown(Path("run"), width=60, external=external)
     assert "external test set 100.00% 70.00–100.00% 9" in lines
     assert not any(re.search("…$", line) for line in lines if "external" in line)
+
+
+@pytest.mark.parametrize(
+    ("times", "models", "line"),
+    [
+        (1, ["a"], None),
+        (2, ["a"], "the test set was evaluated 2 times, by the same model"),
+        (
+            3,
+            ["a", "b"],
+            "the test set was evaluated 3 times, by 2 models: figures of later ones are optimistic"
+            " if the run was continued because of earlier ones",
+        ),
+    ],
+)
+def test_more_than_one_evaluation_of_the_test_set(
+    times: int, models: list[str], line: str | None
+) -> None:
+    evaluation = Evaluations(times=times, models=models)
+    assert describe_evaluations(evaluation) == line
+    found = [text for text in shown(Path("run"), evaluation=evaluation) if "evaluated" in text]
+    assert found == ([] if line is None else [f"evaluation {line}"])
+
+
+def test_few_images_and_an_accuracy_of_100_percent() -> None:
+    data = DataCounts(
+        classes=["a", "b"],
+        n=16,
+        train=10,
+        val=2,
+        test=4,
+        excluded=0,
+        unused_files=0,
+        excluded_by_request=0,
+        warnings=["4 test images, fewer than 30", "2 validation images, fewer than 50"],
+    )
+    perfect = replace(kfold(), accuracy_mean=1.0, accuracy_std=0.0, accuracy_ci95=(0.7575, 1.0))
+    test = scores([[2, 0], [0, 2]], ("a", "b"), (0.5101, 1.0))
+    lines = shown(Path("run"), data=data, kfold=perfect, test=test, best=best(val_accuracy=1.0))
+    for line in (
+        "test set 100.00% 51.01–100.00% 4",
+        "5-fold cross-validation 100.00% 75.75–100.00% 12",
+        "best validation accuracy 100.00% 2",
+        "few images 4 test images, fewer than 30",
+        "2 validation images, fewer than 50",
+    ):
+        assert line in lines
 
 
 def test_an_unfinished_run_has_no_result() -> None:
