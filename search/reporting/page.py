@@ -22,7 +22,6 @@ from optuna.distributions import CategoricalDistribution
 from search.console.formatting import compact, count, duration, interval, percent
 from search.data.audit import ISSUES, UNUSED
 from search.data.manifest import Issue
-from search.evaluation.intervals import wilson_interval
 from search.evaluation.label_issues import MAX_ISSUES
 from search.reporting import style
 from search.reporting.examples import (
@@ -44,9 +43,10 @@ from search.reporting.terminal import (
     describe_gain,
     describe_power_of_comparison,
     is_perfect,
+    of_images,
 )
 from search.runs.run_folder import RunFolder
-from search.runs.summary import Interval, Scores
+from search.runs.summary import Scores
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MAX_TRIALS = 2000  # rows of the table; all are in trials.csv
@@ -259,20 +259,6 @@ def most_frequent_confusions(scores: Scores) -> list[tuple[str, str, int, int]]:
         if i != j and times
     ]
     return sorted(found, key=lambda confusion: -confusion[2])[:_MAX_CONFUSIONS]
-
-
-def of_images(accuracy: float, n: int, ci95: Interval | None = None) -> str:
-    """Return what stands beside an accuracy of 100% in a headline: its images and its interval.
-
-    Args:
-        accuracy: In [0, 1]; one that is not shown as 100% gets no addition.
-        n: Images that it was measured on.
-        ci95: Its 95% confidence interval; None computes Wilson's.
-    """
-    if not is_perfect(accuracy):
-        return ""
-    bounds = ci95 or wilson_interval(round(accuracy * n), n)
-    return f" on {count(n, 'image')}, 95% CI {interval(bounds)}"
 
 
 def majority_fraction(scores: Scores) -> float:

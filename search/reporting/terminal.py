@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from search.console.formatting import count, describe, duration, interval, percent
+from search.evaluation.intervals import wilson_interval
 from search.evaluation.mcnemar import POWER
-from search.runs.summary import Evaluations, RunSummary, Scores
+from search.runs.summary import Evaluations, Interval, RunSummary, Scores
 from search.tuning.study import BASELINE_TRIAL
 
 
@@ -111,6 +112,20 @@ def describe_evaluations(evaluations: Evaluations | None) -> str | None:
 def is_perfect(accuracy: float) -> bool:
     """Return whether an accuracy is shown as 100%: such a one never stands without its interval."""
     return percent(accuracy) == percent(1.0)
+
+
+def of_images(accuracy: float, n: int, ci95: Interval | None = None) -> str:
+    """Return what stands beside an accuracy of 100% in a headline: its images and its interval.
+
+    Args:
+        accuracy: In [0, 1]; one that is not shown as 100% gets no addition.
+        n: Images that it was measured on.
+        ci95: Its 95% confidence interval; None computes Wilson's.
+    """
+    if not is_perfect(accuracy):
+        return ""
+    bounds = ci95 or wilson_interval(round(accuracy * n), n)
+    return f" on {count(n, 'image')}, 95% CI {interval(bounds)}"
 
 
 def _fold(line: str, console: Console) -> str:

@@ -16,7 +16,7 @@ from search.evaluation.label_issues import LabelIssue, count_issues, write_issue
 from search.pipeline.request import parse_request
 from search.report import main
 from search.reporting.gallery import Gallery
-from search.reporting.page import of_images, write_report
+from search.reporting.page import write_report
 from search.runs.run_folder import STUDY, RunFolder
 from search.runs.summary import (
     AblationScores,
@@ -132,12 +132,6 @@ def test_an_accuracy_of_100_percent_never_stands_alone(run: Path) -> None:
         remove(run, f"summary:{section}")
     remove(run, STUDY)
     assert " 100.0% from a linear probe on 10 images, 95% CI 72.2–100.0% " in words_of(run)
-
-
-def test_of_images_is_for_accuracies_that_are_shown_as_100_percent() -> None:
-    assert of_images(0.9994, 4000) == ""
-    assert of_images(0.9996, 2500) == " on 2,500 images, 95% CI 99.8–100.0%"
-    assert of_images(1.0, 1) == " on 1 image, 95% CI 20.7–100.0%"
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from search.evaluation.comparison import compare_models
-from search.reporting.terminal import describe_evaluations, describe_gain, show_result
+from search.reporting.terminal import describe_evaluations, describe_gain, of_images, show_result
 from search.runs.summary import (
     BestModel,
     Calibration,
@@ -329,6 +329,12 @@ def test_few_images_and_an_accuracy_of_100_percent() -> None:
         "2 validation images, fewer than 50",
     ):
         assert line in lines
+
+
+def test_of_images_is_for_accuracies_that_are_shown_as_100_percent() -> None:
+    assert of_images(0.9994, 4000) == ""
+    assert of_images(0.9996, 2500) == " on 2,500 images, 95% CI 99.8–100.0%"
+    assert of_images(1.0, 1) == " on 1 image, 95% CI 20.7–100.0%"
 
 
 def test_an_unfinished_run_has_no_result() -> None:
