@@ -112,7 +112,7 @@ def test_an_accuracy_of_100_percent_never_stands_alone(run: Path) -> None:
     summary = RunFolder.open(run).summary
     assert summary.data is not None
     assert summary.kfold is not None
-    perfect = replace(summary.kfold, accuracy_mean=1.0, accuracy_ci95=(0.7575, 1.0))
+    perfect = replace(summary.kfold, accuracy_corrected=1.0, accuracy_corrected_ci95=(0.7575, 1.0))
     few = "4 test images, fewer than 30: so it is"
     set_sections(
         run,

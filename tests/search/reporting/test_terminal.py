@@ -318,7 +318,7 @@ def test_few_images_and_an_accuracy_of_100_percent() -> None:
         excluded_by_request=0,
         warnings=["4 test images, fewer than 30", "2 validation images, fewer than 50"],
     )
-    perfect = replace(kfold(), accuracy_mean=1.0, accuracy_std=0.0, accuracy_ci95=(0.7575, 1.0))
+    perfect = replace(kfold(), accuracy_corrected=1.0, accuracy_corrected_ci95=(0.7575, 1.0))
     test = scores([[2, 0], [0, 2]], ("a", "b"), (0.5101, 1.0))
     lines = shown(Path("run"), data=data, kfold=perfect, test=test, best=best(val_accuracy=1.0))
     for line in (
