@@ -50,8 +50,10 @@ def test_views_are_those_that_a_worker_computes(
     assert cache is not None
     assert len(cache.views) == 1
     (bits,) = build_block(context, "tinynet", ROWS, 0, N_VIEWS, (5,), seed=0)
-    expected = torch.from_numpy(bits).view(torch.bfloat16)
-    torch.testing.assert_close(cache.clean(torch.from_numpy(ROWS)), expected, rtol=0.02, atol=0.02)
+    clean = as_features(bits).float()
+    # Untrained, so all images have similar features: errors are measured by their differences.
+    error = (cache.clean(torch.from_numpy(ROWS)).float() - clean).norm()
+    assert error < 0.1 * (clean - clean.mean(0)).norm()
     stronger = client.get_views("tinynet", 5, 0.08)
     assert stronger is not None
     assert len(stronger.views) == 3
@@ -59,7 +61,8 @@ def test_views_are_those_that_a_worker_computes(
     backbone = folded_backbone(context, "tinynet", CPU)
     first = torch.from_numpy(context.table.open()[ROWS[: len(stronger.views[2][0])]])
     built = build_view(backbone, first, SIDE, magnitude, False, (5,), seed, CPU)[5]
-    torch.testing.assert_close(stronger.views[2][0], as_features(built), rtol=0.02, atol=0.02)
+    error = (stronger.views[2][0].float() - as_features(built).float()).norm()
+    assert error < 0.1 * (as_features(built).float() - clean[: len(first)]).norm()
     assert client.get_views("tinynet", 3, 0.0) is None, "computed by the first trial itself"
     caplog.clear()
     client.log_lost_blocks()
