@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from search.console.progress import Progress
 from search.evaluation.calibration import fit_temperature
 from search.evaluation.selection import Candidate
 from search.pipeline.finalists import Finalist
+from search.pipeline.retraining import retrain
 from search.pipeline.retraining.kfold import Fold, RetrainConfig
 from search.pipeline.retraining.out_of_fold import score_images
 from search.pipeline.retraining.retrain import CrossValidation, choose_winner
-from spaces.base import TrialConfig
+from search.runs.run_folder import RunFolder
+from spaces.base import Space, TrialConfig
+from spaces.sources import digits
+from tests.fixtures.prepared_data import prepared_data
 
 N_CLASSES = 3
 LABELS = np.arange(60) % N_CLASSES
@@ -82,3 +89,42 @@ def test_the_log_loss_of_a_tie_is_calibrated() -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     logits = np.concatenate([fold.logits for fold in sharp.folds])
     assert fit_temperature(logits, LABELS) > 2
+
+
+@pytest.mark.parametrize(("baseline_wrong", "is_compared"), [(6, True), (1, False), (None, False)])
+def test_what_the_test_images_can_show_is_said_before_they_are_opened(
+    baseline_wrong: int | None,
+    is_compared: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is trained here: the folds and their predictions are known."""
+    results = {7: validated(7, wrong=2)}
+    if baseline_wrong is not None:
+        results[0] = validated(0, wrong=baseline_wrong)
+    monkeypatch.setattr(retrain, "_retrain", lambda *given: results[given[2].trial].members)
+    monkeypatch.setattr(retrain, "_as_ensemble", lambda *_: SimpleNamespace(save=lambda _: None))
+    monkeypatch.setattr(retrain, "write_out_of_fold", lambda *_: None)
+    monkeypatch.setattr(retrain, "fit_ood", lambda _: None)
+    labels = np.concatenate([LABELS, np.zeros(198, np.int64)])
+    prepared = prepared_data(
+        Space(source=digits(), params={"backbone": "tinynet"}, folds=3),
+        np.zeros((len(labels), 2, 2, 3), np.uint8),
+        labels.tolist(),
+        ("ant", "bee", "cow"),
+        ["train"] * len(LABELS) + ["test"] * 198,
+    )
+    retrained = retrain.retrain_finalists(
+        prepared,
+        prepared.training_context({}, None),  # type: ignore[arg-type]
+        [result.finalist for result in results.values()],
+        False,
+        {"tinynet": 0.0},
+        RunFolder(tmp_path),
+        Progress(),
+    )
+    said = "198 test images show a true difference of" in " ".join(capsys.readouterr().out.split())
+    assert (retrained.baseline is not None) == said == is_compared
+    expected = pytest.approx(4.5 / 61) if is_compared else None
+    assert retrained.expected_discordance == expected
