@@ -255,8 +255,8 @@ _FIGURES = (
     Mutant(
         "comparison-swaps-its-sides",
         "search/pipeline/evaluate.py",
-        "compare_models(labels, after.argmax(1), predicted",
-        "compare_models(labels, predicted, after.argmax(1)",
+        "labels, after.argmax(1), outputs.baseline_classes",
+        "labels, outputs.baseline_classes, after.argmax(1)",
         (f"{_PIPELINE}/test_evaluate.py::test_the_model_is_compared_with_the_baseline",),
     ),
     Mutant(
@@ -408,6 +408,27 @@ _RESUMING = (
             f"{_RETRAINING}/test_kfold.py::"
             "test_folds_of_an_earlier_session_are_reused_if_they_left_out_the_same_images",
         ),
+    ),
+    Mutant(
+        "comparison-with-an-earlier-baseline-is-kept",
+        "search/evaluation/outputs.py",
+        "self.model == model and baseline in (None, self.baseline)",
+        "self.model == model",
+        (f"{_EVALUATION}/test_outputs.py::test_outputs_are_of_one_model_and_one_baseline",),
+    ),
+    Mutant(
+        "evaluations-by-the-same-model-are-not-counted",
+        "search/pipeline/evaluate.py",
+        "times=earlier.times + 1",
+        "times=len(models)",
+        (f"{_PIPELINE}/test_evaluate.py::test_an_evaluation_that_is_cut_short_counts",),
+    ),
+    Mutant(
+        "digest-of-a-model-leaves-its-members-out",
+        "trainables/models/digest.py",
+        '            "members": ensemble.member_weights(),\n',
+        "",
+        (f"{_MODELS}/test_digest.py::test_any_change_changes_the_digest",),
     ),
 )
 
