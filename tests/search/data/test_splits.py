@@ -1,10 +1,13 @@
 import csv
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from search.data.class_folders import DataError
 from search.data.decoding import DecodedImages
@@ -249,6 +252,45 @@ def test_no_group_is_split_in_a_thousand_random_cases() -> None:
                 )
                 if len(np.unique(groups[left])) >= folds:
                     assert set(fold_of[mine[rows]]) == set(range(folds))
+
+
+OFFICIAL = st.sampled_from([(None,), (None, "test"), ("train", "val", "test")])
+
+
+@settings(max_examples=100, deadline=None)
+@given(official=OFFICIAL, data=st.data(), n_folds=st.integers(2, 5), seed=st.integers(0, 99))
+def test_no_group_is_in_two_parts_whatever_the_official_splits(
+    official: tuple[str | None, ...], data: st.DataObject, n_folds: int, seed: int
+) -> None:
+    """Neither in two splits nor in two folds, and no image is lost but those that leak."""
+    image = st.tuples(st.integers(0, 2), st.sampled_from(official), st.integers(0, 15))
+    images = data.draw(st.lists(image, min_size=20, max_size=60))
+    labels, given_splits, groups = (list(column) for column in zip(*images, strict=True))
+    manifest = Manifest(
+        classes=("a", "b", "c"),
+        names=tuple(f"{i:02}.png" for i in range(len(images))),
+        labels=np.array(labels),
+        splits=tuple(given_splits),
+        paths=(None,) * len(images),
+        images=None,
+    )
+    group_of = np.array(groups)
+    parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed, n_folds, group_of)
+    for group in set(groups):
+        assert len(set(parts[group_of == group]) - {EXCLUDED}) == 1
+    for part, given_split in zip(parts, given_splits, strict=True):
+        if given_split == "test":
+            assert part == "test"
+        elif part == EXCLUDED:
+            assert "test" in given_splits
+    rows = np.flatnonzero(np.isin(parts, ("train", "val")))
+    if len(rows) and np.bincount(manifest.labels[rows]).max() >= n_folds:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of classes smaller than the folds
+            folds = grouped_folds(manifest.labels[rows], group_of[rows], n_folds, seed)
+        assert sorted(np.concatenate(folds)) == list(range(len(rows)))
+        of_folds = [group for fold in folds for group in set(group_of[rows[fold]])]
+        assert len(of_folds) == len(set(of_folds))
 
 
 def test_class_fractions_are_near_those_requested() -> None:

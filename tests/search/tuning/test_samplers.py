@@ -192,3 +192,25 @@ def test_trials_are_frozen_as_deep_as_time_asks_for(depths):
         assert seen[name] == {depth for depth in space.freeze_depths if depth >= least}
     assert {params["freeze_depth"] for params in ask({"cnn": 5, "tinynet": 5})} == {4}
     assert ask({"cnn": 0, "tinynet": 0}) == ask(None)
+
+
+@pytest.mark.parametrize("n_known", [0, 1, 9, 10, 11])
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_the_first_proposals_of_tpe_are_random(n_known):
+    """Of 40 trials ten are: what came of those before changes none of them."""
+    space = space_of(dropout=FloatDistribution(0.0, 0.9))
+    proposed = []
+    for best in (0.1, 0.8):
+        study = optuna.create_study(
+            sampler=create_sampler("tpe", space, 40, 0), direction="maximize"
+        )
+        for dropout in np.linspace(0, 0.9, n_known):
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params={"dropout": dropout},
+                    distributions=space.distributions,
+                    value=-abs(dropout - best),
+                )
+            )
+        proposed.append(study.ask(space.distributions).params["dropout"])
+    assert (proposed[0] == proposed[1]) is (n_known < 10)

@@ -1,114 +1,154 @@
-"""K-fold retraining: each fold is trained once, in as many tasks as there are slots."""
+"""K-fold retraining: each fold is trained once, on the others alone, in as many tasks as fit."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
+from search.cluster.shared_file import StoredObject
+from search.pipeline.prepare import PreparedData
+from search.pipeline.probe import plan_feature_cache
 from search.pipeline.retraining import kfold
 from search.pipeline.retraining.kfold import Fold, FoldStore, RetrainConfig, retrain
-from spaces.base import TrialConfig
+from spaces.base import Space, TrialConfig
+from spaces.sources import folder
+from tests.fixtures.prepared_data import prepared_data, started_cache
+from trainables.models.weights import PACKAGED, load_weights
 from trainables.worker import TrainingContext
 
-N_IMAGES, N_FOLDS = 30, 5
+N_IMAGES, N_FOLDS, SIDE = 30, 5, 32
+ROWS = np.arange(N_IMAGES)
 LABELS = np.arange(N_IMAGES) % 2
-CONTEXT = TrainingContext(
-    table=None,  # type: ignore[arg-type]
-    image_size=32,
-    flip=False,
-    weights={},
-    seed=0,
-    labels=LABELS,
-    n_classes=2,
-    epochs=1,
-    patience=None,
-    heads={},
-    feature_source=None,
-)
 RESOURCES = {"num_cpus": 1.0, "num_gpus": 0.0}
+SPACE = Space(
+    source=folder(),
+    params={"backbone": "tinynet", "freeze_depth": 5},
+    image_size=SIDE,
+    resize_size=SIDE,
+    epochs=2,
+    views=1,
+)
+FROZEN = RetrainConfig(TrialConfig("tinynet", freeze_depth=5, lr=0.01), 1, None)
 
 
-@ray.remote
-def fake_fold(fold_rows: np.ndarray, index: int) -> Fold:
-    n = len(fold_rows)
-    logits = np.zeros((n, 2), np.float32)
-    return Fold(fold_rows, logits, np.zeros(n), 1.0, {}, {}, 1.0, str(index))
+def noise() -> np.ndarray:
+    size = (N_IMAGES, SIDE, SIDE, 3)
+    return np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
 
 
-class FakeTask:
-    """Replaces the task, and counts how many of it are pending."""
-
-    def __init__(self, ended: list[int]) -> None:
-        self._ended, self._n_started = ended, 0
-        self.n_pending: list[int] = []
-
-    def options(self, **resources: Any) -> FakeTask:
-        return self
-
-    def remote(
-        self,
-        context: TrainingContext,
-        retrain_config: RetrainConfig,
-        rows: Any,
-        fold_rows: Any,
-        *rest: Any,
-    ) -> Any:
-        self._n_started += 1
-        self.n_pending.append(self._n_started - len(self._ended))
-        return fake_fold.remote(fold_rows, rest[-1])
+def prepare(pixels: np.ndarray) -> PreparedData:
+    return prepared_data(
+        SPACE,
+        pixels,
+        LABELS.tolist(),
+        ("even", "odd"),
+        ["train"] * N_IMAGES,
+        table=StoredObject.put(pixels),
+        weights={"tinynet": StoredObject.put(load_weights(PACKAGED["tinynet"]))},
+    )
 
 
-@pytest.fixture
-def ended() -> list[int]:
-    """The folds that ended, in this order."""
-    return []
+def context_of(prepared: PreparedData) -> TrainingContext:
+    """Return the context of trainings that read the cache, and begin with a probe's head."""
+    cache = started_cache(plan_feature_cache(prepared))
+    return prepared.training_context({"tinynet": {}}, cache)
 
 
-@pytest.fixture
-def task(ray_session: None, ended: list[int], monkeypatch: pytest.MonkeyPatch) -> FakeTask:
-    task = FakeTask(ended)
-    monkeypatch.setattr(kfold, "train_fold", task)
-    return task
+@pytest.fixture(scope="module")
+def context(ray_session: None) -> TrainingContext:
+    return context_of(prepare(noise()))
 
 
-def run(ended: list[int], before: dict[int, Fold]) -> list[Fold]:
-    retrain_config = RetrainConfig(TrialConfig("tinynet"), 1, None)
+def run(
+    context: TrainingContext,
+    retrain_config: RetrainConfig = FROZEN,
+    before: dict[int, Fold] | None = None,
+    ended: list[int] | None = None,
+    n_folds: int = N_FOLDS,
+) -> list[Fold]:
+    """Retrain; the indices of the folds that end are appended to `ended`."""
 
     def on_fold(index: int, fold: Fold) -> None:
-        ended.append(index)
+        if ended is not None:
+            ended.append(index)
 
-    rows = np.arange(N_IMAGES)
-    return retrain(CONTEXT, retrain_config, rows, N_FOLDS, True, RESOURCES, on_fold, before)
+    return retrain(context, retrain_config, ROWS, n_folds, True, RESOURCES, on_fold, before or {})
+
+
+class CountedTask:
+    """The task, which counts how many of it are pending."""
+
+    def __init__(self, task: Any, ended: list[int]) -> None:
+        self._task, self._ended = task, ended
+        self.n_pending: list[int] = []
+
+    def options(self, **options: Any) -> CountedTask:
+        self._task = self._task.options(**options)
+        return self
+
+    def remote(self, *arguments: Any) -> Any:
+        self.n_pending.append(len(self.n_pending) + 1 - len(self._ended))
+        return self._task.remote(*arguments)
 
 
 def test_no_more_folds_run_in_parallel_than_there_are_cpus(
-    task: FakeTask, ended: list[int]
+    context: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray would start more: a task that waits for an object gives its CPU back."""
-    folds = run(ended, {})
+    ended: list[int] = []
+    task = CountedTask(kfold.train_fold, ended)
+    monkeypatch.setattr(kfold, "train_fold", task)
+    folds = run(context, ended=ended)
     assert sorted(ended) == list(range(N_FOLDS))
-    assert [fold.node for fold in folds] == [str(index) for index in range(N_FOLDS)]
     assert max(task.n_pending) == 2
+    np.testing.assert_array_equal(np.sort(np.concatenate([fold.rows for fold in folds])), ROWS)
 
 
-@pytest.mark.usefixtures("task")
-def test_folds_of_an_earlier_session_are_reused_if_they_left_out_the_same_images(
-    ended: list[int],
+@pytest.mark.parametrize(("depth", "epochs"), [(5, 0), (5, 2), (0, 1)])
+def test_a_fold_depends_on_no_image_that_it_leaves_out(
+    context: TrainingContext, depth: int, epochs: int
 ) -> None:
-    before: Any = dict(enumerate(run(ended, {})))
-    ended.clear()
-    other = before[4]
-    before[4] = Fold(other.rows[:-1], *list(vars(other).values())[1:])
+    """Neither its weights do, nor its initial head, nor the subspace of its OOD scores."""
+    config = TrialConfig("tinynet", freeze_depth=depth, lr=0.01, batch_size=8)
+    to_train = RetrainConfig(config, epochs, None)
+    folds = run(context, to_train, n_folds=2)
+    pixels = noise()
+    pixels[folds[0].rows] = 255 - pixels[folds[0].rows]
+    others = run(context_of(prepare(pixels)), to_train, n_folds=2)
+    np.testing.assert_array_equal(folds[0].rows, others[0].rows)
+    for name in ("weights", "subspace"):
+        one, other = getattr(folds[0], name), getattr(others[0], name)
+        torch.testing.assert_close(
+            other, one, rtol=0, atol=0, msg=f"{name} know what they must not"
+        )
+        trained_on, other = getattr(folds[1], name), getattr(others[1], name)
+        assert any(not torch.equal(trained_on[key], other[key]) for key in other)
+    assert not np.allclose(folds[0].logits, others[0].logits, atol=0.1), "the images are others"
+    assert folds[0].accuracy == np.mean(folds[0].logits.argmax(1) == LABELS[folds[0].rows])
+    assert folds[0].residuals.shape == (len(folds[0].rows),)
+
+
+def test_near_duplicates_stay_in_one_fold(context: TrainingContext) -> None:
+    groups = np.random.default_rng(1).permutation(N_IMAGES) // 3
+    for fold in run(replace(context, groups=groups)):
+        assert not set(groups[fold.rows]) & set(groups[np.setdiff1d(ROWS, fold.rows)])
+
+
+def test_folds_of_an_earlier_session_are_reused_if_they_left_out_the_same_images(
+    context: TrainingContext,
+) -> None:
+    before, ended = dict(enumerate(run(context))), list[int]()
+    before[4] = replace(before[4], rows=before[4].rows[:-1])
     del before[1]
-    folds = run(ended, before)
+    folds = run(context, before=before, ended=ended)
     assert sorted(ended) == [1, 4]
     assert folds[0] is before[0]
-    assert len(folds[4].rows) == len(other.rows)
+    assert len(folds[4].rows) == N_IMAGES // N_FOLDS
 
 
 def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
