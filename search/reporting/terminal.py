@@ -16,7 +16,7 @@ from rich.text import Text
 from search.console.formatting import count, describe, duration, interval, percent
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.mcnemar import POWER
-from search.runs.summary import Evaluations, Interval, RunSummary, Scores
+from search.runs.summary import BestModel, Evaluations, Interval, RunSummary, Scores
 from search.tuning.study import BASELINE_TRIAL
 
 
@@ -156,10 +156,17 @@ def _accuracies(summary: RunSummary) -> Table:
         "best validation accuracy",
         percent(best.val_accuracy, 2),
         "",
-        "" if summary.data is None or best.trial is None else str(summary.data.val),
+        _n_validated(summary, best),
         style="dim",
     )
     return table
+
+
+def _n_validated(summary: RunSummary, best: BestModel) -> str:
+    """Return the images of the best validation accuracy; a probe's is cross-validated."""
+    if summary.data is None:
+        return ""
+    return str(summary.data.train if best.trial is None else summary.data.val)
 
 
 def _scores(scores: Scores) -> tuple[str, str, str]:
