@@ -28,7 +28,7 @@ class Prediction:
     Attributes:
         image: The image's path, as it was given.
         classes: The k most probable classes, the most probable first.
-        probabilities: Their probabilities, after temperature scaling.
+        probabilities: Their probabilities, at the model's temperature.
         ood_score: Out-of-distribution score: at most 1 for 95% of images like the training set,
             0 for the median one. None where the model has no OOD scorer.
     """

@@ -1,1 +1,1 @@
-"""Metrics, confidence intervals, calibration and label errors, computed from predictions."""
+"""Metrics, intervals, calibration, label errors and the choice among finalists, from predictions."""

@@ -20,7 +20,7 @@ class Outputs:
 
     Attributes:
         model: The model's digest.
-        probabilities: float32 [n, classes], after temperature scaling.
+        probabilities: float32 [n, classes], at the model's temperature.
         uncalibrated: float32 [n, classes], before it.
         ood_score: float32 [n]; None where the model cannot tell.
         baseline: The baseline's digest; None where there was none.
