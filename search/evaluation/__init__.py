@@ -1,1 +1,1 @@
-"""Metrics, intervals, calibration, label errors and the choice among finalists, from predictions."""
+"""Metrics, intervals, calibration, label errors, and the choice among finalists."""
