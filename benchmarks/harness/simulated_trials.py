@@ -2,6 +2,8 @@
 
 Workers import this file, so it imports nothing heavy: 64 of them on a small machine start sooner.
 More workers than fit into its memory share a few processes (`share_processes`).
+
+The module is long because sleeping trials and shared processes replace one class of Ray together.
 """
 
 from __future__ import annotations

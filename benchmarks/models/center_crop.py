@@ -13,6 +13,8 @@ probe's head (LP-FT) is in lp_ft.py.
 
 --quick uses the pairs of Caltech-101 and of digits, one backbone and only slight augmentation.
 Features are cached in results/center_crop/; delete it to compute them again.
+
+The module is long because it has one function per method that is compared.
 """
 
 from __future__ import annotations

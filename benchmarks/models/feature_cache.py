@@ -8,6 +8,8 @@ of Caltech-101's six classes; the others are the validation set. Quoted is the d
 validation accuracy at the last epoch, with minus without the cache, paired by seed, with Student's
 95% interval of its mean: it should include 0, or lie above. Then the cache's size and the seconds
 to build it, and a head's accuracy, by the number of augmented views V.
+
+The module is long because it holds both sides and the table of cache sizes.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ A worker is a process; with `--workers-per-process N`, N workers share one, sinc
 has no memory for hundreds of processes (see `simulated_trials.share_processes`).
 
 `--profile` runs the controller under cProfile (slower) and prints where its time goes.
+
+The module is long because the ideal schedule and the sampling of processes belong to one run.
 """
 
 from __future__ import annotations

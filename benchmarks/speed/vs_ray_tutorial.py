@@ -13,6 +13,8 @@ in bfloat16 where the processor can. `benchmarks.speed.epoch` has both precision
 The tutorial takes over an hour on 2 cores. With `--tutorial-configs N` it runs N of the
 configurations, spread over the freeze depths; the time of the others is extrapolated (the epochs
 they ran on our side, times the seconds of an epoch at their depth), and the table says so.
+
+The module is long because both sides, their commands and the comparison are one experiment.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Configurations are drawn at random, one by one, and each is trained in full, as 
 would be: by the project's own `Trainer`, from cached features, its head beginning as the linear
 probe. Kept of every epoch is the result for each image of a pool that was not trained on. So every
 split of the pool into validation and test images can be looked up afterwards.
+
+The module is long because building, saving and looking up a table share its layout.
 """
 
 from __future__ import annotations

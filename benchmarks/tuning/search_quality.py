@@ -11,6 +11,8 @@ searches see, and test images, which they do not. Four trials run in parallel.
 Quoted is the regret: the best accuracy in the table less that of the best trial so far, in
 percentage points, for what the search maximises and for the test images. Differences are paired by
 seed; intervals are 95% bootstrap intervals of the mean over seeds.
+
+The module is long because its four searches and their comparison are one experiment.
 """
 
 from __future__ import annotations
