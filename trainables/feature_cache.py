@@ -3,8 +3,10 @@
 View 0 holds the images without augmentation, view v of V holds them augmented at the magnitude
 `view_magnitude(v, V)`. A training draws one view per image and epoch, with the probabilities of
 `view_probabilities`: like those of trainings that augment each image again, U(0, augment), the
-magnitudes have the mean augment / 2, and none is 0. So one cache per backbone serves every trial,
-and the frozen stages run once for all of them.
+magnitudes have the mean augment / 2, within 0.004 from augment 0.05 on, and none is 0. With fewer
+than 49 views a strength below 1/49 acts as 1/49; with two views the mean holds, but view 0 is drawn
+with probability 1 - augment / 2. So one cache per backbone serves every trial, and the frozen
+stages run once for all of them.
 
 Features are bfloat16. NumPy and Ray's object store do not know that type, so blocks are stored as
 int16 of the same bits, and `as_features` reinterprets them.

@@ -2,7 +2,8 @@
 
 One temperature divides all logits before the softmax (Guo et al., arXiv 1706.04599). It is fitted
 on out-of-fold logits: each image's come from the one member that never saw it. A model has it only
-where it clearly lowers the log loss of images that it was not fitted on.
+where it clearly lowers the log loss of images that it was not fitted on. It calibrates single
+members: their mean, the ensemble, is less confident, and may be underconfident with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scipy.special import log_softmax, softmax
 from search.runs.summary import Calibration, CalibrationChange, CalibrationScores, ReliabilityBin
 
 N_BINS = 10  # of confidence
-_MIN_IMAGES = 30
+MIN_IMAGES = 30
 """Fewer have no standard error to speak of, and are not scaled."""
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 
@@ -50,6 +51,7 @@ class TemperatureScaling:
         change: Calibration at temperature 1 and, cross-fitted, at a temperature that was fitted on
             the other folds.
         log_loss_gain_se: Standard error of the difference of the two log losses, paired by image.
+            Near-duplicates count as separate images here, so it is too small where there are many.
     """
 
     fitted_temperature: float
@@ -60,7 +62,7 @@ class TemperatureScaling:
     def applied(self) -> bool:
         """Whether the log loss falls by more than one standard error."""
         gain = self.change.before.log_loss - self.change.after.log_loss
-        return self.change.n >= _MIN_IMAGES and gain > self.log_loss_gain_se
+        return self.change.n >= MIN_IMAGES and gain > self.log_loss_gain_se
 
     @property
     def temperature(self) -> float:

@@ -44,10 +44,10 @@ def choose_candidate(candidates: Sequence[Candidate], groups: np.ndarray | None 
     """Return the index of the candidate with the most correct images.
 
     Equals are ranked by log loss, then the one without the centre crop comes first, then the
-    cheaper.
+    earlier in order.
 
     Args:
-        candidates: At least one, the cheapest first; scores of the same images.
+        candidates: At least one, the preferred first; scores of the same images.
         groups: int64 [n]; images of equal numbers are near-duplicates. None: there are none.
     """
     sums = _sum_by_group(candidates, groups)

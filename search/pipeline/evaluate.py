@@ -129,7 +129,7 @@ def _predict_test(
     earlier = _earlier_evaluations(folder, saved)
     if saved is not None and saved.are_of(model, of_baseline):
         folder.write_summary(replace(folder.summary, evaluation=earlier))
-        progress.say("the test set is not opened again: the model is unchanged")
+        progress.say("the test set is not evaluated again: the model is unchanged")
         return saved
     models = earlier.models if model in earlier.models else [*earlier.models, model]
     evaluations = Evaluations(times=earlier.times + 1, models=models)

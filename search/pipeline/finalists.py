@@ -47,7 +47,7 @@ class Finalist:
 
     @property
     def cost(self) -> tuple[int, int]:
-        """Sort key, the cheapest first: trainable stages, the probe before trials, the number."""
+        """Sort key: trainable stages of any backbone, the probe before trials, the number."""
         n_trainable = N_STAGES - self.retrain_config.config.freeze_depth
         return n_trainable, -1 if self.trial is None else self.trial
 

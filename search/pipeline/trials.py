@@ -81,7 +81,7 @@ def run_search(
             folder.summary,
             gpu_fraction=gpu_fraction,
             # The model of an earlier session is not that of this one. `evaluation`, how often the
-            # test set was opened, stays, and so do `samples`, the test images that were saved.
+            # test set was evaluated, stays, and so do `samples`, the test images that were saved.
             kfold=None,
             label_issues=None,
             calibration=None,

@@ -56,14 +56,21 @@ def chart_model(record: Record) -> Iterator[Chart]:
             f"{name}: {percent(accuracy)}, 95% CI {interval(ci95)}"
             for name, (accuracy, ci95) in evaluated.items()
         ]
+        is_probe = best.trial is None
+        name = "linear probe, cross-validated" if is_probe else "best validation"
         yield Chart(
             "accuracy",
-            draw_accuracies(best.val_accuracy, folds, evaluated),
-            f"Best validation accuracy {percent(best.val_accuracy)}, {len(folds)}-fold"
+            draw_accuracies(best.val_accuracy, folds, evaluated, name),
+            f"{'Linear probe, cross-validated' if is_probe else 'Best validation accuracy'}"
+            f" {percent(best.val_accuracy)}, {len(folds)}-fold"
             f" cross-validation, mean of the folds {percent(statistics.mean(folds))}. "
             + ". ".join(intervals),
-            "The best validation accuracy is optimistic: the search selected by it. Each point of"
-            " the cross-validation is a fold. Bars are 95% confidence intervals.",
+            (
+                ""
+                if is_probe
+                else "The best validation accuracy is optimistic: the search selected by it. "
+            )
+            + "Each point of the cross-validation is a fold. Bars are 95% confidence intervals.",
         )
 
 
@@ -181,6 +188,7 @@ def draw_accuracies(
     val_accuracy: float,
     folds: Sequence[float],
     evaluated: Mapping[str, tuple[float, tuple[float, float]]],
+    val_name: str = "best validation",
 ) -> Figure:
     """Draw the accuracies of the final model, with 95% confidence intervals.
 
@@ -188,8 +196,9 @@ def draw_accuracies(
         val_accuracy: Its best validation accuracy.
         folds: The accuracy of each fold.
         evaluated: By test set, the accuracy with its 95% confidence interval.
+        val_name: What `val_accuracy` is called.
     """
-    rows = ["best validation", f"{len(folds)}-fold CV", *evaluated]
+    rows = [val_name, f"{len(folds)}-fold CV", *evaluated]
     figure, axes = create_axes("Accuracy, 95% confidence intervals", "accuracy", "")
     axes.plot([val_accuracy], [0], "D", color=MUTED, markersize=7)
     axes.plot(folds, [1] * len(folds), "o", color=ACCENT, alpha=0.55, markersize=7)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.console.formatting import count, describe, duration, interval, percent
+from search.evaluation.calibration import MIN_IMAGES
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.mcnemar import POWER
 from search.runs.summary import BestModel, Evaluations, Interval, RunSummary, Scores
@@ -81,12 +82,15 @@ def describe_calibration(summary: RunSummary) -> str | None:
             f" {_change(test.before.log_loss, test.after.log_loss, '.3f')}, the ECE"
             f" {_change(test.before.ece, test.after.ece, '.2%')}"
         )
-    return (
-        f"no temperature scaling: by {calibration.fitted_temperature:.2f} the out-of-fold log loss"
-        f" {_change(out_of_fold.before.log_loss, out_of_fold.after.log_loss, '.4f')},"
-        f" standard error {calibration.log_loss_gain_se:.4f}; on the test set the ECE is"
-        f" {test.before.ece:.2%}"
-    )
+    if out_of_fold.n < MIN_IMAGES:
+        reason = f"fewer than {MIN_IMAGES} images to fit it on"
+    else:
+        reason = (
+            "cross-fitted, it does not clearly help: the out-of-fold log loss"
+            f" {_change(out_of_fold.before.log_loss, out_of_fold.after.log_loss, '.4f')},"
+            f" standard error {calibration.log_loss_gain_se:.4f}"
+        )
+    return f"no temperature scaling: {reason}; on the test set the ECE is {test.before.ece:.2%}"
 
 
 def _change(before: float, after: float, style: str) -> str:
@@ -153,7 +157,8 @@ def _accuracies(summary: RunSummary) -> Table:
         "" if summary.data is None else str(summary.data.train + summary.data.val),
     )
     table.add_row(
-        "best validation accuracy",
+        # A probe's is of the training images.
+        "best validation accuracy" if best.trial is not None else "linear probe, cross-validated",
         percent(best.val_accuracy, 2),
         "",
         _n_validated(summary, best),
@@ -163,7 +168,7 @@ def _accuracies(summary: RunSummary) -> Table:
 
 
 def _n_validated(summary: RunSummary, best: BestModel) -> str:
-    """Return the images of the best validation accuracy; a probe's is cross-validated."""
+    """Return the number of images that the best model's accuracy in the search is of."""
     if summary.data is None:
         return ""
     return str(summary.data.train if best.trial is None else summary.data.val)
@@ -203,7 +208,7 @@ def _facts(summary: RunSummary, path: Path) -> Iterator[tuple[str, str]]:
     if center_crop is not None:
         yield (
             "centre crop",
-            f"{'two views' if center_crop.enabled else 'one view'}; cross-validation accuracy with"
+            f"{'two views' if center_crop.enabled else 'one view'}; mean of the folds with"
             f" two views {percent(center_crop.accuracy_mean, 2)}, one view"
             f" {percent(center_crop.accuracy_mean_baseline, 2)};"
             f" log loss {center_crop.log_loss:.3f}, {center_crop.log_loss_baseline:.3f}",

@@ -15,7 +15,7 @@ from typing import Any
 from search.runs.storage import SharedFiles
 from search.runs.validation import FolderError, validate
 
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 """Version of the run folder's files; a folder of another version is not read."""
 
 _PACKAGES = ("ray", "torch", "torchvision", "optuna", "scikit-learn", "numpy", "pandas", "pillow")

@@ -124,7 +124,8 @@ class BestModel:
         trial: Its number; None for a linear probe.
         name: Its display name.
         config: Its `TrialConfig`.
-        val_accuracy: Its best validation accuracy.
+        val_accuracy: Its best validation accuracy; of a linear probe, the accuracy
+            cross-validated on the training images.
         epoch: The epoch that reached it.
     """
 
@@ -171,9 +172,10 @@ class KFoldScores:
         folds: Number of folds.
         accuracy_mean: Of the folds, weighted by their images; optimistic, as the finalist was
             chosen by it.
-        accuracy_corrected: The same without that optimism (BBC-CV, Tsamardinos et al. 2018).
-        optimism: Its best validation accuracy minus its cross-validation accuracy, both without
-            the centre crop.
+        accuracy_corrected: The same without that optimism (BBC-CV, Tsamardinos et al. 2018). What
+            the search chose by the validation images, which are among these, is not corrected.
+        optimism: Its best validation accuracy minus the mean of the folds, both without the centre
+            crop. Of a linear probe it is no such optimism: both are cross-validated.
         center_crop: None where no centre-crop branch was tried.
     """
 
@@ -352,9 +354,11 @@ class Comparison:
         p_value: Two-sided mid-p-value of the McNemar test (1947).
         verdict: What that means, in words.
         expected_discordance: The fraction of training and validation images that only the model or
-            only the baseline predicts correctly out of fold; None where it is unknown.
+            only the baseline predicts correctly out of fold, by single members; ensembles likely
+            disagree on fewer. None where it is unknown.
         detectable_difference: The smallest true difference that as many test images show with a
-            probability of 80%, given that fraction; None where they show none, or it is unknown.
+            probability of 80%, given that fraction, so likely too large; None where they show none,
+            or it is unknown.
     """
 
     n: int

@@ -252,10 +252,10 @@ def test_resume_with_a_space_that_was_changed(
 def test_resume_of_an_older_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = begun(tmp_path)
     environment = run / "environment.json"
-    environment.write_text(environment.read_text().replace('"format": 2', '"format": 1'))
+    environment.write_text(environment.read_text().replace('"format": 3', '"format": 2'))
     shown = refused(capsys, "--resume", run)
     assert shown == (
-        f"error: {run} is a run of format 1, and this version reads format 2: use the version that"
+        f"error: {run} is a run of format 2, and this version reads format 3: use the version that"
         " wrote it, or begin a new run\n"
     )
 
@@ -457,7 +457,7 @@ def test_same_seed_same_numbers(space_file: Path, images: Path, tmp_path: Path) 
     before = RunFolder.open(run).summary
     predictions = (run / "test_predictions.csv").read_text()
     done = run_command("--resume", run)
-    assert done.stdout.count("the test set is not opened again: the model is unchanged") == 1
+    assert done.stdout.count("the test set is not evaluated again: the model is unchanged") == 1
     after = RunFolder.open(run).summary
     assert before.evaluation is not None
     assert before.evaluation.times == 1
@@ -489,7 +489,7 @@ def test_finished_run_is_extended(space_file: Path, tmp_path: Path) -> None:
     more = run_command("--resume", run, "--trials", "3")
     assert more.returncode == 0, more.stderr
     model = model_digest(load_model(run / "model.pt"))
-    assert ("is not opened again" in more.stdout) == (model in models)
+    assert ("is not evaluated again" in more.stdout) == (model in models)
     assert ("evaluated 2 times, by 2 models" in more.stdout) == (model not in models)
     models += [model] if model not in models else []
     assert RunFolder.open(run).summary.evaluation == Evaluations(times=len(models), models=models)

@@ -1,6 +1,8 @@
 """Retrain a configuration by stratified k-fold cross-validation, one Ray task per fold.
 
-Epochs and learning rates are those of the search: the images that a fold leaves out choose neither.
+Folds are of the training and the validation images. The validation images have chosen the trial,
+its best epoch and a plateau's learning rates, and folds leave them out, too, so that the accuracy
+of the folds is a little optimistic: see `search.runs.summary.KFoldScores`.
 """
 
 from __future__ import annotations

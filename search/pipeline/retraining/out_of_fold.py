@@ -109,7 +109,9 @@ def expected_discordance(
 ) -> float:
     """Return the fraction of images that only one of two finalists predicts correctly out of fold.
 
-    Half an image is added to the count: where it is 0, other images may still be discordant.
+    Half an image is added to the count: where it is 0, other images may still be discordant. Each
+    image is predicted by a single member; ensembles, which are compared on the test set, likely
+    disagree on fewer, so a power computed from this is pessimistic.
 
     Args:
         first: Folds of one finalist.

@@ -142,7 +142,7 @@ def retrain_finalists(
         results.append(result)
         with_crop = ", with centre crop" if result.enabled_center_crop is not None else ""
         progress.say(
-            f"{finalist.name}: {n_folds}-fold cross-validation accuracy"
+            f"{finalist.name}: {n_folds}-fold cross-validation, mean of the folds"
             f" {percent(result.mean, 2)} ± {percent(result.std, 2)}{with_crop}"
         )
     groups = None if context.groups is None else context.groups[prepared.rows("train", "val")]
@@ -177,7 +177,7 @@ def choose_winner(
 ) -> CrossValidation:
     """Return the finalist with the most correct images out of fold.
 
-    Equals go to the lower calibrated log loss, then to the cheaper: without the centre crop, with
+    Equals go to the lower calibrated log loss, then to the one without the centre crop, with
     fewer trainable stages, the linear probe, the lower trial number.
 
     Args:

@@ -228,7 +228,7 @@ def test_an_unchanged_model_does_not_open_the_test_set_again(tmp_path, saved):
     assert (tmp_path / "test_predictions.csv").read_bytes() == table
     assert saved == {}, "the images that the report shows are those of this model"
     said = (tmp_path / "said").read_text()
-    assert said.count("the test set is not opened again: the model is unchanged") == 1
+    assert said.count("the test set is not evaluated again: the model is unchanged") == 1
 
 
 def test_every_other_model_that_predicts_the_test_set_counts(tmp_path, saved):

@@ -181,6 +181,18 @@ def test_the_optimism_of_the_search_is_shown(finished: Path) -> None:
     assert "That is large: the search has overfitted its validation images." in page.words
 
 
+def test_a_linear_probe_has_no_optimism(run: Path) -> None:
+    summary = RunFolder.open(run).summary
+    assert summary.best is not None
+    set_sections(run, best=replace(summary.best, trial=None, name="linear probe of cnn"))
+    words = written(run).words
+    assert (
+        "Linear probe, cross-validated on the training images 99.00%, mean accuracy of the 3 folds"
+        " 95.00% ± 1.00%. Cross-validation accuracy" in words
+    )
+    assert "optimism (selection bias)" not in words
+
+
 def test_top_losses_come_most_confident_first(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert re.search(r"test/7\.jpg .* test/3\.jpg", page.words)
@@ -456,7 +468,9 @@ def test_the_model_is_compared_with_the_baseline(run: Path) -> None:
     model, baseline = np.repeat([0, 1], [38, 2]), np.repeat([0, 1], [30, 10])
     set_sections(run, comparison=compare_models(labels, model, baseline, 0.3))
     words = written(run).words
-    assert "from out-of-fold predictions: 40 test images show a true difference of" in words
+    assert "Computed, from out-of-fold predictions: 40 test images show a true difference" in words
+    set_sections(run, evaluation=Evaluations(times=1, models=["a"]))
+    assert "Known before the test set was evaluated, from out-of-fold" in written(run).words
     assert "has a test accuracy of 75.0%, the model 95.0%." in words
     assert "Only the model is correct on 8 images, only the baseline on 0." in words
     assert "Better beyond chance: the search gained something." in words
@@ -489,7 +503,9 @@ def test_calibration_is_shown_before_and_after(run: Path) -> None:
     unscaled = replace(calibration, temperature=1.0, applied=False)
     set_sections(run, calibration=replace(unscaled, test=replace(change, after=before)))
     words = written(run).words
-    assert "No temperature scaling: by 1.70 the out-of-fold log loss falls from 0.3000" in words
+    assert (
+        "No temperature scaling: cross-fitted, it does not clearly help: the out-of-fold" in words
+    )
     assert "test set 40 5.00% 5.00% 0.3000 0.3000" in words
 
 

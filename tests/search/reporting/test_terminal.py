@@ -128,7 +128,10 @@ def test_accuracies_facts_files_and_the_next_steps() -> None:
 
 def test_a_linear_probe_has_no_parameters() -> None:
     probe = best(trial=None, name="linear probe of cnn")
-    assert "best model linear probe of cnn" in shown(Path("run"), best=probe)
+    lines = shown(Path("run"), best=probe)
+    assert "best model linear probe of cnn" in lines
+    assert "linear probe, cross-validated 99.12%" in lines
+    assert not any("best validation accuracy" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -215,9 +218,16 @@ def test_what_temperature_scaling_does_follows_from_the_figures(
 def test_scaling_that_is_not_applied_claims_nothing() -> None:
     unscaled = replace(CALIBRATION, applied=False, temperature=1.0, test=CALIBRATION.out_of_fold)
     assert (
-        "calibration no temperature scaling: by 1.50 the out-of-fold log loss falls from 0.2000 to"
-        " 0.1990, standard error 0.0040; on the test set the ECE is 5.00%"
+        "calibration no temperature scaling: cross-fitted, it does not clearly help: the"
+        " out-of-fold log loss falls from 0.2000 to 0.1990, standard error 0.0040; on the test set"
+        " the ECE is 5.00%"
     ) in shown(Path("run"), 200, calibration=unscaled)
+    assert CALIBRATION.out_of_fold is not None
+    few = replace(unscaled, out_of_fold=replace(CALIBRATION.out_of_fold, n=29))
+    assert (
+        "calibration no temperature scaling: fewer than 30 images to fit it on; on the test set the"
+        " ECE is 5.00%"
+    ) in shown(Path("run"), 200, calibration=few)
 
 
 @pytest.mark.parametrize(("enabled", "views"), [(True, "two views"), (False, "one view")])
@@ -231,7 +241,7 @@ def test_the_centre_crop(enabled: bool, views: str) -> None:
         accuracy_mean_baseline=0.98,
     )
     assert (
-        f"centre crop {views}; cross-validation accuracy with two views 99.00%, one view 98.00%;"
+        f"centre crop {views}; mean of the folds with two views 99.00%, one view 98.00%;"
         " log loss 0.040, 0.050" in shown(Path("run"), width=200, kfold=kfold(center_crop))
     )
 
