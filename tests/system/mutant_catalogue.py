@@ -294,6 +294,40 @@ _FIGURES = (
         ),
     ),
     Mutant(
+        "accuracy-not-corrected-for-the-choice",
+        "search/pipeline/retraining/retrain.py",
+        "corrected_accuracy(candidates, groups)",
+        "corrected_accuracy([winner.candidate], groups)",
+        (
+            f"{_RETRAINING}/test_retrain.py::"
+            "test_the_accuracy_is_corrected_for_the_choice_among_all_finalists",
+        ),
+    ),
+    Mutant(
+        "accuracy-corrected-without-near-duplicates",
+        "search/pipeline/retraining/retrain.py",
+        'context.groups[prepared.rows("train", "val")]',
+        "None",
+        (
+            f"{_RETRAINING}/test_retrain.py::"
+            "test_the_accuracy_is_corrected_for_the_choice_among_all_finalists",
+        ),
+    ),
+    Mutant(
+        "correction-counts-groups-as-images",
+        "search/evaluation/selection.py",
+        "(left_out @ sums.sizes).sum()",
+        "left_out.sum()",
+        (f"{_EVALUATION}/test_selection.py::test_near_duplicates_are_drawn_together",),
+    ),
+    Mutant(
+        "accuracy-counts-groups-as-images",
+        "search/evaluation/selection.py",
+        "n_correct_of_winner.sum() / sums.sizes.sum()",
+        "(n_correct_of_winner / sums.sizes).mean()",
+        (f"{_EVALUATION}/test_selection.py::test_each_near_duplicate_is_an_image_of_the_accuracy",),
+    ),
+    Mutant(
         "equals-go-to-the-higher-log-loss",
         "search/evaluation/selection.py",
         "np.lexsort((kept, log_loss, -n_correct), axis=1)",
@@ -422,6 +456,16 @@ _RESUMING = (
         "times=earlier.times + 1",
         "times=len(models)",
         (f"{_PIPELINE}/test_evaluate.py::test_an_evaluation_that_is_cut_short_counts",),
+    ),
+    Mutant(
+        "report-shows-images-of-the-model-before",
+        "search/pipeline/evaluate.py",
+        "evaluation=evaluations, samples=None)",
+        "evaluation=evaluations)",
+        (
+            f"{_PIPELINE}/test_evaluate.py::"
+            "test_every_other_model_that_predicts_the_test_set_counts",
+        ),
     ),
     Mutant(
         "digest-of-a-model-leaves-its-members-out",

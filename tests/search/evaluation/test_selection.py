@@ -105,21 +105,33 @@ def test_the_best_of_equals_is_optimistic_and_its_corrected_accuracy_is_not() ->
 
 
 def test_near_duplicates_are_drawn_together() -> None:
-    """Six copies of each of 30 images are as optimistic as 30 images, not as 180."""
+    """Six copies of each of 30 images are as optimistic as 30 images, and not as 180."""
     rng = np.random.default_rng(0)
     lost = {"grouped": 0.0, "single": 0.0}
     groups = np.repeat(np.arange(30), 6)
     for seed in range(20):
+        single = noise(30, 4, rng)
         copied = [
             Candidate(
                 ImageScores(one.without_crop.correct[groups], one.without_crop.log_losses[groups])
             )
-            for one in noise(30, 4, rng)
+            for one in single
         ]
+        of_30 = corrected_accuracy(single, n_bootstraps=100, seed=seed)
+        of_groups = corrected_accuracy(copied, groups, n_bootstraps=100, seed=seed)
+        assert of_groups == pytest.approx(of_30)
         best = copied[choose_candidate(copied)].without_crop.correct.mean()
         for name, numbers in (("grouped", groups), ("single", None)):
             lost[name] += best - corrected_accuracy(copied, numbers, n_bootstraps=100, seed=seed)
     assert lost["grouped"] > 2 * lost["single"] > 0
+
+
+def test_each_near_duplicate_is_an_image_of_the_accuracy() -> None:
+    """A group is drawn as one, and its images count as many: 40 of 50, not one group of two."""
+    correct = np.arange(50) < 40
+    groups = np.where(correct, 0, np.arange(50))
+    candidate = Candidate(ImageScores(correct, np.ones(50)))
+    assert corrected_accuracy([candidate], groups) == pytest.approx(0.8)
 
 
 def test_a_choice_that_no_sample_changes_costs_nothing() -> None:

@@ -234,10 +234,11 @@ def test_an_unchanged_model_does_not_open_the_test_set_again(tmp_path, saved):
 def test_every_other_model_that_predicts_the_test_set_counts(tmp_path, saved):
     folder = evaluated(tmp_path)
     folder.write_summary(replace(folder.summary, samples={"data": SAMPLES}))
+    saved.clear()
     resumed(tmp_path, folder, model=Constant("other"))
     assert folder.summary.evaluation == Evaluations(times=2, models=["oracle", "other"])
     assert folder.summary.test.accuracy == pytest.approx(1 / 3)
-    assert saved["data"]
+    assert saved["data"], "the report shows no images of the model before"
     resumed(tmp_path, folder)
     assert folder.summary.evaluation == Evaluations(times=3, models=["oracle", "other"])
     assert "the test set was evaluated 3 times, by 2 models" in (tmp_path / "said").read_text()

@@ -11,12 +11,12 @@ import pytest
 
 from search.console.progress import Progress
 from search.evaluation.calibration import fit_temperature
-from search.evaluation.selection import Candidate
+from search.evaluation.selection import Candidate, corrected_accuracy
 from search.pipeline.finalists import Finalist
 from search.pipeline.retraining import retrain
 from search.pipeline.retraining.kfold import Fold, RetrainConfig
 from search.pipeline.retraining.out_of_fold import score_images
-from search.pipeline.retraining.retrain import CrossValidation, choose_winner
+from search.pipeline.retraining.retrain import CrossValidation, Retrained, choose_winner
 from search.runs.run_folder import RunFolder
 from spaces.base import Space, TrialConfig
 from spaces.sources import digits
@@ -27,11 +27,16 @@ LABELS = np.arange(60) % N_CLASSES
 
 
 def validated(
-    trial: int | None, wrong: int, margin: float = 3.0, freeze_depth: int = 5
+    trial: int | None,
+    wrong: int,
+    margin: float = 3.0,
+    freeze_depth: int = 5,
+    wrong_class: int = 0,
 ) -> CrossValidation:
-    """Return a finalist whose first `wrong` images are predicted as another class."""
-    predicted = np.where(LABELS == 0, 1, LABELS)
-    predicted = np.where(np.cumsum(LABELS == 0) <= wrong, predicted, LABELS)
+    """Return a finalist whose first `wrong` images of a class are predicted as the next class."""
+    of_class = np.equal(LABELS, wrong_class)
+    is_wrong = of_class & (np.cumsum(of_class) <= wrong)
+    predicted = np.where(is_wrong, (LABELS + 1) % N_CLASSES, LABELS)
     logits = (margin * np.eye(N_CLASSES)[predicted]).astype(np.float32)
     folds = [
         Fold(
@@ -91,18 +96,16 @@ def test_the_log_loss_of_a_tie_is_calibrated() -> None:
     assert fit_temperature(logits, LABELS) > 2
 
 
-@pytest.mark.parametrize(("baseline_wrong", "is_compared"), [(6, True), (1, False), (None, False)])
-def test_what_the_test_images_can_show_is_said_before_they_are_opened(
-    baseline_wrong: int | None,
-    is_compared: bool,
-    tmp_path: Path,
+def retrain_known(
+    results: dict[int, CrossValidation],
+    folder: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Nothing is trained here: the folds and their predictions are known."""
-    results = {7: validated(7, wrong=2)}
-    if baseline_wrong is not None:
-        results[0] = validated(0, wrong=baseline_wrong)
+    groups: np.ndarray | None = None,
+) -> Retrained:
+    """Run the stage without training: the folds of each trial and their predictions are known.
+
+    198 test images follow the ones of the folds.
+    """
     monkeypatch.setattr(retrain, "_retrain", lambda *given: results[given[2].trial].members)
     monkeypatch.setattr(retrain, "_as_ensemble", lambda *_: SimpleNamespace(save=lambda _: None))
     monkeypatch.setattr(retrain, "write_out_of_fold", lambda *_: None)
@@ -115,15 +118,48 @@ def test_what_the_test_images_can_show_is_said_before_they_are_opened(
         ("ant", "bee", "cow"),
         ["train"] * len(LABELS) + ["test"] * 198,
     )
-    retrained = retrain.retrain_finalists(
+    if groups is not None:
+        test_groups = groups.max() + 1 + np.arange(198)
+        prepared = replace(prepared, groups=np.concatenate([groups, test_groups]))
+    return retrain.retrain_finalists(
         prepared,
         prepared.training_context({}, None),  # type: ignore[arg-type]
         [result.finalist for result in results.values()],
         False,
         {"tinynet": 0.0},
-        RunFolder(tmp_path),
+        folder,
         Progress(),
     )
+
+
+def test_the_accuracy_is_corrected_for_the_choice_among_all_finalists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each two images of a class are near-duplicates; a sample has both or none."""
+    results = {trial: validated(trial, 6, wrong_class=trial) for trial in (0, 1)}
+    groups, folder = np.arange(60) // 6 * N_CLASSES + LABELS, RunFolder(tmp_path)
+    retrain_known(results, folder, monkeypatch, groups)
+    kfold = folder.summary.kfold
+    assert kfold is not None
+    assert kfold.accuracy_mean == 0.9
+    candidates = [result.candidate for result in results.values()]
+    corrected = corrected_accuracy(candidates, groups)
+    assert kfold.accuracy_corrected == corrected
+    assert corrected not in (0.9, corrected_accuracy(candidates)), "it would show nothing"
+
+
+@pytest.mark.parametrize(("baseline_wrong", "is_compared"), [(6, True), (1, False), (None, False)])
+def test_what_the_test_images_can_show_is_said_before_they_are_opened(
+    baseline_wrong: int | None,
+    is_compared: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = {7: validated(7, wrong=2)}
+    if baseline_wrong is not None:
+        results[0] = validated(0, wrong=baseline_wrong)
+    retrained = retrain_known(results, RunFolder(tmp_path), monkeypatch)
     said = "198 test images show a true difference of" in " ".join(capsys.readouterr().out.split())
     assert (retrained.baseline is not None) == said == is_compared
     expected = pytest.approx(4.5 / 61) if is_compared else None
