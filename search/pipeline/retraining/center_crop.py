@@ -8,8 +8,11 @@ views of each image.
 
 from __future__ import annotations
 
+import logging
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import ray
@@ -23,6 +26,7 @@ from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.kfold import Fold, mean_accuracy, out_of_fold
 from search.pipeline.retraining.out_of_fold import score_images
 from search.runs.summary import CenterCropScores
+from trainables.atomic_write import write_atomically
 from trainables.compute import configure_cpu, mixed_precision
 from trainables.images import crop_and_normalise
 from trainables.models.center_crop import enlarge_center
@@ -34,6 +38,8 @@ from trainables.worker import (
     folded_backbone,
     training_device,
 )
+
+_log = logging.getLogger(__name__)
 
 _BLOCK_SIZE = 256
 """Images per task."""
@@ -82,7 +88,11 @@ class CenterCropProbes:
     """Fits linear probes of enlarged image centres, once for each backbone."""
 
     def __init__(
-        self, prepared: PreparedData, context: TrainingContext, gpu_fraction: Mapping[str, float]
+        self,
+        prepared: PreparedData,
+        context: TrainingContext,
+        gpu_fraction: Mapping[str, float],
+        folder: Path,
     ) -> None:
         """Fit nothing yet.
 
@@ -90,7 +100,10 @@ class CenterCropProbes:
             prepared: The images.
             context: What all trainings have in common.
             gpu_fraction: By backbone, the fraction of a GPU that a training takes.
+            folder: Has the probes of earlier sessions. Fitted again, on another machine, they would
+                differ in the last digits, and the model would count as another one.
         """
+        self._folder = folder
         self._space = prepared.space
         self._context = context
         self._gpu_fraction = gpu_fraction
@@ -104,7 +117,12 @@ class CenterCropProbes:
     def evaluate(self, backbone: str, folds: Sequence[Fold]) -> CenterCropResult:
         """Add the branch's logits to the out-of-fold logits of a finalist's folds."""
         if backbone not in self._probes:
-            self._probes[backbone] = self._fit(backbone, [fold.rows for fold in folds])
+            fold_rows = [fold.rows for fold in folds]
+            probes = self._load(backbone, fold_rows)
+            if probes is None:
+                probes = self._fit(backbone, fold_rows)
+                self._save(backbone, fold_rows, probes)
+            self._probes[backbone] = probes
         labels, probes = self._context.labels, self._probes[backbone]
         rows, logits = out_of_fold(folds)
         _, crop_logits = out_of_fold(
@@ -134,6 +152,40 @@ class CenterCropProbes:
         """Return the branch's weights: see `Ensemble.center_crop_weights`."""
         network = clone_backbone(self._context, backbone, 5, torch.device("cpu"))
         return weights_from_stage(network, freeze_depth) | heads
+
+    def _path(self, backbone: str) -> Path:
+        return self._folder / f"center-crop-{backbone}.pt"
+
+    def _save(
+        self,
+        backbone: str,
+        fold_rows: Sequence[np.ndarray],
+        probes: Sequence[tuple[Weights, np.ndarray]],
+    ) -> None:
+        content = [
+            {"rows": torch.tensor(rows), "head": head, "logits": torch.tensor(logits)}
+            for rows, (head, logits) in zip(fold_rows, probes, strict=True)
+        ]
+        # To a path, torch would not say that the disk is full.
+        with write_atomically(self._path(backbone)) as partial, partial.open("wb") as file:
+            torch.save(content, file)
+
+    def _load(
+        self, backbone: str, fold_rows: Sequence[np.ndarray]
+    ) -> list[tuple[Weights, np.ndarray]] | None:
+        """Return the probes of an earlier session; None without any of the same folds."""
+        path = self._path(backbone)
+        try:
+            saved = torch.load(path, weights_only=True)
+            rows = [one["rows"].numpy() for one in saved]
+            probes = [(one["head"], one["logits"].numpy()) for one in saved]
+        except FileNotFoundError:
+            return None
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+            _log.warning("%s is damaged, and its probes are fitted again: %s", path, error)
+            return None
+        is_same = len(rows) == len(fold_rows) and all(map(np.array_equal, rows, fold_rows))
+        return probes if is_same else None
 
     def _fit(
         self, backbone: str, fold_rows: Sequence[np.ndarray]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -37,6 +38,9 @@ from trainables.models.ood import OODScorer
 from trainables.worker import TrainingContext
 
 _log = logging.getLogger(__name__)
+
+_FOLD_STATE = Path("folds") / "state"
+"""What a resumed run reuses, in the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,8 @@ def retrain_finalists(
     """
     n_folds = prepared.space.folds
     progress.begin("cross_validation", n_folds * len(finalists), "folds")
-    probes, labels = CenterCropProbes(prepared, context, gpu_fraction), context.labels
+    probes = CenterCropProbes(prepared, context, gpu_fraction, folder.path / _FOLD_STATE)
+    labels = context.labels
     results = []
     for place, finalist in enumerate(finalists):
         backbone = finalist.retrain_config.config.backbone
@@ -204,7 +209,7 @@ def _retrain(
 ) -> list[Fold]:
     """Train the folds of a finalist that an earlier session did not."""
     n_folds, retrain_config = prepared.space.folds, finalist.retrain_config
-    store = FoldStore(folder.path / "folds" / "state", finalist.name, retrain_config)
+    store = FoldStore(folder.path / _FOLD_STATE, finalist.name, retrain_config)
     before = store.load(n_folds)
     n_done = n_finalists_before * n_folds + len(before)
     progress.advance(n_done)

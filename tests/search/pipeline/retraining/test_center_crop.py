@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,8 @@ def context_of(prepared: PreparedData) -> TrainingContext:
     return prepared.training_context({"tinynet": {}}, None)
 
 
-def probes_of(prepared: PreparedData) -> CenterCropProbes:
-    return CenterCropProbes(prepared, context_of(prepared), GPU_FRACTION)
+def probes_of(prepared: PreparedData, path: Path) -> CenterCropProbes:
+    return CenterCropProbes(prepared, context_of(prepared), GPU_FRACTION, path)
 
 
 def folds_of(prepared: PreparedData, margin: float, wrong: int) -> list[Fold]:
@@ -108,10 +109,10 @@ def finalist(val_accuracy: float) -> Finalist:
 
 
 def test_centres_that_show_the_class_help_a_model_that_does_not_see_it(
-    prepared: PreparedData,
+    prepared: PreparedData, tmp_path: Path
 ) -> None:
     folds = folds_of(prepared, margin=1.0, wrong=4)
-    result = probes_of(prepared).evaluate("tinynet", folds)
+    result = probes_of(prepared, tmp_path).evaluate("tinynet", folds)
     assert result.enabled
     validated = CrossValidation(finalist(0.9), folds, result.candidate, result)
     without = float(np.mean([fold.accuracy for fold in folds]))
@@ -143,12 +144,48 @@ def test_centres_that_show_the_class_help_a_model_that_does_not_see_it(
     np.testing.assert_allclose(logits, of_members + scale * of_crops, atol=0.3)  # bfloat16
 
 
-def test_centres_that_are_all_alike_do_not_help(prepared: PreparedData) -> None:
+def test_heads_of_an_earlier_session_are_not_fitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.zeros((N_IMAGES, CACHE_SIZE, CACHE_SIZE, 3), np.uint8)
+    labels = (np.arange(N_IMAGES) % N_CLASSES).tolist()
+    splits = ["train"] * 70 + ["val"] * 20
+    prepared = prepared_data(space_of(), pixels, labels, CLASSES, splits)
+    context: Any = SimpleNamespace(labels=prepared.images.labels, groups=None, heads={})
+    fits = []
+
+    def fit(self: Any, backbone: str, fold_rows: Any) -> list[Any]:
+        fits.append(backbone)
+        rng = np.random.default_rng(len(fits))
+        head = {"weight": torch.full((N_CLASSES, 2), len(fits)), "bias": torch.zeros(N_CLASSES)}
+        return [(head, rng.normal(size=(len(rows), N_CLASSES))) for rows in fold_rows]
+
+    monkeypatch.setattr(CenterCropProbes, "_fit", fit)
+
+    def evaluate(folds: list[Fold]) -> CenterCropResult:
+        probes = CenterCropProbes(prepared, context, GPU_FRACTION, tmp_path / "state")
+        return probes.evaluate("tinynet", folds)
+
+    folds = folds_of(prepared, margin=1.0, wrong=4)
+    first, again = evaluate(folds), evaluate(folds)
+    assert len(fits) == 1
+    assert torch.equal(again.heads["weight"], first.heads["weight"])
+    for one, other in zip(first.folds, again.folds, strict=True):
+        np.testing.assert_array_equal(one.logits, other.logits)
+    evaluate(folds[::-1])
+    assert len(fits) == 2, "other folds"
+    (file,) = (tmp_path / "state").iterdir()
+    file.write_bytes(b"damaged")
+    evaluate(folds)
+    assert len(fits) == 3
+
+
+def test_centres_that_are_all_alike_do_not_help(prepared: PreparedData, tmp_path: Path) -> None:
     pixels = prepared.images.pixels.copy()
     pixels[:, 4:-4, 4:-4] = 128
     other = prepare(pixels, prepared.images.labels.tolist())
     folds = folds_of(other, margin=6.0, wrong=30)
-    result = probes_of(other).evaluate("tinynet", folds)
+    result = probes_of(other, tmp_path).evaluate("tinynet", folds)
     assert not result.enabled
     validated = CrossValidation(finalist(0.9), folds, result.candidate, result)
     assert validated.folds is folds
@@ -166,13 +203,16 @@ def test_the_gain_must_be_clear_of_its_standard_error() -> None:
     assert not enabled(-0.1)
 
 
-def test_where_there_is_no_centre_crop(prepared: PreparedData) -> None:
-    assert probes_of(prepared).applies_to("tinynet")
-    assert not probes_of(replace(prepared, space=space_of(center_crop=False))).applies_to("tinynet")
-    without_probe = CenterCropProbes(prepared, prepared.training_context({}, None), GPU_FRACTION)
+def test_where_there_is_no_centre_crop(prepared: PreparedData, tmp_path: Path) -> None:
+    assert probes_of(prepared, tmp_path).applies_to("tinynet")
+    without = replace(prepared, space=space_of(center_crop=False))
+    assert not probes_of(without, tmp_path).applies_to("tinynet")
+    without_probe = CenterCropProbes(
+        prepared, prepared.training_context({}, None), GPU_FRACTION, tmp_path
+    )
     assert not without_probe.applies_to("tinynet")
     many = replace(prepared, splits=np.array(["train"] * (MAX_IMAGES + 1)))
-    assert not probes_of(many).applies_to("tinynet")
+    assert not probes_of(many, tmp_path).applies_to("tinynet")
 
 
 def test_the_model_predicts_as_its_folds_did(prepared: PreparedData, tmp_path: Path) -> None:
