@@ -42,8 +42,8 @@ def evaluate(
     """Evaluate the model on the test set and on the external test set.
 
     No model but the final one and its baseline predicts the test set, and these only after
-    everything is chosen. Where a resumed run ends with the model that it ended with before, they
-    predict nothing again: `evaluation.npz` has what they predicted. Writes this file,
+    everything is chosen. Where a resumed run ends with the model that it ended with before, the
+    test set is not evaluated again: `evaluation.npz` has what they predicted. Writes this file,
     `test_predictions.csv`, `external_predictions.csv`, the images that the report shows of both,
     and the summary's sections `evaluation`, `test`, `calibration`, `comparison`, `external` and
     `samples`.

@@ -5,6 +5,7 @@ import numpy as np
 
 from search.reporting.model_figures import (
     chart_evaluation,
+    chart_model,
     draw_accuracies,
     draw_confusion,
     draw_reliability,
@@ -45,6 +46,23 @@ def test_each_source_of_the_accuracy_has_a_row() -> None:
     (axes,) = draw_accuracies(1.0, [0.9, 0.95], {"test set": (0.92, (0.88, 0.95))}).axes
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert rows == ["best validation", "2-fold CV", "test set"]
+
+
+def test_the_accuracy_of_a_probe_is_not_called_validation(tmp_path: Path) -> None:
+    record = read_record(RunFolder.open(make_run(tmp_path / "a")))
+    best = record.summary.best
+    assert best is not None
+    probe = dataclasses.replace(best, trial=None)
+    of_probe = dataclasses.replace(
+        record,
+        summary=dataclasses.replace(record.summary, best=probe),
+        folds={best.trial: [0.9, 0.95], None: [0.9, 0.95]},
+    )
+    *_, chart = chart_model(of_probe)
+    (axes,) = chart.figure.axes
+    assert axes.get_yticklabels()[0].get_text() == "linear probe, cross-validated"
+    assert chart.alt.startswith("Linear probe, cross-validated ")
+    assert "optimistic" not in chart.caption
 
 
 def record_of(folder: Path, confusion: np.ndarray) -> Record:
