@@ -52,7 +52,7 @@ def killed_in_sequence(folder: Path, times: int = 6) -> Outcome:
     whole = Experiment("", folder / "whole", "--max-concurrent", "1")
     whole.finish()
     pieces = Experiment(
-        "SIGKILL, one trial at a time: same rungs", folder / "pieces", "--max-concurrent", "1"
+        "SIGKILL, one trial in parallel: same rungs", folder / "pieces", "--max-concurrent", "1"
     )
     chance = random.Random(1)
 
