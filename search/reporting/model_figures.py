@@ -199,7 +199,7 @@ def draw_accuracies(
         val_name: What `val_accuracy` is called.
     """
     rows = [val_name, f"{len(folds)}-fold CV", *evaluated]
-    figure, axes = create_axes("Accuracy, 95% confidence intervals", "accuracy", "")
+    figure, axes = create_axes("Accuracy, 95% CI", "accuracy", "")
     axes.plot([val_accuracy], [0], "D", color=MUTED, markersize=7)
     axes.plot(folds, [1] * len(folds), "o", color=ACCENT, alpha=0.55, markersize=7)
     if folds:
