@@ -326,7 +326,7 @@ def test_the_same_run_gives_the_same_page(finished: Path) -> None:
         (
             ("folds/folds.csv",),
             "mean accuracy of the 3 folds 95.00%",
-            "Accuracy, 95% confidence intervals",
+            "Accuracy, 95% CI",
         ),
         (("trials", "split.csv"), "All trials", "Trials that reached each epoch"),
         (
