@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from search.evaluation.intervals import mean_with_error
 from search.runs.summary import Calibration, CalibrationChange, CalibrationScores, ReliabilityBin
 
 N_BINS = 10  # of confidence
@@ -50,19 +51,19 @@ class TemperatureScaling:
         fitted_temperature: Fitted on all images.
         change: Calibration at temperature 1 and, cross-fitted, at a temperature that was fitted on
             the other folds.
-        log_loss_gain_se: Standard error of the difference of the two log losses, paired by image.
-            Near-duplicates count as separate images here, so it is too small where there are many.
+        log_loss_gain: What it takes off the log loss of these images, in nats.
+        log_loss_gain_se: Its standard error, paired by image; near-duplicates count as one.
     """
 
     fitted_temperature: float
     change: CalibrationChange
+    log_loss_gain: float
     log_loss_gain_se: float
 
     @property
     def applied(self) -> bool:
         """Whether the log loss falls by more than one standard error."""
-        gain = self.change.before.log_loss - self.change.after.log_loss
-        return self.change.n >= MIN_IMAGES and gain > self.log_loss_gain_se
+        return self.change.n >= MIN_IMAGES and self.log_loss_gain > self.log_loss_gain_se
 
     @property
     def temperature(self) -> float:
@@ -81,13 +82,17 @@ class TemperatureScaling:
 
 
 def scale_temperature(
-    logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+    logits: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    groups: Sequence[np.ndarray] | None = None,
 ) -> TemperatureScaling:
     """Fit a temperature, and measure by cross-fitting whether it helps.
 
     Args:
         logits: By fold, [n, classes] of the images that its member never saw; at least two folds.
         labels: By fold, int64 [n].
+        groups: By fold, int64 [n]; images of equal numbers are near-duplicates. None: there are
+            none.
     """
     others = [[i for i in range(len(logits)) if i != fold] for fold in range(len(logits))]
     temperatures = [
@@ -101,10 +106,14 @@ def scale_temperature(
     divided = [one / t for one, t in zip(logits, temperatures, strict=True)]
     after = softmax(np.concatenate(divided).astype(np.float64), axis=1)
     gains = _label_losses(all_labels, before) - _label_losses(all_labels, after)
+    gain, standard_error = mean_with_error(
+        gains, None if groups is None else np.concatenate(groups)
+    )
     return TemperatureScaling(
         fitted_temperature=fit_temperature(all_logits, all_labels),
         change=calibration_change(all_labels, before, after),
-        log_loss_gain_se=float(gains.std(ddof=1) / len(gains) ** 0.5),
+        log_loss_gain=gain,
+        log_loss_gain_se=standard_error,
     )
 
 

@@ -6,6 +6,7 @@ would have no width. These intervals have. `benchmarks.models.intervals` simulat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,27 @@ def wilson_interval(n_correct: float, n: int) -> Interval:
     center = (n_correct + _Z**2 / 2) / (n + _Z**2)
     reach = _Z / (n + _Z**2) * (n_correct * (n - n_correct) / n + _Z**2 / 4) ** 0.5
     return max(0.0, center - reach), min(1.0, center + reach)
+
+
+def mean_with_error(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
+    """Return the mean of values, one per image, and its standard error.
+
+    Args:
+        values: [n], n >= 1.
+        groups: int64 [n]; images of equal numbers are near-duplicates, and count as one
+            observation (the cluster-robust standard error). None: there are none.
+
+    Returns:
+        The mean, and the error: infinite for a single observation.
+    """
+    n = len(values)
+    _, group_of = np.unique(np.arange(n) if groups is None else groups, return_inverse=True)
+    sums, sizes = np.bincount(group_of, values), np.bincount(group_of)
+    mean, n_groups = float(sums.sum() / n), len(sizes)
+    if n_groups < 2:
+        return mean, math.inf
+    squares = float(((sums - mean * sizes) ** 2).sum())
+    return mean, float(np.sqrt(squares * n_groups / (n_groups - 1)) / n)
 
 
 def macro_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:

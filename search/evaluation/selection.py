@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from search.evaluation.intervals import mean_with_error
+
 MIN_GAIN_SE = 1.0
 """Standard errors by which the centre crop has to lower the log loss (docs/design.md)."""
 
@@ -61,9 +63,8 @@ def center_crop_gain(candidate: Candidate, groups: np.ndarray | None = None) -> 
     The differences are paired by image; near-duplicates count as one observation. The branch is
     kept where the gain is above `MIN_GAIN_SE` standard errors.
     """
-    sums = _sum_by_group([candidate], groups)
-    gain, standard_error = _crop_gains(sums, np.ones((1, len(sums.sizes))))
-    return float(gain[0, 0]), float(standard_error[0, 0])
+    with_crop = candidate.with_crop or candidate.without_crop
+    return mean_with_error(candidate.without_crop.log_losses - with_crop.log_losses, groups)
 
 
 def corrected_accuracy(
@@ -141,7 +142,7 @@ def _total(sums: np.ndarray, counts: np.ndarray, with_crop: np.ndarray) -> np.nd
 
 
 def _crop_gains(sums: _Sums, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `center_crop_gain` does, of samples: two of [samples, candidates].
+    """Return what `center_crop_gain` does, for many samples at once: [samples, candidates] each.
 
     Args:
         sums: The candidates.

@@ -76,7 +76,7 @@ def _evaluate_test(
     out_of_fold: OutOfFold,
     folder: RunFolder,
     progress: Progress,
-    expected_discordance: float | None = None,
+    expected_discordance: float | None,
 ) -> Predictions:
     rows = prepared.rows("test")
     labels = prepared.images.labels[rows]

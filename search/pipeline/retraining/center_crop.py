@@ -8,11 +8,10 @@ views of each image.
 
 from __future__ import annotations
 
-import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -23,10 +22,15 @@ from search.cluster.resources import CPUS_PER_TRIAL, assigned_cpus
 from search.evaluation.calibration import fit_temperature
 from search.evaluation.selection import MIN_GAIN_SE, Candidate, center_crop_gain
 from search.pipeline.prepare import PreparedData
-from search.pipeline.retraining.kfold import Fold, mean_accuracy, out_of_fold
+from search.pipeline.retraining.kfold import (
+    Fold,
+    load_state,
+    mean_accuracy,
+    out_of_fold,
+    save_state,
+)
 from search.pipeline.retraining.out_of_fold import score_images
 from search.runs.summary import CenterCropScores
-from trainables.atomic_write import write_atomically
 from trainables.compute import configure_cpu, mixed_precision
 from trainables.images import crop_and_normalise
 from trainables.models.center_crop import enlarge_center
@@ -38,8 +42,6 @@ from trainables.worker import (
     folded_backbone,
     training_device,
 )
-
-_log = logging.getLogger(__name__)
 
 _BLOCK_SIZE = 256
 """Images per task."""
@@ -166,26 +168,20 @@ class CenterCropProbes:
             {"rows": torch.tensor(rows), "head": head, "logits": torch.tensor(logits)}
             for rows, (head, logits) in zip(fold_rows, probes, strict=True)
         ]
-        # To a path, torch would not say that the disk is full.
-        with write_atomically(self._path(backbone)) as partial, partial.open("wb") as file:
-            torch.save(content, file)
+        save_state(self._path(backbone), content)
 
     def _load(
         self, backbone: str, fold_rows: Sequence[np.ndarray]
     ) -> list[tuple[Weights, np.ndarray]] | None:
         """Return the probes of an earlier session; None without any of the same folds."""
-        path = self._path(backbone)
-        try:
-            saved = torch.load(path, weights_only=True)
+
+        def parse(saved: list[dict[str, Any]]) -> list[tuple[Weights, np.ndarray]] | None:
             rows = [one["rows"].numpy() for one in saved]
             probes = [(one["head"], one["logits"].numpy()) for one in saved]
-        except FileNotFoundError:
-            return None
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-            _log.warning("%s is damaged, and its probes are fitted again: %s", path, error)
-            return None
-        is_same = len(rows) == len(fold_rows) and all(map(np.array_equal, rows, fold_rows))
-        return probes if is_same else None
+            is_same = len(rows) == len(fold_rows) and all(map(np.array_equal, rows, fold_rows))
+            return probes if is_same else None
+
+        return load_state(self._path(backbone), parse)
 
     def _fit(
         self, backbone: str, fold_rows: Sequence[np.ndarray]

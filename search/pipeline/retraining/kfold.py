@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -32,6 +32,8 @@ from trainables.models.ood import MAX_SUBSPACE_IMAGES, Subspace, fit_subspace, r
 from trainables.worker import TrainingContext, create_trainer
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _COUNT_SECONDS = 10.0
 """How often nodes are counted while folds train."""
@@ -156,23 +158,15 @@ class FoldStore:
         """Return the saved folds, by their index from 0; damaged files are ignored."""
         found = {}
         for index in range(n_folds):
-            path = self._path(index)
-            try:
-                state = torch.load(path, weights_only=True)
-                arrays = {key: state.pop(key).numpy() for key in _ARRAYS}
-                found[index] = Fold(**arrays, **state)
-            except FileNotFoundError:
-                continue
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-                _log.warning("%s is damaged, and its fold is trained again: %s", path, error)
+            fold = load_state(self._path(index), _as_fold)
+            if fold is not None:
+                found[index] = fold
         return found
 
     def save(self, index: int, fold: Fold) -> None:
         """Save a fold, counted from 0."""
         arrays = {key: torch.tensor(getattr(fold, key)) for key in _ARRAYS}
-        # To a path, torch would not say that the disk is full.
-        with write_atomically(self._path(index)) as partial, partial.open("wb") as file:
-            torch.save({**vars(fold), **arrays}, file)
+        save_state(self._path(index), {**vars(fold), **arrays})
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{self._key}-{index}.pt"
@@ -181,6 +175,29 @@ class FoldStore:
 def count_correct(folds: Sequence[Fold]) -> int:
     """Return the number of images whose class was predicted by the training that left them out."""
     return sum(round(fold.accuracy * len(fold.rows)) for fold in folds)
+
+
+def _as_fold(state: dict[str, Any]) -> Fold:
+    arrays = {key: state.pop(key).numpy() for key in _ARRAYS}
+    return Fold(**arrays, **state)
+
+
+def save_state(path: Path, content: object) -> None:
+    """Write tensors that a resumed run reuses, atomically."""
+    # To a path, torch would not say that the disk is full.
+    with write_atomically(path) as partial, partial.open("wb") as file:
+        torch.save(content, file)
+
+
+def load_state(path: Path, parse: Callable[[Any], _T]) -> _T | None:
+    """Read what `save_state` wrote, and parse it; None without a file, or for a damaged one."""
+    try:
+        return parse(torch.load(path, weights_only=True))
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        _log.warning("%s is damaged, and what it held is trained again: %s", path, error)
+        return None
 
 
 def mean_accuracy(folds: Sequence[Fold]) -> float:

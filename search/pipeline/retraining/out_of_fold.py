@@ -45,7 +45,11 @@ def predict_out_of_fold(prepared: PreparedData, folds: Sequence[Fold]) -> OutOfF
     """Calibrate the out-of-fold logits where that helps, and return the predictions."""
     rows, logits = out_of_fold(folds)
     labels = prepared.images.labels
-    scaling = scale_temperature([fold.logits for fold in folds], [labels[f.rows] for f in folds])
+    scaling = scale_temperature(
+        [fold.logits for fold in folds],
+        [labels[fold.rows] for fold in folds],
+        [prepared.groups[fold.rows] for fold in folds],
+    )
     return OutOfFold(
         Predictions(
             names=prepared.names(rows),

@@ -103,6 +103,16 @@ def test_few_images_are_not_scaled() -> None:
     assert tiny.temperature == 1.0
 
 
+def test_near_duplicates_count_as_one_image() -> None:
+    logits, labels = by_fold(400, 4.0)
+    copies = [np.repeat(one, 3, axis=0) for one in logits], [np.repeat(one, 3) for one in labels]
+    groups = np.array_split(np.repeat(np.arange(400), 3), 5)
+    once, in_groups = scale_temperature(logits, labels), scale_temperature(*copies, groups)
+    assert in_groups.log_loss_gain_se == pytest.approx(once.log_loss_gain_se, rel=0.02)
+    alone = scale_temperature(*copies)
+    assert alone.log_loss_gain_se == pytest.approx(once.log_loss_gain_se / 3**0.5, rel=0.02)
+
+
 def test_the_change_is_measured_by_temperatures_of_the_other_folds() -> None:
     """A fold whose logits need another temperature than all others gets theirs."""
     logits, labels = by_fold(1000, 1.0)

@@ -1,8 +1,14 @@
 import numpy as np
 import pytest
+from scipy.stats import sem
 from sklearn.metrics import precision_recall_fscore_support
 
-from search.evaluation.intervals import macro_intervals, macro_scores, wilson_interval
+from search.evaluation.intervals import (
+    macro_intervals,
+    macro_scores,
+    mean_with_error,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +24,16 @@ from search.evaluation.intervals import macro_intervals, macro_scores, wilson_in
 )
 def test_wilson_interval(n_correct: int, n: int, low: float, high: float) -> None:
     assert wilson_interval(n_correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_error_of_a_mean_counts_near_duplicates_once() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    once = mean_with_error(values)
+    assert once == pytest.approx((values.mean(), sem(values)))
+    copies, groups = np.repeat(values, 4), np.repeat(np.arange(50), 4)
+    assert mean_with_error(copies, groups) == pytest.approx(once)
+    assert mean_with_error(copies)[1] < once[1] / 1.9
+    assert mean_with_error(values, np.zeros(50))[1] == np.inf
 
 
 def test_macro_scores_are_scikit_learns() -> None:

@@ -140,7 +140,7 @@ def test_no_trial_knows_the_test_images(noise_run: NoiseRun) -> None:
         path = noise_run.folder / "trials" / str(number) / BEST_WEIGHTS
         model = classifier(int(params["freeze_depth"]))
         model.load_member_weights(torch.load(path, weights_only=True))
-        assert accuracy_on(noise_run, model, "test") <= most_by_chance(noise_run, "test")
+        assert accuracy_on(noise_run, model, "test") <= max_by_chance(noise_run, "test")
 
 
 def test_the_probes_head_knows_the_training_images_alone(noise_run: NoiseRun) -> None:
@@ -148,12 +148,12 @@ def test_the_probes_head_knows_the_training_images_alone(noise_run: NoiseRun) ->
     heads = torch.load(noise_run.path / "record.heads", weights_only=True)
     model = classifier(freeze_depth=5)
     model.load_member_weights({f"head.1.{key}": value for key, value in heads["tinynet"].items()})
-    assert accuracy_on(noise_run, model, "train") > 2 * most_by_chance(noise_run, "train")
+    assert accuracy_on(noise_run, model, "train") > 2 * max_by_chance(noise_run, "train")
     for name in ("val", "test"):
-        assert accuracy_on(noise_run, model, name) <= most_by_chance(noise_run, name)
+        assert accuracy_on(noise_run, model, name) <= max_by_chance(noise_run, name)
 
 
-def most_by_chance(run: NoiseRun, split: str) -> float:
+def max_by_chance(run: NoiseRun, split: str) -> float:
     return Chance.of(run.names(split)).highest(len(FIRST_TRIALS))
 
 

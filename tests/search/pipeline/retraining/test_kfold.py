@@ -169,4 +169,4 @@ def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture
     (file,) = (tmp_path / "state").iterdir()
     file.write_bytes(file.read_bytes()[:100])
     assert store.load(3) == {}
-    assert "is damaged, and its fold is trained again" in caplog.text
+    assert "is damaged, and what it held is trained again" in caplog.text
