@@ -126,6 +126,12 @@ def _check_free(request: Request) -> None:
             f"there is a run called {request.name!r} in {request.storage}: give another --name, or"
             f" resume it with --resume {request.folder} --storage {request.storage}"
         )
+    # A run that is refused later is deleted there with its folder.
+    if request.shared is not None and not request.shared.is_empty():
+        raise FolderError(
+            f"the folder {request.name!r} in {request.storage} must be empty or new, but it has"
+            " files that are of no run: give another --name or --storage"
+        )
 
 
 def _open_run(request: Request, path: Path) -> tuple[RunFolder, Request, Exclusion | None]:

@@ -123,6 +123,13 @@ class SharedFiles:
         found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
         return sorted(f.path[len(path) + 1 :] for f in found if f.type == FileType.File)
 
+    def is_empty(self) -> bool:
+        """Return whether the folder holds nothing, or does not exist."""
+        from pyarrow.fs import FileSelector
+
+        system, path = self._opened
+        return not system.get_file_info(FileSelector(path, allow_not_found=True))
+
     def delete(self) -> None:
         """Remove the folder and all its files, if it exists."""
         from pyarrow.fs import FileType

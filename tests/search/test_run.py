@@ -346,6 +346,22 @@ def test_a_run_of_the_same_name_in_storage(
 
 
 @pytest.mark.usefixtures("no_new_ray")
+def test_other_files_in_storage_are_never_deleted(
+    space_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new run takes no folder that holds something: as a refused one it would delete it."""
+    storage, out = tmp_path / "storage", tmp_path / "out"
+    photo = storage / "run" / "holiday" / "photo.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"not ours")
+    arguments = ["--space", space_file, "--data", images, "--storage", storage, "--out", out]
+    shown = refused(capsys, *arguments, "--name", "run")
+    assert f"the folder 'run' in {storage} must be empty or new" in shown
+    assert "give another --name or --storage" in shown
+    assert photo.read_bytes() == b"not ours"
+
+
+@pytest.mark.usefixtures("no_new_ray")
 def test_a_mistake_that_is_found_late_deletes_no_trials(
     space_file: Path,
     images: Path,

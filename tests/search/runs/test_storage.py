@@ -48,6 +48,15 @@ def test_trying_storage_out_leaves_nothing_in_it(tmp_path: Path) -> None:
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_a_folder_is_empty_until_something_is_in_it(tmp_path: Path) -> None:
+    files = SharedFiles(str(tmp_path), "run")
+    assert files.is_empty()
+    (tmp_path / "run").mkdir()
+    assert files.is_empty()
+    (tmp_path / "run" / "a folder").mkdir()
+    assert not files.is_empty()
+
+
 def test_a_folder_is_deleted(tmp_path: Path) -> None:
     for name in ("mine", "yours"):
         SharedFiles(str(tmp_path), name).write("trials/0/best.pt", b"1")
