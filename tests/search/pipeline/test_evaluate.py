@@ -34,7 +34,9 @@ SPACE = Space(source=digits(), params={"backbone": "tinynet"})
 SCORES = CalibrationScores(ece=0.1, log_loss=0.5, bins=[])
 SAMPLES = Samples(images=3, n_with_gradcam=3, error=None)
 CHANGE = CalibrationChange(n=40, before=replace(SCORES, log_loss=0.9), after=SCORES)
-OUT_OF_FOLD: Any = OutOfFold(None, TemperatureScaling(2.0, CHANGE, log_loss_gain_se=0.1))
+OUT_OF_FOLD: Any = OutOfFold(
+    None, TemperatureScaling(2.0, CHANGE, log_loss_gain=0.4, log_loss_gain_se=0.1)
+)
 
 
 class Oracle:
