@@ -25,6 +25,7 @@ from search.console.arguments import Parser, add_run, model_path, whole_number
 from search.data.class_folders import DataError
 from search.runs.run_folder import RunFolder
 from search.runs.validation import FolderError
+from spaces.errors import SearchError
 from spaces.rules import SpaceError
 from spaces.sources import SourceError
 from trainables.atomic_write import write_atomically
@@ -41,7 +42,7 @@ RECORD = "export.json"
 """In the export folder: the comparison of each exported file with PyTorch."""
 
 
-class ExportError(ValueError):
+class ExportError(SearchError):
     """The model cannot be exported as requested."""
 
 

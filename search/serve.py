@@ -25,6 +25,7 @@ from search.cluster.session import configure_ray, ray_session
 from search.console.arguments import Parser, add_run, model_path, whole_number
 from search.console.formatting import count, duration
 from search.console.signals import FAILED, INTERRUPTED, GracefulShutdown
+from spaces.errors import SearchError
 
 if TYPE_CHECKING:
     from search.deployment.replica import ReplicaSettings
@@ -39,7 +40,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _log = logging.getLogger("search.serve")  # under `python -m`, __name__ is "__main__"
 
 
-class ServeError(ValueError):
+class ServeError(SearchError):
     """The server cannot be started as requested."""
 
 

@@ -27,7 +27,7 @@ from spaces.rules import (
 )
 from spaces.sources import Source, did_you_mean
 
-NOT_SPACES = frozenset(("__init__", "base", "rules", "sources", "downloads", "glyphs"))
+NOT_SPACES = frozenset(("__init__", "base", "errors", "rules", "sources", "downloads", "glyphs"))
 """Modules of this package that define no space."""
 
 

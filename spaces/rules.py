@@ -15,6 +15,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from spaces.errors import SearchError
 from spaces.sources import did_you_mean
 
 BACKBONES: tuple[str, ...] = (
@@ -99,7 +100,7 @@ RULES: dict[str, Rule] = {
 """The parameters that a space may search or fix, with the values that each may have."""
 
 
-class SpaceError(ValueError):
+class SpaceError(SearchError):
     """A space breaks rules; the message names all of them."""
 
     def __init__(self, where: str, problems: Sequence[str]) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from spaces.downloads import download_once
+from spaces.errors import SearchError
 
 
-class SourceError(ValueError):
+class SourceError(SearchError):
     """A set of images is unavailable; the message says what was tried and what to do."""
 
 

@@ -17,6 +17,8 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from spaces.errors import SearchError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -63,7 +65,7 @@ of 256, would take gigabytes."""
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class ImageError(ValueError):
+class ImageError(SearchError):
     """An image file cannot be read.
 
     Attributes:

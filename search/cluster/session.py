@@ -16,6 +16,7 @@ from typing import Any
 import search
 import spaces
 import trainables
+from spaces.errors import SearchError
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ Tune's are private (`DEFAULT_ENV_VARS` in `ray.tune.execution.class_cache`); a t
 _OUR_PACKAGES = (search, trainables, spaces)
 
 
-class SessionError(ValueError):
+class SessionError(SearchError):
     """The requested cluster cannot be joined."""
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from spaces.errors import SearchError
 from spaces.sources import did_you_mean
 from trainables.images import IMAGE_SUFFIXES
 
 
-class DataError(ValueError):
+class DataError(SearchError):
     """The images cannot be used as they are; the message says the rule and the way out."""
 
 

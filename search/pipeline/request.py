@@ -13,6 +13,7 @@ import spaces
 from search.console.arguments import Parser, whole_number
 from search.runs.environment import Request
 from spaces.base import Space, load_space
+from spaces.errors import SearchError
 from spaces.rules import BACKBONES
 from spaces.sources import did_you_mean
 
@@ -28,7 +29,7 @@ _FIXED = ("seed", "sampler", "scheduler", "probe")
 """Options with a default that a run keeps."""
 
 
-class RequestError(ValueError):
+class RequestError(SearchError):
     """The command line requests something impossible."""
 
 

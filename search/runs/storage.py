@@ -13,13 +13,14 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from spaces.errors import SearchError
 from trainables.atomic_write import write_atomically
 
 _PROBE_FILE = ".classifier-search"
 """Beginning of the name of the file that `SharedFiles.try_out` writes, reads and removes."""
 
 
-class StorageError(ValueError):
+class StorageError(SearchError):
     """Storage cannot be written to or read."""
 
 

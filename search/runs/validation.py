@@ -9,10 +9,12 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from spaces.errors import SearchError
+
 _T = TypeVar("_T")
 
 
-class FolderError(ValueError):
+class FolderError(SearchError):
     """A run folder cannot be created, or cannot be read."""
 
 

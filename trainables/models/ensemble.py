@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from spaces.errors import SearchError
 from spaces.rules import ResizeMode
 from trainables.atomic_write import write_atomically
 from trainables.compute import mixed_precision
@@ -41,7 +42,7 @@ FORMAT = "classifier-search model 2"
 _BATCH_SIZE = 64
 
 
-class ModelError(ValueError):
+class ModelError(SearchError):
     """A model file is missing, damaged, or of another format."""
 
 

@@ -17,6 +17,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from spaces.downloads import connection_timeout
+from spaces.errors import SearchError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +31,7 @@ FROM_SCRATCH = ("cnn",)
 SERVER_TIMEOUT_SECONDS = 30.0
 
 
-class WeightsError(ValueError):
+class WeightsError(SearchError):
     """Pretrained weights are unavailable, cannot be read, or do not fit the network."""
 
 
