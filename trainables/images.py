@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from spaces.errors import SearchError
 
@@ -95,11 +95,16 @@ def read_image(path_or_file: ImageSource) -> Image.Image:
     """
     try:
         with Image.open(path_or_file, formats=_FORMATS) as image:
-            image.load()
-            return _as_rgb(_upright(image))
+            return to_rgb(image)
     # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, KeyError…
     except Exception as error:
         raise ImageError(_name_of(path_or_file), _reason(error, path_or_file)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Load an image's pixels as 8-bit RGB, as `read_image` does those of a file."""
+    image.load()
+    return _as_rgb(_upright(image))
 
 
 def to_square(
@@ -263,7 +268,7 @@ _TO_UPRIGHT = {
 }
 
 
-def _upright(image: ImageFile.ImageFile) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # the pixels may be intact though the metadata is damaged

@@ -1,4 +1,4 @@
-"""Load a finished run's model and predict image files with it."""
+"""Load a finished run's model and predict images with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch
 
 from search.console.arguments import model_path
 from search.evaluation.predictions import OOD_THRESHOLD
-from trainables.images import ImageError, ImageSource, read_image
+from trainables.image_inputs import ImageInput, decode_input, named
+from trainables.images import ImageError
 from trainables.models.ensemble import Ensemble, load_model, mean_probabilities
 
 BATCH_SIZE = 64
@@ -26,7 +27,7 @@ class Prediction:
     """The top-k predictions for an image.
 
     Attributes:
-        image: The image's path, as it was given.
+        image: The image's path, as it was given; "image N", counted from 1, where it has none.
         classes: The k most probable classes, the most probable first.
         probabilities: Their probabilities, at the model's temperature.
         ood_score: Out-of-distribution score: at most 1 for 95% of images like the training set,
@@ -45,7 +46,7 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts image files; on a GPU where there is one."""
+    """Predicts images; on a GPU where there is one."""
 
     def __init__(self, model: Ensemble, batch_size: int = BATCH_SIZE) -> None:
         """Move a model to its device.
@@ -57,49 +58,50 @@ class Predictor:
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
 
-    def predict(self, paths: Iterable[str | Path], top: int = 3) -> list[Prediction]:
+    def predict(self, images: ImageInput | Iterable[ImageInput], top: int = 3) -> list[Prediction]:
         """Predict images.
 
         Args:
-            paths: Image files.
+            images: One image, or any number of them: see `trainables.image_inputs.ImageInput`.
             top: Classes to return for each.
 
         Raises:
-            ImageError: a file cannot be read.
+            ImageError: one cannot be read.
         """
         predictions = []
-        for result in self.predict_each(paths, top):
+        for result in self.predict_each(images, top):
             if isinstance(result, ImageError):
                 raise result
             predictions.append(result)
         return predictions
 
     def predict_each(
-        self, paths: Iterable[str | Path], top: int = 3
+        self, images: ImageInput | Iterable[ImageInput], top: int = 3
     ) -> Iterator[Prediction | ImageError]:
         """Predict images batch by batch, in their order; the next batch is decoded meanwhile.
 
         Yields:
-            A prediction, or the error of a file that cannot be read.
+            A prediction, or the error of an image that cannot be read.
         """
         n_threads = os.cpu_count() or 1
         with ThreadPoolExecutor(n_threads, "decode") as decoders:
-            waiting: deque[tuple[tuple[str | Path, ...], list[Future[np.ndarray]]]] = deque()
-            remaining = iter(paths)
-            while batch := tuple(islice(remaining, self.batch_size)):
-                waiting.append((batch, [decoders.submit(self.decode, path) for path in batch]))
+            waiting: deque[tuple[list[str], list[Future[np.ndarray]]]] = deque()
+            remaining = named(images)
+            while batch := list(islice(remaining, self.batch_size)):
+                pending = [decoders.submit(self.decode, image, name) for name, image in batch]
+                waiting.append(([name for name, _ in batch], pending))
                 if len(waiting) > 1:
                     yield from self._predict_batch(*waiting.popleft(), top)
             while waiting:
                 yield from self._predict_batch(*waiting.popleft(), top)
 
-    def decode(self, image: ImageSource) -> np.ndarray:
+    def decode(self, image: ImageInput, name: str = "the image") -> np.ndarray:
         """Decode an image: uint8 [S, S, 3] with S the card's `cache_size`.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: it cannot be read; the error calls it `name`.
         """
-        return self.model.card.to_square(read_image(image))
+        return self.model.card.to_square(decode_input(image, name))
 
     def predict_decoded(
         self, names: Sequence[str], decoded: Sequence[np.ndarray], top: int
@@ -127,7 +129,7 @@ class Predictor:
         ]
 
     def _predict_batch(
-        self, paths: Sequence[str | Path], pending: Sequence[Future[np.ndarray]], top: int
+        self, names: Sequence[str], pending: Sequence[Future[np.ndarray]], top: int
     ) -> Iterator[Prediction | ImageError]:
         """Predict the images of a batch that can be decoded."""
         results: list[np.ndarray | ImageError] = []
@@ -137,8 +139,8 @@ class Predictor:
             except ImageError as error:
                 results.append(error)
         decoded = [result for result in results if isinstance(result, np.ndarray)]
-        names = [str(p) for p, r in zip(paths, results, strict=True) if isinstance(r, np.ndarray)]
-        predictions = iter(self.predict_decoded(names, decoded, top) if decoded else ())
+        readable = [n for n, r in zip(names, results, strict=True) if isinstance(r, np.ndarray)]
+        predictions = iter(self.predict_decoded(readable, decoded, top) if decoded else ())
         for result in results:
             yield result if isinstance(result, ImageError) else next(predictions)
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from search.deployment.predictor import Prediction, Predictor
 from search.predict import as_json, csv_writer, expand, load, main, table_writer
@@ -40,6 +42,19 @@ def test_from_python(colour_run, colour_images):
     whole = predictor.predict([str(colour_images / "red" / "000.png")], top=99)[0]
     assert len(whole.classes) == 3
     assert sum(whole.probabilities) == pytest.approx(1, abs=1e-5)
+
+
+def test_from_python_images_of_every_kind(colour_run, colour_images):
+    path = colour_images / "blue" / "013.png"
+    with Image.open(path) as image, path.open("rb") as file:
+        kinds = [path, str(path), path.read_bytes(), file, image, np.asarray(image)]
+        made = load(colour_run).predict([*kinds, np.asarray(image) / 255])
+        one = load(colour_run).predict(np.asarray(image))
+    names = [str(path), str(path), "image 3", str(path), str(path), "image 6", "image 7"]
+    assert [p.image for p in made] == names
+    assert {p.probabilities for p in made} == {made[0].probabilities}
+    assert [p.image for p in one] == ["image 1"]
+    assert load(colour_run).predict(str(path)) == made[:1]
 
 
 def test_from_a_model_file_alone(colour_run, colour_images):
