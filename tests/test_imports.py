@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOT_STUDIES = ("base", "errors", "rules", "sources", "downloads", "glyphs")
-COMMANDS = ("run", "predict", "export", "serve", "audit", "report")
+COMMANDS = ("__main__", "run", "predict", "export", "serve", "audit", "report")
 LAYERS = (
     ("spaces",),
     ("trainables",),

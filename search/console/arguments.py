@@ -4,17 +4,55 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from search.console.commands import version
+from spaces.sources import did_you_mean
+
+_UNKNOWN = "unrecognized arguments: "
+"""How argparse begins the error about arguments that it does not know."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage."""
+    """A parser with --version, whose errors are one line, with the most similar option."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**settings)
+        self.add_argument("--version", action=_ShowVersion, help="print the version and exit")
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and the message."""
-        self.exit(2, f"error: {message} (see --help)\n")
+        self.exit(2, f"error: {message}{self._hint(message)} (see --help)\n")
+
+    def _hint(self, message: str) -> str:
+        """Return what a mistaken word could have been, as the end of a message."""
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        if not message.startswith(_UNKNOWN):
+            return ""
+        words = message.removeprefix(_UNKNOWN).split(" ")
+        # Without the dashes, which would make any two options similar.
+        options = re.findall(r"^  (?:-\w, )?--([\w-]+)", self.format_help(), re.MULTILINE)
+        unknown = [word[2:].split("=")[0] for word in words if word.startswith("--")]
+        if not unknown and "data" in options and Path(words[0]).is_dir():
+            return f"; did you mean --data {words[0]}?"
+        hints = dict.fromkeys(did_you_mean(word, options) for word in unknown)
+        return "".join(hints).replace("mean '", "mean '--")
+
+
+class _ShowVersion(argparse.Action):
+    """Prints the version; unlike argparse's own action it asks git only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(version())
+        parser.exit()
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -41,3 +79,30 @@ def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
         return number
 
     return read
+
+
+_UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+_TIME = re.compile(r"\s*".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?)\s*{unit})?" for unit in _UNITS))
+
+
+def seconds(text: str) -> float:
+    """Read a time such as 90s, 30m, 1h30m or 2d: numbers with units, the largest unit first.
+
+    Returns:
+        The time in seconds, above 0.
+
+    Raises:
+        ArgumentTypeError: the text is no such time, or has a number without a unit.
+    """
+    text = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(
+            f"must have a unit, such as {text}s, {text}m, {text}h or {text}d, but got {text!r}"
+        )
+    parts = match.groupdict() if (match := _TIME.fullmatch(text)) else {}
+    total = sum(float(number) * _UNITS[unit] for unit, number in parts.items() if number)
+    if total <= 0:
+        raise argparse.ArgumentTypeError(
+            f"must be a time such as 90s, 30m, 1h30m or 2d, but got {text!r}"
+        )
+    return total

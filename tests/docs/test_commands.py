@@ -275,14 +275,16 @@ def test_a_command_is_accepted(
         CHECKS[name](words[1:], place)
 
 
-@pytest.mark.parametrize("module", ["search.pipeline.request", "search.predict", "search.export"])
+@pytest.mark.parametrize(
+    "module", ["search.console.run_options", "search.predict", "search.export"]
+)
 def test_examples_in_the_help_are_accepted(module: str) -> None:
     shown = importlib.import_module(module).create_parser().format_help()
     examples = re.findall(r"^\s+python -m (search\.\w+)(.*)$", shown, re.MULTILINE)
     for name, arguments in examples:
-        where = "search.pipeline.request" if name == "search.run" else name
+        where = "search.console.run_options" if name == "search.run" else name
         importlib.import_module(where).create_parser().parse_args(shlex.split(arguments))
-    assert examples or module != "search.pipeline.request"
+    assert examples or module != "search.console.run_options"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -88,7 +88,7 @@ def test_all_options():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), (" 10 m ", 600), ("0.5", 0.5)],
+    [("90s", 90), ("1.5m", 90), ("2h", 7200), (" 10 m ", 600), ("1h30m", 5400), ("2d", 172800)],
 )
 def test_a_time_budget(text, seconds):
     assert parse("--time-budget", text).time_budget_seconds == seconds
@@ -124,14 +124,17 @@ def test_a_time_budget(text, seconds):
             "argument --backbones: there is no backbone 'resnet19'; did you mean 'resnet18'?; there"
             " is no backbone 'convnet'; did you mean 'convnext_tiny'? (there are: tinynet, cnn,",
         ),
-        (["--epoch", "3", "--bogus"], "unrecognized arguments: --bogus"),
+        (["--epoch", "3", "--bogus"], "unrecognized arguments: --bogus (see"),
+        (["--trails", "3"], "unrecognized arguments: --trails 3; did you mean '--trials'?"),
+        (["spaces"], "unrecognized arguments: spaces; did you mean --data spaces?"),
         (["--space"], "argument --space: expected one argument"),
         *(
             (
-                ["--time-budget", text],
-                f"argument --time-budget: must be a time such as 90s, 30m or 2h, but got {text!r}",
+                [f"--time-budget={text}"],
+                "argument --time-budget: must be a time such as 90s, 30m, 1h30m or 2d, but got"
+                f" {text!r}",
             )
-            for text in ("0", "0m", "soon", "1d", "m", "1h30m", "", "inf")
+            for text in ("0m", "soon", "m", "1h30", "30m1h", "", "inf", "-5m")
         ),
     ],
 )

@@ -1,0 +1,34 @@
+import pytest
+
+from search.__main__ import main
+from search.console.commands import COMMANDS
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
+def test_it_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, what in COMMANDS.items():
+        (line,) = (line for line in lines if line.endswith(f"  {what}"))
+        assert line.startswith(f"  python -m search.{name} ")
+        assert len(line) <= 100
+
+
+def test_it_shows_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("classifier-search 0.1.0")
+
+
+def test_it_runs_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", "--version"])
+    assert stopped.value.code == 0
+    assert main(["predict", "results/none", "nowhere.jpg"]) == 2
+    assert "there is no image nowhere.jpg" in capsys.readouterr().err
+
+
+def test_an_unknown_command_has_the_most_similar_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predictt"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: there is no command 'predictt'; did you mean 'predict'? (there are: run, "
+    )
