@@ -27,7 +27,9 @@ from spaces.rules import (
 )
 from spaces.sources import Source, did_you_mean
 
-NOT_SPACES = frozenset(("__init__", "base", "errors", "rules", "sources", "downloads", "glyphs"))
+NOT_SPACES = frozenset(
+    ("__init__", "base", "errors", "rules", "portfolio", "sources", "downloads", "glyphs")
+)
 """Modules of this package that define no space."""
 
 
