@@ -1,13 +1,15 @@
 # `make demo` and `make test` install what they need into .venv, and are quick the second time.
-# `make check` is what CI runs.
+# `make check` is what CI runs. Another Python: `make demo PYTHON=python3.13`.
 PYTHON ?= python3.11
 BIN := .venv/bin
+DEMO := .venv/installed-demo
 INSTALLED := .venv/installed
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 COVERAGE := --cov=search --cov=trainables --cov=spaces
 
 .PHONY: demo test coverage test-long check lint faults cluster-test cluster-speed fuzz mutants clean
 
-demo: $(INSTALLED)
+demo: $(DEMO)
 	$(BIN)/python -m search.run
 
 # Two processes in parallel, then the tests that need the machine to themselves.
@@ -53,9 +55,13 @@ fuzz: $(INSTALLED)
 mutants: $(INSTALLED)
 	$(BIN)/python -m tests.system.mutants
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,dashboard,export,serve,heif]'
+	$(PIP_INSTALL) .
+	@touch $@
+
+$(INSTALLED): $(DEMO)
+	$(PIP_INSTALL) '.[dev,fuzz,dashboard,export,serve,heif]'
 	@touch $@
 
 clean:

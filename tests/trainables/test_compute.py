@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainables import compute
 from trainables.compute import configure_cpu, mixed_precision, release_memory
 
 MEGABYTE = 2**20
@@ -32,6 +33,14 @@ def test_freed_memory_is_kept_until_release_memory() -> None:
     left = resident_bytes() - before
     assert kept > 150 * MEGABYTE
     assert left < 50 * MEGABYTE
+
+
+def test_without_glibc_only_threads_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.setattr(compute, "_libc", object())
+    configure_cpu(1)
+    release_memory()
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize(

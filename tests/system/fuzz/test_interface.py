@@ -16,7 +16,7 @@ from tests.fixtures.serving import serving
 from tests.system.fuzz.mutations import draw_body, valid_images
 
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
-pytest.importorskip("schemathesis", reason="needs the extra: dev")
+pytest.importorskip("schemathesis", reason="needs the extra: fuzz")
 
 from schemathesis import Case, GenerationMode, openapi  # noqa: E402
 from schemathesis.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402
