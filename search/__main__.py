@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from search.console.commands import COMMANDS, version
+from search.console.commands import COMMANDS, as_called, version
 from spaces.sources import did_you_mean
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
+        print(as_called(overview()))
         return 0
     if words[0] == "--version":
         print(version())

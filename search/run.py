@@ -16,6 +16,7 @@ from importlib import import_module
 from threading import Thread
 
 from search.cluster.session import SessionError, configure_ray, ray_session
+from search.console.commands import as_called
 from search.console.formatting import describe, percent
 from search.console.progress import Progress
 from search.console.run_log import start_run_log
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return flow.run(run_plan, progress, shutdown)
     except MISTAKES as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(as_called(f"error: {error}"), file=sys.stderr)
         if run_plan is not None and request.resume is None:
             if run_plan.folder.has_trials:
                 show_best_so_far(run_plan)
@@ -105,8 +106,8 @@ def show_best_so_far(run_plan: RunPlan | None) -> None:
         accuracy = percent(best.val_accuracy, 2)
         print(f"best so far: validation accuracy {accuracy}: {describe(best.config)}")
     if (folder.path / MODEL).is_file():
-        print(f"model saved: python -m search.predict {folder.path} IMAGE…")
-    print(f"resume: python -m search.run --resume {folder.path}")
+        print(as_called(f"model saved: python -m search.predict {folder.path} IMAGE…"))
+    print(as_called(f"resume: python -m search.run --resume {folder.path}"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from search.console.commands import version
+from search.console.commands import as_called, version
 from spaces.sources import did_you_mean
 
 _UNKNOWN = "unrecognized arguments: "
@@ -21,6 +21,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        for name in ("prog", "description", "epilog"):
+            if settings.get(name):
+                settings[name] = as_called(settings[name])
         super().__init__(**settings)
         self.add_argument("--version", action=_ShowVersion, help="print the version and exit")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +18,21 @@ COMMANDS: Mapping[str, str] = {
     "audit": "check images for duplicates, contradicting labels and damaged files",
 }
 """By name, what each command does. Command `x` is `search.x.main(arguments)`, run by
-`python -m search.x`; `search.__main__` runs them all."""
+`python -m search.x`; `search.__main__`, the script `classifier-search`, runs them all."""
 
 _DISTRIBUTION = "classifier-search"
+
+
+def as_called(text: str) -> str:
+    """Return a text whose commands are written as the user called this one.
+
+    Args:
+        text: With commands such as `python -m search.predict`, which always work; they become
+            `classifier-search predict` where that script runs.
+    """
+    if Path(sys.argv[0]).stem != _DISTRIBUTION:
+        return text
+    return text.replace("python -m search.", f"{_DISTRIBUTION} ")
 
 
 def version() -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from search.console.commands import as_called
 from search.console.formatting import count, describe, duration, interval, percent
 from search.evaluation.calibration import MIN_IMAGES
 from search.evaluation.intervals import wilson_interval
@@ -226,7 +227,7 @@ def _facts(summary: RunSummary, path: Path) -> Iterator[tuple[str, str]]:
 def _next_steps(run: Path) -> Iterator[str]:
     path, boards = shlex.quote(str(run)), shlex.quote(str(run / "tensorboard"))
     yield "next steps:"
-    yield f"  python -m search.predict {path} IMAGE…"
-    yield f"  python -m search.serve {path}"
-    yield f"  python -m search.report {path}"
+    yield as_called(f"  python -m search.predict {path} IMAGE…")
+    yield as_called(f"  python -m search.serve {path}")
+    yield as_called(f"  python -m search.report {path}")
     yield f"  tensorboard --logdir {boards}"

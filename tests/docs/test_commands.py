@@ -121,6 +121,10 @@ def check_module(module: str, arguments: Sequence[str], place: Path) -> None:
         importlib.import_module(module).create_parser().parse_args(arguments)
 
 
+def check_command(words: Sequence[str], place: Path) -> None:
+    check_module(f"search.{words[0]}", words[1:], place)
+
+
 def check_make(words: Sequence[str], place: Path) -> None:
     subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
 
@@ -148,7 +152,7 @@ def check_pip(words: Sequence[str], place: Path) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    assert words[0] == "install"
+    assert words[0] in ("install", "wheel")
     for word in words[1:]:
         if named := re.search(r"\[(.+)\]", word):
             assert set(named[1].split(",")) <= extras.keys(), f"no extra {named[1]}"
@@ -225,6 +229,8 @@ CHECKS: dict[str, Callable[[Sequence[str], Path], None]] = {
     "python": check_python,
     "python3": check_python,
     "python3.11": check_python,
+    "classifier-search": check_command,
+    "conda": check_plain,
     "make": check_make,
     "tensorboard": check_tensorboard,
     "optuna-dashboard": check_dashboard,

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from search.__main__ import main
@@ -12,6 +14,18 @@ def test_it_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFixtu
         (line,) = (line for line in lines if line.endswith(f"  {what}"))
         assert line.startswith(f"  python -m search.{name} ")
         assert len(line) <= 100
+
+
+def test_the_installed_script_has_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/venv/bin/classifier-search", "run", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: classifier-search run ")
+    assert "\n  classifier-search run --resume " in shown
+    assert "python -m" not in shown
 
 
 def test_it_shows_the_version(capsys: pytest.CaptureFixture[str]) -> None:

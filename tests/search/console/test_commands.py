@@ -1,11 +1,12 @@
 import subprocess
+import sys
 from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
 
 from search.console import commands
-from search.console.commands import COMMANDS, version
+from search.console.commands import COMMANDS, as_called, version
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -16,6 +17,20 @@ def test_a_command_is_a_module_with_a_main(name: str) -> None:
 def test_every_module_of_a_command_is_listed() -> None:
     modules = {path.stem for path in Path(commands.__file__).parents[1].glob("*.py")}
     assert {name for name in modules if not name.startswith("__")} == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [
+        ("/opt/venv/bin/classifier-search", "classifier-search predict latest"),
+        ("/opt/lib/search/predict.py", "python -m search.predict latest"),
+    ],
+)
+def test_commands_are_shown_as_the_user_called_this_one(
+    started: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started, "run"])
+    assert as_called("python -m search.predict latest") == shown
 
 
 def git(folder: Path, *words: str) -> str:
