@@ -25,9 +25,9 @@ from search.console.arguments import Parser
 from search.console.progress import Progress
 from search.console.signals import INTERRUPTED
 from search.data.audit import ISSUES, Audit, audit_images, summarize, write_audit_csv
-from search.data.class_folders import DataError
 from search.data.decoding import DecodedImages, decode_images
 from search.data.exclusion import read_exclusion
+from search.data.image_files import DataError
 from search.data.manifest import Issue, find_images, scan_external
 from search.evaluation.sample_size import small_class_warnings
 from spaces.base import load_space

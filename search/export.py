@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.console.arguments import Parser, add_run, model_path, whole_number
-from search.data.class_folders import DataError
+from search.data.image_files import DataError
 from search.runs.run_folder import RunFolder
 from search.runs.validation import FolderError
 from spaces.errors import SearchError

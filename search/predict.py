@@ -26,9 +26,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from search.console.arguments import Parser, add_run, whole_number
 from search.console.signals import INTERRUPTED
-from search.data.class_folders import DataError, files
+from search.data.image_files import DataError, find_image_files
 from search.runs.tables import ood_cells, ranked_cells, ranked_columns
-from trainables.images import IMAGE_SUFFIXES, ImageError
+from trainables.image_formats import unsupported_suffix
+from trainables.images import ImageError
 
 if TYPE_CHECKING:
     from search.deployment.predictor import Prediction, Predictor
@@ -199,10 +200,12 @@ def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[Path]:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    inside = sorted(path for path in files(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not inside:
+    images, others = find_image_files(folder)
+    # Such as a camera's raw files: photos, so that the reader says why they are not predicted.
+    photos = [path for path, _ in others if unsupported_suffix(path.name)]
+    if not images and not photos:
         raise FileNotFoundError(f"there are no images in {folder}")
-    yield from inside
+    yield from sorted((*images, *photos))
 
 
 def _progress() -> Progress:

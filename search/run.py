@@ -21,7 +21,7 @@ from search.console.formatting import describe, percent
 from search.console.progress import Progress
 from search.console.run_log import start_run_log
 from search.console.signals import FAILED, GracefulShutdown
-from search.data.class_folders import DataError
+from search.data.image_files import DataError
 from search.pipeline.preflight import RunPlan, prepare_run
 from search.pipeline.request import RequestError, parse_request
 from search.runs.run_folder import MODEL, RUN_LOG

@@ -18,6 +18,16 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from spaces.errors import SearchError
+from trainables.image_formats import (
+    HEAD_BYTES,
+    PILLOW_FORMATS,
+    heic_reason,
+    is_heic,
+    is_raw_tiff,
+    raw_reason,
+    unsupported_content,
+    unsupported_suffix,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -32,21 +42,6 @@ STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 ImageSource = str | PathLike[str] | IO[bytes]
 """An image file, by its path or opened for reading bytes."""
-
-IMAGE_SUFFIXES: frozenset[str] = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".png", ".gif", ".webp", ".avif"),
-        *(".tif", ".tiff", ".bmp", ".dib", ".ico", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
-    )
-)
-"""Suffixes, in lower case, of image files."""
-
-_FORMATS = (
-    *("JPEG", "JPEG2000", "PNG", "GIF", "WEBP", "AVIF"),
-    *("TIFF", "BMP", "DIB", "ICO", "TGA", "PPM"),
-)
-"""Pillow's names for the formats of those files (it reads MPO as JPEG). Other formats are refused,
-whatever a file is called: for PostScript, Pillow would start another program."""
 
 CROP_FRACTION = 0.875
 """Fraction of the shorter side that the evaluation crop keeps: 224 of 256, as in torchvision."""
@@ -94,8 +89,12 @@ def read_image(path_or_file: ImageSource) -> Image.Image:
             too many pixels to be decoded safely.
     """
     try:
-        with Image.open(path_or_file, formats=_FORMATS) as image:
-            return to_rgb(image)
+        if not isinstance(path_or_file, str | PathLike):
+            return _read(path_or_file)
+        if reason := unsupported_suffix(str(path_or_file)):
+            raise _UnsupportedError(reason)
+        with Path(path_or_file).open("rb") as file:
+            return _read(file)
     # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, KeyError…
     except Exception as error:
         raise ImageError(_name_of(path_or_file), _reason(error, path_or_file)) from error
@@ -105,6 +104,31 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Load an image's pixels as 8-bit RGB, as `read_image` does those of a file."""
     image.load()
     return _as_rgb(_upright(image))
+
+
+class _UnsupportedError(Exception):
+    """A file is of a known format that cannot be read; the message says which, and the way out."""
+
+
+def _read(file: IO[bytes]) -> Image.Image:
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    formats: tuple[str, ...] = PILLOW_FORMATS
+    if is_heic(head):
+        if reason := heic_reason():
+            raise _UnsupportedError(reason)
+        formats = ("HEIF",)
+    try:
+        opened = Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        if reason := unsupported_content(head):
+            raise _UnsupportedError(reason) from None
+        raise
+    with opened as image:
+        if image.format == "TIFF" and is_raw_tiff(getattr(image, "tag_v2", None)):
+            raise _UnsupportedError(raw_reason())
+        return to_rgb(image)
 
 
 def to_square(
@@ -312,6 +336,8 @@ def _name_of(path_or_file: ImageSource) -> str:
 
 def _reason(error: Exception, path_or_file: ImageSource) -> str:
     """Describe why a file could not be read."""
+    if isinstance(error, _UnsupportedError):
+        return str(error)
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, IsADirectoryError):

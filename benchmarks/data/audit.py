@@ -31,7 +31,8 @@ from search.data.splits import split
 from search.data.thumbnails import SIDE, Thumbnails
 from spaces.sources import Arrays, fashion_mnist
 from trainables.grouped_kfold import grouped_folds
-from trainables.images import IMAGE_SUFFIXES, read_image
+from trainables.image_formats import IMAGE_SUFFIXES
+from trainables.images import read_image
 
 _SIZES = {"full": (100_000, 1000), "quick": (10_000, 300), "smoke": (300, 30)}
 """Images, and planted copies."""

@@ -32,7 +32,8 @@ from search.data.near_duplicates import find_near_duplicates, groups_of
 from search.data.thumbnails import Thumbnails
 from search.runs.tables import read_rows
 from spaces.sources import Arrays, digits, fashion_mnist
-from trainables.images import IMAGE_SUFFIXES, read_image
+from trainables.image_formats import IMAGE_SUFFIXES
+from trainables.images import read_image
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 

@@ -15,7 +15,8 @@ from benchmarks.harness.reporting import DEFAULT_DATA, stop
 from spaces.rules import ResizeMode
 from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
-from trainables.images import IMAGE_SUFFIXES, as_tensor, read_image, to_square
+from trainables.image_formats import IMAGE_SUFFIXES
+from trainables.images import as_tensor, read_image, to_square
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.classifier import Weights
 from trainables.models.weights import load_weights

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spaces.errors import SearchError
+from search.data.image_files import DataError, entries, folders, has_image_suffix
 from spaces.sources import did_you_mean
-from trainables.images import IMAGE_SUFFIXES
-
-
-class DataError(SearchError):
-    """The images cannot be used as they are; the message says the rule and the way out."""
 
 
 class ClassFolder(NamedTuple):
@@ -127,60 +121,13 @@ def unused_files(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Pa
         The path of each, and why it is not used.
     """
     for part in {root, *parts.values()}:
-        for path in _entries(part):
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        for path in entries(part):
+            if has_image_suffix(path) and path.is_file():
                 yield path, "lies in no class folder"
     if None not in parts:
         for path in folders(root):
             if path not in parts.values():
                 yield path, "lies beside the train folder"
-
-
-_NEVER_IMAGES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"}
-_SIDE_SUFFIXES = {
-    *(".txt", ".md", ".rst", ".pdf", ".html", ".htm", ".url", ".log", ".ini", ".db"),
-    *(".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".mat", ".npy", ".npz"),
-    *(".zip", ".tar", ".gz", ".py", ".ipynb", ".pkl"),
-}
-
-
-def is_side_file(path: Path) -> bool:
-    """Return whether a file's name rules out an image; any other file is decoded to find out."""
-    return path.suffix.lower() in _SIDE_SUFFIXES or path.name.lower() in ("readme", "license")
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _NEVER_IMAGES
-
-
-def folders(folder: Path) -> list[Path]:
-    """List the folders in a folder, sorted, without hidden ones."""
-    return [path for path in _entries(folder) if path.is_dir()]
-
-
-def files(folder: Path) -> Iterator[Path]:
-    """Find the files below a folder at any depth, without hidden ones; links are followed."""
-    seen: set[Path] = set()
-    for parent, inner, names in os.walk(folder, onerror=_raise_data_error, followlinks=True):
-        here = Path(parent)
-        if here.resolve() in seen:  # a link may point to a parent
-            inner.clear()
-            continue
-        seen.add(here.resolve())
-        inner[:] = sorted(name for name in inner if not _is_hidden(name))
-        yield from (here / name for name in names if not _is_hidden(name))
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
-    except OSError as error:
-        _raise_data_error(error)
-        raise
-
-
-def _raise_data_error(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def check_has(where: str, there: Sequence[str], wanted: Sequence[str]) -> None:
@@ -228,7 +175,7 @@ _CLASS_FOLDER = (
 
 
 def _no_class_folders(root: Path, parts: Iterable[Path]) -> str:
-    flat = any(path.suffix.lower() in IMAGE_SUFFIXES for part in parts for path in _entries(part))
+    flat = any(has_image_suffix(path) for part in parts for path in entries(part))
     what = "images but no class folders" if flat else "no images"
     return f"{root} holds {what}: {_CLASS_FOLDER.format(root=root)}"
 

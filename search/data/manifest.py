@@ -15,7 +15,6 @@ import numpy as np
 from search.data import class_folders
 from search.data.class_folders import (
     ClassFolder,
-    DataError,
     check_has,
     check_known,
     find_class_folders,
@@ -23,6 +22,7 @@ from search.data.class_folders import (
     some,
 )
 from search.data.exclusion import Exclusion
+from search.data.image_files import NOT_AN_IMAGE, DataError, find_image_files, folders
 from spaces.sources import Arrays, Source
 
 
@@ -125,11 +125,14 @@ def find_images(
         check_has(source.name, found.classes, classes)
         manifest = _list_arrays(found, classes)
     else:
-        classes, folders = find_class_folders(found, source.classes, source.ignored)
-        manifest = _list_files(found, classes, folders)
+        classes, labelled = find_class_folders(found, source.classes, source.ignored)
+        manifest = _list_files(found, classes, labelled)
         manifest = _with_unused_files(manifest, found, official_splits(found, source.classes))
         if not manifest.names:
-            raise DataError(f"{found} has class folders ({some(classes)}), but no images in them")
+            raise DataError(
+                f"{found} has class folders ({some(classes)}), but no images in them"
+                f"{_unreadable(manifest)}"
+            )
     return _exclude(manifest, exclusion)
 
 
@@ -163,14 +166,17 @@ def _find_external(found: Path | Arrays, classes: tuple[str, ...]) -> Manifest:
         return _list_arrays(found, classes)
     if not found.is_dir():
         raise DataError(f"--external must name a folder, but {found} is none")
-    folders = [path for path in class_folders.folders(found) if any(class_folders.files(path))]
-    check_known(str(found), [path.name for path in folders], classes)
-    labelled = [ClassFolder(path, classes.index(path.name), None) for path in folders]
+    inside = [path for path in folders(found) if find_image_files(path).images]
+    check_known(str(found), [path.name for path in inside], classes)
+    labelled = [ClassFolder(path, classes.index(path.name), None) for path in inside]
     manifest = _list_files(found, classes, labelled or [ClassFolder(found, -1, None)])
     if labelled:
         manifest = _with_unused_files(manifest, found, {None: found})
     if not manifest.names:
-        raise DataError(f"--external must hold images, flat or by class, but {found} has none")
+        raise DataError(
+            f"--external must hold images, flat or by class, but {found} has none"
+            f"{_unreadable(manifest)}"
+        )
     return manifest
 
 
@@ -274,12 +280,13 @@ def _list_files(root: Path, classes: tuple[str, ...], folders: Iterable[ClassFol
     found: list[tuple[str, int, str | None, Path]] = []
     skipped: list[Issue] = []
     for folder in folders:
-        for path in class_folders.files(folder.path):
+        images, others = find_image_files(folder.path)
+        for path in images:
             name = path.relative_to(root).as_posix()
-            if class_folders.is_side_file(path):
-                skipped.append(Issue(name, "not an image", "its name is not that of an image"))
-            else:
-                found.append((name, folder.label, folder.split, path))
+            found.append((name, folder.label, folder.split, path))
+        for path, reason in others:
+            kind = "not an image" if reason == NOT_AN_IMAGE else "unreadable"
+            skipped.append(Issue(path.relative_to(root).as_posix(), kind, reason))
     found.sort()
     return Manifest(
         classes=classes,
@@ -290,6 +297,12 @@ def _list_files(root: Path, classes: tuple[str, ...], folders: Iterable[ClassFol
         images=None,
         skipped=tuple(skipped),
     )
+
+
+def _unreadable(manifest: Manifest) -> str:
+    """Return the part of an error about missing images that names one that cannot be read."""
+    first = next((issue for issue in manifest.skipped if issue.issue == "unreadable"), None)
+    return "" if first is None else f"; {first.image} {first.detail}"
 
 
 def _with_unused_files(manifest: Manifest, root: Path, parts: dict[str | None, Path]) -> Manifest:

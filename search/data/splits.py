@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from search.data.class_folders import DataError, some
+from search.data.class_folders import some
 from search.data.decoding import DecodedImages
+from search.data.image_files import DataError
 from search.data.manifest import Manifest, seeded_order
 from search.runs.tables import SPLIT_COLUMNS, read_rows, write_csv
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search.data.class_folders import DataError
 from search.data.decoding import read_images
+from search.data.image_files import DataError
 from search.runs.run_folder import RunFolder
 from search.runs.tables import read_rows
 from spaces.base import load_space

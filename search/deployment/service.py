@@ -14,6 +14,7 @@ from PIL import Image
 
 from search.deployment.batching import Batcher
 from search.deployment.predictor import Prediction, Predictor
+from trainables.image_formats import HEAD_BYTES, is_heic
 from trainables.images import ImageError, as_tensor
 from trainables.models.grad_cam import GradCamError, grad_cam
 
@@ -68,6 +69,9 @@ class Service:
         # decoder busy for minutes; cameras and programs write up to a dozen.
         if content.startswith(b"\xff\xd8") and content.count(_SCAN) > _MAX_SCANS:
             raise ImageError("the image", f"has more than {_MAX_SCANS} scans")
+        # libheif is a large body of C++ code, which the files of strangers should not reach.
+        if is_heic(content[:HEAD_BYTES]):
+            raise ImageError("the image", "is a HEIC photo, and none is read here: send a JPEG")
         return self._predictor.decode(io.BytesIO(content))
 
     def _predict(self, decoded: Sequence[np.ndarray]) -> list[Prediction]:

@@ -16,9 +16,9 @@ from search.cluster.shared_file import MappedFile, StoredObject, share_file
 from search.console.formatting import count
 from search.console.progress import Progress
 from search.data.audit import DUPLICATES, UNUSED, Audit, audit_images, summarize, write_audit_csv
-from search.data.class_folders import DataError
 from search.data.decoding import DecodedImages, ResizeSpec, decode_images
 from search.data.exclusion import EXTERNAL
+from search.data.image_files import DataError
 from search.data.manifest import check_counts
 from search.data.splits import EXCLUDED, leaks_into_holdout, read_split_csv, split, write_split_csv
 from search.evaluation.sample_size import ClassCounts, few_images_warnings

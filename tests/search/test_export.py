@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from search.data.class_folders import DataError
+from search.data.image_files import DataError
 from search.deployment import exporters, parity
 from search.deployment.exporters import run_onnx, run_program
 from search.deployment.run_images import read_split

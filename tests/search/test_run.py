@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from search.cluster.session import SessionError
-from search.data.class_folders import DataError
+from search.data.image_files import DataError
 from search.pipeline.preflight import RunPlan
 from search.pipeline.request import parse_request
 from search.run import main

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import transforms
 
+from trainables.image_formats import IMAGE_SUFFIXES
 from trainables.images import (
-    IMAGE_SUFFIXES,
     MEAN,
     STD,
     ImageError,

@@ -1,20 +1,17 @@
-import os
 from pathlib import Path
 
 import pytest
 
 from search.data.class_folders import (
     ClassFolder,
-    DataError,
     check_has,
     check_known,
-    files,
     find_class_folders,
-    is_side_file,
     official_splits,
     some,
     unused_files,
 )
+from search.data.image_files import DataError
 
 
 def make(root: Path, *paths: str) -> Path:
@@ -171,41 +168,9 @@ def test_two_folders_of_one_split(tmp_path: Path) -> None:
     )
 
 
-def test_files_at_any_depth(tmp_path: Path) -> None:
-    make(tmp_path, "1.jpg", "x/y/2.jpg", ".hidden.jpg", ".x/3.jpg", "Thumbs.db", "__MACOSX/4.jpg")
-    assert sorted(files(tmp_path)) == [tmp_path / "1.jpg", tmp_path / "x" / "y" / "2.jpg"]
-
-
-def test_links_are_followed_but_not_in_a_cycle(tmp_path: Path) -> None:
-    make(tmp_path, "linked/1.jpg", "class/2.jpg")
-    (tmp_path / "class" / "more").symlink_to(tmp_path / "linked")
-    (tmp_path / "linked" / "up").symlink_to(tmp_path / "class")
-    assert sorted(path.name for path in files(tmp_path / "class")) == ["1.jpg", "2.jpg"]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_an_unreadable_folder_is_an_error(tmp_path: Path) -> None:
-    make(tmp_path, "a/x/1.jpg", "b/")
-    (tmp_path / "a" / "x").chmod(0)
-    with pytest.raises(DataError, match="a/x cannot be read: Permission denied"):
-        list(files(tmp_path / "a"))
-
-
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
         official_splits(tmp_path / "gone")
-    with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
-        list(files(tmp_path / "gone"))
-
-
-@pytest.mark.parametrize("name", ["README", "LICENSE", "labels.CSV", "notes.txt", "Readme.md"])
-def test_side_files(name: str) -> None:
-    assert is_side_file(Path(name))
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "readme.jpg", "image_0001", "a.heic"])
-def test_files_that_may_be_images_are_no_side_files(name: str) -> None:
-    assert not is_side_file(Path(name))
 
 
 def test_unused_files(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search.data.class_folders import DataError
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
+from search.data.image_files import DataError
 
 NAMES = ("a/1.jpg", "a/2, 3.jpg", "b/ü.jpg")
 

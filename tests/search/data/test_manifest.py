@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search.data.class_folders import DataError
+from search.data.image_files import DataError
 from search.data.manifest import Issue, Manifest, check_counts, scan, scan_external, seeded_order
 from spaces.sources import Arrays, Source, SourceError, caltech101, digits, fashion_mnist, folder
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.data.class_folders import DataError
 from search.data.decoding import DecodedImages
+from search.data.image_files import DataError
 from search.data.manifest import Manifest, check_counts
 from search.data.splits import EXCLUDED, read_split_csv, split, write_split_csv
 from search.data.thumbnails import Thumbnails

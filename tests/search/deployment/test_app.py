@@ -206,6 +206,13 @@ def test_a_bomb_inside_an_icon(app):
     assert "too many pixels" in answer.json()["detail"]
 
 
+def test_heic_is_not_read(app):
+    content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(1000)
+    answer = post(app, content)
+    assert answer.status_code == 422
+    assert answer.json()["detail"].endswith("is a HEIC photo, and none is read here: send a JPEG")
+
+
 def test_a_jpeg_of_too_many_scans(app):
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(file, "JPEG", progressive=True)
