@@ -28,7 +28,8 @@ from search.data.audit import ISSUES, Audit, audit_images, summarize, write_audi
 from search.data.decoding import DecodedImages, decode_images
 from search.data.exclusion import read_exclusion
 from search.data.image_files import DataError
-from search.data.manifest import Issue, find_images, scan_external
+from search.data.manifest import Issue
+from search.data.scan import find_images, scan_external
 from search.evaluation.sample_size import small_class_warnings
 from spaces.base import load_space
 from spaces.downloads import cache_folder

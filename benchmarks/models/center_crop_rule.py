@@ -38,7 +38,7 @@ from benchmarks.harness.workbench import (
     new_backbone,
     read_state,
 )
-from search.data.manifest import find_images
+from search.data.scan import find_images
 from search.data.splits import split
 from search.evaluation.calibration import fit_temperature, log_losses, measure_calibration
 from search.pipeline.retraining.kfold import split_folds

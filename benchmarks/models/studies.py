@@ -35,7 +35,7 @@ from benchmarks.harness.workbench import (
     pooled_features,
     read_state,
 )
-from search.data.manifest import find_images, scan_external
+from search.data.scan import find_images, scan_external
 from search.runs.summary import read_summary
 from search.runs.tables import read_rows
 from spaces.base import load_space

@@ -48,7 +48,7 @@ from benchmarks.tuning.curve_tables import (
 )
 from benchmarks.tuning.regret_figure import bootstrap, draw_regrets
 from benchmarks.tuning.simulated_search import OURS, PARTS, SIDES, Race, Side, race
-from search.data.manifest import scan
+from search.data.scan import scan
 from spaces.base import load_space
 
 CACHE = ROOT / "results" / "curves"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -44,3 +44,10 @@ def count(n: int, thing: str) -> str:
 def readable(name: str) -> str:
     """Replace the bytes of a file name that are not UTF-8, as in tables that are read back."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def some(words: Iterable[str], most: int = 12) -> str:
+    """Join words by commas; those after the first `most` are counted."""
+    words = list(words)
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more

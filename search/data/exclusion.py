@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search.data.class_folders import some
+from search.console.formatting import some
 from search.data.image_files import DataError
 from search.runs.tables import EXCLUDED_COLUMNS, write_csv
 from spaces.sources import did_you_mean

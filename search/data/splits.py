@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search.data.class_folders import some
+from search.console.formatting import some
 from search.data.decoding import DecodedImages
 from search.data.image_files import DataError
 from search.data.manifest import Manifest, seeded_order

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
-from search.data.manifest import Manifest, scan, scan_external
+from search.data.manifest import Manifest
+from search.data.scan import scan, scan_external
 from search.pipeline.request import RequestError, load_requested_space, merge_with_saved
 from search.runs.environment import Request
 from search.runs.run_folder import ENVIRONMENT, RunFolder, digest

@@ -12,7 +12,7 @@ from search.cluster.parallel import thread_map
 from search.data.audit import audit_images, read_audit_csv
 from search.data.decoding import decode_images
 from search.data.exclusion import read_exclusion
-from search.data.manifest import find_images
+from search.data.scan import find_images
 from search.data.splits import EXCLUDED, split
 from spaces.sources import folder
 from tests.fixtures.drawing import CHANGES, draw, save

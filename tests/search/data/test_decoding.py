@@ -14,7 +14,8 @@ from PIL import Image
 from search.cluster.parallel import ParallelMap, ray_map, serial_map, thread_map
 from search.data.decoding import ResizeSpec, decode_images, image_digest, read_images
 from search.data.image_files import DataError
-from search.data.manifest import Manifest, check_counts, scan
+from search.data.manifest import Manifest, check_counts
+from search.data.scan import scan
 from spaces.sources import caltech101, digits, folder
 from trainables.images import ImageError, read_image, to_square
 

@@ -2,16 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from search.data.class_folders import (
+from search.console.formatting import some
+from search.data.image_files import DataError
+from search.data.layouts.class_folders import (
     ClassFolder,
     check_has,
     check_known,
     find_class_folders,
     official_splits,
-    some,
     unused_files,
 )
-from search.data.image_files import DataError
 
 
 def make(root: Path, *paths: str) -> Path:

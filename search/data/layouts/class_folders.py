@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from search.console.formatting import some
 from search.data.image_files import DataError, entries, folders, has_image_suffix
 from spaces.sources import did_you_mean
 
@@ -187,10 +188,3 @@ def _one_class(root: Path, only: Path) -> str:
         f"there must be two classes or more, but {root} has one class folder, {only.name!r}{hint}"
         f" ({_CLASS_FOLDER.format(root=root)})"
     )
-
-
-def some(words: Iterable[str], most: int = 12) -> str:
-    """Join words by commas; those after the first `most` are counted."""
-    words = list(words)
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
