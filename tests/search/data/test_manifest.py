@@ -1,3 +1,5 @@
+import numpy as np
+
 from search.data.manifest import seeded_order
 
 
