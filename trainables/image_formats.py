@@ -30,7 +30,7 @@ HEAD_BYTES = 256
 
 _JPEG_XL = "is a JPEG XL image, which cannot be read: convert it to PNG or JPEG, such as with djxl"
 _DICOM = (
-    "is a DICOM file, whose grey levels need a window to be chosen: export it as PNG, such as with"
+    "is a DICOM file, whose levels need a window to be chosen: export it as PNG, such as with"
     " dcm2img or pydicom"
 )
 _RAW = (

@@ -69,7 +69,7 @@ class Service:
         # decoder busy for minutes; cameras and programs write up to a dozen.
         if content.startswith(b"\xff\xd8") and content.count(_SCAN) > _MAX_SCANS:
             raise ImageError("the image", f"has more than {_MAX_SCANS} scans")
-        # libheif is a large body of C++ code, which the files of strangers should not reach.
+        # libheif is a large body of C++ code, which files of unknown senders should not reach.
         if is_heic(content[:HEAD_BYTES]):
             raise ImageError("the image", "is a HEIC photo, and none is read here: send a JPEG")
         return self._predictor.decode(io.BytesIO(content))
