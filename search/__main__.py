@@ -13,27 +13,30 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from search.console.commands import COMMANDS, as_called, version
+from search.console.output import command, print_error
 from spaces.sources import did_you_mean
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] not in COMMANDS:
+        return _explain(words)
+    return int(import_module(f"search.{words[0]}").main(words[1:]))
+
+
+@command()
+def _explain(words: Sequence[str]) -> int:
+    """Print the overview, the version, or that there is no such command; return the exit code."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(as_called(overview()))
         return 0
     if words[0] == "--version":
         print(version())
         return 0
-    name = words[0]
-    if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS)
-        print(
-            f"error: there is no command {name!r}{hint} (there are: {', '.join(COMMANDS)})",
-            file=sys.stderr,
-        )
-        return 2
-    return int(import_module(f"search.{name}").main(words[1:]))
+    hint = did_you_mean(words[0], COMMANDS)
+    print_error(f"there is no command {words[0]!r}{hint} (there are: {', '.join(COMMANDS)})")
+    return 2
 
 
 def overview() -> str:

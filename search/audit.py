@@ -22,6 +22,7 @@ from rich.text import Text
 
 from search.cluster.parallel import thread_map
 from search.console.arguments import Parser
+from search.console.output import SafeConsole, command, print_error
 from search.console.progress import Progress
 from search.console.signals import INTERRUPTED
 from search.data.audit import ISSUES, Audit, audit_images, summarize, write_audit_csv
@@ -76,13 +77,14 @@ def _example(issue: Issue) -> str:
     return issue.image or issue.detail
 
 
+@command(continues=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
     try:
         return _run(options)
     except (DataError, SourceError, SpaceError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing is written", file=sys.stderr)
@@ -116,7 +118,7 @@ def _run(options: argparse.Namespace) -> int:
         raise DataError(
             f"--out {options.out} cannot be written to: {error.strerror}; give another --out"
         ) from None
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     print_audit(audit, images, console)
     console.print(Text(str(options.out)), soft_wrap=True)
     return 0

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.console.arguments import Parser, add_run, model_path, whole_number
+from search.console.formatting import printable_name
+from search.console.output import command, print_error
 from search.data.image_files import DataError
 from search.runs.run_folder import RunFolder
 from search.runs.validation import FolderError
@@ -50,15 +52,14 @@ class ParityError(Exception):
     """The outputs of the exported file differ from PyTorch's."""
 
 
+@command(continues=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing and options.format == "onnx":
-        print(
-            f"error: exporting to ONNX needs {', '.join(missing)}:"
-            " pip install 'classifier-search[export]'",
-            file=sys.stderr,
+        print_error(
+            f"exporting to ONNX needs {', '.join(missing)}: pip install 'classifier-search[export]'"
         )
         return 2
     from trainables.models.ensemble import ModelError
@@ -66,10 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _export(options)
     except ParityError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     except (ExportError, ModelError, DataError, FolderError, SpaceError, SourceError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 
@@ -109,7 +110,7 @@ def _export(options: argparse.Namespace) -> None:
         )
         if not result.passed:
             raise ParityError(f"{path.name} is not written: {result.in_words()}")
-    print(f"written  {path}  ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"written  {printable_name(path)}  ({path.stat().st_size / 1e6:.1f} MB)")
     print(f"checked  {result.in_words()}")
     if images.n_changed:
         print(

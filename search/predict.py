@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,10 +20,11 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from search.console.arguments import Parser, add_run, whole_number
+from search.console.formatting import printable, printable_name
+from search.console.output import SafeConsole, command, print_error
 from search.console.signals import INTERRUPTED
 from search.data.image_files import DataError, find_image_files
 from search.runs.tables import ood_cells, ranked_cells, ranked_columns
@@ -46,6 +46,7 @@ def load(run: str | Path) -> Predictor:
     return load_predictor(run)
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not paths:
             raise FileNotFoundError("the list holds no path of an image")
     except (FileNotFoundError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     # Imported here, as PyTorch takes seconds: mistakes in the arguments are reported before.
     from trainables.models.ensemble import ModelError
@@ -62,16 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         predictor = load(options.run)
     except ModelError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
-    # A file's name may hold bytes that are not UTF-8; they are written as they are.
-    with suppress(AttributeError):  # a test's stdout has no such method
-        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
         n_unreadable = _write(options, paths, predictor)
-    except BrokenPipeError:  # the reader of the output has ended, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return INTERRUPTED
     if n_unreadable:
@@ -81,12 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(options: argparse.Namespace, paths: Sequence[Path], predictor: Predictor) -> int:
     """Predict and write; return the number of images that cannot be read."""
+    if options.format == "csv":
+        # As all our tables: UTF-8, and the bytes of a file's name that are not stay as they are.
+        with suppress(AttributeError):  # a notebook's stream
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     if options.format == "json":
         write = json_writer()
     elif options.format == "csv":
         write = csv_writer(min(options.top, len(predictor.model.card.classes)))
     else:
-        write = table_writer(max(len(str(path)) for path in paths))
+        write = table_writer(max(len(printable_name(path)) for path in paths))
     n_unreadable = 0
     with _progress() as progress:
         task = progress.add_task("images", total=len(paths))
@@ -112,12 +111,15 @@ def table_writer(width: int) -> Writer:
 
     def write(result: Prediction | ImageError | None) -> None:
         if isinstance(result, ImageError):
-            print(f"{result.path:<{width}}  cannot be read: {result.reason}", file=sys.stderr)
+            reason = printable(result.reason)
+            print(
+                f"{printable_name(result.path):<{width}}  cannot be read: {reason}", file=sys.stderr
+            )
         elif result is not None:
             pairs = zip(result.classes, result.probabilities, strict=True)
-            named = "   ".join(f"{name} {p:.4f}" for name, p in pairs)
+            named = "   ".join(f"{printable_name(name)} {p:.4f}" for name, p in pairs)
             note = "   out of distribution" if result.is_ood else ""
-            print(f"{result.image:<{width}}  {named}{note}")
+            print(f"{printable_name(result.image):<{width}}  {named}{note}")
 
     return write
 
@@ -210,7 +212,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 def _progress() -> Progress:
     """Return a progress bar for a terminal; hidden where the results go there themselves."""
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

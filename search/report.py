@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search.console.arguments import Parser
+from search.console.formatting import printable_name
+from search.console.output import command, print_error
 from search.reporting.page import write_report
 from search.runs.run_folder import RunFolder
 from search.runs.validation import FolderError
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = Parser(prog="python -m search.report", description="Write a run's report again.")
@@ -25,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         write_report(RunFolder.open(path))
     except FolderError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
-    print(path / "report.html")
+    print(printable_name(path / "report.html"))
     return 0
 
 

@@ -17,7 +17,8 @@ from threading import Thread
 
 from search.cluster.session import SessionError, configure_ray, ray_session
 from search.console.commands import as_called
-from search.console.formatting import describe, percent
+from search.console.formatting import describe, percent, quote_path
+from search.console.output import command, print_error
 from search.console.progress import Progress
 from search.console.run_log import start_run_log
 from search.console.signals import FAILED, GracefulShutdown
@@ -46,6 +47,7 @@ MISTAKES = (
 """Errors that the user can correct: exit code 2 and one message."""
 
 
+@command(continues=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     configure_ray()
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return flow.run(run_plan, progress, shutdown)
     except MISTAKES as error:
-        print(as_called(f"error: {error}"), file=sys.stderr)
+        print_error(error)
         if run_plan is not None and request.resume is None:
             if run_plan.folder.has_trials:
                 show_best_so_far(run_plan)
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_disk_full(error):
             raise
         where = request.folder if run_plan is None else run_plan.folder.path
-        print(f"error: no space is left for {where}; make room on its disk", file=sys.stderr)
+        print_error(f"no space is left for {where}; make room on its disk")
         show_best_so_far(run_plan)
         return FAILED
 
@@ -106,8 +108,8 @@ def show_best_so_far(run_plan: RunPlan | None) -> None:
         accuracy = percent(best.val_accuracy, 2)
         print(f"best so far: validation accuracy {accuracy}: {describe(best.config)}")
     if (folder.path / MODEL).is_file():
-        print(as_called(f"model saved: python -m search.predict {folder.path} IMAGE…"))
-    print(as_called(f"resume: python -m search.run --resume {folder.path}"))
+        print(as_called(f"model saved: python -m search.predict {quote_path(folder.path)} IMAGE…"))
+    print(as_called(f"resume: python -m search.run --resume {quote_path(folder.path)}"))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 from search.cluster.session import configure_ray, ray_session
 from search.console.arguments import Parser, add_run, model_path, whole_number
 from search.console.formatting import count, duration
+from search.console.output import command, print_error
+from search.console.run_log import TerminalHandler
 from search.console.signals import FAILED, INTERRUPTED, GracefulShutdown
 from spaces.errors import SearchError
 
@@ -44,13 +46,14 @@ class ServeError(SearchError):
     """The server cannot be started as requested."""
 
 
+@command(continues=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
     try:
         listener = check(options)
     except ServeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     try:
         with listener, GracefulShutdown().watching() as shutdown:
@@ -135,7 +138,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, shutdown: Grace
             with serve_in_process(app, listener, settings.limits.seconds) as is_serving:
                 _wait_for_stop(options, shutdown, is_serving)
             if not shutdown.requested():
-                print("error: the server stopped by itself; its log says why", file=sys.stderr)
+                print_error("the server stopped by itself; its log says why")
                 return FAILED
         else:
             load_model(model_path(options.run))  # here, a damaged file is one clear error
@@ -147,7 +150,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket, shutdown: Grace
                 with serve_by_ray(settings, options.replicas, options.host, options.port):
                     _wait_for_stop(options, shutdown)
     except ModelError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     _log.info("stopped after %s", duration(time.monotonic() - started))
     return 0
@@ -193,7 +196,8 @@ def _wait_for_stop(
 
 def _log_to_terminal() -> None:
     """Show what the server logs, and warnings of libraries, on the error output."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    style = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(format=style, handlers=[TerminalHandler()])
     logging.getLogger("search").setLevel(logging.INFO)
 
 

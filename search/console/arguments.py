@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from search.console.commands import as_called, version
+from search.console.formatting import printable, quote_path
 from spaces.sources import did_you_mean
 
 _UNKNOWN = "unrecognized arguments: "
@@ -29,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and the message."""
-        self.exit(2, f"error: {message}{self._hint(message)} (see --help)\n")
+        self.exit(2, f"error: {printable(message)}{printable(self._hint(message))} (see --help)\n")
 
     def _hint(self, message: str) -> str:
         """Return what a mistaken word could have been, as the end of a message."""
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         options = re.findall(r"^  (?:-\w, )?--([\w-]+)", self.format_help(), re.MULTILINE)
         unknown = [word[2:].split("=")[0] for word in words if word.startswith("--")]
         if not unknown and "data" in options and Path(words[0]).is_dir():
-            return f"; did you mean --data {words[0]}?"
+            return f"; did you mean --data {quote_path(words[0])}?"
         hints = dict.fromkeys(did_you_mean(word, options) for word in unknown)
         return "".join(hints).replace("mean '", "mean '--")
 

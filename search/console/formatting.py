@@ -1,8 +1,21 @@
-"""Format numbers, parameters and names for people."""
+"""Format numbers, parameters and names for people.
+
+Names of files and classes are other people's text: an ANSI escape in one could hide or forge what a
+terminal shows.
+"""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but tab and line feed, marks that turn the direction of writing, and lone
+surrogates: the bytes of a file's name that are no UTF-8."""
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -51,3 +64,34 @@ def some(words: Iterable[str], most: int = 12) -> str:
     words = list(words)
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more
+
+
+def is_printable(text: str) -> bool:
+    """Return whether a text has no control characters but tabs and line feeds."""
+    return _UNPRINTABLE.search(text) is None
+
+
+def printable(text: str) -> str:
+    r"""Escape control characters as in `\x1b`; tabs and line feeds stay."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def printable_name(name: object) -> str:
+    r"""Escape control characters of a name that stands in one line, tabs and line feeds too."""
+    return printable(str(name)).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def quote_path(path: str | Path) -> str:
+    r"""Quote a path for a command that people copy; one with control characters as `$'\x1b'`."""
+    text = str(path)
+    if is_printable(text) and "\n" not in text and "\t" not in text:
+        return shlex.quote(text)
+    quoted = text.replace("\\", r"\\").replace("'", r"\'")
+    return f"$'{printable_name(quoted)}'"
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte: see `os.fsdecode`
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

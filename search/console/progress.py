@@ -27,6 +27,7 @@ from rich.table import Column
 from rich.text import Text
 
 from search.console.formatting import describe, percent
+from search.console.output import SafeConsole
 from search.console.run_log import SHOWN
 from spaces.rules import Value
 from trainables.trial_result import TrialResult
@@ -50,7 +51,7 @@ class Progress:
             quiet: Show warnings alone, on the error output.
             console: Where to show it; None is the standard output.
         """
-        self.console = console or Console(highlight=False)
+        self.console = console or SafeConsole(highlight=False)
         self._quiet = quiet
         self._live = (
             Live(self, console=self.console, refresh_per_second=4, transient=True)
@@ -123,7 +124,7 @@ class Progress:
         self._print_warning(text)
 
     def _print_warning(self, text: str) -> None:
-        console = Console(stderr=True, highlight=False) if self._quiet else self.console
+        console = SafeConsole(stderr=True, highlight=False) if self._quiet else self.console
         console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
 
     def begin_trials(
@@ -236,7 +237,7 @@ def _create_bar(console: Console) -> ProgressBar:
     """Return a display of the stage, a bar, the counts, the time so far and the time left."""
     rigid = Column(no_wrap=True)
     return ProgressBar(
-        SpinnerColumn(),
+        SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
         TextColumn("[bold cyan]{task.description}"),
         BarColumn(),
         _CountsColumn("", table_column=rigid),

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from search.console.formatting import printable
+
 _log = logging.getLogger(__name__)
 
 SHOWN = "shown"
@@ -40,7 +42,7 @@ def start_run_log(path: Path, verbose: bool = False) -> Iterator[None]:
     _end_last_line(path)
     handlers: list[logging.Handler] = [_RunLogFile(path, encoding="utf-8", errors="replace")]
     if verbose:
-        handlers.append(_Terminal())
+        handlers.append(TerminalHandler())
     levels = {name: logging.getLogger(name).level for name in _OUR_PACKAGES}
     for handler in handlers:
         handler.setFormatter(_OneLine())
@@ -92,13 +94,14 @@ class _RunLogFile(logging.FileHandler):
             super().handleError(record)
 
 
-class _Terminal(logging.Handler):
-    """Shows what the terminal has not shown yet.
+class TerminalHandler(logging.Handler):
+    """Shows what the terminal has not shown yet, with control characters escaped.
 
     It writes to the error output of the moment, which a live display replaces by one that prints
     above it.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record, unless it is marked as shown."""
         if not getattr(record, SHOWN, False):
-            print(self.format(record), file=sys.stderr)
+            print(printable(self.format(record)), file=sys.stderr)

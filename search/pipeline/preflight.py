@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from search.console.formatting import quote_path
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest
 from search.data.scan import scan, scan_external
@@ -125,7 +126,8 @@ def _check_free(request: Request) -> None:
     if request.shared is not None and request.shared.has(ENVIRONMENT):
         raise FolderError(
             f"there is a run called {request.name!r} in {request.storage}: give another --name, or"
-            f" resume it with --resume {request.folder} --storage {request.storage}"
+            f" resume it with --resume {quote_path(request.folder)}"
+            f" --storage {quote_path(str(request.storage))}"
         )
     # A run that is refused later is deleted there with its folder.
     if request.shared is not None and not request.shared.is_empty():
@@ -194,7 +196,8 @@ def check_same_space(space_file: Path | None, folder: RunFolder) -> None:
     if changes:
         raise RequestError(
             f"{other} is not the space that {folder.path} began with: {'; '.join(changes)}. Undo"
-            f" the change, begin a new run, or resume with the space as it was: --space {own}"
+            " the change, begin a new run, or resume with the space as it was: --space"
+            f" {quote_path(own)}"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import wrap
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.console.commands import as_called
-from search.console.formatting import count, describe, duration, interval, percent
+from search.console.formatting import count, describe, duration, interval, percent, quote_path
 from search.evaluation.calibration import MIN_IMAGES
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.mcnemar import POWER
@@ -225,7 +224,7 @@ def _facts(summary: RunSummary, path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _next_steps(run: Path) -> Iterator[str]:
-    path, boards = shlex.quote(str(run)), shlex.quote(str(run / "tensorboard"))
+    path, boards = quote_path(run), quote_path(run / "tensorboard")
     yield "next steps:"
     yield as_called(f"  python -m search.predict {path} IMAGE…")
     yield as_called(f"  python -m search.serve {path}")

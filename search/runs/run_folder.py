@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -55,7 +56,7 @@ class RunFolder:
         if (out / name).exists():
             raise FolderError(
                 f"there is a run called {name!r} in {out}: give another --name, or resume it with"
-                f" --resume {out / name}"
+                f" --resume {shlex.quote(str(out / name))}"
             )
         nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
         if not nearest.is_dir():

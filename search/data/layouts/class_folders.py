@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from search.console.formatting import some
+from search.console.formatting import quote_path, some
 from search.data.image_files import DataError, entries, folders, has_image_suffix
 from spaces.sources import did_you_mean
 
@@ -183,7 +183,9 @@ def _no_class_folders(root: Path, parts: Iterable[Path]) -> str:
 
 def _one_class(root: Path, only: Path) -> str:
     inner = [path.name for path in folders(only)]
-    hint = f"; did you mean --data {only}, which has {some(inner)}?" if len(inner) > 1 else ""
+    hint = ""
+    if len(inner) > 1:
+        hint = f"; did you mean --data {quote_path(only)}, which has {some(inner)}?"
     return (
         f"there must be two classes or more, but {root} has one class folder, {only.name!r}{hint}"
         f" ({_CLASS_FOLDER.format(root=root)})"

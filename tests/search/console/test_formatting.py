@@ -1,4 +1,5 @@
 import os
+import subprocess
 
 import pytest
 
@@ -8,7 +9,11 @@ from search.console.formatting import (
     describe,
     duration,
     interval,
+    is_printable,
     percent,
+    printable,
+    printable_name,
+    quote_path,
     readable,
 )
 
@@ -53,3 +58,25 @@ def test_parameters_as_one_line() -> None:
     params = {"lr": 1.23456e-05, "batch_size": 32, "class_weights": True, "dropout": 0.5}
     assert describe(params) == "lr 1.23e-05, batch_size 32, class_weights True, dropout 0.5"
     assert describe({}) == ""
+
+
+def test_control_characters_are_escaped():
+    assert printable("a\x1b[1m\x9b\x7f\r\u202eb\u2028\udcff日\n\t") == (
+        "a\\x1b[1m\\x9b\\x7f\\x0d\\u202eb\\u2028\\xff日\n\t"
+    )
+    assert printable_name("a\nb\tc\x1b") == r"a\nb\tc\x1b"
+    assert is_printable("日本 é\n")
+    assert not is_printable("\x1b")
+
+
+@pytest.mark.parametrize(
+    "name", ["results/a", "my runs/it's", "a\nb\x1b[31m\\'", "tab\t'", "b\udcffc", "$(x)`y`", ""]
+)
+def test_a_quoted_path_is_the_same_path_in_a_shell(name):
+    quoted = quote_path(name)
+    done = subprocess.run(
+        ["bash", "-c", f"printf %s {quoted}"], capture_output=True, check=True, env={"LC_ALL": "C"}
+    )
+    assert os.fsdecode(done.stdout) == name
+    assert is_printable(quoted)
+    assert "\n" not in quoted

@@ -1,0 +1,184 @@
+"""Write to the terminal whatever it is: of any encoding, full, closed, or read by `head`.
+
+Names of files and classes are other people's text. Their control characters are shown escaped, as
+an ANSI escape could hide or forge what a terminal shows.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any, TextIO, TypeVar, cast
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from search.console.commands import as_called
+from search.console.formatting import is_printable, printable
+from search.console.signals import FAILED
+
+_PLAIN = {
+    **{"…": "...", "–": "-", "—": "-", "±": "+/-", "×": "x", "·": "*", "→": "->", "−": "-"},
+    **{"’": "'", "‘": "'", "“": '"', "”": '"'},
+}
+"""What stands for a character in an encoding that lacks it."""
+
+_ERRORS = "classifier-search.plain"
+
+
+class OutputError(OSError):
+    """The standard output cannot be written to."""
+
+
+def print_error(message: object) -> None:
+    """Print an error on the error output, as all commands do."""
+    print(as_called(f"error: {printable(str(message))}"), file=sys.stderr)
+
+
+class SafeConsole(Console):
+    """A rich console that escapes control characters of the texts that it prints."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render an object; every text that is printed comes through here."""
+        for segment in super().render(renderable, options):
+            if segment.control or is_printable(segment.text):
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
+_Main = TypeVar("_Main", bound=Callable[..., int])
+
+
+def command(*, continues: bool = False) -> Callable[[_Main], _Main]:
+    """Decorate a command's `main`, so that its output never ends in a traceback.
+
+    A reader of the standard output that has ended, as `head` does, ends the command quietly. One
+    that cannot be written to for another reason, such as a full disk, is an error.
+
+    Args:
+        continues: Whether the command's work is more than what it prints, so that it continues.
+    """
+
+    def decorate(main: _Main) -> _Main:
+        @wraps(main)
+        def run(*arguments: Any) -> int:
+            with safe_streams(continues=continues) as output:
+                try:
+                    exit_code = main(*arguments)
+                    output.flush()
+                except OutputError:
+                    exit_code = 0
+            if output.failure is None or isinstance(output.failure, BrokenPipeError):
+                return exit_code
+            reason = output.failure.strerror or output.failure
+            print_error(f"the standard output cannot be written to: {reason}")
+            return exit_code if continues else exit_code or FAILED
+
+        return cast(_Main, run)
+
+    return decorate
+
+
+class _SafeStream:
+    """A text stream that fails once, or never, and drops what is written after it."""
+
+    def __init__(self, stream: TextIO, raises: bool) -> None:
+        self._stream = stream
+        self._raises = raises
+        self.failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        if self.failure is not None:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.failure = error
+            # What is in its buffer is written when Python ends: that must not fail again.
+            with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:
+                os.dup2(nothing.fileno(), self._stream.fileno())
+            if self._raises:
+                raise OutputError(*error.args) from error
+
+
+@contextmanager
+def safe_streams(*, continues: bool = True) -> Iterator[_SafeStream]:
+    """Make `sys.stdout` and `sys.stderr` take every character, and not fail in a traceback.
+
+    Args:
+        continues: Whether the standard output drops what it cannot write; else it raises
+            `OutputError`, once. The error output always drops it.
+
+    Yields:
+        The standard output; its `failure` is why it could not be written to.
+    """
+    was_closed = sys.stdout is None
+    _open_closed_streams()
+    before = sys.stdout, sys.stderr
+    encodings = [(getattr(s, "encoding", None), getattr(s, "errors", None)) for s in before]
+    _reconfigure(before, [(None, _ERRORS)] * 2)
+    output, errors = _SafeStream(sys.stdout, not continues), _SafeStream(sys.stderr, False)
+    if was_closed and not continues:
+        output.failure = OSError(errno.EBADF, "it is closed")
+    sys.stdout, sys.stderr = cast(TextIO, output), cast(TextIO, errors)
+    try:
+        yield output
+    finally:
+        for stream in (output, errors):
+            with suppress(OutputError):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+        _reconfigure(before, encodings)
+
+
+def _reconfigure(
+    streams: Iterable[TextIO], encodings: Iterable[tuple[str | None, str | None]]
+) -> None:
+    """Set the encodings and error handlers of streams, where they have any."""
+    for stream, (encoding, errors) in zip(streams, encodings, strict=True):
+        with suppress(AttributeError, OSError):  # a notebook's stream has none
+            stream.reconfigure(encoding=encoding, errors=errors)  # type: ignore[attr-defined]
+
+
+def _open_closed_streams() -> None:
+    """Open what the command began without (`>&-`): a file opened later would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
+    r"""Replace characters that an encoding lacks: by plainer ones, or as `\xe4`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    part = error.object[error.start : error.end]
+    plain = (
+        _PLAIN.get(c) or printable(c).encode("ascii", "backslashreplace").decode() for c in part
+    )
+    return "".join(plain), error.end
+
+
+codecs.register_error(_ERRORS, _replace_unencodable)
