@@ -46,3 +46,17 @@ def test_an_unknown_command_has_the_most_similar_one(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.startswith(
         "error: there is no command 'predictt'; did you mean 'predict'? (there are: run, "
     )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_prints_an_ansi_escape(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([name, "a\x1b[31m", "b", "--nonsense\x1b[31m"])
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert r"\x1b[31m" in err
+
+
+def test_a_mistaken_command_prints_no_ansi_escape(capsys):
+    assert main(["a\x1b[31m"]) == 2
+    assert capsys.readouterr().err.startswith(r"error: there is no command 'a\x1b[31m'")
