@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from search.console.downloads import DownloadDisplay
 from search.console.formatting import quote_path
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest
@@ -23,7 +24,7 @@ from search.runs.sync import fetch
 from search.runs.validation import FolderError
 from spaces.base import Space, load_space
 from spaces.downloads import cache_folder
-from trainables.models.weights import find_weights
+from trainables.models.weight_files import find_weights
 
 _EXCLUDED_FILE = "excluded.csv"
 """In the run's folder: the names of the images that were excluded by request."""
@@ -90,7 +91,8 @@ def _prepare(request: Request) -> RunPlan:
         external = scan_external(found, manifest.classes, exclusion)
     weights = {}
     if space.weights == "pretrained":
-        weights = find_weights(space.backbones, request.weights, cache)
+        with DownloadDisplay() as display:
+            weights = find_weights(space.backbones, request.weights, cache, show=display.show)
     if folder is None:
         folder = _create_run(request, exclusion)
     else:

@@ -1,0 +1,274 @@
+"""Find the files of pretrained weights: in a folder, in the package, in caches, or by download.
+
+Only the driver calls this; workers are given weights and download nothing. PyTorch, torchvision and
+timm are imported where they are used, so that a missing file is reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainables.models.hub import (
+    WEIGHT_FILES,
+    Hub,
+    HubError,
+    HubUnreachableError,
+    ShowDownload,
+)
+from trainables.models.url_files import fetch_url, file_name, find_downloaded
+from trainables.models.weights import PACKAGED, WeightsError
+
+FROM_SCRATCH = ("cnn",)
+"""Backbones without pretrained weights."""
+
+TIMM = "timm/"
+"""What the name of a backbone of timm begins with."""
+
+_SUFFIXES = (".safetensors", ".pth", ".bin")
+"""Of files of weights, the preferred first."""
+
+
+def pretrained_url(backbone: str) -> str:
+    """Return the address of a backbone's ImageNet weights, as torchvision publishes them."""
+    from torchvision.models import get_model_weights
+
+    url: str = get_model_weights(backbone)["DEFAULT"].url
+    return url
+
+
+def find_weights(
+    backbones: Sequence[str],
+    weights_dir: Path | None,
+    cache: Path,
+    *,
+    url_of: Callable[[str], str] = pretrained_url,
+    hub: Hub = Hub(),  # noqa: B008 (immutable)
+    show: ShowDownload = lambda *_: None,
+) -> dict[str, Path]:
+    """Find the file of each backbone's pretrained weights; download missing ones.
+
+    Args:
+        backbones: Names from `spaces.rules.BACKBONES`, and "timm/…".
+        weights_dir: A folder of files, instead of caches and downloads.
+        cache: The folder of downloads from elsewhere than the hub.
+        url_of: Returns the address of a backbone's weights. The file name must contain its hash.
+        hub: The Hugging Face hub, where timm's weights are, and its cache.
+        show: Is called while a file arrives from the hub.
+
+    Returns:
+        The file of each backbone, without those that always start from scratch (`cnn`).
+
+    Raises:
+        WeightsError: some are unavailable; the message names, for each, where it was searched.
+    """
+    found, problems = find_available_weights(
+        backbones, weights_dir, cache, url_of=url_of, hub=hub, show=show
+    )
+    if problems:
+        listed = "".join(f"\n  - {name}: {problem}" for name, problem in problems.items())
+        by_hub = any(name.startswith(TIMM) for name in problems) and weights_dir is None
+        raise WeightsError(
+            f"Pretrained weights are unavailable:{listed}\n"
+            f"Give a folder of {'their' if by_hub else '<backbone>.pth'} files with --weights DIR,"
+            f"{_HUB_WAYS_OUT if by_hub else ''} or set"
+            ' weights="none" in the space to train from scratch.'
+        )
+    return found
+
+
+def find_available_weights(
+    backbones: Sequence[str],
+    weights_dir: Path | None,
+    cache: Path,
+    *,
+    url_of: Callable[[str], str] = pretrained_url,
+    hub: Hub = Hub(),  # noqa: B008 (immutable)
+    show: ShowDownload = lambda *_: None,
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Find or download what weights there are: as `find_weights`, but without an error.
+
+    Returns:
+        The file of each backbone that has one; and why there is none, by each other backbone.
+    """
+    found: dict[str, Path] = {}
+    problems: dict[str, str] = {}
+    unreachable: dict[str, str] = {}
+    for backbone in dict.fromkeys(backbones):
+        if backbone in FROM_SCRATCH or ":" in backbone:
+            continue
+        try:
+            given = None if weights_dir is None else _find_in_folder(backbone, weights_dir)
+            if given is not None:
+                found[backbone] = given
+            elif backbone in PACKAGED:
+                found[backbone] = _in_package(backbone)
+            elif weights_dir is not None:
+                raise WeightsError(_describe_lack(backbone, weights_dir, url_of))
+            elif backbone.startswith(TIMM):
+                found[backbone] = _from_hub(backbone, cache, hub, show, unreachable)
+            else:
+                found[backbone] = fetch_url(url_of(backbone), cache, unreachable)
+        except WeightsError as error:
+            problems[backbone] = str(error)
+    return found, problems
+
+
+def find_local_weights(
+    backbone: str,
+    weights_dir: Path | None,
+    cache: Path,
+    hub: Hub = Hub(),  # noqa: B008 (immutable)
+) -> Path | None:
+    """Return the file of a backbone's weights if it is on this machine; nothing is downloaded.
+
+    Args:
+        backbone: Its name.
+        weights_dir: A folder of files, instead of caches.
+        cache: The folder of downloads from elsewhere than the hub.
+        hub: The Hugging Face hub's cache.
+    """
+    given = None if weights_dir is None else _find_in_folder(backbone, weights_dir)
+    if given is not None:
+        return given
+    if backbone in PACKAGED:
+        return PACKAGED[backbone] if PACKAGED[backbone].is_file() else None
+    if weights_dir is not None or backbone in FROM_SCRATCH:
+        return None
+    if not backbone.startswith(TIMM):
+        return find_downloaded(pretrained_url(backbone), cache)
+    try:
+        source = timm_source(backbone)
+    except WeightsError:
+        return None
+    cached = hub.find(source.repo, source.files) if source.repo else None
+    return cached or (find_downloaded(source.url, cache) if source.url else None)
+
+
+@dataclass(frozen=True)
+class TimmSource:
+    """Where timm's weights of a name are published.
+
+    Attributes:
+        tag: The name of these weights among the network's.
+        repo: The repository on the Hugging Face hub; "" if it is not there.
+        files: Its files that may hold them, the preferred first.
+        url: Another address; "" if there is none that can be read.
+    """
+
+    tag: str
+    repo: str
+    files: tuple[str, ...]
+    url: str
+
+
+def timm_source(backbone: str) -> TimmSource:
+    """Return where the weights of a backbone of timm are published.
+
+    Raises:
+        WeightsError: they are not.
+    """
+    from timm import get_pretrained_cfg
+
+    name = backbone.removeprefix(TIMM)
+    try:
+        published = get_pretrained_cfg(name)
+    except RuntimeError:  # there is no such tag
+        published = None
+    if published is None or not (published.hf_hub_id or published.url):
+        raise WeightsError(f"timm publishes no weights of {name}")
+    files = WEIGHT_FILES
+    if published.hf_hub_filename:
+        files = (
+            str(Path(published.hf_hub_filename).with_suffix(".safetensors")),
+            published.hf_hub_filename,
+        )
+    url = published.url if isinstance(published.url, str) else ""
+    url = url if url.endswith((*_SUFFIXES, ".pth.tar")) else ""  # not in JAX's format
+    return TimmSource(published.tag or "", published.hf_hub_id or "", files, url)
+
+
+def _find_in_folder(backbone: str, folder: Path) -> Path | None:
+    return next(filter(Path.is_file, _candidates(backbone, folder)), None)
+
+
+def _candidates(backbone: str, folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder that may hold a backbone's weights, the likeliest first.
+
+    They are called as the backbone, or as the file that timm or torchvision publishes.
+    """
+    name = backbone.removeprefix(TIMM)
+    for suffix in _SUFFIXES:
+        yield folder / f"{name}{suffix}"
+    for file in WEIGHT_FILES:
+        yield folder / name / file
+    if backbone in PACKAGED or not folder.is_dir():
+        return
+    if not backbone.startswith(TIMM):
+        from torchvision.models import get_model_weights
+
+        yield from (folder / file_name(one.url) for one in get_model_weights(backbone))
+        return
+    try:
+        source = timm_source(backbone)
+    except WeightsError:
+        return
+    if "." not in name and source.tag:
+        yield from _candidates(f"{backbone}.{source.tag}", folder)
+    elif source.url:
+        yield folder / file_name(source.url)
+
+
+def _describe_lack(backbone: str, folder: Path, url_of: Callable[[str], str]) -> str:
+    """Say which file a folder lacks, and where it is published."""
+    name = backbone.removeprefix(TIMM)
+    if backbone.startswith(TIMM):
+        names = f"{name}.safetensors or {name}.pth"
+        try:
+            source = timm_source(backbone)
+            page = f"https://huggingface.co/{source.repo}" if source.repo else source.url
+            published = f"timm's is at {page}"
+        except WeightsError as error:
+            published = str(error)
+    else:
+        names, published = f"{name}.pth", f"torchvision's is {url_of(backbone)}"
+    lack = f"no {names} in it" if folder.is_dir() else "no such folder"
+    return f"looked in {folder}: {lack}; put the file there, {published}"
+
+
+def _in_package(backbone: str) -> Path:
+    path = PACKAGED[backbone]
+    if not path.is_file():
+        raise WeightsError(f"looked for {path}: the package lacks it; install it again")
+    return path
+
+
+def _from_hub(
+    backbone: str, cache: Path, hub: Hub, show: ShowDownload, unreachable: dict[str, str]
+) -> Path:
+    """Return timm's weights from the hub, or from where else they are published."""
+    source = timm_source(backbone)
+    if not source.repo:
+        if not source.url:
+            raise WeightsError("its weights are published in another format than PyTorch's")
+        return fetch_url(source.url, cache, unreachable)
+    try:
+        if hub.address in unreachable:
+            raise HubError(unreachable[hub.address])
+        return hub.fetch(source.repo, source.files, show)
+    except HubUnreachableError as error:
+        unreachable[hub.address] = str(error)
+        reason = str(error)
+    except HubError as error:
+        reason = str(error)
+    # An earlier version of timm may have downloaded them from elsewhere.
+    if source.url and (found := find_downloaded(source.url, cache)) is not None:
+        return found
+    raise WeightsError(f"looked in {hub.cache_folder}: no {source.repo} in it; {reason}")
+
+
+_HUB_WAYS_OUT = (
+    " name a mirror of the hub by HF_ENDPOINT, bring its cache from another machine and set"
+    " HF_HUB_OFFLINE=1,"
+)
