@@ -11,13 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os import SEEK_END
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from trainables.models.resumable_download import (
+    DownloadError,
+    ShowDownload,
+    connection_error,
+    download_rest,
+    reason_of,
+    status_text,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -29,9 +36,6 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 ANSWER_SECONDS = 10.0
 """A hub that has not answered by then is away; a download as long silent has stalled."""
-
-ShowDownload = Callable[[str, int, int], None]
-"""Is told the file's name, the bytes that are there, and those that there will be."""
 
 
 class HubError(ValueError):
@@ -141,17 +145,19 @@ class Hub:
             status = error.response.status_code
             kind = HubUnreachableError if status >= 500 or status == 429 else HubError
             login = ": log in with `hf auth login` or HF_TOKEN" if status in (401, 403) else ""
-            raise kind(f"{self.address} answered {_status(status)}{login}") from None
+            raise kind(f"{self.address} answered {status_text(status)}{login}") from None
         except TimeoutError:
             raise HubUnreachableError(
                 f"no answer from {self.address} within {ANSWER_SECONDS:.0f} seconds"
             ) from None
-        except _all_errors() as error:
-            raise HubUnreachableError(f"no answer from {self.address}: {_reason(error)}") from None
+        except (OSError, connection_error()) as error:
+            raise HubUnreachableError(
+                f"no answer from {self.address}: {reason_of(error)}"
+            ) from None
 
     def _download(self, repo: str, name: str, metadata: HfFileMetadata, show: ShowDownload) -> Path:
         """Download a file into the cache, where an earlier download was interrupted if one was."""
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, hf_hub_url
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # lazy
 
         digest, size, commit = metadata.etag, metadata.size, metadata.commit_hash
@@ -169,7 +175,8 @@ class Hub:
             with WeakFileLock(lock):
                 if not blob.is_file():
                     part = blob.with_name(f"{digest}.part")
-                    self._fetch_rest(repo, name, commit, part, size, show)
+                    url = hf_hub_url(repo, name, revision=commit, endpoint=self.endpoint)
+                    download_rest(url, part, size, f"{repo}/{name}", ANSWER_SECONDS, show)
                     if not _is_whole(part, digest):
                         part.unlink()
                         raise HubError(
@@ -180,88 +187,11 @@ class Hub:
             linked = hf_hub_download(
                 repo, name, cache_dir=self.cache_folder, endpoint=self.endpoint, token=None
             )
-        except _all_errors() as error:
+        except DownloadError as error:
+            raise HubError(str(error)) from None
+        except (OSError, connection_error()) as error:
             raise HubError(f"{repo}/{name} cannot be stored in {blob.parent}: {error}") from None
         return Path(linked)
-
-    def _fetch_rest(
-        self, repo: str, name: str, commit: str, part: Path, size: int, show: ShowDownload
-    ) -> None:
-        """Append to a file until it has `size` bytes.
-
-        An interrupted answer is asked for again as long as each brings something.
-
-        Raises:
-            HubError: one brought nothing; what has arrived stays.
-            OSError: the disk is full, or the folder cannot be written to.
-        """
-        from huggingface_hub import hf_hub_url
-
-        url = hf_hub_url(repo, name, revision=commit, endpoint=self.endpoint)
-        label = f"{repo}/{name}"
-        part.touch()
-        with part.open("r+b") as file:
-            if file.seek(0, SEEK_END) > size:
-                _empty(file)
-            while (done := file.tell()) < size:
-                free = shutil.disk_usage(part.parent).free
-                if free < size - done:
-                    raise HubError(
-                        f"{label} needs {_megabytes(size - done)}, but {part.parent} has"
-                        f" {_megabytes(free)} free: make room, or set HF_HUB_CACHE to another"
-                        " folder"
-                    )
-                show(label, done, size)
-                broke = _append(url, file, size, lambda n_done: show(label, n_done, size))
-                if file.tell() <= done:
-                    raise HubError(
-                        f"the download of {label} broke off after {_megabytes(done)} of"
-                        f" {_megabytes(size)} ({broke}); the same command continues it"
-                    )
-
-
-def _append(url: str, file: BinaryIO, size: int, show: Callable[[int], None]) -> str:
-    """Append what a server sends from the file's end on; return why it ended, if early."""
-    from huggingface_hub import get_session
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # lazy
-
-    start = file.tell()
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    try:
-        with get_session().stream(
-            "GET", url, headers=headers, timeout=ANSWER_SECONDS, follow_redirects=True
-        ) as response:
-            if response.status_code not in (200, 206):
-                return f"the server answered {_status(response.status_code)}"
-            if response.status_code == 200:  # it knows no ranges: from the beginning
-                _empty(file)
-            for chunk in response.iter_bytes():
-                file.write(chunk[: size - file.tell()])
-                show(file.tell())
-                if file.tell() >= size:
-                    break
-    except _connection_errors() as error:
-        return _reason(error)
-    finally:
-        file.flush()
-    return "the server closed the connection"
-
-
-def _empty(file: BinaryIO) -> None:
-    file.seek(0)
-    file.truncate()
-
-
-def _connection_errors() -> tuple[type[Exception], ...]:
-    import httpx2
-
-    return (httpx2.HTTPError, httpx2.InvalidURL)
-
-
-def _all_errors() -> tuple[type[Exception], ...]:
-    return (OSError, *_connection_errors())
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
@@ -301,20 +231,3 @@ def _is_whole(path: Path, digest: str | None = None) -> bool:
         return True
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == digest
-
-
-def _status(code: int) -> str:
-    from http import HTTPStatus
-
-    try:
-        return f"{code} {HTTPStatus(code).phrase}"
-    except ValueError:
-        return str(code)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _megabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB"

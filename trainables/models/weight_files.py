@@ -15,8 +15,8 @@ from trainables.models.hub import (
     Hub,
     HubError,
     HubUnreachableError,
-    ShowDownload,
 )
+from trainables.models.resumable_download import ShowDownload
 from trainables.models.url_files import fetch_url, file_name, find_downloaded
 from trainables.models.weights import PACKAGED, WeightsError
 

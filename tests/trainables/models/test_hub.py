@@ -1,4 +1,5 @@
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -188,8 +189,8 @@ def test_a_silent_name_server_costs_no_more_than_the_limit(tmp_path, monkeypatch
 
 
 def test_a_full_disk_is_said_before_the_download(server, local_hub, monkeypatch):
-    usage = hub.shutil.disk_usage(Path.cwd())._replace(free=2_000_000)
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage(Path.cwd())._replace(free=2_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(HubError, match=r"needs 3\.1 MB, but .*blobs has 2\.0 MB free: make room"):
         local_hub.fetch(REPO)
 

@@ -28,7 +28,6 @@ from trainables.models.licences import (
             Licence("cc-by-nc-4.0", NON_COMMERCIAL),
         ),
         ("timm/resnet50.no_such_tag", Licence(UNKNOWN)),
-        ("timm/test_vit4", Licence(UNKNOWN)),
     ],
 )
 def test_licences_of_backbones(backbone, licence):
