@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 ShowDownload = Callable[[str, int, int], None]
-"""Is told the file's name, the bytes that are there, and those that there will be."""
+"""Called with the file's name, the bytes that are there, and those that there will be."""
 
 
 class DownloadError(ValueError):

@@ -52,7 +52,7 @@ def find_weights(
     Args:
         backbones: Names from `spaces.rules.BACKBONES`, and "timm/…".
         weights_dir: A folder of files, instead of caches and downloads.
-        cache: The folder of downloads from elsewhere than the hub.
+        cache: The folder of downloads that are not from the hub.
         url_of: Returns the address of a backbone's weights. The file name must contain its hash.
         hub: The Hugging Face hub, where timm's weights are, and its cache.
         show: Is called while a file arrives from the hub.
@@ -126,7 +126,7 @@ def find_local_weights(
     Args:
         backbone: Its name.
         weights_dir: A folder of files, instead of caches.
-        cache: The folder of downloads from elsewhere than the hub.
+        cache: The folder of downloads that are not from the hub.
         hub: The Hugging Face hub's cache.
     """
     given = None if weights_dir is None else _find_in_folder(backbone, weights_dir)
@@ -194,7 +194,7 @@ def _find_in_folder(backbone: str, folder: Path) -> Path | None:
 
 
 def _candidates(backbone: str, folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that may hold a backbone's weights, the likeliest first.
+    """Yield the files of a folder that may hold a backbone's weights, the most likely first.
 
     They are called as the backbone, or as the file that timm or torchvision publishes.
     """
@@ -262,7 +262,7 @@ def _from_hub(
         reason = str(error)
     except HubError as error:
         reason = str(error)
-    # An earlier version of timm may have downloaded them from elsewhere.
+    # An earlier version of timm may have downloaded them by their address.
     if source.url and (found := find_downloaded(source.url, cache)) is not None:
         return found
     raise WeightsError(f"looked in {hub.cache_folder}: no {source.repo} in it; {reason}")
