@@ -32,7 +32,7 @@ from search.data.image_files import DataError
 from search.data.manifest import Issue
 from search.data.scan import find_images, scan_external
 from search.evaluation.sample_size import small_class_warnings
-from spaces.base import load_space
+from spaces.base import find_space, load_space
 from spaces.downloads import cache_folder
 from spaces.rules import SpaceError
 from spaces.sources import SourceError, folder
@@ -142,7 +142,10 @@ def create_parser() -> argparse.ArgumentParser:
         "--external", type=Path, metavar="DIR", help="external test set, compared with DIR"
     )
     parser.add_argument(
-        "--space", type=Path, help="space file: its classes, and whether it mirrors images"
+        "--space",
+        type=find_space,
+        metavar="SPACE",
+        help="name or file of a space: its classes, and whether it mirrors images",
     )
     parser.add_argument(
         "--exclude", type=Path, metavar="FILE", help="images to exclude, as in search.run"

@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ray_session(request.address),
         ):
             shutdown.watch()
+            for warning in run_plan.warnings:
+                progress.warn(warning)
             from search.pipeline import flow
 
             return flow.run(run_plan, progress, shutdown)

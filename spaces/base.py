@@ -32,6 +32,8 @@ NOT_SPACES = frozenset(
 )
 """Modules of this package that define no space."""
 
+_FOLDER = Path(__file__).parent
+
 
 @dataclass(frozen=True)
 class TrialConfig:
@@ -172,6 +174,42 @@ class Space:
         params = {**self.params, "backbone": CategoricalDistribution(list(names))}
         return replace(self, params=params, first_trials=tuple(first_trials))
 
+    def with_constants(self, values: Mapping[str, Value]) -> Space:
+        """Return a copy of this space with some parameters fixed, in the first trials too."""
+        first_trials: list[Mapping[str, Value]] = []
+        for config in self.first_trials:
+            config = {name: values.get(name, value) for name, value in config.items()}
+            if config not in first_trials:
+                first_trials.append(config)
+        params = {**self.params, **values}
+        return replace(self, params=params, first_trials=tuple(first_trials))
+
+    def with_image_size(self, image_size: int) -> Space:
+        """Return a copy of this space for another image size, with the same margin around it."""
+        resize_size = self.resize_size
+        if resize_size is not None:
+            resize_size = round(resize_size * image_size / self.image_size)
+        return replace(self, image_size=image_size, resize_size=resize_size)
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """Return the files of the spaces of this package, by name."""
+    return {p.stem: p for p in sorted(_FOLDER.glob("*.py")) if p.stem not in NOT_SPACES}
+
+
+def find_space(text: str) -> Path:
+    """Return the file that a text names: a file's path, or the name of a space of this package.
+
+    `products`, `products.py` and `spaces/products.py` name the same one in any folder, unless
+    there is such a file in the working directory.
+    """
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix in ("", ".py") and path.parent in (Path(), Path("spaces")):
+        return shipped_spaces().get(path.stem, path)
+    return path
+
 
 def load_space(path: str | Path) -> Space:
     """Run a space file and return its `SPACE`.
@@ -181,10 +219,7 @@ def load_space(path: str | Path) -> Space:
     """
     path = Path(path)
     if not path.is_file():
-        known = sorted(str(p) for p in path.parent.glob("*.py") if p.stem not in NOT_SPACES)
-        hint = did_you_mean(str(path), known) if known else ""
-        spaces = f"; {path.parent}/ has {', '.join(Path(p).name for p in known)}" if known else ""
-        raise SpaceError(f"Space file {path}", [f"there is no such file{hint}{spaces}"])
+        raise SpaceError(f"Space file {path}", [_missing(path)])
     try:
         names = runpy.run_path(str(path))
     except SpaceError as error:
@@ -201,6 +236,18 @@ def load_space(path: str | Path) -> Space:
         found = "defines none" if space is None else f"has a {type(space).__name__} there"
         raise SpaceError(f"Space file {path}", [f"it must define SPACE = Space(...), but {found}"])
     return space
+
+
+def _missing(path: Path) -> str:
+    """Return what to do where there is no such space file: the similar name, and all names."""
+    beside = sorted(p for p in path.parent.glob("*.py") if p.stem not in NOT_SPACES)
+    by_name = shipped_spaces()
+    known = [*map(str, beside), *by_name, *(f"spaces/{name}.py" for name in by_name)]
+    files = f"{path.parent}/ has {', '.join(p.name for p in beside)}; " if beside else ""
+    return (
+        f"there is no such file{did_you_mean(str(path), known)}; {files}by name, from any folder,"
+        f" there are {', '.join(by_name)}"
+    )
 
 
 def _problems(space: Space) -> Iterator[str]:

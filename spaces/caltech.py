@@ -1,6 +1,6 @@
 """Six classes of Caltech-101: camera, brain, Faces, watch, ketch, dollar_bill.
 
-    python -m search.run --space spaces/caltech.py
+    python -m search.run --space caltech
 
 The baseline is the study's own configuration: ResNet18, fine-tuned for 20 epochs with rotation,
 flips and colour changes. The study reported an accuracy of 47.67% on external photos.

@@ -1,4 +1,4 @@
-"""Handwritten digits, the default space, which needs no download.
+"""Handwritten digits, which need no download: the space of a run without options.
 
     python -m search.run
 

@@ -1,6 +1,6 @@
 """Fashion-MNIST: 60,000 + 10,000 grayscale images of 28 × 28 pixels, ten classes.
 
-    python -m search.run --space spaces/fashion_mnist.py
+    python -m search.run --space fashion_mnist
 
 The study compared a CNN with a ResNet, one of them pretrained on a similar set, trained with Adam
 and augmented by rotation, shift, scaling and flips. Here `tinynet`, pretrained on glyphs, is that

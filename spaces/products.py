@@ -1,6 +1,6 @@
-"""Product photos of a shop (in the study jeans, sofa, tshirt, tv), in one folder per class.
+"""Product photos of a shop (jeans, sofa, tshirt, tv), in one folder per class.
 
-    python -m search.run --space spaces/products.py --data DIR
+    python -m search.run --space products --data DIR
 
 The baseline is the study's own configuration: MobileNetV2, trained on 80% of the images for at most
 30 epochs, with early stopping after 5 epochs without improvement. The study removed irrelevant

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +81,25 @@ class Rule:
         if not self.low <= value <= self.high:
             return f"{rule}, but got {value}"
         return None
+
+    def parse(self, name: str, text: str) -> Value:
+        """Read a value that is written as text, as on a command line.
+
+        Raises:
+            ValueError: it breaks the rule; the message says how.
+        """
+        value: Value = text
+        if self.choices:
+            by_text = {str(choice).casefold(): choice for choice in self.choices}
+            value = by_text.get(text.casefold(), text)
+        else:
+            for kind in (int, float) if self.integer else (float,):
+                with suppress(ValueError):
+                    value = kind(text)
+                    break
+        if problem := self.broken_by(name, value):
+            raise ValueError(problem)
+        return value
 
 
 RULES: dict[str, Rule] = {

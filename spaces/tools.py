@@ -1,6 +1,6 @@
 """Hand tools, in one folder per class.
 
-    python -m search.run --space spaces/tools.py --data DIR
+    python -m search.run --space tools --data DIR
 
 The baseline is the study's own configuration: ResNet50 with its first 100 layers frozen, a ReLU
 layer in the head with dropout 0.5, Adam with a learning rate of 1e-4 that is reduced on a plateau,

@@ -8,6 +8,8 @@ it is used, which saves a second in processes that only decode.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
@@ -90,14 +92,28 @@ def read_image(path_or_file: ImageSource) -> Image.Image:
     """
     try:
         if not isinstance(path_or_file, str | PathLike):
-            return _read(path_or_file)
+            with _open(path_or_file) as image:
+                return to_rgb(image)
         if reason := unsupported_suffix(str(path_or_file)):
             raise _UnsupportedError(reason)
-        with Path(path_or_file).open("rb") as file:
-            return _read(file)
+        with Path(path_or_file).open("rb") as file, _open(file) as image:
+            return to_rgb(image)
     # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, KeyError…
     except Exception as error:
         raise ImageError(_name_of(path_or_file), _reason(error, path_or_file)) from error
+
+
+def read_header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Read width and height of an image file, and whether it can be in colour; nothing is decoded.
+
+    Raises:
+        ImageError: as in `read_image`, except for damage behind the header.
+    """
+    try:
+        with path.open("rb") as file, _open(file) as image:
+            return image.size, image.mode not in ("1", "L", "LA", "I", "I;16", "F")
+    except Exception as error:  # as above
+        raise ImageError(str(path), _reason(error, path)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -110,7 +126,9 @@ class _UnsupportedError(Exception):
     """A file is of a known format that cannot be read; the message says which, and the way out."""
 
 
-def _read(file: IO[bytes]) -> Image.Image:
+@contextmanager
+def _open(file: IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image whose pixels are not read yet."""
     file.seek(0)
     head = file.read(HEAD_BYTES)
     file.seek(0)
@@ -128,7 +146,7 @@ def _read(file: IO[bytes]) -> Image.Image:
     with opened as image:
         if image.format == "TIFF" and is_raw_tiff(getattr(image, "tag_v2", None)):
             raise _UnsupportedError(raw_reason())
-        return to_rgb(image)
+        yield image
 
 
 def to_square(

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
             if settings.get(name):
                 settings[name] = as_called(settings[name])
         super().__init__(**settings)
-        self.add_argument("--version", action=_ShowVersion, help="print the version and exit")
+        self.add_argument("--version", action=Show, text=version, help="print the version and exit")
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and the message."""
@@ -48,14 +48,18 @@ class Parser(argparse.ArgumentParser):
         return "".join(hints).replace("mean '", "mean '--")
 
 
-class _ShowVersion(argparse.Action):
-    """Prints the version; unlike argparse's own action it asks git only then."""
+class Show(argparse.Action):
+    """Prints a text and exits, as --help does; the text is made only then."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, text: Callable[[], str], help: str
+    ) -> None:
         super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+        self._text = text
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(version())
+        """Print the text and exit with code 0."""
+        print(self._text())
         parser.exit()
 
 

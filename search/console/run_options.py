@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
-from search.console.arguments import Parser, seconds, whole_number
-from spaces.rules import BACKBONES
+from search.console.arguments import Parser, Show, seconds, whole_number
+from search.console.space_list import list_spaces
+from spaces.base import Space, find_space
+from spaces.rules import BACKBONES, RULES, Value
 from spaces.sources import did_you_mean
 
 
@@ -14,122 +17,237 @@ def create_parser() -> Parser:
     """Return the parser of `python -m search.run`."""
     parser = Parser(
         prog="python -m search.run",
-        description="Find the best image classifier for a folder of images, and prove how good"
-        " it is.",
-        epilog="""examples:
-  python -m search.run
-  python -m search.run --space spaces/caltech.py
-  python -m search.run --space spaces/products.py --data photos --trials 20 --time-budget 30m
-  python -m search.run --resume results/products-1 --trials 60""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="python -m search.run [--data DIR] [--time-budget 30m] [options]",
+        description="""\
+Find the best image classifier for a folder of images, and prove how good it is.
+
+Give a folder that holds a folder of images per class. Pretrained networks are tried, the best is
+trained in many ways, and the winner is cross-validated and evaluated on images that took no part in
+any choice. Everything is written to a folder in results/. Without options, the embedded
+handwritten digits are searched, which needs no download and takes two minutes.""",
+        epilog="""\
+examples:
+  python -m search.run --data photos --time-budget 30m
+  python -m search.run --data photos --external phone-photos --classes cat,dog
+  python -m search.run --space tools --data photos --set lr=1e-3 --trials 20
+  python -m search.run --resume results/photos-1 --trials 60
+
+Ctrl-C ends a run in good order: everything that has finished is kept, and --resume goes on.
+exit codes: 0 finished, 1 failed, 2 wrong request, 130 interrupted""",
     )
-    what = parser.add_argument_group("what to search")
-    what.add_argument("--space", type=Path, help="space file (default: spaces/digits.py)")
-    what.add_argument(
+    _add_images(parser)
+    _add_search(parser)
+    _add_length(parser)
+    _add_policy(parser)
+    _add_places(parser)
+    _add_output(parser)
+    return parser
+
+
+def _add_images(parser: Parser) -> None:
+    group = parser.add_argument_group("your images")
+    group.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
-        help="images: a folder per class, or train/ [val/] test/ of those",
+        help="the images: a folder per class, or train/ [val/] test/ with a folder per class each",
     )
-    what.add_argument(
+    group.add_argument(
+        "--classes",
+        type=_classes,
+        metavar="A,B",
+        help="use only these classes, in this order (default: all that there are)",
+    )
+    group.add_argument(
         "--external",
         type=Path,
         metavar="DIR",
-        help="external test set: images of another source, flat or a folder per class",
+        help="external test set, such as photos of another camera: flat or a folder per class; the"
+        " finished model is evaluated on it, and nothing else uses it",
     )
-    what.add_argument(
+    group.add_argument(
         "--exclude",
         type=Path,
         metavar="FILE",
         help="images to exclude: a name per line, or lines of audit.csv or label_issues.csv",
     )
-    what.add_argument(
-        "--weights",
-        type=Path,
-        metavar="DIR",
-        help="<backbone>.pth files, used instead of a download",
-    )
-    what.add_argument(
-        "--backbones",
-        type=_backbones,
-        metavar="A,B",
-        help="search these instead of the space's",
-    )
-    what.add_argument(
+    group.add_argument(
         "--limit",
         type=whole_number(10),
         metavar="N",
-        help="at most N images, stratified (a quick try)",
+        help="use at most N images, the same fraction of every class: for a quick try",
     )
-    how = parser.add_argument_group("how long and how")
-    how.add_argument("--trials", type=whole_number(1), metavar="N", help="trials in total")
-    how.add_argument("--epochs", type=whole_number(1), metavar="N", help="full length of a trial")
-    how.add_argument(
-        "--folds", type=whole_number(2), metavar="K", help="folds of the cross-validation"
+
+
+def _add_search(parser: Parser) -> None:
+    group = parser.add_argument_group("what to search")
+    group.add_argument(
+        "--space",
+        type=find_space,
+        metavar="SPACE",
+        help="the networks and the ranges of their hyperparameters: a name (see --list-spaces) or a"
+        " Python file of your own (default: photos where --data is given, else digits)",
     )
-    how.add_argument(
-        "--finalists",
-        type=whole_number(1),
+    group.add_argument(
+        "--list-spaces", action=Show, text=list_spaces, help="print the spaces and exit"
+    )
+    group.add_argument(
+        "--backbones",
+        type=_backbones,
+        metavar="A,B",
+        help="search these pretrained networks instead of the space's",
+    )
+    group.add_argument(
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="read pretrained weights from DIR instead of downloading them: files <backbone>.pth or"
+        " .safetensors, or as they are published",
+    )
+    group.add_argument(
+        "--image-size",
+        type=whole_number(16, 1024),
+        metavar="PX",
+        help="side in pixels of what a network sees (default: the space's, mostly 224); half of it"
+        " is about four times as fast",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        dest="settings",
+        action="append",
         metavar="N",
-        help="retrain the N best trials, and take the one of the best cross-validation accuracy"
-        " (default: 1)",
+        help="images per training step, instead of the space's; the same as --set batch_size=N",
     )
-    how.add_argument(
+    group.add_argument(
+        "--set",
+        type=_setting,
+        dest="settings",
+        action="append",
+        metavar="NAME=VALUE",
+        help="fix a hyperparameter instead of searching it, such as --set lr=1e-3; may be repeated"
+        f" (names: {', '.join(name for name in RULES if name != 'backbone')})",
+    )
+
+
+def _add_length(parser: Parser) -> None:
+    group = parser.add_argument_group("how long")
+    group.add_argument(
         "--time-budget",
         type=seconds,
         dest="time_budget_seconds",
-        metavar="30m",
-        help="end within about this time (s, m or h), with the best model so far",
+        metavar="TIME",
+        help="end within about this time, such as 90s, 30m, 1h30m or 2d, with the best model that"
+        " was found (default: when all trials have ended)",
     )
-    how.add_argument(
+    group.add_argument(
+        "--trials",
+        type=whole_number(1),
+        metavar="N",
+        help="configurations to try, those of the run that is resumed included",
+    )
+    group.add_argument(
+        "--epochs",
+        type=whole_number(1),
+        metavar="N",
+        help="epochs of a trial that is not stopped early",
+    )
+    group.add_argument(
+        "--folds", type=whole_number(2), metavar="K", help="folds of the cross-validation"
+    )
+    group.add_argument(
+        "--finalists",
+        type=whole_number(1),
+        metavar="N",
+        help="cross-validate the N best trials and take the best of them (default: 1)",
+    )
+
+
+def _add_policy(parser: Parser) -> None:
+    group = parser.add_argument_group("how to search (the defaults are good)")
+    group.add_argument(
         "--max-concurrent",
         type=whole_number(1),
         metavar="N",
         help="trials in parallel (default: as many as the machines take; 1 repeats exactly)",
     )
-    how.add_argument(
+    group.add_argument(
         "--seed",
         type=whole_number(0, 2**32 - 1),  # the range of NumPy's and scikit-learn's seeds
         default=0,
         metavar="S",
-        help="default: %(default)s",
+        help="splits and proposals follow from it (default: %(default)s)",
     )
-    how.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe")
-    how.add_argument("--scheduler", choices=("asha", "none"), default="asha")
-    how.add_argument(
+    group.add_argument(
+        "--sampler",
+        choices=("tpe", "random", "grid"),
+        default="tpe",
+        help="how configurations are proposed (default: tpe, which learns from ended trials)",
+    )
+    group.add_argument(
+        "--scheduler",
+        choices=("asha", "none"),
+        default="asha",
+        help="asha stops poor trials early; none trains all to full length (default: asha)",
+    )
+    group.add_argument(
         "--no-probe",
         dest="probe",
         action="store_false",
         help="no linear probe before the trials, and heads are initialised at random",
     )
-    where = parser.add_argument_group("where")
-    where.add_argument("--out", type=Path, default=Path("results"), help="default: %(default)s")
-    where.add_argument("--name", help="the run's folder in --out (default: space and time)")
-    where.add_argument(
+
+
+def _add_places(parser: Parser) -> None:
+    group = parser.add_argument_group("where")
+    group.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="the folder of all runs (default: %(default)s)",
+    )
+    group.add_argument("--name", help="the run's folder in --out (default: space and time)")
+    group.add_argument(
         "--resume",
         type=Path,
         metavar="RUN_DIR",
-        help="resume a run, or extend it with a larger --trials",
+        help="resume an interrupted run, or extend a finished one with a larger --trials",
     )
-    where.add_argument(
+    group.add_argument(
         "--address", help="Ray cluster to join, such as auto (default: this machine)"
     )
-    where.add_argument(
+    group.add_argument(
         "--storage",
         metavar="URL",
         help="for checkpoints and a copy of the run on a cluster: s3://bucket/folder, or a folder"
         " that all machines reach (default: everything is sent to this machine)",
     )
-    shown = parser.add_argument_group("what is shown").add_mutually_exclusive_group()
-    shown.add_argument("-q", "--quiet", action="store_true", help="print only the result")
-    shown.add_argument(
+
+
+def _add_output(parser: Parser) -> None:
+    group = parser.add_argument_group("what is shown").add_mutually_exclusive_group()
+    group.add_argument("-q", "--quiet", action="store_true", help="print only the result")
+    group.add_argument(
         "-v", "--verbose", action="store_true", help="print the run log as well, as it is written"
     )
-    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _classes(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    if len(names) < 2:
+        raise argparse.ArgumentTypeError(
+            f"must name two classes or more, such as cat,dog, but got {text!r}"
+        )
+    return names
 
 
 def _backbones(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = _names(text)
     if not names:
         raise argparse.ArgumentTypeError("must name at least one backbone")
     problems = [
@@ -142,3 +260,29 @@ def _backbones(text: str) -> tuple[str, ...]:
             f"{'; '.join(problems)} (there are: {', '.join(BACKBONES)})"
         )
     return names
+
+
+def _batch_size(text: str) -> tuple[str, Value]:
+    return _setting(f"batch_size={text}")
+
+
+def _setting(text: str) -> tuple[str, Value]:
+    """Read NAME=VALUE; return the name, and the value in the type of the parameter."""
+    name, separator, value = (part.strip() for part in text.partition("="))
+    if not separator or not value:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, such as lr=1e-3, but got {text!r}")
+    if name not in RULES:
+        raise argparse.ArgumentTypeError(_no_parameter(name, value))
+    try:
+        return name, RULES[name].parse(name, value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _no_parameter(name: str, value: str) -> str:
+    if name in ("trials", "epochs", "folds", "image_size", "external", "backbones", "classes"):
+        option = f"--{name.replace('_', '-')}"
+        return f"{name!r} is no hyperparameter, but an option: {option} {value}"
+    if name in (field.name for field in fields(Space)):
+        return f"{name!r} is no hyperparameter, but a field of the space: change a copy of its file"
+    return f"there is no hyperparameter {name!r}{did_you_mean(name, RULES)}"

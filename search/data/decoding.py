@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -22,8 +23,10 @@ from search.cluster.parallel import ParallelMap
 from search.data.manifest import Issue, Manifest
 from search.data.thumbnails import Thumbnails
 from spaces.rules import ResizeMode
-from trainables.images import ImageError, read_image, to_square
+from trainables.images import ImageError, read_header, read_image, to_square
 
+_N_HEADERS = 24
+"""Images whose headers are read to know what a set is like."""
 _N_READERS = 8
 """Threads that read the files that are sent: a network folder answers several at once."""
 _N_BLOCKS = 64
@@ -63,6 +66,19 @@ def read_images(contents: Iterable[Path | bytes | np.ndarray]) -> Iterator[ReadI
             yield ReadImage(position, error, digest)
         else:
             yield ReadImage(position, image, digest)
+
+
+def read_headers(paths: Sequence[Path]) -> list[tuple[tuple[int, int], bool]]:
+    """Read the headers of a few images, evenly spread; files that cannot be read are skipped.
+
+    Returns:
+        Of each image, its width and height, and whether it can be in colour.
+    """
+    headers = []
+    for path in paths[:: max(1, len(paths) // _N_HEADERS)]:
+        with suppress(ImageError):
+            headers.append(read_header(path))
+    return headers
 
 
 def image_digest(content: bytes) -> str:

@@ -10,27 +10,44 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from search.console.downloads import DownloadDisplay
 from search.console.formatting import quote_path
+from search.data.decoding import read_headers
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest
 from search.data.scan import scan, scan_external
-from search.pipeline.request import RequestError, load_requested_space, merge_with_saved
+from search.pipeline.request import (
+    DEFAULT_SPACE,
+    RequestError,
+    check_output_path,
+    check_paths,
+    load_requested_space,
+    merge_with_saved,
+)
 from search.runs.environment import Request
 from search.runs.run_folder import ENVIRONMENT, RunFolder, digest
 from search.runs.sync import fetch
 from search.runs.validation import FolderError
-from spaces.base import Space, load_space
+from spaces.base import Space, load_space, shipped_spaces
 from spaces.downloads import cache_folder
 from trainables.models.weight_files import find_weights
 
 _EXCLUDED_FILE = "excluded.csv"
 """In the run's folder: the names of the images that were excluded by request."""
 
-_JOB_FOLDERS = "runtime_resources"
-"""Part of the path of every folder that Ray makes for a job."""
+_SMALL_SIZE = 64
+"""Side in pixels up to which a space is one for small images. Larger ones take photos of any size,
+which are resized for them."""
+_MAX_SHRINKING = 2.0
+"""How many times larger than such a space's images others may be: at 2 a quarter of the pixels is
+left."""
+_SMALL_NETWORKS = frozenset(("tinynet", "cnn"))
+"""Backbones for small images: what they were pretrained on, if at all, are grayscale glyphs."""
+
+_FOR_PHOTOS = f"omit --space, or use --space {DEFAULT_SPACE}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +62,7 @@ class RunPlan:
         weights: By backbone, the file of its pretrained weights.
         folder: The run's folder.
         n_excluded: Images that were excluded by request.
+        warnings: What is likely a mistake, though the run goes on.
     """
 
     request: Request
@@ -54,6 +72,7 @@ class RunPlan:
     weights: dict[str, Path]
     folder: RunFolder
     n_excluded: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def prepare_run(request: Request) -> RunPlan:
@@ -83,6 +102,7 @@ def _prepare(request: Request) -> RunPlan:
     manifest = scan(
         space.source, request.data, cache, space.folds, request.limit, request.seed, exclusion
     )
+    warnings = () if folder is not None else check_fit(request, space, manifest)
     external = None
     if request.external is not None:
         external = scan_external(request.external, manifest.classes, exclusion)
@@ -100,7 +120,7 @@ def _prepare(request: Request) -> RunPlan:
         fixed = {name: getattr(saved, name) for name in ("space", "out", "name", "resume")}
         folder.save_request(replace(request.with_absolute_paths(), **fixed))
     n_excluded = 0 if exclusion is None else len(exclusion.names)
-    return RunPlan(request, space, manifest, external, weights, folder, n_excluded)
+    return RunPlan(request, space, manifest, external, weights, folder, n_excluded, warnings)
 
 
 @contextmanager
@@ -209,31 +229,45 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def check_paths(request: Request) -> None:
-    """Check that `environment.json` can hold the request's paths.
+def check_fit(request: Request, space: Space, manifest: Manifest) -> tuple[str, ...]:
+    """Check that a space for small images is not used for photos, by some files' headers.
+
+    What a user has decided, in a space file or by an option, is warned about at most.
+
+    Args:
+        request: The request.
+        space: Its space, with the command line's changes.
+        manifest: The images.
+
+    Returns:
+        Warnings.
 
     Raises:
-        RequestError: the bytes of one are not UTF-8.
+        RequestError: a space of this package would make the images too small.
     """
-    for name, path in vars(request.with_absolute_paths()).items():
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise RequestError(
-                f"--{name} must be UTF-8, but got {str(path)!a}: rename the folder"
-            ) from None
-
-
-def check_output_path(request: Request) -> None:
-    """Check that the run's folder is not inside the temporary folder of a Ray job.
-
-    Raises:
-        RequestError: it would be removed with the job's folder.
-    """
-    if not request.folder.is_absolute() and _JOB_FOLDERS in Path.cwd().parts:
-        option = "--resume" if request.resume else "--out"
-        raise RequestError(
-            f"{option} must be an absolute path in a Ray job, whose own folder is removed after it,"
-            f" but got {request.resume or request.out}; give {option} such as"
-            f" {Path.home() / 'results'}"
+    is_small = space.image_size <= _SMALL_SIZE and request.image_size is None
+    has_small_networks = _SMALL_NETWORKS.issuperset(space.backbones) and request.backbones is None
+    if request.data is None or manifest.paths is None or not (is_small or has_small_networks):
+        return ()
+    headers = read_headers(manifest.paths)
+    if not headers:
+        return ()
+    warnings = []
+    file = request.space.resolve()
+    shipped = next((n for n, path in shipped_spaces().items() if path.resolve() == file), None)
+    side = median(min(size) for size, _ in headers)
+    if is_small and side > _MAX_SHRINKING * space.image_size:
+        problem = (
+            f"the space {shipped or request.space} shows {space.image_size} × {space.image_size}"
+            f" pixels to a network, but the images in {request.data} are much larger (typically"
+            f" {side:.0f} pixels on the shorter side), and little of them would be left"
         )
+        if shipped:
+            raise RequestError(f"{problem}: {_FOR_PHOTOS}, or give --image-size, such as 224")
+        warnings.append(f"{problem}; give --image-size, or change image_size in the space")
+    if shipped and has_small_networks and mean(colour for _, colour in headers) > 0.5:
+        warnings.append(
+            f"the space {shipped} has networks for small grayscale images only, but the images in"
+            f" {request.data} are in colour: {_FOR_PHOTOS}, which has networks pretrained on photos"
+        )
+    return tuple(warnings)

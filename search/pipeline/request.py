@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-import spaces
 from search.console.run_options import create_parser
 from search.runs.environment import Request
-from spaces.base import Space, load_space
+from spaces.base import Space, find_space, load_space
 from spaces.errors import SearchError
+from spaces.rules import Value
 
-DEFAULT_SPACE = "spaces/digits.py"
+DEFAULT_SPACE, DEMO_SPACE = "photos", "digits"
+"""The spaces of a run without `--space`: with `--data`, and without."""
 
 _KEPT = (
     *("data", "external", "exclude", "weights", "backbones", "limit"),
+    *("classes", "image_size", "constants"),
     *("trials", "epochs", "folds", "finalists"),
     *("time_budget_seconds", "max_concurrent", "storage"),
 )
 """Options that a run keeps when it is resumed, unless the command line gives them again."""
+_SAME = ("backbones", "limit", "classes", "image_size", "constants")
+"""Those of them that cannot change: trials would be of another space, or of other images."""
 _FIXED = ("seed", "sampler", "scheduler", "probe")
 """Options with a default that a run keeps."""
+
+
+_JOB_FOLDERS = "runtime_resources"
+"""Part of the path of every folder that Ray makes for a job."""
 
 
 class RequestError(SearchError):
@@ -31,13 +41,31 @@ class RequestError(SearchError):
 
 def parse_request(arguments: Sequence[str] | None = None) -> Request:
     """Parse the command line; exits with code 2 and one message if it is malformed."""
-    options = vars(create_parser().parse_args(arguments))
+    parser = create_parser()
+    options = vars(parser.parse_args(arguments))
+    options["constants"] = _constants(options.pop("settings"), options["backbones"], parser)
     options["names_space"] = options["space"] is not None
     own = options["resume"] and options["resume"] / "space.py"
-    space: Path = options["space"] or own or _default_space()
+    default = DEMO_SPACE if options["data"] is None else DEFAULT_SPACE
+    space: Path = options["space"] or own or find_space(default)
     options["space"] = space
     options["name"] = options["name"] or f"{space.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     return Request(**options)
+
+
+def _constants(
+    settings: Sequence[tuple[str, Value]] | None,
+    backbones: tuple[str, ...] | None,
+    parser: argparse.ArgumentParser,
+) -> dict[str, Value] | None:
+    """Return the hyperparameters that --set and --batch-size fix; None where there are none."""
+    constants: dict[str, Value] = {}
+    for name, value in settings or ():
+        if constants.setdefault(name, value) != value:
+            parser.error(f"{name} is set to both {constants[name]} and {value}: give one of them")
+    if "backbone" in constants and backbones is not None:
+        parser.error("--set backbone=NAME and --backbones exclude each other: give one of them")
+    return constants or None
 
 
 def load_requested_space(request: Request) -> Space:
@@ -53,7 +81,15 @@ def load_requested_space(request: Request) -> Space:
         epochs=request.epochs or space.epochs,
         folds=request.folds or space.folds,
     )
-    return space.with_backbones(request.backbones) if request.backbones else space
+    if request.classes is not None:
+        space = replace(space, source=replace(space.source, classes=request.classes))
+    if request.image_size is not None:
+        space = space.with_image_size(request.image_size)
+    if request.backbones is not None:
+        space = space.with_backbones(request.backbones)
+    if request.constants is not None:
+        space = space.with_constants(request.constants)
+    return space
 
 
 def merge_with_saved(request: Request, saved: Request) -> Request:
@@ -68,11 +104,13 @@ def merge_with_saved(request: Request, saved: Request) -> Request:
     """
     before = {name: getattr(saved, name) for name in _KEPT}
     given = {name: v for name in _KEPT if (v := getattr(request, name)) is not None}
-    for name in ("backbones", "limit"):
+    for name in _SAME:
         if name in given and given[name] != before[name]:
-            began = "without it" if before[name] is None else f"with {before[name]}"
+            option = "--set" if name == "constants" else f"--{name.replace('_', '-')}"
+            began = "without it" if before[name] is None else f"with {_written(before[name])}"
             raise RequestError(
-                f"--{name} of a run cannot change: it began {began}; begin a new run"
+                f"{option} of a run cannot change: it began {began}, but got"
+                f" {_written(given[name])}; omit the option, or begin a new run"
             )
     fixed = {name: getattr(saved, name) for name in _FIXED}
     for name, began in fixed.items():
@@ -85,7 +123,38 @@ def merge_with_saved(request: Request, saved: Request) -> Request:
     return replace(request, space=request.folder / "space.py", **{**before, **given, **fixed})
 
 
-def _default_space() -> Path:
-    """Return the default space: the checkout's, or the installed package's."""
-    here = Path(DEFAULT_SPACE)
-    return here if here.is_file() else Path(spaces.__path__[0]) / here.name
+def check_paths(request: Request) -> None:
+    """Check that `environment.json` can hold the request's paths.
+
+    Raises:
+        RequestError: the bytes of one are not UTF-8.
+    """
+    for name, path in vars(request.with_absolute_paths()).items():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RequestError(
+                f"--{name} must be UTF-8, but got {str(path)!a}: rename the folder"
+            ) from None
+
+
+def check_output_path(request: Request) -> None:
+    """Check that the run's folder is not inside the temporary folder of a Ray job.
+
+    Raises:
+        RequestError: it would be removed with the job's folder.
+    """
+    if not request.folder.is_absolute() and _JOB_FOLDERS in Path.cwd().parts:
+        option = "--resume" if request.resume else "--out"
+        raise RequestError(
+            f"{option} must be an absolute path in a Ray job, whose own folder is removed after it,"
+            f" but got {request.resume or request.out}; give {option} such as"
+            f" {Path.home() / 'results'}"
+        )
+
+
+def _written(value: Any) -> str:
+    """Return an option's value as it is written on the command line."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={setting}" for name, setting in value.items())
+    return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -14,6 +14,7 @@ from typing import Any
 
 from search.runs.storage import SharedFiles
 from search.runs.validation import FolderError, validate
+from spaces.rules import Value
 
 RUN_FORMAT = 3
 """Version of the run folder's files; a folder of another version is not read."""
@@ -27,6 +28,8 @@ class Request:
 
     Attributes:
         probe: Whether backbones are probed before the search.
+        classes: The classes to use; None uses those of the space.
+        constants: Hyperparameters that --set fixes, by name.
         out: The folder of all runs.
         resume: The folder of the run to resume.
         names_space: Whether --space was given; without it, a resumed run uses its own.
@@ -57,6 +60,9 @@ class Request:
     quiet: bool
     verbose: bool
     names_space: bool = False
+    classes: tuple[str, ...] | None = None
+    image_size: int | None = None
+    constants: Mapping[str, Value] | None = None
 
     @property
     def shared(self) -> SharedFiles | None:

@@ -265,10 +265,15 @@ def test_resume_with_what_a_run_cannot_change(
 ) -> None:
     run = begun(tmp_path, backbones=("cnn",), seed=3)
     shown = refused(capsys, "--resume", run, "--backbones", "tinynet")
-    assert "--backbones of a run cannot change: it began with ('cnn',)" in shown
+    assert "--backbones of a run cannot change: it began with cnn, but got tinynet" in shown
     shown = refused(capsys, "--resume", run, "--seed", "4")
     assert "--seed of a run cannot change: it began with 3, but got 4" in shown
-    assert "--limit of a run cannot change" in refused(capsys, "--resume", run, "--limit", "20")
+    for option, value in (("limit", 20), ("image-size", 48), ("classes", "a,b"), ("set", "lr=0.1")):
+        shown = refused(capsys, "--resume", run, f"--{option}", value)
+        assert shown == (
+            f"error: --{option} of a run cannot change: it began without it, but got {value}; omit"
+            " the option, or begin a new run\n"
+        )
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from spaces.base import Space, load_space
+from spaces.base import Space, find_space, load_space, shipped_spaces
 from spaces.rules import BACKBONES, RULES, SpaceError
 from spaces.sources import folder
 
@@ -199,6 +199,55 @@ def test_with_backbones_keeps_first_trials_without_duplicates():
         original.with_backbones(["resnet19"])
 
 
+def test_with_constants_fixes_parameters_in_the_first_trials_too():
+    original = space(
+        first_trials=(
+            {"backbone": "tinynet", "lr": 1e-3, "freeze_depth": 5},
+            {"backbone": "tinynet", "lr": 2e-3},
+            {"backbone": "tinynet", "lr": 3e-3},
+        )
+    )
+    fixed = original.with_constants({"lr": 0.5, "mixup": 0.2})
+    assert fixed.constants == {"scheduler": "cosine", "lr": 0.5, "mixup": 0.2}
+    assert fixed.first_trials == (
+        {"backbone": "tinynet", "lr": 0.5, "freeze_depth": 5},
+        {"backbone": "tinynet", "lr": 0.5},
+    )
+    assert "lr" in original.distributions, "the original space has changed"
+    with pytest.raises(SpaceError, match=r"1e-08 <= lr <= 10 must hold, but got 20"):
+        original.with_constants({"lr": 20.0})
+
+
+@pytest.mark.parametrize(
+    ("resize_size", "expected"), [(None, (112, None, 128)), (224, (112, 112, 112))]
+)
+def test_with_image_size_keeps_the_margin(resize_size, expected):
+    other = space(image_size=224, resize_size=resize_size).with_image_size(112)
+    assert (other.image_size, other.resize_size, other.cache_size) == expected
+
+
+@pytest.mark.parametrize("text", ["products", "products.py", "spaces/products.py", "./products"])
+def test_a_space_of_the_package_is_found_by_name_in_any_folder(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_space(text) == shipped_spaces()["products"]
+    assert shipped_spaces()["products"].is_file()
+
+
+def test_a_file_comes_before_a_space_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spaces").mkdir()
+    for name in ("products.py", "spaces/products.py"):
+        (tmp_path / name).touch()
+        assert find_space(name) == Path(name)
+    assert find_space("products") == shipped_spaces()["products"]
+
+
+@pytest.mark.parametrize("text", ["other/products.py", "products.txt", "base", "prodcts"])
+def test_other_texts_are_paths(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_space(text) == Path(text)
+
+
 def test_load_space(tmp_path):
     path = written(tmp_path, "SPACE = Space(source=digits(), params={'backbone': 'cnn'}, epochs=3)")
     loaded = load_space(str(path))
@@ -224,11 +273,13 @@ def test_load_space_names_all_problems(tmp_path):
 def test_load_space_suggests_a_name_for_a_missing_file(tmp_path):
     for name in ("caltech", "tools", "base", "rules", "sources", "glyphs"):
         (tmp_path / f"{name}.py").touch()
-    assert load_error(tmp_path / "caltec.py") == (
+    names = "by name, from any folder, there are caltech, cats_dogs, digits, fashion_mnist, photos,"
+    assert load_error(tmp_path / "caltec.py").startswith(
         f"there is no such file; did you mean '{tmp_path}/caltech.py'?;"
-        f" {tmp_path}/ has caltech.py, tools.py"
+        f" {tmp_path}/ has caltech.py, tools.py; {names}"
     )
-    assert load_error(tmp_path / "no" / "folder.py") == "there is no such file"
+    assert load_error(tmp_path / "no" / "folder.py").startswith(f"there is no such file; {names}")
+    assert load_error(Path("prodcts")).startswith("there is no such file; did you mean 'products'?")
     (tmp_path / "folder.py").mkdir()
     assert load_error(tmp_path / "folder.py").startswith("there is no such file")
 

@@ -1,6 +1,8 @@
 import pickle
+import re
 from dataclasses import fields
 
+import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from spaces.base import TrialConfig
@@ -28,6 +30,39 @@ def test_values_of_a_parameter():
     assert values_of(IntDistribution(1, 4)) == (1, 4)
     assert values_of(FloatDistribution(0.0, 0.5)) == (0.0, 0.5)
     assert values_of("adam") == ("adam",)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        *(("lr", "1e-3", 0.001), ("lr", " 1 ", 1.0), ("freeze_depth", "3", 3)),
+        *(("batch_size", "64", 64), ("optimizer", "Adam", "adam"), ("backbone", "cnn", "cnn")),
+        *(("class_weights", "true", True), ("class_weights", "False", False), ("mixup", "0", 0.0)),
+    ],
+)
+def test_a_value_is_read_in_its_parameters_type(name, text, value):
+    parsed = RULES[name].parse(name, text)
+    assert (parsed, type(parsed)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("lr", "nan", "1e-08 <= lr <= 10 must hold, but got nan"),
+        ("lr", "1e-3,1e-2", "1e-08 <= lr <= 10 must hold, but got '1e-3,1e-2'"),
+        ("freeze_depth", "2.5", "freeze_depth must be a whole number, but got 2.5"),
+        ("freeze_depth", "all", "0 <= freeze_depth <= 5 must hold, but got 'all'"),
+        ("class_weights", "1", "class_weights must be one of False, True, but got '1'"),
+        (
+            "optimizer",
+            "adamv",
+            "optimizer must be one of adam, adamw, sgd, but got 'adamv'; did you mean 'adam'?",
+        ),
+    ],
+)
+def test_a_value_that_breaks_a_rule_is_not_read(name, text, problem):
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        RULES[name].parse(name, text)
 
 
 def test_space_error_can_be_pickled():

@@ -21,8 +21,9 @@ def first_configs(name: str) -> list[TrialConfig]:
     return [TrialConfig.from_params({**space.constants, **f}) for f in space.first_trials]
 
 
-def test_there_are_five_studies_and_the_default():
-    assert STUDIES == ["caltech", "cats_dogs", "digits", "fashion_mnist", "products", "tools"]
+def test_there_are_five_studies_and_the_defaults():
+    studies = {"caltech", "cats_dogs", "fashion_mnist", "products", "tools"}
+    assert set(STUDIES) == studies | {"digits", "photos"}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -31,9 +32,9 @@ def test_a_space_file_begins_with_its_command(name):
     assert space.first_trials, "every space needs a baseline"
     text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     command = "python -m search.run"
-    if name != "digits":
-        command += f" --space spaces/{name}.py"
-    if space.source.obtain:
+    if name not in ("digits", "photos"):
+        command += f" --space {name}"
+    if space.source.obtain or name == "photos":
         command += " --data DIR"
     assert f"    {command}\n" in text
 
@@ -94,6 +95,15 @@ def test_products():
     space = study("products")
     assert (space.epochs, space.patience, space.test_fraction) == (30, 5, 0.2)
     assert first_configs("products")[0].backbone == "mobilenet_v2"
+
+
+def test_photos_searches_all_depths_of_pretrained_networks():
+    space = study("photos")
+    assert (space.image_size, space.weights, space.source.classes) == (224, "pretrained", None)
+    assert space.freeze_depths == (0, 1, 2, 3, 4, 5)
+    assert {"backbone", "lr", "dropout", "augment", "weight_decay"} <= space.distributions.keys()
+    baseline = first_configs("photos")[0]
+    assert (baseline.freeze_depth, baseline.hidden_units) == (5, 0), "a linear head"
 
 
 def test_digits_need_no_download(tmp_path):

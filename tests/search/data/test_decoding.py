@@ -12,7 +12,13 @@ import ray
 from PIL import Image
 
 from search.cluster.parallel import ParallelMap, ray_map, serial_map, thread_map
-from search.data.decoding import ResizeSpec, decode_images, image_digest, read_images
+from search.data.decoding import (
+    ResizeSpec,
+    decode_images,
+    image_digest,
+    read_headers,
+    read_images,
+)
 from search.data.image_files import DataError
 from search.data.manifest import Manifest, check_counts
 from search.data.scan import scan
@@ -291,3 +297,17 @@ def test_decoding_caltech_takes_seconds(shared_data: Path, tmp_path: Path) -> No
     seconds = time.perf_counter() - start
     assert len(decoded) == 988
     assert seconds < 15  # 1.0 to 1.5 s on two free cores
+
+
+def test_headers_of_a_few_images_are_read(tmp_path: Path) -> None:
+    paths = []
+    for index in range(100):
+        paths.append(tmp_path / f"{index:03}.png")
+        Image.new("RGB" if index % 2 else "L", (30 + index, 20)).save(paths[-1])
+    paths[4].write_bytes(b"no image")
+    headers = read_headers(tuple(paths))
+    assert headers[0] == ((30, 20), False)
+    assert ((34, 20), False) not in headers
+    assert 20 <= len(headers) <= 48
+    assert read_headers(paths[1:2]) == [((31, 20), True)]
+    assert read_headers(()) == []

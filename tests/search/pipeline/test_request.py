@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from search.pipeline.request import load_requested_space, merge_with_saved, parse_request
+from search.pipeline.request import (
+    RequestError,
+    check_output_path,
+    check_paths,
+    load_requested_space,
+    merge_with_saved,
+    parse_request,
+)
 from search.runs.environment import Request
 from spaces.base import load_space
 from spaces.rules import BACKBONES, SpaceError
@@ -36,11 +43,23 @@ def test_without_options_the_default_space_is_searched():
     assert load_requested_space(options) == load_space(options.space)
     for name in ("data", "external", "weights", "backbones", "limit", "trials", "epochs", "folds"):
         assert getattr(options, name) is None
+    assert (options.classes, options.image_size, options.constants) == (None, None, None)
+
+
+def test_photos_are_searched_where_there_are_images_and_no_space():
+    options = parse("--data", "d")
+    assert options.space.samefile(ROOT / "spaces" / "photos.py")
+    assert options.name.startswith("photos-")
+    assert not options.names_space
+    assert parse("--data", "d", "--space", "digits").space.samefile(ROOT / "spaces" / "digits.py")
+    assert parse("--data", "d", "--resume", "o/n").space == Path("o/n/space.py")
 
 
 def test_outside_the_checkout_the_default_space_is_the_packages(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert parse().space.samefile(ROOT / "spaces" / "digits.py")
+    for text in ("tools", "tools.py", "spaces/tools.py"):
+        assert parse("--space", text).space.samefile(ROOT / "spaces" / "tools.py")
 
 
 def test_all_options():
@@ -50,7 +69,8 @@ def test_all_options():
         *("--epochs", "3", "--folds", "4", "--finalists", "2", "--time-budget", "30m"),
         *("--max-concurrent", "2", "--seed", "9", "--sampler", "grid", "--scheduler", "none"),
         *("--no-probe", "--out", "o", "--name", "n", "--address", "auto"),
-        *("--storage", "s3://bucket/searches"),
+        *("--storage", "s3://bucket/searches", "--classes", " dog,cat", "--image-size", "96"),
+        *("--set", "lr=1e-3", "--set", "class_weights=true", "--batch-size", "16"),
         "--quiet",
     )
     assert options == Request(
@@ -79,11 +99,19 @@ def test_all_options():
         quiet=True,
         verbose=False,
         names_space=True,
+        classes=("dog", "cat"),
+        image_size=96,
+        constants={"lr": 0.001, "class_weights": True, "batch_size": 16},
     )
     space = load_requested_space(options)
     assert (space.trials, space.epochs, space.folds) == (7, 3, 4)
     assert space.backbones == ("cnn", "resnet18")
     assert [first["backbone"] for first in space.first_trials] == ["cnn"]
+    assert (space.source.classes, space.image_size, space.cache_size) == (("dog", "cat"), 96, 110)
+    assert space.constants == {
+        **{"scheduler": "cosine", "lr": 0.001, "class_weights": True, "batch_size": 16}
+    }
+    assert [first["lr"] for first in space.first_trials] == [0.001]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +152,42 @@ def test_a_time_budget(text, seconds):
             "argument --backbones: there is no backbone 'resnet19'; did you mean 'resnet18'?; there"
             " is no backbone 'convnet'; did you mean 'convnext_tiny'? (there are: tinynet, cnn,",
         ),
+        (
+            ["--classes", "cat"],
+            "argument --classes: must name two classes or more, such as cat,dog",
+        ),
+        (
+            ["--image-size", "8"],
+            "argument --image-size: must be a whole number >= 16 and <= 1024, but got '8'",
+        ),
+        (
+            ["--batch-size", "0"],
+            "argument --batch-size: 1 <= batch_size <= 65536 must hold, but got 0",
+        ),
+        (["--set", "lr"], "argument --set: must be NAME=VALUE, such as lr=1e-3, but got 'lr'"),
+        (["--set", "lr="], "argument --set: must be NAME=VALUE, such as lr=1e-3, but got 'lr='"),
+        (["--set", "lr=20"], "argument --set: 1e-08 <= lr <= 10 must hold, but got 20.0"),
+        (["--set", "lr=fast"], "argument --set: 1e-08 <= lr <= 10 must hold, but got 'fast'"),
+        (
+            ["--set", "lrr=1"],
+            "argument --set: there is no hyperparameter 'lrr'; did you mean 'lr'?",
+        ),
+        (
+            ["--set", "image_size=96"],
+            "argument --set: 'image_size' is no hyperparameter, but an option: --image-size 96",
+        ),
+        (
+            ["--set", "views=3"],
+            "argument --set: 'views' is no hyperparameter, but a field of the space: change a copy",
+        ),
+        (
+            ["--set", "batch_size=8", "--batch-size", "16"],
+            "batch_size is set to both 8 and 16: give one of them",
+        ),
+        (
+            ["--set", "backbone=cnn", "--backbones", "cnn"],
+            "--set backbone=NAME and --backbones exclude each other: give one of them",
+        ),
         (["--epoch", "3", "--bogus"], "unrecognized arguments: --bogus (see"),
         (["--trails", "3"], "unrecognized arguments: --trails 3; did you mean '--trials'?"),
         (["spaces"], "unrecognized arguments: spaces; did you mean --data spaces?"),
@@ -162,7 +226,7 @@ def test_the_help_shows_commands_to_copy(capsys):
         parse("--help")
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert "  python -m search.run --space spaces/caltech.py\n" in out
+    assert "  python -m search.run --data photos --time-budget 30m\n" in out
     assert "%(default)s" not in out
 
 
@@ -185,6 +249,7 @@ def test_a_resumed_run_keeps_its_request():
         *("--space", CATS_DOGS, "--data", "/images", "--backbones", "cnn", "--limit", "50"),
         *("--trials", "5", "--epochs", "3", "--time-budget", "1h", "--seed", "3"),
         *("--sampler", "random", "--scheduler", "none", "--no-probe", "--out", "o", "--name", "n"),
+        *("--classes", "cat,dog", "--image-size", "64", "--set", "lr=0.1"),
     )
     again = parse("--resume", "o/n")
     assert again.space == Path("o/n/space.py")
@@ -193,8 +258,26 @@ def test_a_resumed_run_keeps_its_request():
     for name in (
         *("data", "backbones", "limit", "trials", "epochs", "time_budget_seconds", "seed"),
         *("sampler", "scheduler", "probe", "external", "weights", "folds"),
+        *("classes", "image_size", "constants"),
     ):
         assert getattr(merged, name) == getattr(first, name), name
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "message"),
+    [
+        ("--set lr=0.1", "--set lr=0.2", "--set of a run cannot change: it began with lr=0.1"),
+        ("--set lr=0.1", "--batch-size 8", "but got batch_size=8; omit the option"),
+        ("", "--image-size 64", "--image-size of a run cannot change: it began without it"),
+        ("--classes a,b", "--classes b,a", "it began with a,b, but got b,a; omit the option"),
+        ("--backbones cnn", "--backbones tinynet", "it began with cnn, but got tinynet"),
+    ],
+)
+def test_a_resumed_run_refuses_what_would_change_its_trials(first, again, message):
+    before = saved(parse(*first.split()))
+    assert merge_with_saved(parse("--resume", "o/n", *first.split()), before)
+    with pytest.raises(RequestError, match=message):
+        merge_with_saved(parse("--resume", "o/n", *again.split()), before)
 
 
 def test_a_resumed_run_takes_changed_options():
@@ -216,3 +299,25 @@ def test_the_runs_folder_in_storage():
     assert (shared.url, shared.folder) == ("s3://b/searches", "mine")
     shared = parse("--storage", "/nfs/s", "--resume", "results/yours").shared
     assert (shared.url, shared.folder) == ("/nfs/s", "yours")
+
+
+def test_a_job_must_not_write_its_results_to_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    job.mkdir(parents=True)
+    monkeypatch.chdir(job)
+    with pytest.raises(RequestError, match=r"--out must be an absolute path in a Ray job"):
+        check_output_path(parse_request([]))
+    with pytest.raises(RequestError, match=r"--resume must be an absolute path.*got results/mine"):
+        check_output_path(parse_request(["--resume", "results/mine"]))
+    check_output_path(parse_request(["--out", "/home/me/results"]))
+    monkeypatch.chdir(tmp_path)
+    check_output_path(parse_request([]))
+
+
+def test_a_path_must_be_text() -> None:
+    check_paths(parse_request(["--data", "Bilder für später"]))
+    with pytest.raises(RequestError) as caught:
+        check_paths(parse_request(["--data", "/im\udcff"]))
+    assert str(caught.value) == r"--data must be UTF-8, but got '/im\udcff': rename the folder"
