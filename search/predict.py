@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from glob import glob, has_magic
@@ -22,13 +23,13 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from search.console.arguments import Parser, add_run, whole_number
-from search.console.formatting import printable, printable_name
+from search.console.arguments import Parser, add_run, probability, whole_number
+from search.console.formatting import count, printable, printable_name, some
 from search.console.output import SafeConsole, command, print_error
 from search.console.signals import INTERRUPTED
-from search.data.image_files import DataError, find_image_files
-from search.runs.tables import ood_cells, ranked_cells, ranked_columns
-from trainables.image_formats import unsupported_suffix
+from search.data.image_files import NOT_AN_IMAGE, DataError, find_image_files
+from search.runs.tables import ood_cells, prediction_columns, ranked_cells
+from trainables.image_inputs import is_url, refuse_url
 from trainables.images import ImageError
 
 if TYPE_CHECKING:
@@ -50,13 +51,20 @@ def load(run: str | Path) -> Predictor:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
+    skipped: list[Path] = []
     try:
-        paths = list(expand(options.images, sys.stdin))
+        paths = list(expand(options.images, _lines(), skipped))
         if not paths:
             raise FileNotFoundError("the list holds no path of an image")
     except (FileNotFoundError, DataError) as error:
         print_error(error)
         return 2
+    except OSError as error:  # such as a name that is too long
+        print_error(f"{error.filename} cannot be read: {error.strerror}")
+        return 2
+    if skipped:
+        named = some(map(printable_name, skipped))
+        print(f"{count(len(skipped), 'file')} skipped as no image: {named}", file=sys.stderr)
     # Imported here, as PyTorch takes seconds: mistakes in the arguments are reported before.
     from trainables.models.ensemble import ModelError
 
@@ -66,36 +74,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(error)
         return 2
     try:
-        n_unreadable = _write(options, paths, predictor)
+        counts = _write(options, paths, predictor)
     except KeyboardInterrupt:
         return INTERRUPTED
-    if n_unreadable:
-        print(f"{n_unreadable} of {len(paths)} images cannot be read", file=sys.stderr)
-    return 1 if n_unreadable else 0
+    if counts["needs_review"]:
+        print(
+            f"{counts['needs_review']} of {len(paths)} images need review: the probability is"
+            f" below {options.threshold:g}",
+            file=sys.stderr,
+        )
+    if counts["unreadable"]:
+        print(f"{counts['unreadable']} of {len(paths)} images cannot be read", file=sys.stderr)
+    return 1 if counts["unreadable"] else 0
 
 
-def _write(options: argparse.Namespace, paths: Sequence[Path], predictor: Predictor) -> int:
-    """Predict and write; return the number of images that cannot be read."""
-    if options.format == "csv":
-        # As all our tables: UTF-8, and the bytes of a file's name that are not stay as they are.
-        with suppress(AttributeError):  # a notebook's stream
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+def _write(
+    options: argparse.Namespace, paths: Sequence[Path], predictor: Predictor
+) -> Counter[str]:
+    """Predict and write; return how many images are unreadable, and how many need review."""
+    threshold: float | None = options.threshold
     if options.format == "json":
-        write = json_writer()
+        write = json_writer(threshold)
     elif options.format == "csv":
-        write = csv_writer(min(options.top, len(predictor.model.card.classes)))
+        write = csv_writer(min(options.top, len(predictor.model.card.classes)), threshold)
     else:
-        write = table_writer(max(len(printable_name(path)) for path in paths))
-    n_unreadable = 0
+        write = table_writer(max(len(printable_name(path)) for path in paths), threshold)
+    counts: Counter[str] = Counter()
     with _progress() as progress:
         task = progress.add_task("images", total=len(paths))
         for result in predictor.predict_each(paths, options.top):
-            n_unreadable += isinstance(result, ImageError)
+            counts["unreadable"] += isinstance(result, ImageError)
+            counts["needs_review"] += _needs_review(result, threshold) or False
             write(result)
             progress.advance(task)
     write(None)
-    sys.stdout.flush()
-    return n_unreadable
+    return counts
+
+
+def _needs_review(result: Prediction | ImageError, threshold: float | None) -> bool | None:
+    """Return whether a person should look at a prediction; None where that was not asked for."""
+    if threshold is None or isinstance(result, ImageError):
+        return None
+    return result.probabilities[0] < threshold
 
 
 Writer = Callable[["Prediction | ImageError | None"], None]
@@ -106,25 +126,24 @@ the CSV is not written by pandas.
 """
 
 
-def table_writer(width: int) -> Writer:
+def table_writer(width: int, threshold: float | None = None) -> Writer:
     """Return a writer of a line per image: its path, then the top-k predictions."""
 
     def write(result: Prediction | ImageError | None) -> None:
         if isinstance(result, ImageError):
-            reason = printable(result.reason)
-            print(
-                f"{printable_name(result.path):<{width}}  cannot be read: {reason}", file=sys.stderr
-            )
+            name, reason = printable_name(result.path), printable(result.reason)
+            print(f"{name:<{width}}  cannot be read: {reason}", file=sys.stderr)
         elif result is not None:
             pairs = zip(result.classes, result.probabilities, strict=True)
-            named = "   ".join(f"{printable_name(name)} {p:.4f}" for name, p in pairs)
-            note = "   out of distribution" if result.is_ood else ""
-            print(f"{printable_name(result.image):<{width}}  {named}{note}")
+            parts = [f"{printable_name(name)} {p:.4f}" for name, p in pairs]
+            parts += ["out of distribution"] if result.is_ood else []
+            parts += ["needs review"] if _needs_review(result, threshold) else []
+            print(f"{printable_name(result.image):<{width}}  {'   '.join(parts)}")
 
     return write
 
 
-def json_writer() -> Writer:
+def json_writer(threshold: float | None = None) -> Writer:
     """Return a writer of a JSON array, one image per line."""
     before = "[\n"
 
@@ -133,30 +152,45 @@ def json_writer() -> Writer:
         if result is None:
             print("[]" if before == "[\n" else "\n]")
             return
-        print(before + json.dumps(as_json(result)), end="")
+        print(before + json.dumps(as_json(result, threshold)), end="")
         before = ",\n"
 
     return write
 
 
-def csv_writer(top: int) -> Writer:
-    """Return a writer of CSV: the path, the top-k predictions, the OOD score, the error."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    columns = ranked_columns(top)
-    writer.writerow(["image", *columns, "ood_score", "is_ood", "error"])
+def csv_writer(top: int, threshold: float | None = None) -> Writer:
+    """Return a writer of CSV: the path, the top-k predictions, the OOD score, the error.
+
+    Text is UTF-8 as in all our tables, whatever the terminal's encoding is, and the bytes of a
+    file's name that are no UTF-8 stay as they are.
+    """
+    with suppress(AttributeError):  # a notebook's stream
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    review = [] if threshold is None else ["needs_review"]
+    write_row(prediction_columns(top, extra=[*review, "error"]))
 
     def write(result: Prediction | ImageError | None) -> None:
         if isinstance(result, ImageError):
-            writer.writerow([result.path, *[""] * len(columns), "", "", result.reason])
+            write_row([result.path, *[""] * (2 * top + 2 + len(review)), result.reason])
         elif result is not None:
             pairs = zip(result.classes, result.probabilities, strict=True)
-            scores = ood_cells(result.ood_score, result.is_ood)
-            writer.writerow([result.image, *ranked_cells(pairs), *scores, ""])
+            cells = [result.image, *ranked_cells(pairs)]
+            cells += ood_cells(result.ood_score, result.is_ood)
+            cells += [str(int(result.probabilities[0] < threshold))] if threshold else []
+            write_row([*cells, ""])
 
     return write
 
 
-def as_json(result: Prediction | ImageError) -> dict[str, object]:
+def write_row(cells: Sequence[str]) -> None:
+    """Write a line of CSV to the standard output; all cells are quoted where `csv` fails to."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if any("\r" in cell for cell in cells):  # most readers end a line there
+        writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(cells)
+
+
+def as_json(result: Prediction | ImageError, threshold: float | None = None) -> dict[str, object]:
     """Return the JSON object of an image; it has the keys that the server's has."""
     if isinstance(result, ImageError):
         return {"image": result.path, "error": result.reason}
@@ -167,29 +201,43 @@ def as_json(result: Prediction | ImageError) -> dict[str, object]:
     }
     if result.ood_score is not None:
         content |= {"ood_score": round(result.ood_score, 4), "is_ood": result.is_ood}
+    if (needs_review := _needs_review(result, threshold)) is not None:
+        content["needs_review"] = needs_review
     return content
 
 
-def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[Path]:
+def _lines() -> Iterator[str]:
+    """Yield the lines of the standard input; bytes that are not UTF-8 stay as in file names."""
+    with suppress(AttributeError):  # a notebook's or a test's stream
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    yield from sys.stdin
+
+
+def expand(
+    arguments: Iterable[str], stdin: Iterable[str], skipped: list[Path] | None = None
+) -> Iterator[Path]:
     """Expand arguments to image files.
 
     Args:
-        arguments: Files, folders (the images below them), patterns such as `a/**/*.jpg`, and
-            `-` for a list.
+        arguments: Files, folders (the images below them, by the search's own rule), patterns such
+            as `a/**/*.jpg`, and `-` for a list.
         stdin: The list, one path per line; a missing file is an error only when it is read.
+        skipped: Files in folders that are no images are appended here.
 
     Raises:
         FileNotFoundError: an argument matches nothing.
-        DataError: a folder cannot be read.
+        DataError: a folder cannot be read, or an argument is a URL.
     """
     for argument in arguments:
         path = Path(argument)
         if argument == "-":
             yield from (Path(line.rstrip("\r\n")) for line in stdin if line.strip())
         elif path.is_dir():
-            yield from _inside(path)
+            yield from _inside(path, [] if skipped is None else skipped)
         elif path.exists():
             yield path
+        elif is_url(argument):
+            raise DataError(f"{argument} {refuse_url(argument)}")
         elif has_magic(argument):
             # Path.glob takes no absolute pattern.
             found = sorted(Path(match) for match in glob(argument, recursive=True))  # noqa: PTH207
@@ -201,13 +249,14 @@ def expand(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[Path]:
             raise FileNotFoundError(f"there is no image {path}")
 
 
-def _inside(folder: Path) -> Iterator[Path]:
+def _inside(folder: Path, skipped: list[Path]) -> Iterator[Path]:
     images, others = find_image_files(folder)
-    # Such as a camera's raw files: photos, so that the reader says why they are not predicted.
-    photos = [path for path, _ in others if unsupported_suffix(path.name)]
-    if not images and not photos:
+    # Images of a format that cannot be read are reported, each with its reason.
+    unread = [path for path, reason in others if reason != NOT_AN_IMAGE and path.is_file()]
+    skipped += [path for path, _ in others if path not in unread]
+    if not images and not unread:
         raise FileNotFoundError(f"there are no images in {folder}")
-    yield from sorted((*images, *photos))
+    yield from sorted([*images, *unread])
 
 
 def _progress() -> Progress:
@@ -243,6 +292,13 @@ def create_parser() -> Parser:
         default=3,
         metavar="K",
         help="classes per image (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=probability,
+        metavar="P",
+        help="mark images whose first class has a probability below P: they need review by a"
+        " person",
     )
     shape = parser.add_mutually_exclusive_group()
     for name, what in (("json", "a JSON array"), ("csv", "CSV with a header")):

@@ -89,6 +89,21 @@ def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
     return read
 
 
+def probability(text: str) -> float:
+    """Read a probability, > 0 and <= 1.
+
+    Raises:
+        ArgumentTypeError: the text is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a probability > 0 and <= 1, but got {text!r}")
+    return number
+
+
 _UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _TIME = re.compile(r"\s*".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?)\s*{unit})?" for unit in _UNITS))
 

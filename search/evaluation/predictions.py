@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.runs.tables import ood_cells, ranked_cells, ranked_columns, read_rows, write_csv
+from search.runs.tables import ood_cells, prediction_columns, ranked_cells, read_rows, write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,8 +108,8 @@ class Predictions:
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a table with one line per image: its label, top-k predictions and probabilities."""
-    ranks = ranked_columns(min(TOP_K, len(predictions.classes)))
-    columns = ["image", "label", *ranks, "ood_score", "is_ood"]
+    top = min(TOP_K, len(predictions.classes))
+    columns = prediction_columns(top, label=True, classes=predictions.classes)
     n = len(predictions.names)
     scores = [None] * n if predictions.ood_score is None else predictions.ood_score
     rows = [
@@ -124,7 +124,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             predictions.top_k(), predictions.probabilities, scores, strict=True
         )
     ]
-    write_csv(path, [*columns, *(f"prob_{name}" for name in predictions.classes)], rows)
+    write_csv(path, columns, rows)
 
 
 def read_predictions(path: Path) -> tuple[PredictedImage, ...]:

@@ -6,6 +6,7 @@ stays that. A file's name may hold bytes that are no UTF-8; they are written and
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +25,23 @@ LABEL_ISSUE_COLUMNS = ("image", "given_label", "predicted_label", "label_quality
 CURVE_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 ABLATION_COLUMNS = ("step", "name", *CURVE_COLUMNS)
 """Columns of the tables that more than one module reads."""
+
+
+def prediction_columns(
+    top: int, *, label: bool = False, extra: Sequence[str] = (), classes: Iterable[str] = ()
+) -> list[str]:
+    """Return the columns of a table of predictions, in the order that all such tables have.
+
+    Args:
+        top: The most probable classes that are listed for each image.
+        label: Whether there is a column with the image's class.
+        extra: Columns that this table has beside the others.
+        classes: Those whose probability has a column `prob_<class>`.
+    """
+    return [
+        *("image", *(["label"] if label else []), *ranked_columns(top), "ood_score", "is_ood"),
+        *(*extra, *(f"prob_{name}" for name in classes)),
+    ]
 
 
 def ranked_columns(n: int) -> list[str]:
@@ -54,12 +72,15 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
     # As objects, whole numbers beside empty cells stay whole, and odd names are not looked into.
     cells = [["" if cell is None else cell for cell in row] for row in rows]
     frame = pd.DataFrame(cells, columns=pd.Index(list(columns), dtype="object"), dtype=object)
+    # Most readers end a line at a carriage return, which `csv` alone would not quote.
+    has_return = any("\r" in cell for row in cells for cell in row if isinstance(cell, str))
     with write_atomically(path) as partial:
         frame.to_csv(
             partial,
             index=False,
             na_rep="nan",
             lineterminator="\n",
+            quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL,
             encoding="utf-8",
             errors="surrogateescape",
         )

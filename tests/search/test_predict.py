@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from search.data.scan import scan_external
 from search.deployment.predictor import Prediction, Predictor
 from search.predict import as_json, csv_writer, expand, load, main, table_writer
 from search.runs.tables import read_rows
+from tests.fixtures.colours import CLASSES
 from trainables.images import ImageError
 from trainables.models.ensemble import ModelError, load_model
 
@@ -171,7 +174,104 @@ def test_patterns_and_folders(folder):
     found = [path.name for path in expand([f"{folder}/**/*.jpg", f"{folder}/r*.png"], [])]
     assert found == ["x.jpg", "red.png"]
     assert [p.name for p in expand([str(folder / "[odd].png")], [])] == ["[odd].png"]
-    assert "notes.txt" not in {path.name for path in expand([str(folder)], [])}
+
+
+def test_a_folder_is_read_as_the_search_reads_it(folder, colour_run, capsys):
+    (folder / "no suffix").write_bytes((folder / "red.png").read_bytes())
+    (folder / ".hidden.png").touch()
+    (folder / "raw.cr2").write_bytes(b"II*")
+    (folder / "table.csv").touch()
+    (folder / "deep").mkdir()
+    (folder / "deep" / "clip.mov").touch()
+    os.mkfifo(folder / "pipe.png")
+    manifest = scan_external(folder, CLASSES)
+    skipped: list[Path] = []
+    found = [str(p.relative_to(folder)) for p in expand([str(folder)], [], skipped)]
+    read = set(manifest.names) | {issue.image for issue in manifest.skipped}
+    assert set(found) | {str(p.relative_to(folder)) for p in skipped} == read
+    assert set(manifest.names) < set(found)
+    assert set(found) - set(manifest.names) == {"raw.cr2"}, "an image that cannot be read"
+    assert main([str(colour_run), str(folder)]) == 1
+    out, err = capsys.readouterr()
+    assert f"{folder}/no suffix " in out
+    first, *_, last = err.splitlines()
+    assert first.startswith("4 files skipped as no image: ")
+    for name in ("deep/clip.mov", "notes.txt", "pipe.png", "table.csv"):
+        assert f"{folder}/{name}" in first
+    assert "raw.cr2" in err
+    assert "cannot be read: is a camera's raw file" in err
+    assert last == "2 of 6 images cannot be read"
+
+
+def test_a_folder_without_images(colour_run, tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    assert main([str(colour_run), str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: there are no images in {tmp_path}\n"
+
+
+def test_a_threshold_marks_what_needs_review(colour_run, folder, capsys):
+    images = [str(folder / "red.png"), str(folder / "blue.png")]
+    probabilities = [one.probabilities[0] for one in load(colour_run).predict(images)]
+    threshold = str(sum(probabilities) / 2)
+    marks = [p < float(threshold) for p in probabilities]
+    assert sorted(marks) == [False, True]
+    assert main([str(colour_run), *images, "--threshold", threshold]) == 0
+    out, err = capsys.readouterr()
+    assert ["needs review" in line for line in out.splitlines()] == marks
+    assert err == f"1 of 2 images need review: the probability is below {float(threshold):g}\n"
+    main([str(colour_run), *images, str(folder / "broken.png"), "--csv", "--threshold", threshold])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["needs_review"] for row in rows] == [*(str(int(mark)) for mark in marks), ""]
+    assert [list(row)[-2:] for row in rows] == [["needs_review", "error"]] * 3
+    assert rows[2]["error"]
+    main([str(colour_run), *images, "--json", "--threshold", threshold])
+    assert [one["needs_review"] for one in json.loads(capsys.readouterr().out)] == marks
+
+
+@pytest.mark.parametrize("threshold", ["0", "1.5", "90%", "nan"])
+def test_a_threshold_is_a_probability(threshold, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "photo.jpg", "--threshold", threshold])
+    message = f"must be a probability > 0 and <= 1, but got '{threshold}'"
+    assert message in capsys.readouterr().err
+
+
+def test_a_url_is_refused(colour_run, capsys):
+    assert main([str(colour_run), "https://example.org/a.jpg?x=[1]"]) == 2
+    assert capsys.readouterr().err == (
+        "error: https://example.org/a.jpg?x=[1] is a URL, and only files are read: download it"
+        " first (curl -fLO 'https://example.org/a.jpg?x=[1]')\n"
+    )
+
+
+def test_a_name_that_is_too_long(colour_run, capsys):
+    assert main([str(colour_run), "x" * 300]) == 2
+    assert capsys.readouterr().err == f"error: {'x' * 300} cannot be read: File name too long\n"
+
+
+def test_all_tables_of_predictions_have_the_same_columns(colour_run, folder, capsys):
+    main([str(colour_run), str(folder / "red.png"), "--csv"])
+    header = capsys.readouterr().out.splitlines()[0].split(",")
+    table = list(read_rows(colour_run / "test_predictions.csv")[0])
+    ours = [name for name in table if name != "label" and not name.startswith("prob_")]
+    assert header == [*ours, "error"]
+
+
+def test_names_in_csv_survive(colour_run, folder):
+    """Those that begin as a formula, in a spreadsheet's eyes, are names too."""
+    names = ["=1+1.png", "+a.png", "@b.png", "-c.png", 'q"u,o.png', "line\nfeed.png", "cr\r.png"]
+    names += [" blank ", "é.png", os.fsdecode(b"\xff.png"), os.fsdecode(b"\xfe.png")]
+    for name in names:
+        (folder / name).write_bytes((folder / "red.png").read_bytes())
+    command = [sys.executable, "-m", "search.predict", colour_run, "--csv", "--", *names[:-1], "-"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, check=True, env=environment, input=b"\xfe.png"
+    )
+    text = io.StringIO(done.stdout.decode("utf-8", "surrogateescape"), newline="")
+    assert [row["image"] for row in csv.DictReader(text)] == names
+    table = pd.read_csv(io.BytesIO(done.stdout), encoding_errors="replace")
+    assert table["image"].tolist()[:-2] == names[:-2]
 
 
 @pytest.mark.parametrize(
@@ -209,12 +309,7 @@ def test_a_file_that_is_no_model(folder, capsys):
     assert "red.png cannot be read as a model: " in capsys.readouterr().err
 
 
-def test_a_name_that_is_not_utf_8_and_a_reader_that_ends_early(colour_run, folder):
-    odd = os.fsencode(folder) + b"/\xff.png"
-    Path(os.fsdecode(odd)).write_bytes((folder / "red.png").read_bytes())
-    command = [sys.executable, "-m", "search.predict", colour_run, odd, "--csv"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    assert b"\xff.png,red,0.9" in done.stdout
+def test_a_reader_that_ends_early(colour_run, folder):
     command = f"{sys.executable} -m search.predict {colour_run} {folder}/r*.png --json | true"
     piped = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, check=False

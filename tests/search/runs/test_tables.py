@@ -1,3 +1,4 @@
+import csv
 import subprocess
 import sys
 
@@ -17,6 +18,8 @@ def test_cells_are_read_as_they_were_written(tmp_path):
         {"image": "x\ry", "n": "3", "value": "4"},
     ]
     assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
+    with path.open(newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [row[0] for row in rows]
 
 
 def test_bytes_that_are_no_utf8_stay(tmp_path):
