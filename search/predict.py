@@ -11,11 +11,9 @@ From Python: `from search.predict import load`, then `load("results/caltech-1").
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from glob import glob, has_magic
 from pathlib import Path
@@ -24,16 +22,21 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from search.console.arguments import Parser, add_run, probability, whole_number
-from search.console.formatting import count, printable, printable_name, some
+from search.console.formatting import count, printable_name, some
 from search.console.output import SafeConsole, command, print_error
 from search.console.signals import INTERRUPTED
 from search.data.image_files import NOT_AN_IMAGE, DataError, find_image_files
-from search.runs.tables import ood_cells, prediction_columns, ranked_cells
+from search.deployment.prediction_writers import (
+    csv_writer,
+    json_writer,
+    needs_review,
+    table_writer,
+)
 from trainables.image_inputs import is_url, refuse_url
 from trainables.images import ImageError
 
 if TYPE_CHECKING:
-    from search.deployment.predictor import Prediction, Predictor
+    from search.deployment.predictor import Predictor
 
 
 def load(run: str | Path) -> Predictor:
@@ -104,106 +107,11 @@ def _write(
         task = progress.add_task("images", total=len(paths))
         for result in predictor.predict_each(paths, options.top):
             counts["unreadable"] += isinstance(result, ImageError)
-            counts["needs_review"] += _needs_review(result, threshold) or False
+            counts["needs_review"] += needs_review(result, threshold) or False
             write(result)
             progress.advance(task)
     write(None)
     return counts
-
-
-def _needs_review(result: Prediction | ImageError, threshold: float | None) -> bool | None:
-    """Return whether a person should look at a prediction; None where that was not asked for."""
-    if threshold is None or isinstance(result, ImageError):
-        return None
-    return result.probabilities[0] < threshold
-
-
-Writer = Callable[["Prediction | ImageError | None"], None]
-"""Writes the result of one image to standard output; None ends the output.
-
-Results are written one by one, as a list of images may be long and `head` may read the output; so
-the CSV is not written by pandas.
-"""
-
-
-def table_writer(width: int, threshold: float | None = None) -> Writer:
-    """Return a writer of a line per image: its path, then the top-k predictions."""
-
-    def write(result: Prediction | ImageError | None) -> None:
-        if isinstance(result, ImageError):
-            name, reason = printable_name(result.path), printable(result.reason)
-            print(f"{name:<{width}}  cannot be read: {reason}", file=sys.stderr)
-        elif result is not None:
-            pairs = zip(result.classes, result.probabilities, strict=True)
-            parts = [f"{printable_name(name)} {p:.4f}" for name, p in pairs]
-            parts += ["out of distribution"] if result.is_ood else []
-            parts += ["needs review"] if _needs_review(result, threshold) else []
-            print(f"{printable_name(result.image):<{width}}  {'   '.join(parts)}")
-
-    return write
-
-
-def json_writer(threshold: float | None = None) -> Writer:
-    """Return a writer of a JSON array, one image per line."""
-    before = "[\n"
-
-    def write(result: Prediction | ImageError | None) -> None:
-        nonlocal before
-        if result is None:
-            print("[]" if before == "[\n" else "\n]")
-            return
-        print(before + json.dumps(as_json(result, threshold)), end="")
-        before = ",\n"
-
-    return write
-
-
-def csv_writer(top: int, threshold: float | None = None) -> Writer:
-    """Return a writer of CSV: the path, the top-k predictions, the OOD score, the error.
-
-    Text is UTF-8 as in all our tables, whatever the terminal's encoding is, and the bytes of a
-    file's name that are no UTF-8 stay as they are.
-    """
-    with suppress(AttributeError):  # a notebook's stream
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-    review = [] if threshold is None else ["needs_review"]
-    write_row(prediction_columns(top, extra=[*review, "error"]))
-
-    def write(result: Prediction | ImageError | None) -> None:
-        if isinstance(result, ImageError):
-            write_row([result.path, *[""] * (2 * top + 2 + len(review)), result.reason])
-        elif result is not None:
-            pairs = zip(result.classes, result.probabilities, strict=True)
-            cells = [result.image, *ranked_cells(pairs)]
-            cells += ood_cells(result.ood_score, result.is_ood)
-            cells += [str(int(result.probabilities[0] < threshold))] if threshold else []
-            write_row([*cells, ""])
-
-    return write
-
-
-def write_row(cells: Sequence[str]) -> None:
-    """Write a line of CSV to the standard output; all cells are quoted where `csv` fails to."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if any("\r" in cell for cell in cells):  # most readers end a line there
-        writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(cells)
-
-
-def as_json(result: Prediction | ImageError, threshold: float | None = None) -> dict[str, object]:
-    """Return the JSON object of an image; it has the keys that the server's has."""
-    if isinstance(result, ImageError):
-        return {"image": result.path, "error": result.reason}
-    pairs = zip(result.classes, result.probabilities, strict=True)
-    content: dict[str, object] = {
-        "image": result.image,
-        "classes": [{"class": name, "probability": round(p, 6)} for name, p in pairs],
-    }
-    if result.ood_score is not None:
-        content |= {"ood_score": round(result.ood_score, 4), "is_ood": result.is_ood}
-    if (needs_review := _needs_review(result, threshold)) is not None:
-        content["needs_review"] = needs_review
-    return content
 
 
 def _lines() -> Iterator[str]:

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from search.data.scan import scan_external
-from search.deployment.predictor import Prediction, Predictor
-from search.predict import as_json, csv_writer, expand, load, main, table_writer
+from search.deployment.predictor import Predictor
+from search.predict import expand, load, main
 from search.runs.tables import read_rows
 from tests.fixtures.colours import CLASSES
 from trainables.images import ImageError
@@ -124,38 +124,6 @@ def test_csv(colour_run, folder, capsys):
     assert rows[0] == ["image", *ranked, "ood_score", "is_ood", "error"]
     assert rows[1][:2] == [str(folder / "red.png"), "red"]
     assert rows[1][-2:] == [str(int(float(rows[1][-3]) > 1)), ""]
-
-
-def test_csv_of_predictions_and_errors(capsys):
-    write = csv_writer(1)
-    write(Prediction("a.jpg", ("red",), (0.9,), 3.5))
-    write(Prediction("b.jpg", ("red",), (0.9,)))
-    write(ImageError("c.jpg", "is empty (zero bytes)"))
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "a.jpg,red,0.900000,3.5000,1,",
-        "b.jpg,red,0.900000,,,",
-        "c.jpg,,,,,is empty (zero bytes)",
-    ]
-
-
-def test_an_image_out_of_distribution_is_marked(capsys):
-    known = Prediction("a.jpg", ("red",), (0.9,), 0.25)
-    strange = Prediction("b.jpg", ("red",), (0.9,), 3.5)
-    write = table_writer(5)
-    for one in (known, strange):
-        write(one)
-    assert capsys.readouterr().out.splitlines() == [
-        "a.jpg  red 0.9000",
-        "b.jpg  red 0.9000   out of distribution",
-    ]
-    assert as_json(strange)["is_ood"] is True
-    assert as_json(known) == {
-        "image": "a.jpg",
-        "classes": [{"class": "red", "probability": 0.9}],
-        "ood_score": 0.25,
-        "is_ood": False,
-    }
-    assert "ood_score" not in as_json(Prediction("c.jpg", ("red",), (0.9,)))
 
 
 def test_a_list_on_standard_input(colour_run, folder, capsys, monkeypatch):

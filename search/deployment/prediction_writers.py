@@ -1,0 +1,111 @@
+"""Write predictions to the standard output, one by one: as lines for people, as JSON, or as CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from search.console.formatting import printable, printable_name
+from search.runs.tables import ood_cells, prediction_columns, ranked_cells
+from trainables.images import ImageError
+
+if TYPE_CHECKING:
+    from search.deployment.predictor import Prediction
+
+Writer = Callable[["Prediction | ImageError | None"], None]
+"""Writes the result of one image to standard output; None ends the output.
+
+Results are written one by one, as a list of images may be long and `head` may read the output; so
+the CSV is not written by pandas.
+"""
+
+
+def needs_review(result: Prediction | ImageError, threshold: float | None) -> bool | None:
+    """Return whether a person should look at a prediction; None where that was not asked for."""
+    if threshold is None or isinstance(result, ImageError):
+        return None
+    return result.probabilities[0] < threshold
+
+
+def table_writer(width: int, threshold: float | None = None) -> Writer:
+    """Return a writer of a line per image: its path, then the top-k predictions."""
+
+    def write(result: Prediction | ImageError | None) -> None:
+        if isinstance(result, ImageError):
+            name, reason = printable_name(result.path), printable(result.reason)
+            print(f"{name:<{width}}  cannot be read: {reason}", file=sys.stderr)
+        elif result is not None:
+            pairs = zip(result.classes, result.probabilities, strict=True)
+            parts = [f"{printable_name(name)} {p:.4f}" for name, p in pairs]
+            parts += ["out of distribution"] if result.is_ood else []
+            parts += ["needs review"] if needs_review(result, threshold) else []
+            print(f"{printable_name(result.image):<{width}}  {'   '.join(parts)}")
+
+    return write
+
+
+def json_writer(threshold: float | None = None) -> Writer:
+    """Return a writer of a JSON array, one image per line."""
+    before = "[\n"
+
+    def write(result: Prediction | ImageError | None) -> None:
+        nonlocal before
+        if result is None:
+            print("[]" if before == "[\n" else "\n]")
+            return
+        print(before + json.dumps(as_json(result, threshold)), end="")
+        before = ",\n"
+
+    return write
+
+
+def csv_writer(top: int, threshold: float | None = None) -> Writer:
+    """Return a writer of CSV: the path, the top-k predictions, the OOD score, the error.
+
+    Text is UTF-8 as in all our tables, whatever the terminal's encoding is, and the bytes of a
+    file's name that are no UTF-8 stay as they are.
+    """
+    with suppress(AttributeError):  # a notebook's stream
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    review = [] if threshold is None else ["needs_review"]
+    write_row(prediction_columns(top, extra=[*review, "error"]))
+
+    def write(result: Prediction | ImageError | None) -> None:
+        if isinstance(result, ImageError):
+            write_row([result.path, *[""] * (2 * top + 2 + len(review)), result.reason])
+        elif result is not None:
+            pairs = zip(result.classes, result.probabilities, strict=True)
+            cells = [result.image, *ranked_cells(pairs)]
+            cells += ood_cells(result.ood_score, result.is_ood)
+            cells += [str(int(result.probabilities[0] < threshold))] if threshold else []
+            write_row([*cells, ""])
+
+    return write
+
+
+def write_row(cells: Sequence[str]) -> None:
+    """Write a line of CSV to the standard output; all cells are quoted where `csv` fails to."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if any("\r" in cell for cell in cells):  # most readers end a line there
+        writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(cells)
+
+
+def as_json(result: Prediction | ImageError, threshold: float | None = None) -> dict[str, object]:
+    """Return the JSON object of an image; it has the keys that the server's has."""
+    if isinstance(result, ImageError):
+        return {"image": result.path, "error": result.reason}
+    pairs = zip(result.classes, result.probabilities, strict=True)
+    content: dict[str, object] = {
+        "image": result.image,
+        "classes": [{"class": name, "probability": round(p, 6)} for name, p in pairs],
+    }
+    if result.ood_score is not None:
+        content |= {"ood_score": round(result.ood_score, 4), "is_ood": result.is_ood}
+    if (mark := needs_review(result, threshold)) is not None:
+        content["needs_review"] = mark
+    return content
