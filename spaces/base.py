@@ -28,7 +28,10 @@ from spaces.rules import (
 from spaces.sources import Source, did_you_mean
 
 NOT_SPACES = frozenset(
-    ("__init__", "base", "errors", "rules", "portfolio", "sources", "downloads", "glyphs")
+    (
+        *("__init__", "base", "errors", "rules", "sources", "downloads", "glyphs", "portfolio"),
+        "timm_names",
+    )
 )
 """Modules of this package that define no space."""
 
