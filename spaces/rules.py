@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from optuna.distributions import (
 
 from spaces.errors import SearchError
 from spaces.sources import did_you_mean
+from spaces.timm_names import PREFIX, timm_names, timm_problem
 
 BACKBONES: tuple[str, ...] = (
     "tinynet",
@@ -47,7 +49,14 @@ BACKBONES: tuple[str, ...] = (
     "vit_b_16",
     "swin_t",
 )
-"""The backbones that `trainables.models.backbones` can build."""
+"""The networks of torchvision and of this package that can be backbones, beside all of timm's."""
+
+BACKBONE_NAMES = (
+    f"{', '.join(BACKBONES)}, timm/NAME of any network of timm, or module:function of your own"
+)
+"""What a backbone may be called, for errors."""
+
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 ResizeMode = Literal["pad", "crop"]
 """How an image is made square; see `Space.resize_mode`."""
@@ -102,8 +111,42 @@ class Rule:
         return value
 
 
+@dataclass(frozen=True)
+class BackboneRule(Rule):
+    """The names of backbones: one of `choices`, a network of timm, or a function of the user."""
+
+    def broken_by(self, name: str, value: object) -> str | None:
+        """Return how `value` breaks the rule; None if it does not."""
+        if not isinstance(value, str):
+            return f"{name} must be a name, but got {value!r}"
+        problem = backbone_problem(value)
+        if problem is None or value.startswith(PREFIX):
+            return problem
+        return f"{name} must be one of {BACKBONE_NAMES}, but got {value!r}{_similar(value)}"
+
+
+def backbone_problem(name: str) -> str | None:
+    """Return why there is no such backbone, with similar names; None if there is."""
+    if name in BACKBONES or is_own_network(name):
+        return None
+    if name.startswith(PREFIX):
+        return timm_problem(name)
+    return f"there is no backbone {name!r}{_similar(name)}"
+
+
+def _similar(name: str) -> str:
+    if name in timm_names():
+        return f"; did you mean {PREFIX + name!r}?"
+    return did_you_mean(name, BACKBONES)
+
+
+def is_own_network(backbone: str) -> bool:
+    """Return whether a backbone is a function of the user's own, `module:function`."""
+    return _FUNCTION.fullmatch(backbone) is not None
+
+
 RULES: dict[str, Rule] = {
-    "backbone": Rule(choices=BACKBONES),
+    "backbone": BackboneRule(choices=BACKBONES),
     "lr": Rule(1e-8, 10.0),
     "freeze_depth": Rule(0, 5, integer=True),
     "dropout": Rule(0.0, 0.95),

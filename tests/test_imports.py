@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_STUDIES = ("base", "errors", "rules", "portfolio", "sources", "downloads", "glyphs")
+NOT_STUDIES = (
+    "base",
+    "errors",
+    "rules",
+    "portfolio",
+    "sources",
+    "downloads",
+    "glyphs",
+    "timm_names",
+)
 COMMANDS = ("__main__", "run", "predict", "export", "serve", "audit", "report")
 LAYERS = (
     ("spaces",),

@@ -160,15 +160,15 @@ def open_table(table: SharedArray, device: torch.device) -> torch.Tensor:
     return _tables[table, device]
 
 
-_BackboneKey = tuple[str, torch.device, SharedWeights | None, int]
-"""Two runs in one worker may give backbones of the same name other weights."""
+_BackboneKey = tuple[str, torch.device, SharedWeights | None, int, int]
+"""Two runs in one worker may give backbones of the same name other weights, and other images."""
 
 _backbones: dict[_BackboneKey, Backbone] = {}
 _folded_backbones: dict[_BackboneKey, Backbone] = {}
 
 
 def _backbone_key(context: FeatureContext, name: str, device: torch.device) -> _BackboneKey:
-    return name, device, context.weights.get(name), context.seed
+    return name, device, context.weights.get(name), context.seed, context.image_size
 
 
 def clone_backbone(
@@ -182,7 +182,9 @@ def clone_backbone(
     if key not in _backbones:
         weights = context.weights.get(name)
         state_dict = None if weights is None else weights.open()
-        backbone = create_backbone(name, state_dict, seed=context.seed)
+        backbone = create_backbone(
+            name, state_dict, seed=context.seed, image_size=context.image_size
+        )
         _backbones[key] = backbone.to(device).to(memory_format=torch.channels_last)
     original = _backbones[key]
     shared = {id(stage): stage for stage in original.stages[:depth]}

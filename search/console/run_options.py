@@ -9,7 +9,7 @@ from pathlib import Path
 from search.console.arguments import Parser, Show, seconds, whole_number
 from search.console.space_list import list_spaces
 from spaces.base import Space, find_space
-from spaces.rules import BACKBONES, RULES, Value
+from spaces.rules import BACKBONE_NAMES, RULES, Value, backbone_problem
 from spaces.sources import did_you_mean
 
 
@@ -250,15 +250,8 @@ def _backbones(text: str) -> tuple[str, ...]:
     names = _names(text)
     if not names:
         raise argparse.ArgumentTypeError("must name at least one backbone")
-    problems = [
-        f"there is no backbone {name!r}{did_you_mean(name, BACKBONES)}"
-        for name in names
-        if name not in BACKBONES
-    ]
-    if problems:
-        raise argparse.ArgumentTypeError(
-            f"{'; '.join(problems)} (there are: {', '.join(BACKBONES)})"
-        )
+    if problems := [problem for name in names if (problem := backbone_problem(name))]:
+        raise argparse.ArgumentTypeError(f"{'; '.join(problems)} (there are: {BACKBONE_NAMES})")
     return names
 
 

@@ -20,7 +20,7 @@ from search.tuning.study import (
     trial_params,
 )
 from spaces.base import Space, TrialConfig
-from trainables.models.backbones import N_STAGES
+from trainables.models.network_cut import N_STAGES
 from trainables.worker import resolve_config
 
 

@@ -173,11 +173,12 @@ def read_weights(run_plan: RunPlan) -> dict[str, Weights]:
         WeightsError: weights cannot be read, or do not fit.
         RequestError: a backbone cannot take images of the space's size.
     """
+    image_size = run_plan.space.image_size
     weights = {name: dict(load_weights(path)) for name, path in run_plan.weights.items()}
     for name in run_plan.space.backbones:
         try:
-            backbone = create_backbone(name, weights.get(name))
-            backbone.stage_output_shapes(run_plan.space.image_size)
+            backbone = create_backbone(name, weights.get(name), image_size=image_size)
+            backbone.stage_output_shapes(image_size)
         except WeightsError as error:
             raise WeightsError(f"{run_plan.weights[name]}: {error}") from None
         except ValueError as error:

@@ -6,7 +6,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from spaces.base import Space, find_space, load_space, shipped_spaces
-from spaces.rules import BACKBONES, RULES, SpaceError
+from spaces.rules import BACKBONE_NAMES, RULES, SpaceError
 from spaces.sources import folder
 
 PARAMS: dict[str, Any] = {
@@ -90,8 +90,7 @@ def test_space_error_names_all_problems():
         "augment": FloatDistribution(0.0, 1.5),
     }
     assert problems_of(params=params, epochs=0) == (
-        f"backbone must be one of {', '.join(BACKBONES)}, but got 'resnet81';"
-        " did you mean 'resnet18'?",
+        f"backbone must be one of {BACKBONE_NAMES}, but got 'resnet81'; did you mean 'resnet18'?",
         f"unknown parameter 'dropuot'; did you mean 'dropout'? (known: {', '.join(RULES)})",
         "0 <= augment <= 1 must hold, but got 1.5",
         "1 <= epochs <= 10000 must hold, but got 0",
@@ -264,7 +263,7 @@ def test_load_space_names_all_problems(tmp_path):
         load_space(path)
     assert str(caught.value) == (
         f"Space file {path} cannot be used:"
-        f"\n  - backbone must be one of {', '.join(BACKBONES)}, but got 'cmn'; did you mean 'cnn'?"
+        f"\n  - backbone must be one of {BACKBONE_NAMES}, but got 'cmn'; did you mean 'cnn'?"
         "\n  - 0 <= augment <= 1 must hold, but got -0.5"
         "\n  - 2 <= folds <= 100 must hold, but got 1"
     )

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from spaces.rules import BACKBONES
-from spaces.sources import did_you_mean
+from spaces.rules import backbone_problem
+from spaces.timm_names import PREFIX
+from trainables.models.network_cut import N_STAGES
 from trainables.models.small_networks import SMALL_NETWORKS
+from trainables.models.timm_networks import create_timm
 from trainables.models.torchvision_stages import STAGE_PLANS, build_network, cut_into_stages
 from trainables.models.weights import copy_weights
 
-N_STAGES = 5
+DEFAULT_IMAGE_SIZE = 224
 
 
 class Backbone(nn.Module):
@@ -29,19 +32,32 @@ class Backbone(nn.Module):
     [N, feature_size]. No stage changes its input in place, so outputs can be cached.
 
     Attributes:
-        name: One of `BACKBONES`.
+        name: See `spaces.rules.backbone_problem`.
         stages: The five stages.
         feature_size: Number of pooled features.
+        image_size: Side in pixels of the images that it was built for; most networks take others,
+            too.
+        is_trunk: Whether the network could not be cut. Then the first stage is all of it, so the
+            freeze depths 1 to 5 are one.
         freeze_depth: Number of leading stages that are frozen.
     """
 
-    def __init__(self, name: str, stages: Sequence[nn.Module], feature_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        stages: Sequence[nn.Module],
+        feature_size: int,
+        image_size: int = DEFAULT_IMAGE_SIZE,
+        is_trunk: bool = False,
+    ) -> None:
         super().__init__()
         if len(stages) != N_STAGES:
             raise ValueError(f"a backbone must have {N_STAGES} stages, but got {len(stages)}")
         self.name = name
         self.stages = nn.ModuleList(stages)
         self.feature_size = feature_size
+        self.image_size = image_size
+        self.is_trunk = is_trunk
         self.freeze_depth = 0
 
     def forward(self, x: Tensor, start: int = 0, stop: int = N_STAGES) -> Tensor:
@@ -116,28 +132,34 @@ class Backbone(nn.Module):
 
 
 def create_backbone(
-    name: str, state_dict: Mapping[str, Tensor] | None = None, seed: int = 0
+    name: str,
+    state_dict: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    image_size: int = DEFAULT_IMAGE_SIZE,
 ) -> Backbone:
     """Build an unfrozen backbone on the CPU, with given or random weights.
 
     Args:
-        name: One of `BACKBONES`.
-        state_dict: Weights under torchvision's keys; for `tinynet` and `cnn`, under those of their
-            stages ("0.…" to "4.…"). They are copied. The classifier's are ignored. None
+        name: See `spaces.rules.backbone_problem`.
+        state_dict: Weights under torchvision's or timm's keys; for `tinynet` and `cnn`, under those
+            of their stages ("0.…" to "4.…"). They are copied. The classifier's are ignored. None
             initialises the weights at random.
         seed: Seed of the random weights; the global random state does not change.
+        image_size: Side in pixels of the images that it will take. Networks of timm that take
+            images of one size are built for it.
 
     Raises:
         ValueError: there is no such backbone.
         WeightsError: the weights do not fit; the message names the keys.
     """
-    if name not in BACKBONES:
-        hint = did_you_mean(name, BACKBONES)
-        raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, but got {name!r}{hint}")
+    if problem := backbone_problem(name):
+        raise ValueError(problem)
+    if name.startswith(PREFIX):
+        with _seeded(seed):
+            network = create_timm(name, image_size, state_dict)
+        return Backbone(name, network.stages, network.feature_size, image_size, network.is_trunk)
     if state_dict is None:
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would also seed the GPUs.
-            torch.default_generator.manual_seed(seed)
+        with _seeded(seed):
             net, feature_size = _build(name)
     else:
         # The meta device saves the time of random weights. RegNet's constructor computes its
@@ -146,7 +168,16 @@ def create_backbone(
             net, feature_size = _build(name)
         plan = STAGE_PLANS.get(name)
         copy_weights(net, state_dict, name, plan.classifier if plan else None)
-    return Backbone(name, _stages(net, name), feature_size)
+    return Backbone(name, _stages(net, name), feature_size, image_size)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the CPU's random state within a block."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the GPUs.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _build(name: str) -> tuple[nn.Module, int]:

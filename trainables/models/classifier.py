@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trainables.models.backbones import N_STAGES, Backbone
+from trainables.models.backbones import Backbone
+from trainables.models.network_cut import N_STAGES
 
 Weights = dict[str, Tensor]
 """A state dict, or a part of one."""

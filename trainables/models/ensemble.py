@@ -1,8 +1,9 @@
 """An ensemble of K classifiers with common frozen stages, and its file `model.pt`.
 
-A model may have a centre-crop branch (`trainables.models.center_crop`) and a scorer of
-out-of-distribution images (`trainables.models.ood`). `model.pt` contains tensors and one JSON text,
-so that loading it runs no code of the file and needs no space.
+The module is long to have the model and its file in one place. A model may have a centre-crop
+branch (`trainables.models.center_crop`) and a scorer of out-of-distribution images
+(`trainables.models.ood`). `model.pt` contains tensors and one JSON text, so that loading it runs no
+code of the file and needs no space.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from spaces.rules import ResizeMode
 from trainables.atomic_write import write_atomically
 from trainables.compute import mixed_precision
 from trainables.images import ImageRows, crop_and_normalise, to_square
-from trainables.models.backbones import N_STAGES, create_backbone
+from trainables.models.backbones import create_backbone
 from trainables.models.center_crop import CenterCropBranch
 from trainables.models.classifier import (
     Classifier,
@@ -34,6 +35,7 @@ from trainables.models.classifier import (
     load_weights_from_stage,
     weights_from_stage,
 )
+from trainables.models.network_cut import N_STAGES
 from trainables.models.ood import OODScorer, load_ood_scorer
 
 FORMAT = "classifier-search model 2"
@@ -112,7 +114,7 @@ class Ensemble(nn.Module):
             )
         if card.center_crop != (center_crop is not None):
             raise ModelError("only one of card and weights has a centre-crop branch")
-        backbone = create_backbone(card.backbone)
+        backbone = create_backbone(card.backbone, image_size=card.image_size)
         backbone.freeze(card.freeze_depth)
         scored = (card.n_members, backbone.feature_size)
         if ood_scorer is not None and ood_scorer.means.shape != scored:
@@ -140,7 +142,7 @@ class Ensemble(nn.Module):
     def _center_crop_branch(self, weights: Weights) -> CenterCropBranch:
         """Build the centre-crop branch on the members' frozen stages."""
         depth, frozen = self.card.freeze_depth, self.classifiers[0].backbone.stages
-        backbone = create_backbone(self.card.backbone)
+        backbone = create_backbone(self.card.backbone, image_size=self.card.image_size)
         for index in range(depth):
             backbone.stages[index] = frozen[index]
         backbone.freeze(N_STAGES)

@@ -5,15 +5,15 @@ timm is imported where it is used: it takes three seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
 
 from torch import Tensor, nn
 
 from spaces.timm_names import PREFIX, timm_problem
-from trainables.models.timm_stages import cut_network, find_cut
+from trainables.models.network_cut import find_cut
+from trainables.models.timm_stages import cut_network
 from trainables.models.weights import WeightsError, copy_weights
 
 
@@ -58,13 +58,15 @@ def create_timm(
         raise ValueError(problem)
     name = backbone.removeprefix(PREFIX)
     config = timm.get_pretrained_cfg(name)
+    if config is None:
+        raise ValueError(f"timm knows no size of images, mean and deviation of {backbone}")
     options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
     of_stages = state_dict is not None and all(key.split(".")[0].isdigit() for key in state_dict)
     try:
         if state_dict is None or of_stages:
             net = timm.create_model(name, num_classes=0, **options)
         else:
-            net = _pretrained(name, state_dict, options)
+            net = _pretrained(name, state_dict, config.classifier or (), options)
     except WeightsError:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -82,7 +84,10 @@ def create_timm(
 
 
 def _pretrained(
-    name: str, state_dict: Mapping[str, Tensor], options: Mapping[str, Any]
+    name: str,
+    state_dict: Mapping[str, Tensor],
+    classifiers: str | Sequence[str],
+    options: Mapping[str, Any],
 ) -> nn.Module:
     """Build a network with weights under timm's keys.
 
@@ -91,9 +96,7 @@ def _pretrained(
     """
     import timm
 
-    config = timm.get_pretrained_cfg(name)
-    named = config.classifier or ()
-    classifiers = (named,) if isinstance(named, str) else tuple(named)
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     ignored = tuple(f"{classifier}." for classifier in classifiers)
     weights = {key: value for key, value in state_dict.items() if not key.startswith(ignored)}
     # With as many classes as the network has, namely none, timm demands that all keys fit.

@@ -8,6 +8,7 @@ views of each image.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,7 +157,7 @@ class CenterCropProbes:
         return weights_from_stage(network, freeze_depth) | heads
 
     def _path(self, backbone: str) -> Path:
-        return self._folder / f"center-crop-{backbone}.pt"
+        return self._folder / f"center-crop-{re.sub('[/:]', '-', backbone)}.pt"
 
     def _save(
         self,

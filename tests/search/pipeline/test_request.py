@@ -13,7 +13,7 @@ from search.pipeline.request import (
 )
 from search.runs.environment import Request
 from spaces.base import load_space
-from spaces.rules import BACKBONES, SpaceError
+from spaces.rules import BACKBONE_NAMES, SpaceError
 
 ROOT = Path(__file__).parents[3]
 CATS_DOGS = str(ROOT / "spaces" / "cats_dogs.py")
@@ -218,7 +218,7 @@ def test_an_unknown_backbone_lists_all_backbones(capsys):
         parse("--backbones", "mobilenet")
     err = capsys.readouterr().err
     assert "there is no backbone 'mobilenet'; did you mean 'mobilenet_v2'?" in err
-    assert f"(there are: {', '.join(BACKBONES)})" in err
+    assert f"(there are: {BACKBONE_NAMES})" in err
 
 
 def test_the_help_shows_commands_to_copy(capsys):

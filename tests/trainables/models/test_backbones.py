@@ -189,7 +189,9 @@ def test_freeze_raises_for_a_depth_out_of_range(depth):
 
 
 def test_create_backbone_suggests_a_name():
-    with pytest.raises(ValueError, match=r"but got 'resnet81'; did you mean 'resnet18'\?$"):
+    with pytest.raises(
+        ValueError, match=r"there is no backbone 'resnet81'; did you mean 'resnet18'\?$"
+    ):
         create_backbone("resnet81")
 
 
