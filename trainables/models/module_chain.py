@@ -139,7 +139,7 @@ def on_meta(net: nn.Module) -> nn.Module:
     for tensor in itertools.chain(net.parameters(), net.buffers()):
         memo[id(tensor)] = tensor.detach().to("meta")
     for parameter in net.parameters():
-        # Whatever is computed from weights can then be told from constants.
+        # A tensor that depends on weights then requires gradients, and a constant does not.
         memo[id(parameter)].requires_grad_(parameter.is_floating_point())
     return copy.deepcopy(net, memo)
 
