@@ -10,12 +10,10 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from time import monotonic
 from typing import Any
 
-import search
-import spaces
-import trainables
 from spaces.errors import SearchError
 
 _log = logging.getLogger(__name__)
@@ -49,7 +47,7 @@ decoded images and computed features become trials, instead of new ones that imp
 Tune's are private (`DEFAULT_ENV_VARS` in `ray.tune.execution.class_cache`); a test compares them.
 """
 
-_OUR_PACKAGES = (search, trainables, spaces)
+_OUR_PACKAGES = ("search", "trainables", "spaces")
 
 
 class SessionError(SearchError):
@@ -82,18 +80,25 @@ def store_proportion() -> float:
 def ray_session(address: str | None, show_worker_output: bool = False) -> Iterator[None]:
     """Start Ray on this machine or join a cluster, and disconnect at the end.
 
-    Call it in the main thread: Ray's processes end with the thread that started them.
+    Where this process has started Ray already, its session is used, and stays. Ray's processes end
+    with the thread that started them, so that thread must live as long as the session.
 
     Args:
         address: As `ray.init` takes it; None starts Ray on this machine.
         show_worker_output: Print what workers print and log on their standard outputs.
 
     Raises:
-        SessionError: there is no cluster at the address, or it refuses this machine.
+        SessionError: there is no cluster at the address, or it refuses this machine; or Ray was
+            started already, as a client, on a cluster, or beside an address.
     """
     import ray
     from ray.exceptions import AuthenticationError
 
+    if ray.is_initialized():
+        _check_session(address)
+        _log.info("Ray %s was started already, resources %s", ray.__version__, _resources())
+        yield
+        return
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address and address.startswith("ray://"):
         raise SessionError(
@@ -125,7 +130,7 @@ def ray_session(address: str | None, show_worker_output: bool = False) -> Iterat
         ray.__version__,
         f"joined at {address}" if address else "started",
         monotonic() - started,
-        ray.cluster_resources(),
+        _resources(),
     )
     try:
         yield
@@ -134,12 +139,45 @@ def ray_session(address: str | None, show_worker_output: bool = False) -> Iterat
         _log.info("Ray session ended after %.0f s", monotonic() - started)
 
 
+def _resources() -> object:
+    import ray
+
+    return ray.cluster_resources()
+
+
+def _check_session(address: str | None) -> None:
+    """Check that a search can use the Ray session that this process has started.
+
+    Raises:
+        SessionError: it is another one's, or its other nodes have neither this code nor the images.
+    """
+    import ray
+    from ray.util.client import ray as client
+
+    way_out = "call ray.shutdown() first"
+    if client.is_connected():
+        raise SessionError(
+            "Ray is connected as a client, but a search runs on a node of the cluster; " + way_out
+        )
+    if address is not None:
+        raise SessionError(
+            f"Ray was started already, so that --address {address!r} cannot be joined: {way_out},"
+            " or omit --address"
+        )
+    n_nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    if n_nodes > 1:
+        raise SessionError(
+            f"Ray was started already, on a cluster of {n_nodes} nodes, to which this code and the"
+            f" images have to be sent: {way_out}, and give --address auto"
+        )
+
+
 def worker_environment(on_cluster: bool) -> dict[str, Any]:
     """Return Ray's runtime environment of all workers; on a cluster it carries this code."""
     environment: dict[str, Any] = {"env_vars": WORKER_VARIABLES}
     if on_cluster:
         environment |= {
-            "py_modules": [package.__path__[0] for package in _OUR_PACKAGES],
+            "py_modules": [import_module(name).__path__[0] for name in _OUR_PACKAGES],
             "excludes": ["__pycache__"],
         }
     return environment

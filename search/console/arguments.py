@@ -18,7 +18,13 @@ _UNKNOWN = "unrecognized arguments: "
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with --version, whose errors are one line, with the most similar option."""
+    """A parser with --version, whose errors are one line, with the most similar option.
+
+    Attributes:
+        raises: What a malformed command line raises; None exits with code 2.
+    """
+
+    raises: type[Exception] | None = None
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -29,8 +35,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action=Show, text=version, help="print the version and exit")
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and the message."""
-        self.exit(2, f"error: {printable(message)}{printable(self._hint(message))} (see --help)\n")
+        """Exit with code 2 and the message, or raise what `raises` names."""
+        message += self._hint(message)
+        if self.raises is not None:
+            raise self.raises(message)
+        self.exit(2, f"error: {printable(message)} (see --help)\n")
 
     def _hint(self, message: str) -> str:
         """Return what a mistaken word could have been, as the end of a message."""

@@ -14,7 +14,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,7 +30,9 @@ _OUR_PACKAGES = ("search", "trainables")
 
 
 @contextmanager
-def start_run_log(path: Path, verbose: bool = False) -> Iterator[None]:
+def start_run_log(
+    path: Path, verbose: bool = False, arguments: Sequence[str] | None = None
+) -> Iterator[None]:
     """Log what happens within to a file, and an exception that ends it, with its traceback.
 
     Everything that the project logs is kept, and what libraries log from WARNING up.
@@ -38,6 +40,7 @@ def start_run_log(path: Path, verbose: bool = False) -> Iterator[None]:
     Args:
         path: The log file; appended to where a run is resumed.
         verbose: Show the log on the terminal as well.
+        arguments: The words of the command line, which are logged first; None: this program's.
     """
     _end_last_line(path)
     handlers: list[logging.Handler] = [_RunLogFile(path, encoding="utf-8", errors="replace")]
@@ -50,7 +53,7 @@ def start_run_log(path: Path, verbose: bool = False) -> Iterator[None]:
     for name in _OUR_PACKAGES:
         logging.getLogger(name).setLevel(logging.DEBUG)
     try:
-        _log.info("arguments: %s", shlex.join(sys.argv[1:]))
+        _log.info("arguments: %s", shlex.join(sys.argv[1:] if arguments is None else arguments))
         yield
     except KeyboardInterrupt:
         _log.warning("interrupted")

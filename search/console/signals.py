@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Timer
 from types import FrameType
 from typing import Any
 
@@ -33,21 +33,37 @@ class GracefulShutdown:
     `requested`. The second one ends the program at once: all that was finished is on disk, and
     Ray's processes end with it. So does `MAX_STOP_SECONDS` after a SIGTERM, which may have reached
     Ray's processes as well, so that waiting for them is in vain.
+
+    Within another program, such as a notebook, the second SIGINT only raises KeyboardInterrupt,
+    and SIGTERM is left to that program.
     """
 
-    def __init__(self, on_timeout: Callable[[], None] = lambda: None) -> None:
-        """Handle nothing yet; `on_timeout` is called before a stop that took too long."""
+    def __init__(
+        self, on_timeout: Callable[[], None] = lambda: None, *, ends_program: bool = True
+    ) -> None:
+        """Handle nothing yet.
+
+        Args:
+            on_timeout: Called before a stop that took too long.
+            ends_program: Whether the program is this one's to end.
+        """
         self.exit_code = INTERRUPTED
         self._on_timeout = on_timeout
+        self._ends_program = ends_program
+        self._sigterm: Any = None
         self._requested = False
         self._is_deferring = False
-        self._timer: Timer | None = None
+        self._timer: threading.Timer | None = None
 
     @contextmanager
     def watching(self) -> Iterator[GracefulShutdown]:
-        """Handle the signals within; for the main thread alone."""
+        """Handle the signals within; none in another thread than the main one, which gets none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
         before = {number: signal.getsignal(number) for number in numbers}
+        self._sigterm = before[signal.SIGTERM]
         hook = sys.unraisablehook
         self.watch()
         signal.signal(signal.SIGALRM, self._raise)
@@ -64,8 +80,10 @@ class GracefulShutdown:
 
     def watch(self) -> None:
         """Install the handlers; call it again after Ray has started, which replaces SIGTERM's."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal if self._ends_program else self._sigterm)
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
@@ -84,11 +102,13 @@ class GracefulShutdown:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._requested:
-            os._exit(self.exit_code)
+            if self._ends_program:
+                os._exit(self.exit_code)
+            raise KeyboardInterrupt
         self._requested = True
         if number == signal.SIGTERM:
             self.exit_code = TERMINATED
-            self._timer = Timer(MAX_STOP_SECONDS, self._end_at_once)
+            self._timer = threading.Timer(MAX_STOP_SECONDS, self._end_at_once)
             self._timer.daemon = True
             self._timer.start()
         if self._is_deferring:

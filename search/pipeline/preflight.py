@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.console.downloads import DownloadDisplay
 from search.console.formatting import quote_path
@@ -34,6 +34,9 @@ from search.runs.validation import FolderError
 from spaces.base import Space, load_space, shipped_spaces
 from spaces.downloads import cache_folder
 from trainables.models.weight_files import find_weights
+
+if TYPE_CHECKING:
+    from search.tuning.tune import Callback
 
 _EXCLUDED_FILE = "excluded.csv"
 """In the run's folder: the names of the images that were excluded by request."""
@@ -63,6 +66,7 @@ class RunPlan:
         folder: The run's folder.
         n_excluded: Images that were excluded by request.
         warnings: What is likely a mistake, though the run goes on.
+        callbacks: Callbacks for Ray Tune, beside the run's own.
     """
 
     request: Request
@@ -73,6 +77,7 @@ class RunPlan:
     folder: RunFolder
     n_excluded: int = 0
     warnings: tuple[str, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
 
 
 def prepare_run(request: Request) -> RunPlan:

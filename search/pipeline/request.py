@@ -39,9 +39,18 @@ class RequestError(SearchError):
     """The command line requests something impossible."""
 
 
-def parse_request(arguments: Sequence[str] | None = None) -> Request:
-    """Parse the command line; exits with code 2 and one message if it is malformed."""
+def parse_request(arguments: Sequence[str] | None = None, exits: bool = True) -> Request:
+    """Parse the command line; exits with code 2 and one message if it is malformed.
+
+    Args:
+        arguments: Its words; None: this program's.
+        exits: Whether it exits; else it raises.
+
+    Raises:
+        RequestError: the command line is malformed, where this does not exit.
+    """
     parser = create_parser()
+    parser.raises = None if exits else RequestError
     options = vars(parser.parse_args(arguments))
     options["constants"] = _constants(options.pop("settings"), options["backbones"], parser)
     options["names_space"] = options["space"] is not None

@@ -129,7 +129,17 @@ def run_search(
     progress.begin_trials(space.trials, sum(count_states(study).values()), space.epochs, best)
     try:
         with shutdown.deferring():
-            run_trials(plan, storage, space, context, rows, checkpoints, trials, callbacks)
+            run_trials(
+                plan,
+                storage,
+                space,
+                context,
+                rows,
+                checkpoints,
+                trials,
+                callbacks,
+                run_plan.callbacks,
+            )
     finally:
         boards.close()
         checkpoints.download_best(trials)

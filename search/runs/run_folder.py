@@ -142,15 +142,16 @@ class RunFolder:
 
     def save_request(self, request: Request) -> None:
         """Overwrite the saved request with a resumed run's options."""
-        self._write_environment(replace(self.environment, request=request))
+        self.save_environment(replace(self.environment, request=request))
 
     def write_origin(self, request: Request) -> None:
         """Write what the run begins with: the space, the request, the versions, the machine."""
         space = self.path / "space.py"
         shutil.copyfile(request.space, space)
-        self._write_environment(describe_environment(request, digest(space)))
+        self.save_environment(describe_environment(request, digest(space)))
 
-    def _write_environment(self, environment: Environment) -> None:
+    def save_environment(self, environment: Environment) -> None:
+        """Write `environment.json` over the earlier one."""
         self._environment = environment
         self.write_json(ENVIRONMENT, environment.as_dict())
 

@@ -231,11 +231,26 @@ def append_epoch(path: Path, result: TrialResult) -> bool:
 
 
 def write_trials(path: Path, study: optuna.Study, space: Space) -> None:
-    """Write `trials.csv`: one line per trial, with its parameters, outcome, seconds and node."""
+    """Write `trials.csv`: see `trial_table`."""
+    write_csv(path, *trial_table(study, space))
+
+
+def trial_table(
+    study: optuna.Study | None, space: Space
+) -> tuple[tuple[str, ...], list[list[object]]]:
+    """Return one row per trial, with its parameters, outcome, seconds and node.
+
+    Args:
+        study: The study; None has no trials.
+        space: The space that the run searches.
+
+    Returns:
+        The columns, and the rows; None is unknown.
+    """
     head = ("number", "state", "best_val_accuracy", "best_epoch", "epochs", "seconds", "node")
     names = tuple(space.params)
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
+    rows: list[list[object]] = []
+    for trial in study.get_trials(deepcopy=False) if study is not None else ():
         best = best_epoch(trial) if trial.intermediate_values else None
         attributes = trial.user_attrs
         params = trial_params(trial, space)
@@ -252,4 +267,4 @@ def write_trials(path: Path, study: optuna.Study, space: Space) -> None:
                 attributes.get(REASON),
             ]
         )
-    write_csv(path, (*head, *names, "reason"), rows)
+    return (*head, *names, "reason"), rows

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from optuna.storages import BaseStorage
 from ray import tune
+from ray.tune import Callback as Callback
 from ray.tune.experiment import Trial
 
 from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
@@ -80,6 +81,7 @@ def run_trials(
     checkpoints: CheckpointClient,
     trials_folder: Path,
     callbacks: Sequence[TrialCallback],
+    tune_callbacks: Sequence[Callback] = (),
 ) -> None:
     """Run trials until as many of the study have ended as the plan names, or the time is up.
 
@@ -92,6 +94,7 @@ def run_trials(
         checkpoints: Keeps weights and checkpoints.
         trials_folder: Where each trial's `progress.csv` goes.
         callbacks: Called at each event.
+        tune_callbacks: Called by Tune itself, after these.
 
     Raises:
         Exception: the study or the run's folder can no longer be written to. Nothing was recorded
@@ -141,7 +144,7 @@ def run_trials(
             num_samples=-1,  # the searcher ends the search
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
-            callbacks=[callback],
+            callbacks=[callback, *tune_callbacks],
             raise_on_failed_trial=False,
             verbose=0,
         )
@@ -218,7 +221,7 @@ class _TrialEvents:
             self.write_error = self.write_error or error
 
 
-class _TuneCallback(tune.Callback):
+class _TuneCallback(Callback):
     """Log Tune's events, pass them on to the callbacks, and keep each trial's learning curve.
 
     What cannot be written ends the search: the first error is kept, nothing is passed on after it,

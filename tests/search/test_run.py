@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,13 +275,7 @@ def test_resume_with_what_a_run_cannot_change(
         )
 
 
-@pytest.fixture
-def no_new_ray(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the command use the Ray session of the tests."""
-    monkeypatch.setattr("search.run.ray_session", lambda address: nullcontext())
-
-
-@pytest.mark.usefixtures("no_new_ray")
+@pytest.mark.usefixtures("ray_session")
 def test_weights_that_do_not_fit_leave_no_folder(
     space_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,7 +288,7 @@ def test_weights_that_do_not_fit_leave_no_folder(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.usefixtures("no_new_ray")
+@pytest.mark.usefixtures("ray_session")
 def test_too_few_readable_images_leave_no_folder(
     space_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,7 +303,7 @@ def test_too_few_readable_images_leave_no_folder(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.usefixtures("no_new_ray")
+@pytest.mark.usefixtures("ray_session")
 def test_a_refused_run_leaves_nothing_in_storage(
     space_file: Path,
     images: Path,
@@ -350,7 +343,7 @@ def test_a_run_of_the_same_name_in_storage(
     assert sorted(storage.rglob("*")) == before
 
 
-@pytest.mark.usefixtures("no_new_ray")
+@pytest.mark.usefixtures("ray_session")
 def test_other_files_in_storage_are_never_deleted(
     space_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,7 +359,7 @@ def test_other_files_in_storage_are_never_deleted(
     assert photo.read_bytes() == b"not ours"
 
 
-@pytest.mark.usefixtures("no_new_ray")
+@pytest.mark.usefixtures("ray_session")
 def test_a_mistake_that_is_found_late_deletes_no_trials(
     space_file: Path,
     images: Path,

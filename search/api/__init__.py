@@ -1,0 +1,1 @@
+"""The Python API: what `import search` offers, and how commands and notebooks run a search."""

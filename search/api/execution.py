@@ -1,0 +1,114 @@
+"""Run a checked request from the first image to the report, for the command and for Python."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib import import_module
+from threading import Lock, Thread
+from typing import TYPE_CHECKING
+
+from search.cluster.session import SessionError, configure_ray, ray_session
+from search.console.progress import Progress
+from search.console.run_log import start_run_log
+from search.console.signals import GracefulShutdown
+from search.pipeline.preflight import RunPlan, prepare_run
+from search.runs.environment import Request
+from search.runs.run_folder import RUN_LOG
+from search.runs.sync import synced
+from spaces.errors import SearchError
+
+if TYPE_CHECKING:
+    from search.tuning.tune import Callback
+
+_LIBRARIES = ("ray", "optuna")
+"""Libraries whose log levels a run changes."""
+
+_running = Lock()
+
+
+def execute(
+    request: Request,
+    shutdown: GracefulShutdown,
+    on_prepared: Callable[[RunPlan], None],
+    arguments: Sequence[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> int:
+    """Check a request, start Ray, run every stage, and return the exit code.
+
+    A new run that ends with a mistake before its first trial is deleted.
+
+    Args:
+        request: The request.
+        shutdown: Handles the signals meanwhile.
+        on_prepared: Called with the plan of the run when its folder exists.
+        arguments: The request as words of the command line, for the run's log; None: this
+            program's.
+        callbacks: Callbacks for Ray Tune, beside the run's own.
+
+    Raises:
+        SearchError: a mistake of the user; the kinds are those of `prepare_run` and `flow.run`.
+        KeyboardInterrupt: the user stopped the run; all that was finished is saved.
+    """
+    run_plan = None
+    try:
+        run_plan = replace(prepare_run(request), callbacks=tuple(callbacks))
+        on_prepared(run_plan)
+        # The flow imports PyTorch, which takes seconds, and Ray starts in parallel.
+        Thread(target=import_module, args=("search.pipeline.flow",), daemon=True).start()
+        with (
+            shutdown.watching(),
+            Progress(request.quiet) as progress,
+            synced(run_plan.folder.path, run_plan.request.shared, progress.warn),
+            start_run_log(run_plan.folder.path / RUN_LOG, request.verbose, arguments),
+            ray_session(request.address),
+        ):
+            shutdown.watch()
+            for warning in run_plan.warnings:
+                progress.warn(warning)
+            from search.pipeline import flow
+
+            return flow.run(run_plan, progress, shutdown)
+    except SearchError:
+        if run_plan is not None and request.resume is None and not run_plan.folder.has_trials:
+            _delete(run_plan)
+        raise
+
+
+def _delete(run_plan: RunPlan) -> None:
+    """Delete a run that has no result, here and in storage: its name is free again."""
+    run_plan.folder.delete()
+    if run_plan.request.shared is not None:
+        with suppress(OSError):  # that its copy cannot be written was a warning
+            run_plan.request.shared.delete()
+
+
+@contextmanager
+def guest_process() -> Iterator[None]:
+    """Configure Ray within a program that is not ours, and leave the program as it was.
+
+    Environment variables and the log levels of libraries are restored at the end.
+
+    Raises:
+        SessionError: a search is running in this process already.
+    """
+    if not _running.acquire(blocking=False):
+        raise SessionError(
+            "a search is running in this process already: wait for its end, or begin another"
+            " process"
+        )
+    variables = dict(os.environ)
+    levels = {name: logging.getLogger(name).level for name in _LIBRARIES}
+    try:
+        configure_ray()
+        yield
+    finally:
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        _running.release()
