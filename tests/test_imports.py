@@ -15,7 +15,7 @@ NOT_STUDIES = (
     "glyphs",
     "timm_names",
 )
-COMMANDS = ("__main__", "run", "predict", "export", "serve", "audit", "report")
+COMMANDS = ("__main__", "run", "predict", "export", "serve", "audit", "report", "list")
 LAYERS = (
     ("spaces",),
     ("trainables",),

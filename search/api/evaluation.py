@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from search.console.formatting import interval, percent
-from search.data.image_files import DataError
 from search.data.decoding import image_digest
-from search.data.manifest import scan_external
+from search.data.image_files import DataError
+from search.data.scan import scan_external
 from search.evaluation.metrics import score_predictions
 from search.runs.summary import Scores
 from search.runs.tables import read_rows

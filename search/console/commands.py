@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "write the model as ONNX or as a torch.export program",
     "serve": "serve the model over HTTP, with a page for trying it",
     "report": "write a run's report again",
+    "list": "list the runs, with their images and accuracies",
     "audit": "check images for duplicates, contradicting labels and damaged files",
 }
 """By name, what each command does. Command `x` is `search.x.main(arguments)`, run by

@@ -49,7 +49,9 @@ def test_options_become_a_request() -> None:
     assert request == parse_request(as_arguments(options)), "as the command has it"
     assert as_arguments({"probe": True, "no_probe": False}) == []
     assert as_arguments({"no_probe": True}) == as_arguments({"probe": False}) == ["--no-probe"]
-    assert request_of(as_arguments({"time_budget": timedelta(minutes=2)})).time_budget_seconds == 120
+    assert (
+        request_of(as_arguments({"time_budget": timedelta(minutes=2)})).time_budget_seconds == 120
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A run as an object: predictions, evaluation, the module, the report; and what `search` exports."""
+"""A run as an object: predictions, evaluation, module, report; and what `search` exports."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ assert not {"torch", "ray", "pandas", "matplotlib"} & sys.modules.keys()
 
 def test_every_exported_name_is_where_type_checkers_find_it() -> None:
     tree = ast.parse(Path(search.__file__ or "").read_text())
-    guarded = next(node for node in tree.body if isinstance(node, ast.If))
     declared = {
         alias.name: node.module
+        for guarded in tree.body
+        if isinstance(guarded, ast.If)
         for node in guarded.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names

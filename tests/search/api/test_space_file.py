@@ -57,7 +57,9 @@ def test_every_kind_of_value_is_rebuilt(tmp_path: Path) -> None:
 def test_files_are_of_this_format(tmp_path: Path) -> None:
     params = {"backbone": CategoricalDistribution(["cnn"]), "lr": 1e-3}
     write_space(tmp_path / "space.py", Space(source=folder(), params=params, trials=7))
-    assert (tmp_path / "space.py").read_text() == '''"""A space that was made in Python."""
+    assert (
+        (tmp_path / "space.py").read_text()
+        == '''"""A space that was made in Python."""
 
 from optuna.distributions import CategoricalDistribution
 from spaces.base import Space
@@ -72,6 +74,7 @@ SPACE = Space(
     trials=7,
 )
 '''
+    )
 
 
 @dataclass(frozen=True)
