@@ -22,6 +22,9 @@ from search.console.formatting import duration, interval, percent
 from search.runs.listing import ListedRun, list_runs
 from search.runs.validation import FolderError
 
+_FILE_WIDTH = 1000
+"""Columns where the table goes to a file or a pipe, which folds no line."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show(runs: Sequence[ListedRun]) -> None:
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "began (UTC)", "data"):
         table.add_column(name, overflow="fold")
@@ -51,7 +56,7 @@ def _show(runs: Sequence[ListedRun]) -> None:
     table.add_column("took", justify="right")
     for run in runs:
         table.add_row(*_cells(run))
-    console.print(table, soft_wrap=not console.is_terminal)
+    console.print(table)
     for run in runs:
         if run.problem:
             print(f"{run.run}: {run.problem}", file=sys.stderr)
