@@ -56,9 +56,7 @@ def list_runs(results: Path) -> list[ListedRun]:
         FolderError: there is no such folder.
     """
     if not results.is_dir():
-        raise FolderError(
-            f"there is no folder of runs {results}; the option --out of runs names it"
-        )
+        raise FolderError(f"there is no folder {results}: give the one that holds the runs")
     found = [describe_run(path.parent) for path in results.glob(f"*/{ENVIRONMENT}")]
     return sorted(found, key=lambda one: (one.began or "", one.run))
 
