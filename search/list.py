@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from search.console.arguments import Parser
-from search.console.formatting import duration, interval, percent
+from search.console.formatting import duration, interval, percent, printable
+from search.console.output import SafeConsole, command, print_error
 from search.runs.listing import ListedRun, list_runs
 from search.runs.validation import FolderError
 
@@ -26,13 +26,14 @@ _FILE_WIDTH = 1000
 """Columns where the table goes to a file or a pipe, which folds no line."""
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
     try:
         runs = list_runs(options.results)
     except FolderError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     if options.json:
         print(json.dumps([asdict(run) for run in runs], indent=2, ensure_ascii=False))
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show(runs: Sequence[ListedRun]) -> None:
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -59,7 +60,7 @@ def _show(runs: Sequence[ListedRun]) -> None:
     console.print(table)
     for run in runs:
         if run.problem:
-            print(f"{run.run}: {run.problem}", file=sys.stderr)
+            print(printable(f"{run.run}: {run.problem}"), file=sys.stderr)
 
 
 def _cells(run: ListedRun) -> list[str]:

@@ -101,14 +101,23 @@ def guest_process() -> Iterator[None]:
             " process"
         )
     variables = dict(os.environ)
-    levels = {name: logging.getLogger(name).level for name in _LIBRARIES}
     try:
-        configure_ray()
-        yield
+        with same_log_levels():
+            configure_ray()
+            yield
     finally:
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
+        _running.release()
+
+
+@contextmanager
+def same_log_levels() -> Iterator[None]:
+    """Restore the log levels of libraries at the end."""
+    levels = {name: logging.getLogger(name).level for name in _LIBRARIES}
+    try:
+        yield
+    finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        _running.release()

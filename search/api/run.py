@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.api.execution import same_log_levels
 from search.api.launch import launch
 from search.api.options import Option
 from search.console.formatting import interval, percent
@@ -135,7 +136,8 @@ class Run:
 
         folder = RunFolder.open(self.path)
         own = replace(folder.environment.request, space=self.path / "space.py")
-        columns, rows = trial_table(load_study(self.path), load_requested_space(own))
+        with same_log_levels():
+            columns, rows = trial_table(load_study(self.path), load_requested_space(own))
         return pd.DataFrame(rows, columns=list(columns)).convert_dtypes()
 
     @cached_property
@@ -220,5 +222,6 @@ class Run:
         """Write the report again and return it; a notebook shows it, `height` pixels high."""
         from search.reporting.page import write_report
 
-        write_report(RunFolder.open(self.path))
+        with same_log_levels():
+            write_report(RunFolder.open(self.path))
         return Report(self.path / "report.html", height)

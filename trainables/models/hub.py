@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
+from spaces.errors import SearchError
 from trainables.models.resumable_download import (
     DownloadError,
     ShowDownload,
@@ -38,7 +39,7 @@ ANSWER_SECONDS = 10.0
 """A hub that has not answered by then is away; a download as long silent has stalled."""
 
 
-class HubError(ValueError):
+class HubError(SearchError):
     """The hub does not have the weights, does not hand them out, or they did not arrive whole."""
 
 

@@ -9,11 +9,13 @@ from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO
 
+from spaces.errors import SearchError
+
 ShowDownload = Callable[[str, int, int], None]
 """Called with the file's name, the bytes that are there, and those that there will be."""
 
 
-class DownloadError(ValueError):
+class DownloadError(SearchError):
     """A file did not arrive whole; what has arrived is kept."""
 
 
