@@ -40,7 +40,7 @@ def run_search(
 
     Ray is started and ended, unless this process has started it already. An interrupt (Ctrl-C, or
     a notebook's stop button) keeps all that was finished. In another thread than the main one a
-    search runs as well, but cannot be interrupted; two at a time are refused.
+    search runs as well, but cannot be interrupted; a second one meanwhile is refused.
 
     Args:
         data: The images, as `--data` names them.
@@ -214,7 +214,7 @@ class Run:
         """Resume an interrupted run, or extend a finished one with more `trials`; see `run_search`.
 
         Returns:
-            The run anew; this object keeps the model that it has loaded.
+            The run; this object keeps the model that it has loaded.
         """
         return Run(RunFolder.open(launch(None, callbacks, {**options, "resume": self.path})))
 

@@ -18,8 +18,8 @@ class ImageClassifier(nn.Module):
     """An ensemble with everything that it does to an image: resizing, normalisation, calibration.
 
     Gradients flow to float images, so that it can be explained or attacked as any module. Images
-    are resized by `interpolate` and not by Pillow, whose results differ by a grey level or two; one
-    of the size that the backbone sees is taken as it is.
+    are resized by `interpolate` and not by Pillow, whose results differ by a level or two of 255;
+    one of the size that the backbone sees is taken as it is.
 
     Attributes:
         card: Describes the model.

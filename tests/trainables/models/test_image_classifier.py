@@ -75,7 +75,7 @@ def test_squares_are_those_of_pillow(mode: ResizeMode, height: int, width: int) 
     resized = resize_to_square(as_tensor(image)[None].float(), card)
     got = crop_and_normalise(resized.permute(0, 2, 3, 1), card.image_size)
     assert got.shape == expected.shape
-    # Two grey levels, in units of the normalised pixels.
+    # Two levels of 255, in units of the normalised pixels.
     torch.testing.assert_close(got, expected, atol=2 / (255 * 0.22), rtol=0)
 
 
