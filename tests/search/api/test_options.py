@@ -16,7 +16,7 @@ from search.pipeline.request import RequestError, parse_request
 def test_every_option_of_the_command_line_has_its_name_in_python() -> None:
     """`as_arguments` reads a private list of argparse, so it is compared with what users see."""
     shown = re.findall(r"^  (?:-\w, )?--([\w-]+)", create_parser().format_help(), re.MULTILINE)
-    names = {name.replace("-", "_") for name in shown} - {"help", "version"}
+    names = {name.replace("-", "_") for name in shown} - {"help", "version", "list_spaces"}
     with pytest.raises(RequestError, match="there are: ") as refused:
         as_arguments({"no such": 1})
     known = set(re.findall(r"\w+", str(refused.value).split("there are: ")[1]))
@@ -37,6 +37,7 @@ def test_options_become_a_request() -> None:
         "verbose": False,
         "weights": None,
         "name": "one",
+        "set": {"lr": 1e-3, "scheduler": "cosine"},
     }
     request = request_of(as_arguments(options))
     assert request.data == Path("a b")
@@ -46,6 +47,7 @@ def test_options_become_a_request() -> None:
     assert request.backbones == ("cnn", "tinynet")
     assert (request.probe, request.quiet, request.verbose) == (False, True, False)
     assert request.weights is None
+    assert request.constants == {"lr": 1e-3, "scheduler": "cosine"}
     assert request == parse_request(as_arguments(options)), "as the command has it"
     assert as_arguments({"probe": True, "no_probe": False}) == []
     assert as_arguments({"no_probe": True}) == as_arguments({"probe": False}) == ["--no-probe"]
