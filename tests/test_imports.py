@@ -15,7 +15,7 @@ NOT_STUDIES = (
     "glyphs",
     "timm_names",
 )
-COMMANDS = ("__main__", "run", "predict", "export", "serve", "audit", "report", "list")
+COMMANDS = ("__main__", "run", "predict", "export", "serve", "audit", "report", "list", "compare")
 LAYERS = (
     ("spaces",),
     ("trainables",),

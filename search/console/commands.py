@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "serve": "serve the model over HTTP, with a page for trying it",
     "report": "write a run's report again",
     "list": "list the runs, with their images and accuracies",
+    "compare": "compare two runs on the same test images",
     "audit": "check images for duplicates, contradicting labels and damaged files",
 }
 """By name, what each command does. Command `x` is `search.x.main(arguments)`, run by

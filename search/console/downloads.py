@@ -16,6 +16,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from search.console.output import SafeConsole
+
 
 class DownloadDisplay:
     """Shows on the error output how far each download is."""
@@ -26,7 +28,7 @@ class DownloadDisplay:
         Args:
             console: Where to show it; None is the error output.
         """
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or SafeConsole(stderr=True, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -7,6 +7,7 @@ an ANSI escape could hide or forge what a terminal shows.
 from __future__ import annotations
 
 import codecs
+import csv
 import errno
 import os
 import sys
@@ -39,6 +40,25 @@ class OutputError(OSError):
 def print_error(message: object) -> None:
     """Print an error on the error output, as all commands do."""
     print(as_called(f"error: {printable(str(message))}"), file=sys.stderr)
+
+
+def csv_output() -> Callable[[Iterable[str]], None]:
+    """Return a writer of lines of CSV to the standard output.
+
+    They are UTF-8 as all our tables, whatever the terminal's encoding is, and the bytes of a file's
+    name that are no UTF-8 stay as they are.
+    """
+    with suppress(AttributeError):  # a notebook's stream
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    sparing = csv.writer(sys.stdout, lineterminator="\n")
+    # Most readers end a line at a carriage return, which the module `csv` leaves unquoted.
+    quoting = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def write(cells: Iterable[str]) -> None:
+        row = list(cells)
+        (quoting if any("\r" in cell for cell in row) else sparing).writerow(row)
+
+    return write
 
 
 class SafeConsole(Console):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from search.console.formatting import printable, printable_name
+from search.console.output import csv_output
 from search.runs.tables import ood_cells, prediction_columns, ranked_cells
 from trainables.images import ImageError
 
@@ -64,13 +63,8 @@ def json_writer(threshold: float | None = None) -> Writer:
 
 
 def csv_writer(top: int, threshold: float | None = None) -> Writer:
-    """Return a writer of CSV: the path, the top-k predictions, the OOD score, the error.
-
-    Text is UTF-8 as in all our tables, whatever the terminal's encoding is, and the bytes of a
-    file's name that are no UTF-8 stay as they are.
-    """
-    with suppress(AttributeError):  # a notebook's stream
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    """Return a writer of CSV: the path, the top-k predictions, the OOD score, the error."""
+    write_row = csv_output()
     review = [] if threshold is None else ["needs_review"]
     write_row(prediction_columns(top, extra=[*review, "error"]))
 
@@ -85,14 +79,6 @@ def csv_writer(top: int, threshold: float | None = None) -> Writer:
             write_row([*cells, ""])
 
     return write
-
-
-def write_row(cells: Sequence[str]) -> None:
-    """Write a line of CSV to the standard output; all cells are quoted where `csv` fails to."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if any("\r" in cell for cell in cells):  # most readers end a line there
-        writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(cells)
 
 
 def as_json(result: Prediction | ImageError, threshold: float | None = None) -> dict[str, object]:
