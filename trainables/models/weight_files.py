@@ -6,7 +6,7 @@ timm are imported where they are used, so that a missing file is reported at onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +67,7 @@ def find_weights(
         backbones, weights_dir, cache, url_of=url_of, hub=hub, show=show
     )
     if problems:
-        listed = "".join(f"\n  - {name}: {problem}" for name, problem in problems.items())
-        by_hub = any(name.startswith(TIMM) for name in problems) and weights_dir is None
-        raise WeightsError(
-            f"Pretrained weights are unavailable:{listed}\n"
-            f"Give a folder of {'their' if by_hub else '<backbone>.pth'} files with --weights DIR,"
-            f"{_HUB_WAYS_OUT if by_hub else ''} or set"
-            ' weights="none" in the space to train from scratch.'
-        )
+        raise unavailable_weights(problems, weights_dir)
     return found
 
 
@@ -113,6 +106,23 @@ def find_available_weights(
         except WeightsError as error:
             problems[backbone] = str(error)
     return found, problems
+
+
+def unavailable_weights(problems: Mapping[str, str], weights_dir: Path | None) -> WeightsError:
+    """Return the error that weights are unavailable, with the ways out.
+
+    Args:
+        problems: By backbone, why there are none.
+        weights_dir: The folder that was searched, if one was given.
+    """
+    listed = "".join(f"\n  - {name}: {problem}" for name, problem in problems.items())
+    by_hub = weights_dir is None and any(name.startswith(TIMM) for name in problems)
+    return WeightsError(
+        f"Pretrained weights are unavailable:{listed}\n"
+        f"Give a folder of {'their' if by_hub else '<backbone>.pth'} files with --weights DIR,"
+        f"{_HUB_WAYS_OUT if by_hub else ''} or set"
+        ' weights="none" in the space to train from scratch.'
+    )
 
 
 def find_local_weights(
