@@ -15,7 +15,18 @@ NOT_STUDIES = (
     "glyphs",
     "timm_names",
 )
-COMMANDS = ("__main__", "run", "predict", "export", "serve", "audit", "report", "list", "compare")
+COMMANDS = (
+    "__main__",
+    "run",
+    "predict",
+    "export",
+    "serve",
+    "audit",
+    "report",
+    "list",
+    "compare",
+    "backbones",
+)
 LAYERS = (
     ("spaces",),
     ("trainables",),

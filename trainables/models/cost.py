@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,7 +57,9 @@ def _on_meta_device(backbone: str, image_size: int) -> nn.Module:
 
         name = backbone.removeprefix(TIMM)
         published = timm.get_pretrained_cfg(name)
-        size = {"img_size": image_size} if published and published.fixed_input_size else {}
+        size: dict[str, Any] = (
+            {"img_size": image_size} if published and published.fixed_input_size else {}
+        )
         with torch.device("meta"):
             network: nn.Module = timm.create_model(name, num_classes=0, **size)
         return network.eval()

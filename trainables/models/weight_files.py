@@ -199,6 +199,19 @@ def timm_source(backbone: str) -> TimmSource:
     return TimmSource(published.tag or "", published.hf_hub_id or "", files, url)
 
 
+def has_weights(backbone: str) -> bool:
+    """Return whether a backbone has published weights."""
+    if backbone in FROM_SCRATCH or ":" in backbone:
+        return False
+    if not backbone.startswith(TIMM):
+        return True
+    try:
+        source = timm_source(backbone)
+    except WeightsError:
+        return False
+    return bool(source.repo or source.url)
+
+
 def _find_in_folder(backbone: str, folder: Path) -> Path | None:
     return next(filter(Path.is_file, _candidates(backbone, folder)), None)
 
@@ -213,7 +226,7 @@ def _candidates(backbone: str, folder: Path) -> Iterator[Path]:
         yield folder / f"{name}{suffix}"
     for file in WEIGHT_FILES:
         yield folder / name / file
-    if backbone in PACKAGED or not folder.is_dir():
+    if not folder.is_dir() or not has_weights(backbone) or backbone in PACKAGED:
         return
     if not backbone.startswith(TIMM):
         from torchvision.models import get_model_weights
@@ -224,10 +237,15 @@ def _candidates(backbone: str, folder: Path) -> Iterator[Path]:
         source = timm_source(backbone)
     except WeightsError:
         return
-    if "." not in name and source.tag:
-        yield from _candidates(f"{backbone}.{source.tag}", folder)
-    elif source.url:
+    if source.url:
         yield folder / file_name(source.url)
+    # A file without a tag is of the network's default weights.
+    network, _, tag = name.partition(".")
+    default = timm_source(TIMM + network).tag
+    if not tag and default:
+        yield from _candidates(f"{backbone}.{default}", folder)
+    elif tag == default:
+        yield from (folder / f"{network}{suffix}" for suffix in _SUFFIXES)
 
 
 def _describe_lack(backbone: str, folder: Path, url_of: Callable[[str], str]) -> str:

@@ -237,12 +237,11 @@ def test_a_folder_may_name_its_files_as_they_are_published(tmp_path, backbone, f
     assert find_local_weights(backbone, tmp_path, tmp_path / "cache") == path
 
 
-def test_a_file_without_a_tag_is_not_taken_for_the_weights_of_a_tag(tmp_path):
-    (tmp_path / "resnet50.safetensors").touch()  # of which of the 29 tags?
-    found, problems = find_available_weights(
-        ["timm/resnet50", "timm/resnet50.ram_in1k"], tmp_path, tmp_path
-    )
-    assert list(found) == ["timm/resnet50"]
+def test_a_file_without_a_tag_has_the_default_weights_and_no_others(tmp_path):
+    (tmp_path / "resnet50.safetensors").touch()
+    names = ["timm/resnet50", "timm/resnet50.a1_in1k", "timm/resnet50.ram_in1k"]
+    found, problems = find_available_weights(names, tmp_path, tmp_path)
+    assert list(found) == names[:2]
     assert problems == {
         "timm/resnet50.ram_in1k": f"looked in {tmp_path}: no resnet50.ram_in1k.safetensors or"
         " resnet50.ram_in1k.pth in it; put the file there, timm's is at"
