@@ -11,10 +11,11 @@ from time import monotonic
 
 from spaces.portfolio import PORTFOLIO
 from spaces.rules import BACKBONES
+from spaces.timm_names import PREFIX
 from trainables.models.hub import Hub
 from trainables.models.imagenet_accuracy import published_accuracy
 from trainables.models.licences import Licence, weights_licence
-from trainables.models.weight_files import TIMM, find_local_weights, has_weights
+from trainables.models.weight_files import find_local_weights, has_weights
 
 COUNTING_SECONDS = 30.0
 """Networks whose cost is not counted by then are listed without it."""
@@ -60,14 +61,14 @@ def find_names(pattern: str | None) -> list[str]:
     if pattern is None:
         return ours
     found = [name for name in ours if fnmatchcase(name, pattern)]
-    if not pattern.startswith((TIMM, *"*?[")):
+    if not pattern.startswith((PREFIX, *"*?[")):
         return found
     import timm
 
-    if timm.is_model(pattern.removeprefix(TIMM)) and "." not in pattern:
+    if timm.is_model(pattern.removeprefix(PREFIX)) and "." not in pattern:
         return [pattern]
-    tagged = [TIMM + name for name in timm.list_models(pretrained=True)]
-    untagged = [TIMM + name for name in timm.list_models()]
+    tagged = [PREFIX + name for name in timm.list_models(pretrained=True)]
+    untagged = [PREFIX + name for name in timm.list_models()]
     matching = [name for name in tagged if fnmatchcase(name, pattern)]
     return found + (matching or [name for name in untagged if fnmatchcase(name, pattern)])
 
@@ -78,8 +79,8 @@ def similar_names(pattern: str) -> list[str]:
 
     bare = pattern.strip("*?")
     has_tag = "." in bare
-    known = [*BACKBONES, *(TIMM + name for name in timm.list_models(pretrained=has_tag))]
-    alone = bare if bare.startswith(TIMM) or bare in BACKBONES else TIMM + bare
+    known = [*BACKBONES, *(PREFIX + name for name in timm.list_models(pretrained=has_tag))]
+    alone = bare if bare.startswith(PREFIX) or bare in BACKBONES else PREFIX + bare
     return difflib.get_close_matches(bare, known, 3, 0.6) or difflib.get_close_matches(
         alone, known, 3, 0.4
     )

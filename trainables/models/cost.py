@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from spaces.timm_names import PREFIX
 from trainables.models.backbones import create_backbone
-from trainables.models.weight_files import TIMM
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def count_cost(backbone: str, image_size: int) -> Cost | None:
 
 def _on_meta_device(backbone: str, image_size: int) -> nn.Module:
     """Build a network whose tensors have shapes and no data."""
-    if backbone.startswith(TIMM):
+    if backbone.startswith(PREFIX):
         # timm's own network, not our five stages: finding them takes longer than building it.
         import timm
 
-        name = backbone.removeprefix(TIMM)
+        name = backbone.removeprefix(PREFIX)
         published = timm.get_pretrained_cfg(name)
         size: dict[str, Any] = (
             {"img_size": image_size} if published and published.fixed_input_size else {}

@@ -6,7 +6,9 @@ here, from its `results/results-imagenet.csv`, at the image size that they were 
 
 from __future__ import annotations
 
-from trainables.models.weight_files import FROM_SCRATCH, TIMM, timm_source
+from spaces.timm_names import PREFIX
+from trainables.models.timm_weights import timm_source
+from trainables.models.weight_files import FROM_SCRATCH
 from trainables.models.weights import PACKAGED, WeightsError
 
 _TIMM_PERCENT = {
@@ -85,8 +87,8 @@ def published_accuracy(backbone: str) -> float | None:
     """
     if backbone in FROM_SCRATCH or backbone in PACKAGED or ":" in backbone:
         return None
-    if backbone.startswith(TIMM):
-        name = backbone.removeprefix(TIMM)
+    if backbone.startswith(PREFIX):
+        name = backbone.removeprefix(PREFIX)
         if "." not in name:
             try:
                 name = f"{name}.{timm_source(backbone).tag}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainables.models.weight_files import FROM_SCRATCH, TIMM
+from spaces.timm_names import PREFIX
+from trainables.models.weight_files import FROM_SCRATCH
 from trainables.models.weights import PACKAGED
 
 UNKNOWN = "unknown"
@@ -60,13 +61,13 @@ def weights_licence(backbone: str) -> Licence:
         return Licence("")
     if backbone in PACKAGED:
         return Licence("apache-2.0")  # of this package
-    if not backbone.startswith(TIMM):
+    if not backbone.startswith(PREFIX):
         # torchvision's code and weights; timm names the same for its copies of them (tv_in1k).
         return Licence("bsd-3-clause")
     from timm import get_pretrained_cfg
 
     try:
-        published = get_pretrained_cfg(backbone.removeprefix(TIMM))
+        published = get_pretrained_cfg(backbone.removeprefix(PREFIX))
     except RuntimeError:  # there is no such tag
         published = None
     return licence_named(published.license if published else None)

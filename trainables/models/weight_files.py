@@ -7,9 +7,9 @@ timm are imported where they are used, so that a missing file is reported at onc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from spaces.timm_names import PREFIX
 from trainables.models.hub import (
     WEIGHT_FILES,
     Hub,
@@ -17,17 +17,12 @@ from trainables.models.hub import (
     HubUnreachableError,
 )
 from trainables.models.resumable_download import ShowDownload
+from trainables.models.timm_weights import SUFFIXES, timm_source
 from trainables.models.url_files import fetch_url, file_name, find_downloaded
 from trainables.models.weights import PACKAGED, WeightsError
 
 FROM_SCRATCH = ("cnn",)
 """Backbones without pretrained weights."""
-
-TIMM = "timm/"
-"""What the name of a backbone of timm begins with."""
-
-_SUFFIXES = (".safetensors", ".pth", ".bin")
-"""Of files of weights, the preferred first."""
 
 
 def pretrained_url(backbone: str) -> str:
@@ -99,7 +94,7 @@ def find_available_weights(
                 found[backbone] = _in_package(backbone)
             elif weights_dir is not None:
                 raise WeightsError(_describe_lack(backbone, weights_dir, url_of))
-            elif backbone.startswith(TIMM):
+            elif backbone.startswith(PREFIX):
                 found[backbone] = _from_hub(backbone, cache, hub, show, unreachable)
             else:
                 found[backbone] = fetch_url(url_of(backbone), cache, unreachable)
@@ -116,7 +111,7 @@ def unavailable_weights(problems: Mapping[str, str], weights_dir: Path | None) -
         weights_dir: The folder that was searched, if one was given.
     """
     listed = "".join(f"\n  - {name}: {problem}" for name, problem in problems.items())
-    by_hub = weights_dir is None and any(name.startswith(TIMM) for name in problems)
+    by_hub = weights_dir is None and any(name.startswith(PREFIX) for name in problems)
     return WeightsError(
         f"Pretrained weights are unavailable:{listed}\n"
         f"Give a folder of {'their' if by_hub else '<backbone>.pth'} files with --weights DIR,"
@@ -146,7 +141,7 @@ def find_local_weights(
         return PACKAGED[backbone] if PACKAGED[backbone].is_file() else None
     if weights_dir is not None or backbone in FROM_SCRATCH:
         return None
-    if not backbone.startswith(TIMM):
+    if not backbone.startswith(PREFIX):
         return find_downloaded(pretrained_url(backbone), cache)
     try:
         source = timm_source(backbone)
@@ -156,54 +151,11 @@ def find_local_weights(
     return cached or (find_downloaded(source.url, cache) if source.url else None)
 
 
-@dataclass(frozen=True)
-class TimmSource:
-    """Where timm's weights of a name are published.
-
-    Attributes:
-        tag: The name of these weights among the network's.
-        repo: The repository on the Hugging Face hub; "" if it is not there.
-        files: Its files that may hold them, the preferred first.
-        url: Another address; "" if there is none that can be read.
-    """
-
-    tag: str
-    repo: str
-    files: tuple[str, ...]
-    url: str
-
-
-def timm_source(backbone: str) -> TimmSource:
-    """Return where the weights of a backbone of timm are published.
-
-    Raises:
-        WeightsError: they are not.
-    """
-    from timm import get_pretrained_cfg
-
-    name = backbone.removeprefix(TIMM)
-    try:
-        published = get_pretrained_cfg(name)
-    except RuntimeError:  # there is no such tag
-        published = None
-    if published is None or not (published.hf_hub_id or published.url):
-        raise WeightsError(f"timm publishes no weights of {name}")
-    files = WEIGHT_FILES
-    if published.hf_hub_filename:
-        files = (
-            str(Path(published.hf_hub_filename).with_suffix(".safetensors")),
-            published.hf_hub_filename,
-        )
-    url = published.url if isinstance(published.url, str) else ""
-    url = url if url.endswith((*_SUFFIXES, ".pth.tar")) else ""  # not in JAX's format
-    return TimmSource(published.tag or "", published.hf_hub_id or "", files, url)
-
-
 def has_weights(backbone: str) -> bool:
     """Return whether a backbone has published weights."""
     if backbone in FROM_SCRATCH or ":" in backbone:
         return False
-    if not backbone.startswith(TIMM):
+    if not backbone.startswith(PREFIX):
         return True
     try:
         source = timm_source(backbone)
@@ -221,14 +173,14 @@ def _candidates(backbone: str, folder: Path) -> Iterator[Path]:
 
     They are called as the backbone, or as the file that timm or torchvision publishes.
     """
-    name = backbone.removeprefix(TIMM)
-    for suffix in _SUFFIXES:
+    name = backbone.removeprefix(PREFIX)
+    for suffix in SUFFIXES:
         yield folder / f"{name}{suffix}"
     for file in WEIGHT_FILES:
         yield folder / name / file
     if not folder.is_dir() or not has_weights(backbone) or backbone in PACKAGED:
         return
-    if not backbone.startswith(TIMM):
+    if not backbone.startswith(PREFIX):
         from torchvision.models import get_model_weights
 
         yield from (folder / file_name(one.url) for one in get_model_weights(backbone))
@@ -241,17 +193,17 @@ def _candidates(backbone: str, folder: Path) -> Iterator[Path]:
         yield folder / file_name(source.url)
     # A file without a tag is of the network's default weights.
     network, _, tag = name.partition(".")
-    default = timm_source(TIMM + network).tag
+    default = timm_source(PREFIX + network).tag
     if not tag and default:
         yield from _candidates(f"{backbone}.{default}", folder)
     elif tag == default:
-        yield from (folder / f"{network}{suffix}" for suffix in _SUFFIXES)
+        yield from (folder / f"{network}{suffix}" for suffix in SUFFIXES)
 
 
 def _describe_lack(backbone: str, folder: Path, url_of: Callable[[str], str]) -> str:
     """Say which file a folder lacks, and where it is published."""
-    name = backbone.removeprefix(TIMM)
-    if backbone.startswith(TIMM):
+    name = backbone.removeprefix(PREFIX)
+    if backbone.startswith(PREFIX):
         names = f"{name}.safetensors or {name}.pth"
         try:
             source = timm_source(backbone)

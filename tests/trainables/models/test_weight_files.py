@@ -16,12 +16,12 @@ from spaces.rules import BACKBONES
 from tests.fixtures.hub_server import HubServer, hub_server
 from trainables.models import url_files, weight_files
 from trainables.models.hub import Hub
+from trainables.models.timm_weights import timm_source
 from trainables.models.weight_files import (
     find_available_weights,
     find_local_weights,
     find_weights,
     pretrained_url,
-    timm_source,
 )
 from trainables.models.weights import WeightsError
 
