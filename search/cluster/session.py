@@ -94,17 +94,17 @@ def ray_session(address: str | None, show_worker_output: bool = False) -> Iterat
     import ray
     from ray.exceptions import AuthenticationError
 
+    if address and address.startswith("ray://"):
+        raise SessionError(
+            f"the search runs on a node of the cluster, but --address is {address!r}: give"
+            " --address auto there, or send the command with `ray job submit`"
+        )
     if ray.is_initialized():
         _check_session(address)
         _log.info("Ray %s was started already, resources %s", ray.__version__, _resources())
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if address and address.startswith("ray://"):
-        raise SessionError(
-            f"the search runs on a node of the cluster, but --address is {address!r}: give"
-            " --address auto there, or send the command with `ray job submit`"
-        )
     started = monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -76,14 +76,14 @@ class GracefulShutdown:
             signal.setitimer(signal.ITIMER_REAL, 0)
             sys.unraisablehook = hook
             for number, handler in before.items():
-                signal.signal(number, handler)
+                _set_handler(number, handler)
 
     def watch(self) -> None:
         """Install the handlers; call it again after Ray has started, which replaces SIGTERM's."""
         if threading.current_thread() is not threading.main_thread():
             return
         signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGTERM, self._on_signal if self._ends_program else self._sigterm)
+        _set_handler(signal.SIGTERM, self._on_signal if self._ends_program else self._sigterm)
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
@@ -137,3 +137,9 @@ class GracefulShutdown:
             sys.stdout.flush()
         finally:
             os._exit(self.exit_code)
+
+
+def _set_handler(number: signal.Signals, handler: Any) -> None:
+    """Install what `signal.getsignal` returned, which is None for a handler that C installed."""
+    if handler is not None:
+        signal.signal(number, handler)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from search.console.signals import GracefulShutdown
 
 ROOT = Path(__file__).parents[3]
 
@@ -102,3 +105,33 @@ def test_a_signal_that_comes_where_exceptions_are_ignored_is_not_lost(where: str
     assert code == 130
     assert "Exception ignored" not in shown
     assert "requested" in shown
+
+
+def test_within_another_program_no_signal_ends_it() -> None:
+    """The second SIGINT is an exception as the first, and SIGTERM is the program's own."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    shutdown = GracefulShutdown(ends_program=False)
+    with shutdown.watching():
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as Ray does when it starts
+        shutdown.watch()
+        assert signal.getsignal(signal.SIGTERM) == before[1]
+        with pytest.raises(KeyboardInterrupt), shutdown.deferring():  # noqa: PT012
+            signal.raise_signal(signal.SIGINT)
+            assert shutdown.requested()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_another_thread_than_the_main_one_handles_no_signals() -> None:
+    def watch() -> None:
+        with shutdown.watching(), shutdown.deferring():
+            shutdown.watch()
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    shutdown, handlers = GracefulShutdown(ends_program=False), []
+    thread = threading.Thread(target=watch)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGINT)]
