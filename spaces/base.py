@@ -7,30 +7,23 @@ found when it is loaded, before anything costly starts.
 from __future__ import annotations
 
 import runpy
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from spaces.rules import (
-    Distribution,
-    ResizeMode,
-    Rule,
-    SpaceError,
-    Value,
-    config_problems,
-    parameter_problems,
-    values_of,
-)
+from spaces.diagnosis import file_problems
+from spaces.fields import space_problems
+from spaces.rules import Distribution, ResizeMode, SpaceError, Value, values_of
 from spaces.sources import Source, did_you_mean
 
 NOT_SPACES = frozenset(
     (
-        *("__init__", "base", "errors", "rules", "sources", "downloads", "glyphs", "portfolio"),
-        "timm_names",
+        *("__init__", "base", "rules", "fields", "diagnosis", "errors"),
+        *("portfolio", "sources", "downloads", "glyphs", "timm_names"),
     )
 )
 """Modules of this package that define no space."""
@@ -70,6 +63,32 @@ class TrialConfig:
         return cls(**params)  # type: ignore[arg-type]
 
 
+_T = TypeVar("_T")
+
+
+def _reports_all_mistakes(space: type[_T]) -> type[_T]:
+    """Check all fields before a space is built: Python itself would name one unknown field alone.
+
+    Unlike `__post_init__` this also sees the fields that do not exist, and those that are missing.
+    """
+    build = space.__init__
+
+    @wraps(build)
+    def checked(self: _T, *values: Any, **named: Any) -> None:
+        names = [field.name for field in fields(Space)][: len(values)]
+        problems = [f"{name} is given twice" for name in names if name in named]
+        if len(values) > len(names):
+            problems.append(f"a space has {len(names)} fields, but {len(values)} were given")
+        problems += _given_problems({**dict(zip(names, values, strict=False)), **named})
+        if problems:
+            raise SpaceError("The space", problems)
+        build(self, *values, **named)
+
+    space.__init__ = checked  # type: ignore[method-assign, assignment]
+    return space
+
+
+@_reports_all_mistakes
 @dataclass(frozen=True)
 class Space:
     """What to search, on which images, and for how long.
@@ -124,11 +143,6 @@ class Space:
     augmentation, and with transfer learning, each to full length."""
     external: Source | None = None
     """The external test set, unless `--external` names one."""
-
-    def __post_init__(self) -> None:
-        problems = list(_problems(self))
-        if problems:
-            raise SpaceError("The space", problems)
 
     @property
     def cache_size(self) -> int:
@@ -231,9 +245,8 @@ def load_space(path: str | Path) -> Space:
         what = f"line {error.lineno}" if error.lineno else "the file"  # none for null bytes
         raise SpaceError(f"Space file {path}", [f"{what} is not Python: {error.msg}"]) from None
     except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = f"line {frames[-1].lineno}: " if frames else ""
-        raise SpaceError(f"Space file {path}", [f"{line}{type(error).__name__}: {error}"]) from None
+        problems = file_problems(path, error, _given_problems)
+        raise SpaceError(f"Space file {path}", problems) from None
     space = names.get("SPACE")
     if not isinstance(space, Space):
         found = "defines none" if space is None else f"has a {type(space).__name__} there"
@@ -253,44 +266,7 @@ def _missing(path: Path) -> str:
     )
 
 
-def _problems(space: Space) -> Iterator[str]:
-    if not isinstance(space.source, Source):
-        yield f"source must come from spaces.sources, but got {space.source!r}"  # type: ignore[unreachable]
-    yield from parameter_problems(space.params)
-    for index, config in enumerate(space.first_trials):
-        problems = config_problems(config, space.params)
-        yield from (f"first_trials[{index}]: {problem}" for problem in problems)
-    yield from _field_problems(space)
-
-
-def _field_problems(space: Space) -> Iterator[str]:
-    bounds: tuple[tuple[str, float, float], ...] = (
-        ("image_size", 16, 1024),
-        ("epochs", 1, 10_000),
-        ("trials", 1, 1_000_000),
-        ("folds", 2, 100),
-        ("views", 1, 256),
-        ("keep_checkpoints", 1, 1_000_000),
-    )
-    for name, low, high in bounds:
-        problem = Rule(low, high, integer=True).broken_by(name, getattr(space, name))
-        if problem:
-            yield problem
-    for name in ("val_fraction", "test_fraction"):
-        value = getattr(space, name)
-        if not 0.05 <= value <= 0.5:
-            yield f"0.05 <= {name} <= 0.5 must hold, but got {value}"
-    if space.resize_size is not None and space.resize_size < space.image_size:
-        yield (
-            f"resize_size >= image_size must hold, but got {space.resize_size} < {space.image_size}"
-        )
-    if space.resize_mode not in get_args(ResizeMode):
-        yield f"resize_mode must be 'pad' or 'crop', but got {space.resize_mode!r}"
-    if space.patience is not None and space.patience < 1:
-        yield f"patience >= 1 must hold, but got {space.patience}"
-    for name in ("center_crop", "ablation"):
-        value = getattr(space, name)
-        if not isinstance(value, bool):
-            yield f"{name} must be True or False, but got {value!r}"
-    if space.weights not in ("pretrained", "none"):
-        yield f"weights must be 'pretrained' or 'none', but got {space.weights!r}"
+def _given_problems(given: Mapping[str, Any]) -> Iterator[str]:
+    required = tuple(field.name for field in fields(Space) if field.default is MISSING)
+    defaults = {f.name: f.default for f in fields(Space) if f.default is not MISSING}
+    return space_problems(given, required, defaults)

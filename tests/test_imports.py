@@ -6,14 +6,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOT_STUDIES = (
-    "base",
-    "errors",
-    "rules",
-    "portfolio",
-    "sources",
-    "downloads",
-    "glyphs",
-    "timm_names",
+    *("base", "rules", "fields", "diagnosis", "errors"),
+    *("portfolio", "sources", "downloads", "glyphs", "timm_names"),
 )
 COMMANDS = (
     "__main__",
