@@ -28,6 +28,7 @@ from search.console.output import SafeConsole, command, csv_output, print_error
 from search.evaluation.comparison import compare_models
 from search.evaluation.predictions import TOP_K
 from search.reporting.terminal import describe_evaluations
+from search.runs.listing import find_run
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Comparison, Scores
 from search.runs.tables import prediction_columns, read_rows
@@ -150,7 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
     try:
-        first, second = (read_tested_run(path) for path in (options.first, options.second))
+        first, second = (
+            read_tested_run(find_run(path)) for path in (options.first, options.second)
+        )
         check_same_images(first, second)
     except SearchError as error:
         print_error(error)
@@ -255,7 +258,7 @@ def create_parser() -> Parser:
         " set has chosen it.",
     )
     for name, letter in (("first", "A"), ("second", "B")):
-        parser.add_argument(name, type=Path, metavar=letter, help="a run's folder")
+        parser.add_argument(name, type=Path, metavar=letter, help="a run's folder, or latest")
     shape = parser.add_mutually_exclusive_group()
     for name, what in (
         ("json", "write JSON"),

@@ -25,6 +25,7 @@ from search.console.arguments import Parser, add_run, model_path, whole_number
 from search.console.formatting import printable_name
 from search.console.output import command, print_error
 from search.data.image_files import DataError
+from search.runs.listing import find_run
 from search.runs.run_folder import RunFolder
 from search.runs.validation import FolderError
 from spaces.errors import SearchError
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from trainables.models.ensemble import ModelError
 
     try:
+        options.run = find_run(options.run)
         _export(options)
     except ParityError as error:
         print_error(error)

@@ -19,7 +19,7 @@ from rich.table import Table
 from search.console.arguments import Parser
 from search.console.formatting import duration, interval, percent, printable
 from search.console.output import SafeConsole, command, print_error
-from search.runs.listing import ListedRun, list_runs
+from search.runs.listing import RESULTS, ListedRun, list_runs
 from search.runs.validation import FolderError
 
 _FILE_WIDTH = 1000
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(error)
         return 2
     if options.json:
-        print(json.dumps([asdict(run) for run in runs], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(run) for run in runs], indent=2))
     elif not runs:
         print(f"no runs in {options.results}", file=sys.stderr)
     else:
@@ -92,7 +92,7 @@ def create_parser() -> Parser:
         "results",
         nargs="?",
         type=Path,
-        default=Path("results"),
+        default=RESULTS,
         metavar="RESULTS",
         help="folder of runs (default: %(default)s)",
     )

@@ -32,6 +32,8 @@ from search.deployment.prediction_writers import (
     needs_review,
     table_writer,
 )
+from search.runs.listing import find_run
+from search.runs.validation import FolderError
 from trainables.image_inputs import is_url, refuse_url
 from trainables.images import ImageError
 
@@ -59,12 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = list(expand(options.images, _lines(), skipped))
         if not paths:
             raise FileNotFoundError("the list holds no path of an image")
-    except (FileNotFoundError, DataError) as error:
+        run = find_run(options.run)
+    except (FileNotFoundError, DataError, FolderError) as error:
         print_error(error)
         return 2
     except OSError as error:  # such as a name that is too long
         print_error(f"{error.filename} cannot be read: {error.strerror}")
         return 2
+    if run != options.run:
+        print(f"{options.run} is {printable_name(run)}", file=sys.stderr)
     if skipped:
         named = some(map(printable_name, skipped))
         print(f"{count(len(skipped), 'file')} skipped as no image: {named}", file=sys.stderr)
@@ -72,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from trainables.models.ensemble import ModelError
 
     try:
-        predictor = load(options.run)
+        predictor = load(run)
     except ModelError as error:
         print_error(error)
         return 2

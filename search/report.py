@@ -15,6 +15,7 @@ from search.console.arguments import Parser
 from search.console.formatting import printable_name
 from search.console.output import command, print_error
 from search.reporting.page import write_report
+from search.runs.listing import find_run
 from search.runs.run_folder import RunFolder
 from search.runs.validation import FolderError
 
@@ -23,9 +24,15 @@ from search.runs.validation import FolderError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = Parser(prog="python -m search.report", description="Write a run's report again.")
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder")
-    path: Path = parser.parse_args(arguments).run
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN_DIR",
+        help="a run's folder, or latest: the newest finished run in results/ (DIR/latest: in DIR)",
+    )
+    named: Path = parser.parse_args(arguments).run
     try:
+        path = find_run(named)
         write_report(RunFolder.open(path))
     except FolderError as error:
         print_error(error)

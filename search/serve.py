@@ -27,6 +27,8 @@ from search.console.formatting import count, duration
 from search.console.output import command, print_error
 from search.console.run_log import TerminalHandler
 from search.console.signals import FAILED, INTERRUPTED, GracefulShutdown
+from search.runs.listing import find_run
+from search.runs.validation import FolderError
 from spaces.errors import SearchError
 
 if TYPE_CHECKING:
@@ -51,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
     try:
+        options.run = find_run(options.run)
         listener = check(options)
-    except ServeError as error:
+    except (ServeError, FolderError) as error:
         print_error(error)
         return 2
     try:

@@ -14,6 +14,7 @@ from search.api.launch import launch
 from search.api.options import Option
 from search.console.formatting import interval, percent
 from search.pipeline.request import load_requested_space
+from search.runs.listing import find_run
 from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import RunSummary
 from search.runs.tables import ranked_columns
@@ -62,12 +63,12 @@ def run_search(
 
 
 def load_run(path: str | Path) -> Run:
-    """Open the folder of a run, finished or not.
+    """Open the folder of a run, finished or not; "latest" is the newest finished one in results/.
 
     Raises:
         FolderError: it is no run, one of another format, or a damaged one.
     """
-    return Run(RunFolder.open(Path(path)))
+    return Run(RunFolder.open(find_run(Path(path))))
 
 
 class Report:

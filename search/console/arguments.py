@@ -73,8 +73,14 @@ class Show(argparse.Action):
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that names a finished run."""
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, or a model.pt")
+    """Add the argument that names a finished run: see `search.runs.listing.find_run`."""
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN_DIR",
+        help="a run's folder, its model.pt, or latest: the newest finished run in results/"
+        " (DIR/latest: in DIR)",
+    )
 
 
 def model_path(run: Path) -> Path:

@@ -23,6 +23,7 @@ from rich.segment import Segment
 from search.console.commands import as_called
 from search.console.formatting import is_printable, printable
 from search.console.signals import FAILED
+from trainables.disk_full import is_disk_full
 
 _PLAIN = {
     **{"…": "...", "–": "-", "—": "-", "±": "+/-", "×": "x", "·": "*", "→": "->", "−": "-"},
@@ -75,6 +76,11 @@ class SafeConsole(Console):
                 yield Segment(printable(segment.text), segment.style)
 
 
+_UNWRITABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
+}
+"""Errors of files that only the user can do something about."""
+
 _Main = TypeVar("_Main", bound=Callable[..., int])
 
 
@@ -82,7 +88,8 @@ def command(*, continues: bool = False) -> Callable[[_Main], _Main]:
     """Decorate a command's `main`, so that its output never ends in a traceback.
 
     A reader of the standard output that has ended, as `head` does, ends the command quietly. One
-    that cannot be written to for another reason, such as a full disk, is an error.
+    that cannot be written to for another reason, such as a full disk, is an error, and so are other
+    files on a full disk, or without permission, that `main` has no words for.
 
     Args:
         continues: Whether the command's work is more than what it prints, so that it continues.
@@ -97,6 +104,11 @@ def command(*, continues: bool = False) -> Callable[[_Main], _Main]:
                     output.flush()
                 except OutputError:
                     exit_code = 0
+                except OSError as error:
+                    if error.errno not in _UNWRITABLE:
+                        raise
+                    print_error(_describe(error))
+                    exit_code = FAILED
             if output.failure is None or isinstance(output.failure, BrokenPipeError):
                 return exit_code
             reason = output.failure.strerror or output.failure
@@ -106,6 +118,13 @@ def command(*, continues: bool = False) -> Callable[[_Main], _Main]:
         return cast(_Main, run)
 
     return decorate
+
+
+def _describe(error: OSError) -> str:
+    where = "a file" if error.filename is None else error.filename
+    if is_disk_full(error):
+        return f"no space is left for {where}; make room on its disk"
+    return f"{where} cannot be read or written: {error.strerror}"
 
 
 class _SafeStream:

@@ -15,6 +15,7 @@ import torch
 
 from search.console.arguments import model_path
 from search.evaluation.predictions import OOD_THRESHOLD
+from search.runs.listing import find_run
 from trainables.image_inputs import ImageInput, decode_input, named
 from trainables.images import ImageError
 from trainables.models.ensemble import Ensemble, load_model, mean_probabilities
@@ -148,7 +149,11 @@ class Predictor:
 def load(run: str | Path) -> Predictor:
     """Load a run's model, from the run's folder or from its `model.pt` alone.
 
+    Args:
+        run: One of them, or "latest": see `search.runs.listing.find_run`.
+
     Raises:
         ModelError: there is no model, or it is damaged.
+        FolderError: there is no finished run that "latest" could name.
     """
-    return Predictor(load_model(model_path(Path(run))))
+    return Predictor(load_model(model_path(find_run(Path(run)))))

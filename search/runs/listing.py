@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from search.runs.run_folder import ENVIRONMENT, RUN_LOG, RunFolder
+from search.runs.run_folder import ENVIRONMENT, MODEL, RUN_LOG, RunFolder
 from search.runs.validation import FolderError
+
+LATEST = "latest"
+"""Stands for the newest finished run of a folder: `latest`, `other-results/latest`."""
+
+RESULTS = Path("results")
+"""The folder of runs where none is given."""
 
 METRIC = "accuracy"
 """What models are compared by."""
@@ -59,6 +66,31 @@ def list_runs(results: Path) -> list[ListedRun]:
         raise FolderError(f"there is no folder {results}: give the one that holds the runs")
     found = [describe_run(path.parent) for path in results.glob(f"*/{ENVIRONMENT}")]
     return sorted(found, key=lambda one: (one.began or "", one.run))
+
+
+def find_run(path: Path) -> Path:
+    """Return the run that a path names: itself, or for `latest` the newest finished one.
+
+    `latest` alone is that of the folder `RESULTS`, `other/latest` that of the folder `other`. What
+    really has this name is taken as it is.
+
+    Raises:
+        FolderError: the folder has no finished run with a model.
+    """
+    if path.name != LATEST or os.path.lexists(path):
+        return path
+    results = RESULTS if path == Path(LATEST) else path.parent
+    finished = [
+        run.run
+        for run in list_runs(results)
+        if run.is_complete and (Path(run.run) / MODEL).is_file()
+    ]
+    if not finished:
+        raise FolderError(
+            f"{path} is the newest finished run in {results}, but none there is finished:"
+            " python -m search.list shows them"
+        )
+    return Path(finished[-1])
 
 
 def describe_run(path: Path) -> ListedRun:

@@ -160,3 +160,29 @@ def test_all_consoles_are_safe():
         if " Console(" in line or "=Console(" in line
     ]
     assert users == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "a b"), "a b cannot be read or written: Perm"),
+        (OSError(28, "No space", "x"), "no space is left for x; make room on its disk"),
+        (OSError(30, "Read-only file system"), "a file cannot be read or written: Read-only"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line(error, message, capsys):
+    @command()
+    def main() -> int:
+        raise error
+
+    assert main() == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_other_errors_are_not_hidden():
+    @command()
+    def main() -> int:
+        raise ConnectionResetError(104, "reset")
+
+    with pytest.raises(ConnectionResetError):
+        main()
