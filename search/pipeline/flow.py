@@ -34,8 +34,10 @@ from search.pipeline.trials import SearchResult, run_search
 from search.reporting.tensorboard.run_board import RunBoard
 from search.reporting.terminal import show_result
 from search.runs.run_folder import MODEL, RunFolder
-from search.runs.summary import Settings
+from search.runs.summary import BackboneWeights, Settings
 from search.tuning.study import BASELINE_TRIAL, best_epoch, ranked_trials
+from trainables.models.licences import Licence, weights_licence
+from trainables.models.weight_files import describe_source
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
     request, space, folder = run_plan.request, run_plan.space, run_plan.folder
     # 1. Images are decoded once, and features of frozen stages are computed once.
     with _stage("data", folder):
+        _describe_weights(run_plan, progress)
         prepared = prepare_data(run_plan, progress)
     settings = _settings(run_plan)
     folder.write_summary(replace(folder.summary, settings=settings))
@@ -117,6 +120,23 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
     _write_report(folder, progress)
     show_result(folder.summary, folder.path, progress.console)
     return 0
+
+
+def _describe_weights(run_plan: RunPlan, progress: Progress) -> None:
+    """Write the summary's section `backbone_weights`, and warn of licences that restrict uses."""
+    request, described = run_plan.request, {}
+    for name in run_plan.space.backbones:
+        file = run_plan.weights.get(name)
+        licence = weights_licence(name) if file is not None else Licence("")
+        described[name] = BackboneWeights(
+            source=describe_source(name, file, request.weights),
+            licence=licence.name,
+            restriction=licence.restriction,
+        )
+        if warning := licence.warning(name):
+            progress.warn(warning)
+    folder = run_plan.folder
+    folder.write_summary(replace(folder.summary, backbone_weights=described))
 
 
 def _settings(run_plan: RunPlan) -> Settings:

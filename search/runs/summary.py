@@ -57,6 +57,22 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackboneWeights:
+    """The weights that trainings of a backbone begin with.
+
+    Attributes:
+        source: Where they are from: an address, the name of a file in `--weights`, "this package",
+            "random", or the user's own function.
+        licence: Of the weights as published; "unknown", or "" where none are published.
+        restriction: What the licence restricts: "non-commercial", "own licence", or "".
+    """
+
+    source: str
+    licence: str
+    restriction: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataCounts:
     """The classes and the number of images in each split.
 
@@ -402,6 +418,7 @@ class RunSummary:
     """The content of `summary.json`; None for stages that have not ended.
 
     Attributes:
+        backbone_weights: By backbone.
         linear_probe: By backbone.
         gpu_fraction: By backbone, the fraction of a GPU that a trial takes.
         samples: By set, "data" or "external".
@@ -409,6 +426,7 @@ class RunSummary:
     """
 
     settings: Settings | None = None
+    backbone_weights: Mapping[str, BackboneWeights] | None = None
     data: DataCounts | None = None
     audit: AuditCounts | None = None
     linear_probe: Mapping[str, ProbeScore] | None = None

@@ -49,6 +49,7 @@ def test_summary_sections_are_as_documented() -> None:
     assert sorted(documented) == sorted(names)
     for name, section in (
         *(("settings", summary.Settings), ("data", summary.DataCounts)),
+        ("backbone_weights", summary.BackboneWeights),
         *(("audit", summary.AuditCounts), ("linear_probe", summary.ProbeScore)),
         *(("search", summary.SearchCounts), ("best", summary.BestModel)),
         *(("kfold", summary.KFoldScores), ("kfold", summary.CenterCropScores)),

@@ -151,6 +151,28 @@ def find_local_weights(
     return cached or (find_downloaded(source.url, cache) if source.url else None)
 
 
+def describe_source(backbone: str, file: Path | None, weights_dir: Path | None) -> str:
+    """Return where the weights of a backbone are from, for people.
+
+    Args:
+        backbone: Its name.
+        file: What `find_weights` returned; None for random weights.
+        weights_dir: The folder that it searched, if any.
+    """
+    if ":" in backbone:
+        return backbone
+    if file is None:
+        return "random"
+    if file == PACKAGED.get(backbone):
+        return "this package"
+    if weights_dir is not None:
+        return f"{file.name} in --weights"
+    if not backbone.startswith(PREFIX):
+        return pretrained_url(backbone)
+    source = timm_source(backbone)
+    return f"https://huggingface.co/{source.repo}" if source.repo else source.url
+
+
 def has_weights(backbone: str) -> bool:
     """Return whether a backbone has published weights."""
     if backbone in FROM_SCRATCH or ":" in backbone:

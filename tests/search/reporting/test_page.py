@@ -20,6 +20,7 @@ from search.reporting.page import write_report
 from search.runs.run_folder import STUDY, RunFolder
 from search.runs.summary import (
     AblationScores,
+    BackboneWeights,
     Calibration,
     CalibrationChange,
     CalibrationScores,
@@ -478,6 +479,22 @@ def test_the_model_is_compared_with_the_baseline(run: Path) -> None:
     words = written(run).words
     assert "No difference beyond chance" in words
     assert "from out-of-fold predictions" not in words
+
+
+@pytest.mark.parametrize(
+    ("restriction", "text"),
+    [
+        ("", ""),
+        ("non-commercial", "The model is not for commercial use."),
+        ("own licence", "Read this licence before you use the model: it is of its own kind."),
+    ],
+)
+def test_the_licence_of_the_weights_is_shown(run: Path, restriction: str, text: str) -> None:
+    weights = BackboneWeights(source="net.pth", licence="some-licence", restriction=restriction)
+    set_sections(run, backbone_weights={"tinynet": weights, "other": replace(weights, licence="x")})
+    words = written(run).words
+    assert f"Pretrained weights of tinynet: net.pth, licence some-licence. {text}" in words
+    assert ("commercial use" in words) == (restriction == "non-commercial")
 
 
 def test_the_baseline_may_be_the_best(run: Path) -> None:

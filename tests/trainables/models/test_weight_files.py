@@ -331,3 +331,29 @@ def test_every_name_of_timm_with_weights_has_a_source_that_can_be_read():
 
 def test_a_users_own_function_has_no_published_weights(tmp_path):
     assert find_weights(["mynets:build"], None, tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "file", "folder", "source"),
+    [
+        ("cnn", None, None, "random"),
+        ("mobilenet_v2", None, None, "random"),
+        ("mynets:build", None, None, "mynets:build"),
+        ("tinynet", weight_files.PACKAGED["tinynet"], None, "this package"),
+        ("resnet18", Path("d/resnet18.pth"), Path("d"), "resnet18.pth in --weights"),
+        (
+            "resnet18",
+            Path("c/x.pth"),
+            None,
+            "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        ),
+        (
+            "timm/resnet18",
+            Path("c/model.safetensors"),
+            None,
+            "https://huggingface.co/timm/resnet18.a1_in1k",
+        ),
+    ],
+)
+def test_sources_of_weights(backbone, file, folder, source):
+    assert weight_files.describe_source(backbone, file, folder) == source
