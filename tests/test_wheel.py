@@ -71,16 +71,21 @@ def test_an_index_can_show_its_page(wheel: Path) -> None:
     assert "Project-URL" not in metadata
 
 
-def test_commands_are_found_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_commands_and_spaces_are_found_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
     version = wheel.name.split("-")[1]
 
     def run(*words: str) -> str:
         variables = {"PYTHONPATH": str(tmp_path / "unpacked")}
-        return call(sys.executable, "-m", *words, cwd=tmp_path, variables=variables)
+        return call(sys.executable, *words, cwd=tmp_path, variables=variables)
 
-    assert version in run("search", "--version")
-    assert "python -m search.predict" in run("search")
+    assert version in run("-m", "search", "--version")
+    assert "python -m search.predict" in run("-m", "search")
+    names = re.findall(r"^(\w+) +\S", run("-m", "search.run", "--list-spaces"), re.MULTILINE)
+    assert {"digits", "photos", "products"} <= {*names}
+    find = "from spaces.base import find_space, load_space; path = find_space('products')"
+    found = run("-c", f"{find}; load_space(path); print(path)")
+    assert Path(found.strip()) == tmp_path / "unpacked" / "spaces" / "products.py"
 
 
 @pytest.mark.long

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        for name in ("prog", "description", "epilog"):
+        for name in ("prog", "usage", "description", "epilog"):
             if settings.get(name):
                 settings[name] = as_called(settings[name])
         super().__init__(**settings)
