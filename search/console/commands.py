@@ -17,7 +17,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "write a run's report again",
     "list": "list the runs, with their images and accuracies",
     "compare": "compare two runs on the same test images",
-    "backbones": "list backbones: cost, accuracy, licence, and whether weights are at hand",
+    "backbones": "list backbones: cost, accuracy, licence, and whether weights are here",
     "audit": "check images for duplicates, contradicting labels and damaged files",
 }
 """By name, what each command does. Command `x` is `search.x.main(arguments)`, run by
