@@ -24,6 +24,7 @@ NOT_SPACES = frozenset(
     (
         *("__init__", "base", "rules", "fields", "diagnosis", "errors"),
         *("portfolio", "sources", "downloads", "glyphs", "timm_names"),
+        *("archives", "label_tables"),
     )
 )
 """Modules of this package that define no space."""

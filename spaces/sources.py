@@ -2,7 +2,7 @@
 
 A source finds a set in the folder that `--data` names, or downloads it if that is possible. Only
 the driver opens sources, so workers download nothing. Image files are read by
-`search.data.decoding`.
+`search.data.decoding`. The module is long so that a space file gets every source from here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from spaces.archives import open_folder
 from spaces.downloads import download_once
 from spaces.errors import SearchError
+from spaces.label_tables import DataFrame, LabelTable, label_table
 
 
 class SourceError(SearchError):
@@ -55,14 +58,24 @@ class Source:
     """How to get a set that cannot be downloaded automatically; part of the error message."""
     ignored: tuple[str, ...] = ()
     """Folders that are no classes unless `classes` names them."""
+    table: LabelTable | None = None
+    """A table of the images and their labels, instead of class folders."""
+    group_by: str | None = None
+    """A regular expression that finds the group in an image's name; see `from_table`."""
 
     def __post_init__(self) -> None:
+        if self.group_by is not None:
+            check_pattern(self.group_by)
         if self.classes is None:
             return
         # A single name is a string, which is a sequence of letters.
         if not isinstance(self.classes, tuple) or len(self.classes) < 2:
             raise SourceError(
                 f"classes must be a tuple of two or more names, but got {self.classes!r}"
+            )
+        if odd := [name for name in self.classes if not isinstance(name, str)]:
+            raise SourceError(
+                f"the names of classes must be text, but got {odd[0]!r}: write {str(odd[0])!r}"
             )
         if len(set(self.classes)) < len(self.classes):
             raise SourceError(f"classes must all differ, but got {self.classes!r}")
@@ -71,24 +84,22 @@ class Source:
         """Find the set, or download it if `data` is None.
 
         Args:
-            data: The folder that `--data` names: the set in its usual layout, a parent of it, or
-                any folder of class folders.
-            cache: The folder of downloads.
+            data: The folder or the archive that `--data` names: the set in its usual layout, a
+                parent of it, or any folder of class folders.
+            cache: The folder of downloads, and of archives that were unpacked.
 
         Returns:
             A folder to scan, or arrays.
 
         Raises:
-            SourceError: the set is unavailable.
+            SourceError, ArchiveError: the set is unavailable.
         """
-        if data is None:
+        if data is not None:
+            data = open_folder(data, cache)
+            return data if self.table else self._within(data)
+        if self.table is None or self.table.path is None:
             return self._without_data(cache)
-        data = data.expanduser()
-        if not data.exists():
-            raise SourceError(f"--data must name a folder, but there is no {data}{_nearby(data)}")
-        if not data.is_dir():
-            raise SourceError(f"--data must name a folder, but {data} is a file")
-        return self._within(data)
+        return self.table.path.expanduser().absolute().parent
 
     def _without_data(self, cache: Path) -> Path | Arrays:
         how = f"; {self.obtain}" if self.obtain else ""
@@ -101,14 +112,74 @@ class Source:
         return data
 
 
-def folder(classes: tuple[str, ...] | None = None, obtain: str = "") -> Source:
+def folder(
+    classes: tuple[str, ...] | None = None, obtain: str = "", group_by: str | None = None
+) -> Source:
     """Use the folder that `--data` names.
 
     Args:
         classes: The class folders to use, in this order; None uses all.
         obtain: How to get the set; part of the error message if `--data` is missing.
+        group_by: See `from_table`.
     """
-    return Source("folder", classes, obtain)
+    return Source("folder", classes, obtain, group_by=group_by)
+
+
+def from_table(
+    table: DataFrame | str | Path,
+    image: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    group: str | None = None,
+    classes: tuple[str, ...] | None = None,
+    group_by: str | None = None,
+) -> Source:
+    """Use the images that a table names, with its labels.
+
+    Paths of images are below the folder that `--data` names, or else below the table's folder.
+    Columns that are not given are found by their names.
+
+    Args:
+        table: A pandas DataFrame, or the path of a .csv, .tsv, .jsonl or .parquet file.
+        image: The column of paths, names, or names without suffix.
+        label: The column of labels.
+        split: The column of the official splits: train, val and test, or other words for them.
+        group: The column of groups, such as patients, cameras or products. Images of one group are
+            in one split and in one fold.
+        classes: The labels to use, in this order; None uses all.
+        group_by: Instead of such a column, a regular expression that finds the group in the name
+            of an image: its first group in parentheses, or all that it matches. It is applied to
+            the path below the data folder if it has a slash, else to the file's name.
+    """
+    described = label_table(table, image, label, split, group)
+    return Source("table", classes, table=described, group_by=group_by)
+
+
+def from_csv(
+    path: str | Path,
+    image: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    group: str | None = None,
+    classes: tuple[str, ...] | None = None,
+    group_by: str | None = None,
+) -> Source:
+    """Use the images that a CSV file names: see `from_table`."""
+    return from_table(path, image, label, split, group, classes, group_by)
+
+
+def check_pattern(pattern: str) -> None:
+    """Check a regular expression.
+
+    Raises:
+        SourceError: it is none.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise SourceError(
+            f"--group-by must be a regular expression, but {pattern!r} is none: {error}"
+        ) from None
 
 
 def caltech101(classes: tuple[str, ...] | None = None) -> Source:
@@ -275,13 +346,6 @@ def _read_idx(path: Path) -> np.ndarray:
             f" but has {len(content)}"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-def _nearby(path: Path) -> str:
-    """Suggest a folder with a similar name."""
-    if not path.parent.is_dir():
-        return ""
-    return did_you_mean(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()])
 
 
 def _download(name: str, target: Path, fetch: Callable[[Path], None], page: str) -> None:

@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[1]
 NOT_STUDIES = (
     *("base", "rules", "fields", "diagnosis", "errors"),
     *("portfolio", "sources", "downloads", "glyphs", "timm_names"),
+    *("archives", "label_tables"),
 )
 COMMANDS = (
     "__main__",

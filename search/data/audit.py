@@ -1,4 +1,7 @@
-"""Audit images: near-duplicates and where they lie, imbalanced classes, odd images."""
+"""Audit images: near-duplicates and where they lie, imbalanced classes, odd images.
+
+The module is long because every kind of issue is found here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from search.data.decoding import DecodedImages
 from search.data.exclusion import EXTERNAL
 from search.data.manifest import Issue
 from search.data.near_duplicates import NearDuplicates, find_near_duplicates, groups_of
-from search.data.splits import leaks_into_holdout
+from search.data.splits import join_groups, leaks_into_holdout
 from search.data.thumbnails import Thumbnails
 from search.runs.summary import AuditCounts
 from search.runs.tables import AUDIT_COLUMNS, read_rows, write_csv
@@ -23,6 +26,7 @@ from search.runs.tables import AUDIT_COLUMNS, read_rows, write_csv
 ISSUES = {
     "conflict": "near-duplicates with different labels",
     "excluded": "near-duplicates of test or validation images, excluded from training",
+    "excluded group": "images of a group with test or validation images, excluded from training",
     "external near-duplicate": "external images with a near-duplicate in the data, not evaluated",
     "exact duplicate": "the same file again",
     "near-duplicate": "copies that were changed a little",
@@ -62,11 +66,15 @@ class Audit:
     Attributes:
         issues: Most severe first, then by name.
         groups: int64 [n], by decoded image; near-duplicates have equal numbers.
+        together: int64 [n], these joined with the groups of the manifest: what stays together.
+        n_given: Number of groups of the manifest with two decoded images or more.
         external_near_duplicates: bool [m], which external images are near-duplicates of the data.
     """
 
     issues: tuple[Issue, ...]
     groups: np.ndarray
+    together: np.ndarray
+    n_given: int
     external_near_duplicates: np.ndarray
 
     def count(self, *kinds: str) -> int:
@@ -83,6 +91,7 @@ class Audit:
         return AuditCounts(
             groups=self.n_groups,
             in_groups=int((np.bincount(self.groups)[self.groups] > 1).sum()),
+            given_groups=self.n_given,
             external_near_duplicates=int(self.external_near_duplicates.sum()),
             issues={kind: n for kind in ISSUES if (n := self.count(kind))},
         )
@@ -93,6 +102,7 @@ def summarize(audit: Audit) -> str:
     words = {
         "conflict": "images whose near-duplicates have other labels",
         "excluded": "excluded from training",
+        "excluded group": "excluded from training by their groups",
         "external near-duplicate": "external images not evaluated",
         "unreadable": "unreadable",
         "blank": "blank",
@@ -101,6 +111,8 @@ def summarize(audit: Audit) -> str:
         "grayscale": "grayscale among coloured",
     }
     parts = [f"{count(audit.n_groups, 'group')} of near-duplicates kept together"]
+    if audit.n_given:
+        parts.append(f"{count(audit.n_given, 'given group')} kept together")
     parts += [f"{n:,} {text}" for kind, text in words.items() if (n := audit.count(kind))]
     parts += [issue.detail for issue in audit.issues if not issue.image]
     return ", ".join(parts)
@@ -127,7 +139,9 @@ def audit_images(
     )
     links = _Links(both, near_duplicates)
     groups = groups_of(n, links.pairs[(links.pairs < n).all(1)])
-    issues = [*images.issues, *_duplicates(links, images, groups)]
+    given = images.manifest.group_numbers(images.indices)
+    together = join_groups(groups, given)
+    issues = [*images.issues, *_duplicates(links, images, groups, together)]
     issues += _odd_images(images, near_duplicates.blank[:n])
     issues += _imbalance(images)
     external_near_duplicates = np.zeros(0, np.bool_)
@@ -140,7 +154,8 @@ def audit_images(
         )
     severity = list(ISSUES)
     issues.sort(key=lambda issue: (severity.index(issue.issue), issue.image))
-    return Audit(tuple(issues), groups, external_near_duplicates)
+    n_given = 0 if given is None else int((np.bincount(given) > 1).sum())
+    return Audit(tuple(issues), groups, together, n_given, external_near_duplicates)
 
 
 def write_audit_csv(path: Path, issues: Iterable[Issue]) -> None:
@@ -212,18 +227,26 @@ class _Links:
         )
 
 
-def _duplicates(links: _Links, images: DecodedImages, groups: np.ndarray) -> Iterator[Issue]:
+def _duplicates(
+    links: _Links, images: DecodedImages, groups: np.ndarray, together: np.ndarray
+) -> Iterator[Issue]:
     """Find duplicates: of each group all images but the first, and all with other labels."""
     manifest, labels = images.manifest, images.labels
-    excluded = leaks_into_holdout(manifest, images.indices, groups)
+    excluded = leaks_into_holdout(manifest, images.indices, together)
+    by_given_group = excluded & ~leaks_into_holdout(manifest, images.indices, groups)
     classes_of: dict[int, set[int]] = {}
     for group, label in zip(groups.tolist(), labels.tolist(), strict=True):
         classes_of.setdefault(group, set()).add(label)
     for row in range(len(images)):
         others = [other for other in links.of(row) if other < len(images)]
+        if by_given_group[row]:
+            group = manifest.groups[images.indices[row]]
+            what = f"of group {group!r}" if group else "a near-duplicate of one of a group"
+            detail = f"{what} that has test or validation images"
+            yield Issue(links.names[row], "excluded group", detail)
         if not others:
             continue
-        if excluded[row]:
+        if excluded[row] and not by_given_group[row]:
             duplicate_of = links.most_similar(
                 row, [other for other in others if not excluded[other]] or others
             )

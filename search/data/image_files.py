@@ -7,7 +7,6 @@ operating systems, file managers and network drives leave in folders is passed o
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +50,7 @@ _SIDE_SUFFIXES = frozenset(
         *(".wav", ".mp3", ".aae", ".xmp", ".thm", ".svg", ".exe", ".sh", ".bat", ".lnk"),
     )
 )
+_SIDE_NAMES = frozenset(("readme", "license"))
 
 
 def find_image_files(folder: Path) -> ImageFiles:
@@ -61,8 +61,8 @@ def find_image_files(folder: Path) -> ImageFiles:
     """
     images: list[Path] = []
     others: list[tuple[Path, str]] = []
-    for path in sorted(_walk(folder)):
-        reason = why_no_image(path)
+    for path, is_special in sorted(_walk(folder, set())):
+        reason = "is a pipe, a socket or a device" if is_special else why_no_image(path.name)
         if reason is None:
             images.append(path)
         else:
@@ -70,17 +70,12 @@ def find_image_files(folder: Path) -> ImageFiles:
     return ImageFiles(images, others)
 
 
-def why_no_image(path: Path) -> str | None:
-    """Return why a file is not read as an image; None where it is."""
-    if reason := unsupported_suffix(path.name):
+def why_no_image(name: str) -> str | None:
+    """Return why a file of some name is not read as an image; None where it is."""
+    if reason := unsupported_suffix(name):
         return reason
-    if path.suffix.lower() in _SIDE_SUFFIXES or path.name.lower() in ("readme", "license"):
-        return NOT_AN_IMAGE
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return None  # such as a link to a file that is gone: decoding reports it
-    return None if stat.S_ISREG(mode) else "is a pipe, a socket or a device"
+    is_side_file = Path(name).suffix.lower() in _SIDE_SUFFIXES or name.lower() in _SIDE_NAMES
+    return NOT_AN_IMAGE if is_side_file else None
 
 
 def has_image_suffix(path: Path) -> bool:
@@ -96,23 +91,16 @@ def folders(folder: Path) -> list[Path]:
             nowhere.
     """
     found = []
-    for path in entries(folder):
-        try:
-            if stat.S_ISDIR(path.stat().st_mode):
-                found.append(path)
-        except OSError as error:
-            if path.suffix and path.is_symlink():  # to a file: decoding reports it
-                continue
+    for entry in _scan(folder):
+        path = folder / entry.name
+        if _is_folder(entry):
+            found.append(path)
+        elif entry.is_symlink() and not path.suffix and not _exists(path):
             raise DataError(
-                f"{folder} holds {path.name!r}, {_broken(path, error)}: restore it, or remove it"
-            ) from None
+                f"{folder} holds {entry.name!r}, a link to {str(path.readlink())!r}, which cannot"
+                " be read: restore it, or remove it"
+            )
     return found
-
-
-def _broken(path: Path, error: OSError) -> str:
-    if not path.is_symlink():
-        return f"which cannot be read ({error.strerror})"
-    return f"a link to {str(path.readlink())!r}, which cannot be read ({error.strerror})"
 
 
 def entries(folder: Path) -> list[Path]:
@@ -121,30 +109,47 @@ def entries(folder: Path) -> list[Path]:
     Raises:
         DataError: the folder cannot be read.
     """
+    return [folder / entry.name for entry in _scan(folder)]
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder's entries, which know what they are: a `stat` of each takes long by network."""
     try:
-        return sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
+        with os.scandir(folder) as found:
+            return sorted(
+                (entry for entry in found if not _is_hidden(entry.name)), key=lambda one: one.name
+            )
     except OSError as error:
-        raise _unreadable(error) from error
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise _unreadable(error) from error
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
-    seen: set[Path] = set()
-    for parent, inner, names in os.walk(folder, onerror=fail, followlinks=True):
-        here = Path(parent)
-        if here.resolve() in seen:  # a link may point to a parent
-            inner.clear()
-            continue
-        seen.add(here.resolve())
-        inner[:] = sorted(name for name in inner if not _is_hidden(name))
-        yield from (here / name for name in names if not _is_hidden(name))
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
+
+
+def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, bool]]:
+    """Yield the files below a folder, and whether each is neither a file nor a link."""
+    if (real := folder.resolve()) in seen:  # a link may point to a parent
+        return
+    seen.add(real)
+    for entry in _scan(folder):
+        path = folder / entry.name
+        if _is_folder(entry):
+            yield from _walk(path, seen)
+        else:  # a link to a file that is gone is reported when it is decoded
+            yield path, not entry.is_symlink() and not entry.is_file()
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _LITTER
-
-
-def _unreadable(error: OSError) -> DataError:
-    return DataError(f"{error.filename} cannot be read: {error.strerror}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search.console.formatting import some
+from search.console.formatting import count, readable, some
 from search.data.image_files import DataError
 
 
@@ -46,6 +46,9 @@ class Manifest:
         paths: Files of the images; None where they are arrays.
         images: uint8 [N, H, W] or [N, H, W, 3]; None where they are files.
         skipped: Files that cannot be images by their names, or that belong to no class.
+        groups: Group of each image, such as a patient or a camera; "" is none. Empty where there
+            are no groups.
+        notes: Lines that say how the images' labels and groups were found.
     """
 
     classes: tuple[str, ...]
@@ -55,6 +58,35 @@ class Manifest:
     paths: tuple[Path, ...] | None
     images: np.ndarray | None
     skipped: tuple[Issue, ...] = ()
+    groups: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def group_numbers(self, indices: np.ndarray) -> np.ndarray | None:
+        """Number the groups of some images: int64 [n]; None where there are no groups.
+
+        Equal numbers are of one group; an image without a group has a number of its own.
+        """
+        if not self.groups:
+            return None
+        numbers: dict[str, int] = {}
+        return np.array(
+            [numbers.setdefault(self.groups[i] or f"/{i}", len(numbers)) for i in indices],
+            dtype=np.int64,
+        )
+
+    def describe(self) -> list[str]:
+        """Describe the classes, the splits and the groups, before anything is decoded."""
+        splits = {split: self.splits.count(split) for split in ("train", "val", "test")}
+        counts = ", ".join(f"{split} {n:,}" for split, n in splits.items() if n)
+        lines = [
+            f"{len(self.classes)} classes: {some(map(readable, self.classes))}",
+            f"{count(len(self.names), 'image')}{f' in given splits: {counts}' if counts else ''}",
+        ]
+        if self.groups:
+            n_groups, n_alone = len(set(self.groups) - {""}), self.groups.count("")
+            alone = f"; {count(n_alone, 'image')} in no group" if n_alone else ""
+            lines.append(f"{count(n_groups, 'group')} of images, kept together{alone}")
+        return [*lines, *self.notes]
 
     def take(self, indices: np.ndarray) -> Manifest:
         """Return a manifest of some of the images, given by their int64 indices."""
@@ -65,6 +97,7 @@ class Manifest:
             splits=tuple(self.splits[i] for i in indices),
             paths=None if self.paths is None else tuple(self.paths[i] for i in indices),
             images=None if self.images is None else self.images[indices],
+            groups=tuple(self.groups[i] for i in indices) if self.groups else (),
         )
 
 
@@ -77,7 +110,8 @@ def check_counts(
         manifest: the images.
         indices: int64 [n], those of the images that are used.
         folds: number of folds; each needs an image of every class.
-        groups: int64 [n]; images with equal numbers are near-duplicates and count once.
+        groups: int64 [n]; images with equal numbers are near-duplicates, or of one of the
+            manifest's groups, and count once.
 
     Raises:
         DataError: some classes are too small; the message names them all.
@@ -96,21 +130,30 @@ def check_counts(
     needed = _needed(manifest, folds)
     test = " and 1 for the test split" if needed > folds else ", test split aside"
     what = f"{folds} folds{test}"
-    if groups is not None and len(np.unique(groups)) < len(groups):
+    thing = "groups of images" if manifest.groups else "images"
+    if manifest.groups:
+        what += "; images of one group stay together"
+    elif groups is not None and len(np.unique(groups)) < len(groups):
         what += ", near-duplicates counted once"
-    rules = [(f"at least {needed} images ({what})", outside_test, needed)]
+    rules = [(f"at least {needed} {thing} ({what})", outside_test, needed)]
     rules += [
         (f"an image in its official {split} split", counts[split], 1)
         for split in ("train", "val", "test")
         if split in manifest.splits
     ]
-    for rule, count, least in rules:
-        small = [f"{manifest.classes[c]!r} has {count[c]}" for c in np.flatnonzero(count < least)]
-        if small:
-            raise DataError(
-                f"every class needs {rule}, but {some(small)}:"
-                " use fewer --folds, add images, or remove the class"
-            )
+    for rule, n_of_class, least in rules:
+        small = np.flatnonzero(n_of_class < least)
+        if not len(small):
+            continue
+        named = [f"{manifest.classes[c]!r} has {n_of_class[c]}" for c in small]
+        # Two folds are the fewest.
+        helps = least > 1 and n_of_class[small].min() >= least - folds + 2
+        fewer = "use fewer --folds, " if helps else ""
+        more = "make the groups smaller, " if manifest.groups and least > 1 else ""
+        raise DataError(
+            f"every class needs {rule}, but {some(named)}:"
+            f" {fewer}{more}add images, or remove the class"
+        )
 
 
 def seeded_order(names: Sequence[str], seed: int, purpose: str) -> np.ndarray:

@@ -13,16 +13,19 @@ import numpy as np
 
 from search.console.formatting import some
 from search.data.exclusion import Exclusion
-from search.data.image_files import NOT_AN_IMAGE, DataError, find_image_files, folders
+from search.data.image_files import NOT_AN_IMAGE, DataError, find_image_files
 from search.data.layouts import class_folders
 from search.data.layouts.class_folders import (
     ClassFolder,
     check_has,
     check_known,
     find_class_folders,
-    official_splits,
 )
+from search.data.layouts.groups import groups_by_pattern
+from search.data.layouts.labelled_images import UNLISTED, find_labelled_files, find_metadata
+from search.data.layouts.split_folders import class_folders_of, nfc, official_splits
 from search.data.manifest import Issue, Manifest, check_counts, sample
+from spaces.label_tables import LabelTable
 from spaces.sources import Arrays, Source
 
 
@@ -54,7 +57,8 @@ def scan(
             not exist.
     """
     manifest = find_images(source, data, cache, exclusion)
-    check_counts(manifest, np.arange(len(manifest.names)), folds)
+    indices = np.arange(len(manifest.names))
+    check_counts(manifest, indices, folds, manifest.group_numbers(indices))
     if limit is None or limit >= len(manifest.names):
         return manifest
     return manifest.take(sample(manifest, limit, folds, seed))
@@ -69,20 +73,26 @@ def find_images(
         classes = source.classes or found.classes
         check_has(source.name, found.classes, classes)
         manifest = _list_arrays(found, classes)
+    elif tables := _tables(source.table, found):
+        manifest = _list_labelled(found, tables, source.classes)
     else:
-        classes, labelled = find_class_folders(found, source.classes, source.ignored)
-        manifest = _list_files(found, classes, labelled)
-        manifest = _with_unused_files(manifest, found, official_splits(found, source.classes))
-        if not manifest.names:
+        manifest = _list_class_folders(found, source)
+    if source.group_by is not None:
+        if manifest.groups:
             raise DataError(
-                f"{found} has class folders ({some(classes)}), but no images in them"
-                f"{_unreadable(manifest)}"
+                f"groups come from a column or from --group-by, but {manifest.notes[0]}, and"
+                f" --group-by is {source.group_by!r}: omit the option, or rename the column"
             )
+        groups = groups_by_pattern(manifest.names, source.group_by)
+        manifest = replace(manifest, groups=groups)
     return _exclude(manifest, exclusion)
 
 
 def scan_external(
-    found: Path | Arrays, classes: Sequence[str], exclusion: Exclusion | None = None
+    found: Path | Arrays,
+    classes: Sequence[str],
+    exclusion: Exclusion | None = None,
+    table: LabelTable | None = None,
 ) -> Manifest:
     """Find external test images: a flat folder (unlabelled), or a folder per class.
 
@@ -90,12 +100,19 @@ def scan_external(
         found: a folder, or arrays.
         classes: the classes of the search. The external images need not have all of them.
         exclusion: images to exclude.
+        table: a table of the images and their labels.
 
     Raises:
         DataError: there is no such folder, it holds no images, a folder in it is not named after
             a class, or the exclusion names a file that does not exist.
     """
-    return _exclude(_find_external(found, tuple(classes)), exclusion, external=True)
+    manifest = _find_external(found, tuple(classes), table)
+    return _exclude(manifest, exclusion, external=True)
+
+
+def _tables(table: LabelTable | None, root: Path) -> list[tuple[str | None, LabelTable]]:
+    """Return the table of a source, or those that lie in its folder as metadata."""
+    return find_metadata(root) if table is None else [(None, table)]
 
 
 def _exclude(manifest: Manifest, exclusion: Exclusion | None, external: bool = False) -> Manifest:
@@ -105,15 +122,19 @@ def _exclude(manifest: Manifest, exclusion: Exclusion | None, external: bool = F
     return manifest.take(exclusion.remaining(manifest.names, skipped, external))
 
 
-def _find_external(found: Path | Arrays, classes: tuple[str, ...]) -> Manifest:
+def _find_external(
+    found: Path | Arrays, classes: tuple[str, ...], table: LabelTable | None
+) -> Manifest:
     if isinstance(found, Arrays):
         check_known("the external set", found.classes, classes)
         return _list_arrays(found, classes)
     if not found.is_dir():
         raise DataError(f"--external must name a folder, but {found} is none")
-    inside = [path for path in folders(found) if find_image_files(path).images]
-    check_known(str(found), [path.name for path in inside], classes)
-    labelled = [ClassFolder(path, classes.index(path.name), None) for path in inside]
+    if tables := _tables(table, found):
+        return _list_labelled(found, tables, classes, external=True)
+    inside = {n: p for n, p in class_folders_of(found).items() if find_image_files(p).images}
+    check_known(str(found), inside, classes)
+    labelled = [ClassFolder(path, classes.index(name), None) for name, path in inside.items()]
     manifest = _list_files(found, classes, labelled or [ClassFolder(found, -1, None)])
     if labelled:
         manifest = _with_unused_files(manifest, found, {None: found})
@@ -134,6 +155,63 @@ def _list_arrays(arrays: Arrays, classes: tuple[str, ...]) -> Manifest:
     return whole.take(np.array(order, dtype=np.int64))
 
 
+def _list_class_folders(root: Path, source: Source) -> Manifest:
+    classes, labelled = find_class_folders(root, source.classes, source.ignored)
+    manifest = _list_files(root, classes, labelled)
+    manifest = _with_unused_files(manifest, root, official_splits(root, source.classes))
+    if not manifest.names:
+        raise DataError(
+            f"{root} has class folders ({some(classes)}), but no images in them"
+            f"{_unreadable(manifest)}"
+        )
+    return manifest
+
+
+def _list_labelled(
+    root: Path,
+    tables: Sequence[tuple[str | None, LabelTable]],
+    wanted: tuple[str, ...] | None,
+    external: bool = False,
+) -> Manifest:
+    """List the images that tables name; those of labels that are not wanted are not used."""
+    labels, found, unused, notes = find_labelled_files(root, tables)
+    table = str(tables[0][1])
+    classes = tuple(map(nfc, wanted)) if wanted else labels
+    if external and (unknown := [label for label in labels if label not in classes]):
+        raise DataError(
+            f"every label of {table} must be a class ({some(classes)}), but it has"
+            f" {some(map(repr, unknown))}: remove these rows"
+        )
+    if not external:
+        check_has(table, labels, classes)
+    if len(classes) < 2:
+        raise DataError(
+            f"there must be two classes or more, but {table} has {some(map(repr, labels)) or 0}"
+        )
+    files = sorted(file for file in found if file.label in classes)
+    return Manifest(
+        classes=classes,
+        names=tuple(file.name for file in files),
+        labels=np.array([classes.index(file.label) for file in files], dtype=np.int64),
+        splits=tuple(file.split for file in files),
+        paths=tuple(file.path for file in files),
+        images=None,
+        skipped=tuple(
+            Issue(path.relative_to(root).as_posix(), _kind(reason), reason)
+            for path, reason in unused
+        ),
+        groups=tuple(file.group for file in files) if any(file.group for file in files) else (),
+        notes=notes,
+    )
+
+
+def _kind(reason: str) -> str:
+    """Return the issue of a file that is not used for a reason."""
+    if reason == UNLISTED:
+        return "not used"
+    return "not an image" if reason == NOT_AN_IMAGE else "unreadable"
+
+
 def _list_files(root: Path, classes: tuple[str, ...], folders: Iterable[ClassFolder]) -> Manifest:
     found: list[tuple[str, int, str | None, Path]] = []
     skipped: list[Issue] = []
@@ -143,8 +221,7 @@ def _list_files(root: Path, classes: tuple[str, ...], folders: Iterable[ClassFol
             name = path.relative_to(root).as_posix()
             found.append((name, folder.label, folder.split, path))
         for path, reason in others:
-            kind = "not an image" if reason == NOT_AN_IMAGE else "unreadable"
-            skipped.append(Issue(path.relative_to(root).as_posix(), kind, reason))
+            skipped.append(Issue(path.relative_to(root).as_posix(), _kind(reason), reason))
     found.sort()
     return Manifest(
         classes=classes,

@@ -14,6 +14,7 @@ from search.console.formatting import some
 from search.data.decoding import DecodedImages
 from search.data.image_files import DataError
 from search.data.manifest import Manifest, seeded_order
+from search.data.near_duplicates import groups_of
 from search.runs.tables import SPLIT_COLUMNS, read_rows, write_csv
 
 EXCLUDED = "excluded"
@@ -31,14 +32,15 @@ def split(
     seed: int,
     folds: int = 2,
     groups: np.ndarray | None = None,
+    near_duplicates: np.ndarray | None = None,
 ) -> np.ndarray:
     """Split images into train, val and test, stratified by class.
 
     Official splits stay as they are, except that training loses the near-duplicates of their test
     and validation images. A drawn split depends on the seed and on the names and groups of the
     images alone: it is the same wherever the files lie, and one more file moves few others. A group
-    is drawn as a whole, and one with two classes only where no other is left: accuracy on
-    contradicting labels means little.
+    is drawn as a whole, and one whose near-duplicates have two classes only where no other is left:
+    accuracy on contradicting labels means little.
 
     Args:
         manifest: The images.
@@ -48,7 +50,9 @@ def split(
         seed: Seed of the draw.
         folds: Images of each class, near-duplicates counted once, that a drawn test set leaves at
             least.
-        groups: int64 [n]; images with equal numbers are near-duplicates. None: there are none.
+        groups: int64 [n]; images with equal numbers stay together. None: each is alone.
+        near_duplicates: int64 [n]; images with equal numbers are near-duplicates. None: as
+            `groups`.
 
     Returns:
         [n] of "train", "val", "test" or `EXCLUDED`. A class of three groups or more is in each of
@@ -59,17 +63,51 @@ def split(
     result[leaks_into_holdout(manifest, indices, groups)] = EXCLUDED
     draws_test, draws_val = (name not in manifest.splits for name in ("test", "val"))
     order = seeded_order([manifest.names[i] for i in indices], seed, "split")
-    draw = _Draw(manifest.labels[indices], groups, result, order)
-    for label in range(len(manifest.classes)):
-        if draws_test:
-            outside = ("train", "val")
-            n_images = round(test_fraction * draw.count(label, *outside))
+    labels = manifest.labels[indices]
+    contradicting = _with_two_classes(
+        groups if near_duplicates is None else near_duplicates, labels
+    )
+    draw = _Draw(labels, groups, result, order, set(groups[contradicting].tolist()))
+    n_classes = len(manifest.classes)
+    if draws_test:
+        outside = ("train", "val")
+        sizes = [round(test_fraction * draw.count(c, *outside)) for c in range(n_classes)]
+        for label in range(n_classes):
             max_groups = max(draw.count_groups(label, *outside) - folds, 1)
-            draw.take(label, "test", n_images, max_groups, min_left=2 if draws_val else 1)
-        if draws_val:
-            n_images = round(val_fraction * draw.count(label, "train"))
-            draw.take(label, "val", n_images, max_groups=len(indices), min_left=1)
+            draw.take(label, "test", sizes, max_groups, 2 if draws_val else 1, folds)
+    if draws_val:
+        sizes = [round(val_fraction * draw.count(c, "train")) for c in range(n_classes)]
+        for label in range(n_classes):
+            draw.take(label, "val", sizes, max_groups=len(indices), min_left=1)
     return result
+
+
+def _with_two_classes(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return which images are of groups with several classes: bool [n]."""
+    _, group_of = np.unique(groups, return_inverse=True)
+    low = np.full(len(groups), np.iinfo(np.int64).max)
+    high = np.full(len(groups), -1)
+    np.minimum.at(low, group_of, labels)
+    np.maximum.at(high, group_of, labels)
+    return np.asarray((low < high)[group_of])
+
+
+def join_groups(near_duplicates: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+    """Join the groups of near-duplicates with given groups.
+
+    Args:
+        near_duplicates: int64 [n], the lowest index in the group of each image.
+        given: int64 [n], numbers of other groups; None: there are none.
+
+    Returns:
+        int64 [n], the lowest index in the joined group of each image.
+    """
+    if given is None:
+        return near_duplicates
+    rows = np.arange(len(given))
+    _, first, group_of = np.unique(given, return_index=True, return_inverse=True)
+    pairs = [np.stack([near_duplicates, rows], 1), np.stack([first[group_of], rows], 1)]
+    return groups_of(len(rows), np.concatenate(pairs))
 
 
 def leaks_into_holdout(manifest: Manifest, indices: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -90,12 +128,26 @@ def leaks_into_holdout(manifest: Manifest, indices: np.ndarray, groups: np.ndarr
 
 
 class _Draw:
-    """Draws whole groups of near-duplicates from training into the other splits."""
+    """Draws whole groups from training into the other splits.
+
+    Args:
+        labels: int64 [n].
+        groups: int64 [n].
+        result: [n], the splits, which are changed.
+        order: int64 [n], the images in the order in which they are drawn.
+        avoided: Groups that are drawn only where a class has no other.
+    """
 
     def __init__(
-        self, labels: np.ndarray, groups: np.ndarray, result: np.ndarray, order: np.ndarray
+        self,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        result: np.ndarray,
+        order: np.ndarray,
+        avoided: set[int],
     ) -> None:
-        self._groups, self._result = groups, result
+        self._labels, self._groups, self._result = labels, groups, result
+        self._avoided = avoided
         ends = np.cumsum(np.bincount(labels))[:-1]
         self._rows_of_class = np.split(np.argsort(labels, kind="stable"), ends)
         self._members: dict[int, list[int]] = {}
@@ -117,33 +169,60 @@ class _Draw:
         return len(np.unique(self._groups[self._rows(label, splits)]))
 
     def take(
-        self, label: int, split_name: str, n_images: int, max_groups: int, min_left: int
+        self,
+        label: int,
+        split_name: str,
+        sizes: Sequence[int],
+        max_groups: int,
+        min_left: int,
+        min_outside: int = 0,
     ) -> None:
         """Move groups of a class from training to another split: in their order, those that fit.
 
         Args:
             label: The class.
             split_name: The split that they move to.
-            n_images: Images that this split should have of the class; at least one is moved.
+            sizes: Images that this split should have of each class; at least one is moved.
             max_groups: Groups to move at most.
             min_left: Groups that training keeps of every class of a moved group.
+            min_outside: Groups that training and validation keep of the other classes of a moved
+                group.
         """
         free = [g for g in self._groups_of_class.get(label, ()) if self._is_in_training(g)]
-        pure = [group for group in free if len(self._classes[group]) == 1]
+        usual = [group for group in free if group not in self._avoided]
         max_groups = min(max_groups, len(free) - min_left)
-        room = max(1, n_images) - self.count(label, split_name)
+        room = max(1, sizes[label]) - self.count(label, split_name)
         if max_groups <= 0 or room <= 0:
             return
-        chosen: list[int] = []
-        for group in pure:
-            if len(chosen) < max_groups and len(self._members[group]) <= room:
-                chosen.append(group)
-                room -= len(self._members[group])
-        if not chosen:  # none is small enough: the smallest, rather than none
-            mixed = (g for g in free if len(self._classes[g]) > 1 and self._may_move(g, min_left))
-            chosen = sorted(pure or mixed, key=lambda group: len(self._members[group]))[:1]
-        for group in chosen:
-            self._result[self._members[group]] = split_name
+        n_chosen = 0
+        for group in usual:
+            members = self._members[group]
+            if len(self._classes[group]) > 1:
+                fits = self._fits(group, split_name, sizes, min_left, min_outside)
+                n_images = int((self._labels[members] == label).sum())
+            else:
+                fits, n_images = True, len(members)
+            if fits and n_chosen < max_groups and n_images <= room:
+                self._result[members] = split_name
+                n_chosen += 1
+                room -= n_images
+        if not n_chosen:  # none is small enough: the smallest, rather than none
+            pure = [group for group in usual if len(self._classes[group]) == 1]
+            rest = usual if len(usual) > len(pure) else free
+            mixed = (g for g in rest if len(self._classes[g]) > 1 and self._may_move(g, min_left))
+            for group in sorted(pure or mixed, key=lambda group: len(self._members[group]))[:1]:
+                self._result[self._members[group]] = split_name
+
+    def _fits(
+        self, group: int, split_name: str, sizes: Sequence[int], min_left: int, min_outside: int
+    ) -> bool:
+        """Return whether a group of several classes may move, and has too many images of none."""
+        counts = np.bincount(self._labels[self._members[group]], minlength=len(sizes))
+        return self._may_move(group, min_left) and all(
+            counts[c] + self.count(c, split_name) <= max(1, sizes[c])
+            and self.count_groups(c, "train", "val") > min_outside
+            for c in self._classes[group]
+        )
 
     def _rows(self, label: int, splits: Sequence[str]) -> np.ndarray:
         if label >= len(self._rows_of_class):  # no image of the last classes could be read

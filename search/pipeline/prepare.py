@@ -47,7 +47,7 @@ class PreparedData:
         space: The space, with the command line's changes.
         images: The n decoded images; their positions are the rows of the shared table.
         splits: [n] of "train", "val", "test" or `splits.EXCLUDED`.
-        groups: int64 [n]; near-duplicates have equal numbers.
+        groups: int64 [n]; images of equal numbers stay together: near-duplicates, and given groups.
         external: The m decoded images of the external test set; None where there is none.
         external_near_duplicates: bool [m], which of these are near-duplicates of the images above.
         features: The shared table and the pretrained backbones.
@@ -203,8 +203,8 @@ def _split(run_plan: RunPlan, images: DecodedImages, audit: Audit) -> tuple[np.n
     try:
         if path.exists():
             return read_split_csv(path, images)
-        stays = ~leaks_into_holdout(manifest, indices, audit.groups)
-        check_counts(manifest, indices[stays], space.folds, audit.groups[stays])
+        stays = ~leaks_into_holdout(manifest, indices, audit.together)
+        check_counts(manifest, indices[stays], space.folds, audit.together[stays])
     except DataError as error:
         raise DataError(f"{error}{_unreadable(images)}") from None
     splits = split(
@@ -214,10 +214,11 @@ def _split(run_plan: RunPlan, images: DecodedImages, audit: Audit) -> tuple[np.n
         space.test_fraction,
         run_plan.request.seed,
         space.folds,
+        audit.together,
         audit.groups,
     )
-    write_split_csv(path, images, splits, audit.groups)
-    return splits, audit.groups
+    write_split_csv(path, images, splits, audit.together)
+    return splits, audit.together
 
 
 def _unreadable(images: DecodedImages) -> str:
@@ -242,11 +243,12 @@ def _report_audit(audit: Audit, folder: RunFolder, progress: Progress) -> None:
         progress.warn(
             f"{len(unused)} files are not used: {', '.join(unused[:3])}{more}; see {path}"
         )
-    if n_excluded := audit.count("excluded"):
-        progress.warn(
-            f"{n_excluded} images are near-duplicates of test or validation images, and are"
-            f" excluded from training; see {path}"
-        )
+    for kind, what in (("excluded", "near-duplicates"), ("excluded group", "of the groups")):
+        if n_excluded := audit.count(kind):
+            progress.warn(
+                f"{n_excluded} images are {what} of test or validation images, and are excluded"
+                f" from training; see {path}"
+            )
     progress.say(f"audit: {summarize(audit)}")
 
 

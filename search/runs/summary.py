@@ -102,6 +102,7 @@ class AuditCounts:
     Attributes:
         groups: Groups of near-duplicates.
         in_groups: Images in them.
+        given_groups: Groups of two images or more that a table or `--group-by` names.
         external_near_duplicates: External images that are near-duplicates of the data set's.
         issues: By kind, how many were found.
     """
@@ -110,6 +111,7 @@ class AuditCounts:
     in_groups: int
     external_near_duplicates: int
     issues: Mapping[str, int]
+    given_groups: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from search.console.formatting import quote_path, some
 from search.data.image_files import DataError, entries, folders, has_image_suffix
+from search.data.layouts.split_folders import class_folders_of, nfc, official_splits
+from spaces.archives import TABLE_SUFFIXES, is_archive
 from spaces.sources import did_you_mean
 
 
@@ -37,31 +40,44 @@ def find_class_folders(
         DataError: there are fewer than two classes, wanted ones are missing, the splits have
             different classes, or a class has a name that is not UTF-8.
     """
+    wanted = None if wanted is None else tuple(map(nfc, wanted))
     parts = official_splits(root, wanted)
     there = {
-        split: [f.name for f in folders(part) if f.name not in ignored or f.name in (wanted or ())]
+        split: {
+            name: path
+            for name, path in class_folders_of(part).items()
+            if name not in ignored or name in (wanted or ())
+        }
         for split, part in parts.items()
     }
     if not any(there.values()):
         raise DataError(_no_class_folders(root, parts.values()))
     for split, part in parts.items():
         if wanted:
-            check_has(str(part), there[split], wanted)
+            check_has(str(part), tuple(there[split]), wanted)
         elif split not in (None, "train"):
             _check_same(parts["train"], there["train"], part, there[split])
-    classes = wanted or tuple(next(iter(there.values())))
+    classes = wanted or class_order(next(iter(there.values())))
     if len(classes) < 2:
-        raise DataError(_one_class(root, next(iter(parts.values())) / classes[0]))
+        raise DataError(_one_class(root, next(iter(there.values()))[classes[0]]))
     if odd := [ascii(name) for name in classes if not _is_text(name)]:
         raise DataError(
             f"the name of a class must be UTF-8, but {some(odd)} in {root} is not: rename the"
             " folder"
         )
     return classes, [
-        ClassFolder(part / name, label, split)
-        for split, part in parts.items()
+        ClassFolder(there[split][name], label, split)
+        for split in parts
         for label, name in enumerate(classes)
     ]
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort names of classes: as numbers where all are whole numbers, else as text."""
+    names = sorted(names)
+    if all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in names):
+        names.sort(key=int)
+    return tuple(names)
 
 
 def _is_text(name: str) -> bool:
@@ -71,44 +87,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-_SPLIT_NAMES = {
-    **{"train": "train", "training": "train"},
-    **{"val": "val", "valid": "val", "validation": "val"},
-    **{"test": "test", "testing": "test"},
-}
-
-
-def official_splits(root: Path, wanted: tuple[str, ...] | None = None) -> dict[str | None, Path]:
-    """Find the folders of the official splits, such as train/ and test/.
-
-    A class may be called "test", too. So these names are splits only where no wanted class has
-    one of them, and where train/ stands beside another split or is the only folder.
-
-    Returns:
-        The folder of each split; the root under None where there are no official splits.
-
-    Raises:
-        DataError: a split has two folders, or there is no train folder.
-    """
-    names = [f.name for f in folders(root)]
-    named = [name for name in names if name.lower() in _SPLIT_NAMES]
-    parts: dict[str | None, Path] = {}
-    for name in named:
-        split = _SPLIT_NAMES[name.lower()]
-        if split in parts:
-            raise DataError(
-                f"{root} must have one {split} folder, but has {parts[split].name}/ and {name}/:"
-                " merge them, or move one away"
-            )
-        parts[split] = root / name
-    alone = len(named) == len(names)
-    if not parts or set(named) & set(wanted or ()) or not (alone or {"train"} < parts.keys()):
-        return {None: root}
-    if "train" not in parts:
-        raise DataError(f"{root} must have a train folder beside {some(named)}, but has none")
-    return parts
 
 
 def unused_files(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Path, str]]:
@@ -127,7 +105,7 @@ def unused_files(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Pa
                 yield path, "lies in no class folder"
     if None not in parts:
         for path in folders(root):
-            if path not in parts.values():
+            if not any(part.is_relative_to(path) for part in parts.values()):
                 yield path, "lies beside the train folder"
 
 
@@ -159,7 +137,14 @@ def check_known(where: str, there: Iterable[str], classes: Sequence[str]) -> Non
         )
 
 
-def _check_same(train: Path, in_train: Sequence[str], other: Path, in_other: Sequence[str]) -> None:
+def _check_same(
+    train: Path, in_train: Collection[str], other: Path, in_other: Collection[str]
+) -> None:
+    if not in_other and any(map(has_image_suffix, entries(other))):
+        raise DataError(
+            f"{other} must have class folders as {train} has, but holds images without labels: give"
+            f" --data {train}, and these images to search.predict afterwards, or as --external"
+        )
     only_one = [f"{name!r} is only in {train}" for name in in_train if name not in in_other]
     only_one += [f"{name!r} is only in {other}" for name in in_other if name not in in_train]
     if only_one:
@@ -176,9 +161,30 @@ _CLASS_FOLDER = (
 
 
 def _no_class_folders(root: Path, parts: Iterable[Path]) -> str:
-    flat = any(has_image_suffix(path) for part in parts for path in entries(part))
-    what = "images but no class folders" if flat else "no images"
-    return f"{root} holds {what}: {_CLASS_FOLDER.format(root=root)}"
+    """Say what a folder without class folders holds instead, and how to give that."""
+    inside = [path for part in {root, *parts} for path in entries(part)]
+    images = [path for path in inside if has_image_suffix(path)]
+    what = "images but no class folders" if images else "no images"
+    hints = []
+    if tables := sorted(path for path in inside if path.suffix.lower() in TABLE_SUFFIXES):
+        hints.append(f"if {tables[0].name} names images and labels, give --labels {tables[0]}")
+    elif named := _named_after_classes(images):
+        hints.append(
+            f"if the names begin with the classes ({some(named)}), move the images into folders, or"
+            " list them in a table with the columns image,label for --labels"
+        )
+    elif images:
+        hints.append("or give a table with the columns image,label by --labels")
+    if archives := sorted(path for path in inside if is_archive(path)):
+        hints.append(f"to use what is packed in {archives[0].name}, give --data {archives[0]}")
+    return "; ".join([f"{root} holds {what}: {_CLASS_FOLDER.format(root=root)}", *hints])
+
+
+def _named_after_classes(images: Iterable[Path]) -> list[str]:
+    """Return the words before the numbers in names such as cat.0.jpg, if all have some."""
+    matches = [re.match(r"([^\W\d_][\w-]*?)[ ._-]*\d+\b", path.name) for path in images]
+    words = {match[1] for match in matches if match}
+    return sorted(words) if all(matches) and 1 < len(words) <= len(matches) / 2 else []
 
 
 def _one_class(root: Path, only: Path) -> str:

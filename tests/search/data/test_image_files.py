@@ -54,13 +54,13 @@ def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         folders(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} holds 'dog', a link to 'moved/dog', which cannot be read (No such file or"
-        " directory): restore it, or remove it"
+        f"{tmp_path} holds 'dog', a link to 'moved/dog', which cannot be read: restore it,"
+        " or remove it"
     )
     (tmp_path / "dog").unlink()
     assert folders(tmp_path) == [tmp_path / "cat"]
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(DataError, match=r"'loop', a link to 'loop'.*Too many levels"):
+    with pytest.raises(DataError, match="'loop', a link to 'loop', which"):
         folders(tmp_path)
 
 
@@ -87,14 +87,17 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_names_that_rule_an_image_out(name: str, reason: str) -> None:
-    assert str(why_no_image(Path(name))).startswith(reason)
+    assert str(why_no_image(name)).startswith(reason)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "readme.jpg", "image_0001", "a.heic", "x.odd"])
 def test_any_other_file_may_be_an_image(name: str) -> None:
-    assert why_no_image(Path(name)) is None
+    assert why_no_image(name) is None
 
 
 def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert why_no_image(tmp_path / "pipe.jpg") == "is a pipe, a socket or a device"
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    images, others = find_image_files(tmp_path)
+    assert images == [tmp_path / "gone.jpg"]
+    assert others == [(tmp_path / "pipe.jpg", "is a pipe, a socket or a device")]

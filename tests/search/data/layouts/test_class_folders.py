@@ -9,9 +9,9 @@ from search.data.layouts.class_folders import (
     check_has,
     check_known,
     find_class_folders,
-    official_splits,
     unused_files,
 )
+from search.data.layouts.split_folders import official_splits
 
 
 def make(root: Path, *paths: str) -> Path:
