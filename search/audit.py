@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.cluster.parallel import thread_map
-from search.console.arguments import Parser
+from search.console.arguments import Parser, add_labels
 from search.console.output import SafeConsole, command, print_error
 from search.console.progress import Progress
 from search.console.signals import INTERRUPTED
@@ -32,6 +32,7 @@ from search.data.image_files import DataError
 from search.data.manifest import Issue
 from search.data.scan import find_images, scan_external
 from search.evaluation.sample_size import small_class_warnings
+from spaces.archives import open_folder
 from spaces.base import find_space, load_space
 from spaces.downloads import cache_folder
 from spaces.rules import SpaceError
@@ -94,13 +95,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     space = None if options.space is None else load_space(options.space)
     source = folder() if space is None else space.source
+    source = source.with_labels(
+        options.labels,
+        options.image_column,
+        options.label_column,
+        options.group_column,
+        options.group_by,
+    )
     exclusion = None if options.exclude is None else read_exclusion(options.exclude)
     if not options.out.absolute().parent.is_dir():
         raise DataError(f"--out must lie in a folder that exists, but got {options.out}")
     manifest = find_images(source, options.data, cache_folder(), exclusion)
     external = None
     if options.external is not None:
-        external = scan_external(options.external, manifest.classes, exclusion)
+        found = open_folder(options.external, cache_folder(), "--external")
+        external = scan_external(found, manifest.classes, exclusion)
     n_images = len(manifest.names)
     with Progress() as progress:
         progress.begin("data", n_images + (len(external.names) if external else 0), "images")
@@ -136,8 +145,9 @@ def create_parser() -> argparse.ArgumentParser:
         "data",
         type=Path,
         metavar="DIR",
-        help="images: a folder per class, or train/ [val/] test/ of those",
+        help="images: a folder per class, or train/ [val/] test/ of those; or an archive of it",
     )
+    add_labels(parser)
     parser.add_argument(
         "--external", type=Path, metavar="DIR", help="external test set, compared with DIR"
     )

@@ -12,14 +12,14 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from spaces.downloads import download_once
-from spaces.errors import SearchError
+from spaces.errors import SourceError
 
 MAX_FILES = 2_000_000
 """Files in an archive; more are refused."""
@@ -35,10 +35,10 @@ _BLOCK_BYTES = 2**20
 _RESERVED_BYTES = 2**28
 """Bytes that unpacking leaves free on the disk."""
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
-_LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")
+_LITTER = frozenset(("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"))
 
 
-class ArchiveError(SearchError):
+class ArchiveError(SourceError):
     """There is no folder or archive, or it cannot be unpacked; the message says the way out."""
 
 
@@ -62,7 +62,9 @@ def open_folder(path: Path, cache: Path, option: str = "--data") -> Path:
     if path.is_dir():
         return path
     if not path.exists():
-        near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        names = [one.name for one in beside if one.is_dir() or is_archive(one)]
+        near = difflib.get_close_matches(path.name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ArchiveError(f"{option} must name a folder, but there is no {path}{hint}")
     if is_archive(path):
@@ -73,13 +75,6 @@ def open_folder(path: Path, cache: Path, option: str = "--data") -> Path:
     elif path.suffix.lower() in TABLE_SUFFIXES:
         hint = f": if it is a table of labels, give it with --labels {path}, and the folder here"
     raise ArchiveError(f"{option} must name a folder or an archive, but {path} is a file{hint}")
-
-
-def _names_beside(path: Path) -> list[str]:
-    try:
-        return [one.name for one in path.parent.iterdir() if one.is_dir() or is_archive(one)]
-    except OSError:
-        return []
 
 
 def unpack(path: Path, cache: Path) -> Path:
@@ -122,16 +117,18 @@ def _unpack(path: Path, target: Path) -> None:
     print(f"unpacking {path} …", file=sys.stderr)
     target.mkdir()
     budget = _Budget(path, target)
-    is_zip = path.name.lower().endswith(_ZIPS)
-    for name, size, file in _zip_members(path, budget) if is_zip else _tar_members(path, budget):
-        parts = _safe_parts(path, name)
-        if parts[0] in _LITTER or parts[-1] in _LITTER or parts[-1].startswith("._"):
-            continue
-        budget.claim(size)
-        place = target.joinpath(*parts)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with closing(file), place.open("wb") as out:
-            shutil.copyfileobj(file, out, _BLOCK_BYTES)
+    read = _zip_members if path.name.lower().endswith(_ZIPS) else _tar_members
+    with closing(read(path, budget)) as members:
+        for name, size, file in members:
+            with closing(file):
+                parts = _safe_parts(path, name)
+                if {parts[0], parts[-1]} & _LITTER or parts[-1].startswith("._"):
+                    continue
+                budget.claim(size)
+                place = target.joinpath(*parts)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("wb") as out:
+                    shutil.copyfileobj(file, out, _BLOCK_BYTES)
 
 
 class _Member(NamedTuple):
@@ -202,7 +199,7 @@ def _safe_parts(path: Path, name: str) -> tuple[str, ...]:
     return parts
 
 
-def _zip_members(path: Path, budget: _Budget) -> Iterator[_Member]:
+def _zip_members(path: Path, budget: _Budget) -> Generator[_Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.is_dir():
@@ -211,6 +208,7 @@ def _zip_members(path: Path, budget: _Budget) -> Iterator[_Member]:
                 raise _link(path, info.filename)
             if info.flag_bits & 1:
                 raise ArchiveError(f"{path} is encrypted: unpack it yourself, and give the folder")
+            budget.use(info.file_size)  # no more than this is read
             try:
                 file = archive.open(info)
             except NotImplementedError as error:
@@ -218,7 +216,6 @@ def _zip_members(path: Path, budget: _Budget) -> Iterator[_Member]:
                     f"{path} is packed by a method that cannot be read ({error}): unpack it"
                     " yourself, and give the folder"
                 ) from None
-            budget.use(info.file_size)  # no more than this is read
             yield _Member(_zip_name(info), info.file_size, file)
 
 
@@ -254,7 +251,7 @@ def _decompressed(path: Path) -> IO[bytes]:
     return lzma.open(path) if head.startswith(b"\xfd7zXZ\0") else path.open("rb")
 
 
-def _tar_members(path: Path, budget: _Budget) -> Iterator[_Member]:
+def _tar_members(path: Path, budget: _Budget) -> Generator[_Member]:
     with (
         _decompressed(path) as stream,
         tarfile.open(fileobj=_Bounded(stream, budget), mode="r|") as archive,  # type: ignore[call-overload]

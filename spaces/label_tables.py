@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from spaces.errors import SearchError
+from spaces.errors import SourceError
 
 
 class DataFrame(Protocol):
@@ -58,12 +58,12 @@ def label_table(
     """Describe a table: a pandas DataFrame, or the path of a .csv, .tsv, .jsonl or .parquet file.
 
     Raises:
-        SearchError: it is neither.
+        SourceError: it is neither.
     """
     if isinstance(table, str | Path):
         return LabelTable(Path(table), (), (), image, label, split, group)
     if not hasattr(table, "columns") or not hasattr(table, "itertuples"):
-        raise SearchError(
+        raise SourceError(
             "a table of labels must be a DataFrame or the path of a file, but is of type"
             f" {type(table).__name__}"
         )

@@ -13,19 +13,15 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from spaces.archives import open_folder
 from spaces.downloads import download_once
-from spaces.errors import SearchError
+from spaces.errors import SourceError as SourceError  # what space files and commands import
 from spaces.label_tables import DataFrame, LabelTable, label_table
-
-
-class SourceError(SearchError):
-    """A set of images is unavailable; the message says what was tried and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +75,42 @@ class Source:
             )
         if len(set(self.classes)) < len(self.classes):
             raise SourceError(f"classes must all differ, but got {self.classes!r}")
+
+    def with_labels(
+        self,
+        labels: Path | None,
+        image: str | None = None,
+        label: str | None = None,
+        group: str | None = None,
+        group_by: str | None = None,
+    ) -> Source:
+        """Return this source with the labels and the groups that the command line gives.
+
+        Args:
+            labels: The table; None keeps the source's own.
+            image: The column of images, if given.
+            label: The column of labels, if given.
+            group: The column of groups, if given.
+            group_by: The pattern of groups, if given.
+
+        Raises:
+            SourceError: columns are given without a table, or the pattern is none.
+        """
+        table = self.table if labels is None else LabelTable(labels)
+        for name, column in (("image", image), ("label", label), ("group", group)):
+            if column is not None and table is None:
+                raise SourceError(
+                    f"--{name}-column names a column of a table, but there is none: give it with"
+                    " --labels"
+                )
+        if table is not None:
+            table = replace(
+                table,
+                image=image or table.image,
+                label=label or table.label,
+                group=group or table.group,
+            )
+        return replace(self, table=table, group_by=group_by or self.group_by)
 
     def open(self, data: Path | None, cache: Path) -> Path | Arrays:
         """Find the set, or download it if `data` is None.

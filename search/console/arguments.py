@@ -83,6 +83,29 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_labels(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say how images are labelled and grouped."""
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="a table of the images and their labels instead of class folders (.csv, .tsv, .jsonl,"
+        " .parquet): a column of paths, one of labels, and perhaps `split` and `group`",
+    )
+    for name, what in (("image", "paths"), ("label", "labels"), ("group", "groups")):
+        parser.add_argument(
+            f"--{name}-column",
+            metavar="NAME",
+            help=f"column of {what} in --labels (default: found by its name)",
+        )
+    parser.add_argument(
+        "--group-by",
+        metavar="REGEX",
+        help="group images by a pattern in their names, such as '^([^_]+)_': those of one patient,"
+        " camera or product are then in one split and one fold",
+    )
+
+
 def model_path(run: Path) -> Path:
     """Return the path of a run's model, given the run's folder or the file itself."""
     return run / "model.pt" if run.is_dir() else run

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from search.console.arguments import Parser, Show, seconds, whole_number
+from search.console.arguments import Parser, Show, add_labels, seconds, whole_number
 from search.console.space_list import list_spaces
 from spaces.base import Space, find_space
 from spaces.rules import BACKBONE_NAMES, RULES, Value, backbone_problem
@@ -50,8 +50,10 @@ def _add_images(parser: Parser) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="the images: a folder per class, or train/ [val/] test/ with a folder per class each",
+        help="the images: a folder per class, or train/ [val/] test/ with a folder per class each;"
+        " or an archive of them",
     )
+    add_labels(group)
     group.add_argument(
         "--classes",
         type=_classes,

@@ -70,8 +70,9 @@ def read_split(
     rows = _read_rows(folder.path / "split.csv", card, split)
     if n is not None and len(rows) > n:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, n).round().astype(int)]
-    root = data or folder.environment.request.data
-    source = load_space(folder.path / "space.py").source.open(root, cache_folder())
+    request = folder.environment.request
+    space = load_space(folder.path / "space.py")
+    source = request.with_labels(space.source).open(data or request.data, cache_folder())
     contents: list[Path | np.ndarray]
     if isinstance(source, Arrays):
         index_of = {name: index for index, name in enumerate(source.names)}

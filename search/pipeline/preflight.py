@@ -31,6 +31,7 @@ from search.runs.environment import Request
 from search.runs.run_folder import ENVIRONMENT, RunFolder, digest
 from search.runs.sync import fetch
 from search.runs.validation import FolderError
+from spaces.archives import open_folder
 from spaces.base import Space, load_space, shipped_spaces
 from spaces.downloads import cache_folder
 from trainables.models.weight_files import find_weights
@@ -102,6 +103,7 @@ def _prepare(request: Request) -> RunPlan:
         folder = None
         _check_free(request)
         exclusion = None if request.exclude is None else read_exclusion(request.exclude)
+    request = _with_table(request)
     space = load_requested_space(request)
     cache = cache_folder()
     manifest = scan(
@@ -110,10 +112,12 @@ def _prepare(request: Request) -> RunPlan:
     warnings = () if folder is not None else check_fit(request, space, manifest)
     external = None
     if request.external is not None:
-        external = scan_external(request.external, manifest.classes, exclusion)
-    elif space.external is not None and request.data is None:
-        found = space.external.open(None, cache)
+        found = open_folder(request.external, cache, "--external")
         external = scan_external(found, manifest.classes, exclusion)
+    elif space.external is not None and request.data is None:
+        found_source = space.external.open(None, cache)
+        table = space.external.table
+        external = scan_external(found_source, manifest.classes, exclusion, table)
     weights = {}
     if space.weights == "pretrained":
         with DownloadDisplay() as display:
@@ -126,6 +130,14 @@ def _prepare(request: Request) -> RunPlan:
         folder.save_request(replace(request.with_absolute_paths(), **fixed))
     n_excluded = 0 if exclusion is None else len(exclusion.names)
     return RunPlan(request, space, manifest, external, weights, folder, n_excluded, warnings)
+
+
+def _with_table(request: Request) -> Request:
+    """Return a request whose table of labels may lie in the data folder."""
+    if request.labels is None or request.data is None or request.labels.expanduser().is_file():
+        return request
+    inside = request.data.expanduser() / request.labels
+    return replace(request, labels=inside) if inside.is_file() else request
 
 
 @contextmanager

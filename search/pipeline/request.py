@@ -19,13 +19,17 @@ DEFAULT_SPACE, DEMO_SPACE = "photos", "digits"
 """The spaces of a run without `--space`: with `--data`, and without."""
 
 _KEPT = (
-    *("data", "external", "exclude", "weights", "backbones", "limit"),
+    *("data", "labels", "external", "exclude", "weights", "backbones", "limit"),
     *("classes", "image_size", "constants"),
+    *("image_column", "label_column", "group_column", "group_by"),
     *("trials", "epochs", "folds", "finalists"),
     *("time_budget_seconds", "max_concurrent", "storage"),
 )
 """Options that a run keeps when it is resumed, unless the command line gives them again."""
-_SAME = ("backbones", "limit", "classes", "image_size", "constants")
+_SAME = (
+    *("backbones", "limit", "classes", "image_size", "constants"),
+    *("image_column", "label_column", "group_column", "group_by"),
+)
 """Those of them that cannot change: trials would be of another space, or of other images."""
 _FIXED = ("seed", "sampler", "scheduler", "probe")
 """Options with a default that a run keeps."""
@@ -55,6 +59,8 @@ def parse_request(arguments: Sequence[str] | None = None, exits: bool = True) ->
     options["constants"] = _constants(options.pop("settings"), options["backbones"], parser)
     options["names_space"] = options["space"] is not None
     own = options["resume"] and options["resume"] / "space.py"
+    if options["labels"] is not None and options["data"] is None and options["resume"] is None:
+        options["data"] = options["labels"].parent
     default = DEMO_SPACE if options["data"] is None else DEFAULT_SPACE
     space: Path = options["space"] or own or find_space(default)
     options["space"] = space
@@ -82,10 +88,12 @@ def load_requested_space(request: Request) -> Space:
 
     Raises:
         SpaceError: the space breaks a rule, as it is or with the changes.
+        SourceError: the options of labels and groups do not fit together.
     """
     space = load_space(request.space)
     space = replace(
         space,
+        source=request.with_labels(space.source),
         trials=request.trials or space.trials,
         epochs=request.epochs or space.epochs,
         folds=request.folds or space.folds,

@@ -15,6 +15,7 @@ from typing import Any
 from search.runs.storage import SharedFiles
 from search.runs.validation import FolderError, validate
 from spaces.rules import Value
+from spaces.sources import Source
 
 RUN_FORMAT = 3
 """Version of the run folder's files; a folder of another version is not read."""
@@ -32,6 +33,9 @@ class Request:
         constants: Hyperparameters that --set fixes, by name.
         out: The folder of all runs.
         resume: The folder of the run to resume.
+        labels: The table of the images and their labels.
+        image_column: Its column of images; likewise `label_column` and `group_column`.
+        group_by: Regular expression that finds the group in an image's name.
         names_space: Whether --space was given; without it, a resumed run uses its own.
     """
 
@@ -63,6 +67,11 @@ class Request:
     classes: tuple[str, ...] | None = None
     image_size: int | None = None
     constants: Mapping[str, Value] | None = None
+    labels: Path | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+    group_by: str | None = None
 
     @property
     def shared(self) -> SharedFiles | None:
@@ -78,6 +87,16 @@ class Request:
     def n_finalists(self) -> int:
         """Number of the best trials to retrain by k-fold."""
         return self.finalists or 1
+
+    def with_labels(self, source: Source) -> Source:
+        """Return a space's source with the labels and the groups that the options name.
+
+        Raises:
+            SourceError: they do not fit together.
+        """
+        return source.with_labels(
+            self.labels, self.image_column, self.label_column, self.group_column, self.group_by
+        )
 
     def with_absolute_paths(self) -> Request:
         """Return the request as a run saves it, for any working directory."""

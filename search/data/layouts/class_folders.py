@@ -163,28 +163,33 @@ _CLASS_FOLDER = (
 def _no_class_folders(root: Path, parts: Iterable[Path]) -> str:
     """Say what a folder without class folders holds instead, and how to give that."""
     inside = [path for part in {root, *parts} for path in entries(part)]
+    what = "images but no class folders" if any(map(has_image_suffix, inside)) else "no images"
+    return "; ".join([f"{root} holds {what}: {_CLASS_FOLDER.format(root=root)}", *_hints(inside)])
+
+
+def _hints(inside: Sequence[Path]) -> Iterator[str]:
+    """Say how to use what lies in a folder beside or instead of class folders."""
     images = [path for path in inside if has_image_suffix(path)]
-    what = "images but no class folders" if images else "no images"
-    hints = []
     if tables := sorted(path for path in inside if path.suffix.lower() in TABLE_SUFFIXES):
-        hints.append(f"if {tables[0].name} names images and labels, give --labels {tables[0]}")
+        yield f"if {tables[0].name} names images and labels, give --labels {quote_path(tables[0])}"
     elif named := _named_after_classes(images):
-        hints.append(
+        yield (
             f"if the names begin with the classes ({some(named)}), move the images into folders, or"
             " list them in a table with the columns image,label for --labels"
         )
     elif images:
-        hints.append("or give a table with the columns image,label by --labels")
+        yield "or give a table with the columns image,label by --labels"
     if archives := sorted(path for path in inside if is_archive(path)):
-        hints.append(f"to use what is packed in {archives[0].name}, give --data {archives[0]}")
-    return "; ".join([f"{root} holds {what}: {_CLASS_FOLDER.format(root=root)}", *hints])
+        archive = archives[0]
+        yield f"to use what is packed in {archive.name}, give --data {quote_path(archive)}"
 
 
-def _named_after_classes(images: Iterable[Path]) -> list[str]:
-    """Return the words before the numbers in names such as cat.0.jpg, if all have some."""
+def _named_after_classes(images: Sequence[Path]) -> list[str]:
+    """Return the words before the numbers in names such as cat.0.jpg, if most have some."""
     matches = [re.match(r"([^\W\d_][\w-]*?)[ ._-]*\d+\b", path.name) for path in images]
-    words = {match[1] for match in matches if match}
-    return sorted(words) if all(matches) and 1 < len(words) <= len(matches) / 2 else []
+    words = [match[1] for match in matches if match]
+    repeat = 1 < len(set(words)) <= len(words) / 2
+    return sorted(set(words)) if repeat and len(words) >= len(images) / 2 else []
 
 
 def _one_class(root: Path, only: Path) -> str:
@@ -192,7 +197,8 @@ def _one_class(root: Path, only: Path) -> str:
     hint = ""
     if len(inner) > 1:
         hint = f"; did you mean --data {quote_path(only)}, which has {some(inner)}?"
-    return (
+    message = (
         f"there must be two classes or more, but {root} has one class folder, {only.name!r}{hint}"
         f" ({_CLASS_FOLDER.format(root=root)})"
     )
+    return "; ".join([message, *_hints(entries(root))])

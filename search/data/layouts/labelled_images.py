@@ -136,8 +136,8 @@ def _check_cells(table: LabelTable, rows: Iterable[Row]) -> None:
         if empty := [row.number for row in rows if not getattr(row, name)]:
             raise DataError(
                 f"every row of {table} must have {'an image' if name == 'image' else 'a label'},"
-                f" but row{'' if len(empty) == 1 else 's'} {some(map(str, empty), _SHOWN)} lack it:"
-                " fill it in, or remove the rows"
+                f" but the cell is empty in row{'' if len(empty) == 1 else 's'}"
+                f" {some(map(str, empty), _SHOWN)}: fill it in, or remove the row"
             )
 
 

@@ -101,7 +101,7 @@ def _by_word(root: Path, there: Sequence[Path]) -> dict[str | None, Path]:
                 f"{root} must hold either splits or classes, but {parts['train'].name}/ holds"
                 f" {some(class_folders_of(parts['train']))}, and beside it {some(with_images)}"
                 f" {'has' if len(with_images) == 1 else 'have'} images: give --data"
-                f" {parts['train']}, or list the classes if it is one"
+                f" {quote_path(parts['train'])}, or list all with --classes if it is one"
             )
         return parts
     if "train" not in parts:
@@ -113,7 +113,10 @@ def _by_word(root: Path, there: Sequence[Path]) -> dict[str | None, Path]:
 
 
 def _by_pattern(there: Sequence[Path]) -> dict[str | None, Path]:
-    """Find folders whose names differ in the word for the split alone, and that hold folders."""
+    """Find folders whose names differ in the word for the split alone.
+
+    A class may be called "test tube", so they hold class folders, or are all folders there are.
+    """
     found: dict[str, dict[str | None, Path]] = {}
     for path in there:
         split, rest = _split_in(path.name)
@@ -123,7 +126,8 @@ def _by_pattern(there: Sequence[Path]) -> dict[str | None, Path]:
         (
             parts
             for parts in found.values()
-            if {"train"} < parts.keys() and _holds_folders_only(_descend(parts["train"]))
+            if {"train"} < parts.keys()
+            and (len(parts) == len(there) or _holds_folders_only(_descend(parts["train"])))
         ),
         {},
     )
@@ -162,8 +166,8 @@ def _refuse_shared_folders(root: Path, there: Sequence[Path]) -> None:
     """
     way_out = (
         "name them train, val and test if they are splits; or move the images of each class into"
-        " one folder; or name images and labels in a table (--labels); or list the classes if they"
-        " are these"
+        " one folder; or name images and labels in a table (--labels); or list them with --classes if"
+        " they are"
     )
     names = {path.name: frozenset(map(nfc, _names(path))) for path in there}
     for (one, inside), (other, also) in combinations(names.items(), 2):

@@ -8,6 +8,7 @@ from search.data.layouts.class_folders import (
     ClassFolder,
     check_has,
     check_known,
+    class_order,
     find_class_folders,
     unused_files,
 )
@@ -79,13 +80,52 @@ def test_a_class_whose_name_is_not_text(tmp_path: Path) -> None:
 def test_no_folders(tmp_path: Path) -> None:
     assert message(tmp_path) == f"DIR holds no images: {CLASS_FOLDER}"
     make(tmp_path, "1.JPG")
-    assert message(tmp_path) == f"DIR holds images but no class folders: {CLASS_FOLDER}"
+    table = "or give a table with the columns image,label by --labels"
+    assert message(tmp_path) == f"DIR holds images but no class folders: {CLASS_FOLDER}; {table}"
     assert message(tmp_path, ("a", "b")).startswith("DIR holds images but no class folders")
 
 
 def test_split_folders_without_class_folders(tmp_path: Path) -> None:
-    make(tmp_path, "train/cat.0.jpg", "test/1.jpg")
-    assert message(tmp_path) == f"DIR holds images but no class folders: {CLASS_FOLDER}"
+    make(tmp_path, *(f"train/{c}.{i}.jpg" for c in ("cat", "dog") for i in range(3)), "test/1.jpg")
+    assert message(tmp_path) == (
+        f"DIR holds images but no class folders: {CLASS_FOLDER}; if the names begin with the"
+        " classes (cat, dog), move the images into folders, or list them in a table with the"
+        " columns image,label for --labels"
+    )
+
+
+def test_what_lies_in_a_folder_without_class_folders(tmp_path: Path) -> None:
+    make(tmp_path, "images/1.jpg", "train.csv", "more.tar.gz")
+    assert message(tmp_path).endswith(
+        "; if train.csv names images and labels, give --labels DIR/train.csv; to use what is packed"
+        " in more.tar.gz, give --data DIR/more.tar.gz"
+    )
+
+
+def test_whole_numbers_keep_their_order(tmp_path: Path) -> None:
+    make(tmp_path, "10/", "2/", "1/", "-3/")
+    assert find_class_folders(tmp_path, None, ())[0] == ("-3", "1", "2", "10")
+    assert class_order(["10", "2", "a"]) == ("10", "2", "a")
+
+
+def test_composed_and_decomposed_names_are_equal(tmp_path: Path) -> None:
+    make(tmp_path, "train/cafe\u0301/", "train/b/", "test/caf\u00e9/", "test/b/")
+    classes, found = find_class_folders(tmp_path, None, ())
+    assert classes == ("b", "caf\u00e9")
+    names = {(f.split, f.label): f.path.name for f in found}
+    assert (names["train", 1], names["test", 1]) == ("cafe\u0301", "caf\u00e9")
+    wanted = find_class_folders(tmp_path, ("cafe\u0301", "b"), ())
+    assert wanted[0] == ("caf\u00e9", "b")
+    make(tmp_path, "train/caf\u00e9/")
+    assert "holds two folders named 'caf\u00e9'" in message(tmp_path)
+
+
+def test_test_images_without_class_folders(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat/", "train/dog/", "test/1.jpg")
+    assert message(tmp_path) == (
+        "DIR/test must have class folders as DIR/train has, but holds images without labels: give"
+        " --data DIR/train, and these images to search.predict afterwards, or as --external"
+    )
 
 
 def test_one_class(tmp_path: Path) -> None:
@@ -101,24 +141,6 @@ def test_one_class_beside_an_ignored_folder(tmp_path: Path) -> None:
     make(tmp_path, "a/", "junk/")
     with pytest.raises(DataError, match="has one class folder, 'a'"):
         find_class_folders(tmp_path, None, ("junk",))
-
-
-@pytest.mark.parametrize(
-    ("folders", "splits"),
-    [
-        (("train/", "test/"), {"train", "test"}),
-        (("Train/", "VAL/", "Test/"), {"train", "val", "test"}),
-        (("training/", "validation/", "testing/"), {"train", "val", "test"}),
-        (("train/", "valid/"), {"train", "val"}),
-        (("train/",), {"train"}),
-        (("train/", "test/", "annotations/"), {"train", "test"}),
-        (("train/", "car/"), {None}),
-        (("test/", "control/"), {None}),
-        (("a/", "b/"), {None}),
-    ],
-)
-def test_official_splits(tmp_path: Path, folders: tuple[str, ...], splits: set[str | None]) -> None:
-    assert official_splits(make(tmp_path, *folders)).keys() == splits
 
 
 def test_wanted_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
