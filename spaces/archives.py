@@ -25,7 +25,6 @@ MAX_FILES = 2_000_000
 """Files in an archive; more are refused."""
 MAX_RATIO, MIN_SUSPICIOUS_BYTES = 100, 2**30
 """An archive may unpack to so many times its size, or to so many bytes: more is a bomb."""
-
 _ZIPS = (".zip",)
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 _FOREIGN = (".rar", ".7z", ".gz", ".bz2", ".xz", ".zst")

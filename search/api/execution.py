@@ -64,14 +64,16 @@ def execute(
             Progress(request.quiet) as progress,
             synced(run_plan.folder.path, run_plan.request.shared, progress.warn),
             start_run_log(run_plan.folder.path / RUN_LOG, request.verbose, arguments),
-            ray_session(request.address),
         ):
-            shutdown.watch()
+            for line in run_plan.manifest.describe():
+                progress.say(line)
             for warning in run_plan.warnings:
                 progress.warn(warning)
-            from search.pipeline import flow
+            with ray_session(request.address):
+                shutdown.watch()
+                from search.pipeline import flow
 
-            return flow.run(run_plan, progress, shutdown)
+                return flow.run(run_plan, progress, shutdown)
     except SearchError:
         if run_plan is not None and request.resume is None and not run_plan.folder.has_trials:
             _delete(run_plan)

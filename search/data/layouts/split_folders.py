@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from search.console.formatting import some
+from search.console.formatting import quote_path, some
 from search.data.image_files import DataError, entries, folders, has_image_suffix
 
 _SPLIT_OF = {
@@ -166,8 +166,8 @@ def _refuse_shared_folders(root: Path, there: Sequence[Path]) -> None:
     """
     way_out = (
         "name them train, val and test if they are splits; or move the images of each class into"
-        " one folder; or name images and labels in a table (--labels); or list them with --classes if"
-        " they are"
+        " one folder; or name images and labels in a table (--labels); or list them with --classes"
+        " if they are"
     )
     names = {path.name: frozenset(map(nfc, _names(path))) for path in there}
     for (one, inside), (other, also) in combinations(names.items(), 2):

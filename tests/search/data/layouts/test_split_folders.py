@@ -119,7 +119,7 @@ def test_a_train_folder_beside_other_folders(tmp_path: Path) -> None:
     make(tmp_path, "samples/1.jpg")
     assert message(tmp_path) == (
         "DIR must hold either splits or classes, but train/ holds a, b, and beside it samples has"
-        " images: give --data DIR/train, or list the classes if it is one"
+        " images: give --data DIR/train, or list all with --classes if it is one"
     )
     assert official_splits(tmp_path, ("train", "samples")) == {None: tmp_path}
 
