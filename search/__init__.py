@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from spaces.rules import SpaceError
     from spaces.sources import SourceError
     from trainables.images import ImageError
-    from trainables.models.ensemble import ModelError
+    from trainables.models.model_card import ModelError
     from trainables.models.weights import WeightsError
 
 __all__ = [

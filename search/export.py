@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"exporting to ONNX needs {', '.join(missing)}: pip install 'classifier-search[export]'"
         )
         return 2
-    from trainables.models.ensemble import ModelError
+    from trainables.models.model_card import ModelError
 
     try:
         options.run = find_run(options.run)

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = some(map(printable_name, skipped))
         print(f"{count(len(skipped), 'file')} skipped as no image: {named}", file=sys.stderr)
     # Imported here, as PyTorch takes seconds: mistakes in the arguments are reported before.
-    from trainables.models.ensemble import ModelError
+    from trainables.models.model_card import ModelError
 
     try:
         predictor = load(run)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainables.images import MEAN, STD, crop_and_normalise
+from trainables.images import MEAN, crop_pixels
 
 # The range of each operation at magnitude 1.
 MIN_CROP_AREA = 0.35
@@ -34,28 +34,28 @@ def draw_magnitudes(n: int, augment: float, generator: torch.Generator) -> Tenso
     return torch.rand(n, generator=generator, device=generator.device) * augment
 
 
-def augment_and_normalise(
+def augment_pixels(
     images: Tensor,
     image_size: int,
     magnitudes: Tensor,
     flip: bool,
     generator: torch.Generator,
 ) -> Tensor:
-    """Augment images, each at its own magnitude, and normalise them.
+    """Augment images, each at its own magnitude, for a backbone, which normalises them.
 
     Args:
         images: uint8 [N, S, S, 3], S >= image_size.
         image_size: Side in pixels of the result.
         magnitudes: float [N] in [0, 1], on the images' device. If all are 0, the result equals
-            that of `crop_and_normalise`.
+            that of `crop_pixels`.
         flip: Whether images may be mirrored.
         generator: Source of the random draws, on the images' device.
 
     Returns:
-        float32 [N, 3, image_size, image_size], channels_last.
+        float32 [N, 3, image_size, image_size] in [0, 1], channels_last.
     """
     if not magnitudes.any():
-        return crop_and_normalise(images, image_size)
+        return crop_pixels(images, image_size)
     cache_size = images.shape[1]
     grid_map = _affine_maps(magnitudes, flip, generator) * (image_size / cache_size)
     size = [len(images), 3, image_size, image_size]
@@ -66,8 +66,8 @@ def augment_and_normalise(
         1 + _symmetric(magnitudes, MAX_COLOUR_CHANGE, generator) for _ in range(3)
     )
     turn = _symmetric(magnitudes, MAX_HUE_TURN, generator)
-    pixels = change_colours_and_normalise(pixels, brightness, contrast, saturation, turn)
-    erase(pixels, magnitudes, generator)
+    pixels = change_colours(pixels, brightness, contrast, saturation, turn)
+    pixels = erase(pixels, magnitudes, generator)
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
@@ -105,10 +105,10 @@ def _affine_maps(magnitudes: Tensor, flip: bool, generator: torch.Generator) -> 
     return torch.stack([row_x, row_y], 1)
 
 
-def change_colours_and_normalise(
+def change_colours(
     pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, turn: Tensor
 ) -> Tensor:
-    """Change brightness, contrast, saturation and hue, then normalise.
+    """Change brightness, contrast, saturation and hue.
 
     Each of the four is linear in RGB and maps gray to gray, so together they are one matrix and an
     offset along the gray axis.
@@ -119,6 +119,9 @@ def change_colours_and_normalise(
         contrast: [N], a factor.
         saturation: [N], a factor.
         turn: [N], the rotation of the hue in radians.
+
+    Returns:
+        [N, 3, H, W] in [0, 1].
     """
     n, _, height, width = pixels.shape
     flat = pixels.reshape(n, 3, height * width)
@@ -129,9 +132,7 @@ def change_colours_and_normalise(
     matrix = hue_rotations(turn) @ saturate * (brightness * contrast).view(-1, 1, 1)
     offset = (brightness * (1 - contrast) * mean_gray).view(-1, 1, 1).expand(n, 3, 1)
     flat = torch.baddbmm(offset, matrix, flat).clamp_(0, 255)
-    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1) * 255
-    std = torch.tensor(STD, device=pixels.device).view(3, 1) * 255
-    return flat.sub_(mean).div_(std).view(n, 3, height, width)
+    return flat.div_(255).view(n, 3, height, width)
 
 
 def hue_rotations(turn: Tensor) -> Tensor:
@@ -143,8 +144,8 @@ def hue_rotations(turn: Tensor) -> Tensor:
     return cos * eye + (1 - cos) * third + sin * math.sqrt(third) * cross
 
 
-def erase(pixels: Tensor, magnitudes: Tensor, generator: torch.Generator) -> None:
-    """Set a random rectangle of some images to the mean colour, in place (arXiv 1708.04896)."""
+def erase(pixels: Tensor, magnitudes: Tensor, generator: torch.Generator) -> Tensor:
+    """Set a random rectangle of some images to ImageNet's mean colour (arXiv 1708.04896)."""
     height, width = pixels.shape[-2:]
     chosen = _uniform(magnitudes, generator) < ERASE_PROBABILITY * magnitudes
     area = _uniform(magnitudes, generator) * magnitudes * MAX_ERASED_AREA
@@ -155,4 +156,5 @@ def erase(pixels: Tensor, magnitudes: Tensor, generator: torch.Generator) -> Non
     at_y = (torch.arange(height, device=pixels.device) + 0.5) / height
     inside_x = (at_x - centre_x[:, None]).abs() < (half_x * chosen)[:, None]
     inside_y = (at_y - centre_y[:, None]).abs() < (half_y * chosen)[:, None]
-    pixels.masked_fill_((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0.0)
+    inside = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
+    return torch.where(inside, torch.tensor(MEAN, device=pixels.device).view(3, 1, 1), pixels)

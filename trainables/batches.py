@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainables.augmentation import augment_and_normalise, draw_magnitudes
+from trainables.augmentation import augment_pixels, draw_magnitudes
 from trainables.compute import mixed_precision
 from trainables.feature_cache import FeatureCache
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.backbones import Backbone
 
 
@@ -84,13 +84,13 @@ class ImageBatches:
         batch = self._images.take(rows, self._device)
         magnitudes = draw_magnitudes(len(rows), self._augment, self._generator)
         size, flip = self._images.image_size, self._images.flip
-        pixels = augment_and_normalise(batch, size, magnitudes, flip, self._generator)
+        pixels = augment_pixels(batch, size, magnitudes, flip, self._generator)
         return self._run_frozen_stages(pixels)
 
     def clean(self, rows: Tensor) -> Tensor:
         """Return the frozen stages' output for images without augmentation."""
         batch = self._images.take(rows, self._device)
-        return self._run_frozen_stages(crop_and_normalise(batch, self._images.image_size))
+        return self._run_frozen_stages(crop_pixels(batch, self._images.image_size))
 
     @torch.no_grad()
     def _run_frozen_stages(self, pixels: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.augmentation import augment_and_normalise
+from trainables.augmentation import augment_pixels
 from trainables.compute import mixed_precision
 from trainables.images import ImageRows, as_tensor
 from trainables.models.backbones import Backbone
@@ -123,7 +123,7 @@ def build_view(
     for start in range(0, len(images), _BUILD_BATCH_SIZE):
         batch = images[start : start + _BUILD_BATCH_SIZE].to(device)
         magnitudes = torch.full((len(batch),), magnitude, device=device)
-        x = augment_and_normalise(batch, image_size, magnitudes, flip, generator)
+        x = augment_pixels(batch, image_size, magnitudes, flip, generator)
         for done, stage in itertools.pairwise((0, *stage_outputs)):
             with mixed_precision(device):
                 x = backbone(x, done, stage)

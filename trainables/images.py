@@ -1,4 +1,4 @@
-"""Read image files, resize them to squares, and crop and normalise those for a backbone.
+"""Read image files, resize them to squares, and crop those for a backbone.
 
 Training, `search.predict` and the exported models get their pixels from here, so that they agree;
 the module is long to have the whole way from file to pixels in one place. PyTorch is imported where
@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -32,13 +31,12 @@ from trainables.image_formats import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from spaces.rules import ResizeMode
 
 MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
-"""ImageNet's mean of red, green and blue, of values in [0, 1]."""
+"""ImageNet's mean of red, green and blue, of values in [0, 1], which most networks subtract."""
 STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 """ImageNet's standard deviation of red, green and blue, of values in [0, 1]."""
 
@@ -161,7 +159,7 @@ def to_square(
     the shorter one, by a factor of `MAX_SQUEEZED` at most, and the outermost pixels are repeated
     up to the edges. With "crop", the shorter side is resized to `cache_size` and the square in the
     middle is cut out: its pixels are those of torchvision's `Resize(cache_size)`, and it is placed
-    so that `crop_and_normalise` cuts out exactly the pixels of `CenterCrop(image_size)`.
+    so that `crop_pixels` cuts out exactly the pixels of `CenterCrop(image_size)`.
 
     Args:
         image: An RGB image.
@@ -203,7 +201,7 @@ def _pad_to_square(image: Image.Image, cache_size: int, image_size: int) -> np.n
         max(1, round(image_size * min(1.0, MAX_SQUEEZED * side / longer))) for side in image.size
     )
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-    # Centred in the evaluation crop, which `crop_and_normalise` cuts out of the square.
+    # Centred in the evaluation crop, which `crop_pixels` cuts out of the square.
     start = _center_offset(cache_size, image_size)
     left, top = (start + (image_size - side) // 2 for side in (width, height))
     right, bottom = cache_size - left - width, cache_size - top - height
@@ -223,19 +221,18 @@ def evaluation_crop(images: Tensor, image_size: int) -> Tensor:
     return images[:, start : start + image_size, start : start + image_size]
 
 
-def crop_and_normalise(images: Tensor, image_size: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Cut out the evaluation crop of images and normalise it by ImageNet's mean and deviation.
+def crop_pixels(images: Tensor, image_size: int) -> Tensor:
+    """Cut out the evaluation crop of images, for a backbone, which normalises it.
 
     For images resized with "crop" the result equals torchvision's
-    `Resize → CenterCrop → ToTensor → Normalize` to within rounding.
+    `Resize → CenterCrop → ToTensor` to within rounding.
 
     Args:
         images: uint8 [N, cache_size, cache_size, 3], from `to_square`.
         image_size: Side in pixels of the crop.
-        dtype: Type of the result; None is float32. The arithmetic is always float32.
 
     Returns:
-        [N, 3, image_size, image_size] of `dtype`, channels_last, on the device of `images`.
+        float32 [N, 3, image_size, image_size] in [0, 1], channels_last, on the device of `images`.
 
     Raises:
         ValueError: the crop is larger than the images.
@@ -243,10 +240,8 @@ def crop_and_normalise(images: Tensor, image_size: int, dtype: torch.dtype | Non
     import torch
 
     crop = evaluation_crop(images, image_size)
-    # Constants as long as a row of pixels vectorise; one for each of three channels would not.
-    scale, shift = _row_constants(image_size, images.device)
-    rows = crop.flatten(2).to(torch.float32).mul_(scale).sub_(shift)
-    return rows.view(crop.shape).permute(0, 3, 1, 2).to(dtype=dtype)
+    rows = crop.to(torch.float32, memory_format=torch.contiguous_format)
+    return rows.div_(255).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,19 +278,6 @@ def as_tensor(array: np.ndarray) -> Tensor:
 def _center_offset(length: int, crop: int) -> int:
     """Return where a centred crop starts, rounded as torchvision's `CenterCrop` does."""
     return round((length - crop) / 2)
-
-
-@lru_cache(maxsize=8)
-def _row_constants(image_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the factors and the subtrahends that normalise a row of interleaved uint8 RGB."""
-    import torch
-
-    mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
-    scale, shift = 1 / (255 * std), mean / std
-    return (
-        scale.float().repeat(image_size).to(device),
-        shift.float().repeat(image_size).to(device),
-    )
 
 
 _ORIENTATION_TAG = 0x0112

@@ -61,7 +61,7 @@ from search.pipeline.retraining.kfold import split_folds
 from spaces.sources import Arrays, digits, fashion_mnist, rendered_digits
 from trainables.batches import ImageSet
 from trainables.compute import mixed_precision
-from trainables.images import crop_and_normalise, to_square
+from trainables.images import crop_pixels, to_square
 from trainables.models.center_crop import enlarge_center
 
 MAGNITUDES = (0.0, 1 / 7, 2 / 7, 4 / 7, 1.0)
@@ -293,7 +293,7 @@ def _features(
     def center() -> np.ndarray:
         parts = []
         for batch in images.table.split(32):
-            pixels = crop_and_normalise(batch, images.image_size)
+            pixels = crop_pixels(batch, images.image_size)
             with mixed_precision(torch.device("cpu")):
                 parts.append(network(enlarge_center(pixels)).float())
         return torch.cat(parts)[None].numpy()

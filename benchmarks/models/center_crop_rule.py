@@ -45,7 +45,7 @@ from search.pipeline.retraining.kfold import split_folds
 from spaces import caltech, cats_dogs, products, tools
 from spaces.sources import Source, folder
 from trainables.compute import mixed_precision
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.backbones import Backbone
 from trainables.models.center_crop import enlarge_center
 from trainables.models.ensemble import mean_probabilities
@@ -246,7 +246,7 @@ def _features(images: ImageFiles, network: Backbone, size: int) -> Features:
     network.eval()
     whole, center = [], []
     for batch in decode_images(images, size).table.split(32):
-        pixels = crop_and_normalise(batch, size)
+        pixels = crop_pixels(batch, size)
         with mixed_precision(torch.device("cpu")):
             whole.append(network(pixels).float())
             center.append(network(enlarge_center(pixels)).float())

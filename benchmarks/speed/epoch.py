@@ -46,7 +46,7 @@ from spaces.base import TrialConfig
 from trainables.batches import ImageSet
 from trainables.compute import configure_cpu, mixed_precision
 from trainables.feature_cache import FeatureCache
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.classifier import Classifier, Weights, create_head
 from trainables.trainer import Trainer
 
@@ -218,7 +218,7 @@ class BareStep:
         rows = torch.arange(BATCH)
         self._labels = images.labels[rows]
         self._batches = (
-            crop_and_normalise(images.table[rows], images.image_size)
+            crop_pixels(images.table[rows], images.image_size)
             if cache is None
             else cache.clean(rows)
         )

@@ -39,7 +39,7 @@ from benchmarks.harness.workbench import (
 from spaces.base import TrialConfig
 from trainables.batches import ImageSet
 from trainables.compute import mixed_precision
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.classifier import Classifier, create_head
 from trainables.trainer import Trainer
 
@@ -185,7 +185,7 @@ def run_bare(
     backbone.freeze(0)
     head = create_head(backbone.feature_size, images.n_classes, 0, 0.0).to(device)
     model = Classifier(backbone, head).train()
-    inputs = crop_and_normalise(images.table[:BATCH].to(device), plan.image_size)
+    inputs = crop_pixels(images.table[:BATCH].to(device), plan.image_size)
     labels = images.labels[:BATCH].to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 

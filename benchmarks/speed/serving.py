@@ -108,7 +108,8 @@ def save_model(plan: Plan, folder: Path) -> Path:
     """Save an ensemble of five heads over a frozen, untrained backbone."""
     from trainables.models.backbones import create_backbone
     from trainables.models.classifier import Classifier, create_head
-    from trainables.models.ensemble import Ensemble, ModelCard
+    from trainables.models.ensemble import Ensemble
+    from trainables.models.model_card import ModelCard
 
     size = plan.image_size
     classes = tuple(f"class {i}" for i in range(6))

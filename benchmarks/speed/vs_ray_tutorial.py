@@ -43,7 +43,8 @@ from search.runs.tables import read_rows
 from search.tuning.asha import REDUCTION_FACTOR, rung_epochs
 from spaces.base import load_space
 from trainables.images import read_image
-from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.models.ensemble import Ensemble
+from trainables.models.model_card import ModelCard
 from trainables.models.weights import load_weights
 
 BACKBONE = "squeezenet1_0"

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from search.deployment.parity import Outputs, central_pixels
 from trainables.images import MAX_SQUEEZED
-from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.models.ensemble import Ensemble
 from trainables.models.export_module import ExportModule
+from trainables.models.model_card import ModelCard
 
 INPUT, PROBABILITIES, OOD_SCORE = "images", "probabilities", "ood_score"
 """Names of an exported graph's input and outputs."""

@@ -12,8 +12,9 @@ import torch
 from search.console.formatting import count, percent
 from search.deployment.run_images import RunImages
 from trainables.images import evaluation_crop
-from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.models.ensemble import Ensemble
 from trainables.models.export_module import ExportModule
+from trainables.models.model_card import ModelCard
 
 TOLERANCE = 1e-3
 """Largest difference of a probability from PyTorch's."""

@@ -20,7 +20,7 @@ from spaces.base import load_space
 from spaces.downloads import cache_folder
 from spaces.sources import Arrays
 from trainables.images import ImageError
-from trainables.models.ensemble import ModelCard
+from trainables.models.model_card import ModelCard
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,9 @@ from search.runs.run_folder import BEST_WEIGHTS, MODEL, RunFolder
 from search.tuning.study import best_epoch, ranked_trials
 from spaces.base import TrialConfig
 from trainables.models.classifier import Weights
-from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.models.ensemble import Ensemble
 from trainables.models.linear_probe import Probe
+from trainables.models.model_card import ModelCard
 from trainables.models.ood import OODScorer
 from trainables.worker import clone_backbone
 
@@ -44,6 +45,8 @@ def build_ensemble(
         ood_scorer: Scores how far an image is from the training images; None if not fitted.
     """
     space = prepared.space
+    depth = config.freeze_depth
+    backbone = clone_backbone(prepared.features, config.backbone, depth, torch.device("cpu"))
     card = ModelCard(
         backbone=config.backbone,
         classes=prepared.classes,
@@ -55,9 +58,9 @@ def build_ensemble(
         n_members=len(members),
         temperature=temperature,
         center_crop=center_crop is not None,
+        mean=backbone.normalise.mean,
+        std=backbone.normalise.std,
     )
-    depth = config.freeze_depth
-    backbone = clone_backbone(prepared.features, config.backbone, depth, torch.device("cpu"))
     prefix = backbone.stages[:depth].state_dict()
     return Ensemble(card, prefix, members, ood_scorer, center_crop)
 

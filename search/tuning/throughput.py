@@ -11,7 +11,7 @@ import torch
 
 from search.cluster.resources import CPUS_PER_TRIAL, assigned_cpus
 from trainables.compute import configure_cpu, mixed_precision
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.worker import TrainingContext, clone_backbone, training_device
 
 _N_IMAGES = 16
@@ -51,7 +51,7 @@ def seconds_per_image(
     network.freeze(0)  # an earlier trial of this worker may have frozen what this is a copy of
     images = context.images(device).take(torch.from_numpy(rows.copy()), device)
     for _ in range(2):  # the first pass warms up: memory is allocated, algorithms are chosen
-        x = crop_and_normalise(images, context.image_size)
+        x = crop_pixels(images, context.image_size)
         seconds = []
         for stage in range(5):
             started = perf_counter()

@@ -16,7 +16,7 @@ from search.deployment.exporters import run_onnx, run_program
 from search.deployment.run_images import read_split
 from search.export import ExportError, main, one_member
 from search.predict import load
-from trainables.images import crop_and_normalise, evaluation_crop
+from trainables.images import crop_pixels, evaluation_crop
 from trainables.models.ensemble import load_model
 from trainables.models.export_module import ExportModule
 
@@ -45,7 +45,7 @@ def test_the_graph_computes_the_ensemble(colour_run, colour_images):
     decoded = read_split(colour_run, ensemble.card, "test", None).decoded
     pixels = evaluation_crop(torch.from_numpy(decoded), ensemble.card.image_size).contiguous()
     with torch.no_grad():
-        x = crop_and_normalise(torch.from_numpy(decoded), 32)
+        x = crop_pixels(torch.from_numpy(decoded), 32)
         expected = torch.softmax(ensemble(x) / 1.25, 2).mean(0)
         probabilities, ood_score = ExportModule(ensemble)(pixels)
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
@@ -131,7 +131,7 @@ def test_a_member_alone(run, capsys):
     decoded = read_split(run, ensemble.card, "test", None).decoded
     pixels = parity.central_pixels(ensemble.card, decoded)
     with torch.no_grad():
-        x = crop_and_normalise(torch.from_numpy(decoded), 32)
+        x = crop_pixels(torch.from_numpy(decoded), 32)
         expected = torch.softmax(ensemble.classifiers[1](x) / 1.25, 1).numpy()
     found = run_onnx(run / "export" / "model-member2.onnx", pixels)
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-4)

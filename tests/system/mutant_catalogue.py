@@ -218,10 +218,10 @@ _TRAINING = (
     ),
     Mutant(
         "normalisation-swaps-mean-and-std",
-        "trainables/images.py",
-        "mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD",
-        "std, mean = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD",
-        (f"{_TRAINABLES}/test_images.py::test_evaluation_pixels_are_torchvisions",),
+        "trainables/models/normalisation.py",
+        "for one in (mean, std)",
+        "for one in (std, mean)",
+        (f"{_TRAINABLES}/models/test_normalisation.py::test_normalise_equals_torchvisions",),
     ),
     Mutant(
         "class-weights-shifted",

@@ -5,12 +5,10 @@ import torch
 from torch import Tensor
 
 from trainables import augmentation
-from trainables.augmentation import augment_and_normalise, draw_magnitudes
-from trainables.images import MEAN, STD, crop_and_normalise
+from trainables.augmentation import augment_pixels, draw_magnitudes
+from trainables.images import MEAN, crop_pixels
 
 IMAGE_SIZE = 32
-LOWEST = -torch.tensor(MEAN) / torch.tensor(STD)
-HIGHEST = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -28,7 +26,7 @@ def augmented(
     decoded: Tensor, magnitude: float, seed: int = 0, flip: bool = True, size: int = IMAGE_SIZE
 ) -> Tensor:
     magnitudes = torch.full((len(decoded),), magnitude)
-    return augment_and_normalise(decoded, size, magnitudes, flip, generator(seed))
+    return augment_pixels(decoded, size, magnitudes, flip, generator(seed))
 
 
 def only_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,10 +43,10 @@ def only_flips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("side", [32, 36, 37])
-def test_magnitude_0_equals_crop_and_normalise(side):
+def test_magnitude_0_equals_crop_pixels(side):
     decoded = images(side=side)
     out = augmented(decoded, 0.0)
-    assert torch.equal(out, crop_and_normalise(decoded, IMAGE_SIZE))
+    assert torch.equal(out, crop_pixels(decoded, IMAGE_SIZE))
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 0.5])
@@ -64,7 +62,7 @@ def test_augment_returns_channels_last_and_changes_no_input(magnitude):
 
 def test_a_tiny_magnitude_changes_almost_nothing():
     decoded = images()
-    difference = augmented(decoded, 1e-4, flip=False) - crop_and_normalise(decoded, IMAGE_SIZE)
+    difference = augmented(decoded, 1e-4, flip=False) - crop_pixels(decoded, IMAGE_SIZE)
     assert 0 < difference.abs().max() < 0.05
 
 
@@ -84,7 +82,7 @@ def test_images_of_a_batch_are_augmented_independently():
 
 def test_the_change_increases_with_the_magnitude():
     decoded = images(n=64)
-    clean = crop_and_normalise(decoded, IMAGE_SIZE)
+    clean = crop_pixels(decoded, IMAGE_SIZE)
     changes = [
         float((augmented(decoded, m, flip=False) - clean).abs().mean())
         for m in (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -96,19 +94,19 @@ def test_the_change_increases_with_the_magnitude():
 def test_magnitudes_apply_per_image():
     decoded = images()
     magnitudes = torch.tensor([1e-6, 1.0] * 4)
-    out = augment_and_normalise(decoded, IMAGE_SIZE, magnitudes, False, generator())
-    change = (out - crop_and_normalise(decoded, IMAGE_SIZE)).abs().mean(dim=(1, 2, 3))
+    out = augment_pixels(decoded, IMAGE_SIZE, magnitudes, False, generator())
+    change = (out - crop_pixels(decoded, IMAGE_SIZE)).abs().mean(dim=(1, 2, 3))
     assert (change[0::2] < 1e-3).all()
     assert (change[1::2] > 0.05).all()
 
 
-def test_pixels_stay_in_the_normalised_range():
+def test_pixels_stay_in_their_range():
     decoded = torch.randint(0, 256, (64, 36, 36, 3), generator=generator(1), dtype=torch.uint8)
     decoded[0], decoded[1] = 0, 255
     out = augmented(decoded, 1.0)
     assert out.isfinite().all()
-    assert (out >= LOWEST.view(3, 1, 1) - 1e-5).all()
-    assert (out <= HIGHEST.view(3, 1, 1) + 1e-5).all()
+    assert out.min() >= 0
+    assert out.max() <= 1
 
 
 def mirrored(out: Tensor) -> Tensor:
@@ -135,7 +133,7 @@ def test_images_are_mirrored_with_the_documented_probability(monkeypatch, magnit
     decoded = bright_on_the_right(2048)
     out = augmented(decoded, magnitude)
     assert float(mirrored(out).float().mean()) == pytest.approx(fraction, abs=0.04)
-    clean = crop_and_normalise(decoded, IMAGE_SIZE)
+    clean = crop_pixels(decoded, IMAGE_SIZE)
     expected = torch.where(mirrored(out)[:, None, None, None], clean.flip(3), clean)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
 
@@ -144,7 +142,7 @@ def test_geometric_operations_keep_a_uniform_colour(monkeypatch):
     only_geometry(monkeypatch)
     decoded = torch.tensor([200, 90, 30], dtype=torch.uint8).expand(16, 36, 36, 3)
     out = augmented(decoded, 1.0)
-    torch.testing.assert_close(out, crop_and_normalise(decoded, IMAGE_SIZE), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out, crop_pixels(decoded, IMAGE_SIZE), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("degrees", [-36.0, 0.0, 20.0, 120.0])
@@ -180,9 +178,8 @@ def recoloured(
     image = torch.zeros(1, 3, 2, 2)
     image[0, :, 0] = colour[:, None]
     changes = (torch.tensor([change]) for change in (brightness, contrast, saturation, turn))
-    out = augmentation.change_colours_and_normalise(image, *changes)
-    scale, shift = torch.tensor(STD).view(3, 1, 1), torch.tensor(MEAN).view(3, 1, 1)
-    return (out[0] * scale + shift) * 255
+    out = augmentation.change_colours(image, *changes)
+    return out[0] * 255
 
 
 def test_colour_changes():
@@ -211,16 +208,18 @@ def test_colour_changes():
 
 @pytest.mark.parametrize("magnitude", [0.5, 1.0])
 def test_erase_has_the_documented_probability_and_area(magnitude):
-    pixels = torch.ones(1024, 3, 64, 64)
-    augmentation.erase(pixels, torch.full((1024,), magnitude), generator())
-    assert (pixels == pixels[:, :1]).all(), "a hole goes through all channels"
-    hidden = (pixels[:, 0] == 0).float().mean(dim=(1, 2))
+    pixels = augmentation.erase(
+        torch.ones(1024, 3, 64, 64), torch.full((1024,), magnitude), generator()
+    )
+    is_mean = pixels == torch.tensor(MEAN).view(3, 1, 1)
+    assert ((pixels == 1) | is_mean).all()
+    assert (is_mean == is_mean[:, :1]).all(), "a hole goes through all channels"
+    hidden = is_mean[:, 0].float().mean(dim=(1, 2))
     fraction = float((hidden > 0).float().mean())
     assert fraction == pytest.approx(augmentation.ERASE_PROBABILITY * magnitude, abs=0.05)
     largest = augmentation.MAX_ERASED_AREA * magnitude
     assert 0.8 * largest < float(hidden.max()) <= largest + 0.02
-    untouched = torch.ones(64, 3, 32, 32)
-    augmentation.erase(untouched, torch.zeros(64), generator())
+    untouched = augmentation.erase(torch.ones(64, 3, 32, 32), torch.zeros(64), generator())
     assert (untouched == 1).all()
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from trainables import batches, feature_cache
-from trainables.augmentation import augment_and_normalise
+from trainables.augmentation import augment_pixels
 from trainables.batches import CachedBatches, ImageBatches, ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.weights import PACKAGED, load_weights
 
@@ -43,8 +43,8 @@ class Recorder:
     def __call__(
         self, images: Tensor, size: int, magnitudes: Tensor, flip: bool, generator: torch.Generator
     ) -> Tensor:
-        pixels = augment_and_normalise(images, size, magnitudes, flip, generator)
-        clean = (pixels == crop_and_normalise(images, size)).flatten(1).all(1)
+        pixels = augment_pixels(images, size, magnitudes, flip, generator)
+        clean = (pixels == crop_pixels(images, size)).flatten(1).all(1)
         assert torch.equal(clean, magnitudes == 0)
         self.magnitudes = torch.cat([self.magnitudes, magnitudes])
         return pixels
@@ -57,7 +57,7 @@ def cache(images: ImageSet) -> tuple[FeatureCache, Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         for view in range(N_VIEWS):
             recorder = Recorder()
-            patch.setattr(feature_cache, "augment_and_normalise", recorder)
+            patch.setattr(feature_cache, "augment_pixels", recorder)
             magnitude = view_magnitude(view, N_VIEWS)
             built = build_view(backbone, images.table, SIDE, magnitude, True, (5,), view, CPU)[5]
             views.append(as_features(built).split(50))
@@ -83,7 +83,7 @@ def drawn_without_a_cache(
     """Return the magnitudes at which a training without frozen stages augments images."""
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "augment_and_normalise", recorder)
+        patch.setattr(batches, "augment_pixels", recorder)
         ImageBatches(images, frozen(0), augment).train(rows, generator)
     return recorder.magnitudes
 

@@ -4,7 +4,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from trainables.augmentation import augment_and_normalise
+from trainables.augmentation import augment_pixels
 from trainables.compute import mixed_precision
 from trainables.feature_cache import (
     FeatureCache,
@@ -15,7 +15,7 @@ from trainables.feature_cache import (
     view_magnitude,
     view_probabilities,
 )
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.weights import PACKAGED, load_weights
 
@@ -131,7 +131,7 @@ def test_build_view_equals_the_output_of_each_stage(backbone, images, magnitude)
     assert tuple(built) == stages
     generator = torch.Generator().manual_seed(7)
     batches = [
-        augment_and_normalise(batch, 32, torch.full((len(batch),), magnitude), True, generator)
+        augment_pixels(batch, 32, torch.full((len(batch),), magnitude), True, generator)
         for batch in images.split(32)
     ]
     for stage, bits in built.items():
@@ -149,7 +149,7 @@ def test_view_0_is_not_augmented_and_others_depend_on_the_seed(backbone, images)
     def built(magnitude: float, seed: int) -> np.ndarray:
         return build_view(backbone, images, 32, magnitude, True, (5,), seed, CPU)[5]
 
-    clean = through(backbone, crop_and_normalise(images, 32), 5)
+    clean = through(backbone, crop_pixels(images, 32), 5)
     torch.testing.assert_close(as_features(built(0.0, 1)).float(), clean, atol=1e-2, rtol=1e-2)
     assert np.array_equal(built(0.0, 1), built(0.0, 2))
     assert np.array_equal(built(0.5, 1), built(0.5, 1))
@@ -252,5 +252,5 @@ def test_feature_maps_are_returned_in_a_networks_layout(backbone, images, augmen
     assert clean.shape == drawn.shape == shape
     assert clean.is_contiguous(memory_format=torch.channels_last)
     assert drawn.is_contiguous(memory_format=torch.channels_last)
-    expected = through(backbone, crop_and_normalise(images[39 - rows], 32), 2)
+    expected = through(backbone, crop_pixels(images[39 - rows], 32), 2)
     torch.testing.assert_close(clean.float(), expected, atol=1e-2, rtol=1e-2)

@@ -16,16 +16,15 @@ from torchvision import transforms
 
 from trainables.image_formats import IMAGE_SUFFIXES
 from trainables.images import (
-    MEAN,
-    STD,
     ImageError,
     as_tensor,
-    crop_and_normalise,
+    crop_pixels,
+    evaluation_crop,
     read_image,
     to_square,
 )
 
-ONE_LEVEL = 1.001 / 255 / min(STD)
+ONE_LEVEL = 1.001 / 255
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -43,7 +42,7 @@ def smooth(width: int = 40, height: int = 30) -> Image.Image:
 
 def ours(image: Image.Image, cache_size: int, image_size: int) -> torch.Tensor:
     decoded = torch.from_numpy(to_square(image, cache_size, image_size).copy())[None]
-    return crop_and_normalise(decoded, image_size)[0]
+    return crop_pixels(decoded, image_size)[0]
 
 
 def torchvisions(image: Image.Image, cache_size: int, image_size: int) -> torch.Tensor:
@@ -52,7 +51,6 @@ def torchvisions(image: Image.Image, cache_size: int, image_size: int) -> torch.
             transforms.Resize(cache_size),
             transforms.CenterCrop(image_size),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
         ]
     )(image)
     return pixels
@@ -130,27 +128,25 @@ def test_to_square_returns_a_square_of_uint8() -> None:
     assert decoded.dtype == np.uint8
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_crop_and_normalise_returns_channels_last(dtype: torch.dtype) -> None:
+def test_crop_pixels_returns_channels_last() -> None:
     images = torch.randint(0, 256, (4, 37, 37, 3), dtype=torch.uint8)
-    x = crop_and_normalise(images, 32, dtype)
+    x = crop_pixels(images, 32)
     assert x.shape == (4, 3, 32, 32)
-    assert x.dtype == dtype
+    assert x.dtype == torch.float32
     assert x.is_contiguous(memory_format=torch.channels_last)
-    exact = crop_and_normalise(images, 32)
-    torch.testing.assert_close(x, exact.to(dtype), rtol=0, atol=0)
+    assert torch.equal((x * 255).round().permute(0, 2, 3, 1), evaluation_crop(images, 32).float())
 
 
-def test_crop_and_normalise_changes_no_image_and_accepts_an_empty_batch() -> None:
+def test_crop_pixels_changes_no_image_and_accepts_an_empty_batch() -> None:
     images = torch.full((2, 8, 8, 3), 100, dtype=torch.uint8)
-    crop_and_normalise(images, 8)
+    crop_pixels(images, 8)
     assert (images == 100).all()
-    assert crop_and_normalise(images[:0], 6).shape == (0, 3, 6, 6)
+    assert crop_pixels(images[:0], 6).shape == (0, 3, 6, 6)
 
 
-def test_crop_and_normalise_raises_if_the_crop_is_too_large() -> None:
+def test_crop_pixels_raises_if_the_crop_is_too_large() -> None:
     with pytest.raises(ValueError, match=r"^1 <= image_size <= 8 must hold, but got 9$"):
-        crop_and_normalise(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), 9)
+        crop_pixels(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), 9)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32])

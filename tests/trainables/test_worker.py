@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spaces.base import TrialConfig
-from trainables.augmentation import augment_and_normalise
+from trainables.augmentation import augment_pixels
 from trainables.feature_cache import FeatureCache, as_features
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Weights
@@ -122,7 +122,7 @@ def test_a_view_is_augmented_at_its_magnitude(context: TrainingContext, view: in
         images = torch.from_numpy(context.table.open()[rows])
         generator = torch.Generator().manual_seed(11)
         with torch.no_grad():
-            return backbone(augment_and_normalise(images, SIDE, magnitudes, True, generator), 0, 5)
+            return backbone(augment_pixels(images, SIDE, magnitudes, True, generator), 0, 5)
 
     found, expected = as_features(bits).float(), features(magnitudes)
     scale = float((expected - expected.mean(0)).norm())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spaces.rules import backbone_problem
 from spaces.timm_names import PREFIX
 from trainables.models.network_cut import N_STAGES
+from trainables.models.normalisation import Normalise
 from trainables.models.small_networks import SMALL_NETWORKS
 from trainables.models.timm_networks import create_timm
 from trainables.models.torchvision_stages import STAGE_PLANS, build_network, cut_into_stages
@@ -28,11 +29,13 @@ DEFAULT_IMAGE_SIZE = 224
 class Backbone(nn.Module):
     """A network of five stages that turns images into features.
 
-    Its input are normalised pixels [N, 3, H, W], and the output of stage 5 are pooled features
-    [N, feature_size]. No stage changes its input in place, so outputs can be cached.
+    Its input are pixels [N, 3, H, W] in [0, 1], which it normalises as its network was trained, and
+    the output of stage 5 are pooled features [N, feature_size]. No stage changes its input in
+    place, so outputs can be cached.
 
     Attributes:
         name: See `spaces.rules.backbone_problem`.
+        normalise: Is applied to the pixels before the first stage.
         stages: The five stages.
         feature_size: Number of pooled features.
         image_size: Side in pixels of the images that it was built for; most networks take others,
@@ -49,11 +52,13 @@ class Backbone(nn.Module):
         feature_size: int,
         image_size: int = DEFAULT_IMAGE_SIZE,
         is_trunk: bool = False,
+        normalise: Normalise | None = None,
     ) -> None:
         super().__init__()
         if len(stages) != N_STAGES:
             raise ValueError(f"a backbone must have {N_STAGES} stages, but got {len(stages)}")
         self.name = name
+        self.normalise = Normalise() if normalise is None else normalise
         self.stages = nn.ModuleList(stages)
         self.feature_size = feature_size
         self.image_size = image_size
@@ -61,16 +66,18 @@ class Backbone(nn.Module):
         self.freeze_depth = 0
 
     def forward(self, x: Tensor, start: int = 0, stop: int = N_STAGES) -> Tensor:
-        """Run stages[start:stop].
+        """Run stages[start:stop], and before the first one the normalisation.
 
         Args:
-            x: Output of the first `start` stages; for 0, normalised pixels.
+            x: Output of the first `start` stages; for 0, pixels in [0, 1].
             start: In [0, 5].
             stop: In [start, 5].
 
         Returns:
             Output of the first `stop` stages; for 5, pooled features [N, feature_size].
         """
+        if start == 0 < stop:
+            x = self.normalise(x)
         for stage in itertools.islice(self.stages, start, stop):
             x = stage(x)
         return x
@@ -157,7 +164,14 @@ def create_backbone(
     if name.startswith(PREFIX):
         with _seeded(seed):
             network = create_timm(name, image_size, state_dict)
-        return Backbone(name, network.stages, network.feature_size, image_size, network.is_trunk)
+        return Backbone(
+            name,
+            network.stages,
+            network.feature_size,
+            image_size,
+            is_trunk=network.is_trunk,
+            normalise=Normalise(network.mean, network.std),
+        )
     if state_dict is None:
         with _seeded(seed):
             net, feature_size = _build(name)

@@ -42,7 +42,7 @@ class CenterCropBranch(nn.Module):
         """Return the logits to add to each member's, [members, N, classes].
 
         Args:
-            pixels: Normalised pixels of the full images, [N, 3, H, W].
+            pixels: Pixels of the full images in [0, 1], [N, 3, H, W].
         """
         features = self.backbone(enlarge_center(pixels))
         with torch.autocast(features.device.type, enabled=False):

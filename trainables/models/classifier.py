@@ -47,7 +47,7 @@ class Classifier(nn.Module):
         """Run the stages from `start` on, and the head.
 
         Args:
-            x: Output of the first `start` stages; for 0, normalised pixels.
+            x: Output of the first `start` stages; for 0, pixels in [0, 1].
             start: In [0, 5].
 
         Returns:

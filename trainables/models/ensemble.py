@@ -1,32 +1,26 @@
 """An ensemble of K classifiers with common frozen stages, and its file `model.pt`.
 
-The module is long to have the model and its file in one place. A model may have a centre-crop
-branch (`trainables.models.center_crop`) and a scorer of out-of-distribution images
-(`trainables.models.ood`). `model.pt` contains tensors and one JSON text, so that loading it runs no
-code of the file and needs no space.
+A model may have a centre-crop branch (`trainables.models.center_crop`) and a scorer of
+out-of-distribution images (`trainables.models.ood`). `model.pt` contains tensors and one JSON text,
+so that loading it runs no code of the file and needs no space.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from spaces.errors import SearchError
-from spaces.rules import ResizeMode
 from trainables.atomic_write import write_atomically
 from trainables.compute import mixed_precision
-from trainables.images import ImageRows, crop_and_normalise, to_square
-from trainables.models.backbones import create_backbone
+from trainables.images import ImageRows, crop_pixels
+from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.center_crop import CenterCropBranch
 from trainables.models.classifier import (
     Classifier,
@@ -35,43 +29,15 @@ from trainables.models.classifier import (
     load_weights_from_stage,
     weights_from_stage,
 )
+from trainables.models.model_card import ModelCard, ModelError, read_card
 from trainables.models.network_cut import N_STAGES
+from trainables.models.normalisation import Normalise
 from trainables.models.ood import OODScorer, load_ood_scorer
 
-FORMAT = "classifier-search model 2"
+FORMAT = "classifier-search model 3"
 """Value of `format` in a model file; the number changes with the file's contents."""
 
 _BATCH_SIZE = 64
-
-
-class ModelError(SearchError):
-    """A model file is missing, damaged, or of another format."""
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """The description of a model: everything besides its tensors."""
-
-    backbone: str
-    classes: tuple[str, ...]
-    image_size: int
-    """Side in pixels of the square that the backbone sees."""
-    cache_size: int
-    """Side in pixels of the square that images are resized to before `image_size` is cut out."""
-    freeze_depth: int
-    """Number of leading stages that the members have in common."""
-    hidden_units: int
-    n_members: int
-    temperature: float = 1.0
-    """What logits are divided by before the softmax (calibration)."""
-    resize_mode: ResizeMode = "pad"
-    """How images are made square; see `trainables.images.to_square`."""
-    center_crop: bool = False
-    """Whether the model has a centre-crop branch."""
-
-    def to_square(self, image: Image.Image) -> np.ndarray:
-        """Resize an RGB image for the model: uint8 [cache_size, cache_size, 3]."""
-        return to_square(image, self.cache_size, self.image_size, self.resize_mode)
 
 
 class Ensemble(nn.Module):
@@ -114,7 +80,7 @@ class Ensemble(nn.Module):
             )
         if card.center_crop != (center_crop is not None):
             raise ModelError("only one of card and weights has a centre-crop branch")
-        backbone = create_backbone(card.backbone, image_size=card.image_size)
+        backbone = self._create_backbone()
         backbone.freeze(card.freeze_depth)
         scored = (card.n_members, backbone.feature_size)
         if ood_scorer is not None and ood_scorer.means.shape != scored:
@@ -139,10 +105,16 @@ class Ensemble(nn.Module):
         self.to(memory_format=torch.channels_last)
         self.eval()
 
+    def _create_backbone(self) -> Backbone:
+        """Build the backbone with random weights, and the normalisation that the card has."""
+        backbone = create_backbone(self.card.backbone, image_size=self.card.image_size)
+        backbone.normalise = Normalise(self.card.mean, self.card.std)
+        return backbone
+
     def _center_crop_branch(self, weights: Weights) -> CenterCropBranch:
         """Build the centre-crop branch on the members' frozen stages."""
         depth, frozen = self.card.freeze_depth, self.classifiers[0].backbone.stages
-        backbone = create_backbone(self.card.backbone, image_size=self.card.image_size)
+        backbone = self._create_backbone()
         for index in range(depth):
             backbone.stages[index] = frozen[index]
         backbone.freeze(N_STAGES)
@@ -175,11 +147,11 @@ class Ensemble(nn.Module):
         return {k: v.detach().cpu() for k, v in stages.items()} | self.center_crop.head_weights()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return each member's logits, [members, N, classes], for normalised pixels."""
+        """Return each member's logits, [members, N, classes], for pixels in [0, 1]."""
         return self.features_and_logits(x)[1]
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each member's pooled features and logits for normalised pixels.
+        """Return each member's pooled features and logits for pixels in [0, 1].
 
         Args:
             x: [N, 3, H, W].
@@ -219,7 +191,7 @@ class Ensemble(nn.Module):
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size].to(device)
             with mixed_precision(device):
-                outputs = self.features_and_logits(crop_and_normalise(batch, self.card.image_size))
+                outputs = self.features_and_logits(crop_pixels(batch, self.card.image_size))
             features, logits = (output.float().cpu() for output in outputs)
             parts.append(logits)
             if self.ood_scorer is not None:
@@ -269,34 +241,10 @@ def load_model(path: Path) -> Ensemble:
     if file_format != FORMAT:
         raise ModelError(f"{path} must have the format {FORMAT!r}, but has {file_format!r}")
     try:
-        card = _read_card(content["card"])
+        card = read_card(content["card"])
         ood_scorer = load_ood_scorer(content["ood"]) if "ood" in content else None
         crop = content.get("center_crop")
         return Ensemble(card, content["prefix"], content["members"], ood_scorer, crop)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
         raise ModelError(f"{path} is damaged: {kind}{error}") from None
-
-
-def _read_card(text: str) -> ModelCard:
-    content = json.loads(text)
-    if missing := [field.name for field in fields(ModelCard) if field.name not in content]:
-        raise ModelError(f"its card lacks {', '.join(missing)}")
-    card = ModelCard(**{**content, "classes": tuple(content["classes"])})
-    numbers = (card.image_size, card.cache_size, card.freeze_depth, card.hidden_units)
-    if not all(isinstance(n, int) and 0 <= n <= 65536 for n in numbers):
-        raise ModelError(f"a size on its card is out of range: {numbers}")
-    if not 1 <= card.image_size <= card.cache_size:
-        raise ModelError(
-            f"1 <= image_size <= cache_size must hold, but its card has {card.image_size} and"
-            f" {card.cache_size}"
-        )
-    if card.resize_mode not in get_args(ResizeMode):
-        raise ModelError(f"its resize_mode must be 'pad' or 'crop', but is {card.resize_mode!r}")
-    if not isinstance(card.center_crop, bool):
-        raise ModelError(f"its center_crop must be true or false, but is {card.center_crop!r}")
-    if not (isinstance(card.temperature, int | float) and 0 < card.temperature < math.inf):
-        raise ModelError(f"its temperature must be a number above 0, but is {card.temperature!r}")
-    if not (len(card.classes) >= 2 and all(isinstance(name, str) for name in card.classes)):
-        raise ModelError("its card names fewer than two classes")
-    return card

@@ -5,19 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainables.images import MEAN, STD
 from trainables.models.ensemble import Ensemble, mean_probabilities
 from trainables.models.ood import OODScorer
 
 
 class ExportModule(nn.Module):
-    """An ensemble with its normalisation before it and its calibrated mean after it.
+    """An ensemble that takes images as they are, with its calibrated mean after it.
 
     It computes in float32 on every processor, so that exports give equal results everywhere.
     """
 
-    pixel_scale: Tensor
-    pixel_shift: Tensor
     ood_means: Tensor
     ood_components: Tensor
     ood_scale: Tensor
@@ -26,9 +23,6 @@ class ExportModule(nn.Module):
         super().__init__()
         self.ensemble = ensemble.to(memory_format=torch.contiguous_format)
         self.temperature = float(ensemble.card.temperature)
-        mean, std = torch.tensor(MEAN), torch.tensor(STD)
-        self.register_buffer("pixel_scale", (1 / (255 * std)).view(3, 1, 1))
-        self.register_buffer("pixel_shift", (mean / std).view(3, 1, 1))
         self.has_ood = ensemble.ood_scorer is not None
         if ensemble.ood_scorer is not None:
             self.register_buffer("ood_means", ensemble.ood_scorer.means.float())
@@ -46,10 +40,8 @@ class ExportModule(nn.Module):
             Probabilities, float32 [N, classes]; and OOD scores, float32 [N], if the model has a
             scorer (see `trainables.models.ood`).
         """
-        pixels = images.permute(0, 3, 1, 2).to(torch.float32)
-        features, logits = self.ensemble.features_and_logits(
-            pixels * self.pixel_scale - self.pixel_shift
-        )
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+        features, logits = self.ensemble.features_and_logits(pixels)
         probabilities = mean_probabilities(logits, self.temperature)
         if not self.has_ood:
             return (probabilities,)

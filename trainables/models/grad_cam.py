@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock
 
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.classifier import Classifier
 from trainables.models.ensemble import Ensemble
 
@@ -53,7 +53,7 @@ def grad_cam(ensemble: Ensemble, images: Tensor, classes: Sequence[int]) -> np.n
     parts = []
     for start in range(0, len(images), _BATCH_SIZE):
         batch = images[start : start + _BATCH_SIZE].to(device)
-        pixels = crop_and_normalise(batch, model.card.image_size).contiguous()
+        pixels = crop_pixels(batch, model.card.image_size).contiguous()
         targets = torch.tensor(classes[start : start + _BATCH_SIZE], device=device)
         parts.append(_gradient_maps(model, pixels, targets).cpu().numpy())
     maps = np.maximum(np.concatenate(parts), 0.0)

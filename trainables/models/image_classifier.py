@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.images import MAX_SQUEEZED, ImageError
-from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.models.ensemble import Ensemble
 from trainables.models.export_module import ExportModule
+from trainables.models.model_card import ModelCard
 
 _MAX_ASPECT_RATIO = 64
 """Longer images are cropped to it before they are resized, which would else take gigabytes."""

@@ -1,6 +1,6 @@
 """Two small backbones: `tinynet`, whose weights are part of the package, and `cnn`.
 
-Both take ImageNet-normalised RGB of 28 to 224 pixels and consist of five stages, the last of which
+Both take RGB of 28 to 224 pixels and consist of five stages, the last of which
 returns pooled features. `scripts/pretrain_tinynet.py` makes `weights/tinynet.pth`.
 """
 

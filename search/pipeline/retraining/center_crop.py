@@ -33,7 +33,7 @@ from search.pipeline.retraining.kfold import (
 from search.pipeline.retraining.out_of_fold import score_images
 from search.runs.summary import CenterCropScores
 from trainables.compute import configure_cpu, mixed_precision
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.center_crop import enlarge_center
 from trainables.models.classifier import Weights, weights_from_stage
 from trainables.models.linear_probe import fit_head, uses_center_crop
@@ -227,7 +227,7 @@ def _compute_features(context: TrainingContext, backbone: str, rows: np.ndarray)
     features = []
     with torch.no_grad():
         for batch in torch.from_numpy(rows.copy()).split(_BATCH_SIZE):
-            pixels = crop_and_normalise(images.take(batch, device), context.image_size)
+            pixels = crop_pixels(images.take(batch, device), context.image_size)
             with mixed_precision(device):
                 features.append(network(enlarge_center(pixels)).float().cpu())
     return torch.cat(features).numpy()

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from search.console.formatting import percent
 from search.evaluation.predictions import TOP_K, Predictions
-from trainables.augmentation import augment_and_normalise, draw_magnitudes
-from trainables.images import MEAN, STD
+from trainables.augmentation import augment_pixels, draw_magnitudes
 
 SIDE = 132
 """Side of an image in a grid, in pixels."""
@@ -63,9 +62,8 @@ def augmented_tiles(images: Tensor, strength: float, image_size: int, flip: bool
     repeated = images.repeat_interleave(1 + N_DRAWS, dim=0)
     magnitudes = draw_magnitudes(len(repeated), strength, generator)
     magnitudes[:: 1 + N_DRAWS] = 0
-    pixels = augment_and_normalise(repeated, image_size, magnitudes, flip, generator)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    seen = ((pixels * std + mean) * 255).round().clamp(0, 255).byte()
+    pixels = augment_pixels(repeated, image_size, magnitudes, flip, generator)
+    seen = (pixels * 255).round().byte()
     return [Tile(image) for image in seen.permute(0, 2, 3, 1).numpy()]
 
 

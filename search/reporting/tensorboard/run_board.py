@@ -40,7 +40,7 @@ from search.runs.run_folder import RunFolder
 from search.runs.summary import Settings
 from spaces.base import Space
 from trainables.compute import mixed_precision
-from trainables.images import ImageRows, crop_and_normalise
+from trainables.images import ImageRows, crop_pixels
 from trainables.models.ensemble import Ensemble
 
 _N_AUGMENTED = 6  # images in a grid of augmentation, a row each
@@ -193,7 +193,7 @@ def pooled_features(ensemble: Ensemble, images: Tensor) -> np.ndarray:
     device = next(backbone.parameters()).device
     parts = []
     for batch in images.split(_FEATURES_BATCH):
-        pixels = crop_and_normalise(batch.to(device), ensemble.card.image_size)
+        pixels = crop_pixels(batch.to(device), ensemble.card.image_size)
         with mixed_precision(device):
             parts.append(backbone(pixels, 0, 5).float().cpu())
     return torch.cat(parts).numpy()

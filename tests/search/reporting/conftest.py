@@ -3,7 +3,8 @@ import torch
 
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
-from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.models.ensemble import Ensemble
+from trainables.models.model_card import ModelCard
 
 IMAGE_SIZE, CACHE_SIZE = 32, 36
 

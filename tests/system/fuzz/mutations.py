@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainables.models.ensemble import FORMAT, ModelCard
+from trainables.models.ensemble import FORMAT
+from trainables.models.model_card import ModelCard
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "ICO", "TGA", "AVIF")
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)

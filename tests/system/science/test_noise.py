@@ -14,7 +14,7 @@ from search.runs.run_folder import BEST_WEIGHTS
 from search.runs.tables import read_rows
 from tests.system.science.noise import CHANCE, CLASSES, N_CLASSES, N_EXTERNAL, N_PLANTED, Chance
 from tests.system.science.noise_run import FIRST_TRIALS, N_EPOCHS, NoiseRun
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
 from trainables.models.weights import PACKAGED, load_weights
@@ -172,6 +172,6 @@ def accuracy_on(run: NoiseRun, model: Classifier, split: str) -> float:
         np.asarray(Image.open(file).resize((32, 32), Image.Resampling.BILINEAR)) for file in files
     ]
     with torch.no_grad():
-        logits = model(crop_and_normalise(torch.from_numpy(np.stack(pixels)), 32))
+        logits = model(crop_pixels(torch.from_numpy(np.stack(pixels)), 32))
     labels = [name.split("/")[0] for name in names]
     return float(np.mean(np.array(labels) == np.array(CLASSES)[logits.argmax(1)]))

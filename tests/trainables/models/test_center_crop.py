@@ -14,13 +14,14 @@ from torch import Tensor
 from search.deployment.exporters import run_onnx, run_program, write_int8, write_onnx, write_program
 from search.deployment.parity import central_pixels
 from search.export import one_member
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.backbones import create_backbone
 from trainables.models.center_crop import CENTER_FRACTION, enlarge_center
 from trainables.models.classifier import Classifier, Weights, create_head, weights_from_stage
-from trainables.models.ensemble import Ensemble, ModelCard, ModelError, load_model
+from trainables.models.ensemble import Ensemble, load_model
 from trainables.models.export_module import ExportModule
 from trainables.models.grad_cam import grad_cam
+from trainables.models.model_card import ModelCard, ModelError
 
 CARD = ModelCard("tinynet", ("a", "b", "c"), 32, 36, 3, 0, n_members=2, center_crop=True)
 
@@ -77,7 +78,7 @@ def test_enlarge_center_equals_pillow() -> None:
 def test_center_crop_logits_are_added_to_the_members(depth: int, hidden_units: int) -> None:
     card = replace(CARD, freeze_depth=depth, hidden_units=hidden_units)
     both, without = build(card), build(replace(card, center_crop=False))
-    pixels = crop_and_normalise(images(), 32)
+    pixels = crop_pixels(images(), 32)
     features = create_backbone("tinynet", seed=0).eval()(enlarge_center(pixels))
     head = heads(card)
     with torch.no_grad():
@@ -160,7 +161,7 @@ def test_exported_models_include_the_center_crop_branch(depth: int, tmp_path: Pa
     model = build(replace(CARD, freeze_depth=depth))
     pixels = central_pixels(model.card, images().numpy())
     with torch.no_grad():
-        x = crop_and_normalise(images(), 32)
+        x = crop_pixels(images(), 32)
         expected = torch.softmax(model(x), 2).mean(0)
         torch.testing.assert_close(ExportModule(model)(torch.from_numpy(pixels))[0], expected)
     write_onnx(model, tmp_path / "model.onnx")

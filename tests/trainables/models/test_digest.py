@@ -5,7 +5,8 @@ import torch
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
 from trainables.models.digest import model_digest
-from trainables.models.ensemble import Ensemble, ModelCard, load_model
+from trainables.models.ensemble import Ensemble, load_model
+from trainables.models.model_card import ModelCard
 from trainables.models.ood import fit_ood_scorer
 
 CARD = ModelCard("tinynet", ("a", "b"), 32, 36, 5, 0, 1, temperature=1.5)

@@ -13,17 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainables.images import crop_and_normalise, to_square
+from trainables.images import crop_pixels, to_square
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, Weights, create_head
-from trainables.models.ensemble import (
-    FORMAT,
-    Ensemble,
-    ModelCard,
-    ModelError,
-    load_model,
-    mean_probabilities,
-)
+from trainables.models.ensemble import FORMAT, Ensemble, load_model, mean_probabilities
+from trainables.models.model_card import ModelCard, ModelError
 
 CARD = ModelCard(
     backbone="tinynet",
@@ -111,7 +105,7 @@ def test_probabilities_are_the_mean_of_the_members():
     decoded = images()
     probabilities = model.probabilities(decoded)
     with torch.no_grad():
-        x = crop_and_normalise(decoded, CARD.image_size)
+        x = crop_pixels(decoded, CARD.image_size)
         alone = [classifier(seed=seed)(x) for seed in range(3)]
     expected = torch.stack([torch.softmax(logits / 1.5, 1) for logits in alone]).mean(0)
     torch.testing.assert_close(probabilities, expected, atol=0.02, rtol=0)
@@ -250,7 +244,7 @@ def test_load_model_raises_for_another_format(tmp_path, content, found):
     with pytest.raises(ModelError) as caught:
         load_model(path)
     assert str(caught.value) == (
-        f"{path} must have the format 'classifier-search model 2', but has {found!r}"
+        f"{path} must have the format 'classifier-search model 3', but has {found!r}"
     )
 
 
@@ -297,7 +291,7 @@ def test_load_model_runs_no_code_of_the_file(tmp_path, zipped):
         ({"classes": ["cat", 3]}, "its card names fewer than two classes"),
         ({"classes": ["cat", "dog"]}, "the weights do not fit tinynet"),
         ({"classes": 3}, "'int' object is not iterable"),
-        ({"backbone": "resnet19"}, "but got 'resnet19'"),
+        ({"backbone": "resnet19"}, "there is no backbone 'resnet19'"),
         ({"backbone": "cnn"}, "the weights do not fit cnn"),
         ({"hidden_units": 8}, "the weights do not fit tinynet"),
         ({"n_members": 2}, "the card is of 2 members, but there are 3"),

@@ -5,11 +5,12 @@ from captum.attr import LayerGradCam
 from torch import Tensor
 
 from spaces.rules import BACKBONES
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
-from trainables.models.ensemble import Ensemble, ModelCard
+from trainables.models.ensemble import Ensemble
 from trainables.models.grad_cam import GradCamError, grad_cam
+from trainables.models.model_card import ModelCard
 
 
 def build_ensemble(
@@ -45,7 +46,7 @@ def test_grad_cam_equals_captums_layer_grad_cam(freeze_depth: int, hidden_units:
     (classifier,) = ensemble.classifiers
     pool = classifier.backbone.stages[4][1]
     plain = LayerGradCam(classifier, pool).attribute(
-        crop_and_normalise(table, 64).contiguous().requires_grad_(),
+        crop_pixels(table, 64).contiguous().requires_grad_(),
         target=torch.tensor([0, 1, 2]),
         attribute_to_layer_input=True,
         relu_attributions=True,
@@ -74,9 +75,9 @@ def test_grad_cam_is_highest_at_the_object() -> None:
     ensemble = build_ensemble("tinynet", 5, members=1, side=96)
     classifier = ensemble.classifiers[0]
     table = torch.zeros(1, 108, 108, 3, dtype=torch.uint8)
-    blank = classifier.backbone(crop_and_normalise(table, 96)).detach()
+    blank = classifier.backbone(crop_pixels(table, 96)).detach()
     table[:, 60:90, 66:96] = 255  # within the crop: rows 54 to 84, columns 60 to 90, of 96
-    bright = classifier.backbone(crop_and_normalise(table, 96)).detach()
+    bright = classifier.backbone(crop_pixels(table, 96)).detach()
     head = classifier.head[1]
     head.weight.data[0] = bright[0] - blank[0]  # class 0 is the white square
     found = grad_cam(ensemble, table, [0])[0]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from spaces.rules import ResizeMode
 from tests.trainables.models.test_ensemble import CARD, ensemble
-from trainables.images import ImageError, crop_and_normalise
-from trainables.models.ensemble import ModelCard, mean_probabilities
+from trainables.images import ImageError, crop_pixels
+from trainables.models.ensemble import mean_probabilities
 from trainables.models.image_classifier import ImageClassifier, resize_to_square
+from trainables.models.model_card import ModelCard
 
 
 def photo(height: int, width: int) -> np.ndarray:
@@ -71,9 +72,9 @@ def test_squares_are_those_of_pillow(mode: ResizeMode, height: int, width: int) 
     if (height, width) == (32, 32):
         card = replace(card, cache_size=32)  # an image of the backbone's size is taken as it is
     square = torch.from_numpy(card.to_square(Image.fromarray(image)).copy())[None]
-    expected = crop_and_normalise(square, card.image_size)
+    expected = crop_pixels(square, card.image_size)
     resized = resize_to_square(as_tensor(image)[None].float(), card)
-    got = crop_and_normalise(resized.permute(0, 2, 3, 1), card.image_size)
+    got = crop_pixels(resized.permute(0, 2, 3, 1), card.image_size)
     assert got.shape == expected.shape
     # Two levels of 255, in units of the normalised pixels.
     torch.testing.assert_close(got, expected, atol=2 / (255 * 0.22), rtol=0)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import create_head
-from trainables.models.ensemble import Ensemble, ModelCard, ModelError, load_model
+from trainables.models.ensemble import Ensemble, load_model
+from trainables.models.model_card import ModelCard, ModelError
 from trainables.models.ood import (
     OODScorer,
     energy,

@@ -32,7 +32,7 @@ from search.runs.tables import read_rows
 from spaces.base import Space, TrialConfig
 from spaces.sources import folder
 from tests.fixtures.prepared_data import prepared_data
-from trainables.images import crop_and_normalise
+from trainables.images import crop_pixels
 from trainables.models.center_crop import enlarge_center
 from trainables.models.ensemble import load_model
 from trainables.models.linear_probe import MAX_IMAGES, fit_head
@@ -130,7 +130,7 @@ def test_centres_that_show_the_class_help_a_model_that_does_not_see_it(
     # Each head was fitted on the other folds' images alone, and is scaled to the members.
     network = clone_backbone(prepared.features, "tinynet", 5, torch.device("cpu")).eval()
     with torch.no_grad():
-        pixels = crop_and_normalise(prepared.table, SIDE)
+        pixels = crop_pixels(prepared.table, SIDE)
         features = network(enlarge_center(pixels)).float()
     _, of_members = out_of_fold(folds)
     crop_logits = []
