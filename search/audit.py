@@ -137,9 +137,16 @@ def create_parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m search.audit`."""
     parser = Parser(
         prog="python -m search.audit",
-        description="Audit images: files that cannot be read, near-duplicates within and across"
-        " classes, splits and an external test set, contradicting labels, imbalanced classes, and"
-        " odd images.",
+        description="""\
+Check images for what could mislead training or evaluation: files that cannot be read,
+near-duplicates within and across classes, splits and an external test set, contradicting labels,
+imbalanced classes, and odd images. Every run does so first; nothing is changed.""",
+        epilog="""\
+examples:
+  python -m search.audit photos
+  python -m search.audit photos --external phone-photos --out photos.csv
+Then remove the lines of the table that you disagree with, and give it to a run:
+  python -m search.run --data photos --exclude photos.csv""",
     )
     parser.add_argument(
         "data",

@@ -190,30 +190,43 @@ def create_parser() -> Parser:
     """Return the parser of `python -m search.export`."""
     parser = Parser(
         prog="python -m search.export",
-        description="Export the model, and compare the export with it on the test set.",
-        epilog="The comparison executes the run's own space.py to find its images: export a run"
-        " that you do not trust by its model.pt alone.",
+        description="""\
+Write a finished run's model as one file that other programs run, normalisation and all members of
+the ensemble included, and compare it with the model on the run's test images before it is kept.""",
+        epilog="""\
+examples:
+  python -m search.export results/RUN
+  python -m search.export results/RUN --int8
+  python -m search.export results/RUN --format pt2 --out model.pt2
+
+The comparison executes the run's own space.py to find its images: export a run that you do not
+trust by its model.pt alone.
+exit codes: 0 written, 1 its outputs differ too much, 2 wrong request""",
     )
     add_run(parser)
-    parser.add_argument(
+    what = parser.add_argument_group("what to write")
+    what.add_argument(
         "--format",
         choices=("onnx", "pt2"),
         default="onnx",
         help="ONNX, or a torch.export program (default: %(default)s)",
     )
-    parser.add_argument(
-        "--int8", action="store_true", help="quantise: smaller, faster, a little less accurate"
+    what.add_argument(
+        "--int8",
+        action="store_true",
+        help="quantise to 8-bit integers: smaller, faster, a little less accurate",
     )
-    parser.add_argument(
+    what.add_argument(
         "--member",
         type=whole_number(1),
         metavar="N",
-        help="the model of one fold (default: the ensemble of all)",
+        help="the model of one fold alone (default: the ensemble of all)",
     )
-    parser.add_argument(
+    where = parser.add_argument_group("where")
+    where.add_argument(
         "--data", type=Path, metavar="DIR", help="the folder of the run's images, if they moved"
     )
-    parser.add_argument(
+    where.add_argument(
         "--out", type=Path, metavar="FILE", help="default: export/ in the run's folder"
     )
     return parser

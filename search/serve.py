@@ -217,7 +217,13 @@ def create_parser() -> Parser:
     """Return the parser of `python -m search.serve`."""
     parser = Parser(
         prog="python -m search.serve",
-        description="Serve a model: a page, and an HTTP interface (POST /predict; see /docs).",
+        description="""\
+Serve a finished run's model over HTTP: a page where images can be tried, and POST /predict for
+programs, described at /docs. Without --host, this machine alone can reach it.""",
+        epilog="""\
+examples:
+  python -m search.serve results/RUN
+  CLASSIFIER_TOKEN=... python -m search.serve results/RUN --host 0.0.0.0 --port 8080""",
     )
     add_run(parser)
     where = parser.add_argument_group("address")
@@ -225,7 +231,10 @@ def create_parser() -> Parser:
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
     where.add_argument(
-        "--port", type=whole_number(1, 65535), default=8000, help="default: %(default)s"
+        "--port",
+        type=whole_number(1, 65535),
+        default=8000,
+        help="port to listen on (default: %(default)s)",
     )
     where.add_argument(
         "--token",

@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Any, NoReturn
 
 from search.console.commands import as_called, version
@@ -29,8 +31,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         for name in ("prog", "usage", "description", "epilog"):
-            if settings.get(name):
-                settings[name] = as_called(settings[name])
+            if text := settings.get(name):
+                # A text of several lines keeps them; examples in it can be copied.
+                width = get_terminal_size().columns - 2
+                settings[name] = as_called(text if "\n" in text else fill(text, width))
         super().__init__(**settings)
         self.add_argument("--version", action=Show, text=version, help="print the version and exit")
 

@@ -66,6 +66,16 @@ def test_a_folder_is_no_data_where_there_is_no_such_option(
     assert capsys.readouterr().err == "error: unrecognized arguments: photos (see --help)\n"
 
 
+def test_the_help_fills_texts_and_keeps_lines_that_can_be_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    example = "example:\n  python -m search.run --data photos --time-budget 30m --trials 20"
+    shown = Parser(description="words " * 30, epilog=example).format_help()
+    assert example in shown
+    assert max(len(line) for line in shown.splitlines() if line.startswith("words")) <= 58
+
+
 def test_every_parser_shows_the_version(parser: Parser, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parser.parse_args(["--version", "--trails"])  # as --help does, before a mistake
