@@ -107,4 +107,7 @@ def _text(name: str, value: object) -> str:
         return f"{value.total_seconds():g}s"
     if isinstance(value, str | int | float | os.PathLike) and not isinstance(value, bool):
         return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
-    raise RequestError(f"{name} must be a text, a number or a path, but got {value!r}")
+    way_out = ": save it with to_csv, and give the file" if hasattr(value, "to_csv") else ""
+    raise RequestError(
+        f"{name} must be a text, a number or a path, but is of type {type(value).__name__}{way_out}"
+    )

@@ -18,6 +18,7 @@ from search.cluster.feature_cache_actor import (
 )
 from search.cluster.feature_cache_plan import FeatureCachePlan
 from search.cluster.nodes import on_driver_node
+from search.cluster.session import ends_with_session
 
 if TYPE_CHECKING:
     from trainables.feature_cache import FeatureCache
@@ -152,4 +153,4 @@ def start_feature_cache(plan: FeatureCachePlan) -> FeatureCacheClient:
     )
     pickled_reference = cloudpickle.dumps(ray.put(plan))
     handle = actor.options(scheduling_strategy=on_driver_node()).remote(pickled_reference)
-    return FeatureCacheClient(handle, plan.n_views)
+    return FeatureCacheClient(ends_with_session(handle), plan.n_views)

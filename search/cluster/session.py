@@ -49,6 +49,9 @@ Tune's are private (`DEFAULT_ENV_VARS` in `ray.tune.execution.class_cache`); a t
 
 _OUR_PACKAGES = ("search", "trainables", "spaces")
 
+_actors: list[Any] = []
+"""Handles of the actors that end with the session."""
+
 
 class SessionError(SearchError):
     """The requested cluster cannot be joined."""
@@ -102,7 +105,12 @@ def ray_session(address: str | None, show_worker_output: bool = False) -> Iterat
     if ray.is_initialized():
         _check_session(address)
         _log.info("Ray %s was started already, resources %s", ray.__version__, _resources())
-        yield
+        try:
+            yield
+        finally:
+            for actor in _actors:
+                ray.kill(actor)
+            _actors.clear()
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     started = monotonic()
@@ -135,8 +143,18 @@ def ray_session(address: str | None, show_worker_output: bool = False) -> Iterat
     try:
         yield
     finally:
+        _actors.clear()
         ray.shutdown()
         _log.info("Ray session ended after %.0f s", monotonic() - started)
+
+
+def ends_with_session(actor: Any) -> Any:
+    """Return an actor's handle after noting it: `ray_session` ends it, also where Ray goes on.
+
+    Ray by itself would not: what Tune has pickled keeps such handles alive.
+    """
+    _actors.append(actor)
+    return actor
 
 
 def _resources() -> object:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from search.cluster.nodes import on_driver_node
+from search.cluster.session import ends_with_session
 from search.runs.run_folder import BEST_WEIGHTS, CHECKPOINT
 from search.runs.storage import Files, LocalFiles, SharedFiles
 
@@ -159,4 +160,5 @@ def start_checkpoint_store(
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CheckpointStore).options(
         scheduling_strategy=on_driver_node()
     )
-    return CheckpointClient(actor.remote(shared or trials, keep, kept), shared)
+    handle = ends_with_session(actor.remote(shared or trials, keep, kept))
+    return CheckpointClient(handle, shared)

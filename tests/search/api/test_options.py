@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from search.api.options import as_arguments, request_of
@@ -66,8 +67,8 @@ def test_options_become_a_request() -> None:
         ({"backbones": ["resnet81"]}, "there is no backbone 'resnet81'; did you mean 'resnet18'?"),
         ({"sampler": "tpf"}, "sampler: invalid choice: 'tpf'"),
         ({"quiet": "yes"}, "quiet must be True or False, but got 'yes'"),
-        ({"data": True}, "data must be a text, a number or a path, but got True"),
-        ({"data": object}, "data must be a text, a number or a path, but got <class 'object'>"),
+        ({"data": True}, "data must be a text, a number or a path, but is of type bool"),
+        ({"data": pd.DataFrame()}, "is of type DataFrame: save it with to_csv, and give the file"),
         ({"quiet": True, "verbose": True}, "not allowed with argument"),
     ],
 )

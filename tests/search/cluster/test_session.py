@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import ray
+from ray.exceptions import RayActorError
 from ray.tune.execution.class_cache import DEFAULT_ENV_VARS
 
 from search.cluster.session import (
     WORKER_VARIABLES,
     SessionError,
     configure_ray,
+    ends_with_session,
     ray_session,
     worker_environment,
 )
@@ -63,3 +67,24 @@ def test_only_our_packages_are_sent_to_the_nodes_of_a_cluster() -> None:
     assert [Path(path).name for path in packages] == ["search", "trainables", "spaces"]
     sizes = [file.stat().st_size for path in packages for file in Path(path).rglob("*.p[yt]*")]
     assert sum(sizes) < 4 * 2**20
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_programs_own_session_stays_and_our_actors_end() -> None:
+    class Pong:
+        def ping(self) -> str:
+            return "pong"
+
+    level = logging.getLogger("ray").level
+    with ray_session(None):
+        actor = ends_with_session(ray.remote(num_cpus=0)(Pong).remote())
+        assert ray.get(actor.ping.remote()) == "pong"
+    assert ray.is_initialized()
+    assert logging.getLogger("ray").level == level
+    with pytest.raises(RayActorError):
+        ray.get(actor.ping.remote())
+    with (
+        pytest.raises(SessionError, match=r"Ray was started already, so that --address 'auto'"),
+        ray_session("auto"),
+    ):
+        raise AssertionError
