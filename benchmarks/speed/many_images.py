@@ -61,7 +61,7 @@ SPACE = Space(
 )
 """
 STEPS: dict[str, tuple[Any, str]] = {
-    "files listed, weights found": (search.run, "prepare_run"),
+    "files listed, weights found": (search.api.execution, "prepare_run"),
     "read, decoded, thumbnails": (search.pipeline.prepare, "decode_images"),
     "audit": (search.pipeline.prepare, "audit_images"),
     "split": (search.pipeline.prepare, "split"),

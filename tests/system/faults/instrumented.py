@@ -24,6 +24,7 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 
 from search import run  # noqa: E402
+from search.api import execution  # noqa: E402
 from search.console.progress import Progress  # noqa: E402
 from search.tuning import tune  # noqa: E402
 from trainables import trial  # noqa: E402
@@ -137,6 +138,6 @@ if __name__ == "__main__":
     Path(os.environ["FAULT_LOG"]).touch()
     if os.environ.get("FAULT_WITHIN") == "clock":
         let_clock_jump()
-    run.Progress = InstrumentedProgress  # type: ignore[misc]
+    execution.Progress = InstrumentedProgress  # type: ignore[misc]
     tune.ImageTrial = InstrumentedTrial  # type: ignore[misc]
     sys.exit(run.main())
