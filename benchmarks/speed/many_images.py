@@ -36,6 +36,7 @@ from search.cluster.session import configure_ray
 
 configure_ray()  # before anything imports Ray
 
+import search.api.execution  # noqa: E402
 import search.pipeline.flow  # noqa: E402
 import search.pipeline.prepare  # noqa: E402
 import search.reporting.page  # noqa: E402
