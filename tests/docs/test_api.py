@@ -1,4 +1,4 @@
-"""The Python of docs/api.md runs, on a small finished run; only searches themselves are left out.
+"""The Python of README and docs/api.md runs, on a small finished run, only without the searches.
 
 Their options are checked as a search checks them, before the finished run takes the place of its
 result.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from search.api.space_file import write_space
 from spaces.base import Space
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PAGES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/api.md")]
+FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
@@ -46,9 +47,10 @@ def test_snippets_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("search.api.run.launch", launch)
     names: dict[str, object] = {}
-    for snippet in SNIPPETS:
-        exec(compile(snippet, "docs/api.md", "exec"), names)
+    for snippet in chain.from_iterable(map(FENCE.findall, PAGES)):
+        exec(compile(snippet, "a page", "exec"), names)
     assert asked == [
+        {"data": "photos", "time_budget": "30m", "callbacks": 0},
         {"data": "photos", "time_budget": "30m", "callbacks": 0},
         {"trials": 12, "resume": Path("results/RUN"), "callbacks": 0},
         {"data": "photos", "trials": 12, "callbacks": 1},
@@ -64,4 +66,4 @@ def test_every_public_name_is_described() -> None:
     import search
 
     undescribed = {"Evaluation", "Report", "Run", "load_space"}
-    assert {name for name in search.__all__ if name not in PAGE} <= undescribed
+    assert {name for name in search.__all__ if name not in PAGES[1]} <= undescribed
