@@ -14,6 +14,7 @@ seconds.
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,10 @@ def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module 'search' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    with warnings.catch_warnings():
+        # In a notebook, Optuna's bars, which are never shown here, would ask for ipywidgets.
+        warnings.filterwarnings("ignore", "IProgress not found")
+        return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

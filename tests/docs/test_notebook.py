@@ -44,6 +44,7 @@ def test_it_runs(tmp_path: Path) -> None:
     assert (run / "report.html").is_file()
 
     progress = outputs_of(notebook, "run_search(")
+    assert not [one for one in progress if one.get("name") == "stderr"]
     shown = "".join(one.get("text", "") or one["data"]["text/plain"] for one in progress)
     assert "trial 0" in shown
     assert "test accuracy" in shown or "accuracy" in shown
