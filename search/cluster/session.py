@@ -105,9 +105,12 @@ def ray_session(address: str | None, show_worker_output: bool = False) -> Iterat
     if ray.is_initialized():
         _check_session(address)
         _log.info("Ray %s was started already, resources %s", ray.__version__, _resources())
+        level = logging.getLogger("ray").level
+        logging.getLogger("ray").setLevel(logging.ERROR)
         try:
             yield
         finally:
+            logging.getLogger("ray").setLevel(level)
             for actor in _actors:
                 ray.kill(actor)
             _actors.clear()
