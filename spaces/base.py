@@ -7,7 +7,7 @@ found when it is loaded, before anything costly starts.
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
@@ -191,6 +191,11 @@ class Space:
                 first_trials.append(config)
         params = {**self.params, "backbone": CategoricalDistribution(list(names))}
         return replace(self, params=params, first_trials=tuple(first_trials))
+
+    def without_backbones(self, names: Collection[str]) -> Space:
+        """Return a copy of this space without some of its backbones; at least one must stay."""
+        kept = [name for name in self.backbones if name not in names]
+        return self if len(kept) == len(self.backbones) else self.with_backbones(kept)
 
     def with_constants(self, values: Mapping[str, Value]) -> Space:
         """Return a copy of this space with some parameters fixed, in the first trials too."""

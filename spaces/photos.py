@@ -9,14 +9,13 @@ and a new linear head.
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from spaces.base import Space
+from spaces.portfolio import PORTFOLIO
 from spaces.sources import folder
 
 SPACE = Space(
     source=folder(),
     params={
-        "backbone": CategoricalDistribution(
-            ["mobilenet_v2", "efficientnet_b0", "resnet18", "resnet50"]
-        ),
+        "backbone": CategoricalDistribution(list(PORTFOLIO)),
         "lr": FloatDistribution(1e-5, 1e-2, log=True),
         "freeze_depth": IntDistribution(0, 5),
         "dropout": FloatDistribution(0.0, 0.6),

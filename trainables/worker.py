@@ -22,6 +22,7 @@ from trainables.images import ImageRows, as_tensor
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.batchnorm_folding import fold_batchnorm
 from trainables.models.classifier import Weights
+from trainables.recent_backbones import RecentBackbones
 from trainables.trainer import Trainer
 
 GPU_TABLE_FRACTION = 0.2
@@ -163,8 +164,7 @@ def open_table(table: SharedArray, device: torch.device) -> torch.Tensor:
 _BackboneKey = tuple[str, torch.device, SharedWeights | None, int, int]
 """Two runs in one worker may give backbones of the same name other weights, and other images."""
 
-_backbones: dict[_BackboneKey, Backbone] = {}
-_folded_backbones: dict[_BackboneKey, Backbone] = {}
+_backbones, _folded_backbones = RecentBackbones(), RecentBackbones()
 
 
 def _backbone_key(context: FeatureContext, name: str, device: torch.device) -> _BackboneKey:
@@ -176,17 +176,18 @@ def clone_backbone(
 ) -> Backbone:
     """Return a backbone with its first `depth` stages shared in this worker, the others copied.
 
-    A worker reads the weights of each backbone once, and keeps them for later trials.
+    A worker reads the weights of a backbone once, and keeps them for later trials.
     """
-    key = _backbone_key(context, name, device)
-    if key not in _backbones:
+
+    def create() -> Backbone:
         weights = context.weights.get(name)
         state_dict = None if weights is None else weights.open()
         backbone = create_backbone(
             name, state_dict, seed=context.seed, image_size=context.image_size
         )
-        _backbones[key] = backbone.to(device).to(memory_format=torch.channels_last)
-    original = _backbones[key]
+        return backbone.to(device).to(memory_format=torch.channels_last)
+
+    original = _backbones.get(_backbone_key(context, name, device), create)
     shared = {id(stage): stage for stage in original.stages[:depth]}
     return copy.deepcopy(original, shared)
 
@@ -194,12 +195,12 @@ def clone_backbone(
 def folded_backbone(context: FeatureContext, name: str, device: torch.device) -> Backbone:
     """Return a pretrained backbone for inference, with its batch normalisation folded.
 
-    A worker folds each backbone once.
+    A worker folds a backbone once, and keeps it.
     """
-    key = _backbone_key(context, name, device)
-    if key not in _folded_backbones:
-        _folded_backbones[key] = fold_batchnorm(clone_backbone(context, name, 5, device))
-    return _folded_backbones[key]
+    return _folded_backbones.get(
+        _backbone_key(context, name, device),
+        lambda: fold_batchnorm(clone_backbone(context, name, 5, device)),
+    )
 
 
 def build_block(

@@ -67,4 +67,9 @@ class FeatureCachePlan:
     @property
     def block_size(self) -> int:
         """Images in each block of a view."""
-        return max(MIN_BLOCK_IMAGES, -(-len(self.rows) // MAX_BLOCKS))
+        return block_size(len(self.rows))
+
+
+def block_size(n_images: int) -> int:
+    """Return how many images are in each block of a view of this many."""
+    return max(MIN_BLOCK_IMAGES, -(-n_images // MAX_BLOCKS))

@@ -146,6 +146,21 @@ def probability(text: str) -> float:
     return number
 
 
+def positive_number(text: str) -> float:
+    """Read a number above 0.
+
+    Raises:
+        ArgumentTypeError: the text is no such number.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number > 0, but got {text!r}")
+    return number
+
+
 _UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _TIME = re.compile(r"\s*".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?)\s*{unit})?" for unit in _UNITS))
 

@@ -6,9 +6,17 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from search.console.arguments import Parser, Show, add_labels, seconds, whole_number
+from search.console.arguments import (
+    Parser,
+    Show,
+    add_labels,
+    positive_number,
+    seconds,
+    whole_number,
+)
 from search.console.space_list import list_spaces
 from spaces.base import Space, find_space
+from spaces.portfolio import AUTO
 from spaces.rules import BACKBONE_NAMES, RULES, Value, backbone_problem
 from spaces.sources import did_you_mean
 
@@ -97,7 +105,15 @@ def _add_search(parser: Parser) -> None:
         "--backbones",
         type=_backbones,
         metavar="A,B",
-        help="search these pretrained networks instead of the space's",
+        help="search these pretrained networks instead of the space's; auto: a portfolio of"
+        " different kind and cost, and those that --weights has",
+    )
+    group.add_argument(
+        "--max-latency",
+        type=positive_number,
+        dest="max_latency_ms",
+        metavar="MS",
+        help="search no network that takes longer for one image on this machine, in milliseconds",
     )
     group.add_argument(
         "--weights",
@@ -252,7 +268,8 @@ def _backbones(text: str) -> tuple[str, ...]:
     names = _names(text)
     if not names:
         raise argparse.ArgumentTypeError("must name at least one backbone")
-    if problems := [problem for name in names if (problem := backbone_problem(name))]:
+    named = () if names == (AUTO,) else names
+    if problems := [problem for name in named if (problem := backbone_problem(name))]:
         raise argparse.ArgumentTypeError(f"{'; '.join(problems)} (there are: {BACKBONE_NAMES})")
     return names
 

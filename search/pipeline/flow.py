@@ -19,16 +19,14 @@ from search.console.formatting import percent
 from search.console.progress import Progress
 from search.console.signals import FAILED, GracefulShutdown
 from search.pipeline.ablation import run_ablation
+from search.pipeline.backbones.candidates import check_candidates
+from search.pipeline.backbones.choice import choose_backbones, exclude_unsuitable
+from search.pipeline.backbones.feature_cache import build_feature_cache, plan_feature_cache
+from search.pipeline.backbones.probe import ProbeResult, probe_backbones
 from search.pipeline.evaluate import evaluate
 from search.pipeline.finalists import Finalist, choose_finalists
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import prepare_data
-from search.pipeline.probe import (
-    ProbeResult,
-    build_feature_cache,
-    plan_feature_cache,
-    probe_backbones,
-)
 from search.pipeline.retraining.retrain import retrain_finalists
 from search.pipeline.trials import SearchResult, run_search
 from search.reporting.tensorboard.run_board import RunBoard
@@ -49,25 +47,32 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         DataError, WeightsError, RequestError: mistakes that only the images and the weights show.
         KeyboardInterrupt: the user stopped the run; all that was finished is saved.
     """
-    request, space, folder = run_plan.request, run_plan.space, run_plan.folder
+    request, folder = run_plan.request, run_plan.folder
     # 1. Images are decoded once, and features of frozen stages are computed once.
     with _stage("data", folder):
+        candidates = check_candidates(run_plan)
+        run_plan, unsuitable = exclude_unsuitable(run_plan, candidates, progress)
         _describe_weights(run_plan, progress)
         prepared = prepare_data(run_plan, progress)
-    settings = _settings(run_plan)
-    folder.write_summary(replace(folder.summary, settings=settings))
-    board = RunBoard(folder, space.trials)
-    board.describe(settings)
+    folder.write_summary(replace(folder.summary, settings=_settings(run_plan)))
     with _stage("linear_probe", folder):
         wait_for_gpu(progress.say)
-        cache_plan = plan_feature_cache(prepared)
+        # A trial of an earlier session is a better model than a probe.
+        model_path = folder.path / MODEL if folder.summary.best is None else None
+        run_plan, prepared, probes = choose_backbones(
+            run_plan, prepared, candidates, unsuitable, model_path, progress
+        )
+        cache_plan = plan_feature_cache(prepared, candidates)
         cache = start_feature_cache(cache_plan)
-        probes = ProbeResult({}, {})
         if request.probe:
-            # A trial of an earlier session is a better model than a probe.
-            model_path = folder.path / MODEL if folder.summary.best is None else None
-            probes = probe_backbones(prepared, cache_plan, cache, model_path, progress)
-            folder.write_summary(replace(folder.summary, linear_probe=probes.scores))
+            probes = probe_backbones(
+                prepared, cache_plan, cache, candidates, probes, model_path, progress
+            )
+        settings = _settings(run_plan)
+        scores = probes.scores or None
+        folder.write_summary(replace(folder.summary, settings=settings, linear_probe=scores))
+    space, board = run_plan.space, RunBoard(folder, run_plan.space.trials)
+    board.describe(settings)
     with _stage("feature_cache", folder):
         build_feature_cache(space, cache_plan, cache, progress)
     context = prepared.training_context(probes.heads, cache)
@@ -107,7 +112,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             seconds_left = None
             if request.time_budget_seconds is not None:
                 seconds_left = request.time_budget_seconds - progress.elapsed_seconds
-            backbones = [*probes.scores, *prepared.features.weights]
+            backbones = [*probes.heads, *prepared.features.weights]
             run_ablation(
                 prepared,
                 context,
@@ -176,7 +181,7 @@ def _choose_finalists(
         study,
         run_plan.space,
         run_plan.request.n_finalists,
-        probes.scores,
+        {name: probes.scores[name] for name in probes.heads},
         with_baseline,
         too_slow,
     )

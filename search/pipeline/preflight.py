@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
-from search.console.downloads import DownloadDisplay
 from search.console.formatting import quote_path
 from search.data.decoding import read_headers
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest
 from search.data.scan import scan, scan_external
+from search.pipeline.backbones.available import find_available
 from search.pipeline.request import (
     DEFAULT_SPACE,
     RequestError,
@@ -34,7 +34,6 @@ from search.runs.validation import FolderError
 from spaces.archives import open_folder
 from spaces.base import Space, load_space, shipped_spaces
 from spaces.downloads import cache_folder
-from trainables.models.weight_files import find_weights
 
 if TYPE_CHECKING:
     from search.tuning.tune import Callback
@@ -68,6 +67,7 @@ class RunPlan:
         n_excluded: Images that were excluded by request.
         warnings: What is likely a mistake, though the run goes on.
         callbacks: Callbacks for Ray Tune, beside the run's own.
+        unavailable: By backbone of the portfolio that is not searched, why it has no weights.
     """
 
     request: Request
@@ -79,6 +79,7 @@ class RunPlan:
     n_excluded: int = 0
     warnings: tuple[str, ...] = ()
     callbacks: tuple[Callback, ...] = ()
+    unavailable: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare_run(request: Request) -> RunPlan:
@@ -118,10 +119,8 @@ def _prepare(request: Request) -> RunPlan:
         found_source = space.external.open(None, cache)
         table = space.external.table
         external = scan_external(found_source, manifest.classes, exclusion, table)
-    weights = {}
-    if space.weights == "pretrained":
-        with DownloadDisplay() as display:
-            weights = find_weights(space.backbones, request.weights, cache, show=display.show)
+    recorded = None if folder is None else folder.summary.linear_probe
+    available = find_available(space, request, recorded, cache)
     if folder is None:
         folder = _create_run(request, exclusion)
     else:
@@ -129,7 +128,17 @@ def _prepare(request: Request) -> RunPlan:
         fixed = {name: getattr(saved, name) for name in ("space", "out", "name", "resume")}
         folder.save_request(replace(request.with_absolute_paths(), **fixed))
     n_excluded = 0 if exclusion is None else len(exclusion.names)
-    return RunPlan(request, space, manifest, external, weights, folder, n_excluded, warnings)
+    return RunPlan(
+        request,
+        available.space,
+        manifest,
+        external,
+        available.weights,
+        folder,
+        n_excluded,
+        warnings,
+        unavailable=available.unavailable,
+    )
 
 
 def _with_table(request: Request) -> Request:

@@ -23,16 +23,13 @@ from search.data.manifest import check_counts
 from search.data.splits import EXCLUDED, leaks_into_holdout, read_split_csv, split, write_split_csv
 from search.evaluation.sample_size import ClassCounts, few_images_warnings
 from search.pipeline.preflight import RunPlan
-from search.pipeline.request import RequestError
 from search.reporting.examples import MAX_DUPLICATES
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
 from search.runs.summary import DataCounts
 from spaces.base import Space
 from trainables.images import ImageRows, as_tensor
-from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Weights
-from trainables.models.weights import WeightsError, load_weights
 from trainables.worker import FeatureContext, FeatureSource, SharedArray, TrainingContext
 
 IMAGES_FRACTION = 0.2
@@ -50,7 +47,7 @@ class PreparedData:
         groups: int64 [n]; images of equal numbers stay together: near-duplicates, and given groups.
         external: The m decoded images of the external test set; None where there is none.
         external_near_duplicates: bool [m], which of these are near-duplicates of the images above.
-        features: The shared table and the pretrained backbones.
+        features: The shared table and, once they are chosen, the pretrained backbones.
     """
 
     space: Space
@@ -112,17 +109,15 @@ class PreparedData:
 
 
 def prepare_data(run_plan: RunPlan, progress: Progress) -> PreparedData:
-    """Decode, audit and split the images, and share them and the weights with all workers.
+    """Decode, audit and split the images, and share them with all workers.
 
     Writes `split.csv`, `audit.csv`, images of near-duplicates, and the summary's sections `data`
     and `audit`.
 
     Raises:
-        WeightsError, RequestError: see `read_weights`.
         DataError: too few images could be read, or a resumed run finds other images.
     """
     request, space, folder = run_plan.request, run_plan.space, run_plan.folder
-    weights = read_weights(run_plan)
     external = run_plan.external
     progress.begin("data", len(run_plan.manifest.names), "images")
     resize = ResizeSpec(space.cache_size, space.image_size, space.resize_mode)
@@ -158,32 +153,12 @@ def prepare_data(run_plan: RunPlan, progress: Progress) -> PreparedData:
             table=table,
             image_size=space.image_size,
             flip=space.flip,
-            weights={name: StoredObject.put(state) for name, state in weights.items()},
+            weights={},
             seed=request.seed,
         ),
     )
     _report_counts(prepared, run_plan, progress)
     return prepared
-
-
-def read_weights(run_plan: RunPlan) -> dict[str, Weights]:
-    """Read all pretrained weights, and check that they and the images' size fit the backbones.
-
-    Raises:
-        WeightsError: weights cannot be read, or do not fit.
-        RequestError: a backbone cannot take images of the space's size.
-    """
-    image_size = run_plan.space.image_size
-    weights = {name: dict(load_weights(path)) for name, path in run_plan.weights.items()}
-    for name in run_plan.space.backbones:
-        try:
-            backbone = create_backbone(name, weights.get(name), image_size=image_size)
-            backbone.stage_output_shapes(image_size)
-        except WeightsError as error:
-            raise WeightsError(f"{run_plan.weights[name]}: {error}") from None
-        except ValueError as error:
-            raise RequestError(f"{name}: {error}") from None
-    return weights
 
 
 def _share(images: DecodedImages, mapped_file: Path | None, on_cluster: bool) -> SharedArray:

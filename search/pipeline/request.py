@@ -13,6 +13,7 @@ from search.console.run_options import create_parser
 from search.runs.environment import Request
 from spaces.base import Space, find_space, load_space
 from spaces.errors import SearchError
+from spaces.portfolio import AUTO, portfolio_backbones
 from spaces.rules import Value
 
 DEFAULT_SPACE, DEMO_SPACE = "photos", "digits"
@@ -20,14 +21,14 @@ DEFAULT_SPACE, DEMO_SPACE = "photos", "digits"
 
 _KEPT = (
     *("data", "labels", "external", "exclude", "weights", "backbones", "limit"),
-    *("classes", "image_size", "constants"),
+    *("classes", "image_size", "constants", "max_latency_ms"),
     *("image_column", "label_column", "group_column", "group_by"),
     *("trials", "epochs", "folds", "finalists"),
     *("time_budget_seconds", "max_concurrent", "storage"),
 )
 """Options that a run keeps when it is resumed, unless the command line gives them again."""
 _SAME = (
-    *("backbones", "limit", "classes", "image_size", "constants"),
+    *("backbones", "limit", "classes", "image_size", "constants", "max_latency_ms"),
     *("image_column", "label_column", "group_column", "group_by"),
 )
 """Those of them that cannot change: trials would be of another space, or of other images."""
@@ -103,7 +104,9 @@ def load_requested_space(request: Request) -> Space:
     if request.image_size is not None:
         space = space.with_image_size(request.image_size)
     if request.backbones is not None:
-        space = space.with_backbones(request.backbones)
+        is_auto = request.backbones == (AUTO,)
+        names = portfolio_backbones(request.weights) if is_auto else request.backbones
+        space = space.with_backbones(names)
     if request.constants is not None:
         space = space.with_constants(request.constants)
     return space
@@ -123,7 +126,11 @@ def merge_with_saved(request: Request, saved: Request) -> Request:
     given = {name: v for name in _KEPT if (v := getattr(request, name)) is not None}
     for name in _SAME:
         if name in given and given[name] != before[name]:
-            option = "--set" if name == "constants" else f"--{name.replace('_', '-')}"
+            option = (
+                "--set"
+                if name == "constants"
+                else f"--{name.removesuffix('_ms').replace('_', '-')}"
+            )
             began = "without it" if before[name] is None else f"with {_written(before[name])}"
             raise RequestError(
                 f"{option} of a run cannot change: it began {began}, but got"

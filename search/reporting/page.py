@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -282,7 +283,7 @@ def _templates() -> Environment:
         "compact": compact,
         "count": count,
     }
-    templates.tests["perfect"] = is_perfect
+    templates.tests |= {"perfect": is_perfect, "known": math.isfinite}
     return templates
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import wrap
 
@@ -17,7 +18,14 @@ from search.console.formatting import count, describe, duration, interval, perce
 from search.evaluation.calibration import MIN_IMAGES
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.mcnemar import POWER
-from search.runs.summary import BestModel, Evaluations, Interval, RunSummary, Scores
+from search.runs.summary import (
+    BestModel,
+    Evaluations,
+    Interval,
+    ProbeScore,
+    RunSummary,
+    Scores,
+)
 from search.tuning.study import BASELINE_TRIAL
 
 
@@ -30,6 +38,8 @@ def show_result(summary: RunSummary, path: Path, console: Console) -> None:
         console: Where to print.
     """
     console.print(_accuracies(summary))
+    if summary.linear_probe is not None and len(summary.linear_probe) > 1:
+        console.print(_backbones(summary.linear_probe))
     facts = (_fold(f"{label:<12}  {value}", console) for label, value in _facts(summary, path))
     for line in (*facts, "", *_next_steps(path)):
         # Not in a table, which would cut paths; not as markup, for their [ ].
@@ -157,7 +167,6 @@ def _accuracies(summary: RunSummary) -> Table:
         "" if summary.data is None else str(summary.data.train + summary.data.val),
     )
     table.add_row(
-        # A probe's is of the training images.
         "best validation accuracy" if best.trial is not None else "linear probe, cross-validated",
         percent(best.val_accuracy, 2),
         "",
@@ -167,11 +176,31 @@ def _accuracies(summary: RunSummary) -> Table:
     return table
 
 
+def _backbones(scores: Mapping[str, ProbeScore]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("backbone", overflow="fold")
+    for title in ("linear probe", "behind", "latency"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("in the search")
+    for name, score in scores.items():
+        behind = f"{100 * score.behind:.1f} ± {100 * score.behind_se:.1f}"
+        table.add_row(
+            Text(name),
+            percent(score.accuracy, 2) if math.isfinite(score.accuracy) else "",
+            behind if math.isfinite(score.behind) else "",
+            f"{score.latency_ms:.1f} ms" if math.isfinite(score.latency_ms) else "",
+            Text("yes" if score.excluded is None else f"no: {score.excluded}"),
+            style="dim" if score.excluded else "",
+        )
+    return table
+
+
 def _n_validated(summary: RunSummary, best: BestModel) -> str:
     """Return the number of images that the best model's accuracy in the search is of."""
     if summary.data is None:
         return ""
-    return str(summary.data.train if best.trial is None else summary.data.val)
+    n_train = summary.data.train if best.trial is None else 0  # a probe's folds have both
+    return str(n_train + summary.data.val)
 
 
 def _scores(scores: Scores) -> tuple[str, str, str]:

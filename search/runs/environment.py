@@ -28,6 +28,7 @@ class Request:
     """The command line. None leaves an option to the space, or to the run that is resumed.
 
     Attributes:
+        backbones: `("auto",)` is the portfolio.
         probe: Whether backbones are probed before the search.
         classes: The classes to use; None uses those of the space.
         constants: Hyperparameters that --set fixes, by name.
@@ -72,6 +73,7 @@ class Request:
     label_column: str | None = None
     group_column: str | None = None
     group_by: str | None = None
+    max_latency_ms: float | None = None
 
     @property
     def shared(self) -> SharedFiles | None:

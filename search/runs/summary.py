@@ -116,10 +116,26 @@ class AuditCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeScore:
-    """A linear probe's cross-validated accuracy, and the seconds until it was computed."""
+    """The linear probe of a backbone, and whether the backbone is searched.
 
-    accuracy: Number
-    seconds: Number
+    Attributes:
+        accuracy: Cross-validated on training and validation images; NaN where it was not probed,
+            or a class is too small.
+        seconds: Seconds from the begin of the stage until it was known.
+        val_accuracy: On the validation images, of the head fitted on the training images.
+        behind: The best probe's accuracy minus this one's.
+        behind_se: Its standard error, paired by image.
+        latency_ms: Milliseconds of one image on the driver's machine, in a batch of one.
+        excluded: Why the backbone is not searched; None where it is.
+    """
+
+    accuracy: Number = math.nan
+    seconds: Number = math.nan
+    val_accuracy: Number = math.nan
+    behind: Number = math.nan
+    behind_se: Number = math.nan
+    latency_ms: Number = math.nan
+    excluded: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +159,7 @@ class BestModel:
         name: Its display name.
         config: Its `TrialConfig`.
         val_accuracy: Its best validation accuracy; of a linear probe, the accuracy
-            cross-validated on the training images.
+            cross-validated on training and validation images.
         epoch: The epoch that reached it.
     """
 

@@ -16,6 +16,7 @@ import ray
 import torch
 from optuna.trial import TrialState
 from PIL import Image
+from torchvision.models import get_model
 
 from search.cluster.session import SessionError
 from search.data.image_files import DataError
@@ -482,14 +483,29 @@ def test_same_seed_same_numbers(space_file: Path, images: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_finished_run_is_extended(space_file: Path, tmp_path: Path) -> None:
-    """A run on sixteen images, whose test set is opened again only for another model."""
+    """A run on sixteen images, whose test set is opened again only for another model.
+
+    One of its backbones has learned nothing, and leaves the search.
+    """
     images = make_images(tmp_path / "images", {"red": 8, "blue": 8})
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    untrained = get_model("squeezenet1_1", weights=None).state_dict()
+    nothing = {key: torch.zeros_like(value) for key, value in untrained.items()}
+    torch.save(nothing, weights / "squeezenet1_1.pth")
     first = run_command(
         "--space", space_file, "--data", images, "--out", tmp_path, "--name", "run",
-        "--trials", "2", "--scheduler", "none", "--no-probe",
+        "--trials", "2", "--scheduler", "none",
+        "--weights", weights, "--backbones", "squeezenet1_1,tinynet,cnn",
     )  # fmt: skip
     assert first.returncode == 0, first.stderr
     run = tmp_path / "run"
+    assert "squeezenet1_1 leaves the search: " in first.stdout
+    scores = RunFolder.open(run).summary.linear_probe
+    assert scores is not None
+    assert list(scores) == ["tinynet", "squeezenet1_1"]
+    assert scores["tinynet"].excluded is None
+    (weights / "squeezenet1_1.pth").unlink()  # what has left needs none
     early, late = first.stdout.split("accuracy   95% CI")
     assert "warning: 4 test images, fewer than 30: even with all of them correct" in early
     assert "few images    4 test images, fewer than 30: the accuracy could be" in late
@@ -502,6 +518,8 @@ def test_finished_run_is_extended(space_file: Path, tmp_path: Path) -> None:
 
     more = run_command("--resume", run, "--trials", "3")
     assert more.returncode == 0, more.stderr
+    assert RunFolder.open(run).summary.linear_probe == scores, "the same backbones are searched"
+    assert {row["backbone"] for row in read_rows(run / "trials.csv")} <= {"tinynet", "cnn"}
     model = model_digest(load_model(run / "model.pt"))
     assert ("is not evaluated again" in more.stdout) == (model in models)
     assert ("evaluated 2 times, by 2 models" in more.stdout) == (model not in models)

@@ -78,10 +78,13 @@ _LEAKS = (
     ),
     Mutant(
         "probe-saw-validation-images",
-        "search/pipeline/probe.py",
-        'rows = prepared.rows("train")\n    return _fit_probe',
-        'rows = prepared.rows("train", "val")\n    return _fit_probe',
-        (f"{_PIPELINE}/test_probe.py::test_a_probe_depends_on_training_images_alone",),
+        "search/pipeline/backbones/probe.py",
+        'prepared.splits[rows] == "train"',
+        'prepared.splits[rows] != "test"',
+        (
+            f"{_PIPELINE}/backbones/test_probe.py::"
+            "test_a_probes_head_depends_on_training_images_alone",
+        ),
     ),
     Mutant(
         "int8-calibrated-on-test-images",

@@ -29,12 +29,18 @@ class Probe:
     """A cross-validated linear probe.
 
     Attributes:
-        accuracy: Cross-validated; NaN if a class is too small for two folds.
-        head: Weights of the linear head fitted on all images: `weight` and `bias`.
+        accuracy: Cross-validated on all images; NaN if a class is too small for two folds, or that
+            was not asked for.
+        head: Weights of the linear head fitted on the training images: `weight` and `bias`.
+        val_accuracy: The head's accuracy on the validation images; NaN without any.
+        is_correct: bool [n], whether an image's class is predicted where its fold is left out;
+            empty where the accuracy is NaN.
     """
 
     accuracy: float
     head: Weights
+    val_accuracy: float
+    is_correct: np.ndarray
 
 
 def uses_center_crop(space: Space, n_images: float) -> bool:
@@ -55,6 +61,8 @@ def fit_probe(
     n_classes: int,
     seed: int,
     groups: np.ndarray | None = None,
+    is_train: np.ndarray | None = None,
+    cross_validate: bool = True,
 ) -> Probe:
     """Fit a linear probe on pooled features and cross-validate it.
 
@@ -64,23 +72,33 @@ def fit_probe(
         n_classes: Labels are in [0, n_classes).
         seed: Seed of the folds.
         groups: int64 [n]; images of equal numbers are near-duplicates and stay in one fold.
+        is_train: bool [n], the training images, which alone the head is fitted on; all others are
+            validation images. None: all are training images.
+        cross_validate: Whether to; without it the accuracy is NaN.
     """
     x, y = features.float().numpy(), labels.numpy()
     groups = np.arange(len(y)) if groups is None else groups
+    is_train = np.ones(len(y), bool) if is_train is None else is_train
     if len(y) > MAX_IMAGES:
-        chosen = _stratified_subset(y, MAX_IMAGES / len(y), np.random.default_rng(seed))
-        x, y, groups = x[chosen], y[chosen], groups[chosen]
+        chosen = stratified_subset(y, MAX_IMAGES, seed)
+        x, y, groups, is_train = x[chosen], y[chosen], groups[chosen], is_train[chosen]
     n_folds = min(_FOLDS, min(len(np.unique(groups[y == label])) for label in np.unique(y)))
-    accuracy = float("nan")
+    accuracy, is_correct = float("nan"), np.empty(0, bool)
     model = _create_model()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # precise enough to rank
-        if n_folds >= 2:
+        if n_folds >= 2 and cross_validate:
             rows = np.arange(len(y))
             validation_parts = grouped_folds(y, groups, n_folds, seed)
             folds = [(np.setdiff1d(rows, part), part) for part in validation_parts]
-            accuracy = float(np.mean(cross_val_predict(model, x, y, cv=folds) == y))
-        return Probe(accuracy, _as_head(model.fit(x, y), x.shape[1], n_classes))
+            is_correct = cross_val_predict(model, x, y, cv=folds) == y
+            accuracy = float(np.mean(is_correct))
+        model.fit(x[is_train], y[is_train])
+    val_accuracy = (
+        float("nan") if is_train.all() else float(model.score(x[~is_train], y[~is_train]))
+    )
+    head = _as_head(model, x.shape[1], n_classes)
+    return Probe(accuracy, head, val_accuracy, is_correct)
 
 
 def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:
@@ -98,12 +116,22 @@ def _create_model() -> Pipeline:
     )
 
 
-def _stratified_subset(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Choose a fraction of each class, but enough of a rare class for every fold."""
+def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Choose about n images: the same fraction of each class, but enough of a rare one to fold.
+
+    Args:
+        labels: int64 [N].
+        n: At most N.
+        seed: Seed of the choice.
+
+    Returns:
+        Their positions, ascending.
+    """
+    rng = np.random.default_rng(seed)
     chosen = []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        chosen.append(rows[: max(_FOLDS, round(fraction * len(rows)))])
+        chosen.append(rows[: max(_FOLDS, round(n / len(labels) * len(rows)))])
     return np.sort(np.concatenate(chosen))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from search.data.scan import find_images
-from search.pipeline.preflight import check_fit
+from search.pipeline.preflight import RunPlan, check_fit, prepare_run
 from search.pipeline.request import RequestError, load_requested_space, parse_request
+from search.runs.summary import ProbeScore
+from spaces.portfolio import PORTFOLIO
+from trainables.models.weights import WeightsError
 
 OWN_SPACE = """
 from spaces.base import Space
@@ -83,3 +87,65 @@ def test_a_space_with_images_of_its_own_fits_them(tmp_path: Path) -> None:
     space = load_requested_space(request)
     manifest = find_images(space.source, None, tmp_path)
     assert check_fit(request, space, manifest) == ()
+
+
+def plan_of(tmp_path: Path, *arguments: str) -> RunPlan:
+    """Prepare a run of ten images, with a folder of weights that holds what `weights/` does."""
+    for index in range(20):
+        path = tmp_path / "photos" / f"class {index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(path)
+    (tmp_path / "weights").mkdir(exist_ok=True)
+    words = ["--data", str(tmp_path / "photos"), "--weights", str(tmp_path / "weights")]
+    where = ["--out", str(tmp_path / "results"), "--name", "run"]
+    return prepare_run(parse_request([*words, *where, *arguments]))
+
+
+@pytest.mark.parametrize("arguments", [["--backbones", "auto"], []])
+def test_a_portfolio_goes_on_with_the_weights_that_there_are(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "weights").mkdir()
+    for name in ("squeezenet1_0.pth", "tf_efficientnet_lite2.safetensors"):
+        (tmp_path / "weights" / name).touch()
+    plan = plan_of(tmp_path, *arguments)
+    found = {"timm/tf_efficientnet_lite2", "squeezenet1_0"}
+    assert set(plan.space.backbones) == plan.weights.keys() == found
+    assert plan.space.first_trials[0]["backbone"] in found
+    assert plan.unavailable.keys() == PORTFOLIO.keys() - found
+    assert "no mobilenet_v2.pth in it" in plan.unavailable["mobilenet_v2"]
+
+
+def test_a_portfolio_without_any_weights_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="mobilenet_v2: looked in"):
+        plan_of(tmp_path, "--backbones", "auto")
+
+
+def test_weights_of_backbones_that_are_named_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "squeezenet1_0.pth").touch()
+    with pytest.raises(WeightsError, match="resnet18: looked in"):
+        plan_of(tmp_path, "--backbones", "squeezenet1_0,resnet18")
+
+
+def test_a_resumed_run_has_the_backbones_that_stayed(tmp_path: Path) -> None:
+    """Also where those that left have no weights any more, and others have."""
+    (tmp_path / "weights").mkdir()
+    for name in ("squeezenet1_0", "mobilenet_v2", "resnet50"):
+        (tmp_path / "weights" / f"{name}.pth").touch()
+    folder = plan_of(tmp_path, "--backbones", "auto").folder
+    scores = {
+        "squeezenet1_0": ProbeScore(accuracy=0.9),
+        "resnet50": ProbeScore(accuracy=0.85),
+        "mobilenet_v2": ProbeScore(accuracy=0.5, excluded="behind"),
+        "timm/tf_efficientnet_lite0": ProbeScore(excluded="no weights"),
+    }
+    folder.write_summary(replace(folder.summary, linear_probe=scores))
+    (tmp_path / "weights" / "mobilenet_v2.pth").unlink()
+    (tmp_path / "weights" / "vgg16_bn.pth").touch()
+    again = prepare_run(parse_request(["--resume", str(folder.path)]))
+    assert again.space.backbones == ("squeezenet1_0", "resnet50")
+    assert again.unavailable == {}
+    (tmp_path / "weights" / "resnet50.pth").unlink()
+    with pytest.raises(WeightsError, match="resnet50: looked in"):
+        prepare_run(parse_request(["--resume", str(folder.path)]))

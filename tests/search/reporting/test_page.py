@@ -132,7 +132,31 @@ def test_an_accuracy_of_100_percent_never_stands_alone(run: Path) -> None:
     for section in ("kfold", "best"):
         remove(run, f"summary:{section}")
     remove(run, STUDY)
-    assert " 100.0% from a linear probe on 10 images, 95% CI 72.2–100.0% " in words_of(run)
+    assert " 100.0% from a linear probe on 12 images, 95% CI 75.8–100.0% " in words_of(run)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_backbones_that_left_have_their_figures_and_reasons(run: Path) -> None:
+    ranked = {
+        "resnet18": ProbeScore(
+            accuracy=0.81, val_accuracy=0.79, behind=0.0, behind_se=0.0, latency_ms=20.0
+        ),
+        "tinynet": ProbeScore(
+            accuracy=0.6, val_accuracy=0.5, behind=0.21, behind_se=0.02, excluded="far <behind>"
+        ),
+        "vgg16_bn": ProbeScore(excluded="no weights: offline"),
+    }
+    set_sections(run, linear_probe=ranked)
+    words = words_of(run)
+    assert "resnet18 81.00% 0.0 ± 0.0 79.00% 20.0 yes" in words
+    assert "tinynet 60.00% 21.0 ± 2.0 50.00% no: far <behind>" in words
+    assert "vgg16_bn no: no weights: offline" in words
+    # Without probes no accuracy is shown, but why backbones left is.
+    set_sections(run, linear_probe={"vgg16_bn": ProbeScore(latency_ms=90.0)})
+    for section in ("test", "kfold", "best"):
+        remove(run, f"summary:{section}")
+    remove(run, STUDY)
+    assert " No accuracy yet " in words_of(run)
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -188,7 +212,7 @@ def test_a_linear_probe_has_no_optimism(run: Path) -> None:
     set_sections(run, best=replace(summary.best, trial=None, name="linear probe of cnn"))
     words = written(run).words
     assert (
-        "Linear probe, cross-validated on the training images 99.00%, mean accuracy of the 3 folds"
+        "Linear probe, cross-validated 99.00%, mean accuracy of the 3 folds"
         " 95.00% ± 1.00%. Cross-validation accuracy" in words
     )
     assert "optimism (selection bias)" not in words

@@ -21,6 +21,7 @@ from search.runs.summary import (
     ExternalScores,
     KFoldScores,
     LabelIssueCounts,
+    ProbeScore,
     RunSummary,
     SearchCounts,
     Settings,
@@ -132,6 +133,24 @@ def test_a_linear_probe_has_no_parameters() -> None:
     assert "best model linear probe of cnn" in lines
     assert "linear probe, cross-validated 99.12%" in lines
     assert not any("best validation accuracy" in line for line in lines)
+
+
+def test_the_backbones_are_listed_with_the_reason_of_those_that_left() -> None:
+    ranked = {
+        "resnet18": ProbeScore(
+            accuracy=0.81, val_accuracy=0.8, behind=0.0, behind_se=0.0, latency_ms=20.0
+        ),
+        "tinynet": ProbeScore(
+            accuracy=0.6, behind=0.21, behind_se=0.02, latency_ms=1.04, excluded="21.0 points"
+        ),
+        "vgg16_bn": ProbeScore(excluded="no weights: [none]"),
+    }
+    lines = shown(Path("run"), width=100, linear_probe=ranked)
+    assert "resnet18 81.00% 0.0 ± 0.0 20.0 ms yes" in lines
+    assert "tinynet 60.00% 21.0 ± 2.0 1.0 ms no: 21.0 points" in lines
+    assert "vgg16_bn no: no weights: [none]" in lines
+    alone = shown(Path("run"), linear_probe={"resnet18": ranked["resnet18"]})
+    assert not any("resnet18 81.00%" in line for line in alone), "there was nothing to choose"
 
 
 @pytest.mark.parametrize(

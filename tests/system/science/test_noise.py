@@ -44,7 +44,7 @@ def chance_of(run: NoiseRun) -> dict[str, Chance]:
     cross_validated, test = Chance.of(run.names("train", "val")), Chance.of(run.names("test"))
     outside = [f"{label}/outside{i}_0" for label in CLASSES for i in range(N_EXTERNAL)]
     return {
-        "linear_probe": Chance.of(run.names("train")),
+        "linear_probe": cross_validated,
         "kfold": cross_validated,
         "test": test,
         "comparison": test,

@@ -156,3 +156,22 @@ def test_a_stratified_subset_of_many_images_is_used(monkeypatch):
     assert n_second == pytest.approx(40, abs=6)
     assert n_rare == 5
     assert torch.equal(first.head["weight"], again.head["weight"])
+
+
+def test_the_head_is_of_the_training_images_and_the_accuracy_of_all() -> None:
+    features, labels = clouds((40, 40, 40), spread=1.5)
+    is_train = np.arange(120) % 4 != 0
+    made = fit_probe(features, labels, 3, seed=0, is_train=is_train)
+    alone = fit_head(features[is_train], labels[is_train], 3)
+    assert torch.equal(made.head["weight"], alone["weight"])
+    predicted = (features @ alone["weight"].T + alone["bias"]).argmax(1)
+    expected = float((predicted == labels)[~is_train].float().mean())
+    assert made.val_accuracy == pytest.approx(expected)
+    assert made.accuracy == fit_probe(features, labels, 3, seed=0).accuracy
+    assert made.is_correct.shape == (120,)
+    assert made.is_correct.mean() == made.accuracy
+    assert 0.5 < made.accuracy < 1.0, "images that are all predicted alike would show nothing"
+
+
+def test_without_validation_images_their_accuracy_is_unknown() -> None:
+    assert math.isnan(fit_probe(*clouds((20, 20)), 2, seed=0).val_accuracy)

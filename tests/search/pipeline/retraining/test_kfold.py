@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from search.cluster.shared_file import StoredObject
+from search.pipeline.backbones.candidates import Candidate
+from search.pipeline.backbones.feature_cache import plan_feature_cache
 from search.pipeline.prepare import PreparedData
-from search.pipeline.probe import plan_feature_cache
 from search.pipeline.retraining import kfold
 from search.pipeline.retraining.kfold import Fold, FoldStore, RetrainConfig, retrain
 from spaces.base import Space, TrialConfig
@@ -55,7 +56,7 @@ def prepare(pixels: np.ndarray) -> PreparedData:
 
 def context_of(prepared: PreparedData) -> TrainingContext:
     """Return the context of trainings that read the cache, and begin with a probe's head."""
-    cache = started_cache(plan_feature_cache(prepared))
+    cache = started_cache(plan_feature_cache(prepared, {"tinynet": Candidate((512,) * 5, 1.0)}))
     return prepared.training_context({"tinynet": {}}, cache)
 
 

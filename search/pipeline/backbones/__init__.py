@@ -1,0 +1,1 @@
+"""Which backbones are searched, and their cached features: everything before the first trial."""

@@ -1,0 +1,65 @@
+"""Find the backbones that a run can search: those that have weights, and did not leave it before.
+
+Neither this module nor its imports load PyTorch or start Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from search.console.downloads import DownloadDisplay
+from search.pipeline.backbones.selection import narrow_space
+from search.runs.environment import Request
+from search.runs.summary import ProbeScore
+from spaces.base import Space
+from spaces.portfolio import AUTO, is_portfolio
+from trainables.models.weight_files import find_available_weights, unavailable_weights
+
+
+@dataclass(frozen=True)
+class Available:
+    """The space that can be searched.
+
+    Attributes:
+        space: The space, without the backbones that cannot.
+        weights: By backbone, the file of its pretrained weights.
+        unavailable: By backbone of the portfolio that has no weights, why.
+    """
+
+    space: Space
+    weights: dict[str, Path] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+
+def find_available(
+    space: Space, request: Request, recorded: Mapping[str, ProbeScore] | None, cache: Path
+) -> Available:
+    """Find or download the weights of a space's backbones.
+
+    Who names backbones wants those; of the portfolio, what is at hand is enough.
+
+    Args:
+        space: The space with the command line's changes.
+        request: The command line.
+        recorded: What a run that is resumed knows of its backbones: those that left it are not
+            searched, and need no weights. None where it does not know yet.
+        cache: The folder of downloads.
+
+    Raises:
+        WeightsError: weights that are needed are unavailable.
+    """
+    is_optional = request.backbones == (AUTO,) or is_portfolio(space.backbones)
+    if recorded is not None:
+        space = narrow_space(space, recorded, all_scored=is_optional)
+        is_optional = False
+    if space.weights != "pretrained":
+        return Available(space)
+    with DownloadDisplay() as display:
+        weights, unavailable = find_available_weights(
+            space.backbones, request.weights, cache, show=display.show
+        )
+    if unavailable and not (weights and is_optional):
+        raise unavailable_weights(unavailable, request.weights)
+    return Available(space.without_backbones(unavailable), weights, unavailable)

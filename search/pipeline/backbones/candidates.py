@@ -1,0 +1,104 @@
+"""Check the backbones of a run before it decodes images: weights, image size, memory, latency.
+
+One network is in memory at once, however many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from search.cluster.shared_file import StoredObject
+from search.pipeline.preflight import RunPlan
+from search.pipeline.prepare import PreparedData
+from search.pipeline.request import RequestError
+from search.runs.summary import ProbeScore
+from trainables.feature_cache import bytes_per_image
+from trainables.models.backbones import create_backbone
+from trainables.models.latency import measure_latency
+from trainables.models.weights import WeightsError, load_weights
+from trainables.worker import training_device
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a backbone costs.
+
+    Attributes:
+        image_bytes: Bytes of the cached features of one image at stage outputs 1 to 5.
+        latency_ms: Milliseconds of one image on this machine, in a batch of one.
+    """
+
+    image_bytes: tuple[int, ...]
+    latency_ms: float
+
+
+def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
+    """Check that weights and images' size fit each backbone, and measure what it costs.
+
+    Raises:
+        WeightsError: weights cannot be read, or do not fit.
+        RequestError: a backbone cannot take images of the space's size.
+    """
+    found, device = {}, training_device()
+    for name in run_plan.space.backbones:
+        path, size = run_plan.weights.get(name), run_plan.space.image_size
+        try:
+            weights = None if path is None else load_weights(path)
+            backbone = create_backbone(name, weights, image_size=size)
+            sizes = bytes_per_image(backbone, size)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        except ValueError as error:
+            raise RequestError(f"{name}: {error}") from None
+        found[name] = Candidate(sizes, measure_latency(backbone, size, device))
+    return found
+
+
+def find_slow(
+    candidates: Mapping[str, Candidate], max_latency_ms: float | None
+) -> dict[str, ProbeScore]:
+    """Return the backbones that are slower than `--max-latency`, with the reason.
+
+    Args:
+        candidates: By backbone.
+        max_latency_ms: Milliseconds an image may take; None is any number.
+
+    Raises:
+        RequestError: all are slower.
+    """
+    if max_latency_ms is None:
+        return {}
+    latencies = {name: candidate.latency_ms for name, candidate in candidates.items()}
+    slow = {
+        name: ProbeScore(
+            latency_ms=latency,
+            excluded=f"{latency:.1f} ms an image, above --max-latency {max_latency_ms:g}",
+        )
+        for name, latency in latencies.items()
+        if latency > max_latency_ms
+    }
+    if len(slow) == len(candidates):
+        fastest = min(latencies, key=latencies.__getitem__)
+        raise RequestError(
+            f"--max-latency {max_latency_ms:g} must be at least what a backbone takes for an image"
+            f" on this machine, and the fastest, {fastest}, takes"
+            f" {latencies[fastest]:.1f} ms: raise it, add a faster backbone with"
+            " --backbones, or set a smaller image_size in the space"
+        )
+    return slow
+
+
+def share_weights(
+    prepared: PreparedData, files: Mapping[str, Path], names: Iterable[str]
+) -> PreparedData:
+    """Return the data with the weights of these backbones, and no others, for all workers.
+
+    Args:
+        prepared: Images.
+        files: By backbone, the file of its pretrained weights.
+        names: Backbones; those without a file start from scratch.
+    """
+    weights = {name: StoredObject.put(load_weights(files[name])) for name in names if name in files}
+    return replace(prepared, features=replace(prepared.features, weights=weights))

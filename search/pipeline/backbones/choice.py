@@ -1,0 +1,107 @@
+"""Choose the backbones that are searched, and say of each other one why it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from search.console.progress import Progress
+from search.pipeline.backbones.candidates import Candidate, find_slow, share_weights
+from search.pipeline.backbones.probe import ProbeResult
+from search.pipeline.backbones.ranking import rank_backbones
+from search.pipeline.backbones.selection import narrow_space
+from search.pipeline.preflight import RunPlan
+from search.pipeline.prepare import PreparedData
+from search.runs.summary import ProbeScore
+
+
+def exclude_unsuitable(
+    run_plan: RunPlan, candidates: Mapping[str, Candidate], progress: Progress
+) -> tuple[RunPlan, dict[str, ProbeScore]]:
+    """Exclude what needs no image to be excluded: backbones without weights, and slow ones.
+
+    A resumed run has done so, and does not measure again.
+
+    Args:
+        run_plan: The run.
+        candidates: By backbone that has weights, what it costs.
+        progress: Shows each that is excluded.
+
+    Returns:
+        The run without them, and their scores.
+
+    Raises:
+        RequestError: all are slower than `--max-latency`.
+    """
+    if run_plan.folder.summary.linear_probe is not None:
+        return run_plan, {}
+    missing = {
+        name: ProbeScore(excluded=f"no weights: {reason}")
+        for name, reason in run_plan.unavailable.items()
+    }
+    if missing:
+        reason = next(iter(run_plan.unavailable.values()))
+        progress.warn(
+            f"no weights of {', '.join(missing)}, such as: {reason}; the search goes on with"
+            f" {', '.join(run_plan.space.backbones)}"
+        )
+    slow = find_slow(candidates, run_plan.request.max_latency_ms)
+    for name, score in slow.items():
+        progress.say(f"{name} leaves the search: {score.excluded}")
+    space = run_plan.space.without_backbones(slow)
+    return replace(run_plan, space=space), {**slow, **missing}
+
+
+def choose_backbones(
+    run_plan: RunPlan,
+    prepared: PreparedData,
+    candidates: Mapping[str, Candidate],
+    unsuitable: Mapping[str, ProbeScore],
+    model_path: Path | None,
+    progress: Progress,
+) -> tuple[RunPlan, PreparedData, ProbeResult]:
+    """Rank the backbones, unless an earlier session did or there is one alone; keep the good ones.
+
+    Args:
+        run_plan: The run.
+        prepared: Its images.
+        candidates: By backbone, what it costs.
+        unsuitable: The scores of those that were excluded before.
+        model_path: Where the best probe so far is saved as a model; None saves none.
+        progress: Shows each probe, and each backbone that leaves.
+
+    Returns:
+        The run and its data with the backbones that are searched and their weights; and what is
+        known of all backbones.
+    """
+    space, request = run_plan.space, run_plan.request
+    recorded = run_plan.folder.summary.linear_probe
+    ranked = ProbeResult(recorded or {}, {})
+    n_probed = len(run_plan.weights.keys() & set(space.backbones))
+    if recorded is None and request.probe and n_probed > 1:
+        seconds = request.time_budget_seconds
+        ranked = rank_backbones(
+            prepared, candidates, run_plan.weights, seconds, model_path, progress
+        )
+        for name, score in ranked.scores.items():
+            if score.excluded is not None:
+                progress.say(f"{name} leaves the search: {score.excluded}")
+        space = narrow_space(space, ranked.scores)
+        before, after = (one.first_trials[:1] for one in (run_plan.space, space))
+        if before != after:
+            progress.say(
+                f"the baseline, trial 0, is of {after[0]['backbone']} instead of"
+                f" {before[0]['backbone']}"
+            )
+    elif recorded is None and not request.probe and (unsuitable or request.max_latency_ms):
+        ranked = ProbeResult(
+            {name: ProbeScore(latency_ms=candidates[name].latency_ms) for name in space.backbones},
+            {},
+        )
+    prepared = share_weights(prepared, run_plan.weights, space.backbones)
+    return (
+        replace(run_plan, space=space),
+        replace(prepared, space=space),
+        replace(ranked, scores={**ranked.scores, **unsuitable}),
+    )

@@ -1,0 +1,149 @@
+"""The linear-probe stage fits the heads that trials may begin with.
+
+It reads the feature cache, and scores a backbone that no ranking has scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from search.cluster.feature_cache_client import FeatureCacheClient
+from search.cluster.feature_cache_plan import FeatureCachePlan
+from search.console.formatting import percent
+from search.console.progress import Progress
+from search.pipeline.backbones.candidates import Candidate
+from search.pipeline.backbones.feature_cache import frozen_depths
+from search.pipeline.model_file import save_probe
+from search.pipeline.prepare import PreparedData
+from search.runs.summary import ProbeScore
+from trainables.feature_cache import as_features
+from trainables.models.classifier import Weights
+from trainables.models.linear_probe import Probe, fit_probe
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """The linear probes of the pretrained backbones.
+
+    Attributes:
+        scores: By backbone, those that are searched first, the best of them first.
+        heads: By backbone that is searched, the weights of the linear head.
+    """
+
+    scores: Mapping[str, ProbeScore]
+    heads: Mapping[str, Weights]
+
+
+def probe_backbones(
+    prepared: PreparedData,
+    plan: FeatureCachePlan,
+    cache: FeatureCacheClient,
+    candidates: Mapping[str, Candidate],
+    ranked: ProbeResult,
+    model_path: Path | None,
+    progress: Progress,
+) -> ProbeResult:
+    """Fit the heads of the backbones that are searched, and score those that no ranking has.
+
+    Args:
+        prepared: Images, and the backbones that are searched.
+        plan: Plan of the feature cache.
+        cache: Computes the features.
+        candidates: By backbone, what it costs.
+        ranked: What is known already, of this session or an earlier one.
+        model_path: Where the best probe so far is saved as a model; None saves none.
+        progress: Shows each probe.
+    """
+    started = perf_counter()
+    names = [name for name in prepared.space.backbones if name in prepared.features.weights]
+    pending = {}
+    for name in names:
+        views = _start_first_view(prepared, plan, cache, name)
+        if name not in ranked.heads:
+            task = start_probe(prepared, plan.rows, views, name not in ranked.scores)
+            pending[task] = name
+    progress.begin("linear_probe", len(pending), "backbones")
+    scores, heads = dict(ranked.scores), dict(ranked.heads)
+    n_probes = len(pending)
+    while pending:
+        (ready,), _ = ray.wait(list(pending))
+        name = pending.pop(ready)
+        probe: Probe = ray.get(ready)
+        heads[name] = probe.head
+        if name not in scores:
+            scores[name] = ProbeScore(
+                accuracy=probe.accuracy,
+                val_accuracy=probe.val_accuracy,
+                behind=0.0,
+                behind_se=0.0,
+                seconds=perf_counter() - started,
+                latency_ms=candidates[name].latency_ms,
+            )
+            saved = save_if_given(prepared, name, probe, model_path)
+            progress.say(f"{name}: {describe(probe)}{saved}")
+        progress.advance(n_probes - len(pending), n_probes)
+    return ProbeResult(scores, {name: heads[name] for name in scores if name in heads})
+
+
+def describe(probe: Probe) -> str:
+    """Describe a probe's accuracy."""
+    return f"linear probe {percent(probe.accuracy, 2)} (cross-validated)"
+
+
+def save_if_given(prepared: PreparedData, name: str, probe: Probe, model_path: Path | None) -> str:
+    """Save a probe as a model; return what to say about it."""
+    if model_path is None:
+        return ""
+    save_probe(prepared, name, probe, model_path)
+    return f"; baseline model saved: {model_path}"
+
+
+def _start_first_view(
+    prepared: PreparedData, plan: FeatureCachePlan, cache: FeatureCacheClient, name: str
+) -> list[Any]:
+    """Start building a backbone's view without augmentation; return its blocks at output 5."""
+    # Probes read stage output 5; the same pass computes the others that trials will need.
+    stage_outputs = {5, *plan.choose_stage_outputs(frozen_depths(prepared.space))[name]}
+    cache.start_build(name, sorted(stage_outputs), 1)
+    views = cache.view_references(name, 5, 1)
+    if views is None:
+        raise RuntimeError(f"the views of {name} are not in the cache, though it builds them")
+    return views.views[0]
+
+
+def start_probe(
+    prepared: PreparedData, rows: np.ndarray, blocks: Sequence[Any], cross_validate: bool
+) -> Any:
+    """Start fitting a probe on the features of some images, given by their table rows."""
+    return _fit_probe.remote(
+        prepared.images.labels[rows],
+        prepared.groups[rows],
+        prepared.splits[rows] == "train",
+        len(prepared.classes),
+        prepared.features.seed,
+        cross_validate,
+        *blocks,
+    )
+
+
+@ray.remote(max_retries=3)
+def _fit_probe(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    is_train: np.ndarray,
+    n_classes: int,
+    seed: int,
+    cross_validate: bool,
+    *blocks: np.ndarray,
+) -> Probe:
+    features = as_features(np.concatenate(blocks))
+    y = torch.from_numpy(labels.copy())
+    return fit_probe(features, y, n_classes, seed, groups, is_train, cross_validate)

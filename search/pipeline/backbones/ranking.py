@@ -1,0 +1,198 @@
+"""Rank several backbones by linear probes of the same images, and decide which stay in the search.
+
+Their pooled features are computed one backbone after the other, the cheapest first, and dropped
+once they are probed. So memory does not grow with their number, and the feature caches, which take
+many times as long, are built for those alone that stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import ray
+
+from search.cluster.feature_cache_actor import BuiltBlock, build_block_task
+from search.cluster.feature_cache_plan import block_size
+from search.cluster.nodes import EVERYWHERE
+from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
+from search.console.formatting import duration
+from search.console.progress import Progress
+from search.pipeline.backbones.candidates import Candidate, share_weights
+from search.pipeline.backbones.feature_cache import (
+    count_drawn_views,
+    frozen_depths,
+    gpus_per_task,
+)
+from search.pipeline.backbones.probe import ProbeResult, describe, save_if_given, start_probe
+from search.pipeline.backbones.selection import (
+    CACHE_FRACTION,
+    RANKING_FRACTION,
+    RankedProbe,
+    select_backbones,
+)
+from search.pipeline.prepare import PreparedData
+from search.runs.summary import ProbeScore
+from trainables.models.classifier import Weights
+from trainables.models.linear_probe import MAX_IMAGES, Probe, stratified_subset
+
+MIN_RANKING_IMAGES = 500
+"""Images that backbones are ranked on at least, however short the time, unless there are fewer."""
+
+
+def rank_backbones(
+    prepared: PreparedData,
+    candidates: Mapping[str, Candidate],
+    files: Mapping[str, Path],
+    budget_seconds: float | None,
+    model_path: Path | None,
+    progress: Progress,
+) -> ProbeResult:
+    """Probe several backbones on the same images, and decide which of them are searched.
+
+    Args:
+        prepared: Images.
+        candidates: By backbone, what it costs.
+        files: By backbone, the file of its pretrained weights; others are not probed.
+        budget_seconds: The run's time budget; None without one.
+        model_path: Where the best probe so far is saved as a model; None saves none.
+        progress: Shows each probe.
+    """
+    started = perf_counter()
+    latencies = {
+        name: candidates[name].latency_ms for name in prepared.space.backbones if name in files
+    }
+    names = sorted(latencies, key=latencies.__getitem__)
+    seconds = None if budget_seconds is None else RANKING_FRACTION * budget_seconds
+    rows = choose_rows(prepared, sum(latencies.values()) / 1000, seconds)
+    progress.begin("linear_probe", len(names), "backbones")
+    ranking = _Ranking(model_path, progress, started)
+    skipped: dict[str, ProbeScore] = {}
+    # The first one's workers start as well, so it tells little, and is not part of the time.
+    first_ended = started
+    pace = 1.0  # seconds that features take, over those of as many single images; at most
+    for name in names:
+        left = None if seconds is None else max(0.0, seconds - (perf_counter() - first_ended))
+        expected = pace * latencies[name] / 1000 * len(rows)
+        if left is not None and expected > left and name != names[0]:
+            excluded = (
+                f"its features would take {duration(expected)}, and {duration(left)} are left of"
+                f" what the ranking may take of the time budget"
+            )
+            skipped[name] = ProbeScore(latency_ms=latencies[name], excluded=excluded)
+            continue
+        one = share_weights(prepared, files, [name])
+        blocks, image_seconds = _compute_features(one, name, rows)
+        pace = min(pace, image_seconds / (latencies[name] / 1000))
+        first_ended = perf_counter() if name == names[0] else first_ended
+        task = start_probe(prepared, rows, blocks, cross_validate=True)
+        ranking.add(_Fit(task, name, one, image_seconds, latencies[name]))
+    ranking.collect()
+    n_views = count_drawn_views(prepared.space) if frozen_depths(prepared.space) else 1
+    cached = prepared.rows("train", "val")
+    scores = select_backbones(
+        ranking.probes,
+        prepared.groups[rows],
+        n_views * len(cached),
+        float("inf") if budget_seconds is None else CACHE_FRACTION * budget_seconds,
+    )
+    heads = {name: ranking.heads[name] for name, score in scores.items() if not score.excluded}
+    # A head of fewer images than it may have is fitted again, from the feature cache.
+    is_whole = len(rows) >= min(len(cached), MAX_IMAGES)
+    return ProbeResult({**scores, **skipped}, heads if is_whole else {})
+
+
+def choose_rows(prepared: PreparedData, image_seconds: float, seconds: float | None) -> np.ndarray:
+    """Return the table rows that backbones are ranked on: a stratified subset of large sets.
+
+    Args:
+        prepared: The images; those of the test split are never among the rows.
+        image_seconds: Seconds that all backbones together take for an image.
+        seconds: What the ranking may take; None is any time.
+    """
+    rows = prepared.rows("train", "val")
+    n = MAX_IMAGES
+    if seconds is not None:
+        n = int(np.clip(seconds / image_seconds, MIN_RANKING_IMAGES, MAX_IMAGES))
+    if len(rows) <= n:
+        return rows
+    chosen: np.ndarray = rows[
+        stratified_subset(prepared.images.labels[rows], n, prepared.features.seed)
+    ]
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A probe that is being fitted, and the data with its backbone's weights."""
+
+    task: Any
+    name: str
+    prepared: PreparedData
+    image_seconds: float
+    latency_ms: float
+
+
+class _Ranking:
+    """The probes of a ranking: one is fitted while the next backbone's features are computed."""
+
+    def __init__(self, model_path: Path | None, progress: Progress, started: float) -> None:
+        self._model_path, self._progress, self._started = model_path, progress, started
+        self._pending: _Fit | None = None
+        self.probes: list[RankedProbe] = []
+        self.heads: dict[str, Weights] = {}
+
+    def add(self, fit: _Fit) -> None:
+        """Collect the probe before, and wait for this one later."""
+        self.collect()
+        self._pending = fit
+
+    def collect(self) -> None:
+        """Wait for the probe that is being fitted, and report it."""
+        if self._pending is None:
+            return
+        fit, self._pending = self._pending, None
+        probe: Probe = ray.get(fit.task)
+        is_best = all(probe.accuracy > other.accuracy for other in self.probes)
+        ranked = RankedProbe(
+            name=fit.name,
+            accuracy=probe.accuracy,
+            val_accuracy=probe.val_accuracy,
+            is_correct=probe.is_correct,
+            seconds=perf_counter() - self._started,
+            image_seconds=fit.image_seconds,
+            latency_ms=fit.latency_ms,
+        )
+        self.probes.append(ranked)
+        self.heads[fit.name] = probe.head
+        saved = save_if_given(fit.prepared, fit.name, probe, self._model_path) if is_best else ""
+        self._progress.say(f"{fit.name}: {describe(probe)}, {fit.latency_ms:.1f} ms{saved}")
+        self._progress.advance(len(self.probes))
+
+
+def _compute_features(
+    prepared: PreparedData, name: str, rows: np.ndarray
+) -> tuple[list[Any], float]:
+    """Compute a backbone's pooled features of images without augmentation, on all nodes.
+
+    Returns:
+        References to its blocks, and the seconds that an image took, by all nodes together.
+    """
+    gpus = gpus_per_task()
+    task: Any = build_block_task.options(
+        num_returns=2, num_cpus=1, num_gpus=gpus, scheduling_strategy=EVERYWHERE
+    )
+    context, size = ray.put(prepared.features), block_size(len(rows))
+    blocks, reports = [], []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        block, report = task.remote(context, name, part, 0, prepared.space.views, (5,), 0, None)
+        blocks.append(block)
+        reports.append(report)
+    built: list[BuiltBlock] = ray.get(reports)
+    seconds = sum(block.seconds for block in built) / TrialSlots(CPUS_PER_TRIAL, [gpus])()
+    return blocks, seconds / len(rows)

@@ -1,0 +1,123 @@
+"""Decide which backbones stay in the search, by linear probes of the same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from search.console.formatting import duration
+from search.evaluation.intervals import mean_with_error
+from search.runs.summary import ProbeScore
+from spaces.base import Space
+
+MAX_BEHIND_SE = 2.0
+"""Paired standard errors by which a backbone may be behind the best one, and stay."""
+
+RANKING_FRACTION = 0.2
+"""Fraction of the time budget that the ranking of several backbones may take."""
+
+CACHE_FRACTION = 0.25
+"""Fraction of the time budget that the feature caches of several backbones may take."""
+
+
+@dataclass(frozen=True)
+class RankedProbe:
+    """The linear probe of one backbone, and what its features cost.
+
+    Attributes:
+        name: Name of the backbone.
+        accuracy: Cross-validated; NaN where a class is too small for two folds.
+        val_accuracy: On the validation images, of the head that trials begin with.
+        is_correct: bool [n], out of fold; empty where the accuracy is NaN.
+        seconds: Seconds from the begin of the stage until it was known.
+        image_seconds: Seconds that the features of one image take, by all nodes together.
+        latency_ms: See `candidates.Candidate`.
+    """
+
+    name: str
+    accuracy: float
+    val_accuracy: float
+    is_correct: np.ndarray
+    seconds: float
+    image_seconds: float
+    latency_ms: float
+
+
+def select_backbones(
+    ranked: Sequence[RankedProbe], groups: np.ndarray, n_features: int, cache_seconds: float
+) -> dict[str, ProbeScore]:
+    """Return the scores of the probes, of which those that leave the search have a reason.
+
+    One leaves if its out-of-fold accuracy is behind the best one's by more than `MAX_BEHIND_SE`
+    standard errors of the difference, paired by image, near-duplicates counted once. Of the others
+    the less accurate leave if the feature caches would take too long. The best one stays.
+
+    Args:
+        ranked: At least one, all of the same images.
+        groups: int64 [n]; images of equal numbers are near-duplicates.
+        n_features: Images of the feature cache, times the views that are computed of each.
+        cache_seconds: Seconds that all feature caches together may take.
+
+    Returns:
+        By backbone, those that stay first, the more accurate first.
+    """
+    order = sorted(ranked, key=lambda one: (-_rank(one.accuracy), one.latency_ms))
+    scores, spent = {}, 0.0
+    for one in order:
+        behind, error = _behind(order[0], one, groups)
+        needed = n_features * one.image_seconds
+        excluded = None
+        if behind > MAX_BEHIND_SE * error:
+            excluded = (
+                f"{100 * behind:.1f} points behind {order[0].name}, more than"
+                f" {MAX_BEHIND_SE:.0f} paired standard errors of {100 * error:.1f}"
+            )
+        elif one is not order[0] and spent + needed > cache_seconds:
+            excluded = (
+                f"its feature cache would take {duration(needed)}, and"
+                f" {duration(max(0.0, cache_seconds - spent))} are left of what caches may take of"
+                " the time budget"
+            )
+        else:
+            spent += needed
+        scores[one.name] = ProbeScore(
+            accuracy=one.accuracy,
+            val_accuracy=one.val_accuracy,
+            behind=behind,
+            behind_se=error,
+            seconds=one.seconds,
+            latency_ms=one.latency_ms,
+            excluded=excluded,
+        )
+    return dict(sorted(scores.items(), key=lambda item: item[1].excluded is not None))
+
+
+def narrow_space(space: Space, scores: Mapping[str, ProbeScore], all_scored: bool = False) -> Space:
+    """Return the space without the backbones that are excluded; unchanged where none is.
+
+    The others are in the order of their scores. So the best one takes the place of an excluded one
+    in the space's first trials.
+
+    Args:
+        space: What is searched.
+        scores: See `select_backbones`.
+        all_scored: Whether a backbone without a score is not searched either.
+    """
+    kept = [name for name in scores if scores[name].excluded is None and name in space.backbones]
+    if not all_scored:
+        kept += [name for name in space.backbones if name not in scores]
+    return space if set(kept) == set(space.backbones) else space.with_backbones(kept)
+
+
+def _rank(accuracy: float) -> float:
+    return -math.inf if math.isnan(accuracy) else accuracy
+
+
+def _behind(best: RankedProbe, one: RankedProbe, groups: np.ndarray) -> tuple[float, float]:
+    """Return by how much one is less accurate than the best, and the paired standard error."""
+    if one is best or not len(one.is_correct):
+        return 0.0, 0.0
+    return mean_with_error(best.is_correct.astype(float) - one.is_correct, groups)

@@ -1,0 +1,146 @@
+"""Which backbones leave the search, by the correctness of their probes image by image."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from search.evaluation.intervals import mean_with_error
+from search.pipeline.backbones.selection import RankedProbe, narrow_space, select_backbones
+from search.runs.summary import ProbeScore
+from spaces.base import Space
+from spaces.sources import digits
+
+N = 200
+GROUPS = np.arange(N)
+ALL_THE_TIME = math.inf
+
+
+def probe(
+    name: str, is_correct: np.ndarray, image_seconds: float = 0.01, latency_ms: float = 10.0
+) -> RankedProbe:
+    accuracy = float(is_correct.mean()) if len(is_correct) else math.nan
+    return RankedProbe(name, accuracy, 0.5, is_correct, 1.0, image_seconds, latency_ms)
+
+
+def wrong_at(*ranges: range) -> np.ndarray:
+    is_correct = np.ones(N, bool)
+    for numbers in ranges:
+        is_correct[list(numbers)] = False
+    return is_correct
+
+
+BEST = probe("best", wrong_at(range(10)))
+
+
+def excluded(*probes: RankedProbe, groups: np.ndarray = GROUPS) -> dict[str, str | None]:
+    scores = select_backbones(probes, groups, 100, ALL_THE_TIME)
+    return {name: score.excluded for name, score in scores.items()}
+
+
+def test_one_that_is_behind_by_more_than_two_paired_errors_leaves() -> None:
+    # 4 images, all lost and none gained, are 2.01 standard errors of the 200; 3 are 1.74.
+    close, behind = (probe(f"{n} more", wrong_at(range(10 + n))) for n in (3, 4))
+    reasons = excluded(close, BEST, behind)
+    assert list(reasons) == ["best", "3 more", "4 more"]
+    assert reasons["best"] is reasons["3 more"] is None
+    assert reasons["4 more"] == (
+        "2.0 points behind best, more than 2 paired standard errors of 1.0"
+    )
+
+
+def test_differences_are_paired_by_image() -> None:
+    """As many errors as above, but of other images: then the two hardly differ."""
+    elsewhere = probe("elsewhere", wrong_at(range(100, 114)))
+    assert excluded(BEST, elsewhere)["elsewhere"] is None
+
+
+def test_near_duplicates_count_once() -> None:
+    behind = probe("behind", wrong_at(range(14)))
+    groups = GROUPS.copy()
+    groups[10:14] = 10  # the four images that only the best one predicts
+    assert excluded(BEST, behind)["behind"] is not None
+    assert excluded(BEST, behind, groups=groups)["behind"] is None
+
+
+def test_figures_are_those_of_the_paired_difference() -> None:
+    other = probe("other", wrong_at(range(5, 25)), latency_ms=3.0)
+    score = select_backbones([other, BEST], GROUPS, 100, ALL_THE_TIME)["other"]
+    difference = BEST.is_correct.astype(float) - other.is_correct
+    assert (score.behind, score.behind_se) == mean_with_error(difference, GROUPS)
+    assert score.behind == pytest.approx(BEST.accuracy - other.accuracy)
+    assert (score.accuracy, score.val_accuracy) == (other.accuracy, 0.5)
+    assert (score.seconds, score.latency_ms) == (1.0, 3.0)
+
+
+def test_of_equals_the_faster_is_the_best() -> None:
+    slow, fast = (probe(f"{ms:g} ms", BEST.is_correct, latency_ms=ms) for ms in (20.0, 5.0))
+    assert list(excluded(slow, fast)) == ["5 ms", "20 ms"]
+    assert set(excluded(slow, fast).values()) == {None}
+
+
+def test_caches_that_take_too_long_are_not_built_but_for_the_best() -> None:
+    second, third = (
+        probe(name, wrong_at(range(n)), seconds)
+        for name, n, seconds in (("second", 11, 0.2), ("third", 12, 0.05))
+    )
+    best = probe("best", BEST.is_correct, image_seconds=0.1)
+    scores = select_backbones([third, second, best], GROUPS, 100, cache_seconds=16.0)
+    assert [name for name, score in scores.items() if score.excluded is None] == ["best", "third"]
+    assert scores["second"].excluded == (
+        "its feature cache would take 20 s, and 6.0 s are left of what caches may take of the time"
+        " budget"
+    )
+    alone = select_backbones([third, second, best], GROUPS, 100, cache_seconds=1.0)
+    assert [name for name, score in alone.items() if score.excluded is None] == ["best"]
+
+
+def test_where_nothing_can_be_cross_validated_all_stay() -> None:
+    unknown = [probe(name, np.empty(0, bool)) for name in "ab"]
+    assert excluded(*unknown) == {"a": None, "b": None}
+
+
+SPACE = Space(
+    source=digits(),
+    params={"backbone": "tinynet", "freeze_depth": 5},
+).with_backbones(["cnn", "tinynet", "resnet18"])
+
+
+def test_a_narrow_space_has_the_best_first() -> None:
+    scores = {
+        "resnet18": ProbeScore(accuracy=0.9),
+        "cnn": ProbeScore(accuracy=0.8),
+        "tinynet": ProbeScore(accuracy=0.1, excluded="far behind"),
+    }
+    assert narrow_space(SPACE, scores).backbones == ("resnet18", "cnn")
+
+
+def test_a_space_without_excluded_backbones_is_unchanged() -> None:
+    """So that its trials are the same as without a ranking."""
+    scores = {name: ProbeScore(accuracy=0.9) for name in ("resnet18", "tinynet", "cnn")}
+    assert narrow_space(SPACE, scores) is SPACE
+    assert narrow_space(SPACE, {}) is SPACE
+
+
+def test_a_backbone_that_is_not_probed_stays() -> None:
+    scores = {"resnet18": ProbeScore(accuracy=0.9), "tinynet": ProbeScore(excluded="behind")}
+    assert narrow_space(SPACE, scores).backbones == ("resnet18", "cnn")
+    # Of a portfolio whose scores an earlier session recorded, nothing is new.
+    assert narrow_space(SPACE, scores, all_scored=True).backbones == ("resnet18",)
+
+
+def test_the_best_takes_the_place_of_an_excluded_baseline() -> None:
+    first = ({"backbone": "tinynet", "freeze_depth": 5}, {"backbone": "cnn", "freeze_depth": 5})
+    params = {**SPACE.params, "freeze_depth": 5}
+    space = Space(source=digits(), params=params, first_trials=first)
+    scores = {
+        "resnet18": ProbeScore(accuracy=0.9),
+        "cnn": ProbeScore(accuracy=0.8),
+        "tinynet": ProbeScore(accuracy=0.1, excluded="far behind"),
+    }
+    assert [one["backbone"] for one in narrow_space(space, scores).first_trials] == [
+        "resnet18",
+        "cnn",
+    ]
