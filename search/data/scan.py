@@ -93,6 +93,7 @@ def scan_external(
     classes: Sequence[str],
     exclusion: Exclusion | None = None,
     table: LabelTable | None = None,
+    ignores_others: bool = False,
 ) -> Manifest:
     """Find external test images: a flat folder (unlabelled), or a folder per class.
 
@@ -101,12 +102,14 @@ def scan_external(
         classes: the classes of the search. The external images need not have all of them.
         exclusion: images to exclude.
         table: a table of the images and their labels.
+        ignores_others: whether images of other classes are left out, not refused: so where
+            `--classes` chose some of those that there are.
 
     Raises:
         DataError: there is no such folder, it holds no images, a folder in it is not named after
             a class, or the exclusion names a file that does not exist.
     """
-    manifest = _find_external(found, tuple(classes), table)
+    manifest = _find_external(found, tuple(classes), table, ignores_others)
     return _exclude(manifest, exclusion, external=True)
 
 
@@ -123,16 +126,19 @@ def _exclude(manifest: Manifest, exclusion: Exclusion | None, external: bool = F
 
 
 def _find_external(
-    found: Path | Arrays, classes: tuple[str, ...], table: LabelTable | None
+    found: Path | Arrays, classes: tuple[str, ...], table: LabelTable | None, ignores_others: bool
 ) -> Manifest:
     if isinstance(found, Arrays):
-        check_known("the external set", found.classes, classes)
+        known = [name for name in found.classes if name in classes]
+        check_known("the external set", (ignores_others and known) or found.classes, classes)
         return _list_arrays(found, classes)
     if not found.is_dir():
         raise DataError(f"--external must name a folder, but {found} is none")
     if tables := _tables(table, found):
-        return _list_labelled(found, tables, classes, external=True)
+        return _list_labelled(found, tables, classes, True, ignores_others)
     inside = {n: p for n, p in class_folders_of(found).items() if find_image_files(p).images}
+    if ignores_others and any(name in classes for name in inside):
+        inside = {name: path for name, path in inside.items() if name in classes}
     check_known(str(found), inside, classes)
     labelled = [ClassFolder(path, classes.index(name), None) for name, path in inside.items()]
     manifest = _list_files(found, classes, labelled or [ClassFolder(found, -1, None)])
@@ -172,12 +178,14 @@ def _list_labelled(
     tables: Sequence[tuple[str | None, LabelTable]],
     wanted: tuple[str, ...] | None,
     external: bool = False,
+    ignores_others: bool = False,
 ) -> Manifest:
     """List the images that tables name; those of labels that are not wanted are not used."""
     labels, found, unused, notes = find_labelled_files(root, tables)
     table = str(tables[0][1])
     classes = tuple(map(nfc, wanted)) if wanted else labels
-    if external and (unknown := [label for label in labels if label not in classes]):
+    unknown = [label for label in labels if label not in classes]
+    if external and unknown and not (ignores_others and len(unknown) < len(labels)):
         raise DataError(
             f"every label of {table} must be a class ({some(classes)}), but it has"
             f" {some(map(repr, unknown))}: remove these rows"

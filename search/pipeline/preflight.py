@@ -111,14 +111,14 @@ def _prepare(request: Request) -> RunPlan:
         space.source, request.data, cache, space.folds, request.limit, request.seed, exclusion
     )
     warnings = () if folder is not None else check_fit(request, space, manifest)
-    external = None
+    external, chosen = None, request.classes is not None
     if request.external is not None:
         found = open_folder(request.external, cache, "--external")
-        external = scan_external(found, manifest.classes, exclusion)
+        external = scan_external(found, manifest.classes, exclusion, None, chosen)
     elif space.external is not None and request.data is None:
         found_source = space.external.open(None, cache)
         table = space.external.table
-        external = scan_external(found_source, manifest.classes, exclusion, table)
+        external = scan_external(found_source, manifest.classes, exclusion, table, chosen)
     recorded = None if folder is None else folder.summary.linear_probe
     available = find_available(space, request, recorded, cache)
     if folder is None:

@@ -118,8 +118,8 @@ def check_has(where: str, there: Sequence[str], wanted: Sequence[str]) -> None:
     if missing := [name for name in wanted if name not in there]:
         named = (f"{name!r}{did_you_mean(name, there)}" for name in missing)
         raise DataError(
-            f"{where} must have the classes that the space lists, but lacks {', '.join(named)}"
-            f" (it has {some(there)}): give another --data, or change the space's class list"
+            f"{where} must have the classes that --classes or the space lists, but lacks"
+            f" {', '.join(named)} (it has {some(there)}): give another --data, or change that list"
         )
 
 

@@ -308,6 +308,23 @@ def test_external_arrays_take_the_classes_of_the_search() -> None:
     assert manifest.images.ravel().tolist() == [2, 1, 0]
     with pytest.raises(DataError, match="the external set must be named after a class"):
         scan_external(arrays, ("cat", "cow"))
+    assert scan_external(arrays, ("cat", "cow"), ignores_others=True).names == ("x", "y")
+    with pytest.raises(DataError, match="the external set must be named after a class"):
+        scan_external(arrays, ("ant", "cow"), ignores_others=True)
+
+
+def test_external_images_of_classes_that_were_not_chosen_are_left_out(tmp_path: Path) -> None:
+    make(tmp_path, dog=2, cow=1)
+    manifest = scan_external(tmp_path, ("cat", "dog"), ignores_others=True)
+    assert manifest.names == ("dog/0.jpg", "dog/1.jpg")
+    with pytest.raises(DataError, match="must be named after a class"):
+        scan_external(tmp_path, ("cat", "ant"), ignores_others=True)
+    (tmp_path / "metadata.csv").write_text("file_name,label\ncow/0.jpg,cow\ndog/1.jpg,dog\n")
+    manifest = scan_external(tmp_path, ("cat", "dog"), ignores_others=True)
+    assert (manifest.names, manifest.labels.tolist()) == (("dog/1.jpg",), [1])
+    for classes, chosen in ((("cat", "dog"), False), (("cat", "ant"), True)):
+        with pytest.raises(DataError, match="must be a class"):
+            scan_external(tmp_path, classes, ignores_others=chosen)
 
 
 def test_real_external(shared_data: Path) -> None:

@@ -149,3 +149,21 @@ def test_a_resumed_run_has_the_backbones_that_stayed(tmp_path: Path) -> None:
     (tmp_path / "weights" / "resnet50.pth").unlink()
     with pytest.raises(WeightsError, match="resnet50: looked in"):
         prepare_run(parse_request(["--resume", str(folder.path)]))
+
+
+def test_a_run_begins_and_is_resumed_with_what_the_command_line_changes(tmp_path: Path) -> None:
+    words = "--classes 3,1 --image-size 48 --set lr=1 --set class_weights=true --batch-size 16"
+    begun = prepare_run(parse_request([*words.split(), "--out", str(tmp_path), "--name", "run"]))
+    resumed = prepare_run(parse_request(["--resume", str(tmp_path / "run"), "--trials", "20"]))
+    for plan in (begun, resumed):
+        assert plan.manifest.classes == ("3", "1")
+        assert plan.external is not None
+        assert (plan.external.classes, set(plan.external.labels)) == (("3", "1"), {0, 1})
+        assert (plan.space.image_size, plan.space.cache_size) == (48, 48)
+        constants = {"lr": 1.0, "class_weights": True, "batch_size": 16, "scheduler": "cosine"}
+        assert plan.space.constants == constants
+        assert {type(plan.space.constants[name]) for name in ("lr", "class_weights")} == {
+            *(float, bool)
+        }
+        assert plan.space.first_trials[0]["lr"] == 1.0
+    assert (begun.space.trials, resumed.space.trials) == (12, 20)

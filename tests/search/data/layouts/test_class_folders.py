@@ -64,9 +64,9 @@ def test_ignored_folders_are_classes_only_when_wanted(tmp_path: Path) -> None:
 def test_missing_classes_are_all_named(tmp_path: Path) -> None:
     make(tmp_path, "Faces/", "brain/")
     assert message(tmp_path, ("face", "brain", "zoo")) == (
-        "DIR must have the classes that the space lists, but lacks"
+        "DIR must have the classes that --classes or the space lists, but lacks"
         " 'face'; did you mean 'Faces'?, 'zoo' (it has Faces, brain):"
-        " give another --data, or change the space's class list"
+        " give another --data, or change that list"
     )
 
 
@@ -173,8 +173,9 @@ def test_split_folders_with_different_classes(tmp_path: Path) -> None:
 def test_split_folders_may_differ_in_unwanted_classes(tmp_path: Path) -> None:
     make(tmp_path, *(f"train/{c}/" for c in "abc"), *(f"test/{c}/" for c in "abd"))
     assert len(find_class_folders(tmp_path, ("a", "b"), ())[1]) == 4
-    assert "DIR/test must have the classes that the space lists, but lacks 'c'" in message(
-        tmp_path, ("a", "c")
+    assert (
+        "DIR/test must have the classes that --classes or the space lists, but lacks 'c'"
+        in message(tmp_path, ("a", "c"))
     )
 
 
