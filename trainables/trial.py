@@ -5,8 +5,6 @@ The one module of this package that imports Ray.
 
 from __future__ import annotations
 
-import io
-import pickle
 import traceback
 from typing import Any
 
@@ -21,6 +19,7 @@ from trainables.compute import configure_cpu, release_memory
 from trainables.disk_full import is_disk_full
 from trainables.models.classifier import Weights
 from trainables.trainer import Trainer, TrainingError
+from trainables.trial_files import TrialIdentity, pack, unpack
 from trainables.trial_result import TrialResult
 from trainables.worker import TrainingContext, TrialCheckpoints, create_trainer, resolve_config
 
@@ -37,6 +36,7 @@ class ImageTrial(tune.Trainable):
     """
 
     _number: int
+    _identity: TrialIdentity
     _trainer: Trainer | None
     _best_weights: Weights
     _pending_result: TrialResult | None
@@ -99,6 +99,7 @@ class ImageTrial(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
+        self._identity = TrialIdentity(self._context.run_id, self._number, dict(config["params"]))
         self._trainer, self._best_weights = None, {}
         release_memory()
         self._pending_result = self._failure = None
@@ -122,17 +123,16 @@ class ImageTrial(tune.Trainable):
         )
 
     def _resume(self, trainer: Trainer) -> None:
-        """Go back to the last checkpoint, if there is one that can be read.
+        """Go back to the last checkpoint, if there is one of this trial that can be read.
 
         Its epoch is reported once more: the driver may have been lost before it decided on it.
         """
         content = self._checkpoints.load_last(self._number)
         if content is None:
             return
-        try:
-            state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-        except (RuntimeError, EOFError, pickle.UnpicklingError):
-            return  # damaged: the trial starts again, and its known epochs are recorded no more
+        state = unpack(self._identity, content)
+        if state is None:
+            return  # the trial starts again, and its known epochs are recorded no more
         trainer.load_state_dict(state["trainer"])
         self._best_weights = state["best_weights"]
         self._pending_result = TrialResult.from_dict(state["result"])
@@ -163,12 +163,13 @@ class ImageTrial(tune.Trainable):
             "best_weights": self._best_weights,
             "result": result.as_dict(),
         }
-        self._checkpoints.save(self._number, _as_file(state))
+        self._checkpoints.save(self._number, pack(self._identity, state))
         return result
 
     def _submit_weights(self, score: tuple[float, float]) -> None:
         if self._checkpoints.would_keep(self._number, score):
-            self._checkpoints.submit(self._number, score, _as_file(self._best_weights))
+            content = pack(self._identity, self._best_weights)
+            self._checkpoints.submit(self._number, score, content)
 
     def _describe_failure(self, error: Exception) -> TrialResult:
         """Return the result that reports a failure, or a full disk.
@@ -188,9 +189,3 @@ class ImageTrial(tune.Trainable):
             failure=reason[:_MAX_REASON],
             traceback="".join(traceback.format_exception(error)),
         )
-
-
-def _as_file(content: object) -> bytes:
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.getvalue()

@@ -107,6 +107,7 @@ class TrainingContext(FeatureContext):
         feature_source: Source of cached features; None computes all features as they are needed.
         groups: int64 [N]; images of equal numbers are near-duplicates, and stay in one fold.
             None puts each image in a group of its own.
+        run_id: Identifies the run.
     """
 
     labels: np.ndarray
@@ -116,6 +117,7 @@ class TrainingContext(FeatureContext):
     heads: Mapping[str, Weights]
     feature_source: FeatureSource | None
     groups: np.ndarray | None = None
+    run_id: str = ""
 
     def images(self, device: torch.device) -> ImageSet:
         """Open the images with their labels; see `open_table`."""

@@ -338,7 +338,7 @@ def evaluate_checkpoint(work: Work, run: Path, trial: dict[str, Any]) -> float:
         n_members=1,
         resize_mode="crop",
     )
-    model = Ensemble(card, _prefix(work, run), [torch.load(kept, weights_only=True)])
+    model = Ensemble(card, _prefix(work, run), [torch.load(kept, weights_only=True)["content"]])
     table = np.stack([card.to_square(read_image(p)) for p, _ in samples["test"]])
     predicted = model.logits(torch.from_numpy(table))[0].argmax(1)
     right = [

@@ -14,13 +14,14 @@ from optuna.trial import TrialState
 from search.pipeline.finalists import Finalist, probe_config, read_retrain_config
 from search.pipeline.prepare import PreparedData
 from search.runs.run_folder import BEST_WEIGHTS, MODEL, RunFolder
-from search.tuning.study import best_epoch, ranked_trials
+from search.tuning.study import best_epoch, ranked_trials, trial_params
 from spaces.base import TrialConfig
 from trainables.models.classifier import Weights
 from trainables.models.ensemble import Ensemble
 from trainables.models.linear_probe import Probe
 from trainables.models.model_card import ModelCard
 from trainables.models.ood import OODScorer
+from trainables.trial_files import TrialIdentity, unpack
 from trainables.worker import clone_backbone
 
 _log = logging.getLogger(__name__)
@@ -80,8 +81,13 @@ def save_best_trial(prepared: PreparedData, study: optuna.Study, folder: RunFold
     for trial in ranked_trials(study):
         weights = folder.path / "trials" / str(trial.number) / BEST_WEIGHTS
         if trial.state == TrialState.COMPLETE and weights.is_file():
+            params = trial_params(trial, prepared.space)
+            identity = TrialIdentity(folder.environment.run_id, trial.number, params)
+            member = unpack(identity, weights.read_bytes())
+            if member is None:
+                _log.warning("%s is damaged, or of another trial, and is not used", weights)
+                continue
             retrain_config = read_retrain_config(trial, prepared.space)
-            member = torch.load(weights, weights_only=True)
             build_ensemble(prepared, retrain_config.config, [member]).save(folder.path / MODEL)
             finalist = Finalist(trial.number, retrain_config, best_epoch(trial).val_accuracy)
             folder.write_summary(replace(folder.summary, best=finalist.as_best_model()))

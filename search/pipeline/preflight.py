@@ -188,6 +188,7 @@ def _check_free(request: Request) -> None:
 def _open_run(request: Request, path: Path) -> tuple[RunFolder, Request, Exclusion | None]:
     """Open the run to resume; return it, its request with the changes, and its exclusion."""
     folder = RunFolder.open(path)
+    folder.check_study()
     if request.exclude is not None:
         raise RequestError(
             "a resumed run keeps its images, but --exclude would change them: omit the option, or"

@@ -70,6 +70,7 @@ def run_search(
     """
     request, space, folder = run_plan.request, prepared.space, run_plan.folder
     started = monotonic()
+    context = replace(context, run_id=folder.environment.run_id)
     rows = {name: prepared.rows(name) for name in ("train", "val")}
     storage = open_storage(folder.path)
     study = open_study(storage, space)
@@ -118,6 +119,7 @@ def run_search(
         space.keep_checkpoints,
         kept_scores(study),
         request.shared and request.shared.within("trials"),
+        context.run_id,
     )
     boards = TrialBoards(folder.path / "tensorboard", space)
     boards.catch_up(ended_trials(study))

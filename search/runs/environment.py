@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from search.runs.storage import SharedFiles
 from search.runs.validation import FolderError, validate
@@ -135,6 +136,7 @@ class Environment:
         python: Version of Python.
         packages: By name, the versions of the packages that results depend on.
         machine: The driver's.
+        run_id: Random; it is in all files that another run must not take for its own.
     """
 
     format: int
@@ -144,6 +146,7 @@ class Environment:
     python: str
     packages: Mapping[str, str]
     machine: Machine
+    run_id: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content as it stands in the file."""
@@ -169,6 +172,7 @@ def describe_environment(request: Request, space_digest: str) -> Environment:
             processor=platform.processor() or platform.machine(),
             cores=os.cpu_count(),
         ),
+        run_id=uuid4().hex,
     )
 
 

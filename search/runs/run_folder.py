@@ -136,6 +136,21 @@ class RunFolder:
         """Whether the search has begun, so that there is something to resume."""
         return (self.path / STUDY).is_file()
 
+    def check_study(self) -> None:
+        """Check that the study is there if there have been trials.
+
+        Raises:
+            FolderError: it is not: a new one would give their numbers, and files, to other trials.
+        """
+        folders = (path for path in (self.path / "trials").glob("*") if path.name.isdecimal())
+        n_trials = len(list(folders)) or (self.summary.search.trials if self.summary.search else 0)
+        path = self.path / STUDY
+        if n_trials and not (path.is_file() and b"\n" in path.read_bytes()):
+            raise FolderError(
+                f"{path} is {'empty' if path.is_file() else 'missing'}, but {n_trials} trials have"
+                " begun: put a copy of it back, or begin a new run"
+            )
+
     def delete(self) -> None:
         """Remove the folder of a run that ended before it made anything."""
         shutil.rmtree(self.path, ignore_errors=True)

@@ -36,7 +36,9 @@ class CheckpointStore:
     And the last checkpoint of each running trial, as `checkpoint.pt` beside it.
     """
 
-    def __init__(self, trials: Path | Files, keep: int, kept: dict[int, Score]) -> None:
+    def __init__(
+        self, trials: Path | Files, keep: int, kept: dict[int, Score], run_id: str = ""
+    ) -> None:
         """Open a store.
 
         Args:
@@ -44,13 +46,16 @@ class CheckpointStore:
             keep: How many trials to keep the weights of.
             kept: By number, the scores of full-length trials of earlier sessions; those without
                 weights are ignored.
+            run_id: Identifies the run; what another one has left is ignored.
         """
         self._files: Files = LocalFiles(trials) if isinstance(trials, Path) else trials
         self._keep = keep
+        self._run_id = run_id
+        recorded = self._read_kept()
         self._kept = {
             number: score
-            for number, score in (kept | self._read_kept()).items()
-            if self._files.has(f"{number}/{BEST_WEIGHTS}")
+            for number, score in (kept | (recorded or {})).items()
+            if recorded is not None and self._files.has(f"{number}/{BEST_WEIGHTS}")
         }
 
     def would_keep(self, number: int, score: Score) -> bool:
@@ -73,7 +78,8 @@ class CheckpointStore:
         for other in ranked[self._keep :]:
             self._files.remove(f"{other}/{BEST_WEIGHTS}")
             del self._kept[other]
-        self._files.write(_KEPT, json.dumps(list(self._kept.items())).encode())
+        record = {"run_id": self._run_id, "kept": list(self._kept.items())}
+        self._files.write(_KEPT, json.dumps(record).encode())
 
     def save(self, number: int, content: bytes) -> None:
         """Replace a running trial's checkpoint."""
@@ -91,12 +97,14 @@ class CheckpointStore:
         """Return the numbers of the trials whose weights are kept."""
         return sorted(self._kept)
 
-    def _read_kept(self) -> dict[int, Score]:
-        """Return what this store had kept before Ray restarted it."""
+    def _read_kept(self) -> dict[int, Score] | None:
+        """Return what this store had kept before Ray restarted it; None for another run's."""
         try:
-            return {number: (a, b) for number, (a, b) in json.loads(self._files.read(_KEPT) or b"")}
-        except (ValueError, TypeError):  # missing, or damaged
+            record = json.loads(self._files.read(_KEPT) or b"")
+            kept = {int(number): (float(a), float(b)) for number, (a, b) in record["kept"]}
+        except (ValueError, TypeError, KeyError):  # missing, or damaged
             return {}
+        return kept if record.get("run_id") == self._run_id else None
 
 
 @dataclass(frozen=True)
@@ -154,11 +162,15 @@ class CheckpointClient:
 
 
 def start_checkpoint_store(
-    trials: Path, keep: int, kept: dict[int, Score], shared: SharedFiles | None = None
+    trials: Path,
+    keep: int,
+    kept: dict[int, Score],
+    shared: SharedFiles | None = None,
+    run_id: str = "",
 ) -> CheckpointClient:
     """Start the actor on the driver's node; see `CheckpointStore` for the arguments."""
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CheckpointStore).options(
         scheduling_strategy=on_driver_node()
     )
-    handle = ends_with_session(actor.remote(shared or trials, keep, kept))
+    handle = ends_with_session(actor.remote(shared or trials, keep, kept, run_id))
     return CheckpointClient(handle, shared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from trainables import trial
 from trainables.models.classifier import Weights
 from trainables.trainer import Trainer
 from trainables.trial import ImageTrial
+from trainables.trial_files import TrialIdentity, unpack
 from trainables.worker import TrainingContext
 
 N_IMAGES, N_EPOCHS = 24, 4
@@ -112,7 +112,7 @@ def check_best(checkpoints: Checkpoints, best: Weights) -> None:
     """Check that the weights of the best epoch were submitted, and they alone."""
     ((number, score, content),) = checkpoints.submitted
     assert (number, score) == (7, (ACCURACIES[BEST], -LOSSES[BEST]))
-    submitted = torch.load(io.BytesIO(content), weights_only=True)
+    submitted = unpack(TrialIdentity("", 7, PARAMS), content)
     torch.testing.assert_close(submitted, best, rtol=0, atol=0)
 
 
@@ -172,6 +172,24 @@ def test_a_trial_continues_from_its_checkpoint_with_the_epoch_it_reported() -> N
 def test_a_damaged_checkpoint_starts_the_trial_again(content: bytes) -> None:
     trial = begin(Checkpoints(last={7: content}))
     assert metrics(trial.step()) == metrics(begin(Checkpoints()).step())
+
+
+@pytest.mark.parametrize(
+    ("number", "run_id", "params"),
+    [(7, "another", {}), (8, "", {}), (7, "", {"lr": 0.02}), (7, "", {"dropout": 0.5})],
+    ids=["of another run", "of another number", "of other parameters", "of one more parameter"],
+)
+def test_a_checkpoint_of_another_trial_is_not_taken(
+    number: int, run_id: str, params: dict[str, Any]
+) -> None:
+    left = Checkpoints()
+    other = begin(left, number, replace(CONTEXT, run_id=run_id), **params)
+    other.step()
+    other.step()
+    trial = begin(Checkpoints(last={7: left.last[number]}))
+    first = trial.step()
+    assert first["epoch"] == 1
+    assert metrics(first) == metrics(begin(Checkpoints()).step())
 
 
 def test_a_worker_that_is_reused_trains_as_a_new_one() -> None:

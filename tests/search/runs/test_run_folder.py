@@ -16,6 +16,7 @@ SEARCH = SearchCounts(trials=4, complete=2, pruned=1, failed=1, unfinished=0, se
 
 
 def begun(tmp_path: Path, *options: str) -> RunFolder:
+    tmp_path.mkdir(exist_ok=True)
     space_file = tmp_path / "mine.py"
     space_file.write_text("SPACE = 1  # Käfer\n", encoding="utf-8")
     folder = RunFolder.create(tmp_path / "results", "run-1")
@@ -161,6 +162,39 @@ def test_a_run_begins_with_its_space_and_environment(tmp_path):
     assert folder.environment.space_digest == digest(folder.path / "space.py")
     assert folder.environment.request.seed == 3
     assert RunFolder(folder.path).environment == folder.environment
+
+
+def test_every_run_has_its_own_id(tmp_path):
+    first = begun(tmp_path / "1").environment.run_id
+    assert first == RunFolder.open(tmp_path / "1" / "results" / "run-1").environment.run_id
+    assert len(first) == 32
+    assert first != begun(tmp_path / "2").environment.run_id
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"op_code": 0'])
+def test_a_study_that_is_gone_is_no_new_study(tmp_path, content):
+    folder = begun(tmp_path)
+    folder.check_study()  # no trial has begun
+    (folder.path / "trials" / "0").mkdir(parents=True)
+    (folder.path / "trials" / "11").mkdir()
+    (folder.path / "trials" / "kept.json").touch()
+    if content is not None:
+        (folder.path / "study.journal").write_bytes(content)
+    with pytest.raises(FolderError) as caught:
+        folder.check_study()
+    assert str(caught.value) == (
+        f"{folder.path}/study.journal is {'missing' if content is None else 'empty'}, but 2 trials"
+        " have begun: put a copy of it back, or begin a new run"
+    )
+    (folder.path / "study.journal").write_bytes(b'{"op_code": 0}\n')
+    folder.check_study()
+
+
+def test_a_summary_of_trials_needs_their_study(tmp_path):
+    folder = begun(tmp_path)
+    folder.write_summary(replace(folder.summary, search=SEARCH))
+    with pytest.raises(FolderError, match="is missing, but 4 trials have begun"):
+        folder.check_study()
 
 
 def test_nan_and_infinities_become_null(tmp_path):

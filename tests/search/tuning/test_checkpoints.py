@@ -97,6 +97,16 @@ def test_a_restarted_store_knows_what_was_kept(tmp_path, damaged):
     assert (kept_on_disk(tmp_path).keys() == {3}) is not damaged
 
 
+def test_what_another_run_kept_is_ignored(tmp_path):
+    submit_all(CheckpointStore(tmp_path, 2, {}, "one"), {0: (0.9, -0.1), 1: (0.95, -0.1)})
+    scores = {0: (0.5, -0.1)}
+    assert CheckpointStore(tmp_path, 2, scores, "one").kept() == [0, 1]
+    other = CheckpointStore(tmp_path, 2, scores, "two")
+    assert other.kept() == []
+    submit_all(other, {0: (0.5, -0.1)})
+    assert CheckpointStore(tmp_path, 2, {}, "two").kept() == [0]
+
+
 def test_a_crash_while_writing_leaves_the_old_weights(tmp_path, monkeypatch):
     checkpoints = CheckpointStore(tmp_path, 2, {})
     checkpoints.submit(0, (0.5, -1.0), b"whole")

@@ -139,7 +139,7 @@ def test_no_trial_knows_the_test_images(noise_run: NoiseRun) -> None:
     for number, params in enumerate(FIRST_TRIALS):
         path = noise_run.folder / "trials" / str(number) / BEST_WEIGHTS
         model = classifier(int(params["freeze_depth"]))
-        model.load_member_weights(torch.load(path, weights_only=True))
+        model.load_member_weights(torch.load(path, weights_only=True)["content"])
         assert accuracy_on(noise_run, model, "test") <= max_by_chance(noise_run, "test")
 
 
