@@ -206,11 +206,15 @@ class _Draw:
                 self._result[members] = split_name
                 n_chosen += 1
                 room -= n_images
-        if not n_chosen:  # none is small enough: the smallest, rather than none
+        if not n_chosen and not self.count(label, split_name):  # the smallest, rather than none
             pure = [group for group in usual if len(self._classes[group]) == 1]
             rest = usual if len(usual) > len(pure) else free
             mixed = (g for g in rest if len(self._classes[g]) > 1 and self._may_move(g, min_left))
-            for group in sorted(pure or mixed, key=lambda group: len(self._members[group]))[:1]:
+
+            def rank(group: int) -> tuple[bool, int]:
+                return not self._may_leave(group, min_outside), len(self._members[group])
+
+            for group in sorted(pure or mixed, key=rank)[:1]:
                 self._result[self._members[group]] = split_name
 
     def _fits(
@@ -218,11 +222,18 @@ class _Draw:
     ) -> bool:
         """Return whether a group of several classes may move, and has too many images of none."""
         counts = np.bincount(self._labels[self._members[group]], minlength=len(sizes))
-        return self._may_move(group, min_left) and all(
-            counts[c] + self.count(c, split_name) <= max(1, sizes[c])
-            and self.count_groups(c, "train", "val") > min_outside
-            for c in self._classes[group]
+        return (
+            self._may_move(group, min_left)
+            and self._may_leave(group, min_outside)
+            and all(
+                counts[c] + self.count(c, split_name) <= max(1, sizes[c])
+                for c in self._classes[group]
+            )
         )
+
+    def _may_leave(self, group: int, min_outside: int) -> bool:
+        """Return whether training and validation keep enough groups of a group's classes."""
+        return all(self.count_groups(c, "train", "val") > min_outside for c in self._classes[group])
 
     def _rows(self, label: int, splits: Sequence[str]) -> np.ndarray:
         if label >= len(self._rows_of_class):  # no image of the last classes could be read

@@ -217,6 +217,11 @@ def notices(record: Record) -> Iterator[str]:
             f"{count(n, 'near-duplicate')} of test or validation images lay in the training"
             " folders, and were excluded from training; see the audit."
         )
+    if n := found["excluded group"]:
+        yield (
+            f"{count(n, 'image')} of the training folders {'was' if n == 1 else 'were'} of a group"
+            " with test or validation images, and excluded from training; see the audit."
+        )
     if n := found["conflict"]:
         yield (
             f"{count(n, 'image')} contradict{'s' if n == 1 else ''} the label of a near-duplicate;"

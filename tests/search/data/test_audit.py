@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,48 @@ def test_equal_arrays_are_exact_duplicates() -> None:
     assert audit.issues == (
         Issue("external:dog/01", "external near-duplicate", "the same file", "dog/01", 1.0),
     )
+
+
+def test_given_groups_in_several_official_splits_leave_training() -> None:
+    images = decode({"cat": 4, "dog": 4})
+    splits = ("train", "train", "test", "train", "train", "val", "train", "train")
+    groups = ("p1", "p2", "p1", "", "p2", "p2", "", "p3")
+    images = replace(images, manifest=replace(images.manifest, splits=splits, groups=groups))
+    audit = audit_images(images, None, flip=True)
+    assert [(issue.image, issue.detail) for issue in audit.issues] == [
+        ("cat/00", "of group 'p1' that has test or validation images"),
+        ("cat/01", "of group 'p2' that has test or validation images"),
+        ("dog/00", "of group 'p2' that has test or validation images"),
+    ]
+    assert {issue.issue for issue in audit.issues} == {"excluded group"}
+    assert audit.together.tolist() == [0, 1, 0, 3, 1, 1, 6, 7]
+    assert audit.groups.tolist() == list(range(8))
+    assert (audit.counts().given_groups, audit.counts().groups) == (2, 0)
+    assert summarize(audit) == (
+        "0 groups of near-duplicates kept together, 2 given groups kept together, 3 excluded from"
+        " training by their groups"
+    )
+
+
+def test_a_group_reaches_over_near_duplicates() -> None:
+    images = decode({"cat": 4, "dog": 4})
+    manifest = images.manifest
+    assert manifest.images is not None
+    copied = manifest.images.copy()
+    copied[1] = copied[0]
+    splits = ("train", "train", "test", *("train",) * 5)
+    manifest = replace(manifest, images=copied, splits=splits, groups=("p", "", "p", *[""] * 5))
+    audit = audit_images(decode_images(manifest, ResizeSpec(8), serial_map), None, flip=True)
+    assert audit.together.tolist() == [0, 0, 0, 3, 4, 5, 6, 7]
+    assert [(issue.image, issue.issue, issue.detail) for issue in audit.issues] == [
+        ("cat/00", "excluded group", "of group 'p' that has test or validation images"),
+        (
+            "cat/01",
+            "excluded group",
+            "a near-duplicate of one of a group that has test or validation images",
+        ),
+        ("cat/01", "exact duplicate", "the same file"),
+    ]
 
 
 def test_audit_csv_round_trips(tmp_path: Path) -> None:

@@ -3,12 +3,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from search.data.image_files import DataError
 from search.data.manifest import Issue, Manifest, check_counts
 from search.data.scan import scan, scan_external
-from spaces.sources import Arrays, Source, SourceError, caltech101, digits, fashion_mnist, folder
+from spaces.sources import (
+    Arrays,
+    Source,
+    SourceError,
+    caltech101,
+    digits,
+    fashion_mnist,
+    folder,
+    from_csv,
+    from_table,
+)
 
 
 def make(root: Path, **counts: int) -> Path:
@@ -207,6 +218,80 @@ def test_counts_are_checked_again_for_what_could_be_read(tmp_path: Path) -> None
         check_counts(manifest, np.arange(2, 12), folds=5)
     with pytest.raises(DataError, match="but 'a' has 0, 'b' has 0: add images, or"):
         check_counts(manifest, np.zeros(0, np.int64), folds=5)
+
+
+# --- tables and groups -------------------------------------------------------------------------
+
+
+def flat(root: Path, n: int = 12) -> Path:
+    """Make a folder of images with a table of labels and groups in it."""
+    root.mkdir(exist_ok=True)
+    lines = ["file,kind,patient"]
+    for i in range(n):
+        (root / f"{i:02}.jpg").touch()
+        lines.append(f"{i:02}.jpg,{'ab'[i % 2]},p{i // 4}")
+    (root / "t.csv").write_text("\n".join(lines))
+    return root
+
+
+def test_a_table_in_a_space(tmp_path: Path) -> None:
+    flat(tmp_path / "data")
+    source = from_csv("t.csv", label="kind", group="patient")
+    manifest = listed(tmp_path / "data", source)
+    assert manifest.classes == ("a", "b")
+    assert manifest.labels.tolist() == [0, 1] * 6
+    assert manifest.groups == tuple(f"p{i // 4}" for i in range(12))
+    assert manifest.group_numbers(np.array([0, 3, 4])).tolist() == [0, 0, 1]  # type: ignore[union-attr]
+    assert manifest.describe() == [
+        "2 classes: a, b",
+        "12 images",
+        "3 groups of images, kept together",
+        "t.csv: images in column 'file', labels in 'kind', groups in 'patient'",
+    ]
+    assert listed(None, from_csv(tmp_path / "data" / "t.csv", label="kind")).names == manifest.names
+    ordered = listed(tmp_path / "data", from_csv("t.csv", label="kind", classes=("b", "a")))
+    assert ordered.classes == ("b", "a")
+    with pytest.raises(
+        DataError, match=r"t.csv must have the classes .* lacks 'c' \(it has a, b\)"
+    ):
+        listed(tmp_path / "data", from_csv("t.csv", label="kind", classes=("c", "a")))
+
+
+def test_a_table_of_one_class(tmp_path: Path) -> None:
+    make(tmp_path, x=2)
+    table = pd.DataFrame({"image": ["0", "1"], "label": ["cat", "cat"]})
+    with pytest.raises(DataError, match="two classes or more, but the table has 'cat'"):
+        listed(tmp_path, from_table(table))
+
+
+def test_groups_by_pattern_and_too_few_of_them(tmp_path: Path) -> None:
+    make(tmp_path, cat=12, dog=12)
+    source = folder(group_by=r"^(\d)\d?\.")
+    manifest = listed(tmp_path, source)
+    assert manifest.groups[:3] == ("0", "1", "1")
+    assert manifest.take(np.array([2, 0])).groups == ("1", "0")
+    with pytest.raises(DataError, match=r"at least 11 groups .* 'cat' has 10, 'dog' has 10"):
+        listed(tmp_path, source, folds=10)
+    with pytest.raises(DataError, match="groups come from a column or from --group-by"):
+        listed(flat(tmp_path / "t"), from_csv("t.csv", None, "kind", None, "patient", None, r"\d"))
+
+
+def test_metadata_of_hugging_face_is_read_as_it_is(tmp_path: Path) -> None:
+    flat(tmp_path)
+    lines = ["file_name,label", *(f"{i:02}.jpg,{i % 3}" for i in range(12))]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    manifest = listed(tmp_path)
+    assert manifest.classes == ("0", "1", "2")
+    external = scan_external(tmp_path, ("2", "1", "0", "9"))
+    assert external.labels.tolist()[:4] == [2, 1, 0, 2]
+    with pytest.raises(DataError, match=r"must be a class \(1, 2\), but it has '0'"):
+        scan_external(tmp_path, ("1", "2"))
+
+
+def test_a_table_for_external_images(tmp_path: Path) -> None:
+    flat(tmp_path)
+    table = from_csv("t.csv", label="kind").table
+    assert scan_external(tmp_path, ("b", "a"), table=table).labels.tolist() == [1, 0] * 6
 
 
 # --- a limit -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from search.data.decoding import DecodedImages
 from search.data.image_files import DataError
 from search.data.manifest import Manifest, check_counts
-from search.data.splits import EXCLUDED, read_split_csv, split, write_split_csv
+from search.data.splits import EXCLUDED, join_groups, read_split_csv, split, write_split_csv
 from search.data.thumbnails import Thumbnails
 from trainables.grouped_kfold import grouped_folds
 
@@ -202,6 +202,71 @@ def test_near_duplicates_count_once() -> None:
     with pytest.raises(DataError, match=message):
         check_counts(manifest, all_indices(manifest), 5, groups)
     check_counts(manifest, all_indices(manifest), 4, groups)
+
+
+def test_groups_are_joined() -> None:
+    near_duplicates = np.array([0, 1, 1, 3, 4, 5])
+    assert join_groups(near_duplicates, None) is near_duplicates
+    given = np.array([7, 7, 8, 9, 9, 2])
+    assert join_groups(near_duplicates, given).tolist() == [0, 0, 0, 3, 3, 5]
+
+
+def patients(sizes: list[tuple[int, int]]) -> tuple[Manifest, np.ndarray]:
+    """Make a manifest of two classes, and its groups, by the images of each class in a group."""
+    manifest = manifest_of({"a": sum(a for a, _ in sizes), "b": sum(b for _, b in sizes)})
+    numbers = np.arange(len(sizes))
+    groups = [np.repeat(numbers, [size[label] for size in sizes]) for label in (0, 1)]
+    return replace(manifest, groups=tuple(map(str, np.concatenate(groups)))), np.concatenate(groups)
+
+
+def test_groups_of_several_classes_are_drawn_as_others_are() -> None:
+    manifest, groups = patients([(6, 4)] * 20)
+    alone = all_indices(manifest)
+    for seed in range(10):
+        parts = split(manifest, alone, 0.25, 0.2, seed, 5, groups, near_duplicates=alone)
+        for group in range(20):
+            assert len(set(parts[groups == group])) == 1
+        assert Counter(zip(manifest.labels.tolist(), parts.tolist(), strict=True)) == {
+            **{(0, "train"): 72, (0, "val"): 24, (0, "test"): 24},
+            **{(1, "train"): 48, (1, "val"): 16, (1, "test"): 16},
+        }
+
+
+def test_a_class_in_few_groups_of_both_classes_is_in_every_split_and_fold() -> None:
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        sizes = [(int(rng.integers(1, 30)), 0) for _ in range(12)]
+        sizes += [(int(rng.integers(1, 9)), int(rng.integers(1, 9))) for _ in range(4)]
+        manifest, groups = patients(sizes)
+        alone = all_indices(manifest)
+        check_counts(manifest, alone, 3, groups)
+        parts = split(manifest, alone, 0.2, 0.2, seed, 3, groups, near_duplicates=alone)
+        rows = np.flatnonzero(parts != "test")
+        for label in (0, 1):
+            assert set(parts[manifest.labels == label]) == {"train", "val", "test"}
+            assert len(np.unique(groups[rows][manifest.labels[rows] == label])) >= 3
+        for fold in grouped_folds(manifest.labels[rows], groups[rows], 3, seed):
+            assert set(manifest.labels[rows][fold]) == {0, 1}
+
+
+def test_contradicting_near_duplicates_keep_their_whole_group_in_training() -> None:
+    manifest, groups = patients([(2, 2)] * 10)
+    near_duplicates = all_indices(manifest)
+    near_duplicates[np.flatnonzero(groups == 3)] = np.flatnonzero(groups == 3)[0]
+    for seed in range(20):
+        parts = split(manifest, all_indices(manifest), 0.2, 0.2, seed, 2, groups, near_duplicates)
+        assert set(parts[groups == 3]) == {"train"}
+
+
+def test_too_few_groups() -> None:
+    manifest, groups = patients([(5, 0), (5, 0), (5, 0), (5, 5), (0, 5)])
+    with pytest.raises(DataError) as caught:
+        check_counts(manifest, all_indices(manifest), 3, groups)
+    assert str(caught.value) == (
+        "every class needs at least 4 groups of images (3 folds and 1 for the test split; images of"
+        " one group stay together), but 'b' has 2: make the groups smaller, add images, or remove"
+        " the class"
+    )
 
 
 def random_case(seed: int) -> tuple[Manifest, np.ndarray, int]:
