@@ -5,6 +5,7 @@ Groups of near-duplicates stay in one split.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -146,27 +147,31 @@ class _Draw:
         order: np.ndarray,
         avoided: set[int],
     ) -> None:
-        self._labels, self._groups, self._result = labels, groups, result
-        self._avoided = avoided
-        ends = np.cumsum(np.bincount(labels))[:-1]
-        self._rows_of_class = np.split(np.argsort(labels, kind="stable"), ends)
+        self._result, self._avoided = result, avoided
         self._members: dict[int, list[int]] = {}
-        self._classes: dict[int, set[int]] = {}
+        self._sizes: dict[int, Counter[int]] = {}
         self._groups_of_class: dict[int, list[int]] = {}
-        for row in order[result[order] == "train"].tolist():
-            group, label = int(groups[row]), int(labels[row])
+        self._split_of: dict[int, str] = {}
+        self._images: Counter[tuple[int, str]] = Counter()
+        self._n_groups: Counter[tuple[int, str]] = Counter()
+        for row in order[result[order] != EXCLUDED].tolist():
+            group, label, part = int(groups[row]), int(labels[row]), str(result[row])
             self._members.setdefault(group, []).append(row)
-            if label not in self._classes.setdefault(group, set()):
-                self._classes[group].add(label)
+            self._split_of[group] = part  # all that is not excluded of a group is in one split
+            sizes = self._sizes.setdefault(group, Counter())
+            if label not in sizes:
                 self._groups_of_class.setdefault(label, []).append(group)
+                self._n_groups[label, part] += 1
+            sizes[label] += 1
+            self._images[label, part] += 1
 
     def count(self, label: int, *splits: str) -> int:
         """Count the images of a class in some splits."""
-        return len(self._rows(label, splits))
+        return sum(self._images[label, part] for part in splits)
 
     def count_groups(self, label: int, *splits: str) -> int:
         """Count the groups of a class that have images in some splits."""
-        return len(np.unique(self._groups[self._rows(label, splits)]))
+        return sum(self._n_groups[label, part] for part in splits)
 
     def take(
         self,
@@ -188,7 +193,7 @@ class _Draw:
             min_outside: Groups that training and validation keep of the other classes of a moved
                 group.
         """
-        free = [g for g in self._groups_of_class.get(label, ()) if self._is_in_training(g)]
+        free = [g for g in self._groups_of_class.get(label, ()) if self._split_of[g] == "train"]
         usual = [group for group in free if group not in self._avoided]
         max_groups = min(max_groups, len(free) - min_left)
         room = max(1, sizes[label]) - self.count(label, split_name)
@@ -196,56 +201,53 @@ class _Draw:
             return
         n_chosen = 0
         for group in usual:
-            members = self._members[group]
-            if len(self._classes[group]) > 1:
-                fits = self._fits(group, split_name, sizes, min_left, min_outside)
-                n_images = int((self._labels[members] == label).sum())
-            else:
-                fits, n_images = True, len(members)
-            if fits and n_chosen < max_groups and n_images <= room:
-                self._result[members] = split_name
+            if n_chosen == max_groups or room <= 0:
+                break
+            n_images = self._sizes[group][label]
+            fits = len(self._sizes[group]) == 1 or (
+                self._may_move(group, min_left)
+                and self._may_leave(group, min_outside)
+                and self._has_room(group, split_name, sizes)
+            )
+            if fits and n_images <= room:
+                self._move(group, split_name)
                 n_chosen += 1
                 room -= n_images
         if not n_chosen and not self.count(label, split_name):  # the smallest, rather than none
-            pure = [group for group in usual if len(self._classes[group]) == 1]
+            pure = [group for group in usual if len(self._sizes[group]) == 1]
             rest = usual if len(usual) > len(pure) else free
-            mixed = (g for g in rest if len(self._classes[g]) > 1 and self._may_move(g, min_left))
+            mixed = (g for g in rest if len(self._sizes[g]) > 1 and self._may_move(g, min_left))
 
             def rank(group: int) -> tuple[bool, int]:
                 return not self._may_leave(group, min_outside), len(self._members[group])
 
             for group in sorted(pure or mixed, key=rank)[:1]:
-                self._result[self._members[group]] = split_name
+                self._move(group, split_name)
 
-    def _fits(
-        self, group: int, split_name: str, sizes: Sequence[int], min_left: int, min_outside: int
-    ) -> bool:
-        """Return whether a group of several classes may move, and has too many images of none."""
-        counts = np.bincount(self._labels[self._members[group]], minlength=len(sizes))
-        return (
-            self._may_move(group, min_left)
-            and self._may_leave(group, min_outside)
-            and all(
-                counts[c] + self.count(c, split_name) <= max(1, sizes[c])
-                for c in self._classes[group]
-            )
+    def _move(self, group: int, split_name: str) -> None:
+        before = self._split_of[group]
+        self._split_of[group] = split_name
+        self._result[self._members[group]] = split_name
+        for label, n_images in self._sizes[group].items():
+            self._images[label, before] -= n_images
+            self._images[label, split_name] += n_images
+            self._n_groups[label, before] -= 1
+            self._n_groups[label, split_name] += 1
+
+    def _has_room(self, group: int, split_name: str, sizes: Sequence[int]) -> bool:
+        """Return whether a split would have too many images of none of a group's classes."""
+        return all(
+            n_images + self.count(label, split_name) <= max(1, sizes[label])
+            for label, n_images in self._sizes[group].items()
         )
+
+    def _may_move(self, group: int, min_left: int) -> bool:
+        """Return whether training keeps enough groups of a group's classes."""
+        return all(self.count_groups(c, "train") > min_left for c in self._sizes[group])
 
     def _may_leave(self, group: int, min_outside: int) -> bool:
         """Return whether training and validation keep enough groups of a group's classes."""
-        return all(self.count_groups(c, "train", "val") > min_outside for c in self._classes[group])
-
-    def _rows(self, label: int, splits: Sequence[str]) -> np.ndarray:
-        if label >= len(self._rows_of_class):  # no image of the last classes could be read
-            return np.zeros(0, np.int64)
-        rows = self._rows_of_class[label]
-        return np.asarray(rows[np.isin(self._result[rows], splits)])
-
-    def _is_in_training(self, group: int) -> bool:
-        return bool(self._result[self._members[group][0]] == "train")
-
-    def _may_move(self, group: int, min_left: int) -> bool:
-        return all(self.count_groups(c, "train") > min_left for c in self._classes[group])
+        return all(self.count_groups(c, "train", "val") > min_outside for c in self._sizes[group])
 
 
 def write_split_csv(
