@@ -178,15 +178,19 @@ class Space:
         """The largest strength of augmentation that a trial may have."""
         return max(float(value) for value in values_of(self.params.get("augment", 0.0)))
 
-    def with_backbones(self, names: Sequence[str]) -> Space:
+    def with_backbones(self, names: Sequence[str], preferred: str | None = None) -> Space:
         """Return a copy of this space that searches other backbones.
 
-        A first trial with none of them gets the first one, and otherwise stays the same.
+        A first trial with none of them gets the preferred one, and otherwise stays the same.
+
+        Args:
+            names: At least one.
+            preferred: One of them; None is the first.
         """
         first_trials: list[Mapping[str, Value]] = []
         for config in self.first_trials:
             if config.get("backbone") not in names:
-                config = {**config, "backbone": names[0]}
+                config = {**config, "backbone": preferred or names[0]}
             if config not in first_trials:
                 first_trials.append(config)
         params = {**self.params, "backbone": CategoricalDistribution(list(names))}

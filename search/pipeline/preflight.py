@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from search.data.decoding import read_headers
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest
 from search.data.scan import scan, scan_external
-from search.pipeline.backbones.available import find_available
+from search.pipeline.backbones.available import Available, find_available
 from search.pipeline.request import (
     DEFAULT_SPACE,
     RequestError,
@@ -59,27 +59,30 @@ class RunPlan:
 
     Attributes:
         request: The request; that of a resumed run has the run's saved options filled in.
-        space: The space with the command line's changes.
+        space: The space with the command line's changes, and the backbones that are searched.
         manifest: The images.
         external: The external test set; None where there is none.
-        weights: By backbone, the file of its pretrained weights.
+        available: The backbones that the command asks for, and their weights.
         folder: The run's folder.
         n_excluded: Images that were excluded by request.
         warnings: What is likely a mistake, though the run goes on.
         callbacks: Callbacks for Ray Tune, beside the run's own.
-        unavailable: By backbone of the portfolio that is not searched, why it has no weights.
     """
 
     request: Request
     space: Space
     manifest: Manifest
     external: Manifest | None
-    weights: dict[str, Path]
+    available: Available
     folder: RunFolder
     n_excluded: int = 0
     warnings: tuple[str, ...] = ()
     callbacks: tuple[Callback, ...] = ()
-    unavailable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> Mapping[str, Path]:
+        """By backbone, the file of its pretrained weights."""
+        return self.available.weights
 
 
 def prepare_run(request: Request) -> RunPlan:
@@ -128,17 +131,8 @@ def _prepare(request: Request) -> RunPlan:
         fixed = {name: getattr(saved, name) for name in ("space", "out", "name", "resume")}
         folder.save_request(replace(request.with_absolute_paths(), **fixed))
     n_excluded = 0 if exclusion is None else len(exclusion.names)
-    return RunPlan(
-        request,
-        available.space,
-        manifest,
-        external,
-        available.weights,
-        folder,
-        n_excluded,
-        warnings,
-        unavailable=available.unavailable,
-    )
+    space = available.space
+    return RunPlan(request, space, manifest, external, available, folder, n_excluded, warnings)
 
 
 def _with_table(request: Request) -> Request:

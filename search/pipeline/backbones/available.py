@@ -20,14 +20,16 @@ from trainables.models.weight_files import find_available_weights, unavailable_w
 
 @dataclass(frozen=True)
 class Available:
-    """The space that can be searched.
+    """The backbones that a command asks for, and their weights.
 
     Attributes:
-        space: The space, without the backbones that cannot.
+        requested: The space with all of them.
+        space: The space without those that have no weights, or left it in an earlier session.
         weights: By backbone, the file of its pretrained weights.
         unavailable: By backbone of the portfolio that has no weights, why.
     """
 
+    requested: Space
     space: Space
     weights: dict[str, Path] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
@@ -50,16 +52,17 @@ def find_available(
     Raises:
         WeightsError: weights that are needed are unavailable.
     """
+    requested = space
     is_optional = request.backbones == (AUTO,) or is_portfolio(space.backbones)
     if recorded is not None:
         space = narrow_space(space, recorded, all_scored=is_optional)
         is_optional = False
     if space.weights != "pretrained":
-        return Available(space)
+        return Available(requested, space)
     with DownloadDisplay() as display:
         weights, unavailable = find_available_weights(
             space.backbones, request.weights, cache, show=display.show
         )
     if unavailable and not (weights and is_optional):
         raise unavailable_weights(unavailable, request.weights)
-    return Available(space.without_backbones(unavailable), weights, unavailable)
+    return Available(requested, space.without_backbones(unavailable), weights, unavailable)

@@ -14,6 +14,7 @@ from search.pipeline.backbones.selection import narrow_space
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.runs.summary import ProbeScore
+from spaces.base import Space
 
 
 def exclude_unsuitable(
@@ -38,10 +39,10 @@ def exclude_unsuitable(
         return run_plan, {}
     missing = {
         name: ProbeScore(excluded=f"no weights: {reason}")
-        for name, reason in run_plan.unavailable.items()
+        for name, reason in run_plan.available.unavailable.items()
     }
     if missing:
-        reason = next(iter(run_plan.unavailable.values()))
+        reason = next(iter(run_plan.available.unavailable.values()))
         progress.warn(
             f"no weights of {', '.join(missing)}, such as: {reason}; the search goes on with"
             f" {', '.join(run_plan.space.backbones)}"
@@ -75,10 +76,10 @@ def choose_backbones(
         The run and its data with the backbones that are searched and their weights; and what is
         known of all backbones.
     """
-    space, request = run_plan.space, run_plan.request
+    request = run_plan.request
     recorded = run_plan.folder.summary.linear_probe
     ranked = ProbeResult(recorded or {}, {})
-    n_probed = len(run_plan.weights.keys() & set(space.backbones))
+    n_probed = len(run_plan.weights.keys() & set(run_plan.space.backbones))
     if recorded is None and request.probe and n_probed > 1:
         seconds = request.time_budget_seconds
         ranked = rank_backbones(
@@ -87,21 +88,33 @@ def choose_backbones(
         for name, score in ranked.scores.items():
             if score.excluded is not None:
                 progress.say(f"{name} leaves the search: {score.excluded}")
-        space = narrow_space(space, ranked.scores)
-        before, after = (one.first_trials[:1] for one in (run_plan.space, space))
-        if before != after:
-            progress.say(
-                f"the baseline, trial 0, is of {after[0]['backbone']} instead of"
-                f" {before[0]['backbone']}"
-            )
     elif recorded is None and not request.probe and (unsuitable or request.max_latency_ms):
         ranked = ProbeResult(
-            {name: ProbeScore(latency_ms=candidates[name].latency_ms) for name in space.backbones},
+            {
+                name: ProbeScore(latency_ms=candidates[name].latency_ms)
+                for name in run_plan.space.backbones
+            },
             {},
         )
+    scores = {**ranked.scores, **unsuitable}
+    space = run_plan.space
+    if recorded is None:
+        # As a resumed run does, from the space that was asked for, so that both search the same.
+        space = narrow_space(run_plan.available.requested, scores)
+        _report_baseline(run_plan.available.requested, space, progress)
     prepared = share_weights(prepared, run_plan.weights, space.backbones)
     return (
         replace(run_plan, space=space),
         replace(prepared, space=space),
-        replace(ranked, scores={**ranked.scores, **unsuitable}),
+        replace(ranked, scores=scores),
     )
+
+
+def _report_baseline(requested: Space, searched: Space, progress: Progress) -> None:
+    """Say where the baseline is of another backbone than the space's."""
+    before, after = (
+        str(space.first_trials[0].get("backbone", "")) if space.first_trials else ""
+        for space in (requested, searched)
+    )
+    if before != after:
+        progress.say(f"the baseline, trial 0, is of {after} instead of {before}")

@@ -90,6 +90,7 @@ def probe_backbones(
             saved = save_if_given(prepared, name, probe, model_path)
             progress.say(f"{name}: {describe(probe)}{saved}")
         progress.advance(n_probes - len(pending), n_probes)
+    scores = dict(sorted(scores.items(), key=lambda item: item[1].excluded is not None))
     return ProbeResult(scores, {name: heads[name] for name in scores if name in heads})
 
 

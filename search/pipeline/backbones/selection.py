@@ -98,18 +98,18 @@ def select_backbones(
 def narrow_space(space: Space, scores: Mapping[str, ProbeScore], all_scored: bool = False) -> Space:
     """Return the space without the backbones that are excluded; unchanged where none is.
 
-    The others are in the order of their scores. So the best one takes the place of an excluded one
-    in the space's first trials.
+    The best of the others takes the place of an excluded one in the space's first trials.
 
     Args:
-        space: What is searched.
+        space: What the command asks for.
         scores: See `select_backbones`.
         all_scored: Whether a backbone without a score is not searched either.
     """
-    kept = [name for name in scores if scores[name].excluded is None and name in space.backbones]
-    if not all_scored:
-        kept += [name for name in space.backbones if name not in scores]
-    return space if set(kept) == set(space.backbones) else space.with_backbones(kept)
+    unknown = ProbeScore(excluded="not scored" if all_scored else None)
+    kept = [name for name in space.backbones if scores.get(name, unknown).excluded is None]
+    if len(kept) == len(space.backbones):
+        return space
+    return space.with_backbones(kept, next((name for name in scores if name in kept), kept[0]))
 
 
 def _rank(accuracy: float) -> float:

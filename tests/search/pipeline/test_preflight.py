@@ -112,8 +112,8 @@ def test_a_portfolio_goes_on_with_the_weights_that_there_are(
     found = {"timm/tf_efficientnet_lite2", "squeezenet1_0"}
     assert set(plan.space.backbones) == plan.weights.keys() == found
     assert plan.space.first_trials[0]["backbone"] in found
-    assert plan.unavailable.keys() == PORTFOLIO.keys() - found
-    assert "no mobilenet_v2.pth in it" in plan.unavailable["mobilenet_v2"]
+    assert plan.available.unavailable.keys() == PORTFOLIO.keys() - found
+    assert "no mobilenet_v2.pth in it" in plan.available.unavailable["mobilenet_v2"]
 
 
 def test_a_portfolio_without_any_weights_is_an_error(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_resumed_run_has_the_backbones_that_stayed(tmp_path: Path) -> None:
     (tmp_path / "weights" / "vgg16_bn.pth").touch()
     again = prepare_run(parse_request(["--resume", str(folder.path)]))
     assert again.space.backbones == ("squeezenet1_0", "resnet50")
-    assert again.unavailable == {}
+    assert again.available.unavailable == {}
     (tmp_path / "weights" / "resnet50.pth").unlink()
     with pytest.raises(WeightsError, match="resnet50: looked in"):
         prepare_run(parse_request(["--resume", str(folder.path)]))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from search.data.manifest import Manifest
+from search.pipeline.backbones.available import Available
 from search.pipeline.backbones.candidates import Candidate, check_candidates, find_slow
 from search.pipeline.preflight import RunPlan
 from search.pipeline.request import RequestError, parse_request
@@ -23,7 +24,8 @@ from trainables.models.weights import PACKAGED, WeightsError
 def plan(*names: str, weights: dict[str, Path], image_size: int = 32) -> RunPlan:
     space = Space(folder(), {"backbone": "cnn"}, image_size=image_size).with_backbones(names)
     nothing = Manifest((), (), np.empty(0, np.int64), (), None, None)
-    return RunPlan(parse_request([]), space, nothing, None, weights, RunFolder(Path("no")))
+    available = Available(space, space, weights)
+    return RunPlan(parse_request([]), space, nothing, None, available, RunFolder(Path("no")))
 
 
 def test_memory_and_latency_of_each_backbone_are_measured() -> None:

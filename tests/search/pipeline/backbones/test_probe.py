@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -10,17 +12,17 @@ from search.console.progress import Progress
 from search.pipeline.backbones.candidates import share_weights
 from search.pipeline.backbones.feature_cache import plan_feature_cache
 from search.pipeline.backbones.probe import ProbeResult, probe_backbones
+from search.runs.summary import ProbeScore
 from tests.fixtures.channel_noise import FILES, candidates, prepare
 
-NOTHING = ProbeResult({}, {})
 
-
-def probed(changed: str | None) -> ProbeResult:
+def probed(changed: str | None, known: Mapping[str, ProbeScore] | None = None) -> ProbeResult:
     prepared = share_weights(prepare(changed), FILES, ["tinynet"])
     costs = candidates(tinynet=1.0)
     plan = plan_feature_cache(prepared, costs)
     cache = start_feature_cache(plan)
-    return probe_backbones(prepared, plan, cache, costs, NOTHING, None, Progress(quiet=True))
+    ranked = ProbeResult(known or {}, {})
+    return probe_backbones(prepared, plan, cache, costs, ranked, None, Progress(quiet=True))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -43,10 +45,12 @@ def test_known_scores_are_kept_and_only_heads_are_fitted() -> None:
     prepared = share_weights(prepare(None), FILES, ["tinynet"])
     costs = candidates(tinynet=1.0)
     known = probed(None)
-    recorded = ProbeResult({"tinynet": known.scores["tinynet"]}, {})
+    left = {"cnn": ProbeScore(excluded="slow")}
+    recorded = ProbeResult({"tinynet": known.scores["tinynet"], **left}, {})
     plan = plan_feature_cache(prepared, costs)
     again = probe_backbones(
         prepared, plan, start_feature_cache(plan), costs, recorded, None, Progress(quiet=True)
     )
     assert again.scores == recorded.scores
+    assert list(again.scores) == list(probed(None, left).scores) == ["tinynet", "cnn"]
     assert torch.equal(again.heads["tinynet"]["weight"], known.heads["tinynet"]["weight"])

@@ -108,13 +108,13 @@ SPACE = Space(
 ).with_backbones(["cnn", "tinynet", "resnet18"])
 
 
-def test_a_narrow_space_has_the_best_first() -> None:
+def test_a_narrow_space_has_those_that_stay_in_its_own_order() -> None:
     scores = {
         "resnet18": ProbeScore(accuracy=0.9),
         "cnn": ProbeScore(accuracy=0.8),
         "tinynet": ProbeScore(accuracy=0.1, excluded="far behind"),
     }
-    assert narrow_space(SPACE, scores).backbones == ("resnet18", "cnn")
+    assert narrow_space(SPACE, scores).backbones == ("cnn", "resnet18")
 
 
 def test_a_space_without_excluded_backbones_is_unchanged() -> None:
@@ -126,7 +126,7 @@ def test_a_space_without_excluded_backbones_is_unchanged() -> None:
 
 def test_a_backbone_that_is_not_probed_stays() -> None:
     scores = {"resnet18": ProbeScore(accuracy=0.9), "tinynet": ProbeScore(excluded="behind")}
-    assert narrow_space(SPACE, scores).backbones == ("resnet18", "cnn")
+    assert narrow_space(SPACE, scores).backbones == ("cnn", "resnet18")
     # Of a portfolio whose scores an earlier session recorded, nothing is new.
     assert narrow_space(SPACE, scores, all_scored=True).backbones == ("resnet18",)
 
@@ -135,6 +135,7 @@ def test_the_best_takes_the_place_of_an_excluded_baseline() -> None:
     first = ({"backbone": "tinynet", "freeze_depth": 5}, {"backbone": "cnn", "freeze_depth": 5})
     params = {**SPACE.params, "freeze_depth": 5}
     space = Space(source=digits(), params=params, first_trials=first)
+    assert space.backbones[0] == "cnn", "not the best one"
     scores = {
         "resnet18": ProbeScore(accuracy=0.9),
         "cnn": ProbeScore(accuracy=0.8),
