@@ -18,6 +18,7 @@ from search.tuning.study import best_epoch, ranked_trials, trial_params
 from spaces.base import TrialConfig
 from trainables.models.classifier import Weights
 from trainables.models.ensemble import Ensemble
+from trainables.models.licences import weights_licence
 from trainables.models.linear_probe import Probe
 from trainables.models.model_card import ModelCard
 from trainables.models.ood import OODScorer
@@ -48,6 +49,7 @@ def build_ensemble(
     space = prepared.space
     depth = config.freeze_depth
     backbone = clone_backbone(prepared.features, config.backbone, depth, torch.device("cpu"))
+    is_pretrained = config.backbone in prepared.features.weights
     card = ModelCard(
         backbone=config.backbone,
         classes=prepared.classes,
@@ -61,6 +63,7 @@ def build_ensemble(
         center_crop=center_crop is not None,
         mean=backbone.normalise.mean,
         std=backbone.normalise.std,
+        licence=weights_licence(config.backbone).name if is_pretrained else "",
     )
     prefix = backbone.stages[:depth].state_dict()
     return Ensemble(card, prefix, members, ood_scorer, center_crop)

@@ -44,6 +44,8 @@ class ModelCard:
     """What the backbone normalises red, green and blue by, of values in [0, 1]."""
     std: Colour = STD
     """Their standard deviation."""
+    licence: str = ""
+    """Of the pretrained weights, as published; "unknown", or "" for random weights."""
 
     def to_square(self, image: Image.Image) -> np.ndarray:
         """Resize an RGB image for the model: uint8 [cache_size, cache_size, 3]."""
@@ -82,6 +84,8 @@ def read_card(text: str) -> ModelCard:
         raise ModelError(f"its std must be above 0, but is {card.std}")
     if not (len(card.classes) >= 2 and all(isinstance(name, str) for name in card.classes)):
         raise ModelError("its card names fewer than two classes")
+    if not isinstance(card.licence, str):
+        raise ModelError(f"its licence must be a name, but is {card.licence!r}")
     return card
 
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from optuna.distributions import FloatDistribution
 from ray.tune.search import Searcher
 
-from search.pipeline.model_file import save_best_trial
+from search.pipeline.model_file import build_ensemble, save_best_trial
 from search.pipeline.prepare import PreparedData
 from search.pipeline.request import parse_request
 from search.runs.run_folder import BEST_WEIGHTS, MODEL, RunFolder
 from search.tuning.checkpoints import CheckpointStore
 from search.tuning.searcher import StudySearcher
 from search.tuning.study import open_storage, open_study
-from spaces.base import Space
+from spaces.base import Space, TrialConfig
 from spaces.sources import folder as images_in_folders
 from tests.fixtures.prepared_data import prepared_data
 from trainables import trial as trial_module
+from trainables.models.classifier import Weights
 from trainables.models.ensemble import load_model
+from trainables.models.weights import PACKAGED, load_weights
 from trainables.trial import ImageTrial
 
 N_IMAGES = 12
@@ -31,6 +34,16 @@ SPACE = Space(
     image_size=32,
     epochs=1,
 )
+
+
+@dataclass(frozen=True, eq=False)
+class InMemoryWeights:
+    """Shared weights of this process."""
+
+    weights: Weights
+
+    def open(self) -> Weights:
+        return self.weights
 
 
 @pytest.fixture
@@ -62,6 +75,15 @@ def run(tmp_path: Path, prepared: PreparedData, monkeypatch: pytest.MonkeyPatch)
         searcher.on_trial_result(name, result)
         searcher.on_trial_complete(name, result)
     return folder
+
+
+def test_the_card_has_the_licence_of_pretrained_weights(prepared: PreparedData) -> None:
+    config = TrialConfig(backbone="tinynet", freeze_depth=5)
+    head = {"head.1.weight": torch.zeros(2, 128), "head.1.bias": torch.zeros(2)}
+    assert build_ensemble(prepared, config, [head]).card.licence == ""
+    weights = {"tinynet": InMemoryWeights(load_weights(PACKAGED["tinynet"]))}
+    pretrained = replace(prepared, features=replace(prepared.features, weights=weights))
+    assert build_ensemble(pretrained, config, [head]).card.licence == "apache-2.0"
 
 
 def test_the_best_trial_is_the_model(run: RunFolder, prepared: PreparedData) -> None:

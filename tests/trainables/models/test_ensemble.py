@@ -287,6 +287,7 @@ def test_load_model_runs_no_code_of_the_file(tmp_path, zipped):
         ({"temperature": 0}, "its temperature must be a number above 0, but is 0"),
         ({"temperature": float("nan")}, "its temperature must be a number above 0, but is nan"),
         ({"temperature": "hot"}, "its temperature must be a number above 0, but is 'hot'"),
+        ({"licence": 3}, "its licence must be a name, but is 3"),
         ({"classes": ["cat"]}, "its card names fewer than two classes"),
         ({"classes": ["cat", 3]}, "its card names fewer than two classes"),
         ({"classes": ["cat", "dog"]}, "the weights do not fit tinynet"),
