@@ -70,7 +70,7 @@ _MODULES = {
     "Evaluation": "search.api.evaluation",
     "FolderError": "search.runs.validation",
     "ImageError": "trainables.images",
-    "ModelError": "trainables.models.ensemble",
+    "ModelError": "trainables.models.model_card",
     "NoModelError": "search.api.launch",
     "Report": "search.api.run",
     "RequestError": "search.pipeline.request",

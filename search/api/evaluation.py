@@ -15,6 +15,8 @@ from search.data.scan import scan_external
 from search.evaluation.metrics import score_predictions
 from search.runs.summary import Scores
 from search.runs.tables import read_rows
+from spaces.archives import open_folder
+from spaces.downloads import cache_folder
 from trainables.images import ImageError
 
 if TYPE_CHECKING:
@@ -61,19 +63,21 @@ def evaluate_folder(run: Path, predictor: Predictor, data: Path) -> Evaluation:
     Args:
         run: The run's folder, whose `split.csv` has the digests of its images.
         predictor: Its model.
-        data: A folder per class, or a flat folder of images without labels.
+        data: A folder per class, or a flat folder of images without labels; or an archive of one.
 
     Raises:
+        ArchiveError: there is neither, or the archive cannot be unpacked.
         DataError: the folder has no images that can be read, or folders that are no classes of the
             model.
     """
     import pandas as pd
 
     classes = predictor.model.card.classes
+    found = open_folder(data, cache_folder(), "the data to evaluate on")
     try:
-        manifest = scan_external(data, classes)
+        manifest = scan_external(found, classes)
     except DataError as error:
-        raise DataError(str(error).replace("--external", "the folder to evaluate on")) from None
+        raise DataError(str(error).replace("--external", "the data to evaluate on")) from None
     paths = manifest.paths or ()
     results = list(predictor.predict_each(paths, len(classes)))
     readable = [i for i, result in enumerate(results) if not isinstance(result, ImageError)]

@@ -201,9 +201,12 @@ class Run:
     def evaluate(self, data: str | Path) -> Evaluation:
         """Evaluate the model on other images: a folder per class, or a flat one without labels.
 
+        An archive of such a folder will do, too.
+
         Files that are, byte for byte, among the run's own images do not count in the scores.
 
         Raises:
+            SourceError: there is no such folder, or the archive cannot be unpacked.
             DataError: the folder has no images, or folders that are no classes of the model.
             ModelError: the run has no model, or it is damaged.
         """

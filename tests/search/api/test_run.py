@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import search
-from search import DataError, FolderError, ModelError, SearchError, load_run
+from search import DataError, FolderError, ModelError, SearchError, SourceError, load_run
 from tests.fixtures.colours import CLASSES, N_TEST, N_TRAIN, colour_image
 from tests.fixtures.handmade_run import make_run
 from trainables.models.image_classifier import ImageClassifier
@@ -156,7 +156,7 @@ def test_an_evaluation_without_labels(colour_run: Path, tmp_path: Path) -> None:
 
 def test_an_evaluation_of_nothing(colour_run: Path, tmp_path: Path) -> None:
     run = load_run(colour_run)
-    with pytest.raises(DataError, match="the folder to evaluate on must name a folder"):
+    with pytest.raises(SourceError, match="the data to evaluate on must name a folder, but there"):
         run.evaluate(tmp_path / "nowhere")
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the 1 images in .* can be read: .*a\.png"):
