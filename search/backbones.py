@@ -24,6 +24,7 @@ from search.console.formatting import percent, printable
 from search.console.output import SafeConsole, command, print_error
 from search.console.signals import INTERRUPTED
 from spaces.downloads import cache_folder
+from spaces.portfolio import PORTFOLIO
 from trainables.models.catalogue import (
     BackboneInfo,
     describe_backbones,
@@ -136,9 +137,8 @@ def _notes(rows: Sequence[BackboneInfo], options: argparse.Namespace) -> list[st
     if any(one.imagenet_top1 is None and one.name.startswith("timm/") for one in rows):
         notes.append("ImageNet top-1 is known for torchvision's weights and some of timm's.")
     if options.pattern is None:
-        tried = ", ".join(one.name for one in rows if one.in_portfolio)
         notes += [
-            f"--backbones auto tries {tried}.",
+            f"--backbones auto tries {', '.join(PORTFOLIO)}.",
             "All of timm's networks can be used as well: python -m search.backbones 'timm/*', or a"
             " narrower pattern such as 'timm/convnext*'.",
         ]

@@ -57,10 +57,9 @@ def find_names(pattern: str | None) -> list[str]:
         pattern: A name, or one with `*`, `?` and `[…]`; those of timm begin with `timm/` and match
             with their tags. None lists ours and the portfolio.
     """
-    ours = list(dict.fromkeys((*BACKBONES, *PORTFOLIO)))
     if pattern is None:
-        return ours
-    found = [name for name in ours if fnmatchcase(name, pattern)]
+        return list(dict.fromkeys((*BACKBONES, *PORTFOLIO)))
+    found = [name for name in BACKBONES if fnmatchcase(name, pattern)]
     if not pattern.startswith((PREFIX, *"*?[")):
         return found
     import timm

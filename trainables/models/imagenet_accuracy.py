@@ -75,6 +75,10 @@ _TIMM_PERCENT = {
     "hgnetv2_b0.ssld_stage2_ft_in1k": 77.362,
     "hgnetv2_b2.ssld_stage2_ft_in1k": 81.564,
     "hgnetv2_b4.ssld_stage2_ft_in1k": 83.7,
+    "mobilenetv4_conv_medium.e500_r224_in1k": 79.092,
+    "tiny_vit_5m_224.dist_in22k_ft_in1k": 80.874,
+    "tiny_vit_11m_224.dist_in22k_ft_in1k": 83.232,
+    "tiny_vit_21m_224.dist_in22k_ft_in1k": 85.088,
 }
 """By timm's name with its tag."""
 

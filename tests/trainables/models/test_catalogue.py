@@ -37,7 +37,11 @@ def test_a_pattern_of_both_kinds():
     names = find_names("*dino*")
     assert "timm/vit_small_patch14_dinov2.lvd142m" in names
     assert all("dino" in name for name in names)
-    assert len(find_names("timm/*")) == len(timm.list_models(pretrained=True))
+    assert (
+        len(find_names("timm/*"))
+        == len(set(find_names("timm/*")))
+        == len(timm.list_models(pretrained=True))
+    )
 
 
 @pytest.mark.parametrize(

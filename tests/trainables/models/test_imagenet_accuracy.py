@@ -2,6 +2,7 @@ import pytest
 import timm
 from torchvision.models import ResNet50_Weights
 
+from spaces.portfolio import PORTFOLIO
 from spaces.rules import BACKBONES
 from trainables.models.imagenet_accuracy import _TIMM_PERCENT, published_accuracy
 
@@ -28,3 +29,8 @@ def test_the_table_names_weights_that_timm_publishes():
     known = set(timm.list_models(pretrained=True))
     assert set(_TIMM_PERCENT) <= known
     assert all(50 < percent < 95 for percent in _TIMM_PERCENT.values())
+
+
+def test_that_of_the_portfolio_is_known():
+    unknown = [name for name in PORTFOLIO if published_accuracy(name) is None]
+    assert unknown == ["timm/vit_small_patch14_dinov2.lvd142m"]  # it has no classifier
