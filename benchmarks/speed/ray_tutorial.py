@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from trainables.images import MEAN, STD
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
 from trainables.models.weights import load_weights
@@ -105,7 +104,6 @@ def training_transform(image_size: int, augment: float) -> transforms.Compose:
             transforms.RandomRotation(30 * augment),
             transforms.ColorJitter(0.5 * augment, 0.5 * augment, 0.5 * augment, 0.1 * augment),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
         ]
     )
 
@@ -117,7 +115,6 @@ def evaluation_transform(image_size: int) -> transforms.Compose:
             transforms.Resize(round(image_size / 0.875)),
             transforms.CenterCrop(image_size),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
         ]
     )
 
