@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from trainables.images import ImageRows, as_tensor
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.batchnorm_folding import fold_batchnorm
 from trainables.models.classifier import Weights
+from trainables.models.own_networks import register_module
 from trainables.recent_backbones import RecentBackbones
 from trainables.trainer import Trainer
 
@@ -85,6 +86,7 @@ class FeatureContext:
         flip: Whether images may be mirrored.
         weights: By backbone, its pretrained state dict; one that is missing starts from scratch.
         seed: Seed of the run.
+        modules: By name, the source texts of modules that build backbones of the user's own.
     """
 
     table: SharedArray
@@ -92,6 +94,7 @@ class FeatureContext:
     flip: bool
     weights: Mapping[str, SharedWeights]
     seed: int
+    modules: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,8 @@ def clone_backbone(
     """
 
     def create() -> Backbone:
+        for module, source in context.modules.items():
+            register_module(module, source)
         weights = context.weights.get(name)
         state_dict = None if weights is None else weights.open()
         backbone = create_backbone(

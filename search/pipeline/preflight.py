@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from search.pipeline.request import (
     RequestError,
     check_output_path,
     check_paths,
+    find_own_modules,
     load_requested_space,
     merge_with_saved,
 )
@@ -67,6 +68,7 @@ class RunPlan:
         n_excluded: Images that were excluded by request.
         warnings: What is likely a mistake, though the run goes on.
         callbacks: Callbacks for Ray Tune, beside the run's own.
+        modules: By name, the source texts of modules that build backbones of the user's own.
     """
 
     request: Request
@@ -78,6 +80,7 @@ class RunPlan:
     n_excluded: int = 0
     warnings: tuple[str, ...] = ()
     callbacks: tuple[Callback, ...] = ()
+    modules: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weights(self) -> Mapping[str, Path]:
@@ -109,6 +112,7 @@ def _prepare(request: Request) -> RunPlan:
         exclusion = None if request.exclude is None else read_exclusion(request.exclude)
     request = _with_table(request)
     space = load_requested_space(request)
+    modules = find_own_modules(request, space)
     cache = cache_folder()
     manifest = scan(
         space.source, request.data, cache, space.folds, request.limit, request.seed, exclusion
@@ -130,9 +134,11 @@ def _prepare(request: Request) -> RunPlan:
         saved = folder.environment.request
         fixed = {name: getattr(saved, name) for name in ("space", "out", "name", "resume")}
         folder.save_request(replace(request.with_absolute_paths(), **fixed))
+    for name, source in modules.items():
+        (folder.path / f"{name}.py").write_text(source, encoding="utf-8")
     n_excluded = 0 if exclusion is None else len(exclusion.names)
-    space = available.space
-    return RunPlan(request, space, manifest, external, available, folder, n_excluded, warnings)
+    space, options = available.space, (folder, n_excluded, warnings)
+    return RunPlan(request, space, manifest, external, available, *options, modules=modules)
 
 
 def _with_table(request: Request) -> Request:

@@ -155,6 +155,7 @@ def prepare_data(run_plan: RunPlan, progress: Progress) -> PreparedData:
             flip=space.flip,
             weights={},
             seed=request.seed,
+            modules=run_plan.modules,
         ),
     )
     _report_counts(prepared, run_plan, progress)

@@ -14,7 +14,7 @@ from search.runs.environment import Request
 from spaces.base import Space, find_space, load_space
 from spaces.errors import SearchError
 from spaces.portfolio import AUTO, portfolio_backbones
-from spaces.rules import Value
+from spaces.rules import Value, is_own_network
 
 DEFAULT_SPACE, DEMO_SPACE = "photos", "digits"
 """The spaces of a run without `--space`: with `--data`, and without."""
@@ -110,6 +110,22 @@ def load_requested_space(request: Request) -> Space:
     if request.constants is not None:
         space = space.with_constants(request.constants)
     return space
+
+
+def find_own_modules(request: Request, space: Space) -> dict[str, str]:
+    """Find and check the networks of the user's own, beside the space file or here.
+
+    Returns:
+        By name, the source texts of their modules.
+
+    Raises:
+        OwnNetworkError: one cannot be a backbone.
+    """
+    if not any(map(is_own_network, space.backbones)):
+        return {}
+    from trainables.models.own_networks import find_modules  # imports PyTorch
+
+    return find_modules(space.backbones, (request.space.parent, Path.cwd()), space.image_size)
 
 
 def merge_with_saved(request: Request, saved: Request) -> Request:

@@ -14,10 +14,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from spaces.rules import backbone_problem
+from spaces.rules import backbone_problem, is_own_network
 from spaces.timm_names import PREFIX
 from trainables.models.network_cut import N_STAGES
 from trainables.models.normalisation import Normalise
+from trainables.models.own_networks import OwnNetwork, create_own
 from trainables.models.small_networks import SMALL_NETWORKS
 from trainables.models.timm_networks import create_timm
 from trainables.models.torchvision_stages import STAGE_PLANS, build_network, cut_into_stages
@@ -148,22 +149,26 @@ def create_backbone(
 
     Args:
         name: See `spaces.rules.backbone_problem`.
-        state_dict: Weights under torchvision's or timm's keys; for `tinynet` and `cnn`, under those
-            of their stages ("0.…" to "4.…"). They are copied. The classifier's are ignored. None
-            initialises the weights at random.
+        state_dict: Weights under torchvision's or timm's keys; for `tinynet`, `cnn` and networks
+            of the user's own, under those of their stages ("0.…" to "4.…"). They are copied. The
+            classifier's are ignored. None initialises the weights at random.
         seed: Seed of the random weights; the global random state does not change.
         image_size: Side in pixels of the images that it will take. Networks of timm that take
             images of one size are built for it.
 
     Raises:
-        ValueError: there is no such backbone.
+        ValueError: there is no such backbone, or its function fails (`OwnNetworkError`).
         WeightsError: the weights do not fit; the message names the keys.
     """
     if problem := backbone_problem(name):
         raise ValueError(problem)
-    if name.startswith(PREFIX):
+    if name.startswith(PREFIX) or is_own_network(name):
         with _seeded(seed):
-            network = create_timm(name, image_size, state_dict)
+            network = (
+                _create_own(name, image_size, state_dict)
+                if is_own_network(name)
+                else create_timm(name, image_size, state_dict)
+            )
         return Backbone(
             name,
             network.stages,
@@ -183,6 +188,13 @@ def create_backbone(
         plan = STAGE_PLANS.get(name)
         copy_weights(net, state_dict, name, plan.classifier if plan else None)
     return Backbone(name, _stages(net, name), feature_size, image_size)
+
+
+def _create_own(name: str, image_size: int, state_dict: Mapping[str, Tensor] | None) -> OwnNetwork:
+    network = create_own(name, image_size)
+    if state_dict is not None:
+        copy_weights(nn.ModuleList(network.stages), state_dict, name, None)
+    return network
 
 
 @contextmanager

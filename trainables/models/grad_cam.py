@@ -1,10 +1,10 @@
 """Grad-CAM heat maps of an ensemble (Selvaraju et al., arXiv 1610.02391).
 
 A heat map is the gradient of a class's logit with respect to the last feature map, times that map,
-summed over the channels. Every backbone but ViT averages its last feature map over the positions,
-so the gradient is the same at each of them and this equals Grad-CAM. ViT has no such average: its
-feature map is the input of the last block, and the gradient keeps a value for each position
-(HiResCAM, arXiv 2011.08891).
+summed over the channels. Where a backbone averages its last feature map over the positions, the
+gradient is the same at each of them and this equals Grad-CAM. A transformer that classifies by a
+class token has no such average: its feature map is the input of the last block, and the gradient
+keeps a value for each position (HiResCAM, arXiv 2011.08891).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torchvision.models.vision_transformer import EncoderBlock
 from trainables.images import crop_pixels
 from trainables.models.classifier import Classifier
 from trainables.models.ensemble import Ensemble
+from trainables.models.timm_stages import Head, Trunk
 
 _BATCH_SIZE = 8  # small, because the gradient needs the activations of the whole network
 
@@ -73,15 +74,24 @@ def _gradient_maps(model: Ensemble, pixels: Tensor, targets: Tensor) -> Tensor:
             pixels.requires_grad_(), target=targets, attribute_to_layer_input=True
         )
     parts = [products] if isinstance(products, Tensor) else [*_flatten(products)]
-    return torch.stack([_sum_channels(part.detach()) for part in parts]).sum(0)
+    n_prefix_tokens = _count_prefix_tokens(model.classifiers[0])
+    return torch.stack([_sum_channels(part.detach(), n_prefix_tokens) for part in parts]).sum(0)
 
 
 def _pooling_layer(classifier: Classifier) -> nn.Module:
     """Return the layer whose input is the last feature map."""
-    for layer in reversed(list(classifier.backbone.stages[-1].children())):
-        if isinstance(layer, nn.AdaptiveAvgPool2d | EncoderBlock):
+    backbone = classifier.backbone
+    if isinstance(backbone.stages[0], Trunk):
+        return backbone.stages[0].features
+    n_prefix_tokens = 0
+    for layer in reversed(list(backbone.stages[-1].children())):
+        if isinstance(layer, Head):
+            n_prefix_tokens = layer.n_prefix_tokens
+        is_block = n_prefix_tokens > 0 and not isinstance(layer, Head) and any(layer.children())
+        averages = isinstance(layer, Head) and n_prefix_tokens == 0
+        if averages or is_block or isinstance(layer, nn.AdaptiveAvgPool2d | EncoderBlock):
             return layer
-    raise GradCamError(f"{classifier.backbone.name} has no feature map in its last stage")
+    raise GradCamError(f"{backbone.name} has no feature map in its last stage")
 
 
 def _flatten(products: Sequence[Tensor | tuple[Tensor, ...]]) -> Iterator[Tensor]:
@@ -89,10 +99,25 @@ def _flatten(products: Sequence[Tensor | tuple[Tensor, ...]]) -> Iterator[Tensor
         yield product if isinstance(product, Tensor) else product[0]
 
 
-def _sum_channels(product: Tensor) -> Tensor:
-    """Sum over channels: [N, C, h, w], or ViT's [N, 1 + h·w, C], becomes [N, h, w]."""
+def _sum_channels(product: Tensor, n_prefix_tokens: int) -> Tensor:
+    """Sum a feature map [N, C, h, w], [N, h, w, C] or tokens [N, n, C] over C: [N, h, w].
+
+    Raises:
+        GradCamError: it is none of these, or its tokens are no square.
+    """
     if product.dim() == 4:
-        return product.sum(1)
-    positions = product[:, 1:].sum(2)  # without the class token, which has no position
-    side = math.isqrt(positions.shape[1])
-    return positions.reshape(-1, side, side)
+        return product.sum(1 if product.shape[2] == product.shape[3] else 3)
+    n_tokens = product.shape[1] - n_prefix_tokens if product.dim() == 3 else 0
+    side = math.isqrt(max(0, n_tokens))
+    if side == 0 or side**2 != n_tokens:
+        raise GradCamError(f"features of shape {list(product.shape[1:])} are no map of the image")
+    # Class tokens have no position.
+    return product[:, n_prefix_tokens:].sum(2).reshape(-1, side, side)
+
+
+def _count_prefix_tokens(classifier: Classifier) -> int:
+    """Count the tokens before those of the patches."""
+    for module in classifier.backbone.modules():
+        if isinstance(module, Head | Trunk):
+            return module.n_prefix_tokens
+    return 1 if any(isinstance(m, EncoderBlock) for m in classifier.backbone.modules()) else 0

@@ -139,11 +139,16 @@ class Features(nn.Module):
 
 
 class Head(nn.Module):
-    """The part of a network that pools its features."""
+    """The part of a network that pools its features.
+
+    Attributes:
+        n_prefix_tokens: Number of class tokens and the like before the tokens of the patches.
+    """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.n_prefix_tokens = _n_prefix_tokens(net)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run `forward_head` without the classifier."""
@@ -156,15 +161,21 @@ class Trunk(nn.Module):
 
     Attributes:
         features: Returns the features before they are pooled.
+        n_prefix_tokens: See `Head`.
     """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         self.features = nn.Identity()
+        self.n_prefix_tokens = _n_prefix_tokens(net)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all of the network but its classifier."""
         features = self.features(self.net.forward_features(x))  # type: ignore[operator]
         pooled: Tensor = self.net.forward_head(features, pre_logits=True)  # type: ignore[operator]
         return pooled
+
+
+def _n_prefix_tokens(net: nn.Module) -> int:
+    return int(getattr(net, "num_prefix_tokens", 0))

@@ -14,6 +14,7 @@ from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.pipeline.request import RequestError
 from search.runs.summary import ProbeScore
+from spaces.rules import is_own_network
 from trainables.feature_cache import bytes_per_image
 from trainables.models.backbones import create_backbone
 from trainables.models.latency import measure_latency
@@ -28,10 +29,12 @@ class Candidate:
     Attributes:
         image_bytes: Bytes of the cached features of one image at stage outputs 1 to 5.
         latency_ms: Milliseconds of one image on this machine, in a batch of one.
+        is_trunk: Whether the backbone cannot be cut into stages.
     """
 
     image_bytes: tuple[int, ...]
     latency_ms: float
+    is_trunk: bool = False
 
 
 def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
@@ -52,7 +55,8 @@ def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
             raise WeightsError(f"{path}: {error}") from None
         except ValueError as error:
             raise RequestError(f"{name}: {error}") from None
-        found[name] = Candidate(sizes, measure_latency(backbone, size, device))
+        latency = measure_latency(backbone, size, device)
+        found[name] = Candidate(sizes, latency, backbone.is_trunk)
     return found
 
 
@@ -98,7 +102,13 @@ def share_weights(
     Args:
         prepared: Images.
         files: By backbone, the file of its pretrained weights.
-        names: Backbones; those without a file start from scratch.
+        names: Backbones; those without a file start from scratch, but for networks of the user's
+            own, which bring their weights.
     """
+    names = tuple(names)
     weights = {name: StoredObject.put(load_weights(files[name])) for name in names if name in files}
+    if prepared.space.weights == "pretrained":
+        for name in filter(is_own_network, names):
+            backbone = create_backbone(name, image_size=prepared.space.image_size)
+            weights[name] = StoredObject.put(dict(backbone.stages.state_dict()))
     return replace(prepared, features=replace(prepared.features, weights=weights))
