@@ -27,6 +27,7 @@ from search.pipeline.request import (
     find_own_modules,
     load_requested_space,
     merge_with_saved,
+    with_table,
 )
 from search.runs.environment import Request
 from search.runs.run_folder import ENVIRONMENT, RunFolder, digest
@@ -110,7 +111,7 @@ def _prepare(request: Request) -> RunPlan:
         folder = None
         _check_free(request)
         exclusion = None if request.exclude is None else read_exclusion(request.exclude)
-    request = _with_table(request)
+    request = with_table(request)
     space = load_requested_space(request)
     modules = find_own_modules(request, space)
     cache = cache_folder()
@@ -139,14 +140,6 @@ def _prepare(request: Request) -> RunPlan:
     n_excluded = 0 if exclusion is None else len(exclusion.names)
     space, options = available.space, (folder, n_excluded, warnings)
     return RunPlan(request, space, manifest, external, available, *options, modules=modules)
-
-
-def _with_table(request: Request) -> Request:
-    """Return a request whose table of labels may lie in the data folder."""
-    if request.labels is None or request.data is None or request.labels.expanduser().is_file():
-        return request
-    inside = request.data.expanduser() / request.labels
-    return replace(request, labels=inside) if inside.is_file() else request
 
 
 @contextmanager

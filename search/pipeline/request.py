@@ -112,6 +112,14 @@ def load_requested_space(request: Request) -> Space:
     return space
 
 
+def with_table(request: Request) -> Request:
+    """Return a request whose table of labels may lie in the data folder."""
+    if request.labels is None or request.data is None or request.labels.expanduser().is_file():
+        return request
+    inside = request.data.expanduser() / request.labels
+    return replace(request, labels=inside) if inside.is_file() else request
+
+
 def find_own_modules(request: Request, space: Space) -> dict[str, str]:
     """Find and check the networks of the user's own, beside the space file or here.
 

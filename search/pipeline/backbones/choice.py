@@ -51,6 +51,9 @@ def exclude_unsuitable(
     for name, score in slow.items():
         progress.say(f"{name} leaves the search: {score.excluded}")
     space = run_plan.space.without_backbones(slow)
+    for name in space.backbones:
+        if candidates[name].is_trunk:
+            progress.say(f"{name} is one trunk: freeze depths 1 to 5 freeze all of it, 0 nothing")
     return replace(run_plan, space=space), {**slow, **missing}
 
 
