@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from spaces.errors import SearchError
 from trainables.models.resumable_download import (
     DownloadError,
     ShowDownload,
+    call_within,
     connection_error,
     download_rest,
     reason_of,
@@ -30,13 +30,14 @@ from trainables.models.resumable_download import (
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
 
-T = TypeVar("T")
-
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a repository, safetensors first: nothing of it is unpickled."""
 
 ANSWER_SECONDS = 10.0
-"""A hub that has not answered by then is away; a download as long silent has stalled."""
+"""A hub that has not answered by then is away."""
+
+STALL_SECONDS = 10.0
+"""A download that is silent for as long is asked for again."""
 
 
 class HubError(SearchError):
@@ -124,7 +125,7 @@ class Hub:
 
         url = hf_hub_url(repo, name, endpoint=self.endpoint)
         try:
-            return _within(
+            return call_within(
                 ANSWER_SECONDS,
                 lambda: get_hf_file_metadata(
                     url, timeout=ANSWER_SECONDS, endpoint=self.endpoint, retry_on_errors=False
@@ -177,7 +178,7 @@ class Hub:
                 if not blob.is_file():
                     part = blob.with_name(f"{digest}.part")
                     url = hf_hub_url(repo, name, revision=commit, endpoint=self.endpoint)
-                    download_rest(url, part, size, f"{repo}/{name}", ANSWER_SECONDS, show)
+                    download_rest(url, part, size, f"{repo}/{name}", STALL_SECONDS, show)
                     if not _is_whole(part, digest):
                         part.unlink()
                         raise HubError(
@@ -193,31 +194,6 @@ class Hub:
         except (OSError, connection_error()) as error:
             raise HubError(f"{repo}/{name} cannot be stored in {blob.parent}: {error}") from None
         return Path(linked)
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Call a function in a thread: looking up a server's address heeds no timeout.
-
-    Raises:
-        TimeoutError: it has not returned in time.
-    """
-    results: list[T] = []
-    failures: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except Exception as error:
-            failures.append(error)
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failures:
-        raise failures[0]
-    if not results:
-        raise TimeoutError
-    return results[0]
 
 
 _PLAIN = re.compile(r"[0-9A-Za-z_-]+")

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from http import HTTPStatus
 from os import SEEK_END
 from pathlib import Path
-from typing import BinaryIO
+from threading import Thread
+from typing import BinaryIO, TypeVar
 
 from spaces.errors import SearchError
+
+T = TypeVar("T")
 
 ShowDownload = Callable[[str, int, int], None]
 """Called with the file's name, the bytes that are there, and those that there will be."""
@@ -100,6 +103,31 @@ def connection_error() -> type[Exception]:
     import httpx2
 
     return httpx2.HTTPError
+
+
+def call_within(seconds: float, call: Callable[[], T]) -> T:
+    """Call a function in a thread: looking up a server's address heeds no timeout.
+
+    Raises:
+        TimeoutError: it has not returned in time.
+    """
+    results: list[T] = []
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            failures.append(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError
+    return results[0]
 
 
 def status_text(code: int) -> str:

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from spaces.downloads import connection_timeout
+from trainables.models.resumable_download import call_within
 from trainables.models.weights import WeightsError
 
 SERVER_TIMEOUT_SECONDS = 10.0
@@ -36,6 +38,8 @@ def fetch_url(url: str, cache: Path, unreachable: dict[str, str]) -> Path:
         if (found := find_downloaded(url, cache)) is not None:
             return found
         path.unlink(missing_ok=True)
+        if server not in unreachable:
+            _check_answer(url)
         reason = unreachable.get(server) or _download(url, path, match[1])
     except URLError as error:
         reason = unreachable[server] = f"no answer from {server}: {error.reason}"
@@ -61,6 +65,29 @@ def find_downloaded(url: str, cache: Path) -> Path | None:
 def file_name(url: str) -> str:
     """Return the last part of an address's path."""
     return urlsplit(url).path.rsplit("/", 1)[-1]
+
+
+def _check_answer(url: str) -> None:
+    """Check that a server answers at all, in the time for one attempt.
+
+    A download would try each of its addresses for that long, and wait for the name server before.
+
+    Raises:
+        URLError: it does not.
+    """
+
+    def ask() -> None:
+        try:
+            urlopen(Request(url, method="HEAD"), timeout=SERVER_TIMEOUT_SECONDS).close()  # noqa: S310
+        except HTTPError as error:  # what is wrong the download will say
+            error.close()
+        except http.client.HTTPException:
+            pass
+
+    try:
+        call_within(SERVER_TIMEOUT_SECONDS, ask)
+    except TimeoutError:
+        raise URLError(f"it timed out after {SERVER_TIMEOUT_SECONDS:g} seconds") from None
 
 
 def _download(url: str, path: Path, hash_prefix: str) -> str:

@@ -69,7 +69,7 @@ def test_a_broken_download_is_continued_at_once(server, local_hub):
 
 
 def test_a_stalled_download_is_continued(server, local_hub, monkeypatch):
-    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(hub, "STALL_SECONDS", 1.5)
     server.cut, server.mute = 1_000_000, True
     assert local_hub.fetch(REPO).read_bytes() == CONTENT
 

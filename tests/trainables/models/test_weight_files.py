@@ -143,13 +143,13 @@ def test_find_weights_raises_if_the_server_closes_the_connection(tmp_path, serve
 
 def test_an_unreachable_server_is_tried_once(tmp_path, unreachable_url, monkeypatch):
     asked = []
-    download = torch.hub.download_url_to_file
+    urlopen = url_files.urlopen
 
-    def watched(*args: Any) -> None:
+    def watched(*args: Any, **options: Any) -> Any:
         asked.append(args)
-        download(*args)
+        return urlopen(*args, **options)
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", watched)
+    monkeypatch.setattr(url_files, "urlopen", watched)
     with pytest.raises(WeightsError) as caught:
         find_weights(["resnet18", "vgg16_bn"], None, tmp_path, url_of=lambda _: unreachable_url)
     message = str(caught.value)
