@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import difflib
 import gzip
+import hashlib
 import lzma
 import shutil
 import stat
@@ -14,7 +15,6 @@ import zipfile
 import zlib
 from collections.abc import Generator
 from contextlib import closing
-from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -38,7 +38,7 @@ _LITTER = frozenset(("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"))
 
 
 class ArchiveError(SourceError):
-    """There is no folder or archive, or it cannot be unpacked; the message says the way out."""
+    """There is no folder or archive, or it cannot be unpacked."""
 
 
 def is_archive(path: Path) -> bool:
@@ -79,9 +79,8 @@ def open_folder(path: Path, cache: Path, option: str = "--data") -> Path:
 def unpack(path: Path, cache: Path) -> Path:
     """Unpack an archive once, and return the folder with its content.
 
-    An only folder in it is entered, as archives of a folder are usual. The cache folder is named
-    after the archive's digest, so that an archive that was moved is not unpacked again, and a
-    changed one is.
+    An only folder in it is entered, as archives of a folder are usual. The cache folder has the
+    archive's digest, so that one that was moved is not unpacked again, and a changed one is.
 
     Args:
         path: The archive.
@@ -276,11 +275,15 @@ def _link(path: Path, name: str) -> ArchiveError:
     )
 
 
-def _enter(folder: Path) -> Path:
-    """Enter the only folder in a folder, as often as there is one and nothing else."""
+def _enter(target: Path) -> Path:
+    """Enter the only folder in a folder, as often as there is one that cannot be a class's."""
+    folder = target
     while True:
         inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
         if len(inside) != 1 or not inside[0].is_dir():
+            return folder
+        has_more = any(one.is_dir() or one.suffix in TABLE_SUFFIXES for one in inside[0].iterdir())
+        if not has_more and inside[0].name != target.name:
             return folder
         folder = inside[0]
 
@@ -293,8 +296,5 @@ def _stem(path: Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    digest = blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

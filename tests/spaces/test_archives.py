@@ -65,6 +65,24 @@ def test_archives_are_unpacked_and_their_only_folder_is_entered(
     assert (folder / "cat" / "more.jpg").exists()
 
 
+@pytest.mark.parametrize(
+    ("names", "entered"),
+    [
+        (("a/cat/1.jpg",), "a"),  # images of one class, as an external set may be
+        (("set/1.jpg", "set/2.jpg"), "set"),
+        (("photos/1.jpg", "photos/labels.csv"), "photos"),
+        (("a/b/cat/1.jpg", "a/b/dog/1.jpg"), "a/b"),
+        (("cat/1.jpg",), ""),
+        (("cat/1.jpg", "labels.csv"), ""),
+    ],
+)
+def test_which_folders_are_entered(tmp_path: Path, names: tuple[str, ...], entered: str) -> None:
+    path = zipped(tmp_path / "set.zip", dict.fromkeys(names, b""))
+    folder = open_folder(path, tmp_path / "cache")
+    (unpacked,) = (tmp_path / "cache").glob("archives/*/set")
+    assert folder == unpacked / entered
+
+
 def test_a_changed_archive_is_unpacked_again(tmp_path: Path) -> None:
     path = zipped(tmp_path / "set.zip", FILES)
     before = open_folder(path, tmp_path / "cache")

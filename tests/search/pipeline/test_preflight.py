@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from search.data.image_files import DataError
 from search.data.scan import find_images
+from search.deployment.run_images import read_split
 from search.pipeline.preflight import RunPlan, check_fit, prepare_run
 from search.pipeline.request import RequestError, load_requested_space, parse_request
 from search.runs.summary import ProbeScore
+from spaces.errors import SourceError
 from spaces.portfolio import PORTFOLIO
+from trainables.models.ensemble import ModelCard
 from trainables.models.weights import WeightsError
 
 OWN_SPACE = """
@@ -167,3 +175,54 @@ def test_a_run_begins_and_is_resumed_with_what_the_command_line_changes(tmp_path
         }
         assert plan.space.first_trials[0]["lr"] == 1.0
     assert (begun.space.trials, resumed.space.trials) == (12, 20)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive of images and a table of their labels, in a folder with a space."""
+    monkeypatch.setenv("CLASSIFIER_SEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN_SPACE)
+    lines = ["id;label;patient", *(f"{i};{'ab'[i % 2]};p{i // 4}" for i in range(24))]
+    with zipfile.ZipFile(tmp_path / "shop.zip", "w") as archive:
+        archive.writestr("shop/labels.csv", "\n".join(lines))
+        for i in range(24):
+            with archive.open(f"shop/images/{i}.png", "w") as file:
+                Image.new("RGB", (60, 50), (10 * i, 0, 99)).save(file, "PNG")
+    return tmp_path / "shop.zip"
+
+
+def test_a_table_and_groups_in_an_archive(shop: Path, tmp_path: Path) -> None:
+    words = "--data shop.zip --labels labels.csv --group-column patient --space mine.py --folds 3"
+    plan = prepare_run(parse_request([*words.split(), "--name", "run"]))
+    assert plan.manifest.classes == ("a", "b")
+    assert plan.manifest.groups[:3] == ("p0", "p0", "p2")  # of images 0, 1 and 10
+    run = tmp_path / "results" / "run"
+    again = prepare_run(parse_request(["--resume", str(run)]))
+    assert again.manifest.groups == plan.manifest.groups
+    assert again.request.data == shop
+    with pytest.raises(RequestError, match="--group-by of a run cannot change"):
+        prepare_run(parse_request(["--resume", str(run), "--group-by", "x"]))
+    with pytest.raises(DataError, match=r"at least 8 groups of images \(7 folds"):
+        prepare_run(parse_request([*words.split()[:-1], "7"]))
+
+    # A later command finds the images again.
+    names = plan.manifest.names
+    labels = plan.manifest.labels.tolist()
+    rows = [f"{name},{'ab'[i]},test,0,x" for name, i in zip(names, labels, strict=True)]
+    (run / "split.csv").write_text("\n".join(["image,label,split,group,digest", *rows, ""]))
+    card = SimpleNamespace(classes=("a", "b"), to_square=lambda image: np.asarray(image))
+    found = read_split(run, cast(ModelCard, card), "test", None)
+    assert found.names == names
+    assert found.n_missing == 0
+
+
+def test_external_images_in_an_archive(shop: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "out.zip", "w") as archive:
+        archive.writestr("out/a/1.jpg", b"")
+    words = "--data shop.zip --labels labels.csv --space mine.py --name x --external out.zip"
+    plan = prepare_run(parse_request(["--folds", "3", *words.split()]))
+    assert plan.external is not None
+    assert plan.external.labels.tolist() == [0]
+    with pytest.raises(SourceError, match="--external must name a folder, but there is no none"):
+        prepare_run(parse_request([*words.split()[:-1], "none", "--name", "y", "--folds", "3"]))

@@ -13,6 +13,7 @@ from search.pipeline.request import (
 )
 from search.runs.environment import Request
 from spaces.base import load_space
+from spaces.errors import SourceError
 from spaces.rules import BACKBONE_NAMES, SpaceError
 
 ROOT = Path(__file__).parents[3]
@@ -269,6 +270,8 @@ def test_a_resumed_run_keeps_its_request():
         ("--set lr=0.1", "--set lr=0.2", "--set of a run cannot change: it began with lr=0.1"),
         ("--set lr=0.1", "--batch-size 8", "but got batch_size=8; omit the option"),
         ("", "--image-size 64", "--image-size of a run cannot change: it began without it"),
+        ("--group-by a", "--group-by b", "--group-by of a run cannot change: it began with a"),
+        ("", "--label-column x", "--label-column of a run cannot change: it began without it"),
         ("--classes a,b", "--classes b,a", "it began with a,b, but got b,a; omit the option"),
         ("--backbones cnn", "--backbones tinynet", "it began with cnn, but got tinynet"),
     ],
@@ -321,3 +324,18 @@ def test_a_path_must_be_text() -> None:
     with pytest.raises(RequestError) as caught:
         check_paths(parse_request(["--data", "/im\udcff"]))
     assert str(caught.value) == r"--data must be UTF-8, but got '/im\udcff': rename the folder"
+
+
+def test_labels_and_groups_change_the_source(tmp_path):
+    (tmp_path / "labels.csv").touch()
+    words = ["--labels", str(tmp_path / "labels.csv"), "--image-column", "x", "--group-column", "g"]
+    request = parse(*words)
+    assert request.data == tmp_path  # where the table lies
+    assert request.space.stem == "photos"
+    source = load_requested_space(request).source
+    table = source.table
+    assert (table.path, table.image, table.label) == (tmp_path / "labels.csv", "x", None)
+    assert (table.group, source.group_by) == ("g", None)
+    assert load_requested_space(parse("--data", "d", "--group-by", "^a")).source.group_by == "^a"
+    with pytest.raises(SourceError, match="--label-column names a column of a table, but there is"):
+        load_requested_space(parse("--data", "d", "--label-column", "y"))
