@@ -172,6 +172,8 @@ def _record(run: Path, path: Path, result: Parity, n_members: int) -> None:
         content = json.loads(record.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         content = {}
+    if not isinstance(content, dict):
+        content = {}
     content[path.name] = {
         "members": n_members,
         "bytes": path.stat().st_size,

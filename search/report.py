@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search.console.arguments import Parser
-from search.console.formatting import printable_name
+from search.console.formatting import printable, printable_name
 from search.console.output import command, print_error
 from search.reporting.page import write_report
 from search.runs.listing import find_run
@@ -33,10 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named: Path = parser.parse_args(arguments).run
     try:
         path = find_run(named)
-        write_report(RunFolder.open(path))
+        problems = write_report(RunFolder.open(path))
     except FolderError as error:
         print_error(error)
         return 2
+    for problem in problems:
+        print(f"warning: {printable(problem)}", file=sys.stderr)
     print(printable_name(path / "report.html"))
     return 0
 

@@ -130,12 +130,15 @@ class ImageTrial(tune.Trainable):
         content = self._checkpoints.load_last(self._number)
         if content is None:
             return
-        state = unpack(self._identity, content)
-        if state is None:
+        try:
+            state = unpack(self._identity, content) or {}
+            of_trainer, best_weights = state["trainer"], state["best_weights"]
+            result = TrialResult.from_dict(state["result"])
+        except (KeyError, TypeError, ValueError, AttributeError):  # damaged, or of another trial
             return  # the trial starts again, and its known epochs are recorded no more
-        trainer.load_state_dict(state["trainer"])
-        self._best_weights = state["best_weights"]
-        self._pending_result = TrialResult.from_dict(state["result"])
+        trainer.load_state_dict(of_trainer)
+        self._best_weights = best_weights
+        self._pending_result = result
         self._trained_seconds = self._pending_result.trained_seconds
 
     def _run_epoch(self) -> TrialResult:

@@ -14,7 +14,7 @@ from search.data.image_files import DataError
 from search.data.scan import scan_external
 from search.evaluation.metrics import score_predictions
 from search.runs.summary import Scores
-from search.runs.tables import read_rows
+from search.runs.tables import read_records
 from spaces.archives import open_folder
 from spaces.downloads import cache_folder
 from trainables.images import ImageError
@@ -86,7 +86,7 @@ def evaluate_folder(run: Path, predictor: Predictor, data: Path) -> Evaluation:
     predicted = [result for result in results if not isinstance(result, ImageError)]
     labels = manifest.labels[readable]
     probabilities = np.stack([_by_class(one, classes) for one in predicted])
-    own = {row["digest"] for row in read_rows(run / "split.csv") if row.get("digest")}
+    own = set(read_records(run / "split.csv", lambda row: row["digest"])) - {""}
     is_duplicate = np.array([image_digest(paths[i].read_bytes()) in own for i in readable])
     scored = (labels >= 0) & ~is_duplicate
     scores = None

@@ -17,7 +17,7 @@ from search.console.run_log import start_run_log
 from search.console.signals import GracefulShutdown
 from search.pipeline.preflight import RunPlan, prepare_run
 from search.runs.environment import Request
-from search.runs.run_folder import RUN_LOG
+from search.runs.run_folder import RUN_LOG, RunFolder
 from search.runs.sync import synced
 from spaces.errors import SearchError
 
@@ -63,6 +63,7 @@ def execute(
             shutdown.watching(),
             Progress(request.quiet) as progress,
             synced(run_plan.folder.path, run_plan.request.shared, progress.warn),
+            _unchanged_if_refused(run_plan.folder, is_resumed=request.resume is not None),
             start_run_log(run_plan.folder.path / RUN_LOG, request.verbose, arguments),
         ):
             for line in run_plan.manifest.describe():
@@ -77,6 +78,25 @@ def execute(
     except SearchError:
         if run_plan is not None and request.resume is None and not run_plan.folder.has_trials:
             _delete(run_plan)
+        raise
+
+
+@contextmanager
+def _unchanged_if_refused(folder: RunFolder, is_resumed: bool) -> Iterator[None]:
+    """Remove what a resumed run that is refused has logged: all its files stay as they were.
+
+    A refusal comes before a resumed run writes anything else.
+    """
+    log = folder.path / RUN_LOG
+    size = log.stat().st_size if log.is_file() else None
+    try:
+        yield
+    except SearchError:
+        if is_resumed and not folder.has_saved_request:
+            if size is None:
+                log.unlink(missing_ok=True)
+            else:
+                os.truncate(log, size)
         raise
 
 

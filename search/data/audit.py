@@ -21,7 +21,7 @@ from search.data.near_duplicates import NearDuplicates, find_near_duplicates, gr
 from search.data.splits import join_groups, leaks_into_holdout
 from search.data.thumbnails import Thumbnails
 from search.runs.summary import AuditCounts
-from search.runs.tables import AUDIT_COLUMNS, read_rows, write_csv
+from search.runs.tables import AUDIT_COLUMNS, read_records, write_csv
 
 ISSUES = {
     "conflict": "near-duplicates with different labels",
@@ -170,15 +170,16 @@ def read_audit_csv(path: Path, errors: str = "surrogateescape") -> tuple[Issue, 
         path: The table.
         errors: How to decode bytes of names that are not UTF-8; see `bytes.decode`.
     """
-    return tuple(
-        Issue(
-            image=row["image"],
-            issue=row["issue"],
-            detail=row["detail"],
-            duplicate_of=row["duplicate_of"],
-            similarity=float(row["similarity"]) if row["similarity"] else None,
-        )
-        for row in read_rows(path, errors)
+    return tuple(read_records(path, _read_issue, errors))
+
+
+def _read_issue(row: dict[str, str]) -> Issue:
+    return Issue(
+        image=row["image"],
+        issue=row["issue"],
+        detail=row["detail"],
+        duplicate_of=row["duplicate_of"],
+        similarity=float(row["similarity"]) if row["similarity"] else None,
     )
 
 

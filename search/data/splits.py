@@ -16,7 +16,7 @@ from search.data.decoding import DecodedImages
 from search.data.image_files import DataError
 from search.data.manifest import Manifest, seeded_order
 from search.data.near_duplicates import groups_of
-from search.runs.tables import SPLIT_COLUMNS, read_rows, write_csv
+from search.runs.tables import SPLIT_COLUMNS, read_split_rows, write_csv
 
 EXCLUDED = "excluded"
 """Split of an image that is not used: a near-duplicate of an image in an official test or
@@ -259,16 +259,19 @@ def write_split_csv(
     write_csv(path, SPLIT_COLUMNS, rows)
 
 
-def read_split_csv(path: Path, images: DecodedImages) -> tuple[np.ndarray, np.ndarray]:
+def read_split_csv(
+    path: Path, images: DecodedImages, n_images: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Read the splits and the groups that a run began with; its images must not have changed.
 
     Returns:
         [n] of splits as `split` returns them, and int64 [n] of groups.
 
     Raises:
+        FolderError: see `search.runs.tables.read_split_rows`; `n_images` is that function's.
         DataError: images were added, removed or changed.
     """
-    rows = {(row["image"], row["label"]): row for row in read_rows(path)}
+    rows = {(row["image"], row["label"]): row for row in read_split_rows(path, n_images)}
     keys = _keys(images)
     if changed := sorted(rows.keys() ^ set(keys)):
         name, label = changed[0]

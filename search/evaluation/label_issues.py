@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from search.runs.summary import LabelIssueCounts, LabelPair
-from search.runs.tables import LABEL_ISSUE_COLUMNS, read_rows, write_csv
+from search.runs.tables import LABEL_ISSUE_COLUMNS, read_records, write_csv
 
 MAX_LABEL_QUALITY = 0.3
 """A label of at most this quality is listed: another class is at least 0.4 more probable."""
@@ -103,12 +103,17 @@ def list_issues(
 
 
 def read_issues(path: Path) -> tuple[LabelIssue, ...]:
-    """Read a table of possible label errors; nothing where there is none."""
-    return tuple(
-        LabelIssue(
-            row["image"], row["given_label"], row["predicted_label"], float(row["label_quality"])
-        )
-        for row in read_rows(path, errors="replace")
+    """Read a table of possible label errors; nothing where there is none.
+
+    Raises:
+        FolderError: it is damaged.
+    """
+    return tuple(read_records(path, _read_issue, errors="replace"))
+
+
+def _read_issue(row: dict[str, str]) -> LabelIssue:
+    return LabelIssue(
+        row["image"], row["given_label"], row["predicted_label"], float(row["label_quality"])
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.runs.tables import ood_cells, prediction_columns, ranked_cells, read_rows, write_csv
+from search.runs.tables import ood_cells, prediction_columns, ranked_cells, read_records, write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,17 +131,18 @@ def read_predictions(path: Path) -> tuple[PredictedImage, ...]:
     """Read a table of predictions, in its order; nothing where there is none.
 
     Bytes of a name or a class that are no UTF-8 become replacement marks.
+
+    Raises:
+        FolderError: it is damaged.
     """
-    return tuple(
-        PredictedImage(
-            row["image"],
-            row["label"] or None,
-            tuple(
-                (row[f"prediction_{k}"], float(row[f"probability_{k}"]))
-                for k in range(1, TOP_K + 1)
-                if row.get(f"prediction_{k}")
-            ),
-            row["is_ood"] == "1",
-        )
-        for row in read_rows(path, errors="replace")
-    )
+    return tuple(read_records(path, _read_prediction, errors="replace"))
+
+
+def _read_prediction(row: dict[str, str]) -> PredictedImage:
+    ranked = [(row["prediction_1"], float(row["probability_1"]))]
+    ranked += [
+        (row[f"prediction_{k}"], float(row[f"probability_{k}"]))
+        for k in range(2, TOP_K + 1)
+        if row.get(f"prediction_{k}")
+    ]
+    return PredictedImage(row["image"], row["label"] or None, tuple(ranked), row["is_ood"] == "1")

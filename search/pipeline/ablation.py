@@ -188,6 +188,8 @@ def _load(path: Path, step: AblationStep, epochs: int) -> AblationResult | None:
 def _read_epoch(content: dict[str, Any]) -> EpochResult:
     """Return an epoch that was written as JSON, where NaN is null."""
     values: dict[str, Any] = {name: math.nan if v is None else v for name, v in content.items()}
+    if not all(isinstance(value, int | float) for value in values.values()):
+        raise TypeError("an epoch must hold numbers")
     return EpochResult(**values)
 
 

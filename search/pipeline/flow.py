@@ -52,8 +52,9 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
     with _stage("data", folder):
         candidates = check_candidates(run_plan)
         run_plan, unsuitable = exclude_unsuitable(run_plan, candidates, progress)
-        _describe_weights(run_plan, progress)
         prepared = prepare_data(run_plan, progress)
+        run_plan.accept()  # before it, nothing is written into a run that is resumed
+        _describe_weights(run_plan, progress)
     folder.write_summary(replace(folder.summary, settings=_settings(run_plan)))
     with _stage("linear_probe", folder):
         wait_for_gpu(progress.say)
@@ -211,7 +212,8 @@ def _write_report(folder: RunFolder, progress: Progress) -> None:
 
     progress.begin("report")
     with _stage("report", folder):
-        write_report(folder)
+        for problem in write_report(folder):
+            progress.warn(problem)
 
 
 @contextmanager

@@ -91,7 +91,12 @@ def save_best_trial(prepared: PreparedData, study: optuna.Study, folder: RunFold
                 _log.warning("%s is damaged, or of another trial, and is not used", weights)
                 continue
             retrain_config = read_retrain_config(trial, prepared.space)
-            build_ensemble(prepared, retrain_config.config, [member]).save(folder.path / MODEL)
+            try:
+                ensemble = build_ensemble(prepared, retrain_config.config, [member])
+            except Exception as error:  # torch raises nearly anything on what is damaged
+                _log.warning("%s is damaged, and is not used: %s", weights, error)
+                continue
+            ensemble.save(folder.path / MODEL)
             finalist = Finalist(trial.number, retrain_config, best_epoch(trial).val_accuracy)
             folder.write_summary(replace(folder.summary, best=finalist.as_best_model()))
             _log.info("%s: the best trial, %d", folder.path / MODEL, trial.number)

@@ -6,12 +6,11 @@ second, and with a correct request both start in parallel to what follows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from search.console.formatting import quote_path
 from search.data.decoding import read_headers
@@ -26,22 +25,18 @@ from search.pipeline.request import (
     check_paths,
     find_own_modules,
     load_requested_space,
-    merge_with_saved,
     with_table,
 )
+from search.pipeline.resume import EXCLUDED_FILE, fetched, open_run
 from search.runs.environment import Request
-from search.runs.run_folder import ENVIRONMENT, RunFolder, digest
-from search.runs.sync import fetch
+from search.runs.run_folder import ENVIRONMENT, RunFolder
 from search.runs.validation import FolderError
 from spaces.archives import open_folder
-from spaces.base import Space, load_space, shipped_spaces
+from spaces.base import Space, shipped_spaces
 from spaces.downloads import cache_folder
 
 if TYPE_CHECKING:
     from search.tuning.tune import Callback
-
-_EXCLUDED_FILE = "excluded.csv"
-"""In the run's folder: the names of the images that were excluded by request."""
 
 _SMALL_SIZE = 64
 """Side in pixels up to which a space is one for small images. Larger ones take photos of any size,
@@ -88,6 +83,14 @@ class RunPlan:
         """By backbone, the file of its pretrained weights."""
         return self.available.weights
 
+    def accept(self) -> None:
+        """Save a resumed run's options: nothing can refuse them any more."""
+        if self.request.resume is not None:
+            _write_modules(self.folder, self.modules)
+            saved = self.folder.environment.request
+            fixed = {name: getattr(saved, name) for name in ("space", "out", "name", "resume")}
+            self.folder.save_request(replace(self.request.with_absolute_paths(), **fixed))
+
 
 def prepare_run(request: Request) -> RunPlan:
     """Check a request, download what it needs, and create the run's folder.
@@ -100,13 +103,13 @@ def prepare_run(request: Request) -> RunPlan:
     check_paths(request)
     if request.shared is not None:
         request.shared.try_out()
-    with _fetched(request):
+    with fetched(request):
         return _prepare(request)
 
 
 def _prepare(request: Request) -> RunPlan:
     if request.resume is not None:
-        folder, request, exclusion = _open_run(request, request.resume)
+        folder, request, exclusion = open_run(request, request.resume)
     else:
         folder = None
         _check_free(request)
@@ -131,30 +134,10 @@ def _prepare(request: Request) -> RunPlan:
     available = find_available(space, request, recorded, cache)
     if folder is None:
         folder = _create_run(request, exclusion)
-    else:
-        saved = folder.environment.request
-        fixed = {name: getattr(saved, name) for name in ("space", "out", "name", "resume")}
-        folder.save_request(replace(request.with_absolute_paths(), **fixed))
-    for name, source in modules.items():
-        (folder.path / f"{name}.py").write_text(source, encoding="utf-8")
+        _write_modules(folder, modules)
     n_excluded = 0 if exclusion is None else len(exclusion.names)
     space, options = available.space, (folder, n_excluded, warnings)
     return RunPlan(request, space, manifest, external, available, *options, modules=modules)
-
-
-@contextmanager
-def _fetched(request: Request) -> Iterator[None]:
-    """Fetch the run to resume from storage if it is not here; one that is refused is removed."""
-    path = request.resume
-    if path is None or request.shared is None or path.exists():
-        yield
-        return
-    try:
-        fetch(request.shared, path)
-        yield
-    except BaseException:
-        RunFolder(path).delete()
-        raise
 
 
 def _check_free(request: Request) -> None:
@@ -178,22 +161,10 @@ def _check_free(request: Request) -> None:
         )
 
 
-def _open_run(request: Request, path: Path) -> tuple[RunFolder, Request, Exclusion | None]:
-    """Open the run to resume; return it, its request with the changes, and its exclusion."""
-    folder = RunFolder.open(path)
-    folder.check_study()
-    if request.exclude is not None:
-        raise RequestError(
-            "a resumed run keeps its images, but --exclude would change them: omit the option, or"
-            " begin a new run"
-        )
-    check_same_space(request.space if request.names_space else None, folder)
-    excluded = path / _EXCLUDED_FILE
-    exclusion = read_exclusion(excluded, must_exist=False) if excluded.is_file() else None
-    request = merge_with_saved(request, folder.environment.request)
-    if request.shared is not None:
-        request.shared.try_out()
-    return folder, request, exclusion
+def _write_modules(folder: RunFolder, modules: Mapping[str, str]) -> None:
+    """Write copies of the modules of the user's own networks."""
+    for name, source in modules.items():
+        (folder.path / f"{name}.py").write_text(source, encoding="utf-8")
 
 
 def _create_run(request: Request, exclusion: Exclusion | None) -> RunFolder:
@@ -201,52 +172,11 @@ def _create_run(request: Request, exclusion: Exclusion | None) -> RunFolder:
     try:
         folder.write_origin(request)
         if exclusion is not None:
-            write_exclusion(folder.path / _EXCLUDED_FILE, exclusion)
+            write_exclusion(folder.path / EXCLUDED_FILE, exclusion)
     except BaseException:
         folder.delete()
         raise
     return folder
-
-
-def check_same_space(space_file: Path | None, folder: RunFolder) -> None:
-    """Check that a run is resumed with the space that it began with.
-
-    Args:
-        space_file: The file that `--space` names. None checks the file that the run's own is a copy
-            of: whoever changed it expects the changes to have an effect.
-        folder: The run's folder.
-
-    Raises:
-        RequestError: a space differs; the message names the fields.
-    """
-    own = folder.path / "space.py"
-    environment = folder.environment
-    if environment.space_digest != digest(own):
-        raise RequestError(
-            f"{own} was changed since the run began, and its trials are of the space it was: undo"
-            " the change, or begin a new run"
-        )
-    other = space_file or environment.request.space
-    if space_file is None and not other.is_file():
-        return
-    before, now = load_space(own), load_space(other)
-    changes = [
-        f"{name} was {_shorten(getattr(before, name))} and is {_shorten(getattr(now, name))}"
-        for name in (field.name for field in fields(Space))
-        if getattr(before, name) != getattr(now, name)
-    ]
-    if changes:
-        raise RequestError(
-            f"{other} is not the space that {folder.path} began with: {'; '.join(changes)}. Undo"
-            " the change, begin a new run, or resume with the space as it was: --space"
-            f" {quote_path(own)}"
-        )
-
-
-def _shorten(value: Any) -> str:
-    """Return a space's field as one short text."""
-    text = str(dict(value) if isinstance(value, Mapping) else value)
-    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def check_fit(request: Request, space: Space, manifest: Manifest) -> tuple[str, ...]:

@@ -178,7 +178,8 @@ def _split(run_plan: RunPlan, images: DecodedImages, audit: Audit) -> tuple[np.n
     path = run_plan.folder.path / "split.csv"
     try:
         if path.exists():
-            return read_split_csv(path, images)
+            data = run_plan.folder.summary.data
+            return read_split_csv(path, images, None if data is None else data.n)
         stays = ~leaks_into_holdout(manifest, indices, audit.together)
         check_counts(manifest, indices[stays], space.folds, audit.together[stays])
     except DataError as error:

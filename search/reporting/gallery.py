@@ -72,7 +72,8 @@ class Gallery:
     def find_heatmap(self, part: str, name: str) -> np.ndarray | None:
         """Return a saved heat map, in [0, 1]; None where there is none."""
         path = self._file(part, name).with_suffix(_HEATMAP)
-        return np.asarray(Image.open(path)) / 255 if path.is_file() else None
+        image = _open(path.read_bytes()) if path.is_file() else None
+        return None if image is None else np.asarray(image.convert("L")) / 255
 
     def delete_heatmaps(self, part: str) -> None:
         """Delete the heat maps of an earlier model."""
@@ -105,7 +106,8 @@ class EmbeddedImages:
         found, heatmap = self._gallery.find(part, name), self._gallery.find_heatmap(part, name)
         if found is None or heatmap is None:
             return None
-        return self.embed(encode(overlay(Image.open(io.BytesIO(found)), heatmap)))
+        image = _open(found)
+        return None if image is None else self.embed(encode(overlay(image, heatmap)))
 
     def embed(self, jpeg: bytes) -> str | None:
         """Return a JPEG as a data URI; None where there is no room."""
@@ -115,6 +117,16 @@ class EmbeddedImages:
             return None
         self._left_bytes -= len(uri)
         return uri
+
+
+def _open(content: bytes) -> Image.Image | None:
+    """Decode an image that a run has saved; None where its file is damaged."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+        image.load()
+    except Exception:  # Pillow's readers raise nearly anything on damaged bytes
+        return None
+    return image
 
 
 def encode(image: Image.Image) -> bytes:

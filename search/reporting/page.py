@@ -90,8 +90,8 @@ class AuditSection:
     others: tuple[Issue, ...]
 
 
-def write_report(folder: RunFolder) -> None:
-    """Write `report.html` and `figures/` from the content of a run folder."""
+def write_report(folder: RunFolder) -> tuple[str, ...]:
+    """Write `report.html` and `figures/`; return in words which files of the run are damaged."""
     record = read_record(folder)
     summary = record.summary
     figures = draw_figures(record, folder.path / "figures")
@@ -141,6 +141,7 @@ def write_report(folder: RunFolder) -> None:
         )
     )
     folder.write_text("report.html", page)
+    return record.problems
 
 
 def draw_figures(record: Record, folder: Path) -> dict[str, Figure]:
@@ -191,6 +192,7 @@ def missing_stages(record: Record) -> list[str]:
 
 def notices(record: Record) -> Iterator[str]:
     """Yield what a reader must know before trusting the numbers."""
+    yield from (f"{problem}." for problem in record.problems)
     if evaluated := describe_evaluations(record.summary.evaluation):
         yield f"{evaluated[0].upper()}{evaluated[1:]}."
     if record.summary.data is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -16,11 +18,14 @@ from search.data.manifest import Issue
 from search.evaluation.label_issues import LabelIssue, read_issues
 from search.evaluation.predictions import PredictedImage, read_predictions
 from search.runs.environment import Environment
-from search.runs.run_folder import RunFolder
+from search.runs.run_folder import STUDY, RunFolder
 from search.runs.summary import RunSummary
-from search.runs.tables import read_rows
+from search.runs.tables import read_records
+from search.runs.validation import FolderError
 from search.tuning.study import BEST, REASON, SECONDS, STATES, UNFINISHED, best_epoch, load_study
 from spaces.rules import Value
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Record:
         class_counts: By class, then by split, the number of images.
         label_issues: Possible label errors, the lowest quality first.
         ablation: By step, its learning curve.
+        problems: Files that are damaged, in words; what they hold counts as missing.
     """
 
     folder: Path
@@ -92,6 +98,7 @@ class Record:
     class_counts: Mapping[str, Mapping[str, int]]
     label_issues: tuple[LabelIssue, ...] = ()
     ablation: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -112,15 +119,28 @@ class Record:
 def read_record(folder: RunFolder) -> Record:
     """Read everything that there is in a run's folder."""
     path = folder.path
+    problems: list[str] = []
+
+    def read(read_table: Callable[[Path], Sequence[_T]], name: str) -> Sequence[_T]:
+        try:
+            return read_table(path / name)
+        except FolderError as error:
+            problems.append(f"{error}; this report lacks what it holds")
+            return ()
+
     study = load_study(path)
+    if study is None and (path / STUDY).is_file():
+        problems.append(f"{path / STUDY} is damaged; this report lacks the trials")
     frozen = study.get_trials(deepcopy=False) if study is not None else []
     counts: dict[str, Counter[str]] = {}
-    for row in _rows(path / "split.csv"):
-        counts.setdefault(row["label"], Counter())[row["split"]] += 1
+    for label, split in read(_read_splits, "split.csv"):
+        counts.setdefault(label, Counter())[split] += 1
     folds: dict[int | None, tuple[float, ...]] = {}
-    for row in _rows(path / "folds" / "folds.csv"):
-        number = int(row["trial"]) if row["trial"].isdigit() else None  # a linear probe has none
-        folds[number] = (*folds.get(number, ()), float(row["accuracy"]))
+    for trial, accuracy in read(_read_folds, "folds/folds.csv"):
+        folds[trial] = (*folds.get(trial, ()), accuracy)
+    ablation: dict[str, tuple[Epoch, ...]] = {}
+    for step, epoch in read(_read_ablation, "ablation.csv"):
+        ablation[step] = (*ablation.get(step, ()), epoch)
     return Record(
         folder=path,
         summary=folder.summary,
@@ -128,28 +148,28 @@ def read_record(folder: RunFolder) -> Record:
         space_source=(path / "space.py").read_text(encoding="utf-8", errors="replace"),
         study=study,
         trials=tuple(
-            _read_trial(trial, path / "trials")
+            _read_trial(trial, read(_read_curve, f"trials/{trial.number}/progress.csv"))
             for trial in frozen
             if trial.state != TrialState.WAITING
         ),
         folds=folds,
-        test=read_predictions(path / "test_predictions.csv"),
-        external=read_predictions(path / "external_predictions.csv"),
-        audit=read_audit_csv(path / "audit.csv", errors="replace"),
+        test=tuple(read(read_predictions, "test_predictions.csv")),
+        external=tuple(read(read_predictions, "external_predictions.csv")),
+        audit=tuple(read(partial(read_audit_csv, errors="replace"), "audit.csv")),
         class_counts=counts,
-        label_issues=read_issues(path / "folds" / "label_issues.csv"),
-        ablation=_read_ablation(path / "ablation.csv"),
+        label_issues=tuple(read(read_issues, "folds/label_issues.csv")),
+        ablation=ablation,
+        problems=tuple(problems),
     )
 
 
-def _read_trial(trial: FrozenTrial, folder: Path) -> TrialRecord:
-    curve = tuple(map(_read_epoch, _rows(folder / str(trial.number) / "progress.csv")))
+def _read_trial(trial: FrozenTrial, curve: Sequence[Epoch]) -> TrialRecord:
     best = best_epoch(trial) if BEST in trial.user_attrs else None
     return TrialRecord(
         number=trial.number,
         state=STATES.get(trial.state, UNFINISHED),
         params=trial.params,
-        curve=curve,
+        curve=tuple(curve),
         accuracy=best.val_accuracy if best else None,
         best_epoch=best.epoch if best else None,
         seconds=trial.user_attrs.get(SECONDS),
@@ -157,19 +177,30 @@ def _read_trial(trial: FrozenTrial, folder: Path) -> TrialRecord:
     )
 
 
-def _read_ablation(path: Path) -> dict[str, tuple[Epoch, ...]]:
-    """Read the learning curve of each step, in their order."""
-    steps: dict[str, tuple[Epoch, ...]] = {}
-    for row in _rows(path):
-        steps[row["name"]] = (*steps.get(row["name"], ()), _read_epoch(row))
-    return steps
+def _read_curve(path: Path) -> list[Epoch]:
+    return read_records(path, _read_epoch, errors="replace")
+
+
+def _read_ablation(path: Path) -> list[tuple[str, Epoch]]:
+    """Read the epochs of each step, in their order."""
+    return read_records(path, lambda row: (row["name"], _read_epoch(row)), errors="replace")
+
+
+def _read_splits(path: Path) -> list[tuple[str, str]]:
+    """Read the class and the split of each image."""
+    return read_records(path, lambda row: (row["label"], row["split"]), errors="replace")
+
+
+def _read_folds(path: Path) -> list[tuple[int | None, float]]:
+    """Read the trial and the accuracy of each fold; a linear probe is no trial."""
+
+    def parse(row: dict[str, str]) -> tuple[int | None, float]:
+        number = int(row["trial"]) if row["trial"].isdigit() else None
+        return number, float(row["accuracy"])
+
+    return read_records(path, parse, errors="replace")
 
 
 def _read_epoch(row: Mapping[str, str]) -> Epoch:
     values = {one.name: float(row[one.name]) for one in fields(Epoch)[1:]}
     return Epoch(int(row["epoch"]), **values)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Read a table's rows; bytes of names that are not UTF-8 become replacement marks."""
-    return read_rows(path, errors="replace")

@@ -40,6 +40,7 @@ class RunFolder:
         self.path = path
         self._summary = RunSummary()
         self._environment: Environment | None = None
+        self._has_saved_request = False
 
     @staticmethod
     def check_free(out: Path, name: str) -> None:
@@ -82,8 +83,12 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, *, resumes: bool = False) -> RunFolder:
         """Open the folder of an earlier run.
+
+        Args:
+            path: The folder.
+            resumes: Whether the run is resumed: see `read_summary`.
 
         Raises:
             FolderError: it is no run, one of another format, or a damaged one.
@@ -92,7 +97,7 @@ class RunFolder:
             raise FolderError(f"{path} is no run: a run's folder holds {ENVIRONMENT} and space.py")
         folder = cls(path)
         folder._environment = read_environment(path / ENVIRONMENT)
-        folder._summary = read_summary(path / _SUMMARY)
+        folder._summary = read_summary(path / _SUMMARY, resumes=resumes)
         return folder
 
     @property
@@ -155,8 +160,14 @@ class RunFolder:
         """Remove the folder of a run that ended before it made anything."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    @property
+    def has_saved_request(self) -> bool:
+        """Whether this session's options are saved: a resumed run that is refused saves none."""
+        return self._has_saved_request
+
     def save_request(self, request: Request) -> None:
         """Overwrite the saved request with a resumed run's options."""
+        self._has_saved_request = True
         self.save_environment(replace(self.environment, request=request))
 
     def write_origin(self, request: Request) -> None:

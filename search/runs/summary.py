@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from search.runs.validation import validate
+from search.runs.validation import FolderError, validate
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """JSON has no NaN and no infinity: both are written as null, which is read back as NaN."""
@@ -471,16 +471,24 @@ class RunSummary:
         return sections
 
 
-def read_summary(path: Path) -> RunSummary:
-    """Read `summary.json`; an empty summary where there is no file, or none that is JSON.
+def read_summary(path: Path, *, resumes: bool = False) -> RunSummary:
+    """Read `summary.json`; an empty summary where there is no file.
+
+    Args:
+        path: The file.
+        resumes: Whether its run is resumed. One that is not JSON is empty then: the stages write
+            again what is lost.
 
     Raises:
-        FolderError: it is JSON, and a key is missing or of the wrong type; the message names it.
+        FolderError: it is not JSON, or a key is missing or of the wrong type; the message names it.
     """
+    way_out = "put a copy of it back, or remove it and resume the run"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # what is lost, the stages write again
+    except FileNotFoundError:
         return RunSummary()
-    return validate(
-        content, RunSummary, path, "put a copy of it back, or remove it and resume the run"
-    )
+    except ValueError:
+        if resumes:
+            return RunSummary()
+        raise FolderError(f"{path} is damaged: it is not JSON; {way_out}") from None
+    return validate(content, RunSummary, path, way_out)

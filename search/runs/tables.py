@@ -7,15 +7,21 @@ stays that. A file's name may hold bytes that are no UTF-8; they are written and
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from search.runs.validation import FolderError
 from trainables.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_T = TypeVar("_T")
+
+SPLITS = ("train", "val", "test", "excluded")
+"""Splits of `split.csv`."""
 
 SPLIT_COLUMNS = ("image", "label", "split", "group", "digest")
 AUDIT_COLUMNS = ("image", "issue", "detail", "duplicate_of", "similarity")
@@ -114,6 +120,66 @@ def read_csv(path: Path, errors: str = "surrogateescape") -> pd.DataFrame:
     )
     columns = pd.Index(lines.iloc[0], dtype="object")
     return lines[1:].set_axis(columns, axis="columns").reset_index(drop=True)
+
+
+def read_records(
+    path: Path,
+    parse: Callable[[dict[str, str]], _T],
+    errors: str = "surrogateescape",
+    way_out: str = "put a copy of it back",
+) -> list[_T]:
+    """Read a table's rows and parse each; see `read_csv`.
+
+    Args:
+        path: The CSV file.
+        parse: Makes of a row, a dict from column to cell, what it stands for.
+        errors: As for `read_csv`.
+        way_out: What to do where the table is damaged.
+
+    Raises:
+        FolderError: the file is no table, or `parse` misses a column or a value of a row.
+    """
+    try:
+        rows = read_rows(path, errors)
+    except (ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FolderError(f"{path} is damaged: it is no table ({reason}); {way_out}") from None
+    records = []
+    for line, row in enumerate(rows, 2):
+        try:
+            records.append(parse(row))
+        except KeyError as error:
+            raise FolderError(f"{path} is damaged: it has no column {error}; {way_out}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise FolderError(f"{path} is damaged: line {line}: {error}; {way_out}") from None
+    return records
+
+
+def read_split_rows(path: Path, n_images: int | None = None) -> list[dict[str, str]]:
+    """Read the rows of `split.csv`, which a resumed run depends on.
+
+    Args:
+        path: The table.
+        n_images: How many images it should list; None where that is unknown.
+
+    Raises:
+        FolderError: it is damaged, or does not list all.
+    """
+
+    def parse(row: dict[str, str]) -> dict[str, str]:
+        if row["split"] not in SPLITS:
+            raise ValueError(f"{row['split']!r} is no split")
+        int(row["group"])
+        return {name: row[name] for name in SPLIT_COLUMNS}
+
+    way_out = "put a copy of it back, or begin a new run"
+    rows = read_records(path, parse, way_out=way_out)
+    if n_images is not None and len(rows) != n_images:
+        raise FolderError(
+            f"{path} is damaged: it lists {len(rows)} of the {n_images} images that the run began"
+            f" with; {way_out}"
+        )
+    return rows
 
 
 def read_rows(path: Path, errors: str = "surrogateescape") -> list[dict[str, str]]:

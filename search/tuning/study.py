@@ -123,6 +123,18 @@ def load_study(run_folder: Path) -> optuna.Study | None:
         return None
 
 
+def check_readable(run_folder: Path) -> None:
+    """Check that the study of a run whose trials have begun can be read.
+
+    Raises:
+        FolderError: it is damaged.
+    """
+    if any((run_folder / "trials").glob("*/progress.csv")) and load_study(run_folder) is None:
+        raise FolderError(
+            f"{run_folder / STUDY} is damaged: put a copy of it back, or begin a new run"
+        )
+
+
 def _open_journal(path: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock(str(path))))
 

@@ -24,7 +24,7 @@ from search.pipeline.preflight import RunPlan
 from search.pipeline.request import parse_request
 from search.run import main
 from search.runs.run_folder import STUDY, RunFolder
-from search.runs.summary import Evaluations
+from search.runs.summary import DataCounts, Evaluations
 from search.runs.tables import read_rows
 from search.tuning.study import BEST, load_study
 from trainables.models.digest import model_digest
@@ -225,8 +225,18 @@ def begun(tmp_path: Path, space: str = SPACE, **request: Any) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert main([str(argument) for argument in arguments]) == 2
+    """Return the error of a request that is refused; a run that it resumes stays as it was."""
+    words = [str(argument) for argument in arguments]
+    run = Path(words[words.index("--resume") + 1]) if "--resume" in words else None
+    before = contents(run)
+    assert main(words) == 2
+    assert contents(run) == before
     return capsys.readouterr().err
+
+
+def contents(run: Path | None) -> dict[Path, bytes]:
+    """Return the contents of all files of a run."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} if run else {}
 
 
 def test_resume_with_a_space_that_was_changed(
@@ -247,6 +257,54 @@ def test_resume_with_a_space_that_was_changed(
     (run / "space.py").write_text(SPACE.replace("trials=4", "trials=9"))
     assert "was changed since the run began" in refused(capsys, "--resume", run)
     assert run.is_dir()
+
+
+def test_resume_of_a_run_that_has_lost_what_it_began_with(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path, data=images)
+    folder = RunFolder.open(run)
+    counts = {"n": 9, "train": 9, "val": 0, "test": 0, "excluded": 0, "unused_files": 0}
+    data = DataCounts(classes=["red", "blue"], **counts, excluded_by_request=2)
+    folder.write_summary(replace(folder.summary, data=data))
+    (run / "excluded.csv").write_text("image\nred/001.png\n")
+    assert refused(capsys, "--resume", run) == (
+        f"error: {run}/excluded.csv is damaged: it names 1 of the 2 images that were excluded; put"
+        " a copy of it back, or begin a new run\n"
+    )
+    (run / "excluded.csv").write_text("image\nred/001.png\nred/002.png\n")
+    (run / "trials" / "0").mkdir(parents=True)
+    (run / "trials" / "0" / "progress.csv").touch()
+    assert f"{run}/study.journal is missing" in refused(capsys, "--resume", run)
+    for content in ("[]\n[]\n", "no journal\n{}\n", '{"op_code": 4}\n{}\n'):
+        (run / "study.journal").write_text(content)
+        assert refused(capsys, "--resume", run) == (
+            f"error: {run}/study.journal is damaged: put a copy of it back, or begin a new run\n"
+        )
+
+
+def test_resume_with_other_images(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path, space=SPACE.replace("folder()", "folder(classes=('red', 'blue'))"))
+    other = make_images(tmp_path / "other", {"red": 8, "green": 8})
+    assert "lacks 'blue'" in refused(capsys, "--resume", run, "--data", other)
+    missing = tmp_path / "nowhere"
+    assert "nowhere" in refused(capsys, "--resume", run, "--data", images, "--external", missing)
+    assert RunFolder.open(run).environment.request.data is None
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_resumed_run_that_is_refused_when_its_images_are_decoded(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path, data=images)
+    (run / "split.csv").write_text("image,label,split,group,digest\nred/0.png,red,train,0,aa\n")
+    shown = refused(capsys, "--resume", run, "--trials", "9")
+    assert "the images are not those that the run began with" in shown
+    (run / "split.csv").write_text("image,label,split,group,digest\nred/0.png,red,tr\n")
+    shown = refused(capsys, "--resume", run, "--trials", "9")
+    assert f"{run}/split.csv is damaged: line 2: 'tr' is no split; put a copy of it back" in shown
 
 
 def test_resume_of_an_older_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -526,12 +584,11 @@ def test_finished_run_is_extended(space_file: Path, tmp_path: Path) -> None:
     models += [model] if model not in models else []
     assert RunFolder.open(run).summary.evaluation == Evaluations(times=len(models), models=models)
     assert [row["state"] for row in read_rows(run / "trials.csv")] == ["complete"] * 3
-    before = [(run / name).read_bytes() for name in ("audit.csv", "split.csv", "summary.json")]
+    before = contents(run)
     os.utime(images / "red" / "004.png")  # a copy is the same image
     shutil.copyfile(images / "blue" / "005.png", images / "red" / "005.png")
     other = run_command("--resume", run, "--trials", "4")
     assert other.returncode == 2
     assert "the images are not those that the run began with" in other.stderr
     assert "other contents under the same names: red/005.png; restore" in other.stderr
-    after = [(run / name).read_bytes() for name in ("audit.csv", "split.csv", "summary.json")]
-    assert after == before
+    assert contents(run) == before

@@ -15,7 +15,7 @@ from trainables import trial
 from trainables.models.classifier import Weights
 from trainables.trainer import Trainer
 from trainables.trial import ImageTrial
-from trainables.trial_files import TrialIdentity, unpack
+from trainables.trial_files import TrialIdentity, pack, unpack
 from trainables.worker import TrainingContext
 
 N_IMAGES, N_EPOCHS = 24, 4
@@ -168,7 +168,16 @@ def test_a_trial_continues_from_its_checkpoint_with_the_epoch_it_reported() -> N
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"no checkpoint", b"PK\x03\x04 cut off"),
+        *(
+            pack(TrialIdentity("", 7, PARAMS), content)
+            for content in ([1], {"trainer": {}}, {"trainer": 1, "best_weights": 2, "result": 3})
+        ),
+    ],
+)
 def test_a_damaged_checkpoint_starts_the_trial_again(content: bytes) -> None:
     trial = begin(Checkpoints(last={7: content}))
     assert metrics(trial.step()) == metrics(begin(Checkpoints()).step())

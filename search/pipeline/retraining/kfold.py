@@ -8,7 +8,6 @@ of the folds is a little optimistic: see `search.runs.summary.KFoldScores`.
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -195,7 +194,7 @@ def load_state(path: Path, parse: Callable[[Any], _T]) -> _T | None:
         return parse(torch.load(path, weights_only=True))
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except Exception as error:  # torch and `parse` raise nearly anything on damaged bytes
         _log.warning("%s is damaged, and what it held is trained again: %s", path, error)
         return None
 

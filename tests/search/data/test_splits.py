@@ -14,6 +14,7 @@ from search.data.image_files import DataError
 from search.data.manifest import Manifest, check_counts
 from search.data.splits import EXCLUDED, join_groups, read_split_csv, split, write_split_csv
 from search.data.thumbnails import Thumbnails
+from search.runs.validation import FolderError
 from trainables.grouped_kfold import grouped_folds
 
 
@@ -453,6 +454,40 @@ def test_split_csv_of_images_with_other_contents_is_an_error(tmp_path: Path) -> 
         "the images are not those that the run began with: these have other contents under the"
         " same names: c/'; drop.jpg; restore the images, or begin a new run"
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it lists 0 of the 4 images that the run began with"),
+        (b"image,label\n1,2\n", "it has no column 'split'"),
+        (b"image,label,split,group,digest\na,b,tra,0,x\n", "line 2: 'tra' is no split"),
+        (b"image,label,split,group,digest\na,b,val,x,x\n", "line 2: invalid literal for int"),
+        (b"image,label,split,group,digest\na,b,val\n", "line 2: "),
+        (b"a,b\n1,2,3\n", "it is no table (Error tokenizing data"),
+    ],
+)
+def test_a_damaged_split_csv_is_not_blamed_on_the_images(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path, images = tmp_path / "split.csv", make_images([0, 1, 2, 3])
+    path.write_bytes(content)
+    with pytest.raises(FolderError) as error:
+        read_split_csv(path, images, n_images=4)
+    assert str(error.value).startswith(f"{path} is damaged: {message}")
+    assert str(error.value).endswith("; put a copy of it back, or begin a new run")
+
+
+def test_half_a_split_csv_is_not_blamed_on_the_images(tmp_path: Path) -> None:
+    path, images = tmp_path / "split.csv", make_images([0, 1, 2, 3])
+    write(path, images)
+    with pytest.raises(FolderError, match="lists 4 of the 8 images that the run began with"):
+        read_split_csv(path, images, n_images=8)
+    content = path.read_bytes()
+    for size in range(len(content)):
+        path.write_bytes(content[:size])
+        with pytest.raises(FolderError, match=r"split\.csv is damaged: "):
+            read_split_csv(path, images, n_images=4)
 
 
 def test_split_csv_needs_a_split_for_each_image(tmp_path: Path) -> None:

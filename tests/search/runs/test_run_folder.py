@@ -124,10 +124,13 @@ def test_a_section_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", '{"data": {"n"', "\0\0\0"])
-def test_a_summary_that_is_no_json_is_begun_again(tmp_path, content):
+def test_a_summary_that_is_no_json_is_begun_again_where_the_run_is_resumed(tmp_path, content):
     folder = begun(tmp_path)
-    (folder.path / "summary.json").write_text(content, encoding="utf-8")
-    assert RunFolder.open(folder.path).summary == RunSummary()
+    path = folder.path / "summary.json"
+    path.write_text(content, encoding="utf-8")
+    assert RunFolder.open(folder.path, resumes=True).summary == RunSummary()
+    with pytest.raises(FolderError, match=f"^{path} is damaged: it is not JSON; put a copy"):
+        RunFolder.open(folder.path)
 
 
 def test_a_summary_with_a_wrong_key(tmp_path):

@@ -85,6 +85,14 @@ def test_what_an_earlier_session_kept_is_deleted_when_beaten(tmp_path):
     assert kept_on_disk(tmp_path) == {4: b"earlier", 8: b"weights 8"}
 
 
+@pytest.mark.parametrize("content", ['{"1": 2}', "[1]", '[[1, ["a", "b"]]]', "3", "[[1, [2]]]"])
+def test_a_list_of_what_was_kept_of_a_wrong_shape_is_ignored(tmp_path, content):
+    submit_all(CheckpointStore(tmp_path, 1, {}), {1: (0.95, -0.1)})
+    for record in (content, f'{{"run_id": "", "kept": {content}}}'):
+        (tmp_path / "kept.json").write_text(record)
+        assert CheckpointStore(tmp_path, 1, {}).would_keep(2, (0.5, -0.1))
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_restarted_store_knows_what_was_kept(tmp_path, damaged):
     submit_all(CheckpointStore(tmp_path, 1, {}), {0: (0.9, -0.1), 1: (0.95, -0.1)})

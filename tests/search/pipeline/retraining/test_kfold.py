@@ -171,3 +171,6 @@ def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture
     file.write_bytes(file.read_bytes()[:100])
     assert store.load(3) == {}
     assert "is damaged, and what it held is trained again" in caplog.text
+    for other in ([1, 2], {"rows": 3}, {"rows": torch.ones(2)}, torch.ones(2), None, "text"):
+        torch.save(other, file)
+        assert store.load(3) == {}

@@ -1,0 +1,116 @@
+"""Check that an earlier run can be resumed, before anything costly starts.
+
+A run that is refused stays as it was: nothing here writes into its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from search.console.formatting import quote_path
+from search.data.exclusion import Exclusion, read_exclusion
+from search.pipeline.request import RequestError, merge_with_saved
+from search.runs.environment import Request
+from search.runs.run_folder import RunFolder, digest
+from search.runs.sync import fetch
+from search.runs.validation import FolderError
+from search.tuning.study import check_readable
+from spaces.base import Space, load_space
+
+EXCLUDED_FILE = "excluded.csv"
+"""In the run's folder: the names of the images that were excluded by request."""
+
+
+@contextmanager
+def fetched(request: Request) -> Iterator[None]:
+    """Fetch the run to resume from storage if it is not here; one that is refused is removed."""
+    path = request.resume
+    if path is None or request.shared is None or path.exists():
+        yield
+        return
+    try:
+        fetch(request.shared, path)
+        yield
+    except BaseException:
+        RunFolder(path).delete()
+        raise
+
+
+def open_run(request: Request, path: Path) -> tuple[RunFolder, Request, Exclusion | None]:
+    """Open the run to resume; return it, its request with the changes, and its exclusion."""
+    folder = RunFolder.open(path, resumes=True)
+    folder.check_study()
+    check_readable(path)
+    if request.exclude is not None:
+        raise RequestError(
+            "a resumed run keeps its images, but --exclude would change them: omit the option, or"
+            " begin a new run"
+        )
+    check_same_space(request.space if request.names_space else None, folder)
+    excluded = path / EXCLUDED_FILE
+    exclusion = read_exclusion(excluded, must_exist=False) if excluded.is_file() else None
+    _check_excluded(excluded, exclusion, folder)
+    request = merge_with_saved(request, folder.environment.request)
+    if request.shared is not None:
+        request.shared.try_out()
+    return folder, request, exclusion
+
+
+def _check_excluded(path: Path, exclusion: Exclusion | None, folder: RunFolder) -> None:
+    """Check that a run to resume still has the list of its excluded images.
+
+    Raises:
+        FolderError: it has lost names, and would take up these images.
+    """
+    data = folder.summary.data
+    n_names = 0 if exclusion is None else len(exclusion.names)
+    if data is not None and n_names != data.excluded_by_request:
+        raise FolderError(
+            f"{path} is damaged: it names {n_names} of the {data.excluded_by_request} images that"
+            " were excluded; put a copy of it back, or begin a new run"
+        )
+
+
+def check_same_space(space_file: Path | None, folder: RunFolder) -> None:
+    """Check that a run is resumed with the space that it began with.
+
+    Args:
+        space_file: The file that `--space` names. None checks the file that the run's own is a copy
+            of: whoever changed it expects the changes to have an effect.
+        folder: The run's folder.
+
+    Raises:
+        RequestError: a space differs; the message names the fields.
+    """
+    own = folder.path / "space.py"
+    environment = folder.environment
+    if environment.space_digest != digest(own):
+        raise RequestError(
+            f"{own} was changed since the run began, and its trials are of the space it was: undo"
+            " the change, or begin a new run"
+        )
+    other = space_file or environment.request.space
+    if space_file is None and not other.is_file():
+        return
+    before, now = load_space(own), load_space(other)
+    changes = [
+        f"{name} was {_shorten(getattr(before, name))} and is {_shorten(getattr(now, name))}"
+        for name in (field.name for field in fields(Space))
+        if getattr(before, name) != getattr(now, name)
+    ]
+    if changes:
+        raise RequestError(
+            f"{other} is not the space that {folder.path} began with: {'; '.join(changes)}. Undo"
+            " the change, begin a new run, or resume with the space as it was: --space"
+            f" {quote_path(own)}"
+        )
+
+
+def _shorten(value: Any) -> str:
+    """Return a space's field as one short text."""
+    text = str(dict(value) if isinstance(value, Mapping) else value)
+    return text if len(text) <= 300 else f"{text[:300]}…"
