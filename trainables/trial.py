@@ -132,12 +132,11 @@ class ImageTrial(tune.Trainable):
             return
         try:
             state = unpack(self._identity, content) or {}
-            of_trainer, best_weights = state["trainer"], state["best_weights"]
-            result = TrialResult.from_dict(state["result"])
+            of_trainer, result = state["trainer"], TrialResult.from_dict(state["result"])
+            self._best_weights = state["best_weights"]
         except (KeyError, TypeError, ValueError, AttributeError):  # damaged, or of another trial
             return  # the trial starts again, and its known epochs are recorded no more
         trainer.load_state_dict(of_trainer)
-        self._best_weights = best_weights
         self._pending_result = result
         self._trained_seconds = self._pending_result.trained_seconds
 
