@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import ray
+
+from search.cluster.nodes import on_driver_node
 from search.cluster.shared_file import StoredObject
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
@@ -55,9 +58,20 @@ def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
             raise WeightsError(f"{path}: {error}") from None
         except ValueError as error:
             raise RequestError(f"{name}: {error}") from None
-        latency = measure_latency(backbone, size, device)
+        if device.type == "cuda":  # not in this process, whose context would take GPU memory
+            task = _measure_on_gpu.options(scheduling_strategy=on_driver_node())
+            latency = ray.get(task.remote(name, size))
+        else:
+            latency = measure_latency(backbone, size, device)
         found[name] = Candidate(sizes, latency, backbone.is_trunk)
     return found
+
+
+@ray.remote(num_gpus=0.5, max_retries=3)
+def _measure_on_gpu(name: str, image_size: int) -> float:
+    """Measure a backbone's latency, with random weights."""
+    backbone = create_backbone(name, image_size=image_size)
+    return measure_latency(backbone, image_size, training_device())
 
 
 def find_slow(
