@@ -125,6 +125,7 @@ class ProbeScore:
         val_accuracy: On the validation images, of the head fitted on the training images.
         behind: The best probe's accuracy minus this one's.
         behind_se: Its standard error, paired by image.
+        log_loss: Cross-validated likewise, in nats, calibrated by one temperature.
         latency_ms: Milliseconds of one image on the driver's machine, in a batch of one.
         excluded: Why the backbone is not searched; None where it is.
     """
@@ -134,6 +135,7 @@ class ProbeScore:
     val_accuracy: Number = math.nan
     behind: Number = math.nan
     behind_se: Number = math.nan
+    log_loss: Number = math.nan
     latency_ms: Number = math.nan
     excluded: str | None = None
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -33,14 +32,14 @@ class Probe:
             was not asked for.
         head: Weights of the linear head fitted on the training images: `weight` and `bias`.
         val_accuracy: The head's accuracy on the validation images; NaN without any.
-        is_correct: bool [n], whether an image's class is predicted where its fold is left out;
-            empty where the accuracy is NaN.
+        logits: float32 [n, classes], of the fold that left the image out; empty where the accuracy
+            is NaN.
     """
 
     accuracy: float
     head: Weights
     val_accuracy: float
-    is_correct: np.ndarray
+    logits: np.ndarray
 
 
 def uses_center_crop(space: Space, n_images: float) -> bool:
@@ -83,22 +82,23 @@ def fit_probe(
         chosen = stratified_subset(y, MAX_IMAGES, seed)
         x, y, groups, is_train = x[chosen], y[chosen], groups[chosen], is_train[chosen]
     n_folds = min(_FOLDS, min(len(np.unique(groups[y == label])) for label in np.unique(y)))
-    accuracy, is_correct = float("nan"), np.empty(0, bool)
+    accuracy, logits = float("nan"), np.empty((0, n_classes), np.float32)
     model = _create_model()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # precise enough to rank
         if n_folds >= 2 and cross_validate:
-            rows = np.arange(len(y))
-            validation_parts = grouped_folds(y, groups, n_folds, seed)
-            folds = [(np.setdiff1d(rows, part), part) for part in validation_parts]
-            is_correct = cross_val_predict(model, x, y, cv=folds) == y
-            accuracy = float(np.mean(is_correct))
+            logits = np.empty((len(y), n_classes), np.float32)
+            for part in grouped_folds(y, groups, n_folds, seed):
+                others = np.setdiff1d(np.arange(len(y)), part)
+                head = _as_head(model.fit(x[others], y[others]), x.shape[1], n_classes)
+                logits[part] = x[part] @ head["weight"].numpy().T + head["bias"].numpy()
+            accuracy = float(np.mean(logits.argmax(1) == y))
         model.fit(x[is_train], y[is_train])
     val_accuracy = (
         float("nan") if is_train.all() else float(model.score(x[~is_train], y[~is_train]))
     )
     head = _as_head(model, x.shape[1], n_classes)
-    return Probe(accuracy, head, val_accuracy, is_correct)
+    return Probe(accuracy, head, val_accuracy, logits)
 
 
 def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:

@@ -22,6 +22,7 @@ from search.cluster.nodes import EVERYWHERE
 from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
 from search.console.formatting import duration
 from search.console.progress import Progress
+from search.evaluation.calibration import fit_temperature, log_losses
 from search.pipeline.backbones.candidates import Candidate, share_weights
 from search.pipeline.backbones.feature_cache import (
     count_drawn_views,
@@ -70,6 +71,7 @@ def rank_backbones(
     seconds = None if budget_seconds is None else RANKING_FRACTION * budget_seconds
     rows = choose_rows(prepared, sum(latencies.values()) / 1000, seconds)
     progress.begin("linear_probe", len(names), "backbones")
+    labels = prepared.images.labels[rows]
     ranking = _Ranking(model_path, progress, started)
     skipped: dict[str, ProbeScore] = {}
     # The first one's workers start as well, so it tells little, and is not part of the time.
@@ -90,7 +92,7 @@ def rank_backbones(
         pace = min(pace, image_seconds / (latencies[name] / 1000))
         first_ended = perf_counter() if name == names[0] else first_ended
         task = start_probe(prepared, rows, blocks, cross_validate=True)
-        ranking.add(_Fit(task, name, one, image_seconds, latencies[name]))
+        ranking.add(_Fit(task, name, one, labels, image_seconds, latencies[name]))
     ranking.collect()
     n_views = count_drawn_views(prepared.space) if frozen_depths(prepared.space) else 1
     cached = prepared.rows("train", "val")
@@ -128,11 +130,12 @@ def choose_rows(prepared: PreparedData, image_seconds: float, seconds: float | N
 
 @dataclass(frozen=True)
 class _Fit:
-    """A probe that is being fitted, and the data with its backbone's weights."""
+    """A probe that is being fitted on images of these labels; the data has its backbone alone."""
 
     task: Any
     name: str
     prepared: PreparedData
+    labels: np.ndarray
     image_seconds: float
     latency_ms: float
 
@@ -157,12 +160,14 @@ class _Ranking:
             return
         fit, self._pending = self._pending, None
         probe: Probe = ray.get(fit.task)
+        temperature = fit_temperature(probe.logits, fit.labels) if len(probe.logits) else 1.0
         is_best = all(probe.accuracy > other.accuracy for other in self.probes)
         ranked = RankedProbe(
             name=fit.name,
             accuracy=probe.accuracy,
             val_accuracy=probe.val_accuracy,
-            is_correct=probe.is_correct,
+            is_correct=probe.logits.argmax(1) == fit.labels,
+            log_losses=log_losses(probe.logits, fit.labels, temperature),
             seconds=perf_counter() - self._started,
             image_seconds=fit.image_seconds,
             latency_ms=fit.latency_ms,

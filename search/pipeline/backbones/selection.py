@@ -32,6 +32,8 @@ class RankedProbe:
         accuracy: Cross-validated; NaN where a class is too small for two folds.
         val_accuracy: On the validation images, of the head that trials begin with.
         is_correct: bool [n], out of fold; empty where the accuracy is NaN.
+        log_losses: float64 [n], out of fold, in nats, calibrated by one temperature; empty
+            likewise.
         seconds: Seconds from the begin of the stage until it was known.
         image_seconds: Seconds that the features of one image take, by all nodes together.
         latency_ms: See `candidates.Candidate`.
@@ -41,6 +43,7 @@ class RankedProbe:
     accuracy: float
     val_accuracy: float
     is_correct: np.ndarray
+    log_losses: np.ndarray
     seconds: float
     image_seconds: float
     latency_ms: float
@@ -51,8 +54,10 @@ def select_backbones(
 ) -> dict[str, ProbeScore]:
     """Return the scores of the probes, of which those that leave the search have a reason.
 
-    One leaves if its out-of-fold accuracy is behind the best one's by more than `MAX_BEHIND_SE`
-    standard errors of the difference, paired by image, near-duplicates counted once. Of the others
+    One leaves if its out-of-fold accuracy or log loss is behind the most accurate one's by more
+    than `MAX_BEHIND_SE` standard errors of the difference, paired by image, near-duplicates counted
+    once. Log losses tell more apart: they count all images, and not only those of which one alone
+    is right. They are calibrated, since probes of fewer features are less confident. Of the others
     the less accurate leave if the feature caches would take too long. The best one stays.
 
     Args:
@@ -62,18 +67,25 @@ def select_backbones(
         cache_seconds: Seconds that all feature caches together may take.
 
     Returns:
-        By backbone, those that stay first, the more accurate first.
+        By backbone, those that stay first, the more accurate first; of equals the one with the
+        lower log loss, then the faster.
     """
-    order = sorted(ranked, key=lambda one: (-_rank(one.accuracy), one.latency_ms))
+    order = sorted(ranked, key=_rank)
     scores, spent = {}, 0.0
     for one in order:
-        behind, error = _behind(order[0], one, groups)
+        behind, error = _behind(order[0].is_correct, one.is_correct, groups)
+        more_loss, loss_error = _behind(one.log_losses, order[0].log_losses, groups)
         needed = n_features * one.image_seconds
         excluded = None
         if behind > MAX_BEHIND_SE * error:
             excluded = (
                 f"{100 * behind:.1f} points behind {order[0].name}, more than"
                 f" {MAX_BEHIND_SE:.0f} paired standard errors of {100 * error:.1f}"
+            )
+        elif more_loss > MAX_BEHIND_SE * loss_error:
+            excluded = (
+                f"its log loss is {more_loss:.3f} above that of {order[0].name}, more than"
+                f" {MAX_BEHIND_SE:.0f} paired standard errors of {loss_error:.3f}"
             )
         elif one is not order[0] and spent + needed > cache_seconds:
             excluded = (
@@ -88,6 +100,7 @@ def select_backbones(
             val_accuracy=one.val_accuracy,
             behind=behind,
             behind_se=error,
+            log_loss=float(one.log_losses.mean()) if len(one.log_losses) else math.nan,
             seconds=one.seconds,
             latency_ms=one.latency_ms,
             excluded=excluded,
@@ -112,12 +125,14 @@ def narrow_space(space: Space, scores: Mapping[str, ProbeScore], all_scored: boo
     return space.with_backbones(kept, next((name for name in scores if name in kept), kept[0]))
 
 
-def _rank(accuracy: float) -> float:
-    return -math.inf if math.isnan(accuracy) else accuracy
+def _rank(one: RankedProbe) -> tuple[float, float, float]:
+    if not len(one.log_losses):
+        return math.inf, math.inf, one.latency_ms
+    return -one.accuracy, float(one.log_losses.mean()), one.latency_ms
 
 
-def _behind(best: RankedProbe, one: RankedProbe, groups: np.ndarray) -> tuple[float, float]:
-    """Return by how much one is less accurate than the best, and the paired standard error."""
-    if one is best or not len(one.is_correct):
+def _behind(more: np.ndarray, less: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Return the mean difference of two scores of the same images, and its paired error."""
+    if more is less or not len(less):
         return 0.0, 0.0
-    return mean_with_error(best.is_correct.astype(float) - one.is_correct, groups)
+    return mean_with_error(more.astype(float) - less, groups)

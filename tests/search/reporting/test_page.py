@@ -142,14 +142,19 @@ def test_backbones_that_left_have_their_figures_and_reasons(run: Path) -> None:
             accuracy=0.81, val_accuracy=0.79, behind=0.0, behind_se=0.0, latency_ms=20.0
         ),
         "tinynet": ProbeScore(
-            accuracy=0.6, val_accuracy=0.5, behind=0.21, behind_se=0.02, excluded="far <behind>"
+            accuracy=0.6,
+            val_accuracy=0.5,
+            behind=0.21,
+            behind_se=0.02,
+            log_loss=1.2345,
+            excluded="far <behind>",
         ),
         "vgg16_bn": ProbeScore(excluded="no weights: offline"),
     }
     set_sections(run, linear_probe=ranked)
     words = words_of(run)
     assert "resnet18 81.00% 0.0 ± 0.0 79.00% 20.0 yes" in words
-    assert "tinynet 60.00% 21.0 ± 2.0 50.00% no: far <behind>" in words
+    assert "tinynet 60.00% 21.0 ± 2.0 1.234 50.00% no: far <behind>" in words
     assert "vgg16_bn no: no weights: offline" in words
     # Without probes no accuracy is shown, but why backbones left is.
     set_sections(run, linear_probe={"vgg16_bn": ProbeScore(latency_ms=90.0)})

@@ -10,6 +10,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from trainables.grouped_kfold import grouped_folds
 from trainables.models import linear_probe
 from trainables.models.classifier import Weights
 from trainables.models.linear_probe import fit_head, fit_probe
@@ -143,11 +144,11 @@ def test_a_stratified_subset_of_many_images_is_used(monkeypatch):
     monkeypatch.setattr(linear_probe, "MAX_IMAGES", 120)
     sizes = []
 
-    def watched(model: Pipeline, x: np.ndarray, y: np.ndarray, cv: object) -> np.ndarray:
+    def watched(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> list[np.ndarray]:
         sizes.append(np.bincount(y).tolist())
-        return y
+        return grouped_folds(y, groups, n_folds, seed)
 
-    monkeypatch.setattr(linear_probe, "cross_val_predict", watched)
+    monkeypatch.setattr(linear_probe, "grouped_folds", watched)
     features, labels = clouds((800, 395, 5), spread=0.3)
     first, again = (fit_probe(features, labels, 3, seed=1) for _ in range(2))
     assert sizes[0] == sizes[1]
@@ -168,10 +169,20 @@ def test_the_head_is_of_the_training_images_and_the_accuracy_of_all() -> None:
     expected = float((predicted == labels)[~is_train].float().mean())
     assert made.val_accuracy == pytest.approx(expected)
     assert made.accuracy == fit_probe(features, labels, 3, seed=0).accuracy
-    assert made.is_correct.shape == (120,)
-    assert made.is_correct.mean() == made.accuracy
+    assert made.logits.shape == (120, 3)
+    assert (made.logits.argmax(1) == labels.numpy()).mean() == made.accuracy
     assert 0.5 < made.accuracy < 1.0, "images that are all predicted alike would show nothing"
 
 
 def test_without_validation_images_their_accuracy_is_unknown() -> None:
     assert math.isnan(fit_probe(*clouds((20, 20)), 2, seed=0).val_accuracy)
+
+
+def test_each_images_logits_are_of_the_fold_that_left_it_out() -> None:
+    features, labels = clouds((30, 30, 30), spread=1.5)
+    made = fit_probe(features, labels, 3, seed=2)
+    part = grouped_folds(labels.numpy(), np.arange(90), 5, 2)[0]
+    others = np.setdiff1d(np.arange(90), part)
+    head = fit_head(features[others], labels[others], 3)
+    expected = features[part] @ head["weight"].T + head["bias"]
+    np.testing.assert_allclose(made.logits[part], expected.numpy(), rtol=1e-4, atol=1e-4)

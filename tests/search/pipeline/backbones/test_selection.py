@@ -19,10 +19,16 @@ ALL_THE_TIME = math.inf
 
 
 def probe(
-    name: str, is_correct: np.ndarray, image_seconds: float = 0.01, latency_ms: float = 10.0
+    name: str,
+    is_correct: np.ndarray,
+    image_seconds: float = 0.01,
+    latency_ms: float = 10.0,
+    log_losses: np.ndarray | None = None,
 ) -> RankedProbe:
+    """Return a probe; without log losses, one whose losses tell nothing."""
     accuracy = float(is_correct.mean()) if len(is_correct) else math.nan
-    return RankedProbe(name, accuracy, 0.5, is_correct, 1.0, image_seconds, latency_ms)
+    losses = np.full(len(is_correct), 0.4) if log_losses is None else log_losses
+    return RankedProbe(name, accuracy, 0.5, is_correct, losses, 1.0, image_seconds, latency_ms)
 
 
 def wrong_at(*ranges: range) -> np.ndarray:
@@ -49,6 +55,35 @@ def test_one_that_is_behind_by_more_than_two_paired_errors_leaves() -> None:
     assert reasons["4 more"] == (
         "2.0 points behind best, more than 2 paired standard errors of 1.0"
     )
+
+
+def test_one_whose_log_loss_is_clearly_higher_leaves_too() -> None:
+    """Also where the accuracies cannot tell them apart."""
+    rng = np.random.default_rng(0)
+    losses = rng.exponential(0.4, N)
+    noise = rng.normal(0.0, 0.1, N)
+    noise -= noise.mean()
+    best = probe("best", BEST.is_correct, log_losses=losses)
+    close, behind = (
+        probe(f"{n} errors", wrong_at(range(11)), log_losses=losses + noise + n * 0.1 / N**0.5)
+        for n in (1.9, 2.1)
+    )
+    reasons = excluded(best, close, behind)
+    assert reasons["1.9 errors"] is None
+    assert reasons["2.1 errors"] == (
+        "its log loss is 0.015 above that of best, more than 2 paired standard errors of 0.007"
+    )
+    scores = select_backbones([behind, best], GROUPS, 100, ALL_THE_TIME)
+    assert scores["best"].log_loss == pytest.approx(losses.mean())
+    # One that is less accurate does not drive out the best by its log loss.
+    assert (
+        excluded(probe("surer", wrong_at(range(12)), log_losses=losses / 9), best)["best"] is None
+    )
+
+
+def test_of_equal_accuracies_the_lower_log_loss_is_the_best() -> None:
+    less = probe("less", BEST.is_correct, log_losses=np.full(N, 0.3), latency_ms=99.0)
+    assert list(excluded(BEST, less)) == ["less", "best"]
 
 
 def test_differences_are_paired_by_image() -> None:
