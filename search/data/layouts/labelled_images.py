@@ -59,7 +59,11 @@ def find_metadata(root: Path) -> list[tuple[str | None, LabelTable]]:
         none with the column `file_name` and a column of labels.
     """
     found: list[tuple[str | None, LabelTable]] = []
-    for split, folder in {None: root, **official_splits(root)}.items():
+    try:
+        parts = official_splits(root)
+    except DataError:  # it may be none where classes are given; who looks for class folders says so
+        parts = {}
+    for split, folder in {None: root, **parts}.items():
         for path in (folder / name for name in _METADATA):
             if path.is_file() and _has_labels(table := LabelTable(path, image="file_name"), root):
                 found.append((split, table))

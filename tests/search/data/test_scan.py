@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,19 @@ def test_counts_are_checked_again_for_what_could_be_read(tmp_path: Path) -> None
         check_counts(manifest, np.arange(2, 12), folds=5)
     with pytest.raises(DataError, match="but 'a' has 0, 'b' has 0: add images, or"):
         check_counts(manifest, np.zeros(0, np.int64), folds=5)
+
+
+def test_given_classes_may_look_like_splits(tmp_path: Path) -> None:
+    make(tmp_path, part1__a=3, part1__b=3, part2__a=3, part2__b=3, val=3, test=3)
+    with pytest.raises(DataError, match="hold the same folders"):
+        listed(tmp_path)
+    assert listed(tmp_path, folder(("part2", "part1"))).classes == ("part2", "part1")
+    for name in ("part1", "part2"):
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(DataError, match="must have a train folder beside test, val"):
+        listed(tmp_path)
+    assert listed(tmp_path, folder(("val", "test"))).classes == ("val", "test")
+    assert scan_external(tmp_path, ("val", "test")).labels.tolist() == [1, 1, 1, 0, 0, 0]
 
 
 # --- tables and groups -------------------------------------------------------------------------
