@@ -17,6 +17,7 @@ from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.pipeline.request import RequestError
 from search.runs.summary import ProbeScore
+from spaces.base import Space
 from spaces.rules import is_own_network
 from trainables.feature_cache import bytes_per_image
 from trainables.models.backbones import create_backbone
@@ -108,6 +109,19 @@ def find_slow(
     return slow
 
 
+def pretrained_backbones(space: Space, files: Mapping[str, Path]) -> list[str]:
+    """Return the backbones of a space that have a file of weights, or bring weights of their own.
+
+    The latter are functions of the user's, unless the space trains from scratch.
+    """
+    is_pretrained = space.weights == "pretrained"
+    return [
+        name
+        for name in space.backbones
+        if name in files or (is_pretrained and is_own_network(name))
+    ]
+
+
 def share_weights(
     prepared: PreparedData, files: Mapping[str, Path], names: Iterable[str]
 ) -> PreparedData:
@@ -121,8 +135,8 @@ def share_weights(
     """
     names = tuple(names)
     weights = {name: StoredObject.put(load_weights(files[name])) for name in names if name in files}
-    if prepared.space.weights == "pretrained":
-        for name in filter(is_own_network, names):
+    for name in pretrained_backbones(prepared.space, files):
+        if name in names and name not in files:
             backbone = create_backbone(name, image_size=prepared.space.image_size)
             weights[name] = StoredObject.put(dict(backbone.stages.state_dict()))
     return replace(prepared, features=replace(prepared.features, weights=weights))

@@ -7,7 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from search.console.progress import Progress
-from search.pipeline.backbones.candidates import Candidate, find_slow, share_weights
+from search.pipeline.backbones.candidates import (
+    Candidate,
+    find_slow,
+    pretrained_backbones,
+    share_weights,
+)
 from search.pipeline.backbones.probe import ProbeResult
 from search.pipeline.backbones.ranking import rank_backbones
 from search.pipeline.backbones.selection import narrow_space
@@ -82,7 +87,7 @@ def choose_backbones(
     request = run_plan.request
     recorded = run_plan.folder.summary.linear_probe
     ranked = ProbeResult(recorded or {}, {})
-    n_probed = len(run_plan.weights.keys() & set(run_plan.space.backbones))
+    n_probed = len(pretrained_backbones(run_plan.space, run_plan.weights))
     if recorded is None and request.probe and n_probed > 1:
         seconds = request.time_budget_seconds
         ranked = rank_backbones(

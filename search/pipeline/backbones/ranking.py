@@ -23,7 +23,7 @@ from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
 from search.console.formatting import duration
 from search.console.progress import Progress
 from search.evaluation.calibration import fit_temperature, log_losses
-from search.pipeline.backbones.candidates import Candidate, share_weights
+from search.pipeline.backbones.candidates import Candidate, pretrained_backbones, share_weights
 from search.pipeline.backbones.feature_cache import (
     count_drawn_views,
     frozen_depths,
@@ -58,15 +58,14 @@ def rank_backbones(
     Args:
         prepared: Images.
         candidates: By backbone, what it costs.
-        files: By backbone, the file of its pretrained weights; others are not probed.
+        files: By backbone, the file of its pretrained weights.
         budget_seconds: The run's time budget; None without one.
         model_path: Where the best probe so far is saved as a model; None saves none.
         progress: Shows each probe.
     """
     started = perf_counter()
-    latencies = {
-        name: candidates[name].latency_ms for name in prepared.space.backbones if name in files
-    }
+    probed = pretrained_backbones(prepared.space, files)
+    latencies = {name: candidates[name].latency_ms for name in probed}
     names = sorted(latencies, key=latencies.__getitem__)
     seconds = None if budget_seconds is None else RANKING_FRACTION * budget_seconds
     rows = choose_rows(prepared, sum(latencies.values()) / 1000, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,12 @@ import torch
 
 from search.data.manifest import Manifest
 from search.pipeline.backbones.available import Available
-from search.pipeline.backbones.candidates import Candidate, check_candidates, find_slow
+from search.pipeline.backbones.candidates import (
+    Candidate,
+    check_candidates,
+    find_slow,
+    pretrained_backbones,
+)
 from search.pipeline.preflight import RunPlan
 from search.pipeline.request import RequestError, parse_request
 from search.runs.run_folder import RunFolder
@@ -62,3 +68,10 @@ def test_slower_backbones_than_allowed_leave() -> None:
 def test_a_latency_that_none_meets_is_refused_with_the_fastest() -> None:
     with pytest.raises(RequestError, match=r"--max-latency 5 .* the fastest, a, takes 12\.3 ms"):
         find_slow(CANDIDATES, 5.0)
+
+
+def test_networks_of_the_users_own_bring_their_weights() -> None:
+    names = ["cnn", "mine:network", "tinynet"]
+    space = Space(folder(), {"backbone": "cnn"}).with_backbones(names)
+    assert pretrained_backbones(space, PACKAGED) == ["mine:network", "tinynet"]
+    assert pretrained_backbones(replace(space, weights="none"), {}) == []
