@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -294,17 +295,25 @@ def test_resume_with_other_images(
     assert RunFolder.open(run).environment.request.data is None
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_a_resumed_run_that_is_refused_when_its_images_are_decoded(
-    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("log", [None, "2026-01-31T12:00:00Z INFO node search begins\n"])
+def test_resume_that_is_refused_when_its_images_are_decoded(
+    tmp_path: Path,
+    images: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    log: str | None,
 ) -> None:
     run = begun(tmp_path, data=images)
-    (run / "split.csv").write_text("image,label,split,group,digest\nred/0.png,red,train,0,aa\n")
-    shown = refused(capsys, "--resume", run, "--trials", "9")
-    assert "the images are not those that the run began with" in shown
-    (run / "split.csv").write_text("image,label,split,group,digest\nred/0.png,red,tr\n")
-    shown = refused(capsys, "--resume", run, "--trials", "9")
-    assert f"{run}/split.csv is damaged: line 2: 'tr' is no split; put a copy of it back" in shown
+    if log is not None:
+        (run / "run.log").write_text(log)
+
+    def find_other_images(*_: object) -> None:
+        assert "arguments: " in (run / "run.log").read_text()
+        raise DataError("the images are not those that the run began with")
+
+    monkeypatch.setattr("search.api.execution.ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr("search.pipeline.flow.prepare_data", find_other_images)
+    assert "are not those" in refused(capsys, "--resume", run, "--trials", "9")
 
 
 def test_resume_of_an_older_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
