@@ -156,7 +156,8 @@ def create_parser() -> argparse.ArgumentParser:
         "pattern",
         nargs="?",
         metavar="PATTERN",
-        help="a name, or a pattern such as 'timm/convnext*' (default: the portfolio and all but timm's)",
+        help="a name, or a pattern such as 'timm/convnext*' (default: the portfolio, and all but"
+        " timm's)",
     )
     parser.add_argument(
         "--image-size",
