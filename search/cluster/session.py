@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -115,6 +116,7 @@ def ray_session(address: str | None, show_worker_output: bool = False) -> Iterat
                 ray.kill(actor)
             _actors.clear()
         return
+    check_working_directory()
     logging.getLogger("ray").setLevel(logging.ERROR)
     started = monotonic()
     with warnings.catch_warnings():
@@ -191,6 +193,25 @@ def _check_session(address: str | None) -> None:
             f"Ray was started already, on a cluster of {n_nodes} nodes, to which this code and the"
             f" images have to be sent: {way_out}, and give --address auto"
         )
+
+
+def check_working_directory() -> None:
+    """Check that workers import the packages that this process runs.
+
+    Ray puts the working directory before everything else that its workers import from, also where
+    the driver does not look there: `classifier-search`, notebooks.
+
+    Raises:
+        SessionError: the working directory has a module of the name of one of our packages.
+    """
+    for name in _OUR_PACKAGES:
+        ours = Path(import_module(name).__path__[0], "__init__.py")
+        for other in (Path(name, "__init__.py"), Path(f"{name}.py")):
+            if other.is_file() and not other.samefile(ours):
+                raise SessionError(
+                    f"workers would import {other.absolute()} instead of {ours}, which this"
+                    " process runs: start it in another folder"
+                )
 
 
 def worker_environment(on_cluster: bool) -> dict[str, Any]:

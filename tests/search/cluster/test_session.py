@@ -16,6 +16,7 @@ from ray.tune.execution.class_cache import DEFAULT_ENV_VARS
 from search.cluster.session import (
     WORKER_VARIABLES,
     SessionError,
+    check_working_directory,
     configure_ray,
     ends_with_session,
     ray_session,
@@ -59,6 +60,21 @@ def test_a_search_is_no_ray_client() -> None:
         ray_session("ray://10.0.0.1:10001"),
     ):
         raise AssertionError
+
+
+@pytest.mark.parametrize("name", ["search.py", "spaces/__init__.py"])
+def test_workers_import_what_the_driver_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's workers look into the working directory first."""
+    check_working_directory()  # of the checkout, whose packages these are
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search").mkdir()  # a folder without __init__.py comes after every package
+    check_working_directory()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(SessionError, match=rf"workers would import {tmp_path / name} instead of"):
+        check_working_directory()
 
 
 def test_only_our_packages_are_sent_to_the_nodes_of_a_cluster() -> None:
