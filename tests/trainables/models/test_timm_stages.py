@@ -42,6 +42,15 @@ CONVOLUTIONS = {
 }
 TRUNKS = {"cait_xxs24_224": 224, "hrnet_w18_small": 64}
 SIZES = TRANSFORMERS | CONVOLUTIONS | TRUNKS
+ALWAYS = {
+    *("vit_small_patch14_dinov2", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"),
+    *("convnext_atto", "resnet18", "tf_efficientnet_lite0", "mobilenetv4_conv_small_035"),
+    *("densenet121", "cait_xxs24_224"),
+}
+"""The others are tested by `make test-long`."""
+NAMES = [
+    pytest.param(name, marks=() if name in ALWAYS else pytest.mark.long) for name in sorted(SIZES)
+]
 
 BLOCKS = {
     "resnet18": ["maxpool", "layer1", "layer2", "layer3", "layer4"],
@@ -50,7 +59,7 @@ BLOCKS = {
 """A module in each stage."""
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
