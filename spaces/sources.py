@@ -208,7 +208,7 @@ def check_pattern(pattern: str) -> None:
     """
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise SourceError(
             f"--group-by must be a regular expression, but {pattern!r} is none: {error}"
         ) from None

@@ -69,6 +69,10 @@ def test_what_failed_is_not_missing(tmp_path: Path) -> None:
     [
         ("1 / 0\nSPACE = Space()", "line 4: ZeroDivisionError: division by zero"),
         ("SPACE = Space(**{'source': folder(clas=3)})", "line 4: folder() got an unexpected key"),
+        (
+            "SPACE = Space(**{'source': folder(group_by=5)})",
+            "line 4: --group-by must be a regular expression, but 5 is none",
+        ),
         ("SPACE = Space(**{'epochs': 1 / 0})", "line 4: ZeroDivisionError: division by zero"),
         ("SPACE = None.x", "line 4: AttributeError: 'NoneType' object has no attribute 'x'"),
         ("SPACE = Space(source=[][1], params={})", "line 4: IndexError: list index out of range"),
