@@ -75,7 +75,13 @@ def create_timm(
         ) from error
     net.eval()
     # Where a network is cut must not depend on the size of the images.
-    cut = find_cut(net, image_size if config.fixed_input_size else config.input_size[-1])
+    size = image_size if config.fixed_input_size else config.input_size[-1]
+    try:
+        cut = find_cut(net, size)
+    except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{backbone} cannot be a backbone, which turns images into pooled features: {error}"
+        ) from error
     stages = cut_network(net, cut, image_size)
     if of_stages and state_dict is not None:
         copy_weights(nn.ModuleList(stages), state_dict, backbone, None)

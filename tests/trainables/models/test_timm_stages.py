@@ -186,3 +186,10 @@ def test_position_embeddings_are_resampled_as_timm_does():
     with torch.no_grad():
         features = expected.eval()(net.normalise(pixels))
         torch.testing.assert_close(net.eval()(pixels), features, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_a_backbone_is_refused():
+    with pytest.raises(ValueError, match="mobilenetv5_300m_enc cannot be a backbone, which turns"):
+        create_backbone("timm/mobilenetv5_300m_enc", image_size=64)
+    with pytest.raises(ValueError, match=r"did you mean timm/mobilenetv2_075, "):
+        create_backbone("timm/mobilenetv2_05")
