@@ -179,17 +179,17 @@ def _accuracies(summary: RunSummary) -> Table:
 def _backbones(scores: Mapping[str, ProbeScore]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("backbone", overflow="fold")
-    for title in ("linear probe", "behind", "latency"):
+    for title in ("linear probe", "behind", "log loss", "latency", "searched"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("in the search")
     for name, score in scores.items():
         behind = f"{100 * score.behind:.1f} ± {100 * score.behind_se:.1f}"
         table.add_row(
             Text(name),
             percent(score.accuracy, 2) if math.isfinite(score.accuracy) else "",
             behind if math.isfinite(score.behind) else "",
+            f"{score.log_loss:.3f}" if math.isfinite(score.log_loss) else "",
             f"{score.latency_ms:.1f} ms" if math.isfinite(score.latency_ms) else "",
-            Text("yes" if score.excluded is None else f"no: {score.excluded}"),
+            "yes" if score.excluded is None else "no",  # the lines of the stage have the reason
             style="dim" if score.excluded else "",
         )
     return table

@@ -141,14 +141,14 @@ def test_the_backbones_are_listed_with_the_reason_of_those_that_left() -> None:
             accuracy=0.81, val_accuracy=0.8, behind=0.0, behind_se=0.0, latency_ms=20.0
         ),
         "tinynet": ProbeScore(
-            accuracy=0.6, behind=0.21, behind_se=0.02, latency_ms=1.04, excluded="21.0 points"
+            accuracy=0.6, behind=0.21, behind_se=0.02, log_loss=1.2345, latency_ms=1, excluded="far"
         ),
         "vgg16_bn": ProbeScore(excluded="no weights: [none]"),
     }
     lines = shown(Path("run"), width=100, linear_probe=ranked)
     assert "resnet18 81.00% 0.0 ± 0.0 20.0 ms yes" in lines
-    assert "tinynet 60.00% 21.0 ± 2.0 1.0 ms no: 21.0 points" in lines
-    assert "vgg16_bn no: no weights: [none]" in lines
+    assert "tinynet 60.00% 21.0 ± 2.0 1.234 1.0 ms no" in lines
+    assert "vgg16_bn no" in lines
     alone = shown(Path("run"), linear_probe={"resnet18": ranked["resnet18"]})
     assert not any("resnet18 81.00%" in line for line in alone), "there was nothing to choose"
 
