@@ -33,6 +33,7 @@ from trainables.models.model_card import ModelCard, ModelError, read_card
 from trainables.models.network_cut import N_STAGES
 from trainables.models.normalisation import Normalise
 from trainables.models.ood import OODScorer, load_ood_scorer
+from trainables.models.own_networks import OwnNetworkError
 
 FORMAT = "classifier-search model 3"
 """Value of `format` in a model file; the number changes with the file's contents."""
@@ -245,6 +246,8 @@ def load_model(path: Path) -> Ensemble:
         ood_scorer = load_ood_scorer(content["ood"]) if "ood" in content else None
         crop = content.get("center_crop")
         return Ensemble(card, content["prefix"], content["members"], ood_scorer, crop)
+    except OwnNetworkError as error:
+        raise ModelError(f"{path} cannot be loaded: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
         raise ModelError(f"{path} is damaged: {kind}{error}") from None
