@@ -24,11 +24,11 @@ from tests.fixtures.channel_noise import FILES, candidates, prepare
 
 REQUESTED = Space(
     folder(),
-    {"backbone": "tinynet", "freeze_depth": 5},
+    {"backbone": "resnet18", "freeze_depth": 5},
     image_size=32,
     resize_size=32,
-    first_trials=({"backbone": "tinynet"},),
-).with_backbones(["resnet18", "tinynet", "cnn"], "resnet18")
+    first_trials=({"backbone": "resnet18"},),
+).with_backbones(["resnet18", "tinynet", "cnn"])
 CANDIDATES = candidates(tinynet=5.0, cnn=50.0)
 
 
