@@ -33,7 +33,10 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _BLOCK_BYTES = 2**20
 _RESERVED_BYTES = 2**28
 """Bytes that unpacking leaves free on the disk."""
-_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+_DAMAGED = (
+    *(EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError),
+    *(tarfile.TarError, zipfile.BadZipFile),
+)
 _LITTER = frozenset(("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"))
 
 
@@ -93,14 +96,7 @@ def unpack(path: Path, cache: Path) -> Path:
         digest = _digest(path)
         target = cache / "archives" / digest / _stem(path)
         download_once(target, lambda folder: _unpack(path, folder / target.name))
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        lzma.LZMAError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (OSError, *_DAMAGED) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OSError) and error.strerror:
             raise ArchiveError(f"{path} cannot be unpacked into {cache}: {reason}") from error
@@ -282,7 +278,9 @@ def _enter(target: Path) -> Path:
         inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
         if len(inside) != 1 or not inside[0].is_dir():
             return folder
-        has_more = any(one.is_dir() or one.suffix in TABLE_SUFFIXES for one in inside[0].iterdir())
+        has_more = any(
+            one.is_dir() or one.suffix.lower() in TABLE_SUFFIXES for one in inside[0].iterdir()
+        )
         if not has_more and inside[0].name != target.name:
             return folder
         folder = inside[0]

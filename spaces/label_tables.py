@@ -79,6 +79,8 @@ def cell_text(value: object) -> str:
     """
     if value is None:
         return ""
+    if isinstance(value, str):
+        return value
     if isinstance(value, float):
         if math.isnan(value):
             return ""

@@ -11,6 +11,7 @@ import difflib
 import gzip
 import math
 import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ class Source:
             raise SourceError(
                 f"the names of classes must be text, but got {odd[0]!r}: write {str(odd[0])!r}"
             )
-        if len(set(self.classes)) < len(self.classes):
+        if len({unicodedata.normalize("NFC", name) for name in self.classes}) < len(self.classes):
             raise SourceError(f"classes must all differ, but got {self.classes!r}")
 
     def with_labels(
@@ -180,8 +181,9 @@ def from_table(
             in one split and in one fold.
         classes: The labels to use, in this order; None uses all.
         group_by: Instead of such a column, a regular expression that finds the group in the name
-            of an image: its first group in parentheses, or all that it matches. It is applied to
-            the path below the data folder if it has a slash, else to the file's name.
+            of an image: what its first group in parentheses that takes part matches, or all that it
+            matches. It is applied to the path below the data folder if it has a slash, else to the
+            file's name.
     """
     described = label_table(table, image, label, split, group)
     return Source("table", classes, table=described, group_by=group_by)

@@ -86,6 +86,14 @@ class Manifest:
             n_groups, n_alone = len(set(self.groups) - {""}), self.groups.count("")
             alone = f"; {count(n_alone, 'image')} in no group" if n_alone else ""
             lines.append(f"{count(n_groups, 'group')} of images, kept together{alone}")
+        spellings: dict[str, list[str]] = {}
+        for name in self.classes:
+            spellings.setdefault(name.casefold(), []).append(name)
+        lines += [
+            f"{some(map(repr, names))} are different classes, though they differ in case only"
+            for names in spellings.values()
+            if len(names) > 1
+        ]
         return [*lines, *self.notes]
 
     def take(self, indices: np.ndarray) -> Manifest:

@@ -22,7 +22,8 @@ from search.data.layouts.class_folders import (
     find_class_folders,
 )
 from search.data.layouts.groups import groups_by_pattern
-from search.data.layouts.labelled_images import UNLISTED, find_labelled_files, find_metadata
+from search.data.layouts.labelled_images import UNLISTED, find_labelled_files
+from search.data.layouts.metadata import find_metadata
 from search.data.layouts.split_folders import class_folders_of, nfc, official_splits
 from search.data.manifest import Issue, Manifest, check_counts, sample
 from spaces.label_tables import LabelTable

@@ -169,6 +169,17 @@ def test_damaged_archives(tmp_path: Path, suffix: str) -> None:
     assert f"DIR/set{suffix} is damaged (" in message(path, tmp_path / "cache")
 
 
+def test_a_zip_with_a_damaged_name(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "set.zip", {"cat/\u00e9.jpg": b"x"})
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xc3\xc3"))
+    assert message(path, tmp_path / "cache").startswith("DIR/set.zip is damaged ('utf-8' codec")
+
+
+def test_a_folder_with_a_table_in_upper_case_is_entered(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "set.zip", {"photos/1.jpg": b"x", "photos/LABELS.CSV": b"y"})
+    assert open_folder(path, tmp_path / "cache").name == "photos"
+
+
 def test_an_encrypted_zip(tmp_path: Path) -> None:
     path = zipped(tmp_path / "set.zip", {"cat/1.jpg": b"x"})
     content = bytearray(path.read_bytes())

@@ -114,6 +114,8 @@ def test_classes_must_be_a_tuple_of_two_or_more(classes: object) -> None:
 
 
 def test_classes_must_differ() -> None:
+    with pytest.raises(SourceError, match=r"^classes must all differ"):
+        folder(classes=("caf\u00e9", "cafe\u0301"))
     with pytest.raises(SourceError, match=r"^classes must all differ, but got \('a', 'b', 'a'\)$"):
         caltech101(("a", "b", "a"))
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from search.data.image_files import DataError
+from search.data.layouts.split_folders import nfc
 
 
 def groups_by_pattern(names: Sequence[str], pattern: str) -> tuple[str, ...]:
@@ -13,8 +14,10 @@ def groups_by_pattern(names: Sequence[str], pattern: str) -> tuple[str, ...]:
 
     Args:
         names: Paths below the data folder, with `/`.
-        pattern: A regular expression; the group is its first group in parentheses, or all that it
-            matches. One with a slash is searched for in the path, any other in the file's name.
+        pattern: A regular expression; the group is what its first group in parentheses that takes
+            part matches, or all that it matches where it has none. One with a slash is searched
+            for in the path, any other in the file's name. Composed and decomposed characters are
+            equal.
 
     Returns:
         The groups; "" where the pattern is not found, so that an image is in no group.
@@ -22,10 +25,11 @@ def groups_by_pattern(names: Sequence[str], pattern: str) -> tuple[str, ...]:
     Raises:
         DataError: it is found in no name.
     """
-    compiled = re.compile(pattern)
+    compiled = re.compile(nfc(pattern))
+    names = [nfc(name) for name in names]
     searched = names if "/" in pattern else [name.rpartition("/")[2] for name in names]
     matches = map(compiled.search, searched)
-    groups = tuple((match[min(1, compiled.groups)] or "") if match else "" for match in matches)
+    groups = tuple("" if match is None else _group_of(match) for match in matches)
     if not any(groups):
         where = "paths" if "/" in pattern else "names"
         raise DataError(
@@ -33,3 +37,9 @@ def groups_by_pattern(names: Sequence[str], pattern: str) -> tuple[str, ...]:
             f" {len(names)}, such as {searched[0]!r}: correct the pattern"
         )
     return groups
+
+
+def _group_of(match: re.Match[str]) -> str:
+    if not match.re.groups:
+        return match[0]
+    return next((group for group in match.groups() if group), "")  # of "a(1)|b(2)" either

@@ -21,6 +21,10 @@ from spaces.label_tables import LabelTable, cell_text
 from spaces.sources import did_you_mean
 
 
+class MissingColumnError(DataError):
+    """A table has no column of images, or none of labels."""
+
+
 class Row(NamedTuple):
     """A row of a table, as text."""
 
@@ -65,6 +69,7 @@ _NAMES: Mapping[str, tuple[frozenset[str], ...]] = {
     "group": (frozenset(("group", "groups", "groupid")),),
 }
 """Names of columns, in lower case and without other signs; the first set goes before the second."""
+_SHOWN_CHARACTERS = 40
 _WHAT = {"image": "paths of images", "label": "labels", "split": "splits", "group": "groups"}
 
 
@@ -88,7 +93,8 @@ def read_rows(table: LabelTable, root: Path) -> tuple[list[Row], Columns]:
         root: The data folder.
 
     Raises:
-        DataError: it cannot be read, its columns are missing or ambiguous, or it has no rows.
+        MissingColumnError: it has no column of images, or none of labels.
+        DataError: it cannot be read, its columns are ambiguous, or it has no rows.
     """
     if table.path is None:
         header: Sequence[str] = table.header
@@ -108,8 +114,11 @@ def read_rows(table: LabelTable, root: Path) -> tuple[list[Row], Columns]:
 def find_columns(table: LabelTable, header: Sequence[str]) -> Columns:
     """Find the columns of a table, by the names that it was described with or by usual ones.
 
+    Where only one other column is there, it is that of images or that of labels under any name.
+
     Raises:
-        DataError: one is missing, or may be one of several.
+        MissingColumnError: there is none of images, or none of labels.
+        DataError: one may be one of several.
     """
     found: dict[str, str | None] = {}
     for role in _NAMES:
@@ -120,7 +129,7 @@ def find_columns(table: LabelTable, header: Sequence[str]) -> Columns:
         if found[role] is None and found[other] is not None and len(left) == 1:
             found[role] = left[0]
         if found[role] is None:
-            raise DataError(
+            raise MissingColumnError(
                 f"{table} must have a column of {_WHAT[role]}, but none of its columns"
                 f" ({some(map(repr, header))}) is called so (such as {role!r}): name it with"
                 f" --{role}-column; the first line of the file must name the columns"
@@ -142,9 +151,10 @@ def _given(table: LabelTable, name: str, header: Sequence[str]) -> str:
         one for one in header if one.strip().casefold() == name.strip().casefold()
     ]
     if len(found) != 1:
-        n = "two columns" if found else "no column"
-        raise DataError(
-            f"{table} has {n} {name!r}{did_you_mean(name, header)} (it has"
+        if found:
+            raise DataError(f"{table} has {len(found)} columns {name!r}: rename all but one")
+        raise MissingColumnError(
+            f"{table} has no column {name!r}{did_you_mean(name, header)} (it has"
             f" {some(map(repr, header))})"
         )
     return found[0]
@@ -153,15 +163,27 @@ def _given(table: LabelTable, name: str, header: Sequence[str]) -> str:
 def _named(table: LabelTable, role: str, header: Sequence[str]) -> str | None:
     """Return the column with a usual name for a role; None where there is none."""
     for names in _NAMES[role]:
-        found = [name for name in header if re.sub(r"[^a-z0-9]", "", name.casefold()) in names]
+        found = [name for name in header if _letters(name) in names]
         if len(found) > 1:
+            # There is no --split-column, and no option tells columns of the same name apart.
+            has_option = role != "split" and len(set(found)) > 1
+            way_out = f"name it with --{role}-column" if has_option else "rename the others"
             raise DataError(
                 f"{table} must have one column of {_WHAT[role]}, but {some(map(repr, found))} may"
-                f" be it: name it with --{role}-column"
+                f" be it: {way_out}"
             )
         if found:
             return found[0]
     return None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+def is_usual_name(role: str, column: str) -> bool:
+    """Return whether a column has one of the usual names for a role, such as "label"."""
+    return any(_letters(column) in names for names in _NAMES[role])
 
 
 def _cell(
@@ -176,7 +198,13 @@ def _cell(
             f"the column {name!r} of {table} must hold text or numbers, one per image, but row"
             f" {number} holds a {type(value).__name__}: give a table of paths and labels"
         )
-    return cell_text(value).strip()
+    text = cell_text(value).strip()
+    if re.search(r"[\0\r\n]", text):  # a quote that is not closed swallows the lines below
+        raise DataError(
+            f"every cell of {table} must be one line of text, but in row {number} the column"
+            f" {name!r} holds {text[:_SHOWN_CHARACTERS]!r}: is a quote not closed?"
+        )
+    return text
 
 
 _Table = tuple[Sequence[str], Sequence[Sequence[Any]], Sequence[int]]
@@ -218,7 +246,7 @@ def _read_csv(path: Path) -> _Table:
     text = _read_text(path)
     first = text.split("\n", 1)[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, numbers = [], []
     try:
         for row in reader:
@@ -226,7 +254,9 @@ def _read_csv(path: Path) -> _Table:
                 rows.append(row)
                 numbers.append(reader.line_num)
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}, is no CSV: {error}") from None
+        raise DataError(
+            f"{path}, line {reader.line_num}, is no CSV: {error} (is a quote not closed?)"
+        ) from None
     if not rows:
         raise DataError(f"{path} is empty")
     header = [name.strip() for name in rows[0]]
@@ -242,7 +272,7 @@ def _read_csv(path: Path) -> _Table:
 def _read_json_lines(path: Path) -> _Table:
     objects: list[Mapping[str, Any]] = []
     numbers = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

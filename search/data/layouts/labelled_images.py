@@ -13,11 +13,9 @@ from search.console.formatting import some
 from search.data.image_files import DataError, find_image_files, has_image_suffix
 from search.data.layouts.class_folders import class_order
 from search.data.layouts.label_table import Columns, Row, find_table, read_rows
-from search.data.layouts.split_folders import nfc, official_splits, split_named
+from search.data.layouts.split_folders import nfc, split_named
 from spaces.label_tables import LabelTable
 
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Tables of Hugging Face's image folders, in the data folder or in each split's."""
 UNLISTED = "has no row in the table"
 """Reason of an image that is not used."""
 _SHOWN = 3
@@ -51,36 +49,6 @@ class LabelledFiles(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find_metadata(root: Path) -> list[tuple[str | None, LabelTable]]:
-    """Find the tables of an image folder as Hugging Face's `datasets` defines it.
-
-    Returns:
-        The table of each official split, or the one of the folder under None; none where there are
-        none with the column `file_name` and a column of labels.
-    """
-    found: list[tuple[str | None, LabelTable]] = []
-    try:
-        parts = official_splits(root)
-    except DataError:  # it may be none where classes are given; who looks for class folders says so
-        parts = {}
-    for split, folder in {None: root, **parts}.items():
-        for path in (folder / name for name in _METADATA):
-            if path.is_file() and _has_labels(table := LabelTable(path, image="file_name"), root):
-                found.append((split, table))
-                break
-        if None in [split for split, _ in found]:
-            break
-    return found
-
-
-def _has_labels(table: LabelTable, root: Path) -> bool:
-    try:
-        read_rows(table, root)
-    except DataError:
-        return False
-    return True
-
-
 def find_labelled_files(
     root: Path, tables: Sequence[tuple[str | None, LabelTable]]
 ) -> LabelledFiles:
@@ -111,7 +79,7 @@ def find_labelled_files(
         splits = _splits(table, rows, columns, split, [index.name_of(path) for path in paths])
         for row, path, part in zip(rows, paths, splits, strict=True):
             name = index.name_of(path)
-            files[path] = LabelledFile(name, nfc(row.label), part, row.group, path)
+            files[path] = LabelledFile(name, nfc(row.label), part, nfc(row.group), path)
         notes.append(_note(table, columns, splits))
     if len({file.split is None for file in files.values()}) > 1:
         raise DataError(f"all tables of {root} must name splits, or none")

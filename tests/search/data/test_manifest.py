@@ -1,6 +1,6 @@
 import numpy as np
 
-from search.data.manifest import seeded_order
+from search.data.manifest import Manifest, seeded_order
 
 
 def test_seeded_order_is_a_fixed_shuffle() -> None:
@@ -15,3 +15,11 @@ def test_seeded_order_is_a_fixed_shuffle() -> None:
     without = [names[i] for i in order if i != 500]
     fewer = [name for name in names if name != "500.jpg"]
     assert [fewer[i] for i in seeded_order(fewer, 0, "x")] == without
+
+
+def test_classes_that_differ_in_case_only_are_named() -> None:
+    classes = ("Cat", "cat", "dog")
+    manifest = Manifest(classes, ("a",), np.zeros(1, np.int64), (None,), (), None)
+    assert manifest.describe()[-1] == (
+        "'Cat', 'cat' are different classes, though they differ in case only"
+    )

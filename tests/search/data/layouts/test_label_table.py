@@ -58,8 +58,47 @@ def test_parquet_and_data_frames(tmp_path: Path) -> None:
 
 
 def test_rows_know_their_lines(tmp_path: Path) -> None:
-    table = written(tmp_path / "t.csv", 'image,label\n\na.jpg,"two\nlines"\nb.jpg,dog\n')
+    table = written(tmp_path / "t.csv", 'image,label,note\n\na.jpg,cat,"two\nlines"\nb.jpg,dog\n')
     assert [row.number for row in read_rows(table, tmp_path)[0]] == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ('a.jpg,"cat\nb.jpg,dog\nc.jpg,dog', "line 4, is no CSV: unexpected end of data (is a"),
+        ('a.jpg,"cat\nb.jpg,dog\nc.jpg,"dog"', "line 4, is no CSV: ',' expected after"),
+        (
+            'a.jpg,"cat\nb.jpg,dog\nc.jpg,cat"',
+            "holds 'cat\\nb.jpg,dog\\nc.jpg,cat': is a quote not",
+        ),
+        ("a.jpg,cat\0\nb.jpg,dog", "holds 'cat\\x00'"),
+    ],
+)
+def test_a_quote_that_is_not_closed_swallows_no_rows(
+    tmp_path: Path, cells: str, reason: str
+) -> None:
+    table = written(tmp_path / "t.csv", f"image,label\n{cells}\n")
+    assert reason in message(table, tmp_path)
+
+
+def test_words_of_pandas_are_labels_in_a_file(tmp_path: Path) -> None:
+    table = written(tmp_path / "t.csv", "image,label\n1,NaT\n2,<NA>\n3,nan\n4,NA\n5,001\n6,1.0\n")
+    labels = [row.label for row in read_rows(table, tmp_path)[0]]
+    assert labels == ["NaT", "<NA>", "nan", "NA", "001", "1.0"]
+
+
+def test_a_separator_of_lines_in_json(tmp_path: Path) -> None:
+    table = written(tmp_path / "t.jsonl", '{"image": "1", "label": "a\u2028b"}\n')
+    assert [row.label for row in read_rows(table, tmp_path)[0]] == ["a\u2028b"]
+
+
+def test_columns_that_no_option_tells_apart(tmp_path: Path) -> None:
+    table = written(tmp_path / "t.csv", "image,label,label\n1,a,b\n")
+    assert message(table, tmp_path).endswith("'label', 'label' may be it: rename the others")
+    table = LabelTable(tmp_path / "t.csv", label="label")
+    assert message(table, tmp_path).endswith("has 2 columns 'label': rename all but one")
+    table = written(tmp_path / "t.csv", "image,label,split,set\n1,a,train,x\n")
+    assert message(table, tmp_path).endswith("'split', 'set' may be it: rename the others")
 
 
 @pytest.mark.parametrize(

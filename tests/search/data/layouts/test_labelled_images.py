@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from search.data.image_files import DataError
-from search.data.layouts.labelled_images import LabelledFiles, find_labelled_files, find_metadata
+from search.data.layouts.labelled_images import LabelledFiles, find_labelled_files
 from spaces.label_tables import LabelTable
 
 
@@ -123,26 +123,8 @@ def test_rows_that_are_wrong(tmp_path: Path, rows: list[tuple[str, ...]], words:
     assert words in message(tmp_path, table_of(*rows))
 
 
-def test_metadata_of_image_folders(tmp_path: Path) -> None:
-    make(tmp_path, "train/1.jpg", "test/1.jpg")
-    for split, label in (("train", "a"), ("test", "b")):
-        content = f"file_name,label\n1.jpg,{label}\n"
-        (tmp_path / split / "metadata.csv").write_text(content)
-    tables = find_metadata(tmp_path)
-    assert [(split, str(table)) for split, table in tables] == [
-        ("test", f"{tmp_path}/test/metadata.csv"),
-        ("train", f"{tmp_path}/train/metadata.csv"),
-    ]
-    files = find_labelled_files(tmp_path, tables).files
-    assert {(file.name, file.label, file.split) for file in files} == {
-        ("train/1.jpg", "a", "train"),
-        ("test/1.jpg", "b", "test"),
-    }
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "train/1.jpg", "class": "a"}')
-    assert [split for split, _ in find_metadata(tmp_path)] == [None]
-
-
-def test_metadata_without_labels_is_none(tmp_path: Path) -> None:
-    make(tmp_path, "a/1.jpg", "b/1.jpg")
-    (tmp_path / "metadata.csv").write_text("file_name,caption,width\na/1.jpg,a cat,3\n")
-    assert find_metadata(tmp_path) == []
+def test_groups_are_composed(tmp_path: Path) -> None:
+    make(tmp_path, "1.jpg", "2.jpg")
+    header = ("image", "label", "group")
+    table = table_of(("1", "a", "Jose\u0301"), ("2", "b", "Jos\u00e9"), header=header)
+    assert {file.group for file in found(tmp_path, table).files} == {"Jos\u00e9"}
