@@ -1,4 +1,4 @@
-"""The Python of README and docs/api.md runs, on a small finished run, only without the searches.
+"""The Python of README, api.md and tutorial.md runs, on a small finished run, without the searches.
 
 Their options are checked as a search checks them, before the finished run takes the place of its
 result.
@@ -20,7 +20,10 @@ from search.api.space_file import write_space
 from spaces.base import Space
 
 ROOT = Path(__file__).parents[2]
-PAGES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/api.md")]
+PAGES = [
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/api.md", "docs/tutorial.md")
+]
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -74,6 +74,7 @@ def place(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "photos/cat/1.jpg",
         "folder-of-photos/1.jpg",
         "more/trip/1.png",
+        "phone-photos/cat/1.jpg",
     )
     for name in images:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
