@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from spaces.sources import SourceError
     from trainables.images import ImageError
     from trainables.models.model_card import ModelError
-    from trainables.models.weights import WeightsError
+    from trainables.pretrained.weights import WeightsError
 
 __all__ = [
     "DataError",
@@ -81,7 +81,7 @@ _MODULES = {
     "Space": "spaces.base",
     "SpaceError": "spaces.rules",
     "StorageError": "search.runs.storage",
-    "WeightsError": "trainables.models.weights",
+    "WeightsError": "trainables.pretrained.weights",
     "load_run": "search.api.run",
     "load_space": "spaces.base",
     "run_search": "search.api.run",

@@ -25,7 +25,7 @@ from search.console.output import SafeConsole, command, print_error
 from search.console.signals import INTERRUPTED
 from spaces.downloads import cache_folder
 from spaces.portfolio import PORTFOLIO
-from trainables.models.catalogue import (
+from trainables.pretrained.catalogue import (
     BackboneInfo,
     describe_backbones,
     find_names,

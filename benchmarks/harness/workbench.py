@@ -19,7 +19,7 @@ from trainables.image_formats import IMAGE_SUFFIXES
 from trainables.images import as_tensor, read_image, to_square
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.classifier import Weights
-from trainables.models.weights import load_weights
+from trainables.pretrained.weights import load_weights
 
 CALTECH_SIX = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
 _CALTECH_FOLDER = Path("caltech101") / "101_ObjectCategories"

@@ -27,7 +27,7 @@ from torchvision.transforms.v2.functional import resize
 from benchmarks.harness.reporting import Ratio, Report, command_line
 from spaces.glyphs import external_digits
 from trainables.models.small_networks import tinynet_stages
-from trainables.models.weights import PACKAGED
+from trainables.pretrained.weights import PACKAGED
 
 IMAGE_SIZE = 32
 BATCH_SIZE = 64

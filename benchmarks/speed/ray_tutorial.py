@@ -31,7 +31,7 @@ from torchvision import transforms
 
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
-from trainables.models.weights import load_weights
+from trainables.pretrained.weights import load_weights
 
 # A trial has one CPU, so decoding in other processes gains nothing (measured: 0 is no slower).
 N_LOADER_WORKERS = 0

@@ -45,7 +45,7 @@ from spaces.base import load_space
 from trainables.images import read_image
 from trainables.models.ensemble import Ensemble
 from trainables.models.model_card import ModelCard
-from trainables.models.weights import load_weights
+from trainables.pretrained.weights import load_weights
 
 BACKBONE = "squeezenet1_0"
 SEED = 0

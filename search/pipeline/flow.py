@@ -34,8 +34,8 @@ from search.reporting.terminal import show_result
 from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import BackboneWeights, Settings
 from search.tuning.study import BASELINE_TRIAL, best_epoch, ranked_trials
-from trainables.models.licences import Licence, weights_licence
-from trainables.models.weight_files import describe_source
+from trainables.pretrained.licences import Licence, weights_licence
+from trainables.pretrained.weight_files import describe_source
 
 _log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from search.tuning.study import best_epoch, ranked_trials, trial_params
 from spaces.base import TrialConfig
 from trainables.models.classifier import Weights
 from trainables.models.ensemble import Ensemble
-from trainables.models.licences import weights_licence
 from trainables.models.linear_probe import Probe
 from trainables.models.model_card import ModelCard
 from trainables.models.ood import OODScorer
+from trainables.pretrained.licences import weights_licence
 from trainables.trial_files import TrialIdentity, unpack
 from trainables.worker import clone_backbone
 

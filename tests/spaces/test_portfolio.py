@@ -2,7 +2,7 @@ from pathlib import Path
 
 from spaces.portfolio import PORTFOLIO, is_portfolio, portfolio_backbones
 from spaces.rules import RULES
-from trainables.models.licences import UNKNOWN, weights_licence
+from trainables.pretrained.licences import UNKNOWN, weights_licence
 
 
 def test_the_portfolio_has_eight_to_twelve_backbones_each_with_its_reason() -> None:

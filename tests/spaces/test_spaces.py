@@ -5,7 +5,7 @@ import pytest
 from spaces import base
 from spaces.base import NOT_SPACES, Space, TrialConfig, load_space
 from spaces.sources import Arrays, SourceError
-from trainables.models.weight_files import find_weights
+from trainables.pretrained.weight_files import find_weights
 
 FOLDER = Path(base.__file__).parent
 STUDIES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in NOT_SPACES)

@@ -12,7 +12,7 @@ from trainables.batches import CachedBatches, ImageBatches, ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
 from trainables.images import crop_pixels
 from trainables.models.backbones import Backbone, create_backbone
-from trainables.models.weights import PACKAGED, load_weights
+from trainables.pretrained.weights import PACKAGED, load_weights
 
 CPU = torch.device("cpu")
 N_IMAGES, SIDE, N_VIEWS = 72, 32, 8

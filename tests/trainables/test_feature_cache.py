@@ -17,7 +17,7 @@ from trainables.feature_cache import (
 )
 from trainables.images import crop_pixels
 from trainables.models.backbones import Backbone, create_backbone
-from trainables.models.weights import PACKAGED, load_weights
+from trainables.pretrained.weights import PACKAGED, load_weights
 
 CPU = torch.device("cpu")
 N_IMAGES = 40  # more than one batch of the build

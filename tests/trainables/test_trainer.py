@@ -17,8 +17,8 @@ from trainables import batches, trainer
 from trainables.batches import CachedBatches, ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
 from trainables.models.backbones import Backbone, create_backbone
-from trainables.models.weights import PACKAGED, load_weights
 from trainables.optimization import cosine_with_warmup
+from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.trainer import Trainer, TrainingError, balanced_class_weights
 from trainables.trial_result import EpochResult
 

@@ -22,7 +22,7 @@ from trainables.models.own_networks import OwnNetwork, create_own
 from trainables.models.small_networks import SMALL_NETWORKS
 from trainables.models.timm_networks import create_timm
 from trainables.models.torchvision_stages import STAGE_PLANS, build_network, cut_into_stages
-from trainables.models.weights import copy_weights
+from trainables.pretrained.weights import copy_weights
 
 DEFAULT_IMAGE_SIZE = 224
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spaces.timm_names import PREFIX, timm_problem
 from trainables.models.network_cut import find_cut
 from trainables.models.timm_stages import cut_network
-from trainables.models.weights import WeightsError, copy_weights
+from trainables.pretrained.weights import WeightsError, copy_weights
 
 
 @dataclass(frozen=True)

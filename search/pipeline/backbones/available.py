@@ -15,7 +15,7 @@ from search.runs.environment import Request
 from search.runs.summary import ProbeScore
 from spaces.base import Space
 from spaces.portfolio import AUTO, is_portfolio
-from trainables.models.weight_files import find_available_weights, unavailable_weights
+from trainables.pretrained.weight_files import find_available_weights, unavailable_weights
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from spaces.rules import is_own_network
 from trainables.feature_cache import bytes_per_image
 from trainables.models.backbones import create_backbone
 from trainables.models.latency import measure_latency
-from trainables.models.weights import WeightsError, load_weights
+from trainables.pretrained.weights import WeightsError, load_weights
 from trainables.worker import training_device
 
 

@@ -22,7 +22,7 @@ from search.runs.tables import read_rows
 from spaces.base import Space, load_space
 from spaces.sources import digits
 from tests.fixtures.prepared_data import prepared_data
-from trainables.models.weights import PACKAGED, load_weights
+from trainables.pretrained.weights import PACKAGED, load_weights
 
 N_IMAGES, N_CLASSES, SIZE = 48, 3, 32
 

@@ -24,7 +24,7 @@ from tests.fixtures.prepared_data import prepared_data
 from trainables import trial as trial_module
 from trainables.models.classifier import Weights
 from trainables.models.ensemble import load_model
-from trainables.models.weights import PACKAGED, load_weights
+from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.trial import ImageTrial
 
 N_IMAGES = 12

@@ -21,7 +21,7 @@ from search.runs.summary import ProbeScore
 from spaces.errors import SourceError
 from spaces.portfolio import PORTFOLIO
 from trainables.models.ensemble import ModelCard
-from trainables.models.weights import WeightsError
+from trainables.pretrained.weights import WeightsError
 
 OWN_SPACE = """
 from spaces.base import Space

@@ -21,7 +21,7 @@ from spaces.base import Space, TrialConfig
 from spaces.sources import folder
 from tests.fixtures.prepared_data import prepared_data
 from trainables.models.ensemble import load_model
-from trainables.models.weights import PACKAGED, load_weights
+from trainables.pretrained.weights import PACKAGED, load_weights
 
 CLASSES = ("red", "green", "blue")
 SPLITS = ["train"] * 60 + ["val"] * 21 + ["test"] * 39

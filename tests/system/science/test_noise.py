@@ -17,7 +17,7 @@ from tests.system.science.noise_run import FIRST_TRIALS, N_EPOCHS, NoiseRun
 from trainables.images import crop_pixels
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
-from trainables.models.weights import PACKAGED, load_weights
+from trainables.pretrained.weights import PACKAGED, load_weights
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from spaces.rules import BACKBONES
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.small_networks import SMALL_NETWORKS
-from trainables.models.weights import WeightsError, load_weights
+from trainables.pretrained.weights import WeightsError, load_weights
 
 
 def reference_net(name: str) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainables.models.small_networks import cnn_stages, tinynet_stages
-from trainables.models.weights import PACKAGED
+from trainables.pretrained.weights import PACKAGED
 
 WEIGHTS = PACKAGED["tinynet"]
 N_SEEDS = 3

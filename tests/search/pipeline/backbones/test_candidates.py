@@ -24,7 +24,7 @@ from spaces.base import Space
 from spaces.sources import folder
 from trainables.feature_cache import bytes_per_image
 from trainables.models.backbones import create_backbone
-from trainables.models.weights import PACKAGED, WeightsError
+from trainables.pretrained.weights import PACKAGED, WeightsError
 
 
 def plan(*names: str, weights: dict[str, Path], image_size: int = 32) -> RunPlan:

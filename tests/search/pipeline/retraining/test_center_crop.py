@@ -37,7 +37,7 @@ from trainables.models.center_crop import enlarge_center
 from trainables.models.ensemble import load_model
 from trainables.models.linear_probe import MAX_IMAGES, fit_head
 from trainables.models.ood import fit_subspace
-from trainables.models.weights import PACKAGED, load_weights
+from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.worker import TrainingContext, clone_backbone
 
 N_IMAGES, N_CLASSES, SIDE, CACHE_SIZE, N_FOLDS = 90, 3, 32, 36, 3

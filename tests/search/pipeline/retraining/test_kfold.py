@@ -19,7 +19,7 @@ from search.pipeline.retraining.kfold import Fold, FoldStore, RetrainConfig, ret
 from spaces.base import Space, TrialConfig
 from spaces.sources import folder
 from tests.fixtures.prepared_data import prepared_data, started_cache
-from trainables.models.weights import PACKAGED, load_weights
+from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.worker import TrainingContext
 
 N_IMAGES, N_FOLDS, SIDE = 30, 5, 32

@@ -12,10 +12,10 @@ from time import monotonic
 from spaces.portfolio import PORTFOLIO
 from spaces.rules import BACKBONES
 from spaces.timm_names import PREFIX
-from trainables.models.hub import Hub
-from trainables.models.imagenet_accuracy import published_accuracy
-from trainables.models.licences import Licence, weights_licence
-from trainables.models.weight_files import find_local_weights, has_weights
+from trainables.pretrained.hub import Hub
+from trainables.pretrained.imagenet_accuracy import published_accuracy
+from trainables.pretrained.licences import Licence, weights_licence
+from trainables.pretrained.weight_files import find_local_weights, has_weights
 
 COUNTING_SECONDS = 30.0
 """Networks whose cost is not counted by then are listed without it."""

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from spaces.downloads import connection_timeout
-from trainables.models.resumable_download import call_within
-from trainables.models.weights import WeightsError
+from trainables.pretrained.resumable_download import call_within
+from trainables.pretrained.weights import WeightsError
 
 SERVER_TIMEOUT_SECONDS = 10.0
 

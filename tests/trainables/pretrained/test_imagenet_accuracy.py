@@ -4,7 +4,7 @@ from torchvision.models import ResNet50_Weights
 
 from spaces.portfolio import PORTFOLIO
 from spaces.rules import BACKBONES
-from trainables.models.imagenet_accuracy import _TIMM_PERCENT, published_accuracy
+from trainables.pretrained.imagenet_accuracy import _TIMM_PERCENT, published_accuracy
 
 
 def test_torchvisions_is_that_of_its_default_weights():

@@ -14,16 +14,16 @@ from huggingface_hub import close_session
 
 from spaces.rules import BACKBONES
 from tests.fixtures.hub_server import HubServer, hub_server
-from trainables.models import url_files, weight_files
-from trainables.models.hub import Hub
-from trainables.models.timm_weights import timm_source
-from trainables.models.weight_files import (
+from trainables.pretrained import url_files, weight_files
+from trainables.pretrained.hub import Hub
+from trainables.pretrained.timm_weights import timm_source
+from trainables.pretrained.weight_files import (
     find_available_weights,
     find_local_weights,
     find_weights,
     pretrained_url,
 )
-from trainables.models.weights import WeightsError
+from trainables.pretrained.weights import WeightsError
 
 CONTENT = b"the weights of a network" * 1000
 FILE_NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"

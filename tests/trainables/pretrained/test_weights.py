@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import DenseNet, VisionTransformer
 
-from trainables.models.weights import WeightsError, copy_weights, load_weights
+from trainables.pretrained.weights import WeightsError, copy_weights, load_weights
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spaces.timm_names import PREFIX
-from trainables.models.hub import WEIGHT_FILES
-from trainables.models.weights import WeightsError
+from trainables.pretrained.hub import WEIGHT_FILES
+from trainables.pretrained.weights import WeightsError
 
 SUFFIXES = (".safetensors", ".pth", ".bin")
 """Of files of weights, the preferred first."""

@@ -7,9 +7,9 @@ here, from its `results/results-imagenet.csv`, at the image size that they were 
 from __future__ import annotations
 
 from spaces.timm_names import PREFIX
-from trainables.models.timm_weights import timm_source
-from trainables.models.weight_files import FROM_SCRATCH
-from trainables.models.weights import PACKAGED, WeightsError
+from trainables.pretrained.timm_weights import timm_source
+from trainables.pretrained.weight_files import FROM_SCRATCH
+from trainables.pretrained.weights import PACKAGED, WeightsError
 
 _TIMM_PERCENT = {
     "tf_efficientnet_lite0.in1k": 74.846,

@@ -5,9 +5,9 @@ import timm
 
 from spaces.portfolio import PORTFOLIO
 from spaces.rules import BACKBONES
-from trainables.models import catalogue
-from trainables.models.catalogue import describe_backbones, find_names, similar_names
-from trainables.models.licences import Licence
+from trainables.pretrained import catalogue
+from trainables.pretrained.catalogue import describe_backbones, find_names, similar_names
+from trainables.pretrained.licences import Licence
 
 
 def test_without_a_pattern_ours_and_the_portfolio_are_listed():

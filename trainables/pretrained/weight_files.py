@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from spaces.timm_names import PREFIX
-from trainables.models.hub import (
+from trainables.pretrained.hub import (
     WEIGHT_FILES,
     Hub,
     HubError,
     HubUnreachableError,
 )
-from trainables.models.resumable_download import ShowDownload
-from trainables.models.timm_weights import SUFFIXES, timm_source
-from trainables.models.url_files import fetch_url, file_name, find_downloaded
-from trainables.models.weights import PACKAGED, WeightsError
+from trainables.pretrained.resumable_download import ShowDownload
+from trainables.pretrained.timm_weights import SUFFIXES, timm_source
+from trainables.pretrained.url_files import fetch_url, file_name, find_downloaded
+from trainables.pretrained.weights import PACKAGED, WeightsError
 
 FROM_SCRATCH = ("cnn",)
 """Backbones without pretrained weights."""

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import timm
 
-from trainables.models.licences import (
+from trainables.pretrained.licences import (
     NON_COMMERCIAL,
     OWN_TERMS,
     UNKNOWN,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spaces.timm_names import PREFIX
-from trainables.models.weight_files import FROM_SCRATCH
-from trainables.models.weights import PACKAGED
+from trainables.pretrained.weight_files import FROM_SCRATCH
+from trainables.pretrained.weights import PACKAGED
 
 UNKNOWN = "unknown"
 

@@ -1,7 +1,7 @@
 """Read pretrained weights and copy them into a network.
 
-`trainables.models.weight_files` finds their files. PyTorch is imported where it is used, so that a
-missing file is reported at once.
+`trainables.pretrained.weight_files` finds their files. PyTorch is imported where it is used, so
+that a missing file is reported at once.
 """
 
 from __future__ import annotations

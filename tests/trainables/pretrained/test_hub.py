@@ -13,8 +13,8 @@ from huggingface_hub import close_session, hf_hub_download
 from huggingface_hub import constants as hub_constants
 
 from tests.fixtures.hub_server import COMMIT, HubServer, hub_server
-from trainables.models import hub
-from trainables.models.hub import Hub, HubError, HubUnreachableError
+from trainables.pretrained import hub
+from trainables.pretrained.hub import Hub, HubError, HubUnreachableError
 
 REPO = "timm/net.in1k"
 CONTENT = bytes(range(256)) * 12_000
@@ -217,7 +217,7 @@ def test_offline_the_cache_is_all_there_is(server, local_hub, monkeypatch):
 
 def test_the_environment_names_mirror_cache_and_token(server, tmp_path):
     server.token = "secret"
-    code = f"from trainables.models.hub import Hub; print(Hub().fetch({REPO!r}))"
+    code = f"from trainables.pretrained.hub import Hub; print(Hub().fetch({REPO!r}))"
     settings = {"HF_ENDPOINT": server.endpoint, "HF_HUB_CACHE": str(tmp_path), "HF_TOKEN": "secret"}
     done = subprocess.run(
         [sys.executable, "-c", code],

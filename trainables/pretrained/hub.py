@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spaces.errors import SearchError
-from trainables.models.resumable_download import (
+from trainables.pretrained.resumable_download import (
     DownloadError,
     ShowDownload,
     call_within,

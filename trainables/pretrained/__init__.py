@@ -1,0 +1,1 @@
+"""Published weights of backbones: where they are, their licences, reading and downloading them."""
