@@ -68,7 +68,13 @@ def test_every_option_is_in_a_page(command: str) -> None:
 def test_options_in_text_exist() -> None:
     """Those in sentences; test_commands lets the programs read fenced commands."""
     known = set().union(*map(options_of, COMMANDS))
-    known |= {"--constraint", "--editable", "--build-arg", "--shm-size", "--working-dir"}  # others'
+    known |= {
+        "--constraint",
+        "--editable",
+        "--build-arg",
+        "--shm-size",
+        "--working-dir",
+    }  # of pip, Docker, Ray
     known.add("--trails")  # the page of errors has it as a mistake
     wrong = []
     for name, text in {"README.md": README, **PAGES}.items():
