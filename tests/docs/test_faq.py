@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-PAGE = (Path(__file__).parents[2] / "docs" / "faq.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
 MESSAGES = re.findall(r"^\*\*`([^`]+)`", PAGE, re.MULTILINE)
 ON_PHOTOS = ("run", "--data", "photos", "--backbones", "tinynet")
 INPUTS: dict[str, Sequence[str]] = {
@@ -38,12 +39,13 @@ INPUTS: dict[str, Sequence[str]] = {
 }
 """By how the message begins, a command whose mistake is found at once. The others need a cluster, a
 full disk, a run, or PyTorch."""
-ELSEWHERE = (
-    "the images are not those",  # tests/search/data/test_splits.py
-    "no Ray cluster answers",  # tests/search/cluster/test_session.py
-    "no space is left",  # tests/search/console/test_output.py
-    "--max-latency",  # tests/search/pipeline/backbones
-)
+ELSEWHERE = {
+    "the images are not those that the run began with": "data/splits.py",
+    "no Ray cluster answers at": "cluster/session.py",
+    "no space is left for": "run.py",
+    "--max-latency": "pipeline/backbones/candidates.py",
+}
+"""By how the other messages begin, the module of `search/` that writes them."""
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / folder).mkdir()
         (place / folder / "labels.csv").write_text(rows, encoding="utf-8")
     return place
+
+
+def test_messages_of_costly_mistakes_are_written() -> None:
+    for start, module in ELSEWHERE.items():
+        assert start in (ROOT / "search" / module).read_text(encoding="utf-8"), module
 
 
 def test_every_message_is_provoked() -> None:
