@@ -107,11 +107,11 @@ class Source:
         if table is not None:
             table = replace(
                 table,
-                image=image or table.image,
-                label=label or table.label,
-                group=group or table.group,
+                image=table.image if image is None else image,
+                label=table.label if label is None else label,
+                group=table.group if group is None else group,
             )
-        return replace(self, table=table, group_by=group_by or self.group_by)
+        return replace(self, table=table, group_by=self.group_by if group_by is None else group_by)
 
     def open(self, data: Path | None, cache: Path) -> Path | Arrays:
         """Find the set, or download it if `data` is None.
@@ -208,6 +208,8 @@ def check_pattern(pattern: str) -> None:
     Raises:
         SourceError: it is none.
     """
+    if pattern == "":  # as of a variable that is not set: it would find no groups
+        raise SourceError("--group-by must be a regular expression, but it is empty")
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from numbers import Integral
 from typing import Any, TypeAlias
 
 from search.console.arguments import Parser
@@ -80,9 +81,15 @@ def _words(name: str, action: argparse.Action, value: Option) -> Iterator[str]:
         yield from _switch(name, action, value)
     elif isinstance(value, Mapping):
         for key, one in value.items():
-            yield f"{option}={key}={_text(name, one)}"
+            yield f"{option}={key}={one if isinstance(one, bool) else _text(name, one)}"
     elif isinstance(value, list | tuple):
-        yield f"{option}={','.join(_text(name, one) for one in value)}"
+        texts = [_text(name, one) for one in value]
+        if divided := [text for text in texts if "," in text]:
+            raise RequestError(
+                f"{name} cannot hold a name with a comma, which divides names, but got"
+                f" {divided[0]!r}: rename it, or list the names in a space file"
+            )
+        yield f"{option}={','.join(texts)}"
     else:
         yield f"{option}={_text(name, value)}"
 
@@ -104,8 +111,10 @@ def _switch(name: str, action: argparse.Action, value: object) -> Iterator[str]:
 
 def _text(name: str, value: object) -> str:
     if isinstance(value, timedelta):
-        return f"{value.total_seconds():g}s"
-    if isinstance(value, str | int | float | os.PathLike) and not isinstance(value, bool):
+        return f"{value.total_seconds():f}s"  # without an exponent, however long
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))  # NumPy's whole numbers, too
+    if isinstance(value, str | float | os.PathLike) and not isinstance(value, bool):
         return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
     way_out = ": save it with to_csv, and give the file" if hasattr(value, "to_csv") else ""
     raise RequestError(

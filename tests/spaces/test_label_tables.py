@@ -37,6 +37,11 @@ def test_the_command_line_goes_before_the_space() -> None:
         folder().with_labels(None, group="patient")
     with pytest.raises(SourceError, match=r"must be a regular expression, but '\(' is none"):
         folder().with_labels(None, group_by="(")
+    with pytest.raises(SourceError, match="must be a regular expression, but it is empty"):
+        folder(group_by="x").with_labels(None, group_by="")
+    changed = source.with_labels(None, group="")
+    assert changed.table is not None
+    assert changed.table.group == ""  # a column that the table has not, and not the usual one
 
 
 def test_a_described_table() -> None:

@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -75,3 +76,17 @@ def test_options_become_a_request() -> None:
 def test_mistakes_are_the_projects_errors(options: dict[str, object], message: str) -> None:
     with pytest.raises(RequestError, match=re.escape(message)):
         request_of(as_arguments(options))  # type: ignore[arg-type]
+
+
+def test_values_keep_their_meaning_as_words() -> None:
+    options = {
+        "trials": np.int64(7),
+        "time_budget": timedelta(days=14, microseconds=500_000),
+        "set": {"class_weights": True, "lr": np.float64(1e-3), "batch_size": np.int64(16)},
+    }
+    request = request_of(as_arguments(options))
+    assert request.trials == 7
+    assert request.time_budget_seconds == 14 * 86_400 + 0.5
+    assert request.constants == {"class_weights": True, "lr": 1e-3, "batch_size": 16}
+    with pytest.raises(RequestError, match="classes cannot hold a name with a comma"):
+        as_arguments({"classes": ["a,b", "c"]})
