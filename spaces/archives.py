@@ -7,6 +7,7 @@ import difflib
 import gzip
 import hashlib
 import lzma
+import os
 import shutil
 import stat
 import sys
@@ -60,7 +61,7 @@ def open_folder(path: Path, cache: Path, option: str = "--data") -> Path:
     Raises:
         ArchiveError: there is neither, or the archive cannot be unpacked.
     """
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 (raises nothing)
     if path.is_dir():
         return path
     if not path.exists():

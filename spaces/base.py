@@ -6,6 +6,7 @@ found when it is loaded, before anything costly starts.
 
 from __future__ import annotations
 
+import os
 import runpy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
@@ -230,7 +231,7 @@ def find_space(text: str) -> Path:
     `products`, `products.py` and `spaces/products.py` name the same one in any folder, unless
     there is such a file in the working directory.
     """
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 (the other one raises an error)
     if path.is_file():
         return path
     if path.suffix in ("", ".py") and path.parent in (Path(), Path("spaces")):

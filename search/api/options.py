@@ -7,8 +7,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from numbers import Integral
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from search.console.arguments import Parser
 from search.console.run_options import create_parser
@@ -112,9 +113,9 @@ def _switch(name: str, action: argparse.Action, value: object) -> Iterator[str]:
 def _text(name: str, value: object) -> str:
     if isinstance(value, timedelta):
         return f"{value.total_seconds():f}s"  # without an exponent, however long
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return str(int(value))  # NumPy's whole numbers, too
-    if isinstance(value, str | float | os.PathLike) and not isinstance(value, bool):
+    if isinstance(value, np.integer):
+        return str(int(value))
+    if isinstance(value, str | int | float | os.PathLike) and not isinstance(value, bool):
         return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
     way_out = ": save it with to_csv, and give the file" if hasattr(value, "to_csv") else ""
     raise RequestError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -56,7 +57,7 @@ def parse_request(arguments: Sequence[str] | None = None, exits: bool = True) ->
     """
     parser = create_parser()
     parser.raises = None if exits else RequestError
-    options = vars(parser.parse_args(arguments))
+    options = {name: _expanded(one) for name, one in vars(parser.parse_args(arguments)).items()}
     options["constants"] = _constants(options.pop("settings"), options["backbones"], parser)
     options["names_space"] = options["space"] is not None
     own = options["resume"] and options["resume"] / "space.py"
@@ -67,6 +68,12 @@ def parse_request(arguments: Sequence[str] | None = None, exits: bool = True) ->
     options["space"] = space
     options["name"] = options["name"] or f"{space.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     return Request(**options)
+
+
+def _expanded(value: Any) -> Any:
+    """Expand a path's ~, which a shell leaves in quotes and Python leaves anywhere."""
+    # Path.expanduser raises an error where there is no such user.
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111
 
 
 def _constants(
@@ -114,9 +121,9 @@ def load_requested_space(request: Request) -> Space:
 
 def with_table(request: Request) -> Request:
     """Return a request whose table of labels may lie in the data folder."""
-    if request.labels is None or request.data is None or request.labels.expanduser().is_file():
+    if request.labels is None or request.data is None or request.labels.is_file():
         return request
-    inside = request.data.expanduser() / request.labels
+    inside = request.data / request.labels
     return replace(request, labels=inside) if inside.is_file() else request
 
 

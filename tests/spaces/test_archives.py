@@ -221,3 +221,8 @@ def test_what_is_neither_a_folder_nor_an_archive(tmp_path: Path) -> None:
 def test_names_of_archives() -> None:
     assert is_archive(Path("a.TAR.GZ"))
     assert not is_archive(Path("a.jpg.gz"))
+
+
+def test_the_home_of_nobody(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=r"there is no ~no-such-user/photos"):
+        open_folder(Path("~no-such-user/photos"), tmp_path)

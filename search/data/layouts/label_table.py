@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,6 @@ _NAMES: Mapping[str, tuple[frozenset[str], ...]] = {
     "group": (frozenset(("group", "groups", "groupid")),),
 }
 """Names of columns, in lower case and without other signs; the first set goes before the second."""
-_SHOWN_CHARACTERS = 40
 _WHAT = {"image": "paths of images", "label": "labels", "split": "splits", "group": "groups"}
 
 
@@ -79,7 +79,7 @@ def find_table(path: Path, root: Path) -> Path:
     Raises:
         DataError: there is none.
     """
-    for place in (path.expanduser(), root / path, root / path.name):
+    for place in (Path(os.path.expanduser(path)), root / path, root / path.name):  # noqa: PTH111
         if place.is_file():
             return place
     raise DataError(f"--labels must name a table, but there is no {path}, nor {root / path.name}")
@@ -202,7 +202,7 @@ def _cell(
     if re.search(r"[\0\r\n]", text):  # a quote that is not closed swallows the lines below
         raise DataError(
             f"every cell of {table} must be one line of text, but in row {number} the column"
-            f" {name!r} holds {text[:_SHOWN_CHARACTERS]!r}: is a quote not closed?"
+            f" {name!r} holds {text[:40]!r}: is a quote not closed?"
         )
     return text
 

@@ -339,3 +339,14 @@ def test_labels_and_groups_change_the_source(tmp_path):
     assert load_requested_space(parse("--data", "d", "--group-by", "^a")).source.group_by == "^a"
     with pytest.raises(SourceError, match="--label-column names a column of a table, but there is"):
         load_requested_space(parse("--data", "d", "--label-column", "y"))
+
+
+def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is saved for a resumed run must not depend on the shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--data=~/photos", "--external=~/b.zip", "--out=~/results", "--labels=~/l.csv"]
+    saved = parse_request(words).with_absolute_paths()
+    assert (saved.data, saved.external) == (tmp_path / "photos", tmp_path / "b.zip")
+    assert (saved.out, saved.labels) == (tmp_path / "results", tmp_path / "l.csv")
+    assert parse_request(["--data=~no-such-user/x"]).data == Path("~no-such-user/x")
+    assert parse_request(["--space=~no-such-user/x.py"]).space == Path("~no-such-user/x.py")
