@@ -23,6 +23,7 @@ from search.pipeline.backbones.candidates import check_candidates
 from search.pipeline.backbones.choice import choose_backbones, exclude_unsuitable
 from search.pipeline.backbones.feature_cache import build_feature_cache, plan_feature_cache
 from search.pipeline.backbones.probe import ProbeResult, probe_backbones
+from search.pipeline.backbones.view_limit import limit_views
 from search.pipeline.evaluate import evaluate
 from search.pipeline.finalists import Finalist, choose_finalists
 from search.pipeline.preflight import RunPlan
@@ -63,6 +64,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         run_plan, prepared, probes = choose_backbones(
             run_plan, prepared, candidates, unsuitable, model_path, progress
         )
+        run_plan, prepared = limit_views(run_plan, prepared, probes.image_seconds, progress)
         cache_plan = plan_feature_cache(prepared, candidates)
         cache = start_feature_cache(cache_plan)
         if request.probe:

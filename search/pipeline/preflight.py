@@ -18,6 +18,7 @@ from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest
 from search.data.scan import scan, scan_external
 from search.pipeline.backbones.available import Available, find_available
+from search.pipeline.backbones.selection import with_decided_views
 from search.pipeline.request import (
     DEFAULT_SPACE,
     RequestError,
@@ -116,6 +117,8 @@ def _prepare(request: Request) -> RunPlan:
         exclusion = None if request.exclude is None else read_exclusion(request.exclude)
     request = with_table(request)
     space = load_requested_space(request)
+    if folder is not None:
+        space = with_decided_views(space, folder.summary)
     modules = find_own_modules(request, space)
     cache = cache_folder()
     manifest = scan(

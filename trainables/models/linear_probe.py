@@ -20,7 +20,7 @@ from trainables.models.classifier import Weights
 _FOLDS = 5
 _INVERSE_REGULARISATION = 0.03  # of standardised features; measured in docs/studies.md
 MAX_IMAGES = 10_000
-"""A probe is fitted on a stratified subset if there are more: it only ranks backbones."""
+"""Probes are fitted on a stratified subset if there are more: they only rank backbones."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Probe:
             was not asked for.
         head: Weights of the linear head fitted on the training images: `weight` and `bias`.
         val_accuracy: The head's accuracy on the validation images; NaN without any.
-        logits: float32 [n, classes], of the fold that left the image out; empty where the accuracy
-            is NaN.
+        logits: float32 [n, classes], of the fold that left the image out, of the images that the
+            probe used; empty where the accuracy is NaN.
     """
 
     accuracy: float
@@ -62,6 +62,7 @@ def fit_probe(
     groups: np.ndarray | None = None,
     is_train: np.ndarray | None = None,
     cross_validate: bool = True,
+    max_images: int | None = None,
 ) -> Probe:
     """Fit a linear probe on pooled features and cross-validate it.
 
@@ -74,12 +75,14 @@ def fit_probe(
         is_train: bool [n], the training images, which alone the head is fitted on; all others are
             validation images. None: all are training images.
         cross_validate: Whether to; without it the accuracy is NaN.
+        max_images: If there are more, a stratified subset of about as many takes their place; None
+            uses all.
     """
     x, y = features.float().numpy(), labels.numpy()
     groups = np.arange(len(y)) if groups is None else groups
     is_train = np.ones(len(y), bool) if is_train is None else is_train
-    if len(y) > MAX_IMAGES:
-        chosen = stratified_subset(y, MAX_IMAGES, seed)
+    if max_images is not None and len(y) > max_images:
+        chosen = stratified_subset(y, max_images, seed)
         x, y, groups, is_train = x[chosen], y[chosen], groups[chosen], is_train[chosen]
     n_folds = min(_FOLDS, min(len(np.unique(groups[y == label])) for label in np.unique(y)))
     accuracy, logits = float("nan"), np.empty((0, n_classes), np.float32)

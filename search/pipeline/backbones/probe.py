@@ -6,7 +6,7 @@ It reads the feature cache, and scores a backbone that no ranking has scored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,7 +26,7 @@ from search.pipeline.prepare import PreparedData
 from search.runs.summary import ProbeScore
 from trainables.feature_cache import as_features
 from trainables.models.classifier import Weights
-from trainables.models.linear_probe import Probe, fit_probe
+from trainables.models.linear_probe import MAX_IMAGES, Probe, fit_probe
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,13 @@ class ProbeResult:
     Attributes:
         scores: By backbone, those that are searched first, the best of them first.
         heads: By backbone that is searched, the weights of the linear head.
+        image_seconds: By backbone that was ranked, the seconds of the features of one image, by all
+            nodes together.
     """
 
     scores: Mapping[str, ProbeScore]
     heads: Mapping[str, Weights]
+    image_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def probe_backbones(
@@ -68,7 +71,8 @@ def probe_backbones(
     for name in names:
         views = _start_first_view(prepared, plan, cache, name)
         if name not in ranked.heads:
-            task = start_probe(prepared, plan.rows, views, name not in ranked.scores)
+            is_new = name not in ranked.scores
+            task = start_probe(prepared, plan.rows, views, is_new, MAX_IMAGES)
             pending[task] = name
     progress.begin("linear_probe", len(pending), "backbones")
     scores, heads = dict(ranked.scores), dict(ranked.heads)
@@ -121,9 +125,13 @@ def _start_first_view(
 
 
 def start_probe(
-    prepared: PreparedData, rows: np.ndarray, blocks: Sequence[Any], cross_validate: bool
+    prepared: PreparedData,
+    rows: np.ndarray,
+    blocks: Sequence[Any],
+    cross_validate: bool,
+    max_images: int | None,
 ) -> Any:
-    """Start fitting a probe on the features of some images, given by their table rows."""
+    """Start fitting a probe on the features of images, given by their rows; see `fit_probe`."""
     return _fit_probe.remote(
         prepared.images.labels[rows],
         prepared.groups[rows],
@@ -131,6 +139,7 @@ def start_probe(
         len(prepared.classes),
         prepared.features.seed,
         cross_validate,
+        max_images,
         *blocks,
     )
 
@@ -143,8 +152,9 @@ def _fit_probe(
     n_classes: int,
     seed: int,
     cross_validate: bool,
+    max_images: int | None,
     *blocks: np.ndarray,
 ) -> Probe:
     features = as_features(np.concatenate(blocks))
     y = torch.from_numpy(labels.copy())
-    return fit_probe(features, y, n_classes, seed, groups, is_train, cross_validate)
+    return fit_probe(features, y, n_classes, seed, groups, is_train, cross_validate, max_images)

@@ -87,10 +87,11 @@ def rank_backbones(
             skipped[name] = ProbeScore(latency_ms=latencies[name], excluded=excluded)
             continue
         one = share_weights(prepared, files, [name])
-        blocks, image_seconds = _compute_features(one, name, rows)
+        blocks, image_seconds = compute_features(one, name, rows)
         pace = min(pace, image_seconds / (latencies[name] / 1000))
         first_ended = perf_counter() if name == names[0] else first_ended
-        task = start_probe(prepared, rows, blocks, cross_validate=True)
+        # The rows are the subset already, a few more than MAX_IMAGES where classes are rare.
+        task = start_probe(prepared, rows, blocks, cross_validate=True, max_images=None)
         ranking.add(_Fit(task, name, one, labels, image_seconds, latencies[name]))
     ranking.collect()
     n_views = count_drawn_views(prepared.space) if frozen_depths(prepared.space) else 1
@@ -104,7 +105,8 @@ def rank_backbones(
     heads = {name: ranking.heads[name] for name, score in scores.items() if not score.excluded}
     # A head of fewer images than it may have is fitted again, from the feature cache.
     is_whole = len(rows) >= min(len(cached), MAX_IMAGES)
-    return ProbeResult({**scores, **skipped}, heads if is_whole else {})
+    seconds_of = {probe.name: probe.image_seconds for probe in ranking.probes}
+    return ProbeResult({**scores, **skipped}, heads if is_whole else {}, seconds_of)
 
 
 def choose_rows(prepared: PreparedData, image_seconds: float, seconds: float | None) -> np.ndarray:
@@ -178,13 +180,14 @@ class _Ranking:
         self._progress.advance(len(self.probes))
 
 
-def _compute_features(
+def compute_features(
     prepared: PreparedData, name: str, rows: np.ndarray
 ) -> tuple[list[Any], float]:
     """Compute a backbone's pooled features of images without augmentation, on all nodes.
 
     Returns:
-        References to its blocks, and the seconds that an image took, by all nodes together.
+        References to its blocks, and the seconds that an image took, by all nodes together: the
+        median of the blocks, since the first ones of each worker load weights, and start a GPU.
     """
     gpus = gpus_per_task()
     task: Any = build_block_task.options(
@@ -198,5 +201,6 @@ def _compute_features(
         blocks.append(block)
         reports.append(report)
     built: list[BuiltBlock] = ray.get(reports)
-    seconds = sum(block.seconds for block in built) / TrialSlots(CPUS_PER_TRIAL, [gpus])()
-    return blocks, seconds / len(rows)
+    sizes = [len(rows[start : start + size]) for start in range(0, len(rows), size)]
+    seconds = [block.seconds / n for block, n in zip(built, sizes, strict=True)]
+    return blocks, float(np.median(seconds)) / TrialSlots(CPUS_PER_TRIAL, [gpus])()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from search.console.formatting import duration
 from search.evaluation.intervals import mean_with_error
-from search.runs.summary import ProbeScore
+from search.runs.summary import ProbeScore, RunSummary
 from spaces.base import Space
 
 MAX_BEHIND_SE = 2.0
@@ -123,6 +123,18 @@ def narrow_space(space: Space, scores: Mapping[str, ProbeScore], all_scored: boo
     if len(kept) == len(space.backbones):
         return space
     return space.with_backbones(kept, next((name for name in scores if name in kept), kept[0]))
+
+
+def with_decided_views(space: Space, summary: RunSummary) -> Space:
+    """Return the space of a run that is resumed with the number of views that it began with."""
+    if not is_decided(summary) or summary.settings is None:
+        return space
+    return replace(space, views=summary.settings.views)
+
+
+def is_decided(summary: RunSummary) -> bool:
+    """Return whether the linear-probe stage has ended, with which backbones and views are fixed."""
+    return "linear_probe" in (summary.stages or {})
 
 
 def _rank(one: RankedProbe) -> tuple[float, float, float]:

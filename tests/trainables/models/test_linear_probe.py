@@ -141,7 +141,6 @@ def test_a_regression_that_has_not_converged_does_not_warn(monkeypatch):
 
 def test_a_stratified_subset_of_many_images_is_used(monkeypatch):
     """A rare class must not vanish, or the accuracy would be NaN."""
-    monkeypatch.setattr(linear_probe, "MAX_IMAGES", 120)
     sizes = []
 
     def watched(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> list[np.ndarray]:
@@ -150,7 +149,7 @@ def test_a_stratified_subset_of_many_images_is_used(monkeypatch):
 
     monkeypatch.setattr(linear_probe, "grouped_folds", watched)
     features, labels = clouds((800, 395, 5), spread=0.3)
-    first, again = (fit_probe(features, labels, 3, seed=1) for _ in range(2))
+    first, again = (fit_probe(features, labels, 3, seed=1, max_images=120) for _ in range(2))
     assert sizes[0] == sizes[1]
     n_first, n_second, n_rare = sizes[0]
     assert n_first == pytest.approx(80, abs=6)
@@ -186,3 +185,16 @@ def test_each_images_logits_are_of_the_fold_that_left_it_out() -> None:
     head = fit_head(features[others], labels[others], 3)
     expected = features[part] @ head["weight"].T + head["bias"]
     np.testing.assert_allclose(made.logits[part], expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_subset_with_rare_classes_is_larger_and_all_of_it_is_probed():
+    """A ranking pairs the logits of all backbones with the labels of the subset."""
+    counts = (400, *[6] * 20)
+    features, labels = clouds(counts, spread=0.3)
+    chosen = linear_probe.stratified_subset(labels.numpy(), 100, seed=0)
+    assert len(chosen) == round(100 / 520 * 400) + 5 * 20
+    made = fit_probe(features[chosen], labels[chosen], len(counts), seed=0)
+    assert len(made.logits) == len(chosen)
+    assert made.accuracy == np.mean(made.logits.argmax(1) == labels[chosen].numpy())
+    smaller = fit_probe(features[chosen], labels[chosen], len(counts), seed=0, max_images=100)
+    assert len(smaller.logits) < len(chosen)
