@@ -22,6 +22,7 @@ from spaces.rules import is_own_network
 from trainables.feature_cache import bytes_per_image
 from trainables.models.backbones import create_backbone
 from trainables.models.latency import measure_latency
+from trainables.models.own_networks import register_module
 from trainables.pretrained.weights import WeightsError, load_weights
 from trainables.worker import training_device
 
@@ -61,7 +62,7 @@ def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
             raise RequestError(f"{name}: {error}") from None
         if device.type == "cuda":  # not in this process, whose context would take GPU memory
             task = _measure_on_gpu.options(scheduling_strategy=on_driver_node())
-            latency = ray.get(task.remote(name, size))
+            latency = ray.get(task.remote(name, size, run_plan.modules))
         else:
             latency = measure_latency(backbone, size, device)
         found[name] = Candidate(sizes, latency, backbone.is_trunk)
@@ -69,8 +70,10 @@ def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
 
 
 @ray.remote(num_gpus=0.5, max_retries=3)
-def _measure_on_gpu(name: str, image_size: int) -> float:
-    """Measure a backbone's latency, with random weights."""
+def _measure_on_gpu(name: str, image_size: int, modules: Mapping[str, str]) -> float:
+    """Measure a backbone's latency, with random weights; see `FeatureContext.modules`."""
+    for module, source in modules.items():
+        register_module(module, source)
     backbone = create_backbone(name, image_size=image_size)
     return measure_latency(backbone, image_size, training_device())
 

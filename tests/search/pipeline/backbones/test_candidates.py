@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from search.data.manifest import Manifest
 from search.pipeline.backbones.available import Available
 from search.pipeline.backbones.candidates import (
     Candidate,
+    _measure_on_gpu,
     check_candidates,
     find_slow,
     pretrained_backbones,
@@ -51,6 +54,21 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
 def test_a_size_that_a_backbone_cannot_take_is_an_error() -> None:
     with pytest.raises(RequestError, match=r"vit_b_16: .* multiple of 16 pixels"):
         check_candidates(plan("vit_b_16", weights={}, image_size=40))
+
+
+OWN = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_measures_a_network_of_the_users_own_from_its_text() -> None:
+    """On a GPU latency is measured by a worker, which may not find the module's file."""
+    task: Any = _measure_on_gpu.options(num_gpus=0)
+    assert ray.get(task.remote("measured_net:build", 32, {"measured_net": OWN})) > 0
 
 
 CANDIDATES = {name: Candidate((1,) * 5, ms) for name, ms in (("a", 12.34), ("b", 30.0))}
