@@ -55,6 +55,10 @@ def find_available(
     requested = space
     is_optional = request.backbones == (AUTO,) or is_portfolio(space.backbones)
     if recorded is not None:
+        # A file that is gone from `--weights` is missed, and its backbone not silently left out.
+        searched = [name for name, score in recorded.items() if score.excluded is None]
+        if lost := [name for name in searched if name not in space.backbones]:
+            space = requested = space.with_backbones([*space.backbones, *lost])
         space = narrow_space(space, recorded, all_scored=is_optional)
         is_optional = False
     if space.weights != "pretrained":
