@@ -155,6 +155,9 @@ def merge_with_saved(request: Request, saved: Request) -> Request:
     """
     before = {name: getattr(saved, name) for name in _KEPT}
     given = {name: v for name in _KEPT if (v := getattr(request, name)) is not None}
+    constants = before["constants"] or {}
+    if given.get("constants", {}).items() <= constants.items():
+        given.pop("constants", None)  # some of those that the run has, or none
     for name in _SAME:
         if name in given and given[name] != before[name]:
             option = (

@@ -106,6 +106,8 @@ class Request:
         paths: dict[str, Any] = {
             name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)
         }
+        if self.labels is not None and not self.labels.is_file():
+            del paths["labels"]  # it lies in the archive that --data names
         return replace(self, **paths)
 
 

@@ -350,3 +350,19 @@ def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert (saved.out, saved.labels) == (tmp_path / "results", tmp_path / "l.csv")
     assert parse_request(["--data=~no-such-user/x"]).data == Path("~no-such-user/x")
     assert parse_request(["--space=~no-such-user/x.py"]).space == Path("~no-such-user/x.py")
+
+
+def test_a_resumed_run_is_given_some_of_its_constants_again() -> None:
+    before = saved(parse("--data", "d", "--set", "lr=0.1", "--batch-size", "8"))
+    merged = merge_with_saved(parse("--resume", "o/n", "--batch-size", "8"), before)
+    assert merged.constants == {"lr": 0.1, "batch_size": 8}
+    with pytest.raises(RequestError, match="--set of a run cannot change: it began with lr"):
+        merge_with_saved(parse("--resume", "o/n", "--set", "dropout=0"), before)
+
+
+def test_a_table_in_an_archive_is_found_again(tmp_path: Path) -> None:
+    words = ("--data", str(tmp_path / "set.zip"), "--labels", "meta/labels.csv")
+    assert saved(parse(*words)).labels == Path("meta/labels.csv")
+    (tmp_path / "labels.csv").touch()
+    there = parse("--labels", str(tmp_path / "labels.csv"))
+    assert saved(there).labels == tmp_path / "labels.csv"
