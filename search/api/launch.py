@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -74,9 +75,12 @@ def launch(
 
 
 @contextmanager
-def _space_file(space: Space | str | Path | None) -> Iterator[Path | None]:
+def _space_file(space: object) -> Iterator[Path | None]:
     """Give the file of a space; that of a space made in Python is there only within."""
     if not isinstance(space, Space):
+        if not isinstance(space, str | PathLike | None):
+            kind = space.__name__ if isinstance(space, type) else type(space).__name__
+            raise RequestError(f"space must be a Space, its file or its name, but got {kind}")
         yield None if space is None else Path(space)
         return
     with TemporaryDirectory(prefix="search-space-") as folder:
@@ -101,11 +105,13 @@ def _record(run_plan: RunPlan, arguments: Sequence[str], temporary: Path | None)
     )
 
 
-def _check_callbacks(callbacks: Sequence[Callback]) -> None:
+def _check_callbacks(callbacks: object) -> None:
     if not callbacks:
         return
     from search.tuning.tune import Callback  # whoever made one has imported Ray Tune
 
+    if not isinstance(callbacks, Iterable):
+        raise RequestError(f"callbacks must be a list, but got {callbacks!r}")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise RequestError(f"callbacks must be of ray.tune.Callback, but got {callback!r}")

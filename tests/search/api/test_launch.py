@@ -82,6 +82,12 @@ def test_mistakes_are_raised_before_anything_starts(images: Path, tmp_path: Path
             run_search("nowhere", SPACE, out=out)
         with pytest.raises(RequestError, match=r"of ray\.tune\.Callback, but got 3"):
             run_search(images, SPACE, out=out, callbacks=[3])  # type: ignore[list-item]
+        with pytest.raises(RequestError, match="callbacks must be a list, but got 3"):
+            run_search(images, SPACE, out=out, callbacks=3)  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match=r"its file or its name, but got dict$"):
+            run_search(images, {}, out=out)  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match=r"its file or its name, but got Space$"):
+            run_search(images, Space, out=out)  # type: ignore[arg-type]
         with pytest.raises(SearchError, match="folds: must be a whole number"):
             run_search(images, SPACE, out=out, folds=0)
         with (
