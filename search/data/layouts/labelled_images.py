@@ -79,6 +79,11 @@ def find_labelled_files(
         splits = _splits(table, rows, columns, split, [index.name_of(path) for path in paths])
         for row, path, part in zip(rows, paths, splits, strict=True):
             name = index.name_of(path)
+            if path in files:
+                raise DataError(
+                    f"every image must have one row, but {name!r} is in row {row.number} of {table}"
+                    " and in another table, too: correct the path, or remove one"
+                )
             files[path] = LabelledFile(name, nfc(row.label), part, nfc(row.group), path)
         notes.append(_note(table, columns, splits))
     if len({file.split is None for file in files.values()}) > 1:

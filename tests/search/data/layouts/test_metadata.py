@@ -32,6 +32,14 @@ def test_metadata_of_image_folders(tmp_path: Path) -> None:
     assert [split for split, _ in find_metadata(tmp_path)] == [None]
 
 
+def test_an_image_of_two_splits_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "train/1.jpg", "train/2.jpg", "test/3.jpg")
+    for split, rows in (("train", "1.jpg,a\n2.jpg,b\n"), ("test", "3.jpg,a\n2.jpg,b\n")):
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    with pytest.raises(DataError, match=r"but 'train/2.jpg' is in row 3 of .* in another table"):
+        find_labelled_files(tmp_path, find_metadata(tmp_path))
+
+
 def test_metadata_without_labels_is_none(tmp_path: Path) -> None:
     make(tmp_path, "a/1.jpg", "b/1.jpg")
     (tmp_path / "metadata.csv").write_text("file_name,caption,width\na/1.jpg,a cat,3\n")
