@@ -64,7 +64,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         run_plan, prepared, probes = choose_backbones(
             run_plan, prepared, candidates, unsuitable, model_path, progress
         )
-        run_plan, prepared = limit_views(run_plan, prepared, probes.image_seconds, progress)
+        run_plan, prepared = limit_views(run_plan, prepared, progress)
         cache_plan = plan_feature_cache(prepared, candidates)
         cache = start_feature_cache(cache_plan)
         if request.probe:

@@ -96,7 +96,8 @@ def choose_backbones(
         for name, score in ranked.scores.items():
             if score.excluded is not None:
                 progress.say(f"{name} leaves the search: {score.excluded}")
-    elif recorded is None and not request.probe and (unsuitable or request.max_latency_ms):
+    elif recorded is None and not request.probe and len(candidates) + len(unsuitable) > 1:
+        # Which are searched is recorded all the same: a resumed run may find fewer weights.
         ranked = ProbeResult(
             {
                 name: ProbeScore(latency_ms=candidates[name].latency_ms)

@@ -6,7 +6,7 @@ It reads the feature cache, and scores a backbone that no ranking has scored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,13 +36,10 @@ class ProbeResult:
     Attributes:
         scores: By backbone, those that are searched first, the best of them first.
         heads: By backbone that is searched, the weights of the linear head.
-        image_seconds: By backbone that was ranked, the seconds of the features of one image, by all
-            nodes together.
     """
 
     scores: Mapping[str, ProbeScore]
     heads: Mapping[str, Weights]
-    image_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def probe_backbones(

@@ -7,7 +7,7 @@ many times as long, are built for those alone that stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -105,8 +105,7 @@ def rank_backbones(
     heads = {name: ranking.heads[name] for name, score in scores.items() if not score.excluded}
     # A head of fewer images than it may have is fitted again, from the feature cache.
     is_whole = len(rows) >= min(len(cached), MAX_IMAGES)
-    seconds_of = {probe.name: probe.image_seconds for probe in ranking.probes}
-    return ProbeResult({**scores, **skipped}, heads if is_whole else {}, seconds_of)
+    return ProbeResult({**scores, **skipped}, heads if is_whole else {})
 
 
 def choose_rows(prepared: PreparedData, image_seconds: float, seconds: float | None) -> np.ndarray:
@@ -181,24 +180,34 @@ class _Ranking:
 
 
 def compute_features(
-    prepared: PreparedData, name: str, rows: np.ndarray
+    prepared: PreparedData,
+    name: str,
+    rows: np.ndarray,
+    view: int = 0,
+    stage_outputs: Sequence[int] = (5,),
 ) -> tuple[list[Any], float]:
-    """Compute a backbone's pooled features of images without augmentation, on all nodes.
+    """Compute a view of some images on all nodes: as a default, pooled features of view 0.
 
     Returns:
-        References to its blocks, and the seconds that an image took, by all nodes together: the
-        median of the blocks, since the first ones of each worker load weights, and start a GPU.
+        References to the blocks of the deepest output, and the seconds that an image took, by all
+        nodes together: the median of the blocks, since the first ones of each worker load weights,
+        and start a GPU.
     """
     gpus = gpus_per_task()
     task: Any = build_block_task.options(
-        num_returns=2, num_cpus=1, num_gpus=gpus, scheduling_strategy=EVERYWHERE
+        num_returns=len(stage_outputs) + 1,
+        num_cpus=1,
+        num_gpus=gpus,
+        scheduling_strategy=EVERYWHERE,
     )
     context, size = ray.put(prepared.features), block_size(len(rows))
     blocks, reports = [], []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        block, report = task.remote(context, name, part, 0, prepared.space.views, (5,), 0, None)
-        blocks.append(block)
+        *outputs, report = task.remote(
+            context, name, part, view, prepared.space.views, tuple(stage_outputs), 0, None
+        )
+        blocks.append(outputs[-1])
         reports.append(report)
     built: list[BuiltBlock] = ray.get(reports)
     sizes = [len(rows[start : start + size]) for start in range(0, len(rows), size)]

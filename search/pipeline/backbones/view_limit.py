@@ -6,7 +6,7 @@ time for in a short run. Fewer views augment in coarser steps, and cost in propo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from search.console.formatting import count, duration
@@ -21,11 +21,24 @@ from spaces.base import Space
 _N_MEASURED = 128
 
 
+def measure_view(prepared: PreparedData, name: str) -> float:
+    """Return a backbone's seconds of one view of an image, by all nodes together.
+
+    They are of an augmented view at all stage outputs that may be cached.
+    A ranking's are less: it augments no image, and keeps pooled features alone.
+    """
+    rows, space = prepared.rows("train", "val")[:_N_MEASURED], prepared.space
+    seconds = 0.0
+    for _ in range(2):  # workers start in the first pass
+        _, seconds = compute_features(prepared, name, rows, space.views - 1, frozen_depths(space))
+    return seconds
+
+
 def limit_views(
     run_plan: RunPlan,
     prepared: PreparedData,
-    image_seconds: Mapping[str, float],
     progress: Progress,
+    measure: Callable[[PreparedData, str], float] = measure_view,
 ) -> tuple[RunPlan, PreparedData]:
     """Reduce the views of each image to what `CACHE_FRACTION` of the time budget suffices for.
 
@@ -34,15 +47,14 @@ def limit_views(
     Args:
         run_plan: The run.
         prepared: Its images, and the backbones that are searched with their weights.
-        image_seconds: By backbone, seconds of the features of one image, by all nodes together;
-            they are measured for a backbone that is missing.
         progress: Shows where there is not time for all.
+        measure: Returns the seconds of one view of an image of a backbone.
     """
     budget, space = run_plan.request.time_budget_seconds, prepared.space
     if budget is None or not frozen_depths(space) or is_decided(run_plan.folder.summary):
         return run_plan, prepared
-    image = sum(image_seconds.get(name) or _measure(prepared, name) for name in space.backbones)
-    view_seconds = image * len(prepared.rows("train", "val"))
+    image_seconds = sum(measure(prepared, name) for name in space.backbones)
+    view_seconds = image_seconds * len(prepared.rows("train", "val"))
     limit = CACHE_FRACTION * budget
     n_views = affordable_views(space, limit / view_seconds)
     if n_views == space.views:
@@ -67,11 +79,3 @@ def affordable_views(space: Space, n_passes: float) -> int:
     views = range(space.views, 1, -1)
     affordable = (n for n in views if count_drawn_views(replace(space, views=n)) <= n_passes)
     return next(affordable, 1)
-
-
-def _measure(prepared: PreparedData, name: str) -> float:
-    """Return the seconds of an image: of the second pass, since workers start in the first."""
-    rows = prepared.rows("train", "val")[:_N_MEASURED]
-    for _ in range(2):
-        _, seconds = compute_features(prepared, name, rows)
-    return seconds

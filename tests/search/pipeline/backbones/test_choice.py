@@ -95,3 +95,15 @@ def test_the_space_of_a_first_session_is_that_of_a_resumed_one(tmp_path: Path) -
     )
     assert again.space == chosen.space
     assert resumed.scores == scores
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_without_probes_a_run_records_what_it_searches(tmp_path: Path) -> None:
+    """A resumed run may find fewer weights, and must not search less for that."""
+    plan = plan_of(tmp_path, "--no-probe")
+    plan = replace(plan, available=replace(plan.available, requested=plan.space, unavailable={}))
+    _, _, known = choose_backbones(plan, prepare(None), CANDIDATES, {}, None, in_memory())
+    assert {name: score.excluded for name, score in known.scores.items()} == {
+        "tinynet": None,
+        "cnn": None,
+    }

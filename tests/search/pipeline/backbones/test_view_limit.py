@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 from rich.console import Console
 
 from search.console.progress import Progress
@@ -17,7 +17,7 @@ from search.pipeline.backbones.available import Available
 from search.pipeline.backbones.candidates import share_weights
 from search.pipeline.backbones.feature_cache import count_drawn_views
 from search.pipeline.backbones.selection import with_decided_views
-from search.pipeline.backbones.view_limit import affordable_views, limit_views
+from search.pipeline.backbones.view_limit import affordable_views, limit_views, measure_view
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.pipeline.request import parse_request
@@ -70,7 +70,7 @@ def test_views_that_are_never_drawn_cost_nothing() -> None:
 def test_a_short_run_has_fewer_views(tmp_path: Path) -> None:
     """Of 100 s the cache may take 25: three passes of 78 images at 0.1 s."""
     plan, progress = plan_of(tmp_path, "--time-budget", "100s"), in_memory()
-    limited, prepared = limit_views(plan, images(), {"tinynet": 0.1}, progress)
+    limited, prepared = limit_views(plan, images(), progress, lambda *_: 0.1)
     assert limited.space.views == prepared.space.views == 3
     assert count_drawn_views(limited.space) * N_CACHED * 0.1 <= 25
     assert (
@@ -88,7 +88,7 @@ def test_all_views_stay_where_there_is_time_or_nothing_is_cached(
 ) -> None:
     space = replace(AUGMENTED, params={**AUGMENTED.params, "freeze_depth": depth})
     plan, data, progress = plan_of(tmp_path, *words, space=space), images(space), in_memory()
-    assert limit_views(plan, data, {"tinynet": image_seconds}, progress) == (plan, data)
+    assert limit_views(plan, data, progress, lambda *_: image_seconds) == (plan, data)
     assert shown(progress) == ""
 
 
@@ -100,15 +100,15 @@ def test_a_resumed_run_keeps_the_views_that_it_began_with(tmp_path: Path) -> Non
     assert with_decided_views(AUGMENTED, decided).views == 3
     plan.folder.write_summary(decided)
     data = images()
-    assert limit_views(plan, data, {"tinynet": 9.0}, progress) == (plan, data)
+    assert limit_views(plan, data, progress, lambda *_: 9.0) == (plan, data)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_time_of_a_backbone_that_was_not_ranked_is_measured(tmp_path: Path) -> None:
-    prepared = share_weights(prepare(None, AUGMENTED), FILES, ["tinynet"])
-    plan = plan_of(tmp_path, "--time-budget", "1s")
-    limited, _ = limit_views(plan, prepared, {"tinynet": 1e-6}, in_memory())
-    assert limited.space.views == 8
-    patient = replace(plan, request=replace(plan.request, time_budget_seconds=1e-3))
-    limited, _ = limit_views(patient, prepared, {}, in_memory())
-    assert limited.space.views == 1
+def test_the_time_of_a_view_is_measured(tmp_path: Path) -> None:
+    space = replace(AUGMENTED, params={**AUGMENTED.params, "freeze_depth": IntDistribution(0, 5)})
+    prepared = share_weights(prepare(None, space), FILES, ["tinynet"])
+    assert 0 < measure_view(prepared, "tinynet") < 1
+    plan = plan_of(tmp_path, "--time-budget", "10h", space=space)
+    assert limit_views(plan, prepared, in_memory())[0].space.views == 8
+    short = replace(plan, request=replace(plan.request, time_budget_seconds=1e-3))
+    assert limit_views(short, prepared, in_memory())[0].space.views == 1
