@@ -33,7 +33,7 @@ def test_it_is_stored_without_outputs() -> None:
     assert NOTEBOOK.stat().st_size < 8000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs(tmp_path: Path) -> None:
     notebook = read()
     client = NotebookClient(

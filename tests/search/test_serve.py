@@ -193,7 +193,7 @@ def image(colour_images: Path) -> bytes:
     return (colour_images / "blue" / "012.png").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_replica_and_several_answer_alike(colour_run, image):
     """Also: a killed server's port is free soon, and requests under way are answered at the end."""
     options = ("--max-megabytes", "1", "--timeout", "20")

@@ -98,7 +98,7 @@ def test_mistakes_are_raised_before_anything_starts(images: Path, tmp_path: Path
     assert not out.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_within_the_programs_own_ray(images: Path, tmp_path: Path) -> None:
     """With a space and a callback of the program, then extended: two searches in one process."""

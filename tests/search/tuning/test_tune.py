@@ -186,6 +186,7 @@ def outcome(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [(t.state, t.params, t.value, t.intermediate_values) for t in study.trials]
 
 
+@pytest.mark.long
 def test_a_search_in_pieces_decides_as_one_in_one_piece(
     context: TrainingContext, tmp_path: Path
 ) -> None:

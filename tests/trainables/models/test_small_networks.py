@@ -69,6 +69,7 @@ def test_packaged_weights_fit_the_network():
     stages.load_state_dict(state)
 
 
+@pytest.mark.long
 def test_frozen_pretrained_features_beat_pixels_random_features_and_scratch():
     digits = load_digits()
     images = _normalise(torch.from_numpy(digits.images).float() / 16)
