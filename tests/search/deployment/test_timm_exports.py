@@ -56,7 +56,10 @@ def trained_model(name: str, freeze_depth: int) -> Ensemble:
     size = backbone.image_size
     backbone.freeze(freeze_depth)
     prefix = {k: v.clone() for k, v in backbone.stages[:freeze_depth].state_dict().items()}
-    classifier = Classifier(backbone, create_head(backbone.feature_size, 3, 0, 0.0)).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = create_head(backbone.feature_size, 3, 0, 0.0)
+    classifier = Classifier(backbone, head).train()
     trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     pixels = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -103,11 +106,12 @@ def test_grad_cam_of_a_network_of_timm(name: str) -> None:
     for depth in (5, 3):
         model = trained_model(name, depth)
         decoded = torch.from_numpy(generate_images(model.card, 3).decoded)
-        maps = grad_cam(model, decoded, [0, 1, 2])
-        assert maps.shape[0] == 3
+        every = decoded.repeat_interleave(3, dim=0)
+        maps = grad_cam(model, every, [0, 1, 2] * 3)
+        assert maps.shape[0] == 9
         assert maps.shape[1] == maps.shape[2] >= 2
         assert np.isfinite(maps).all()
-        assert maps.max() == 1.0  # not every position speaks against all three classes
+        assert maps.max() == 1.0, "every position speaks against all three classes"
 
 
 def test_grad_cam_says_where_there_is_no_map() -> None:
