@@ -1,7 +1,7 @@
 # The commands in a container that needs no root. From the repository's root, with BuildKit:
 #
-#   docker build --tag classifier-search .                                 # CPU only
-#   docker build --tag classifier-search:cuda --build-arg COMPUTE=cuda .   # NVIDIA GPUs too
+#   docker build --tag classifier-search:cuda .                                # NVIDIA GPUs too
+#   docker build --tag classifier-search --build-arg PIP_EXTRA_INDEX_URL=… .   # CPU only
 #
 # docs/install.md says how to run it. Versions are those of constraints.txt.
 
@@ -26,20 +26,12 @@ COPY search search
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON}-slim-bookworm
-ARG COMPUTE=cpu
 ARG UID=1000
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 # PyPI's wheels of PyTorch for Linux bring CUDA's libraries; those of PyTorch's own index for CPUs,
-# named 2.x+cpu, count as newer than PyPI's of the same version.
-RUN --mount=type=bind,source=constraints.txt,target=/tmp/constraints.txt \
-    case "${COMPUTE}" in \
-        cpu) index=https://download.pytorch.org/whl/cpu ;; \
-        cuda) index=https://pypi.org/simple ;; \
-        *) echo "COMPUTE must be cpu or cuda, but got ${COMPUTE}" >&2; exit 2 ;; \
-    esac \
-    && pip install --no-cache-dir --constraint /tmp/constraints.txt --extra-index-url "${index}" \
-        torch torchvision
+# named 2.x+cpu, count as newer than PyPI's of the same version. pip reads this argument by itself.
+ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=bind,source=constraints.txt,target=/tmp/constraints.txt \
     --mount=type=bind,from=requirements,source=/source/requirements.txt,target=/tmp/requirements.txt \
     pip install --no-cache-dir --constraint /tmp/constraints.txt --requirement /tmp/requirements.txt
