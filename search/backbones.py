@@ -21,7 +21,7 @@ from rich.text import Text
 
 from search.console.arguments import Parser, whole_number
 from search.console.formatting import percent, printable
-from search.console.output import SafeConsole, command, print_error
+from search.console.output import command, print_error, table_console
 from search.console.signals import INTERRUPTED
 from spaces.downloads import cache_folder
 from spaces.portfolio import PORTFOLIO
@@ -65,9 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([_as_json(one) for one in listed], indent=2, ensure_ascii=False))
         return 0
-    console = SafeConsole(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH_OF_A_FILE
+    console = table_console(_WIDTH_OF_A_FILE)
     rows = list(listed)
     console.print(_table(rows, options.measure))
     for line in _notes(rows, options):

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from search.console.arguments import Parser
 from search.console.formatting import count, interval, percent, printable_name, quote_path, some
-from search.console.output import SafeConsole, command, csv_output, print_error
+from search.console.output import command, csv_output, print_error, table_console
 from search.evaluation.comparison import compare_models
 from search.evaluation.predictions import TOP_K
 from search.reporting.terminal import describe_evaluations
@@ -34,9 +34,6 @@ from search.runs.summary import Comparison, Scores
 from search.runs.tables import prediction_columns, read_rows
 from search.runs.validation import FolderError
 from spaces.errors import SearchError
-
-_FILE_WIDTH = 1000
-"""Columns where the table goes to a file or a pipe, which folds no line."""
 
 _LETTERS = "AB"
 
@@ -210,9 +207,7 @@ def _write_csv(first: TestedRun, second: TestedRun) -> None:
 
 
 def _show(first: TestedRun, second: TestedRun, compared: Comparison) -> None:
-    console = SafeConsole(highlight=False)
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
+    console = table_console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "run"):
         table.add_column(name, overflow="fold")

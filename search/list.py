@@ -18,12 +18,9 @@ from rich.table import Table
 
 from search.console.arguments import Parser
 from search.console.formatting import duration, interval, percent, printable
-from search.console.output import SafeConsole, command, print_error
+from search.console.output import command, print_error, table_console
 from search.runs.listing import RESULTS, ListedRun, list_runs
 from search.runs.validation import FolderError
-
-_FILE_WIDTH = 1000
-"""Columns where the table goes to a file or a pipe, which folds no line."""
 
 
 @command()
@@ -45,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show(runs: Sequence[ListedRun]) -> None:
-    console = SafeConsole(highlight=False)
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
+    console = table_console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "began (UTC)", "data"):
         table.add_column(name, overflow="fold")

@@ -87,6 +87,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# argparse has no public name for what parsers and their groups have in common.
 def add_labels(parser: argparse._ActionsContainer) -> None:
     """Add the options that say how images are labelled and grouped."""
     parser.add_argument(

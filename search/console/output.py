@@ -76,6 +76,18 @@ class SafeConsole(Console):
                 yield Segment(printable(segment.text), segment.style)
 
 
+def table_console(width_of_a_file: int = 1000) -> SafeConsole:
+    """Return a console for a command's table, which folds no line in a file or a pipe.
+
+    Args:
+        width_of_a_file: Columns of a table that is not shown on a terminal.
+    """
+    console = SafeConsole(highlight=False)
+    if not console.is_terminal:
+        console.width = width_of_a_file
+    return console
+
+
 _UNWRITABLE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 }

@@ -136,11 +136,18 @@ def _prepare(request: Request) -> RunPlan:
     recorded = None if folder is None else folder.summary.linear_probe
     available = find_available(space, request, recorded, cache)
     if folder is None:
-        folder = _create_run(request, exclusion)
-        _write_modules(folder, modules)
-    n_excluded = 0 if exclusion is None else len(exclusion.names)
-    space, options = available.space, (folder, n_excluded, warnings)
-    return RunPlan(request, space, manifest, external, available, *options, modules=modules)
+        folder = _create_run(request, exclusion, modules)
+    return RunPlan(
+        request,
+        available.space,
+        manifest,
+        external,
+        available,
+        folder,
+        n_excluded=0 if exclusion is None else len(exclusion.names),
+        warnings=warnings,
+        modules=modules,
+    )
 
 
 def _check_free(request: Request) -> None:
@@ -170,12 +177,15 @@ def _write_modules(folder: RunFolder, modules: Mapping[str, str]) -> None:
         (folder.path / f"{name}.py").write_text(source, encoding="utf-8")
 
 
-def _create_run(request: Request, exclusion: Exclusion | None) -> RunFolder:
+def _create_run(
+    request: Request, exclusion: Exclusion | None, modules: Mapping[str, str]
+) -> RunFolder:
     folder = RunFolder.create(request.out, request.name)
     try:
         folder.write_origin(request)
         if exclusion is not None:
             write_exclusion(folder.path / EXCLUDED_FILE, exclusion)
+        _write_modules(folder, modules)
     except BaseException:
         folder.delete()
         raise

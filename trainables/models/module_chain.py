@@ -3,6 +3,10 @@
 A network is run once on the meta device, without data. Every call of a module is recorded with the
 tensor that it got and the one that it returned. Where one module's output is the next one's input,
 the same object and unchanged, nothing happens between them, so the network can be cut there.
+
+Two names of PyTorch here are private, since there are no public ones: `torch.utils._pytree`, by
+which torch.export takes arguments apart, and `Tensor._version`, by which autograd notices changes
+in place. `tests/trainables/models/test_module_chain.py` fails where they change.
 """
 
 from __future__ import annotations
@@ -191,11 +195,6 @@ def _recording(net: nn.Module, root: Call) -> Iterator[None]:
 def _follows(first: Call, whole: Call) -> bool:
     """Return whether a call gets the input of the one that makes it, unchanged."""
     return first.given is whole.given and first.given_version == whole.given_version
-
-
-def is_divided(calls: list[Call], total: int) -> bool:
-    """Return whether calls have most of a network's parameters."""
-    return 2 * sum(call.n_parameters for call in calls) >= total
 
 
 def n_elements(tensor: Tensor | None) -> int:

@@ -106,6 +106,8 @@ def register_module(name: str, source: str) -> None:
         exec(compile(source, f"{name}.py", "exec"), vars(module))  # noqa: S102 - the user's own
     except BaseException as error:
         del sys.modules[name], _registered[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise OwnNetworkError(f"{name}.py: {type(error).__name__}: {error}") from error
 
 

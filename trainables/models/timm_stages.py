@@ -2,7 +2,8 @@
 
 What comes before the first place to cut (patches, position embeddings) and the pooling after the
 last are left to timm's code: copies of the network with the other modules taken out. A network that
-cannot be cut is one trunk: its first stage is all of it, and the others do nothing.
+cannot be cut is one trunk: its first stage is all of it, and the others do nothing. `_pytree` is
+private: see `trainables.models.module_chain`.
 """
 
 from __future__ import annotations

@@ -180,3 +180,9 @@ def test_nn_modules_are_no_functions_of_the_users() -> None:
     assert isinstance(nn.Linear(2, 2), nn.Module)
     with pytest.raises(OwnNetworkError, match="defines no function 'Linear'"):
         create_backbone("torch.nn:Linear")
+
+
+def test_an_interrupt_is_no_mistake_of_the_module() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        register_module("mynets_interrupted", "raise KeyboardInterrupt")
+    assert "mynets_interrupted" not in sys.modules
