@@ -75,7 +75,8 @@ def csv_writer(top: int, threshold: float | None = None) -> Writer:
             pairs = zip(result.classes, result.probabilities, strict=True)
             cells = [result.image, *ranked_cells(pairs)]
             cells += ood_cells(result.ood_score, result.is_ood)
-            cells += [str(int(result.probabilities[0] < threshold))] if threshold else []
+            if (mark := needs_review(result, threshold)) is not None:
+                cells.append(str(int(mark)))
             write_row([*cells, ""])
 
     return write
