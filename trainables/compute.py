@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # as glibc's malloc.h numbers them
 _TOP_PAD_BYTES = 64 * 2**20
@@ -41,6 +47,40 @@ def mixed_precision(device: torch.device) -> torch.autocast:
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return torch.autocast("cuda", dtype=dtype)
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=_cpu_supports_bfloat16())
+
+
+@contextmanager
+def training_precision(device: torch.device) -> Iterator[None]:
+    """Enter `mixed_precision` for a training step; on a CPU, depthwise convolutions stay float32.
+
+    The gradients of depthwise convolutions are slow in bfloat16 there: without this, a training
+    step of EfficientNet-Lite0 takes 2.2 times as long, one of MobileNetV2 1.4 times (the benchmark
+    `benchmarks.speed.depthwise`).
+    """
+    with mixed_precision(device):
+        if device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            yield
+            return
+        with _DepthwiseInFloat32():
+            yield
+
+
+class _DepthwiseInFloat32(TorchFunctionMode):
+    """Compute depthwise convolutions in float32, though autocast is enabled on the CPU."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.conv2d and args[1].shape[1] == 1 and args[1].shape[0] > 1:
+            with torch.autocast("cpu", enabled=False):
+                output: Tensor = func(args[0].float(), *args[1:], **kwargs)
+            return output.to(torch.bfloat16)
+        return func(*args, **kwargs)
 
 
 def _cpu_supports_bfloat16() -> bool:

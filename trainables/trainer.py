@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spaces.base import TrialConfig
 from trainables.batches import Batches, CachedBatches, ImageBatches, ImageSet
-from trainables.compute import mixed_precision
+from trainables.compute import mixed_precision, training_precision
 from trainables.feature_cache import FeatureCache
 from trainables.models.backbones import Backbone
 from trainables.models.classifier import Classifier, Weights, create_head
@@ -228,7 +228,7 @@ class Trainer:
         for step, (x, y) in enumerate(self._epoch_batches()):
             lr = self._schedule.lr(self.epoch, step)
             for group in self._optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             loss, logits = self._step(x, y)
             loss_sum += loss * len(y)
             labels.append(y)
@@ -288,7 +288,7 @@ class Trainer:
         losses, parts = [], []
         for start in range(0, len(y), self._micro_batch):
             part = slice(start, start + self._micro_batch)
-            with mixed_precision(self._device):
+            with training_precision(self._device):
                 logits = self.model(x[part], self.config.freeze_depth)
             loss = sum(
                 (w * self._summed_loss(logits, t[part]) / self._weight_of(t) for t, w in targets),

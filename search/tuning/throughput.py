@@ -10,7 +10,7 @@ import ray
 import torch
 
 from search.cluster.resources import CPUS_PER_TRIAL, assigned_cpus
-from trainables.compute import configure_cpu, mixed_precision
+from trainables.compute import configure_cpu, training_precision
 from trainables.images import crop_pixels
 from trainables.worker import TrainingContext, clone_backbone, training_device
 
@@ -55,7 +55,7 @@ def seconds_per_image(
         seconds = []
         for stage in range(5):
             started = perf_counter()
-            with mixed_precision(device):
+            with training_precision(device):
                 x = network(x.detach().requires_grad_(stage > 0), stage, stage + 1)
             x.sum().backward()
             if device.type == "cuda":

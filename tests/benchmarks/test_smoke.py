@@ -17,6 +17,7 @@ IN_PROCESS = (
     *("models.feature_cache", "models.intervals", "models.label_issues", "models.lp_ft"),
     *("models.center_crop_rule", "models.selection_bias", "models.cached_views"),
     *("models.ood", "models.resize_mode", "models.tinynet", "speed.ensemble_inference"),
+    "speed.depthwise",
     "speed.epoch",
 )
 """Benchmarks that start neither Ray nor other programs: PyTorch is imported once for all."""

@@ -95,13 +95,18 @@ def test_the_programs_own_session_stays_and_our_actors_end() -> None:
     level = logging.getLogger("ray").level
     with ray_session(None):
         actor = ends_with_session(ray.remote(num_cpus=0)(Pong).remote())
+
+        def ping_until_killed() -> None:
+            """`ray.kill` returns before the actor has ended."""
+            until = time.monotonic() + 30
+            while time.monotonic() < until:
+                ray.get(actor.ping.remote())
+
         assert ray.get(actor.ping.remote()) == "pong"
     assert ray.is_initialized()
     assert logging.getLogger("ray").level == level
-    until = time.monotonic() + 30
-    with pytest.raises(RayActorError):  # `ray.kill` returns before the actor has ended
-        while time.monotonic() < until:
-            ray.get(actor.ping.remote())
+    with pytest.raises(RayActorError):
+        ping_until_killed()
     with (
         pytest.raises(SessionError, match=r"Ray was started already, so that --address 'auto'"),
         ray_session("auto"),
