@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 
 from spaces.diagnosis import file_problems
 from spaces.fields import space_problems
-from spaces.rules import Distribution, ResizeMode, SpaceError, Value, values_of
+from spaces.rules import Distribution, Metric, ResizeMode, SpaceError, Value, values_of
 from spaces.sources import Source, did_you_mean
 
 NOT_SPACES = frozenset(
@@ -125,9 +125,13 @@ class Space:
     """Whether augmentation may mirror images; not so if that changes their class, as of digits."""
     weights: Literal["pretrained", "none"] = "pretrained"
     """Initial weights of the backbones: pretrained, or random."""
+    metric: Metric = "accuracy"
+    """What models are compared by: the epochs of a trial, the trials, the finalists and the
+    backbones, on images outside the test set; see `trainables.metrics`. Equal accuracies are
+    ranked by their log loss."""
     patience: int | None = None
-    """Number of epochs without a better validation accuracy after which a trial ends; None trains
-    to full length."""
+    """Number of epochs without a better validation score, by `metric`, after which a trial ends;
+    None trains to full length."""
     val_fraction: float = 0.2
     """Fraction of the images outside the test set that trials are validated on."""
     test_fraction: float = 0.2

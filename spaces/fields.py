@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from spaces.rules import (
     RULES,
+    Metric,
     ResizeMode,
     Rule,
     config_problems,
@@ -27,6 +28,7 @@ _SWITCHES = ("flip", "center_crop", "ablation")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "resize_mode": get_args(ResizeMode),
     "weights": ("pretrained", "none"),
+    "metric": get_args(Metric),
 }
 
 
@@ -75,7 +77,9 @@ def _value_problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield from _optional_number_problems(name, values[name], low)
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
-            yield f"{name} must be {' or '.join(map(repr, choices))}, but got {values[name]!r}"
+            hint = did_you_mean(str(values[name]), choices)
+            rule = f"{name} must be {' or '.join(map(repr, choices))}"
+            yield f"{rule}, but got {values[name]!r}{hint}"
     for name in _SWITCHES:
         if not isinstance(values[name], bool):
             yield f"{name} must be True or False, but got {values[name]!r}"

@@ -61,6 +61,9 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 ResizeMode = Literal["pad", "crop"]
 """How an image is made square; see `Space.resize_mode`."""
 
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "roc_auc"]
+"""What models are compared by; see `Space.metric` and `trainables.metrics`."""
+
 Value = str | int | float | bool
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spaces.base import TrialConfig
+from spaces.rules import Metric
 from trainables.batches import Batches, CachedBatches, ImageBatches, ImageSet
 from trainables.compute import mixed_precision, training_precision
 from trainables.feature_cache import FeatureCache
+from trainables.metrics import compute_score, macro_f1
 from trainables.models.backbones import Backbone
 from trainables.models.classifier import Classifier, Weights, create_head
 from trainables.optimization import LearningRateSchedule, create_optimizer
@@ -41,7 +43,7 @@ class Trainer:
         model: The network.
         epochs: The full length.
         epoch: Number of completed epochs.
-        best: Result of the epoch with the highest validation accuracy so far.
+        best: Result of the epoch with the highest validation score so far.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Trainer:
         initial_head: Weights | None = None,
         patience: int | None = None,
         epoch_lrs: Sequence[float] | None = None,
+        metric: Metric = "accuracy",
     ) -> None:
         """Set up a training.
 
@@ -71,8 +74,9 @@ class Trainer:
             seed: Seed of the head, the order, the augmentation, dropout and mixup.
             cache: Cached output of the frozen stages; None computes it for each batch.
             initial_head: Initial weights of a linear head (arXiv 2202.10054).
-            patience: Epochs without a better validation accuracy after which the training ends.
+            patience: Epochs without a better validation score after which the training ends.
             epoch_lrs: A learning rate for each epoch, instead of a plateau schedule.
+            metric: What the validation score is of; see `trainables.metrics`.
         """
         self.config = config
         self.epochs = epochs
@@ -82,7 +86,7 @@ class Trainer:
         self._images = images
         self._labels = images.labels
         self._train_rows, self._val_rows = train_rows, val_rows
-        self._patience = patience
+        self._patience, self._metric = patience, metric
         self._generator = torch.Generator().manual_seed(seed)
         self._seed = seed
         backbone.freeze(config.freeze_depth)
@@ -144,17 +148,18 @@ class Trainer:
         train_loss = loss_sum / n
         self.epoch += 1
         self._check_finite("training", train_loss)
-        val_loss, val_accuracy, val_macro_f1 = self._validate()
+        val_loss, val_accuracy, val_macro_f1, val_score = self._validate()
         if len(self._val_rows):
             self._check_finite("validation", val_loss)
         result = EpochResult(
             epoch=self.epoch,
             train_loss=train_loss,
             train_accuracy=float((predicted == labels).float().mean()),
-            train_macro_f1=macro_f1(labels, predicted, self._images.n_classes),
+            train_macro_f1=macro_f1(labels.numpy(), predicted.numpy()),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             val_macro_f1=val_macro_f1,
+            val_score=val_score,
             lr=self._optimizer.param_groups[0]["lr"],
             seconds=perf_counter() - started,
             images_per_second=n / train_seconds,
@@ -325,32 +330,19 @@ class Trainer:
         """Return the sum of the class weights of a batch; without weights, its size."""
         return len(labels) if self._class_weights is None else self._class_weights[labels].sum()
 
-    def _validate(self) -> tuple[float, float, float]:
-        """Return loss, accuracy and macro F1 on the validation rows; NaN if there are none."""
+    def _validate(self) -> tuple[float, float, float, float]:
+        """Return loss, accuracy, macro F1 and score on the validation rows; NaN without any."""
         if len(self._val_rows) == 0:
-            return math.nan, math.nan, math.nan
+            return math.nan, math.nan, math.nan, math.nan
         logits = self.predict_logits(self._val_rows)
         labels = self._labels[self._val_rows].cpu()
-        predicted = logits.argmax(1)
         loss = float(F.cross_entropy(logits, labels))
-        accuracy = float((predicted == labels).float().mean())
-        return loss, accuracy, macro_f1(labels, predicted, self._images.n_classes)
+        metrics: tuple[Metric, ...] = ("accuracy", "macro_f1", self._metric)
+        accuracy, f1, score = (compute_score(m, logits.numpy(), labels.numpy()) for m in metrics)
+        return loss, accuracy, f1, score
 
 
 def balanced_class_weights(labels: Tensor, n_classes: int) -> Tensor:
     """Return n / (classes · count) of each class, scikit-learn's "balanced": float32 [classes]."""
     counts = torch.bincount(labels, minlength=n_classes)
     return (len(labels) / (n_classes * counts.clamp_min(1))).float()
-
-
-def macro_f1(labels: Tensor, predicted: Tensor, n_classes: int) -> float:
-    """Return the mean of 2·hits / (predicted + actual) over the classes that occur.
-
-    In PyTorch, because importing scikit-learn would take a second of each worker's start.
-    """
-    hits = torch.bincount(labels[labels == predicted], minlength=n_classes).double()
-    total = torch.bincount(labels, minlength=n_classes) + torch.bincount(
-        predicted, minlength=n_classes
-    )
-    present = total > 0
-    return float((2 * hits[present] / total[present]).mean())

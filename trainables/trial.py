@@ -151,6 +151,7 @@ class ImageTrial(tune.Trainable):
         self._trained_seconds += epoch.seconds
         result = TrialResult(
             **vars(epoch),
+            best_val_score=best.val_score,
             best_val_accuracy=best.val_accuracy,
             best_val_loss=best.val_loss,
             best_epoch=best.epoch,

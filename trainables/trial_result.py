@@ -23,6 +23,8 @@ class EpochResult:
     val_loss: float = math.nan
     val_accuracy: float = math.nan
     val_macro_f1: float = math.nan
+    val_score: float = math.nan
+    """Of the space's metric, on the validation images: higher is better, see `metrics`."""
     lr: float = math.nan
     """Learning rate at the end of the epoch."""
     seconds: float = 0.0
@@ -33,8 +35,8 @@ class EpochResult:
 
     @property
     def score(self) -> tuple[float, float]:
-        """The validation accuracy, then the negative validation loss: higher is better."""
-        return self.val_accuracy, -self.val_loss
+        """The validation score, then the negative validation loss: higher is better."""
+        return self.val_score, -self.val_loss
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class TrialResult(EpochResult):
     """Metrics of a trial's last epoch and of its best one so far, and why it failed if it did.
 
     Attributes:
-        best_val_accuracy, best_val_loss, best_epoch: Those of the best epoch so far.
+        best_val_score, best_val_accuracy, best_val_loss, best_epoch: Those of the best epoch so
+            far.
         trained_seconds: Sum over all epochs, those of earlier sessions included.
         node: IP address of the machine that trained the epoch.
         finished: Whether the trial reached its full length.
@@ -52,6 +55,7 @@ class TrialResult(EpochResult):
             checkpoint.
     """
 
+    best_val_score: float = math.nan
     best_val_accuracy: float = math.nan
     best_val_loss: float = math.nan
     best_epoch: int = 0

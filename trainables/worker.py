@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from spaces.base import TrialConfig
-from spaces.rules import Value
+from spaces.rules import Metric, Value
 from trainables.batches import ImageSet
 from trainables.feature_cache import FeatureCache, build_view, view_magnitude
 from trainables.images import ImageRows, as_tensor
@@ -105,7 +105,7 @@ class TrainingContext(FeatureContext):
         labels: int64 [N].
         n_classes: Labels are in [0, n_classes).
         epochs: The full length of a trial.
-        patience: See `Space.patience`.
+        patience, metric: See `Space`.
         heads: By backbone, the linear probe's head, which trainings may begin with.
         feature_source: Source of cached features; None computes all features as they are needed.
         groups: int64 [N]; images of equal numbers are near-duplicates, and stay in one fold.
@@ -121,6 +121,7 @@ class TrainingContext(FeatureContext):
     feature_source: FeatureSource | None
     groups: np.ndarray | None = None
     run_id: str = ""
+    metric: Metric = "accuracy"
 
     def images(self, device: torch.device) -> ImageSet:
         """Open the images with their labels; see `open_table`."""
@@ -284,4 +285,5 @@ def create_trainer(
         initial_head=initial_head,
         patience=patience,
         epoch_lrs=epoch_lrs,
+        metric=context.metric,
     )

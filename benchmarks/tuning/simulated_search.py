@@ -185,8 +185,10 @@ class _Running:
         return {
             "epoch": self.epoch,
             "training_iteration": self.epoch,
+            "val_score": accuracy,
             "val_accuracy": accuracy,
             "val_loss": loss,
+            "best_val_score": self.best[0],
             "best_val_accuracy": self.best[0],
             "best_val_loss": -self.best[1],
             "best_epoch": self.best_epoch + 1,

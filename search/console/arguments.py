@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 
 from search.console.commands import as_called, version
 from search.console.formatting import printable, quote_path
+from spaces.base import Space
+from spaces.rules import RULES, Value
 from spaces.sources import did_you_mean
 
 _UNKNOWN = "unrecognized arguments: "
@@ -187,3 +190,26 @@ def seconds(text: str) -> float:
             f"must be a time such as 90s, 30m, 1h30m or 2d, but got {text!r}"
         )
     return total
+
+
+def setting(text: str) -> tuple[str, Value]:
+    """Read NAME=VALUE; return the name, and the value in the type of the parameter."""
+    name, separator, value = (part.strip() for part in text.partition("="))
+    if not separator or not value:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, such as lr=1e-3, but got {text!r}")
+    if name not in RULES:
+        raise argparse.ArgumentTypeError(_no_parameter(name, value))
+    try:
+        return name, RULES[name].parse(name, value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _no_parameter(name: str, value: str) -> str:
+    options = ("trials", "epochs", "folds", "image_size", "external", "backbones", "classes")
+    if name in (*options, "metric"):
+        option = f"--{name.replace('_', '-')}"
+        return f"{name!r} is no hyperparameter, but an option: {option} {value}"
+    if name in (field.name for field in fields(Space)):
+        return f"{name!r} is no hyperparameter, but a field of the space: change a copy of its file"
+    return f"there is no hyperparameter {name!r}{did_you_mean(name, RULES)}"

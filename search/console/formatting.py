@@ -11,11 +11,27 @@ import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from spaces.rules import Metric
+from trainables.metrics import metric_value
+
+METRIC_NAMES: dict[Metric, str] = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "log_loss": "log loss",
+    "roc_auc": "ROC AUC",
+}
+"""What people call the metrics."""
+
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 """Control characters but tab and line feed, marks that turn the direction of writing, and lone
 surrogates: the bytes of a file's name that are no UTF-8."""
+
+
+_PLAIN: tuple[Metric, ...] = ("log_loss", "roc_auc")
+"""Metrics that are no fraction of images, and so not written as a percentage."""
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -26,6 +42,12 @@ def percent(fraction: float, digits: int = 1) -> str:
 def interval(bounds: tuple[float, float], digits: int = 1) -> str:
     """Format an interval of fractions as percentages: "97.6–99.7%"."""
     return f"{100 * bounds[0]:.{digits}f}–{percent(bounds[1], digits)}"
+
+
+def describe_score(metric: Metric, score: float, digits: int = 1) -> str:
+    """Format a score, of which higher is better, as its metric: "99.2%", a log loss "0.512"."""
+    value = metric_value(metric, score)
+    return f"{value:.{digits + 2}f}" if metric in _PLAIN else percent(value, digits)
 
 
 def duration(seconds: float) -> str:

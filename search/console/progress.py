@@ -26,10 +26,10 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Column
 from rich.text import Text
 
-from search.console.formatting import describe, percent
+from search.console.formatting import describe, describe_score
 from search.console.output import SafeConsole
 from search.console.run_log import SHOWN
-from spaces.rules import Value
+from spaces.rules import Metric, Value
 from trainables.trial_result import TrialResult
 
 _log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Progress:
         self._running: dict[int, tuple[Mapping[str, Value], int, float]] = {}
         self._ended = {"complete": 0, "pruned": 0, "failed": 0}
         self._epochs = 0
+        self._metric: Metric = "accuracy"
         self._best: tuple[float, int, Mapping[str, Value]] | None = None
 
     def __enter__(self) -> Progress:
@@ -133,6 +134,7 @@ class Progress:
         n_ended: int,
         epochs: int,
         best: tuple[float, int, Mapping[str, Value]] | None,
+        metric: Metric = "accuracy",
     ) -> None:
         """Begin the search.
 
@@ -140,9 +142,10 @@ class Progress:
             n_trials: Number of trials in all.
             n_ended: Trials that ended in an earlier session.
             epochs: Full length of one.
-            best: Accuracy, number and parameters of the best of those.
+            best: Score, number and parameters of the best of those.
+            metric: What trials are compared by.
         """
-        self._best, self._epochs = best, epochs
+        self._best, self._epochs, self._metric = best, epochs, metric
         self.begin(SEARCH, n_trials, "trials", n_ended)
 
     def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
@@ -153,7 +156,7 @@ class Progress:
     def trial_epoch(self, number: int, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         params = self._running[number][0] if number in self._running else {}
-        self._running[number] = (params, result.epoch, result.best_val_accuracy)
+        self._running[number] = (params, result.epoch, result.best_val_score)
         _log.debug(
             "trial %d epoch %d/%d: loss %.4f, validation accuracy %.4f, lr %.2g, %.0f images/s",
             *(number, result.epoch, self._epochs, result.train_loss, result.val_accuracy),
@@ -163,7 +166,7 @@ class Progress:
 
     def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
-        params, epoch, accuracy = self._running.pop(number, ({}, 0, float("nan")))
+        params, epoch, score = self._running.pop(number, ({}, 0, float("nan")))
         self._ended[state] += 1
         self._bar.advance(self._task_id)
         if state == "failed":
@@ -171,13 +174,13 @@ class Progress:
             self._print_warning(f"trial {number} failed: {result.failure}")
             return
         mark = ""
-        if state == "complete" and (self._best is None or accuracy > self._best[0]):
-            self._best = (accuracy, number, params)
+        if state == "complete" and (self._best is None or score > self._best[0]):
+            self._best = (score, number, params)
             mark = "  (best so far)"
         ended = state if state == "complete" else f"pruned at epoch {epoch}"
         self.say(
             f"{self._task.completed:.0f}/{self._task.total:.0f}  trial {number} {ended}:"
-            f" {percent(accuracy, 2)}{mark}  {describe(params)}",
+            f" {describe_score(self._metric, score, 2)}{mark}  {describe(params)}",
             result.node,
         )
 
@@ -188,8 +191,10 @@ class Progress:
             lines.append(self._trial_counts())
             lines += self._running_trials(self.console.height - _LINES_BESIDE_TRIALS)
         if self._best:
-            accuracy, number, params = self._best
-            best = f"best {percent(accuracy, 2)}  trial {number}: {describe(params)}"
+            score, number, params = self._best
+            best = (
+                f"best {describe_score(self._metric, score, 2)}  trial {number}: {describe(params)}"
+            )
             lines.append(Text(best, style="green"))
         for line in lines:
             line.no_wrap, line.overflow = True, "ellipsis"
@@ -209,8 +214,8 @@ class Progress:
     def _running_trials(self, most: int) -> list[Text]:
         """Return a line for each running trial, as many as there is room for."""
         lines = []
-        for number, (params, epoch, accuracy) in sorted(self._running.items()):
-            value = percent(accuracy, 2) if epoch else "…"
+        for number, (params, epoch, score) in sorted(self._running.items()):
+            value = describe_score(self._metric, score, 2) if epoch else "…"
             line = f"  trial {number}  epoch {epoch}/{self._epochs}  {value}  {describe(params)}"
             lines.append(Text(line, style="dim"))
         if len(lines) > most > 0:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 from search.console.arguments import (
     Parser,
@@ -12,13 +12,13 @@ from search.console.arguments import (
     add_labels,
     positive_number,
     seconds,
+    setting,
     whole_number,
 )
 from search.console.space_list import list_spaces
-from spaces.base import Space, find_space
+from spaces.base import find_space
 from spaces.portfolio import AUTO
-from spaces.rules import BACKBONE_NAMES, RULES, Value, backbone_problem
-from spaces.sources import did_you_mean
+from spaces.rules import BACKBONE_NAMES, RULES, Metric, Value, backbone_problem
 
 
 def create_parser() -> Parser:
@@ -139,7 +139,7 @@ def _add_search(parser: Parser) -> None:
     )
     group.add_argument(
         "--set",
-        type=_setting,
+        type=setting,
         dest="settings",
         action="append",
         metavar="NAME=VALUE",
@@ -183,6 +183,12 @@ def _add_length(parser: Parser) -> None:
 
 def _add_policy(parser: Parser) -> None:
     group = parser.add_argument_group("how to search (the defaults are good)")
+    group.add_argument(
+        "--metric",
+        choices=get_args(Metric),
+        help="what backbones, trials and finalists are compared by, and what the report begins with"
+        " (default: the space's, mostly accuracy)",
+    )
     group.add_argument(
         "--max-concurrent",
         type=whole_number(1),
@@ -275,26 +281,4 @@ def _backbones(text: str) -> tuple[str, ...]:
 
 
 def _batch_size(text: str) -> tuple[str, Value]:
-    return _setting(f"batch_size={text}")
-
-
-def _setting(text: str) -> tuple[str, Value]:
-    """Read NAME=VALUE; return the name, and the value in the type of the parameter."""
-    name, separator, value = (part.strip() for part in text.partition("="))
-    if not separator or not value:
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, such as lr=1e-3, but got {text!r}")
-    if name not in RULES:
-        raise argparse.ArgumentTypeError(_no_parameter(name, value))
-    try:
-        return name, RULES[name].parse(name, value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _no_parameter(name: str, value: str) -> str:
-    if name in ("trials", "epochs", "folds", "image_size", "external", "backbones", "classes"):
-        option = f"--{name.replace('_', '-')}"
-        return f"{name!r} is no hyperparameter, but an option: {option} {value}"
-    if name in (field.name for field in fields(Space)):
-        return f"{name!r} is no hyperparameter, but a field of the space: change a copy of its file"
-    return f"there is no hyperparameter {name!r}{did_you_mean(name, RULES)}"
+    return setting(f"batch_size={text}")

@@ -31,7 +31,7 @@ class Finalist:
     Attributes:
         trial: The trial's number; None for a linear probe.
         retrain_config: How it is retrained.
-        val_accuracy: Its best validation accuracy; cross-validated, for a linear probe.
+        val_accuracy: Its best epoch's validation accuracy; cross-validated, for a linear probe.
     """
 
     trial: int | None

@@ -154,6 +154,7 @@ def _settings(run_plan: RunPlan) -> Settings:
         trials=space.trials,
         epochs=space.epochs,
         folds=space.folds,
+        metric=space.metric,
         patience=space.patience,
         views=space.views,
         keep_checkpoints=space.keep_checkpoints,

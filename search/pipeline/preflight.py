@@ -117,6 +117,7 @@ def _prepare(request: Request) -> RunPlan:
         exclusion = None if request.exclude is None else read_exclusion(request.exclude)
     request = with_table(request)
     space = load_requested_space(request)
+    request = replace(request, metric=space.metric)  # on resuming, that one may be named again
     if folder is not None:
         space = with_decided_views(space, folder.summary)
     modules = find_own_modules(request, space)

@@ -102,6 +102,7 @@ class PreparedData:
             n_classes=len(self.classes),
             epochs=self.space.epochs,
             patience=self.space.patience,
+            metric=self.space.metric,
             heads=heads,
             feature_source=feature_source,
             groups=self.groups,

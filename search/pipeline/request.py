@@ -22,17 +22,18 @@ DEFAULT_SPACE, DEMO_SPACE = "photos", "digits"
 
 _KEPT = (
     *("data", "labels", "external", "exclude", "weights", "backbones", "limit"),
-    *("classes", "image_size", "constants", "max_latency_ms"),
+    *("classes", "image_size", "constants", "max_latency_ms", "metric"),
     *("image_column", "label_column", "group_column", "group_by"),
     *("trials", "epochs", "folds", "finalists"),
     *("time_budget_seconds", "max_concurrent", "storage"),
 )
 """Options that a run keeps when it is resumed, unless the command line gives them again."""
 _SAME = (
-    *("backbones", "limit", "classes", "image_size", "constants", "max_latency_ms"),
+    *("backbones", "limit", "classes", "image_size", "constants", "max_latency_ms", "metric"),
     *("image_column", "label_column", "group_column", "group_by"),
 )
-"""Those of them that cannot change: trials would be of another space, or of other images."""
+"""Those of them that cannot change: trials would be of another space, of other images, or compared
+by another metric."""
 _FIXED = ("seed", "sampler", "scheduler", "probe")
 """Options with a default that a run keeps."""
 
@@ -105,6 +106,7 @@ def load_requested_space(request: Request) -> Space:
         trials=request.trials or space.trials,
         epochs=request.epochs or space.epochs,
         folds=request.folds or space.folds,
+        metric=request.metric or space.metric,
     )
     if request.classes is not None:
         space = replace(space, source=replace(space.source, classes=request.classes))

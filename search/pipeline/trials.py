@@ -127,8 +127,9 @@ def run_search(
     ranked = ranked_trials(study)
     best = None
     if ranked:
-        best = best_epoch(ranked[0]).val_accuracy, ranked[0].number, ranked[0].params
-    progress.begin_trials(space.trials, sum(count_states(study).values()), space.epochs, best)
+        best = best_epoch(ranked[0]).val_score, ranked[0].number, ranked[0].params
+    n_ended = sum(count_states(study).values())
+    progress.begin_trials(space.trials, n_ended, space.epochs, best, space.metric)
     try:
         with shutdown.deferring():
             run_trials(

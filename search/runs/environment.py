@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from search.runs.storage import SharedFiles
 from search.runs.validation import FolderError, validate
-from spaces.rules import Value
+from spaces.rules import Metric, Value
 from spaces.sources import Source
 
 RUN_FORMAT = 3
@@ -75,6 +75,7 @@ class Request:
     group_column: str | None = None
     group_by: str | None = None
     max_latency_ms: float | None = None
+    metric: Metric | None = None
 
     @property
     def shared(self) -> SharedFiles | None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from search.runs.validation import FolderError, validate
+from spaces.rules import Metric
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """JSON has no NaN and no infinity: both are written as null, which is read back as NaN."""
@@ -28,6 +29,7 @@ class Settings:
     """The options that applied to the run: the space with the command line's changes.
 
     Attributes:
+        metric: What models were compared by.
         searched: By parameter, its distribution in words.
         constants: By parameter, its value.
         finalists: Trials that were retrained by k-fold.
@@ -38,6 +40,7 @@ class Settings:
     trials: int
     epochs: int
     folds: int
+    metric: Metric
     patience: int | None
     views: int
     keep_checkpoints: int

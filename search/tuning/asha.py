@@ -82,7 +82,7 @@ class ResumableASHA(NoEarlyStopping):
         values = self._rungs[reported.epoch]
         values.pop(number, None)
         others = list(values.values())
-        value = ranking_value(reported.best_val_accuracy, reported.best_val_loss)
+        value = ranking_value(reported.best_val_score, reported.best_val_loss)
         values[number] = value
         is_below = bool(others) and value < np.percentile(others, _CUTOFF_PERCENTILE)
         return self.STOP if is_below else self.CONTINUE

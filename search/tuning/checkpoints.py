@@ -27,7 +27,7 @@ _KEPT = "kept.json"
 """Trials whose weights are kept, with their scores: after a crash Ray restarts the actor."""
 
 Score = tuple[float, float]
-"""Higher is better: validation accuracy, then the negative validation loss."""
+"""Higher is better: validation score, then the negative validation loss."""
 
 
 class CheckpointStore:

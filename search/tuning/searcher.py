@@ -84,7 +84,7 @@ class StudySearcher(Searcher):
             max_concurrent: Returns how many trials may run in parallel; None is any number.
             on_suggested: Called with the number and the parameters of each trial that is proposed.
         """
-        super().__init__(metric="val_accuracy", mode="max")
+        super().__init__(metric="val_score", mode="max")
         study = open_study(storage, space)
         self.storage_error: Exception | None = None
         self._storage, self._study = storage, study
@@ -217,7 +217,7 @@ class StudySearcher(Searcher):
         if result.epoch not in epochs:
             self._set_best(trial, result)
             self._set_learning_rate(trial, result)
-            value = ranking_value(result.val_accuracy, result.val_loss)
+            value = ranking_value(result.val_score, result.val_loss)
             trial.report(value, step=result.epoch)
             epochs.add(result.epoch)
             del self._lost[trial.number]
@@ -231,7 +231,7 @@ class StudySearcher(Searcher):
         trial.set_user_attr(SECONDS, result.trained_seconds)
         trial.set_user_attr(NODE, result.node)
         if result.finished:
-            value = ranking_value(result.best_val_accuracy, result.best_val_loss)
+            value = ranking_value(result.best_val_score, result.best_val_loss)
             self._study.tell(trial, value)
         else:
             self._study.tell(trial, state=TrialState.PRUNED)
@@ -239,6 +239,7 @@ class StudySearcher(Searcher):
     def _set_best(self, trial: optuna.Trial, result: TrialResult) -> None:
         best = {
             "epoch": result.best_epoch,
+            "val_score": result.best_val_score,
             "val_accuracy": result.best_val_accuracy,
             "val_loss": result.best_val_loss,
         }

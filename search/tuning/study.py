@@ -2,7 +2,7 @@
 
 A trial that ASHA stopped is PRUNED, a failed one is FAIL with its reason, and only a trial that ran
 to its full length is COMPLETE. Values are ranking values (see `search.tuning.ranking`); the
-accuracy of a trial's best epoch is in its user attribute `best`.
+metrics of a trial's best epoch are in its user attribute `best`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ BASELINE_TRIAL = 0
 
 # User attributes of a trial.
 BEST = "best"
-"""Best epoch so far: {"epoch": from 1, "val_accuracy": in [0, 1], "val_loss": in nats}."""
+"""Best epoch so far: {"epoch": from 1, "val_score": higher is better, "val_accuracy": in [0, 1],
+"val_loss": in nats}."""
 LEARNING_RATES = "learning_rates"
 """Learning rates of a plateau schedule, by the epoch from which on each applied: {"1": 0.001}."""
 REASON = "reason"
@@ -151,7 +152,7 @@ def learning_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
 def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the complete trials, best first; the pruned and unfinished ones if there is none.
 
-    Of equal accuracies the lower validation loss comes first, then the earlier trial.
+    Of equal scores the lower validation loss comes first, then the earlier trial.
     """
     trials = study.get_trials(deepcopy=False)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
@@ -192,6 +193,7 @@ def ended_trials(
             best = best_epoch(trial)
             result = TrialResult(
                 epoch=max(trial.intermediate_values),
+                best_val_score=best.val_score,
                 best_val_accuracy=best.val_accuracy,
                 best_epoch=best.epoch,
                 trained_seconds=trial.user_attrs.get(SECONDS, math.nan),
@@ -259,7 +261,10 @@ def trial_table(
     Returns:
         The columns, and the rows; None is unknown.
     """
-    head = ("number", "state", "best_val_accuracy", "best_epoch", "epochs", "seconds", "node")
+    head = (
+        *("number", "state", "best_val_score", "best_val_accuracy", "best_epoch"),
+        *("epochs", "seconds", "node"),
+    )
     names = tuple(space.params)
     rows: list[list[object]] = []
     for trial in study.get_trials(deepcopy=False) if study is not None else ():
@@ -270,6 +275,7 @@ def trial_table(
             [
                 trial.number,
                 STATES.get(trial.state, UNFINISHED),
+                best and best.val_score,
                 best and best.val_accuracy,
                 best and best.epoch,
                 len(trial.intermediate_values),

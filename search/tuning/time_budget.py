@@ -44,13 +44,13 @@ class TrialCost:
     """What a trial would cost as a finalist.
 
     Attributes:
-        accuracy: Its best validation accuracy so far.
+        score: Its best validation score so far.
         epochs: Epochs that its folds would train.
         epoch_seconds: Mean over its epochs.
         backbone: Its backbone.
     """
 
-    accuracy: float
+    score: float
     epochs: int
     epoch_seconds: float
     backbone: str
@@ -110,7 +110,7 @@ class TimeBudget:
                 self.trial_started(trial.number, trial.params)
                 seconds = trial.user_attrs[SECONDS] / len(trial.intermediate_values)
                 best = best_epoch(trial)
-                self._observe(trial.number, best.val_accuracy, best.epoch, seconds)
+                self._observe(trial.number, best.val_score, best.epoch, seconds)
                 result = TrialResult(best_epoch=best.epoch)
                 self.trial_ended(trial.number, STATES[trial.state], result)
 
@@ -123,7 +123,7 @@ class TimeBudget:
     def trial_epoch(self, number: int, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
         seconds = result.trained_seconds / result.epoch
-        self._observe(number, result.best_val_accuracy, self._space.epochs, seconds)
+        self._observe(number, result.best_val_score, self._space.epochs, seconds)
 
     def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
         """See `search.tuning.tune.TrialCallback`."""
@@ -134,7 +134,7 @@ class TimeBudget:
             self._costs[number] = replace(cost, epochs=result.best_epoch)
         elif state == "pruned" and number == BASELINE_TRIAL:
             # It is retrained at its full length, but does not compete with complete trials.
-            self._costs[number] = replace(cost, accuracy=-math.inf)
+            self._costs[number] = replace(cost, score=-math.inf)
         else:
             del self._costs[number]
 
@@ -159,7 +159,7 @@ class TimeBudget:
     def reserved_seconds(self) -> float:
         """Return what cross-validation, evaluation and report are expected to take."""
         able = self._costs.keys() - self.too_slow()
-        ranked = sorted(able, key=lambda number: -self._costs[number].accuracy)
+        ranked = sorted(able, key=lambda number: -self._costs[number].score)
         finalists = set(ranked[: self._n_finalists])
         if self._retrains_baseline():
             finalists.add(BASELINE_TRIAL)
@@ -181,9 +181,9 @@ class TimeBudget:
         """Save nothing: Tune pickles what it runs with, and a run is resumed from its study."""
         return {}
 
-    def _observe(self, number: int, accuracy: float, epochs: int, epoch_seconds: float) -> None:
+    def _observe(self, number: int, score: float, epochs: int, epoch_seconds: float) -> None:
         backbone, depth = self._configs[number]
-        self._costs[number] = TrialCost(accuracy, epochs, epoch_seconds, backbone)
+        self._costs[number] = TrialCost(score, epochs, epoch_seconds, backbone)
         predicted = self._predicted(backbone, depth)
         # The more of the network a trial trains, the more it tells about all the others.
         if predicted > 0 and predicted >= self._observed.get(backbone, (0.0, 0.0))[0]:

@@ -143,6 +143,11 @@ def test_a_parameter_out_of_range(name, parameter, problem):
         ({"test_fraction": 0.9}, "0.05 <= test_fraction <= 0.5 must hold, but got 0.9"),
         ({"resize_size": 200}, "resize_size >= image_size must hold, but got 200 < 224"),
         ({"resize_mode": "square"}, "resize_mode must be 'pad' or 'crop', but got 'square'"),
+        (
+            {"metric": "macro-f1"},
+            "metric must be 'accuracy' or 'balanced_accuracy' or 'macro_f1' or 'log_loss' or"
+            " 'roc_auc', but got 'macro-f1'; did you mean 'macro_f1'?",
+        ),
         ({"patience": 0}, "patience >= 1 must hold, but got 0"),
         ({"center_crop": "no"}, "center_crop must be True or False, but got 'no'"),
         ({"ablation": 1}, "ablation must be True or False, but got 1"),

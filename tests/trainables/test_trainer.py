@@ -13,9 +13,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from spaces.base import TrialConfig
+from spaces.rules import Metric
 from trainables import batches, trainer
 from trainables.batches import CachedBatches, ImageSet
 from trainables.feature_cache import FeatureCache, as_features, build_view, view_magnitude
+from trainables.metrics import compute_score
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.optimization import cosine_with_warmup
 from trainables.pretrained.weights import PACKAGED, load_weights
@@ -196,6 +198,7 @@ def test_validation_metrics_match_the_predictions(create, images):
     assert result.val_accuracy == pytest.approx(float((predicted == labels).float().mean()))
     assert result.val_loss == pytest.approx(float(F.cross_entropy(logits, labels)))
     assert result.val_macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert result.val_score == result.val_accuracy
 
 
 def test_predictions_are_without_dropout_and_of_each_image_alone(create):
@@ -208,10 +211,27 @@ def test_predictions_are_without_dropout_and_of_each_image_alone(create):
     torch.testing.assert_close(alone, logits, rtol=0.02, atol=0.02)
 
 
-def test_macro_f1_is_over_the_classes_that_occur():
-    labels, predicted = torch.tensor([0, 0, 1, 3]), torch.tensor([0, 2, 1, 1])
-    expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
-    assert trainer.macro_f1(labels, predicted, 6) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("metric", "best_epoch"),
+    [("accuracy", 2), ("balanced_accuracy", 1), ("macro_f1", 1), ("log_loss", 1), ("roc_auc", 1)],
+)
+def test_the_metric_rules_best_epoch_and_patience(create, images, metric: Metric, best_epoch: int):
+    by_class = [torch.arange(N_IMAGES)[images.labels == label] for label in range(N_CLASSES)]
+    rows = torch.cat([by_class[0][:18], by_class[1][:3], by_class[2][:3]])
+    labels = images.labels[rows]
+    some_wrong = torch.where(torch.arange(24) % 3 == 0, (labels + 1) % 3, labels)
+    predicted = [some_wrong, torch.zeros_like(labels), *[(labels + 1) % 3] * 6]
+    logits = [
+        scale * F.one_hot(classes, N_CLASSES).float()
+        for scale, classes in zip([1, *[9] * 7], predicted, strict=True)
+    ]
+    trainer = create(val_rows=rows, epochs=8, patience=2, metric=metric)
+    trainer.predict_logits = lambda _: logits[trainer.epoch - 1]
+    results = run(trainer)
+    assert trainer.best is results[best_epoch - 1]
+    assert len(results) == best_epoch + 2
+    scores = [compute_score(metric, one.numpy(), labels.numpy()) for one in logits]
+    assert [result.val_score for result in results] == scores[: len(results)]
 
 
 # Loss

@@ -20,7 +20,7 @@ from trainables.worker import TrainingContext
 
 N_IMAGES, N_EPOCHS = 24, 4
 BEST = 2
-ACCURACIES = {1: 0.5, BEST: 0.9, 3: 0.9, 4: 0.6}
+SCORES = {1: 0.5, BEST: 0.9, 3: 0.9, 4: 0.6}
 LOSSES = {1: 0.8, BEST: 0.3, 3: 0.4, 4: 0.2}
 
 
@@ -74,9 +74,9 @@ def after_epochs(monkeypatch: pytest.MonkeyPatch) -> dict[int, Weights]:
     """Validate with the known scores; return the weights after each epoch."""
     weights: dict[int, Weights] = {}
 
-    def validate(trainer: Trainer) -> tuple[float, float, float]:
+    def validate(trainer: Trainer) -> tuple[float, float, float, float]:
         weights[trainer.epoch] = trainer.model.member_weights()
-        return LOSSES[trainer.epoch], ACCURACIES[trainer.epoch], 0.5
+        return LOSSES[trainer.epoch], 0.5, 0.5, SCORES[trainer.epoch]
 
     monkeypatch.setattr(Trainer, "_validate", validate)
     return weights
@@ -111,7 +111,7 @@ def begin(
 def check_best(checkpoints: Checkpoints, best: Weights) -> None:
     """Check that the weights of the best epoch were submitted, and they alone."""
     ((number, score, content),) = checkpoints.submitted
-    assert (number, score) == (7, (ACCURACIES[BEST], -LOSSES[BEST]))
+    assert (number, score) == (7, (SCORES[BEST], -LOSSES[BEST]))
     submitted = unpack(TrialIdentity("", 7, PARAMS), content)
     torch.testing.assert_close(submitted, best, rtol=0, atol=0)
 

@@ -32,9 +32,9 @@ def test_it_has_all_of_an_epochs_fields():
     assert math.isnan(TrialResult.from_dict({}).val_accuracy)
 
 
-def test_the_score_compares_accuracy_then_loss():
-    low = EpochResult(val_accuracy=0.8, val_loss=0.5)
+def test_the_score_is_followed_by_the_loss():
+    low = EpochResult(val_score=0.8, val_accuracy=0.95, val_loss=0.5)
     assert replace(low, val_loss=0.4).score > low.score
     assert not replace(low, val_loss=0.6).score > low.score
     assert not replace(low).score > low.score
-    assert replace(low, val_accuracy=0.9, val_loss=0.9).score > low.score
+    assert replace(low, val_score=0.9, val_accuracy=0.9, val_loss=0.9).score > low.score

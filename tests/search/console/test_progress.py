@@ -38,7 +38,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def result_of(epoch: int, accuracy: float) -> TrialResult:
     return TrialResult(
         epoch=epoch,
-        best_val_accuracy=accuracy,
+        best_val_score=accuracy,
         train_loss=0.5,
         val_accuracy=0.75,
         lr=0.001,

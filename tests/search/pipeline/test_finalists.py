@@ -49,6 +49,7 @@ def study_of(
                     {
                         BEST: {
                             "epoch": best + 1,
+                            "val_score": values[best],
                             "val_accuracy": values[best],
                             "val_loss": 1 - values[best],
                         },

@@ -272,6 +272,7 @@ def test_a_resumed_run_keeps_its_request():
         ("", "--image-size 64", "--image-size of a run cannot change: it began without it"),
         ("--group-by a", "--group-by b", "--group-by of a run cannot change: it began with a"),
         ("", "--label-column x", "--label-column of a run cannot change: it began without it"),
+        ("--metric log_loss", "--metric roc_auc", "it began with log_loss, but got roc_auc"),
         ("--classes a,b", "--classes b,a", "it began with a,b, but got b,a; omit the option"),
         ("--backbones cnn", "--backbones tinynet", "it began with cnn, but got tinynet"),
     ],

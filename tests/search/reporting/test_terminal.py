@@ -33,6 +33,7 @@ SETTINGS = Settings(
     trials=12,
     epochs=8,
     folds=5,
+    metric="accuracy",
     patience=None,
     views=8,
     keep_checkpoints=3,

@@ -22,7 +22,7 @@ from spaces.sources import folder
 
 def result_of(curve: list[float], losses: list[float], epoch: int) -> dict[str, Any]:
     best = max(zip(curve[:epoch], [-loss for loss in losses[:epoch]], strict=True))
-    return {"epoch": epoch, "best_val_accuracy": best[0], "best_val_loss": -best[1]}
+    return {"epoch": epoch, "best_val_score": best[0], "best_val_loss": -best[1]}
 
 
 def feed(
@@ -94,12 +94,12 @@ def test_it_decides_as_rays_asha(epochs: int, first: int, seed: int) -> None:
         epoch = running[number]
         result = result_of(list(curves[number]), losses, epoch)
         if epoch == epochs:  # a trial that ends of itself
-            value = ranking_value(result["best_val_accuracy"], 1.0)
+            value = ranking_value(result["best_val_score"], 1.0)
             rays.on_trial_complete(None, trial, {**result, "value": value})
             ours.on_trial_complete(None, trial, result)
             del running[number]
             continue
-        value = ranking_value(result["best_val_accuracy"], 1.0)
+        value = ranking_value(result["best_val_score"], 1.0)
         decision = ours.on_trial_result(None, trial, result)
         assert decision == rays.on_trial_result(None, trial, {**result, "value": value})
         if decision == TrialScheduler.STOP:
@@ -209,8 +209,10 @@ def reported_by(lr: float, epoch: int) -> dict[str, Any]:
     best = max(range(epoch), key=lambda at: (accuracies[at], -losses[at]))
     return {
         "epoch": epoch,
+        "val_score": accuracies[-1],
         "val_accuracy": accuracies[-1],
         "val_loss": losses[-1],
+        "best_val_score": accuracies[best],
         "best_val_accuracy": accuracies[best],
         "best_val_loss": losses[best],
         "best_epoch": best + 1,

@@ -144,7 +144,10 @@ def test_a_full_length_trial_is_complete_with_its_best_epochs_value():
         for epoch, accuracy in ((1, 0.7), (2, 0.9), (3, 0.8))
     }
     assert trial.user_attrs == {
-        "best": {"epoch": 2, "val_accuracy": 0.9, "val_loss": pytest.approx(0.1)},
+        "best": {
+            **{"epoch": 2, "val_score": 0.9, "val_accuracy": 0.9},
+            "val_loss": pytest.approx(0.1),
+        },
         "seconds": 4.5,
         "node": "10.0.0.7",
     }

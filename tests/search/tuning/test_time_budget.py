@@ -64,7 +64,7 @@ def epoch(number: int, accuracy: float, seconds: float) -> TrialResult:
     return TrialResult(
         epoch=number,
         best_epoch=number,
-        best_val_accuracy=accuracy,
+        best_val_score=accuracy,
         trained_seconds=seconds * number,
     )
 
