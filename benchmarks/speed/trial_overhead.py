@@ -54,16 +54,16 @@ class Clock:
     states: dict[str, int] = field(default_factory=dict)
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
-        """See `search.tuning.tune.TrialCallback`."""
+        """See `search.tuning.trial_events.TrialCallback`."""
         self.started[number] = time.time()
         self.params[number] = params
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:
-        """See `search.tuning.tune.TrialCallback`."""
+        """See `search.tuning.trial_events.TrialCallback`."""
         self.epochs[number] = self.epochs.get(number, 0) + 1
 
     def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
-        """See `search.tuning.tune.TrialCallback`."""
+        """See `search.tuning.trial_events.TrialCallback`."""
         self.ended[number] = time.time()
         self.states[state] = self.states.get(state, 0) + 1
 

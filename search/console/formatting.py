@@ -81,6 +81,12 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def some(words: Iterable[str], most: int = 12) -> str:
     """Join words by commas; those after the first `most` are counted."""
     words = list(words)

@@ -6,7 +6,8 @@ All of it goes to the log as well, and each epoch of each trial to the log alone
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import inf
 from time import monotonic
 from types import TracebackType
@@ -26,10 +27,11 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Column
 from rich.text import Text
 
-from search.console.formatting import describe, describe_score
+from search.console.formatting import describe, describe_score, first_line
 from search.console.output import SafeConsole
 from search.console.run_log import SHOWN
 from spaces.rules import Metric, Value
+from trainables.disk_full import is_disk_full
 from trainables.trial_result import TrialResult
 
 _log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Progress:
         self._ended = {"complete": 0, "pruned": 0, "failed": 0}
         self._epochs = 0
         self._metric: Metric = "accuracy"
+        self._missing: set[str] = set()
         self._best: tuple[float, int, Mapping[str, Value]] | None = None
 
     def __enter__(self) -> Progress:
@@ -128,6 +131,26 @@ class Progress:
         console = SafeConsole(stderr=True, highlight=False) if self._quiet else self.console
         console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
 
+    @contextmanager
+    def tolerating(self, what: str) -> Iterator[None]:
+        """Warn of an error, and log its traceback, instead of raising it: the run continues.
+
+        For all that shows results and makes none. A full disk is raised: nothing can be saved.
+
+        Args:
+            what: What is missing after an error, such as "the report". Of several errors of one
+                thing the first alone is printed.
+        """
+        try:
+            yield
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            _log.exception("%s is missing", what, extra={SHOWN: True})
+            if what not in self._missing:
+                self._print_warning(f"{what} is missing: {first_line(error)}; see run.log")
+            self._missing.add(what)
+
     def begin_trials(
         self,
         n_trials: int,
@@ -149,12 +172,12 @@ class Progress:
         self.begin(SEARCH, n_trials, "trials", n_ended)
 
     def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
-        """See `search.tuning.tune.TrialCallback`."""
+        """See `search.tuning.trial_events.TrialCallback`."""
         self._running[number] = (params, 0, float("nan"))
         _log.info("trial %d begins: %s", number, describe(params))
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:
-        """See `search.tuning.tune.TrialCallback`."""
+        """See `search.tuning.trial_events.TrialCallback`."""
         params = self._running[number][0] if number in self._running else {}
         self._running[number] = (params, result.epoch, result.best_val_score)
         _log.debug(
@@ -165,7 +188,7 @@ class Progress:
         )
 
     def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
-        """See `search.tuning.tune.TrialCallback`."""
+        """See `search.tuning.trial_events.TrialCallback`."""
         params, epoch, score = self._running.pop(number, ({}, 0, float("nan")))
         self._ended[state] += 1
         self._bar.advance(self._task_id)

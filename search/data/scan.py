@@ -19,6 +19,7 @@ from search.data.layouts.class_folders import (
     ClassFolder,
     check_has,
     check_known,
+    check_names,
     find_class_folders,
 )
 from search.data.layouts.groups import groups_by_pattern
@@ -73,6 +74,7 @@ def find_images(
     if isinstance(found, Arrays):
         classes = source.classes or found.classes
         check_has(source.name, found.classes, classes)
+        check_names(source.name, classes)
         manifest = _list_arrays(found, classes)
     elif tables := _tables(source.table, found):
         manifest = _list_labelled(found, tables, source.classes)
@@ -193,6 +195,7 @@ def _list_labelled(
         )
     if not external:
         check_has(table, labels, classes)
+        check_names(table, classes)
     if len(classes) < 2:
         raise DataError(
             f"there must be two classes or more, but {table} has {some(map(repr, labels)) or 0}"

@@ -66,7 +66,7 @@ def evaluate(
     )
     if prepared.external is None:
         return test, None
-    return test, _evaluate_external(prepared, prepared.external, ensemble, folder)
+    return test, _evaluate_external(prepared, prepared.external, ensemble, folder, progress)
 
 
 def _evaluate_test(
@@ -108,7 +108,8 @@ def _evaluate_test(
         )
         folder.write_summary(replace(folder.summary, comparison=compared))
     if "data" not in (folder.summary.samples or {}):
-        save_samples(folder, ensemble, "data", predictions)
+        with progress.tolerating("the gallery of test images"):
+            save_samples(folder, ensemble, "data", predictions)
     return predictions
 
 
@@ -168,7 +169,11 @@ def _earlier_evaluations(folder: RunFolder, saved: Outputs | None) -> Evaluation
 
 
 def _evaluate_external(
-    prepared: PreparedData, external: DecodedImages, ensemble: Ensemble, folder: RunFolder
+    prepared: PreparedData,
+    external: DecodedImages,
+    ensemble: Ensemble,
+    folder: RunFolder,
+    progress: Progress,
 ) -> Predictions:
     """Predict the external images; score those with labels that are no near-duplicates."""
     labels, table = external.labels, as_tensor(external.pixels)
@@ -196,7 +201,8 @@ def _evaluate_external(
         else None,
     )
     folder.write_summary(replace(folder.summary, external=external_scores))
-    save_samples(folder, ensemble, "external", predictions)
+    with progress.tolerating("the gallery of external images"):
+        save_samples(folder, ensemble, "external", predictions)
     return predictions
 
 

@@ -75,12 +75,14 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         scores = probes.scores or None
         folder.write_summary(replace(folder.summary, settings=settings, linear_probe=scores))
     space, board = run_plan.space, RunBoard(folder, run_plan.space.trials)
-    board.describe(settings)
+    with progress.tolerating("TensorBoard's description of the run"):
+        board.describe(settings)
     with _stage("feature_cache", folder):
         build_feature_cache(space, cache_plan, cache, progress)
     context = prepared.training_context(probes.heads, cache)
     train = prepared.rows("train")
-    board.show_augmentation(prepared.image_rows(train), context.labels[train], space)
+    with progress.tolerating("TensorBoard's samples of the augmentation"):
+        board.show_augmentation(prepared.image_rows(train), context.labels[train], space)
     # 2. Trials are compared on the validation set, finalists by k-fold on training and validation.
     with _stage("search", folder), _report_if_interrupted(folder, progress):
         searched = run_search(run_plan, prepared, context, progress, shutdown)
@@ -106,12 +108,12 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             progress,
             retrained.expected_discordance,
         )
-    with _stage("tensorboard", folder):
-        progress.begin("tensorboard")
+    progress.begin("tensorboard")
+    with _stage("tensorboard", folder), progress.tolerating("TensorBoard's overview of the model"):
         board.show_model(retrained.ensemble, test, retrained.out_of_fold.predictions, external)
     # 4. What takes no part in the result comes last.
     if space.ablation:
-        with _stage("ablation", folder):
+        with _stage("ablation", folder), progress.tolerating("the ablation"):
             seconds_left = None
             if request.time_budget_seconds is not None:
                 seconds_left = request.time_budget_seconds - progress.elapsed_seconds
@@ -126,7 +128,8 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
                 progress,
             )
     _write_report(folder, progress)
-    show_result(folder.summary, folder.path, progress.console)
+    with progress.tolerating("the closing summary"):
+        show_result(folder.summary, folder.path, progress.console)
     return 0
 
 
@@ -211,10 +214,10 @@ def _report_if_interrupted(folder: RunFolder, progress: Progress) -> Iterator[No
 
 
 def _write_report(folder: RunFolder, progress: Progress) -> None:
-    from search.reporting.page import write_report  # Matplotlib takes a while, and is needed last
-
     progress.begin("report")
-    with _stage("report", folder):
+    with _stage("report", folder), progress.tolerating("the report"):
+        from search.reporting.page import write_report  # Matplotlib takes a while
+
         for problem in write_report(folder):
             progress.warn(problem)
 

@@ -138,10 +138,16 @@ def prepare_data(run_plan: RunPlan, progress: Progress) -> PreparedData:
     external_images = None
     if external is not None:
         external_images = decode_images(external, resize, ray_map, send_files=on_cluster)
+        if not len(external_images):
+            raise DataError(
+                "--external must hold images, but none of its files can be used"
+                f"{_unreadable(external_images)}: give another folder, or omit the option"
+            )
     audit = audit_images(images, external_images, space.flip, ray_map)
     splits, groups = _split(run_plan, images, audit)  # an error leaves the folder as it was
     _report_audit(audit, folder, progress)
-    _save_duplicates(audit, images, external_images, space, folder)
+    with progress.tolerating("the gallery of near-duplicates"):
+        _save_duplicates(audit, images, external_images, space, folder)
     table = _share(images, mapped_file, on_cluster)
     prepared = PreparedData(
         space=space,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
 
 import numpy as np
@@ -33,7 +34,8 @@ from search.tuning.study import (
 )
 from search.tuning.throughput import measure_throughput
 from search.tuning.time_budget import TimeBudget, fold_growth
-from search.tuning.tune import SearchPlan, TrialCallback, run_trials
+from search.tuning.trial_events import TolerantCallback, TrialCallback
+from search.tuning.tune import SearchPlan, run_trials
 from spaces.base import Space
 from trainables.worker import TrainingContext
 
@@ -122,8 +124,14 @@ def run_search(
         context.run_id,
     )
     boards = TrialBoards(folder.path / "tensorboard", space)
-    boards.catch_up(ended_trials(study))
-    callbacks: list[TrialCallback] = [boards, progress, *([budget] if budget is not None else [])]
+    tolerating_boards = partial(progress.tolerating, "a trial in TensorBoard")
+    with tolerating_boards():
+        boards.catch_up(ended_trials(study))
+    callbacks: list[TrialCallback] = [
+        TolerantCallback(boards, tolerating_boards),
+        TolerantCallback(progress, partial(progress.tolerating, "a line of progress")),
+        *([budget] if budget is not None else []),
+    ]
     ranked = ranked_trials(study)
     best = None
     if ranked:
@@ -142,9 +150,11 @@ def run_search(
                 trials,
                 callbacks,
                 run_plan.callbacks,
+                progress.tolerating,
             )
     finally:
-        boards.close()
+        with tolerating_boards():
+            boards.close()
         checkpoints.download_best(trials)
         _write_results(study, space, folder, monotonic() - started)
         save_best_trial(prepared, study, folder)  # until k-fold retraining has made a better model

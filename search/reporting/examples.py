@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from search.console.formatting import first_line
 from search.evaluation.predictions import PredictedImage, Predictions
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
@@ -81,7 +82,7 @@ def save_samples(
             if heatmap.any():
                 gallery.save_heatmap(part, one.name, heatmap)
     except (GradCamError, RuntimeError) as error:  # a GPU may be too small for gradients
-        failure = (str(error).splitlines() or [type(error).__name__])[0]
+        failure = first_line(error)
     saved = Samples(images=len(shown), n_with_gradcam=0 if failure else n, error=failure)
     folder.write_summary(
         replace(folder.summary, samples={**(folder.summary.samples or {}), part: saved})

@@ -35,13 +35,18 @@ _MAX_CLASSES = 40  # of a confusion matrix that can still be read
 _MAX_NUMBERED_CLASSES = 30  # cells of larger confusion matrices are too small for numbers
 
 
-def chart_model(record: Record) -> Iterator[Chart]:
-    """Yield the learning curves of the best trial, and the accuracies of the final model."""
+def chart_curves(record: Record) -> Iterator[Chart]:
+    """Yield the learning curves of the best trial."""
+    best, trial = record.summary.best, record.best_trial
+    if best is not None and trial is not None and len(trial.curve) > 1:
+        yield from _chart_curves(trial.curve, best.epoch)
+
+
+def chart_accuracies(record: Record) -> Iterator[Chart]:
+    """Yield the accuracies of the final model."""
     best = record.summary.best
     if best is None:
         return
-    if record.best_trial is not None and len(record.best_trial.curve) > 1:
-        yield from _chart_curves(record.best_trial.curve, best.epoch)
     folds, external = record.folds.get(best.trial, ()), record.summary.external
     evaluated = {
         title: (scores.accuracy, scores.accuracy_ci95)
@@ -99,8 +104,8 @@ def _chart_curves(curve: Sequence[Epoch], best_epoch: int) -> Iterator[Chart]:
         )
 
 
-def chart_evaluation(record: Record) -> Iterator[Chart]:
-    """Yield the confusion matrices and the reliability diagram."""
+def chart_confusions(record: Record) -> Iterator[Chart]:
+    """Yield the confusion matrices."""
     external = record.summary.external
     for part, name, scores in (
         ("test", "test set", record.summary.test),
@@ -125,6 +130,10 @@ def chart_evaluation(record: Record) -> Iterator[Chart]:
             "Rows are true classes, columns predicted ones. Blue is correct, red is wrong; the"
             f" deeper, the larger the fraction of the row.{others}",
         )
+
+
+def chart_reliability(record: Record) -> Iterator[Chart]:
+    """Yield the reliability diagram of the test set."""
     known = [p for p in record.test if p.correct is not None]
     if known:
         confidences, correct = [p.ranked[0][1] for p in known], [bool(p.correct) for p in known]

@@ -11,12 +11,12 @@ import hashlib
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 from optuna.distributions import CategoricalDistribution
 
@@ -24,7 +24,6 @@ from search.console.formatting import compact, count, duration, interval, percen
 from search.data.audit import ISSUES, UNUSED
 from search.data.manifest import Issue
 from search.evaluation.label_issues import MAX_ISSUES
-from search.reporting import style
 from search.reporting.examples import (
     MAX_DUPLICATES,
     MAX_EXTERNAL,
@@ -34,10 +33,10 @@ from search.reporting.examples import (
     least_confident_first,
     top_losses,
 )
+from search.reporting.figures import Figure, describe_gap, draw_figures
 from search.reporting.gallery import EmbeddedImages, Gallery
-from search.reporting.model_figures import chart_ablation, chart_evaluation, chart_model
 from search.reporting.run_record import Record, TrialRecord, read_record
-from search.reporting.search_figures import MIN_TRIALS_FOR_IMPORTANCE, chart_search
+from search.reporting.search_figures import MIN_TRIALS_FOR_IMPORTANCE
 from search.reporting.terminal import (
     describe_calibration,
     describe_evaluations,
@@ -54,23 +53,6 @@ _MAX_TRIALS = 2000  # rows of the table; all are in trials.csv
 _MAX_EXTERNAL_ROWS = 500  # of the table; all are in external_predictions.csv
 _MAX_CONFUSIONS = 8
 _IMAGE_BYTES = 6_000_000  # of all images in the page, which is to stay below 10 MB
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure as the page shows it.
-
-    Attributes:
-        svg: The drawing.
-        alt: Its text alternative.
-        caption: How to read it.
-        wide: Whether it takes the page's whole width.
-    """
-
-    svg: Markup
-    alt: str
-    caption: str
-    wide: bool
 
 
 @dataclass(frozen=True)
@@ -91,32 +73,47 @@ class AuditSection:
 
 
 def write_report(folder: RunFolder) -> tuple[str, ...]:
-    """Write `report.html` and `figures/`; return in words which files of the run are damaged."""
+    """Write `report.html` and `figures/`; what cannot be drawn is a gap in the page.
+
+    Returns:
+        In words, which files of the run are damaged, and which parts of the page are missing.
+    """
     record = read_record(folder)
+    figures, gaps = draw_figures(record, folder.path / "figures")
+    try:
+        page = _draw_page(record, figures, gaps)
+    except Exception as error:
+        gaps.append(describe_gap("page", error))
+        page = _empty_page(folder, gaps[-1])
+    folder.write_text("report.html", page)
+    return (*record.problems, *gaps)
+
+
+def _draw_page(record: Record, figures: Mapping[str, Figure], gaps: list[str]) -> Markup:
+    """Draw the page; what is missing in it is added to `gaps`."""
     summary = record.summary
-    figures = draw_figures(record, folder.path / "figures")
     css, script = (
         Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - our own files
         for name in ("report.css", "report.js")
     )
-    page = (
-        _templates()
+    return Markup(  # noqa: S704 - Jinja escapes
+        _templates(gaps)
         .get_template("report.html")
         .render(
             record=record,
             summary=summary,
             audit=arrange_audit(record.audit),
             figures=figures,
-            images=EmbeddedImages(Gallery(folder.path), _IMAGE_BYTES),
+            images=EmbeddedImages(Gallery(record.folder), _IMAGE_BYTES),
             css=css,
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            run=folder.path.absolute().name,
-            path=shlex.quote(str(folder.path)),
+            run=record.folder.absolute().name,
+            path=shlex.quote(str(record.folder)),
             command=[shlex.quote(word) for word in record.environment.command],
-            model_megabytes=_megabytes(folder.path / "model.pt"),
+            model_megabytes=_megabytes(record.folder / "model.pt"),
             missing=missing_stages(record),
-            notices=list(notices(record)),
+            notices=[*notices(record), *(f"{gap[0].upper()}{gap[1:]}." for gap in gaps)],
             failures=Counter(t.reason for t in record.trials if t.state == "failed").most_common(5),
             trials=best_first(record.trials)[:_MAX_TRIALS],
             trial_states=sorted({trial.state for trial in record.trials}),
@@ -140,24 +137,15 @@ def write_report(folder: RunFolder) -> tuple[str, ...]:
             of_images=of_images,
         )
     )
-    folder.write_text("report.html", page)
-    return record.problems
 
 
-def draw_figures(record: Record, folder: Path) -> dict[str, Figure]:
-    """Draw every figure that the record has the numbers for, and save each in a folder."""
-    figures = {}
-    with style.style():
-        for name, figure, alt, caption in chain(
-            chart_search(record),
-            chart_model(record),
-            chart_evaluation(record),
-            chart_ablation(record),
-        ):
-            svg = Markup(style.save(figure, folder, name))  # noqa: S704 - matplotlib escapes texts
-            wide = figure.get_figwidth() > 1.3 * style.WIDTH
-            figures[name] = Figure(svg, alt, caption, wide)
-    return figures
+def _empty_page(folder: RunFolder, gap: str) -> Markup:
+    """Return a page that says why there is no other."""
+    text = Markup(
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{run}</title>\n'
+        "<h1>{run}</h1>\n<p>{gap}. <code>summary.json</code> has the numbers.</p></html>\n"
+    )
+    return text.format(run=folder.path.absolute().name, gap=gap)
 
 
 def arrange_audit(issues: Sequence[Issue]) -> AuditSection:
@@ -275,7 +263,8 @@ def majority_fraction(scores: Scores) -> float:
     return max(sizes) / sum(sizes)
 
 
-def _templates() -> Environment:
+def _templates(gaps: list[str]) -> Environment:
+    """Return the templates; `section(name)` draws a section, or says why it is missing."""
     templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -290,6 +279,18 @@ def _templates() -> Environment:
         "compact": compact,
         "count": count,
     }
+
+    @pass_context
+    def section(context: Context, name: str) -> Markup:
+        template = templates.get_template(f"sections/{name}.html")
+        try:
+            return Markup(template.render(context.get_all()))  # noqa: S704 - Jinja escapes
+        except Exception as error:
+            gaps.append(describe_gap(f"section {name!r}", error))
+            gap = Markup('<section id="{}"><p class="warm">{}.</p></section>')
+            return gap.format(name, gaps[-1])
+
+    templates.globals["section"] = section
     templates.tests |= {"perfect": is_perfect, "known": math.isfinite}
     return templates
 

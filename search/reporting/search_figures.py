@@ -110,28 +110,31 @@ class Axis:
         return [low, round(middle) if self.integer else middle, high]
 
 
-def chart_search(record: Record) -> Iterator[Chart]:
-    """Yield the figures of the trials, the parameters and the stages."""
-    trials = record.trials
-    accuracies = {t.number: t.accuracy for t in trials if t.accuracy is not None}
+def chart_history(record: Record) -> Iterator[Chart]:
+    """Yield the accuracies of the trials in their order, and how many epochs they reached."""
+    trials, accuracies = record.trials, _accuracies(record)
     complete = [t.number for t in trials if t.state == "complete" and t.number in accuracies]
     failed = [t.number for t in trials if t.state == "failed"]
-    # The best trial is the final model only once cross-validation has chosen it.
-    final = record.best_trial.number if record.best_trial and record.summary.kfold else None
     if accuracies:
         best = max(accuracies, key=lambda number: accuracies[number])
         yield Chart(
             "history",
-            draw_history(accuracies, complete, failed, final),
+            draw_history(accuracies, complete, failed, _final_trial(record)),
             f"Best validation accuracy of {len(accuracies)} trials in their order."
             f" The highest is {percent(accuracies[best], 2)}, of trial {best}.",
             "Each point is a trial at its best epoch. Only complete trials count for the best"
             " so far.",
         )
         yield from _chart_survival(trials)
+
+
+def chart_parameters(record: Record) -> Iterator[Chart]:
+    """Yield the parallel coordinates of the trials."""
+    accuracies = _accuracies(record)
     if accuracies and record.distributions:
-        shown = [t for t in trials if t.accuracy is not None]
+        shown = [t for t in record.trials if t.accuracy is not None]
         columns = _columns(record, shown)
+        final = _final_trial(record)
         place = next((i for i, t in enumerate(shown) if t.number == final), None)
         yield Chart(
             "parallel_coordinates",
@@ -142,8 +145,13 @@ def chart_search(record: Record) -> Iterator[Chart]:
             "A line is a trial, from its parameters to its accuracy. Blue is the best quarter"
             + ("." if place is None else ", the bold one is the final model."),
         )
+
+
+def chart_importances(record: Record) -> Iterator[Chart]:
+    """Yield the importance of each parameter."""
     if found := importances(record):
-        n, few = len(complete), len(complete) < _SURE_PER_PARAMETER * len(found)
+        n = sum(t.state == "complete" and t.accuracy is not None for t in record.trials)
+        few = n < _SURE_PER_PARAMETER * len(found)
         yield Chart(
             "importances",
             draw_importances(found),
@@ -152,6 +160,10 @@ def chart_search(record: Record) -> Iterator[Chart]:
             f"By functional ANOVA over {n} complete trials"
             + (": few, so take it as a hint." if few else "."),
         )
+
+
+def chart_stages(record: Record) -> Iterator[Chart]:
+    """Yield the time of each stage."""
     if stages := {name: s for name, s in (record.summary.stages or {}).items() if s >= 0.05}:
         yield Chart(
             "stages",
@@ -159,6 +171,16 @@ def chart_search(record: Record) -> Iterator[Chart]:
             "Time of each stage: " + ", ".join(f"{n} {duration(s)}" for n, s in stages.items()),
             f"{duration(sum(stages.values()))} in all.",
         )
+
+
+def _accuracies(record: Record) -> dict[int, float]:
+    """Return the accuracy of each trial that has one, by number."""
+    return {t.number: t.accuracy for t in record.trials if t.accuracy is not None}
+
+
+def _final_trial(record: Record) -> int | None:
+    """Return the trial of the final model, which cross-validation has chosen; None before that."""
+    return record.best_trial.number if record.best_trial and record.summary.kfold else None
 
 
 def importances(record: Record) -> dict[str, float]:

@@ -19,6 +19,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from search.console.formatting import printable_name
 from trainables.atomic_write import write_atomically
 
 INK, MUTED, LINE = "#1a2230", "#5a6576", "#d4dae3"
@@ -128,7 +129,8 @@ def add_legend(figure: Figure) -> None:
 
 
 def shorten(name: str) -> str:
-    """Shorten a name that is too long for an axis."""
+    """Shorten a name that is too long for an axis, and escape its control characters."""
+    name = printable_name(name)
     return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
 
 

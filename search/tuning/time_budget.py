@@ -57,7 +57,7 @@ class TrialCost:
 
 
 class TimeBudget:
-    """Plan with the time that trials were seen to take; a `search.tuning.tune.TrialCallback`.
+    """Plan with the time that trials were seen to take; a `trial_events.TrialCallback`.
 
     The finalists are expected to be the best trials so far, those that still run at their full
     length; besides them the linear probe, and the baseline if its folds cost little.
@@ -115,18 +115,18 @@ class TimeBudget:
                 self.trial_ended(trial.number, STATES[trial.state], result)
 
     def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
-        """See `search.tuning.tune.TrialCallback`."""
+        """See `search.tuning.trial_events.TrialCallback`."""
         full = {**self._space.constants, **params}
         depth = int(full.get("freeze_depth", TrialConfig.freeze_depth))
         self._configs[number] = str(full["backbone"]), depth
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:
-        """See `search.tuning.tune.TrialCallback`."""
+        """See `search.tuning.trial_events.TrialCallback`."""
         seconds = result.trained_seconds / result.epoch
         self._observe(number, result.best_val_score, self._space.epochs, seconds)
 
     def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
-        """See `search.tuning.tune.TrialCallback`."""
+        """See `search.tuning.trial_events.TrialCallback`."""
         cost = self._costs.get(number)
         if cost is None:
             return

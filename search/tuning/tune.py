@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from optuna.storages import BaseStorage
@@ -22,27 +22,14 @@ from search.tuning.asha import NoEarlyStopping, ResumableASHA
 from search.tuning.checkpoints import CheckpointClient
 from search.tuning.searcher import LOST, StudySearcher
 from search.tuning.study import append_epoch, learning_curves, open_study
+from search.tuning.trial_events import TrialCallback, TrialEvents
 from spaces.base import Space
-from spaces.rules import Value
 from trainables.atomic_write import write_atomically
 from trainables.trial import ImageTrial
 from trainables.trial_result import TrialResult
 from trainables.worker import TrainingContext
 
 _log = logging.getLogger(__name__)
-
-
-class TrialCallback(Protocol):
-    """Called in the driver when a trial starts, ends an epoch, and ends."""
-
-    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
-        """Handle the start of a trial; `params` are the searched ones."""
-
-    def trial_epoch(self, number: int, result: TrialResult) -> None:
-        """Handle the end of an epoch."""
-
-    def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
-        """Handle the end of a trial; `state` is "complete", "pruned" or "failed"."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +69,7 @@ def run_trials(
     trials_folder: Path,
     callbacks: Sequence[TrialCallback],
     tune_callbacks: Sequence[Callback] = (),
+    tolerating: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext(),
 ) -> None:
     """Run trials until as many of the study have ended as the plan names, or the time is up.
 
@@ -95,6 +83,8 @@ def run_trials(
         trials_folder: Where each trial's `progress.csv` goes.
         callbacks: Called at each event.
         tune_callbacks: Called by Tune itself, after these.
+        tolerating: Returns a context that handles the errors of `tune_callbacks`; its argument says
+            what an error costs.
 
     Raises:
         Exception: the study or the run's folder can no longer be written to. Nothing was recorded
@@ -103,7 +93,7 @@ def run_trials(
     # Tune pickles what it runs with, and a plan reaches too far for that.
     fractions, max_concurrent = dict(plan.gpu_fraction), plan.max_concurrent
     slots = TrialSlots(CPUS_PER_TRIAL, list(fractions.values()))
-    events = _TrialEvents(space, callbacks)
+    events = TrialEvents(space, callbacks)
     searcher = StudySearcher(
         storage,
         space,
@@ -144,7 +134,7 @@ def run_trials(
             num_samples=-1,  # the searcher ends the search
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
-            callbacks=[callback, *tune_callbacks],
+            callbacks=[callback, *(_TolerantCallback(one, tolerating) for one in tune_callbacks)],
             raise_on_failed_trial=False,
             verbose=0,
         )
@@ -173,52 +163,28 @@ class _SearchStopper(tune.Stopper):
         return {}
 
 
-class _TrialEvents:
-    """Pass the events of trials on to the callbacks, and keep the first error of writing.
+class _TolerantCallback(Callback):
+    """A user's callback whose errors end nothing; its state is not saved, as none is restored."""
 
-    Tune would make an error of the file system one of the trial's.
+    def __init__(
+        self, callback: Callback, tolerating: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
+        name = f"what the callback {type(callback).__name__} does"
+        for hook in vars(Callback):
+            if hook == "setup" or hook.startswith("on_"):
+                setattr(self, hook, self._tolerant(getattr(callback, hook), tolerating, name))
 
-    Attributes:
-        write_error: Why a file of the run can no longer be written; None while it can.
-    """
+    @staticmethod
+    def _tolerant(
+        hook: Callable[..., None],
+        tolerating: Callable[[str], AbstractContextManager[None]],
+        name: str,
+    ) -> Callable[..., None]:
+        def call(*arguments: Any, **info: Any) -> None:
+            with tolerating(name):
+                hook(*arguments, **info)
 
-    def __init__(self, space: Space, callbacks: Sequence[TrialCallback]) -> None:
-        self._searched = set(space.distributions)
-        self._callbacks = callbacks
-        self._started: set[int] = set()
-        self.write_error: Exception | None = None
-
-    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
-        """Notify the callbacks, once, also where a trial is started again."""
-        if number in self._started:
-            return
-        self._started.add(number)
-        searched = {k: v for k, v in params.items() if k in self._searched}
-        with self.writing():
-            for callback in self._callbacks:
-                callback.trial_started(number, searched)
-
-    def trial_epoch(self, number: int, result: TrialResult) -> None:
-        """Notify the callbacks."""
-        with self.writing():
-            for callback in self._callbacks:
-                callback.trial_epoch(number, result)
-
-    def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
-        """Notify the callbacks."""
-        with self.writing():
-            for callback in self._callbacks:
-                callback.trial_ended(number, state, result)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Keep the first error of the file system."""
-        try:
-            yield
-        except OSError as error:
-            if self.write_error is None:
-                _log.error("the run folder cannot be written: %s", error)
-            self.write_error = self.write_error or error
+        return call
 
 
 class _TuneCallback(Callback):
@@ -233,7 +199,7 @@ class _TuneCallback(Callback):
         folder: Path,
         checkpoints: CheckpointClient,
         searcher: StudySearcher,
-        events: _TrialEvents,
+        events: TrialEvents,
     ) -> None:
         self._folder = folder
         self._checkpoints = checkpoints

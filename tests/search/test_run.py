@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -601,3 +602,57 @@ def test_finished_run_is_extended(space_file: Path, tmp_path: Path) -> None:
     assert "the images are not those that the run began with" in other.stderr
     assert "other contents under the same names: red/005.png; restore" in other.stderr
     assert contents(run) == before
+
+
+NOTHING_CAN_BE_DRAWN = """
+import sys
+from unittest.mock import patch
+
+from search.run import main
+
+DRAWINGS = (
+    "search.pipeline.prepare._save_duplicates",
+    "search.pipeline.evaluate.save_samples",
+    "search.pipeline.flow.run_ablation",
+    "search.pipeline.flow.show_result",
+    "search.pipeline.flow.RunBoard.describe",
+    "search.pipeline.flow.RunBoard.show_augmentation",
+    "search.pipeline.flow.RunBoard.show_model",
+    *(
+        f"search.pipeline.trials.TrialBoards.{name}"
+        for name in ("catch_up", "trial_started", "trial_epoch", "trial_ended", "close")
+    ),
+    "search.console.progress.Progress.trial_epoch",
+    "search.reporting.page.best_first",
+)
+
+for name in DRAWINGS:
+    patch(name, side_effect=ValueError("max() arg is an empty sequence")).start()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+def test_no_drawing_ends_a_run(space_file: Path, tmp_path: Path) -> None:
+    """All that shows results raises: the run ends well, with a model and a page of gaps."""
+    space_file.write_text(SPACE.replace("views=3", "views=3, ablation=True"))
+    images = make_images(tmp_path / "images", {"red": 12, "blue": 12})
+    words = ["--space", space_file, "--data", images, "--external", images / "red"]
+    words += ["--out", tmp_path, "--name", "run", "--trials", "1", "--epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", NOTHING_CAN_BE_DRAWN, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    run = tmp_path / "run"
+    assert done.returncode == 0, done.stdout + done.stderr
+    missing = re.findall(r"warning: (.*) is missing: max\(\) arg is an empty", done.stdout)
+    assert sorted(missing) == sorted(set(missing))
+    assert len(missing) == 11, missing
+    assert RunFolder.open(run).summary.test is not None
+    assert load_model(run / "model.pt").card.n_members == 2
+    assert "the page is missing: max() arg" in (run / "report.html").read_text()
+    assert (run / "run.log").read_text().count("ValueError: max()") > len(missing)

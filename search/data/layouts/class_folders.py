@@ -6,12 +6,17 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import category
 
 from search.console.formatting import quote_path, some
 from search.data.image_files import DataError, entries, folders, has_image_suffix
 from search.data.layouts.split_folders import class_folders_of, nfc, official_splits
 from spaces.archives import TABLE_SUFFIXES, is_archive
 from spaces.sources import did_you_mean
+
+_NOT_IN_A_LINE = frozenset(("Cc", "Zl", "Zp", "Cs"))
+"""Unicode's categories of control characters, separators of lines and paragraphs, and what stands
+for bytes that are no UTF-8."""
 
 
 class ClassFolder(NamedTuple):
@@ -38,7 +43,7 @@ def find_class_folders(
 
     Raises:
         DataError: there are fewer than two classes, wanted ones are missing, the splits have
-            different classes, or a class has a name that is not UTF-8.
+            different classes, or a class has an unusable name: see `check_names`.
     """
     wanted = None if wanted is None else tuple(map(nfc, wanted))
     parts = official_splits(root, wanted)
@@ -60,11 +65,7 @@ def find_class_folders(
     classes = wanted or class_order(next(iter(there.values())))
     if len(classes) < 2:
         raise DataError(_one_class(root, next(iter(there.values()))[classes[0]]))
-    if odd := [ascii(name) for name in classes if not _is_text(name)]:
-        raise DataError(
-            f"the name of a class must be UTF-8, but {some(odd)} in {root} is not: rename the"
-            " folder"
-        )
+    check_names(str(root), classes)
     return classes, [
         ClassFolder(there[split][name], label, split)
         for split in parts
@@ -80,13 +81,17 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _is_text(name: str) -> bool:
-    """Return whether the bytes of a file's name are UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def check_names(where: str, classes: Iterable[str]) -> None:
+    """Check that the names of classes can be shown everywhere, in one line each.
+
+    Raises:
+        DataError: one has control characters, or bytes that are no UTF-8.
+    """
+    if odd := [ascii(name) for name in classes if any(category(c) in _NOT_IN_A_LINE for c in name)]:
+        raise DataError(
+            "the name of a class must be one line of UTF-8 without control characters, but"
+            f" {where} has {some(odd)}: rename it"
+        )
 
 
 def unused_files(root: Path, parts: dict[str | None, Path]) -> Iterator[tuple[Path, str]]:

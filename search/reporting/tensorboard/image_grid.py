@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from search.console.formatting import percent
+from search.console.formatting import percent, printable_name
 from search.evaluation.predictions import TOP_K, Predictions
 from trainables.augmentation import augment_pixels, draw_magnitudes
 
@@ -166,7 +166,8 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def _cut(line: str, width: int) -> str:
-    """Return a line, shortened where it is wider than a tile."""
+    """Return a line, shortened where it is wider than a tile, with control characters escaped."""
+    line = printable_name(line)
     if _font().getlength(line) <= width:
         return line
     while line and _font().getlength(line + "…") > width:

@@ -78,7 +78,7 @@ _SESSION_END_BYTES = 400
 
 
 class TrialBoards:
-    """Writes one event file per trial; a `search.tuning.tune.TrialCallback`."""
+    """Writes one event file per trial; a `search.tuning.trial_events.TrialCallback`."""
 
     def __init__(self, folder: Path, space: Space) -> None:
         """Begin, or resume.

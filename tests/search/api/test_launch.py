@@ -42,13 +42,14 @@ SPACE = Space(
 
 
 class Counting(Callback):
-    """Counts the trials that have ended."""
+    """Counts the trials that have ended, and fails at each."""
 
     def __init__(self) -> None:
         self.ended: list[int] = []
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.ended.append(trial.config["number"])
+        raise ConnectionError("no tracker answers")
 
 
 @contextmanager
@@ -109,6 +110,8 @@ def test_a_search_within_the_programs_own_ray(images: Path, tmp_path: Path) -> N
         )
     assert ray.is_initialized()
     assert sorted(counting.ended) == [0, 1]
+    lost = "what the callback Counting does is missing"
+    assert (tmp_path / "run" / "run.log").read_text().count(lost) == 2
     assert run.path == tmp_path / "run"
     assert run.summary.test is not None
     assert run.trials["number"].tolist() == [0, 1]

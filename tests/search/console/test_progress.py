@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import re
 
 import pytest
@@ -277,3 +279,16 @@ def test_no_color_leaves_no_colour(monkeypatch, clock):
         run_trials(shown)
     assert isinstance(console.file, io.StringIO)
     assert not re.search(r"\x1b\[[0-9;]*(3[0-9]|9[0-7])m", console.file.getvalue())
+
+
+def test_what_only_shows_results_ends_nothing(capsys, clock, caplog):
+    progress = Progress(console=Console(width=200))
+    for number in range(2):
+        with progress.tolerating("the chart"):
+            raise ValueError(f"no data {number}\nat all")
+    assert capsys.readouterr().out == "warning: the chart is missing: no data 0; see run.log\n"
+    assert [record.exc_info[0] for record in caplog.records] == [ValueError, ValueError]
+    with pytest.raises(OSError, match="No space left"), progress.tolerating("the chart"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(KeyboardInterrupt), progress.tolerating("the chart"):
+        raise KeyboardInterrupt

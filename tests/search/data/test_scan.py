@@ -9,7 +9,7 @@ import pytest
 
 from search.data.image_files import DataError
 from search.data.manifest import Issue, Manifest, check_counts
-from search.data.scan import scan, scan_external
+from search.data.scan import find_images, scan, scan_external
 from spaces.sources import (
     Arrays,
     Source,
@@ -430,3 +430,13 @@ def test_real_external(shared_data: Path) -> None:
     six = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
     manifest = scan_external(shared_data / "external" / "caltech6", six)
     assert np.bincount(manifest.labels, minlength=6).tolist() == [3, 0, 32, 40, 4, 2]
+
+
+def test_a_label_with_control_characters(tmp_path: Path) -> None:
+    """In a table and among arrays as in the name of a folder."""
+    rows = tuple((f"{i}.png", ("a", "b\x85c")[i % 2]) for i in range(8))
+    for image, _ in rows:
+        (tmp_path / image).touch()
+    table = from_table(pd.DataFrame(rows, columns=["image", "label"]))
+    with pytest.raises(DataError, match=r"the table has 'b\\x85c': rename it"):
+        find_images(table, tmp_path, tmp_path)

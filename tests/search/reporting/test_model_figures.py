@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 
 from search.reporting.model_figures import (
-    chart_evaluation,
-    chart_model,
+    chart_accuracies,
+    chart_confusions,
     draw_accuracies,
     draw_confusion,
     draw_reliability,
@@ -58,7 +58,7 @@ def test_the_accuracy_of_a_probe_is_not_called_validation(tmp_path: Path) -> Non
         summary=dataclasses.replace(record.summary, best=probe),
         folds={best.trial: [0.9, 0.95], None: [0.9, 0.95]},
     )
-    *_, chart = chart_model(of_probe)
+    *_, chart = chart_accuracies(of_probe)
     (axes,) = chart.figure.axes
     assert axes.get_yticklabels()[0].get_text() == "linear probe, cross-validated"
     assert chart.alt.startswith("Linear probe, cross-validated ")
@@ -80,7 +80,7 @@ def test_the_most_confused_classes_stay_in_their_order() -> None:
 
 
 def test_few_classes_are_all_shown(tmp_path: Path) -> None:
-    name, _, alt, caption = next(iter(chart_evaluation(record_of(tmp_path / "a", np.eye(4) * 9))))
+    name, _, alt, caption = next(iter(chart_confusions(record_of(tmp_path / "a", np.eye(4) * 9))))
     assert name == "confusion_test"
     assert "not shown" not in alt + caption
 
@@ -89,7 +89,7 @@ def test_of_many_classes_only_the_most_confused_are_shown(tmp_path: Path) -> Non
     confusion = 9 * np.eye(100, dtype=int)
     confusion[7, 93] = 2
     record = record_of(tmp_path / "a", confusion)
-    _, figure, alt, caption = next(iter(chart_evaluation(record)))
+    _, figure, alt, caption = next(iter(chart_confusions(record)))
     assert "60 classes with fewer confusions are not shown." in alt
     assert "60 classes with fewer confusions are not shown." in caption
     (axes,) = figure.axes

@@ -15,8 +15,10 @@ from search.evaluation.comparison import compare_models
 from search.evaluation.label_issues import LabelIssue, count_issues, write_issues
 from search.pipeline.request import parse_request
 from search.report import main
+from search.reporting import figures
 from search.reporting.gallery import Gallery
 from search.reporting.page import write_report
+from search.reporting.run_record import Record
 from search.runs.run_folder import STUDY, RunFolder
 from search.runs.summary import (
     AblationScores,
@@ -99,7 +101,7 @@ def test_the_test_accuracy_comes_first_with_its_interval(finished: Path) -> None
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take most of a report's time."""
-    monkeypatch.setattr("search.reporting.page.draw_figures", lambda record, folder: {})
+    monkeypatch.setattr("search.reporting.page.draw_figures", lambda record, folder: ({}, []))
 
 
 def words_of(run: Path) -> str:
@@ -586,22 +588,22 @@ def test_possible_label_errors_are_listed(run: Path) -> None:
     assert "None: no out-of-fold prediction contradicts a label" in written(run).words
 
 
+def ablation_step(name: str) -> AblationScores:
+    return AblationScores(
+        name=name,
+        config={},
+        epochs=2,
+        train_accuracy=0.95,
+        val_accuracy=0.78,
+        best_val_accuracy=0.8,
+        best_epoch=2,
+        seconds=31.0,
+    )
+
+
 def test_the_ablation_is_a_table_and_curves(run: Path) -> None:
     names = ("plain CNN", "+ dropout")
-    steps = [
-        AblationScores(
-            name=name,
-            config={},
-            epochs=2,
-            train_accuracy=0.95,
-            val_accuracy=0.78,
-            best_val_accuracy=0.8,
-            best_epoch=2,
-            seconds=31.0,
-        )
-        for name in names
-    ]
-    set_sections(run, ablation=steps)
+    set_sections(run, ablation=[ablation_step(name) for name in names])
     lines = [
         (step, name, epoch, 1 / epoch, 0.4 * epoch, 1.0, 0.3 * epoch, 1.0)
         for step, name in enumerate(names, start=1)
@@ -613,3 +615,47 @@ def test_the_ablation_is_a_table_and_curves(run: Path) -> None:
     (figure,) = [f for f in page.find("div", role="img") if "At the end" in str(f["aria-label"])]
     assert "plain CNN 80.0% and 60.0%" in str(figure["aria-label"])
     assert (run / "figures" / "ablation.png").is_file()
+
+
+@pytest.mark.parametrize("title", figures.CHARTS)
+def test_a_figure_that_cannot_be_drawn_is_a_gap(
+    run: Path, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(record: Record) -> None:
+        raise ValueError("max() arg is an empty sequence")
+
+    others = dict.fromkeys(figures.CHARTS, lambda record: ())
+    monkeypatch.setattr(figures, "CHARTS", {**others, title: fail})
+    gap = f"the figure of the {title} is missing: max() arg is an empty sequence"
+    assert write_report(RunFolder.open(run)) == (f"{gap}; run.log has the details",)
+    assert gap[1:] in Page(run / "report.html").words
+
+
+SECTIONS = sorted((Path(figures.__file__).parent / "templates" / "sections").iterdir())
+
+
+@pytest.mark.parametrize("section", [path.stem for path in SECTIONS])
+def test_a_section_that_cannot_be_drawn_is_a_gap(
+    run: Path, section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.reporting.page.draw_figures", lambda record, folder: ({}, []))
+    set_sections(run, ablation=[ablation_step("step")])
+    templates = tmp_path / "templates"
+    shutil.copytree(SECTIONS[0].parents[1], templates)
+    monkeypatch.setattr("search.reporting.page._TEMPLATES", templates)
+    whole = write_report(RunFolder.open(run))
+    (templates / "sections" / f"{section}.html").write_text("<p>{{ summary.nothing }}</p>")
+    problems = write_report(RunFolder.open(run))
+    assert whole == ()
+    assert len(problems) == 1
+    assert "is missing: " in problems[0]
+    page = Page(run / "report.html")
+    assert problems[0] in page.words
+    assert "Reproduce" in page.words
+
+
+def test_a_page_that_cannot_be_drawn_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.reporting.page.draw_figures", lambda record, folder: ({}, []))
+    monkeypatch.setattr("search.reporting.page.best_first", lambda trials: trials[0].nothing)
+    (problem,) = write_report(RunFolder.open(run))
+    assert problem in Page(run / "report.html").words

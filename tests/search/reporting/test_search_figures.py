@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from search.reporting.run_record import read_record
 from search.reporting.search_figures import (
     Axis,
-    chart_search,
+    chart_history,
+    chart_parameters,
     draw_history,
     draw_parallel_coordinates,
     draw_survival,
@@ -85,13 +86,19 @@ def legend_of(figure: Figure) -> set[str]:
     return {text.get_text() for text in figure.legends[0].get_texts()}
 
 
+def drawn_of(folder: Path) -> dict[str, Figure]:
+    record = read_record(RunFolder.open(folder))
+    charts = (*chart_history(record), *chart_parameters(record))
+    return {name: figure for name, figure, *_ in charts}
+
+
 def test_a_search_without_cross_validation_has_no_final_model_yet(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    drawn = {name: figure for name, figure, *_ in chart_search(read_record(RunFolder.open(folder)))}
+    drawn = drawn_of(folder)
     assert "final model" in legend_of(drawn["history"])
     assert "final model" in legend_of(drawn["parallel_coordinates"])
     remove(folder, "summary:kfold")
-    drawn = {name: figure for name, figure, *_ in chart_search(read_record(RunFolder.open(folder)))}
+    drawn = drawn_of(folder)
     assert "final model" not in legend_of(drawn["history"])
     assert "final model" not in legend_of(drawn["parallel_coordinates"])
 

@@ -70,10 +70,12 @@ def test_missing_classes_are_all_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_class_whose_name_is_not_text(tmp_path: Path) -> None:
-    make(tmp_path, "größe/", "im\udcff/")
+@pytest.mark.parametrize("odd", ["\udcff", "\x85", "\u2028", "\u2029", "\n", "\t", "\x1c", "\x1b"])
+def test_a_class_whose_name_is_no_line_of_text(tmp_path: Path, odd: str) -> None:
+    make(tmp_path, "größe/", f"im{odd}/")
     assert message(tmp_path) == (
-        r"the name of a class must be UTF-8, but 'im\udcff' in DIR is not: rename the folder"
+        "the name of a class must be one line of UTF-8 without control characters, but DIR has"
+        f" {'im' + odd!a}: rename it"
     )
 
 
