@@ -50,6 +50,11 @@ def describe_score(metric: Metric, score: float, digits: int = 1) -> str:
     return f"{value:.{digits + 2}f}" if metric in _PLAIN else percent(value, digits)
 
 
+def describe_difference(metric: Metric, difference: float, unit: str = " points") -> str:
+    """Format a difference of scores: "1.2 points" of a percentage, a log loss "0.012"."""
+    return f"{difference:.3f}" if metric in _PLAIN else f"{100 * difference:.1f}{unit}"
+
+
 def duration(seconds: float) -> str:
     """Format a duration: "0.4 s", "37 s", "4 min 10 s", "2 h 5 min"."""
     if seconds < 9.95:

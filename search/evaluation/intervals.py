@@ -7,15 +7,18 @@ would have no width. These intervals have. `benchmarks.models.intervals` simulat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from search.runs.summary import Interval
+from spaces.rules import Metric
+from trainables.metrics import compute_score, resample_scores
 
 _Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 _DRAWS = 2000
-_MAX_VALUES = 4_000_000  # cells of the confusion matrices of one batch of draws
+_MAX_VALUES = 4_000_000  # of one batch: cells of confusion matrices, or counts of images
+_RESAMPLES = 100  # for a standard error, which then has one of 7% itself
 
 
 def wilson_interval(n_correct: float, n: int) -> Interval:
@@ -49,6 +52,55 @@ def mean_with_error(values: np.ndarray, groups: np.ndarray | None = None) -> tup
         return mean, math.inf
     squares = float(((sums - mean * sizes) ** 2).sum())
     return mean, float(np.sqrt(squares * n_groups / (n_groups - 1)) / n)
+
+
+def bootstrap(
+    n: int, groups: np.ndarray | None, n_samples: int, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Yield bootstrap samples of images in batches: float64 [samples, n], how often each has one.
+
+    Args:
+        n: Number of images.
+        groups: int64 [n]; a sample has all images of a group equally often. None: there are none.
+        n_samples: Number of samples.
+        seed: Seed of the samples.
+    """
+    _, group_of = np.unique(np.arange(n) if groups is None else groups, return_inverse=True)
+    n_groups = int(group_of.max()) + 1
+    rng = np.random.default_rng(seed)
+    batch_size = max(1, _MAX_VALUES // n)
+    for start in range(0, n_samples, batch_size):
+        size = min(batch_size, n_samples - start)
+        drawn = rng.integers(n_groups, size=(size, n_groups)) + n_groups * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n_groups).reshape(size, n_groups)
+        yield counts[:, group_of].astype(np.float64)
+
+
+def score_difference(
+    metric: Metric,
+    logits: np.ndarray,
+    other: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """Return how much higher a model's score is than another's, and the standard error of that.
+
+    The error is by a paired bootstrap: both are scored on the same samples of the images.
+
+    Args:
+        metric: Which score; see `trainables.metrics`.
+        logits: The model's, [n, classes].
+        other: The other's.
+        labels: int64 [n], n >= 1.
+        groups: int64 [n]; images of equal numbers are near-duplicates, and are drawn together.
+    """
+    difference = compute_score(metric, logits, labels) - compute_score(metric, other, labels)
+    drawn = [
+        resample_scores(metric, logits, labels, counts)
+        - resample_scores(metric, other, labels, counts)
+        for counts in bootstrap(len(labels), groups, _RESAMPLES)
+    ]
+    return difference, float(np.concatenate(drawn).std(ddof=1))
 
 
 def macro_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:

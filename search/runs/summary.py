@@ -124,9 +124,10 @@ class ProbeScore:
     Attributes:
         accuracy: Cross-validated on training and validation images; NaN where it was not probed,
             or a class is too small.
+        score: The metric's, likewise, at the temperature of `log_loss`; higher is better.
         seconds: Seconds from the begin of the stage until it was known.
         val_accuracy: On the validation images, of the head fitted on the training images.
-        behind: The best probe's accuracy minus this one's.
+        behind: The best probe's score minus this one's.
         behind_se: Its standard error, paired by image.
         log_loss: Cross-validated likewise, in nats, calibrated by one temperature.
         latency_ms: Milliseconds of one image on the driver's machine, in a batch of one.
@@ -134,6 +135,7 @@ class ProbeScore:
     """
 
     accuracy: Number = math.nan
+    score: Number = math.nan
     seconds: Number = math.nan
     val_accuracy: Number = math.nan
     behind: Number = math.nan

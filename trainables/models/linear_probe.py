@@ -34,12 +34,14 @@ class Probe:
         val_accuracy: The head's accuracy on the validation images; NaN without any.
         logits: float32 [n, classes], of the fold that left the image out, of the images that the
             probe used; empty where the accuracy is NaN.
+        labels: int64 [n], of these images; empty likewise.
     """
 
     accuracy: float
     head: Weights
     val_accuracy: float
     logits: np.ndarray
+    labels: np.ndarray
 
 
 def uses_center_crop(space: Space, n_images: float) -> bool:
@@ -101,7 +103,7 @@ def fit_probe(
         float("nan") if is_train.all() else float(model.score(x[~is_train], y[~is_train]))
     )
     head = _as_head(model, x.shape[1], n_classes)
-    return Probe(accuracy, head, val_accuracy, logits)
+    return Probe(accuracy, head, val_accuracy, logits, y[: len(logits)])
 
 
 def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:

@@ -17,14 +17,17 @@ import torch
 
 from search.cluster.feature_cache_client import FeatureCacheClient
 from search.cluster.feature_cache_plan import FeatureCachePlan
-from search.console.formatting import percent
+from search.console.formatting import METRIC_NAMES, describe_score, percent
 from search.console.progress import Progress
+from search.evaluation.calibration import fit_temperature
 from search.pipeline.backbones.candidates import Candidate
 from search.pipeline.backbones.feature_cache import frozen_depths
 from search.pipeline.model_file import save_probe
 from search.pipeline.prepare import PreparedData
 from search.runs.summary import ProbeScore
+from spaces.rules import Metric
 from trainables.feature_cache import as_features
+from trainables.metrics import compute_score
 from trainables.models.classifier import Weights
 from trainables.models.linear_probe import MAX_IMAGES, Probe, fit_probe
 
@@ -80,8 +83,10 @@ def probe_backbones(
         probe: Probe = ray.get(ready)
         heads[name] = probe.head
         if name not in scores:
+            score = score_probe(probe, prepared.space.metric)
             scores[name] = ProbeScore(
                 accuracy=probe.accuracy,
+                score=score,
                 val_accuracy=probe.val_accuracy,
                 behind=0.0,
                 behind_se=0.0,
@@ -89,15 +94,30 @@ def probe_backbones(
                 latency_ms=candidates[name].latency_ms,
             )
             saved = save_if_given(prepared, name, probe, model_path)
-            progress.say(f"{name}: {describe(probe)}{saved}")
+            progress.say(f"{name}: {describe(probe, prepared.space.metric, score)}{saved}")
         progress.advance(n_probes - len(pending), n_probes)
     scores = dict(sorted(scores.items(), key=lambda item: item[1].excluded is not None))
     return ProbeResult(scores, {name: heads[name] for name in scores if name in heads})
 
 
-def describe(probe: Probe) -> str:
-    """Describe a probe's accuracy."""
-    return f"linear probe {percent(probe.accuracy, 2)} (cross-validated)"
+def describe(probe: Probe, metric: Metric, score: float) -> str:
+    """Describe a probe's score, and its accuracy if that is not the metric."""
+    if metric == "accuracy":
+        return f"linear probe {percent(probe.accuracy, 2)} (cross-validated)"
+    value = f"{METRIC_NAMES[metric]} {describe_score(metric, score, 2)}"
+    return f"linear probe {value}, accuracy {percent(probe.accuracy, 2)} (cross-validated)"
+
+
+def score_probe(probe: Probe, metric: Metric) -> float:
+    """Return a probe's out-of-fold score, calibrated; NaN where it was not cross-validated."""
+    return compute_score(metric, calibrated_logits(probe), probe.labels)
+
+
+def calibrated_logits(probe: Probe) -> np.ndarray:
+    """Return a probe's out-of-fold logits, divided by the temperature of least log loss."""
+    if not len(probe.logits):
+        return probe.logits
+    return probe.logits.astype(np.float64) / fit_temperature(probe.logits, probe.labels)
 
 
 def save_if_given(prepared: PreparedData, name: str, probe: Probe, model_path: Path | None) -> str:

@@ -22,14 +22,20 @@ from search.cluster.nodes import EVERYWHERE
 from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
 from search.console.formatting import duration
 from search.console.progress import Progress
-from search.evaluation.calibration import fit_temperature, log_losses
+from search.evaluation.calibration import log_losses
 from search.pipeline.backbones.candidates import Candidate, pretrained_backbones, share_weights
 from search.pipeline.backbones.feature_cache import (
     count_drawn_views,
     frozen_depths,
     gpus_per_task,
 )
-from search.pipeline.backbones.probe import ProbeResult, describe, save_if_given, start_probe
+from search.pipeline.backbones.probe import (
+    ProbeResult,
+    calibrated_logits,
+    describe,
+    save_if_given,
+    start_probe,
+)
 from search.pipeline.backbones.selection import (
     CACHE_FRACTION,
     RANKING_FRACTION,
@@ -38,6 +44,7 @@ from search.pipeline.backbones.selection import (
 )
 from search.pipeline.prepare import PreparedData
 from search.runs.summary import ProbeScore
+from trainables.metrics import compute_score
 from trainables.models.classifier import Weights
 from trainables.models.linear_probe import MAX_IMAGES, Probe, stratified_subset
 
@@ -92,12 +99,14 @@ def rank_backbones(
         first_ended = perf_counter() if name == names[0] else first_ended
         # The rows are the subset already, a few more than MAX_IMAGES where classes are rare.
         task = start_probe(prepared, rows, blocks, cross_validate=True, max_images=None)
-        ranking.add(_Fit(task, name, one, labels, image_seconds, latencies[name]))
+        ranking.add(_Fit(task, name, one, image_seconds, latencies[name]))
     ranking.collect()
     n_views = count_drawn_views(prepared.space) if frozen_depths(prepared.space) else 1
     cached = prepared.rows("train", "val")
     scores = select_backbones(
         ranking.probes,
+        prepared.space.metric,
+        labels,
         prepared.groups[rows],
         n_views * len(cached),
         float("inf") if budget_seconds is None else CACHE_FRACTION * budget_seconds,
@@ -130,12 +139,11 @@ def choose_rows(prepared: PreparedData, image_seconds: float, seconds: float | N
 
 @dataclass(frozen=True)
 class _Fit:
-    """A probe that is being fitted on images of these labels; the data has its backbone alone."""
+    """A probe that is being fitted; the data has its backbone alone."""
 
     task: Any
     name: str
     prepared: PreparedData
-    labels: np.ndarray
     image_seconds: float
     latency_ms: float
 
@@ -160,14 +168,17 @@ class _Ranking:
             return
         fit, self._pending = self._pending, None
         probe: Probe = ray.get(fit.task)
-        temperature = fit_temperature(probe.logits, fit.labels) if len(probe.logits) else 1.0
-        is_best = all(probe.accuracy > other.accuracy for other in self.probes)
+        logits, metric = calibrated_logits(probe), fit.prepared.space.metric
+        score = compute_score(metric, logits, probe.labels)
+        is_best = all(score > other.score for other in self.probes)
         ranked = RankedProbe(
             name=fit.name,
+            score=score,
             accuracy=probe.accuracy,
             val_accuracy=probe.val_accuracy,
-            is_correct=probe.logits.argmax(1) == fit.labels,
-            log_losses=log_losses(probe.logits, fit.labels, temperature),
+            logits=logits,
+            is_correct=logits.argmax(1) == probe.labels,
+            log_losses=log_losses(logits, probe.labels, 1.0),
             seconds=perf_counter() - self._started,
             image_seconds=fit.image_seconds,
             latency_ms=fit.latency_ms,
@@ -175,7 +186,9 @@ class _Ranking:
         self.probes.append(ranked)
         self.heads[fit.name] = probe.head
         saved = save_if_given(fit.prepared, fit.name, probe, self._model_path) if is_best else ""
-        self._progress.say(f"{fit.name}: {describe(probe)}, {fit.latency_ms:.1f} ms{saved}")
+        self._progress.say(
+            f"{fit.name}: {describe(probe, metric, score)}, {fit.latency_ms:.1f} ms{saved}"
+        )
         self._progress.advance(len(self.probes))
 
 

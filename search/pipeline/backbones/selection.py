@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from search.console.formatting import duration
-from search.evaluation.intervals import mean_with_error
+from search.console.formatting import METRIC_NAMES, describe_difference, duration
+from search.evaluation.intervals import mean_with_error, score_difference
 from search.runs.summary import ProbeScore, RunSummary
 from spaces.base import Space
+from spaces.rules import Metric
 
 MAX_BEHIND_SE = 2.0
 """Paired standard errors by which a backbone may be behind the best one, and stay."""
@@ -29,19 +30,23 @@ class RankedProbe:
 
     Attributes:
         name: Name of the backbone.
-        accuracy: Cross-validated; NaN where a class is too small for two folds.
+        score: Cross-validated, of the metric; NaN where a class is too small for two folds.
+        accuracy: Likewise.
         val_accuracy: On the validation images, of the head that trials begin with.
-        is_correct: bool [n], out of fold; empty where the accuracy is NaN.
-        log_losses: float64 [n], out of fold, in nats, calibrated by one temperature; empty
-            likewise.
+        logits: float64 [n, classes], out of fold, calibrated by one temperature; empty where the
+            score is NaN.
+        is_correct: bool [n], whether their highest is the label's.
+        log_losses: float64 [n], theirs, in nats.
         seconds: Seconds from the begin of the stage until it was known.
         image_seconds: Seconds that the features of one image take, by all nodes together.
         latency_ms: See `candidates.Candidate`.
     """
 
     name: str
+    score: float
     accuracy: float
     val_accuracy: float
+    logits: np.ndarray
     is_correct: np.ndarray
     log_losses: np.ndarray
     seconds: float
@@ -50,53 +55,51 @@ class RankedProbe:
 
 
 def select_backbones(
-    ranked: Sequence[RankedProbe], groups: np.ndarray, n_features: int, cache_seconds: float
+    ranked: Sequence[RankedProbe],
+    metric: Metric,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    n_features: int,
+    cache_seconds: float,
 ) -> dict[str, ProbeScore]:
     """Return the scores of the probes, of which those that leave the search have a reason.
 
-    One leaves if its out-of-fold accuracy or log loss is behind the most accurate one's by more
-    than `MAX_BEHIND_SE` standard errors of the difference, paired by image, near-duplicates counted
-    once. Log losses tell more apart: they count all images, and not only those of which one alone
-    is right. They are calibrated, since probes of fewer features are less confident. Of the others
-    the less accurate leave if the feature caches would take too long. The best one stays.
+    One leaves if its out-of-fold score is behind the best one's by more than `MAX_BEHIND_SE`
+    standard errors of the difference, paired by image, near-duplicates counted once. Where the
+    metric is the accuracy, the same holds for the log loss, which tells more apart: it counts all
+    images, and not only those of which one alone is right. Logits are calibrated, since probes of
+    fewer features are less confident. Of the others the lower ones leave if the feature caches
+    would take too long. The best one stays.
 
     Args:
         ranked: At least one, all of the same images.
+        metric: What they are compared by.
+        labels: int64 [n].
         groups: int64 [n]; images of equal numbers are near-duplicates.
         n_features: Images of the feature cache, times the views that are computed of each.
         cache_seconds: Seconds that all feature caches together may take.
 
     Returns:
-        By backbone, those that stay first, the more accurate first; of equals the one with the
-        lower log loss, then the faster.
+        By backbone, those that stay first, the better first; of equals the one with the lower log
+        loss, then the faster.
     """
     order = sorted(ranked, key=_rank)
     scores, spent = {}, 0.0
     for one in order:
-        behind, error = _behind(order[0].is_correct, one.is_correct, groups)
-        more_loss, loss_error = _behind(one.log_losses, order[0].log_losses, groups)
+        behind, error = _behind(order[0], one, metric, labels, groups)
         needed = n_features * one.image_seconds
-        excluded = None
-        if behind > MAX_BEHIND_SE * error:
-            excluded = (
-                f"{100 * behind:.1f} points behind {order[0].name}, more than"
-                f" {MAX_BEHIND_SE:.0f} paired standard errors of {100 * error:.1f}"
-            )
-        elif more_loss > MAX_BEHIND_SE * loss_error:
-            excluded = (
-                f"its log loss is {more_loss:.3f} above that of {order[0].name}, more than"
-                f" {MAX_BEHIND_SE:.0f} paired standard errors of {loss_error:.3f}"
-            )
-        elif one is not order[0] and spent + needed > cache_seconds:
+        excluded = _reason(order[0], one, metric, groups, behind, error)
+        if excluded is None and one is not order[0] and spent + needed > cache_seconds:
             excluded = (
                 f"its feature cache would take {duration(needed)}, and"
                 f" {duration(max(0.0, cache_seconds - spent))} are left of what caches may take of"
                 " the time budget"
             )
-        else:
+        if excluded is None:
             spent += needed
         scores[one.name] = ProbeScore(
             accuracy=one.accuracy,
+            score=one.score,
             val_accuracy=one.val_accuracy,
             behind=behind,
             behind_se=error,
@@ -140,11 +143,38 @@ def is_decided(summary: RunSummary) -> bool:
 def _rank(one: RankedProbe) -> tuple[float, float, float]:
     if not len(one.log_losses):
         return math.inf, math.inf, one.latency_ms
-    return -one.accuracy, float(one.log_losses.mean()), one.latency_ms
+    return -one.score, float(one.log_losses.mean()), one.latency_ms
 
 
-def _behind(more: np.ndarray, less: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Return the mean difference of two scores of the same images, and its paired error."""
-    if more is less or not len(less):
+def _behind(
+    best: RankedProbe, one: RankedProbe, metric: Metric, labels: np.ndarray, groups: np.ndarray
+) -> tuple[float, float]:
+    """Return how much lower the score of a probe is than the best one's, and its paired error."""
+    if one is best or not len(one.is_correct):
         return 0.0, 0.0
-    return mean_with_error(more.astype(float) - less, groups)
+    if metric == "accuracy":
+        return mean_with_error(best.is_correct.astype(float) - one.is_correct, groups)
+    return score_difference(metric, best.logits, one.logits, labels, groups)
+
+
+def _reason(
+    best: RankedProbe,
+    one: RankedProbe,
+    metric: Metric,
+    groups: np.ndarray,
+    behind: float,
+    error: float,
+) -> str | None:
+    """Return why a probe is clearly worse than the best one; None if it is not."""
+    more_than = f"more than {MAX_BEHIND_SE:.0f} paired standard errors of"
+    if behind > MAX_BEHIND_SE * error:
+        gap, by = describe_difference(metric, behind), describe_difference(metric, error, "")
+        name = "" if metric == "accuracy" else f"its {METRIC_NAMES[metric]} is "
+        return f"{name}{gap} behind {best.name}, {more_than} {by}"
+    if metric != "accuracy" or one is best or not len(one.log_losses):
+        return None
+    more_loss, loss_error = mean_with_error(one.log_losses - best.log_losses, groups)
+    if more_loss > MAX_BEHIND_SE * loss_error:
+        above = f"its log loss is {more_loss:.3f} above that of {best.name}"
+        return f"{above}, {more_than} {loss_error:.3f}"
+    return None

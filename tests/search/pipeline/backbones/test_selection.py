@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from search.evaluation import calibration
 from search.evaluation.intervals import mean_with_error
 from search.pipeline.backbones.selection import RankedProbe, narrow_space, select_backbones
 from search.runs.summary import ProbeScore
 from spaces.base import Space
+from spaces.rules import Metric
 from spaces.sources import digits
+from trainables.metrics import compute_score
 
 N = 200
 GROUPS = np.arange(N)
+LABELS = np.zeros(N, np.int64)
+IMAGES: tuple[Metric, np.ndarray, np.ndarray] = ("accuracy", LABELS, GROUPS)
 ALL_THE_TIME = math.inf
 
 
@@ -28,7 +34,11 @@ def probe(
     """Return a probe; without log losses, one whose losses tell nothing."""
     accuracy = float(is_correct.mean()) if len(is_correct) else math.nan
     losses = np.full(len(is_correct), 0.4) if log_losses is None else log_losses
-    return RankedProbe(name, accuracy, 0.5, is_correct, losses, 1.0, image_seconds, latency_ms)
+    logits = np.empty((len(is_correct), 2))  # of no use where the metric is the accuracy
+    accuracies = accuracy, accuracy, 0.5
+    return RankedProbe(
+        name, *accuracies, logits, is_correct, losses, 1.0, image_seconds, latency_ms
+    )
 
 
 def wrong_at(*ranges: range) -> np.ndarray:
@@ -42,7 +52,7 @@ BEST = probe("best", wrong_at(range(10)))
 
 
 def excluded(*probes: RankedProbe, groups: np.ndarray = GROUPS) -> dict[str, str | None]:
-    scores = select_backbones(probes, groups, 100, ALL_THE_TIME)
+    scores = select_backbones(probes, "accuracy", LABELS, groups, 100, ALL_THE_TIME)
     return {name: score.excluded for name, score in scores.items()}
 
 
@@ -73,7 +83,7 @@ def test_one_whose_log_loss_is_clearly_higher_leaves_too() -> None:
     assert reasons["2.1 errors"] == (
         "its log loss is 0.015 above that of best, more than 2 paired standard errors of 0.007"
     )
-    scores = select_backbones([behind, best], GROUPS, 100, ALL_THE_TIME)
+    scores = select_backbones([behind, best], *IMAGES, 100, ALL_THE_TIME)
     assert scores["best"].log_loss == pytest.approx(losses.mean())
     # One that is less accurate does not drive out the best by its log loss.
     assert (
@@ -102,7 +112,7 @@ def test_near_duplicates_count_once() -> None:
 
 def test_figures_are_those_of_the_paired_difference() -> None:
     other = probe("other", wrong_at(range(5, 25)), latency_ms=3.0)
-    score = select_backbones([other, BEST], GROUPS, 100, ALL_THE_TIME)["other"]
+    score = select_backbones([other, BEST], *IMAGES, 100, ALL_THE_TIME)["other"]
     difference = BEST.is_correct.astype(float) - other.is_correct
     assert (score.behind, score.behind_se) == mean_with_error(difference, GROUPS)
     assert score.behind == pytest.approx(BEST.accuracy - other.accuracy)
@@ -122,19 +132,59 @@ def test_caches_that_take_too_long_are_not_built_but_for_the_best() -> None:
         for name, n, seconds in (("second", 11, 0.2), ("third", 12, 0.05))
     )
     best = probe("best", BEST.is_correct, image_seconds=0.1)
-    scores = select_backbones([third, second, best], GROUPS, 100, cache_seconds=16.0)
+    scores = select_backbones(
+        [third, second, best], "accuracy", LABELS, GROUPS, 100, cache_seconds=16.0
+    )
     assert [name for name, score in scores.items() if score.excluded is None] == ["best", "third"]
     assert scores["second"].excluded == (
         "its feature cache would take 20 s, and 6.0 s are left of what caches may take of the time"
         " budget"
     )
-    alone = select_backbones([third, second, best], GROUPS, 100, cache_seconds=1.0)
+    alone = select_backbones(
+        [third, second, best], "accuracy", LABELS, GROUPS, 100, cache_seconds=1.0
+    )
     assert [name for name, score in alone.items() if score.excluded is None] == ["best"]
 
 
 def test_where_nothing_can_be_cross_validated_all_stay() -> None:
     unknown = [probe(name, np.empty(0, bool)) for name in "ab"]
     assert excluded(*unknown) == {"a": None, "b": None}
+
+
+def of_logits(name: str, logits: np.ndarray, labels: np.ndarray, metric: Metric) -> RankedProbe:
+    losses = calibration.log_losses(logits, labels, 1.0)
+    return replace(
+        probe(name, logits.argmax(1) == labels, log_losses=losses),
+        score=compute_score(metric, logits, labels),
+        logits=logits,
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "order", "reason"),
+    [
+        ("accuracy", ["common", "fair"], "7.0 points behind common, more than 2"),
+        ("balanced_accuracy", ["fair", "common"], "its balanced accuracy is 3"),
+        ("macro_f1", ["fair", "common"], "its macro F1 is "),
+        ("log_loss", ["fair", "common"], "its log loss is 0."),
+        ("roc_auc", ["fair", "common"], "its ROC AUC is 0."),
+    ],
+)
+def test_the_metric_rules_the_order_and_who_leaves(
+    metric: Metric, order: list[str], reason: str
+) -> None:
+    """One probe predicts the common class alone; the other finds the rare one, too."""
+    labels = np.repeat([0, 1], [180, 20])
+    predicted = np.where(np.arange(N) % 6 == 1, 1 - labels, labels)
+    of = {"fair": np.eye(2)[predicted] * 2, "common": np.tile([9.0, 0.0], (N, 1))}
+    probes = [of_logits(name, logits, labels, metric) for name, logits in of.items()]
+    scores = select_backbones(probes, metric, labels, GROUPS, 100, ALL_THE_TIME)
+    assert list(scores) == order
+    best, behind = scores.values()
+    assert (best.excluded, best.behind) == (None, 0.0)
+    assert str(behind.excluded).startswith(reason)
+    assert behind.behind == pytest.approx(best.score - behind.score)
+    assert behind.score == compute_score(metric, of[order[1]], labels)
 
 
 SPACE = Space(
