@@ -124,10 +124,13 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the training has reached its full length, or its patience has ended it."""
+        """Whether the training has reached its full length, or its patience has ended it.
+
+        Patience ends no cosine schedule, whose best epochs are the last ones.
+        """
         if self.epoch >= self.epochs:
             return True
-        if self._patience is None or self.best is None:
+        if self._patience is None or self.best is None or self.config.scheduler == "cosine":
             return False
         return self.epoch - self.best.epoch >= self._patience
 

@@ -55,7 +55,7 @@ class ImageTrial(tune.Trainable):
         """Begin the worker's first trial.
 
         Args:
-            config: The trial's `number` in the study and its `params`.
+            config: The trial's `number` in the study, its `params`, and its full length in `epochs`.
             context: What all trainings share.
             train_rows: int64, table rows to train on.
             val_rows: int64, table rows to validate on.
@@ -105,19 +105,19 @@ class ImageTrial(tune.Trainable):
         self._pending_result = self._failure = None
         self._trained_seconds = 0.0
         try:
-            self._trainer = self._create_trainer(resolve_config(config["params"]))
+            self._trainer = self._create_trainer(resolve_config(config["params"]), config["epochs"])
             self._resume(self._trainer)
         except Exception as error:
             self._failure = self._describe_failure(error)
 
-    def _create_trainer(self, config: TrialConfig) -> Trainer:
+    def _create_trainer(self, config: TrialConfig, epochs: int) -> Trainer:
         return create_trainer(
             self._context,
             config,
             self._train_rows,
             self._val_rows,
             seed=self._context.seed * 1_000_003 + self._number,
-            epochs=self._context.epochs,
+            epochs=epochs,
             patience=self._context.patience,
             initial_head=self._context.heads.get(config.backbone),
         )

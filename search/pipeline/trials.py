@@ -113,7 +113,7 @@ def run_search(
         time_is_up=lambda: budget is not None and budget.is_up(),
         max_concurrent=request.max_concurrent,
         gpu_fraction=gpu_fraction,
-        min_freeze_depth=budget.min_freeze_depth if budget is not None else None,
+        lengths=budget.lengths if budget is not None else None,
     )
     trials = folder.path / "trials"
     checkpoints = start_checkpoint_store(

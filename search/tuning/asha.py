@@ -1,13 +1,13 @@
 """Stop trials early by asynchronous successive halving (ASHA, arXiv 1810.05934), resumably.
 
-At each rung, an epoch early in a trial, only the best third of the trials that have come as far
-continues. Ray's own scheduler knows a trial by the worker session that runs it and cannot take over
+At each rung, a fraction of a trial's full length, only the best third of the trials that have come
+as far continues. Ray's own scheduler knows a trial by the worker session that runs it and cannot take over
 results; this one knows it by its number in the study, and rebuilds the rungs from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,31 +55,34 @@ class ResumableASHA(NoEarlyStopping):
     report and the decision.
     """
 
-    def __init__(self, epochs: int, curves: Mapping[int, Mapping[int, float]]) -> None:
+    def __init__(
+        self, curves: Mapping[int, Mapping[int, float]], lengths: Mapping[int, int]
+    ) -> None:
         """Set the rungs up.
 
         Args:
-            epochs: The full length of a trial.
             curves: By number, the ranking value of each epoch of the study's trials.
+            lengths: By number, their full lengths in epochs.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rungs: dict[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs(epochs)}
+        self._rungs: tuple[dict[int, float], ...] = ({}, {})
         for number, curve in curves.items():
-            for rung, values in self._rungs.items():
+            for values, rung in zip(self._rungs, rung_epochs(lengths[number]), strict=False):
                 if rung in curve:
                     values[number] = max(v for epoch, v in curve.items() if epoch <= rung)
 
     @property
-    def rungs(self) -> Mapping[int, Mapping[int, float]]:
-        """By epoch, ascending, the ranking values recorded there, by trial number."""
+    def rungs(self) -> Sequence[Mapping[int, float]]:
+        """Of each rung, the first comes first, the ranking values there, by trial number."""
         return self._rungs
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decide on an epoch: CONTINUE, or STOP below the cutoff of a rung."""
         reported, number = TrialResult.from_dict(result), trial.config["number"]
-        if reported.epoch not in self._rungs:
+        rungs = rung_epochs(trial.config["epochs"])
+        if reported.epoch not in rungs:
             return self.CONTINUE
-        values = self._rungs[reported.epoch]
+        values = self._rungs[rungs.index(reported.epoch)]
         values.pop(number, None)
         others = list(values.values())
         value = ranking_value(reported.best_val_score, reported.best_val_loss)

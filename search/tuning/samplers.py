@@ -83,18 +83,22 @@ class BudgetedSampler(BaseSampler):
     """Wrap a sampler; raise its freeze depth to what the time budget allows."""
 
     def __init__(
-        self, sampler: BaseSampler, space: Space, min_freeze_depth: Callable[[str], int]
+        self,
+        sampler: BaseSampler,
+        space: Space,
+        lengths: Callable[[str], Mapping[int, int]],
     ) -> None:
         """Wrap a sampler.
 
         Args:
             sampler: What proposes.
             space: What is searched.
-            min_freeze_depth: Returns, for a backbone, the least depth that there is time to train.
+            lengths: Returns, for a backbone, the depths that there is time to train, with their
+                epochs.
         """
         self._sampler = sampler
         self._space = space
-        self._min_freeze_depth = min_freeze_depth
+        self._lengths = lengths
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -128,7 +132,7 @@ class BudgetedSampler(BaseSampler):
         drawn = {**self._space.constants, **params}.get("backbone")
         # A backbone that is not drawn yet may be any.
         backbones = self._space.backbones if drawn is None else (str(drawn),)
-        least = max(self._min_freeze_depth(name) for name in backbones)
+        least = max(min(self._lengths(name)) for name in backbones)
         depths = self._space.freeze_depths
         return max(depth, next((one for one in depths if one >= least), depths[-1]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from search.tuning.ranking import ranking_value
 from search.tuning.samplers import BudgetedSampler, create_sampler, grid_points
 from search.tuning.study import (
     BEST,
+    EPOCHS,
     LEARNING_RATES,
     NODE,
     REASON,
@@ -32,11 +33,13 @@ from search.tuning.study import (
     STATES,
     STUDY_NAME,
     open_study,
+    trial_length,
     trial_params,
 )
 from spaces.base import Space
 from spaces.rules import Value
 from trainables.trial_result import TrialResult
+from trainables.worker import resolve_config
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class StudySearcher(Searcher):
         n_trials: int,
         sampler: str,
         seed: int,
-        min_freeze_depth: Callable[[str], int] | None = None,
+        lengths: Callable[[str], Mapping[int, int]] | None = None,
         max_concurrent: Callable[[], int] | None = None,
         on_suggested: Callable[[int, dict[str, Value]], None] = lambda number, params: None,
     ) -> None:
@@ -79,8 +82,8 @@ class StudySearcher(Searcher):
             n_trials: How many trials of the study have to end, those of earlier sessions included.
             sampler: "tpe", "random" or "grid".
             seed: Seed of the samplers.
-            min_freeze_depth: Returns, for a backbone, the least depth that there is time to train;
-                None without a time budget.
+            lengths: Returns, for a backbone, the epochs that there is time for, by the freeze depth
+                that there is time to train; None without a time budget.
             max_concurrent: Returns how many trials may run in parallel; None is any number.
             on_suggested: Called with the number and the parameters of each trial that is proposed.
         """
@@ -91,7 +94,7 @@ class StudySearcher(Searcher):
         self._space = space
         self._n_trials = n_trials
         self._sampler, self._seed = sampler, seed
-        self._min_freeze_depth = min_freeze_depth
+        self._lengths = lengths
         self._max_concurrent = max_concurrent
         self._on_suggested = on_suggested
         self._running: dict[str, optuna.Trial] = {}
@@ -108,7 +111,7 @@ class StudySearcher(Searcher):
         """Propose the next trial.
 
         Returns:
-            Its `number` and `params`. None where as many trials run as may, or where one that runs
+            Its `number`, its `params`, and its full length in `epochs`. None where as many trials run as may, or where one that runs
             may have to be continued; `Searcher.FINISHED` where there are enough.
         """
         none_now = None if self._running else str(Searcher.FINISHED)
@@ -122,7 +125,7 @@ class StudySearcher(Searcher):
                 self._running[trial_id] = trial
                 params = trial_params(trial, self._space)
                 self._on_suggested(trial.number, params)
-                return {"number": trial.number, "params": params}
+                return {"number": trial.number, "params": params, "epochs": self._length(trial)}
         return none_now
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -178,6 +181,16 @@ class StudySearcher(Searcher):
             _draw(trial, name, distribution)
         return trial
 
+    def _length(self, trial: optuna.Trial) -> int:
+        """Return the full length of a trial, which is chosen once."""
+        if self._lengths is None or EPOCHS in trial.user_attrs:
+            return trial_length(trial, self._space)
+        config = resolve_config(trial_params(trial, self._space))
+        by_depth = self._lengths(config.backbone)
+        epochs = by_depth.get(config.freeze_depth, min(by_depth.values()))
+        trial.set_user_attr(EPOCHS, epochs)
+        return epochs
+
     def _ask(self) -> optuna.Trial | None:
         """Begin a new trial; None when a grid is used up."""
         if self._sampler == "grid" and not self._enqueue_grid_point():
@@ -205,8 +218,8 @@ class StudySearcher(Searcher):
     def _set_sampler(self, n_proposed: int) -> None:
         """Give the study the sampler of a trial, seeded by how many there were before it."""
         sampler = create_sampler(self._sampler, self._space, self._n_trials, self._seed, n_proposed)
-        if self._min_freeze_depth is not None:
-            sampler = BudgetedSampler(sampler, self._space, self._min_freeze_depth)
+        if self._lengths is not None:
+            sampler = BudgetedSampler(sampler, self._space, self._lengths)
         self._study.sampler = sampler
 
     # What describes an epoch or an end is written before the line that makes it count, so that a

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.runs.run_folder import STUDY
 from search.runs.tables import write_csv
 from search.runs.validation import FolderError
-from spaces.base import Space
+from spaces.base import Space, TrialConfig
 from spaces.rules import Value
 from trainables.trial_result import EpochResult, TrialResult
 
@@ -40,6 +40,8 @@ LEARNING_RATES = "learning_rates"
 """Learning rates of a plateau schedule, by the epoch from which on each applied: {"1": 0.001}."""
 REASON = "reason"
 NODE = "node"
+EPOCHS = "epochs"
+"""Full length of a trial, where it is not the space's."""
 SECONDS = "seconds"
 
 STATES = {
@@ -149,6 +151,24 @@ def learning_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
     }
 
 
+def retrain_epochs(config: TrialConfig, length: int, best_epoch: int) -> int:
+    """Return how many epochs the folds of a complete trial train.
+
+    A cosine schedule is trained to its end, where the learning rate is 0; others to the best epoch.
+
+    Args:
+        config: The trial's configuration.
+        length: Its full length.
+        best_epoch: Its best epoch.
+    """
+    return length if config.scheduler == "cosine" else best_epoch
+
+
+def trial_lengths(study: optuna.Study, space: Space) -> dict[int, int]:
+    """Return, by trial number, its full length in epochs."""
+    return {t.number: trial_length(t, space) for t in study.get_trials(deepcopy=False)}
+
+
 def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the complete trials, best first; the pruned and unfinished ones if there is none.
 
@@ -176,6 +196,11 @@ def learning_rates(trial: FrozenTrial) -> tuple[float, ...]:
     for epoch in range(1, best_epoch(trial).epoch + 1):
         rates.append(changes[str(epoch)] if str(epoch) in changes else rates[-1])
     return tuple(rates)
+
+
+def trial_length(trial: FrozenTrial | optuna.Trial, space: Space) -> int:
+    """Return the epochs of a trial that is not stopped early."""
+    return int(trial.user_attrs.get(EPOCHS, space.epochs))
 
 
 def trial_params(trial: FrozenTrial | optuna.Trial, space: Space) -> dict[str, Value]:

@@ -1,7 +1,9 @@
-"""Keep a run within its time budget: when to end the search, and how deep to freeze backbones.
+"""Plan a run that has a time budget: how long trials are, how deep they freeze, when they end.
 
 Trials run until what is left of the time is what cross-validation and evaluation are expected to
-take. A trial that would not end in time is frozen deeper, which trains faster.
+take. The length of a trial is chosen before it begins, so that its learning rate falls to the end
+of its schedule: as many epochs as leave time for some trials like it and for its folds. Where even
+the shortest would not end in time, the trial is frozen deeper, which trains faster.
 """
 
 from __future__ import annotations
@@ -12,11 +14,19 @@ from dataclasses import dataclass, replace
 
 import optuna
 
-from search.tuning.study import BASELINE_TRIAL, SECONDS, STATES, best_epoch
+from search.tuning.study import (
+    BASELINE_TRIAL,
+    SECONDS,
+    STATES,
+    best_epoch,
+    retrain_epochs,
+    trial_length,
+)
 from spaces.base import Space, TrialConfig
 from spaces.rules import Value
 from trainables.models.linear_probe import uses_center_crop
 from trainables.trial_result import TrialResult
+from trainables.worker import resolve_config
 
 FOLD_SECONDS = 1.0
 """Seconds of a fold besides its epochs: a worker, weights, the probe's head, predictions."""
@@ -28,8 +38,18 @@ CLOSING_SECONDS = 12.0
 """Seconds of evaluation, boards and report of a small set, measured on two cores."""
 
 MAX_RESERVED = 0.6
-"""Fraction of the budget that is reserved at most. A trial whose folds would take longer is no
-finalist, unless there is no other; then it is worth the delay."""
+"""Fraction of the budget that is reserved at most for folds. Where those of the best trial would
+take longer, it is retrained on fewer of them."""
+
+MAX_RESERVED_FOR_MORE = 0.35
+"""Fraction of the budget that is reserved at most so that other trials are finalists, too."""
+
+MIN_EPOCHS = 5
+"""Epochs of the shortest trial, unless the space's own are fewer."""
+
+TRIALS_PLANNED = 8
+"""When the length of trials of one backbone at one freeze depth is chosen, so many of them are to
+fit into the time left, beside the folds of one."""
 
 MAX_BASELINE = 0.2
 """Fraction of the budget that the baseline's folds may take where it is retrained only to be
@@ -98,7 +118,8 @@ class TimeBudget:
         self._n_train = n_train
         self._has_probe = has_probe
         self._costs: dict[int, TrialCost] = {}
-        self._configs: dict[int, tuple[str, int]] = {}  # by trial: its backbone and freeze depth
+        self._configs: dict[int, TrialConfig] = {}
+        self._lengths: dict[tuple[str, int], int] = {}  # by backbone and freeze depth
         # By backbone: the seconds of an epoch as predicted and as seen, of the trial that trained
         # the largest part of it.
         self._observed: dict[str, tuple[float, float]] = {}
@@ -108,22 +129,23 @@ class TimeBudget:
         for trial in study.get_trials(deepcopy=False):
             if trial.state in STATES and SECONDS in trial.user_attrs:
                 self.trial_started(trial.number, trial.params)
+                config = self._configs[trial.number]
+                key = config.backbone, config.freeze_depth
+                self._lengths[key] = trial_length(trial, self._space)
                 seconds = trial.user_attrs[SECONDS] / len(trial.intermediate_values)
                 best = best_epoch(trial)
-                self._observe(trial.number, best.val_score, best.epoch, seconds)
+                self._observe(trial.number, best.val_score, seconds)
                 result = TrialResult(best_epoch=best.epoch)
                 self.trial_ended(trial.number, STATES[trial.state], result)
 
     def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
         """See `search.tuning.trial_events.TrialCallback`."""
-        full = {**self._space.constants, **params}
-        depth = int(full.get("freeze_depth", TrialConfig.freeze_depth))
-        self._configs[number] = str(full["backbone"]), depth
+        self._configs[number] = resolve_config({**self._space.constants, **params})
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:
         """See `search.tuning.trial_events.TrialCallback`."""
         seconds = result.trained_seconds / result.epoch
-        self._observe(number, result.best_val_score, self._space.epochs, seconds)
+        self._observe(number, result.best_val_score, seconds)
 
     def trial_ended(self, number: int, state: str, result: TrialResult) -> None:
         """See `search.tuning.trial_events.TrialCallback`."""
@@ -131,7 +153,8 @@ class TimeBudget:
         if cost is None:
             return
         if state == "complete":
-            self._costs[number] = replace(cost, epochs=result.best_epoch)
+            epochs = retrain_epochs(self._configs[number], cost.epochs, result.best_epoch)
+            self._costs[number] = replace(cost, epochs=epochs)
         elif state == "pruned" and number == BASELINE_TRIAL:
             # It is retrained at its full length, but does not compete with complete trials.
             self._costs[number] = replace(cost, score=-math.inf)
@@ -142,36 +165,31 @@ class TimeBudget:
         """Return whether the time left is needed for cross-validation and evaluation."""
         return self._elapsed() + self.reserved_seconds() > self._seconds
 
-    def min_freeze_depth(self, backbone: str) -> int:
-        """Return the least depth at which a trial and its folds, should it win, end in time.
+    def lengths(self, backbone: str) -> dict[int, int]:
+        """Return the freeze depths that there is time to train, with the epochs of a trial.
 
-        `MAX_DEPTH` is always allowed.
+        A trial and at least the first of its folds, should it win, are to end in time.
+        `MAX_DEPTH` is always there.
         """
         left = self._seconds - self._elapsed() - self._closing_seconds({backbone})
-        if self._retrains_baseline():
-            left -= self._folds_seconds(self._costs[BASELINE_TRIAL])
-        for depth in range(MAX_DEPTH):
-            cost = TrialCost(0.0, self._space.epochs, self._expected(backbone, depth), backbone)
-            if cost.epochs * cost.epoch_seconds + self._folds_seconds(cost) <= left:
-                return depth
-        return MAX_DEPTH
+        reserved = self._reserved_for_folds()
+        found = {}
+        for depth in range(MAX_DEPTH + 1):
+            epochs, seconds = self._length(backbone, depth), self._expected(backbone, depth)
+            cost = TrialCost(0.0, epochs, seconds, backbone)
+            first_folds = self._folds_seconds(cost) / self._rounds(backbone)
+            if depth == MAX_DEPTH or epochs * seconds + max(first_folds, reserved) <= left:
+                found[depth] = epochs
+        return found
 
     def reserved_seconds(self) -> float:
         """Return what cross-validation, evaluation and report are expected to take."""
-        able = self._costs.keys() - self.too_slow()
-        ranked = sorted(able, key=lambda number: -self._costs[number].score)
-        finalists = set(ranked[: self._n_finalists])
-        if self._retrains_baseline():
-            finalists.add(BASELINE_TRIAL)
-        folds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
-        closing = self._closing_seconds({self._costs[number].backbone for number in finalists})
-        return min(folds + closing, MAX_RESERVED * self._seconds)
+        backbones = {self._costs[number].backbone for number in self._likely_finalists()}
+        return self._reserved_for_folds() + self._closing_seconds(backbones)
 
-    def too_slow(self) -> set[int]:
-        """Return the trials whose folds would take too much of the budget."""
-        limit = MAX_RESERVED * self._seconds
-        slow = {n for n, cost in self._costs.items() if self._folds_seconds(cost) > limit}
-        return slow if self._has_probe or slow < self._costs.keys() else set()
+    def seconds_left(self) -> float:
+        """Return the seconds that are left before evaluation and report have to begin."""
+        return self._seconds - self._elapsed() - CLOSING_SECONDS
 
     def skips_baseline(self) -> bool:
         """Return whether there is no time to retrain the baseline only to compare with it."""
@@ -181,8 +199,39 @@ class TimeBudget:
         """Save nothing: Tune pickles what it runs with, and a run is resumed from its study."""
         return {}
 
-    def _observe(self, number: int, score: float, epochs: int, epoch_seconds: float) -> None:
-        backbone, depth = self._configs[number]
+    def _likely_finalists(self) -> list[int]:
+        """Return the best trial, the baseline if it costs little, and others while they do."""
+        ranked = sorted(self._costs, key=lambda number: -self._costs[number].score)
+        finalists = ranked[:1]
+        if self._retrains_baseline() and BASELINE_TRIAL not in finalists:
+            finalists.append(BASELINE_TRIAL)
+        seconds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
+        for number in ranked[1 : self._n_finalists]:
+            seconds += self._folds_seconds(self._costs[number])
+            if number not in finalists and seconds <= MAX_RESERVED_FOR_MORE * self._seconds:
+                finalists.append(number)
+        return finalists
+
+    def _reserved_for_folds(self) -> float:
+        finalists = self._likely_finalists()
+        seconds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
+        return min(seconds, MAX_RESERVED * self._seconds)
+
+    def _length(self, backbone: str, depth: int) -> int:
+        """Return the epochs of trials at a depth, chosen when the first of them is planned."""
+        if (backbone, depth) not in self._lengths:
+            rounds = self._rounds(backbone)
+            left = self.seconds_left() - rounds * FOLD_SECONDS
+            n_trainings = TRIALS_PLANNED / max(1, self._slots(backbone)) + rounds * self._growth
+            seconds = max(self._expected(backbone, depth) * n_trainings, 1e-9)
+            shortest = min(MIN_EPOCHS, self._space.epochs)
+            longest = min(self._space.epochs, math.floor(left / seconds))
+            self._lengths[backbone, depth] = max(shortest, longest)
+        return self._lengths[backbone, depth]
+
+    def _observe(self, number: int, score: float, epoch_seconds: float) -> None:
+        backbone, depth = self._configs[number].backbone, self._configs[number].freeze_depth
+        epochs = self._length(backbone, depth)
         self._costs[number] = TrialCost(score, epochs, epoch_seconds, backbone)
         predicted = self._predicted(backbone, depth)
         # The more of the network a trial trains, the more it tells about all the others.

@@ -21,7 +21,7 @@ from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
 from search.tuning.asha import NoEarlyStopping, ResumableASHA
 from search.tuning.checkpoints import CheckpointClient
 from search.tuning.searcher import LOST, StudySearcher
-from search.tuning.study import append_epoch, learning_curves, open_study
+from search.tuning.study import append_epoch, learning_curves, open_study, trial_lengths
 from search.tuning.trial_events import TrialCallback, TrialEvents
 from spaces.base import Space
 from trainables.atomic_write import write_atomically
@@ -45,8 +45,8 @@ class SearchPlan:
         max_concurrent: Trials in parallel; None is as many as the machines take, as they come and
             go.
         gpu_fraction: By backbone, the fraction of a GPU that a trial takes; 0 without GPUs.
-        min_freeze_depth: Returns, for a backbone, the least freeze depth that there is time to
-            train; None without a time budget.
+        lengths: Returns, for a backbone, the epochs that there is time for, by the freeze depth
+            that there is time to train; None without a time budget.
     """
 
     n_trials: int
@@ -56,7 +56,7 @@ class SearchPlan:
     time_is_up: Callable[[], bool]
     max_concurrent: int | None
     gpu_fraction: Mapping[str, float]
-    min_freeze_depth: Callable[[str], int] | None = None
+    lengths: Callable[[str], Mapping[int, int]] | None = None
 
 
 def run_trials(
@@ -94,13 +94,14 @@ def run_trials(
     fractions, max_concurrent = dict(plan.gpu_fraction), plan.max_concurrent
     slots = TrialSlots(CPUS_PER_TRIAL, list(fractions.values()))
     events = TrialEvents(space, callbacks)
+    study = open_study(storage, space)
     searcher = StudySearcher(
         storage,
         space,
         plan.n_trials,
         plan.sampler,
         context.seed,
-        plan.min_freeze_depth,
+        plan.lengths,
         lambda: max_concurrent or slots(),
         events.trial_started,
     )
@@ -125,7 +126,7 @@ def run_trials(
             storage_path=scratch,
             search_alg=searcher,
             scheduler=(
-                ResumableASHA(context.epochs, learning_curves(open_study(storage, space)))
+                ResumableASHA(learning_curves(study), trial_lengths(study, space))
                 if plan.scheduler == "asha"
                 else NoEarlyStopping()  # type: ignore[no-untyped-call]
             ),
