@@ -55,7 +55,7 @@ class ImageTrial(tune.Trainable):
         """Begin the worker's first trial.
 
         Args:
-            config: The trial's `number` in the study, its `params`, and its full length in `epochs`.
+            config: The trial's `number` in the study, its `params`, and its full length, `epochs`.
             context: What all trainings share.
             train_rows: int64, table rows to train on.
             val_rows: int64, table rows to validate on.

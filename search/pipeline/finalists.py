@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -17,6 +17,8 @@ from search.tuning.study import (
     count_states,
     learning_rates,
     ranked_trials,
+    retrain_epochs,
+    trial_length,
     trial_params,
 )
 from spaces.base import Space, TrialConfig
@@ -68,9 +70,8 @@ def choose_finalists(
     n: int,
     probe_scores: Mapping[str, ProbeScore],
     with_baseline: bool = True,
-    too_slow: Collection[int] = (),
 ) -> list[Finalist]:
-    """Return the n best trials of different configurations, the best linear probe, and trial 0.
+    """Return the best linear probe, the n best trials of different configurations, and trial 0.
 
     The best of many validation accuracies is optimistic. So the probe and the baseline, trial 0,
     are retrained as well: no search ends with less than they reach.
@@ -81,34 +82,40 @@ def choose_finalists(
         n: Number of trials.
         probe_scores: By backbone, the best first; empty without probes.
         with_baseline: Whether trial 0 is retrained if it is not among the best.
-        too_slow: Trials that are not retrained.
     """
-    chosen: list[FrozenTrial] = []
-    ranked = ranked_trials(study)
-    for trial in ranked:
-        is_new = all(trial.params != other.params for other in chosen)
-        if len(chosen) < n and is_new and trial.number not in too_slow:
-            chosen.append(trial)
-    finalists = [
-        Finalist(trial.number, read_retrain_config(trial, space), best_epoch(trial).val_accuracy)
-        for trial in chosen
-    ]
+    finalists = []
     # Where no trial has ended an epoch, the probe is all there is; but where they failed, it would
     # hide that.
-    if probe_scores and (ranked or not count_states(study)["failed"]):
+    if probe_scores and (ranked_trials(study) or not count_states(study)["failed"]):
         name, score = next(iter(probe_scores.items()))
-        finalists.append(Finalist(None, RetrainConfig(probe_config(name), 0, None), score.accuracy))
-    if with_baseline and chosen and all(one.trial != BASELINE_TRIAL for one in finalists):
+        finalists.append(Finalist(None, RetrainConfig(probe_config(name), 0, 0), score.accuracy))
+    chosen = _best_trials(study, n)
+    finalists += [_as_finalist(trial, space) for trial in chosen]
+    if with_baseline and chosen and all(one.number != BASELINE_TRIAL for one in chosen):
         baseline = study.get_trials(deepcopy=False)[BASELINE_TRIAL]
         is_new = all(baseline.params != trial.params for trial in chosen)
         if is_new and baseline.intermediate_values and baseline.state != TrialState.FAIL:
-            retrain_config = full_length(
-                read_retrain_config(baseline, space), baseline, space.epochs
-            )
-            finalists.append(
-                Finalist(BASELINE_TRIAL, retrain_config, best_epoch(baseline).val_accuracy)
-            )
+            finalists.append(_as_finalist(baseline, space))
     return finalists
+
+
+def next_finalists(study: optuna.Study, space: Space, n: int) -> list[Finalist]:
+    """Return the n trials that follow the n best, for the time that is left after those."""
+    return [_as_finalist(trial, space) for trial in _best_trials(study, 2 * n)[n:]]
+
+
+def _best_trials(study: optuna.Study, n: int) -> list[FrozenTrial]:
+    """Return the n best trials of different configurations, the best first."""
+    chosen: list[FrozenTrial] = []
+    for trial in ranked_trials(study):
+        is_new = all(trial.params != other.params for other in chosen)
+        if len(chosen) < n and is_new:
+            chosen.append(trial)
+    return chosen
+
+
+def _as_finalist(trial: FrozenTrial, space: Space) -> Finalist:
+    return Finalist(trial.number, read_retrain_config(trial, space), best_epoch(trial).val_accuracy)
 
 
 def probe_config(backbone: str) -> TrialConfig:
@@ -116,21 +123,15 @@ def probe_config(backbone: str) -> TrialConfig:
     return TrialConfig(backbone=backbone, freeze_depth=5)
 
 
-def full_length(retrain_config: RetrainConfig, trial: FrozenTrial, epochs: int) -> RetrainConfig:
-    """Extend a pruned trial's retraining to the full number of epochs.
-
-    Learning rates that a plateau decided stay as they were in the trial's last epoch.
-    """
-    if trial.state == TrialState.COMPLETE:
-        return retrain_config
-    lrs = retrain_config.epoch_lrs
-    return replace(
-        retrain_config, epochs=epochs, epoch_lrs=lrs and lrs + lrs[-1:] * (epochs - len(lrs))
-    )
-
-
 def read_retrain_config(trial: FrozenTrial, space: Space) -> RetrainConfig:
-    """Return how to retrain a trial: its configuration, its best epoch, its learning rates."""
-    config = resolve_config(trial_params(trial, space))
+    """Return how to retrain a trial: its configuration, its epochs, its learning rates.
+
+    One that was pruned is retrained at its full length. Learning rates that a plateau decided stay
+    as they were in its last epoch.
+    """
+    config, length = resolve_config(trial_params(trial, space)), trial_length(trial, space)
     lrs = learning_rates(trial) if config.scheduler == "plateau" else None
-    return RetrainConfig(config, best_epoch(trial).epoch, lrs)
+    if trial.state != TrialState.COMPLETE:
+        return RetrainConfig(config, length, length, lrs and lrs + lrs[-1:] * (length - len(lrs)))
+    epochs = retrain_epochs(config, length, best_epoch(trial).epoch)
+    return RetrainConfig(config, epochs, length, lrs)

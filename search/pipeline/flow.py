@@ -15,7 +15,6 @@ import torch
 
 from search.cluster.feature_cache_client import start_feature_cache
 from search.cluster.nodes import wait_for_gpu
-from search.console.formatting import percent
 from search.console.progress import Progress
 from search.console.signals import FAILED, GracefulShutdown
 from search.pipeline.ablation import run_ablation
@@ -25,7 +24,7 @@ from search.pipeline.backbones.feature_cache import build_feature_cache, plan_fe
 from search.pipeline.backbones.probe import ProbeResult, probe_backbones
 from search.pipeline.backbones.view_limit import limit_views
 from search.pipeline.evaluate import evaluate
-from search.pipeline.finalists import Finalist, choose_finalists
+from search.pipeline.finalists import Finalist, choose_finalists, next_finalists
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import prepare_data
 from search.pipeline.retraining.retrain import retrain_finalists
@@ -34,7 +33,7 @@ from search.reporting.tensorboard.run_board import RunBoard
 from search.reporting.terminal import show_result
 from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import BackboneWeights, Settings
-from search.tuning.study import BASELINE_TRIAL, best_epoch, ranked_trials
+from search.tuning.study import BASELINE_TRIAL
 from trainables.pretrained.licences import Licence, weights_licence
 from trainables.pretrained.weight_files import describe_source
 
@@ -94,7 +93,15 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             _write_report(folder, progress)
             return FAILED
         retrained = retrain_finalists(
-            prepared, context, finalists, request.probe, searched.gpu_fraction, folder, progress
+            prepared,
+            context,
+            finalists,
+            request.probe,
+            searched.gpu_fraction,
+            folder,
+            progress,
+            searched.budget,
+            next_finalists(searched.study, space, request.n_finalists),
         )
     # 3. Everything is chosen: the test set is evaluated, once for each model.
     with _stage("evaluation", folder):
@@ -180,26 +187,17 @@ def _settings(run_plan: RunPlan) -> Settings:
 def _choose_finalists(
     run_plan: RunPlan, searched: SearchResult, probes: ProbeResult, progress: Progress
 ) -> list[Finalist]:
-    """Choose the finalists, and warn where the time budget excludes one."""
-    study, budget = searched.study, searched.budget
-    too_slow = budget.too_slow() if budget is not None else set()
+    """Choose the finalists, and warn where the time budget excludes the baseline."""
+    budget = searched.budget
     with_baseline = budget is None or not budget.skips_baseline()
     finalists = choose_finalists(
-        study,
+        searched.study,
         run_plan.space,
         run_plan.request.n_finalists,
         {name: probes.scores[name] for name in probes.heads},
         with_baseline,
-        too_slow,
     )
-    chosen, ranked = {finalist.trial for finalist in finalists}, ranked_trials(study)
-    if ranked and ranked[0].number in too_slow - chosen:
-        accuracy = percent(best_epoch(ranked[0]).val_accuracy, 2)
-        progress.warn(
-            f"trial {ranked[0].number}, validation accuracy {accuracy}, is no finalist: its folds"
-            " would take too much of the time budget"
-        )
-    elif not with_baseline and BASELINE_TRIAL not in chosen:
+    if not with_baseline and all(one.trial != BASELINE_TRIAL for one in finalists):
         progress.warn("there is no comparison with the baseline: its folds would take too long")
     return finalists
 

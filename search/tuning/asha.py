@@ -1,8 +1,8 @@
 """Stop trials early by asynchronous successive halving (ASHA, arXiv 1810.05934), resumably.
 
 At each rung, a fraction of a trial's full length, only the best third of the trials that have come
-as far continues. Ray's own scheduler knows a trial by the worker session that runs it and cannot take over
-results; this one knows it by its number in the study, and rebuilds the rungs from there.
+as far continues. Ray's own scheduler knows a trial by the worker session that runs it and cannot
+take over results; this one knows it by its number in the study, and rebuilds the rungs from there.
 """
 
 from __future__ import annotations

@@ -111,8 +111,9 @@ class StudySearcher(Searcher):
         """Propose the next trial.
 
         Returns:
-            Its `number`, its `params`, and its full length in `epochs`. None where as many trials run as may, or where one that runs
-            may have to be continued; `Searcher.FINISHED` where there are enough.
+            Its `number`, its `params`, and its full length in `epochs`. None where as many trials
+            run as may, or where one that runs may have to be continued; `Searcher.FINISHED` where
+            there are enough.
         """
         none_now = None if self._running else str(Searcher.FINISHED)
         if self.storage_error or self._n_ended + len(self._running) >= self._n_trials:

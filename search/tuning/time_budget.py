@@ -187,6 +187,12 @@ class TimeBudget:
         backbones = {self._costs[number].backbone for number in self._likely_finalists()}
         return self._reserved_for_folds() + self._closing_seconds(backbones)
 
+    def has_time_for_folds(self, number: int | None) -> bool:
+        """Return whether all folds of a trial, or of the linear probe, would end in time."""
+        cost = None if number is None else self._costs.get(number)
+        seconds = 0.0 if cost is None else self._folds_seconds(cost)
+        return seconds <= self.seconds_left()
+
     def seconds_left(self) -> float:
         """Return the seconds that are left before evaluation and report have to begin."""
         return self._seconds - self._elapsed() - CLOSING_SECONDS

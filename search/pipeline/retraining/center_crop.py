@@ -29,6 +29,7 @@ from search.pipeline.retraining.kfold import (
     mean_accuracy,
     out_of_fold,
     save_state,
+    split_folds,
 )
 from search.pipeline.retraining.out_of_fold import score_images
 from search.runs.summary import CenterCropScores
@@ -111,6 +112,8 @@ class CenterCropProbes:
         self._context = context
         self._gpu_fraction = gpu_fraction
         self._rows = prepared.rows("train", "val")
+        n_folds, seed = prepared.space.folds, context.seed
+        self._fold_rows = split_folds(self._rows, context.labels, n_folds, seed, context.groups)
         self._probes: dict[str, list[tuple[Weights, np.ndarray]]] = {}
 
     def applies_to(self, backbone: str) -> bool:
@@ -118,15 +121,21 @@ class CenterCropProbes:
         return backbone in self._context.heads and uses_center_crop(self._space, len(self._rows))
 
     def evaluate(self, backbone: str, folds: Sequence[Fold]) -> CenterCropResult:
-        """Add the branch's logits to the out-of-fold logits of a finalist's folds."""
+        """Add the branch's logits to the out-of-fold logits of a finalist's folds.
+
+        Args:
+            backbone: The finalist's.
+            folds: All folds, or some of them.
+        """
         if backbone not in self._probes:
-            fold_rows = [fold.rows for fold in folds]
-            probes = self._load(backbone, fold_rows)
+            probes = self._load(backbone, self._fold_rows)
             if probes is None:
-                probes = self._fit(backbone, fold_rows)
-                self._save(backbone, fold_rows, probes)
+                probes = self._fit(backbone, self._fold_rows)
+                self._save(backbone, self._fold_rows, probes)
             self._probes[backbone] = probes
-        labels, probes = self._context.labels, self._probes[backbone]
+        of_row = {int(rows[0]): index for index, rows in enumerate(self._fold_rows)}
+        probes = [self._probes[backbone][of_row[int(fold.rows[0])]] for fold in folds]
+        labels = self._context.labels
         rows, logits = out_of_fold(folds)
         _, crop_logits = out_of_fold(
             [replace(fold, logits=crop) for fold, (_, crop) in zip(folds, probes, strict=True)]

@@ -46,13 +46,16 @@ class RetrainConfig:
 
     Attributes:
         config: Its configuration.
-        epochs: Its best epoch, where training ends. 0 leaves the head as it is initialised.
+        epochs: Where training ends: see `search.tuning.study.retrain_epochs`. 0 leaves the head as
+            it is initialised.
+        length: The full length, which the learning-rate schedule is of.
         epoch_lrs: The learning rate of each epoch, where a plateau decided it; else None.
     """
 
     config: TrialConfig
     epochs: int
-    epoch_lrs: tuple[float, ...] | None
+    length: int
+    epoch_lrs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,9 @@ def retrain(
     resources: dict[str, float],
     on_fold: Callable[[int, Fold], None],
     before: Mapping[int, Fold],
+    has_time: Callable[[float], bool] = lambda seconds: True,
 ) -> list[Fold]:
-    """Train a configuration once per fold, in parallel.
+    """Train a configuration once per fold, in parallel; on fewer folds where time is up.
 
     Args:
         context: What all trainings have in common.
@@ -113,6 +117,11 @@ def retrain(
         resources: `num_cpus` and `num_gpus` of each training.
         on_fold: Called with each fold, counted from 0, as it ends.
         before: Folds of an earlier session; those that left out the same images are reused.
+        has_time: Returns whether there is time for a fold that takes so many seconds. At least one
+            fold is trained.
+
+    Returns:
+        The folds that were trained, at least one, in order.
     """
     fold_rows = split_folds(rows, context.labels, n_folds, context.seed, context.groups)
     task = train_fold.options(scheduling_strategy=EVERYWHERE, **resources)
@@ -125,6 +134,10 @@ def retrain(
     pending: dict[Any, int] = {}
     while waiting or pending:
         while waiting and len(pending) < slots():
+            longest = max((fold.seconds for fold in done.values()), default=0.0)
+            if (done or pending) and not has_time(longest):
+                waiting.clear()
+                break
             index = waiting.pop(0)
             fold = fold_rows[index]
             work = (context, retrain_config, np.setdiff1d(rows, fold), fold, use_probe, index)
@@ -134,7 +147,7 @@ def retrain(
             index = pending.pop(ready)
             done[index] = ray.get(ready)
             on_fold(index, done[index])
-    return [done[index] for index in range(n_folds)]
+    return [done[index] for index in sorted(done)]
 
 
 class FoldStore:
@@ -150,7 +163,8 @@ class FoldStore:
         """
         self._folder = folder
         config = sorted(vars(retrain_config.config).items())
-        text = f"{name} {config} {retrain_config.epochs} {retrain_config.epoch_lrs}"
+        schedule = retrain_config.epochs, retrain_config.length, retrain_config.epoch_lrs
+        text = f"{name} {config} {schedule}"
         self._key = blake2b(text.encode(), digest_size=8).hexdigest()
 
     def load(self, n_folds: int) -> dict[int, Fold]:
@@ -232,7 +246,7 @@ def train_fold(
         rows,
         torch.empty(0, dtype=torch.long),
         seed=context.seed * 1_000_003 + 500_009 + index,
-        epochs=context.epochs,
+        epochs=retrain_config.length,
         initial_head=_fold_head(context, config, rows) if use_probe else None,
         epoch_lrs=retrain_config.epoch_lrs,
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from search.cluster.resources import CPUS_PER_TRIAL
-from search.console.formatting import percent
+from search.console.formatting import count, percent
 from search.console.progress import Progress
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.mcnemar import detectable_difference
@@ -33,6 +33,7 @@ from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import FinalistScores, KFoldScores
 from search.runs.tables import FOLD_COLUMNS, write_csv
 from search.tuning.study import BASELINE_TRIAL
+from search.tuning.time_budget import TimeBudget
 from trainables.models.ensemble import Ensemble
 from trainables.models.ood import OODScorer
 from trainables.worker import TrainingContext
@@ -49,7 +50,7 @@ class CrossValidation:
 
     Attributes:
         finalist: What was retrained.
-        members: Its folds, without the centre crop.
+        members: Its folds, without the centre crop; where time was short, the first of them.
         candidate: Its out-of-fold scores, by which the winner is chosen.
         center_crop: The same with it; None where it was not tried.
     """
@@ -78,8 +79,28 @@ class CrossValidation:
 
     @property
     def std(self) -> float:
-        """Standard deviation (n - 1) of the folds' accuracies."""
-        return float(np.std([fold.accuracy for fold in self.folds], ddof=1))
+        """Standard deviation (n - 1) of the folds' accuracies; 0 for a single fold."""
+        accuracies = [fold.accuracy for fold in self.folds]
+        return float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
+
+    def on_first_folds(self, n: int, labels: np.ndarray) -> CrossValidation:
+        """Return the same of the first n folds alone.
+
+        Args:
+            n: Number of folds.
+            labels: int64 [N], of the whole table.
+        """
+        if n == len(self.members):
+            return self
+        crop, members = self.center_crop, self.members[:n]
+        if crop is None:
+            return replace(
+                self, members=members, candidate=Candidate(score_images(members, labels))
+            )
+        folds = crop.folds[:n]
+        candidate = Candidate(score_images(members, labels), score_images(folds, labels))
+        crop = replace(crop, folds=folds, baseline_folds=members, candidate=candidate)
+        return replace(self, members=members, candidate=candidate, center_crop=crop)
 
     @property
     def optimism(self) -> float:
@@ -116,8 +137,13 @@ def retrain_finalists(
     gpu_fraction: Mapping[str, float],
     folder: RunFolder,
     progress: Progress,
+    budget: TimeBudget | None = None,
+    next_best: Sequence[Finalist] = (),
 ) -> Retrained:
     """Retrain the finalists by k-fold; the folds of the best one are the model.
+
+    Where a time budget leaves no time for all folds of the best trial, it is retrained on the first
+    of them, and finalists are compared on those; other trials are left out.
 
     Writes `folds/`, `model.pt`, and the summary's sections `best`, `kfold`, `label_issues` and
     `calibration`.
@@ -130,17 +156,37 @@ def retrain_finalists(
         gpu_fraction: By backbone, the fraction of a GPU that a training takes.
         folder: The run's folder.
         progress: Shows each fold.
+        budget: The time budget; None without one.
+        next_best: Other trials, which are retrained while the time budget lasts.
     """
     n_folds = prepared.space.folds
     progress.begin("cross_validation", n_folds * len(finalists), "folds")
     probes = CenterCropProbes(prepared, context, gpu_fraction, folder.path / _FOLD_STATE)
     labels = context.labels
-    results = []
-    for place, finalist in enumerate(finalists):
+    results: list[CrossValidation] = []
+    for finalist in (*finalists, *(next_best if budget is not None else ())):
         backbone = finalist.retrain_config.config.backbone
+        has_trial = any(result.finalist.trial is not None for result in results)
+        if budget is not None and has_trial and not budget.has_time_for_folds(finalist.trial):
+            if finalist in finalists:
+                progress.warn(f"{finalist.name} is not retrained: there is no time for its folds")
+            continue
         folds = _retrain(
-            prepared, context, finalist, use_probe, gpu_fraction[backbone], folder, progress, place
+            prepared,
+            context,
+            finalist,
+            use_probe,
+            gpu_fraction[backbone],
+            folder,
+            progress,
+            n_folds * len(results),
+            lambda seconds: budget is None or seconds <= budget.seconds_left(),
         )
+        if len(folds) < n_folds:
+            progress.warn(
+                f"the time budget ends the retraining of {finalist.name} after"
+                f" {len(folds)} of {n_folds} folds"
+            )
         crop = probes.evaluate(backbone, folds) if probes.applies_to(backbone) else None
         candidate = Candidate(score_images(folds, labels)) if crop is None else crop.candidate
         result = CrossValidation(finalist, folds, candidate, crop)
@@ -150,9 +196,12 @@ def retrain_finalists(
             f"{finalist.name}: {n_folds}-fold cross-validation, mean of the folds"
             f" {percent(result.mean, 2)} ± {percent(result.std, 2)}{with_crop}"
         )
-    groups = None if context.groups is None else context.groups[prepared.rows("train", "val")]
-    winner = choose_winner(results, groups)
-    _write_scores(results, winner, groups, folder)
+    n_common = min(len(result.members) for result in results)
+    compared = [result.on_first_folds(n_common, labels) for result in results]
+    rows = np.sort(np.concatenate([fold.rows for fold in compared[0].members]))
+    groups = None if context.groups is None else context.groups[rows]
+    winner = results[compared.index(choose_winner(compared, groups))]
+    _write_scores(results, compared, winner, groups, folder)
     predicted = predict_out_of_fold(prepared, winner.folds)
     write_out_of_fold(predicted.predictions, prepared.space.image_size, folder)
     calibration = predicted.scaling.scores()
@@ -160,11 +209,13 @@ def retrain_finalists(
     ood_scorer = fit_ood(winner.folds)
     ensemble = _as_ensemble(prepared, winner, probes, predicted.scaling.temperature, ood_scorer)
     ensemble.save(folder.path / MODEL)
-    _log.info("%s: the %d folds of %s", folder.path / MODEL, n_folds, winner.finalist.name)
+    n_members = count(len(winner.folds), "fold")
+    _log.info("%s: %s of %s", folder.path / MODEL, n_members, winner.finalist.name)
     baseline = next((one for one in results if one.finalist.trial == BASELINE_TRIAL), None)
     if baseline is None or baseline is winner:
         return Retrained(winner, ensemble, predicted, None, None)
-    discordance = expected_discordance(winner.folds, baseline.folds, prepared.images.labels)
+    both = winner.folds[:n_common], baseline.folds[:n_common]
+    discordance = expected_discordance(*both, prepared.images.labels)
     n_test = len(prepared.rows("test"))
     progress.say(describe_power(n_test, detectable_difference(n_test, discordance)))
     temperature = predict_out_of_fold(prepared, baseline.folds).scaling.temperature
@@ -205,13 +256,14 @@ def _retrain(
     gpu_fraction: float,
     folder: RunFolder,
     progress: Progress,
-    n_finalists_before: int,
+    n_folds_before: int,
+    has_time: Callable[[float], bool],
 ) -> list[Fold]:
     """Train the folds of a finalist that an earlier session did not."""
     n_folds, retrain_config = prepared.space.folds, finalist.retrain_config
     store = FoldStore(folder.path / _FOLD_STATE, finalist.name, retrain_config)
     before = store.load(n_folds)
-    n_done = n_finalists_before * n_folds + len(before)
+    n_done = n_folds_before + len(before)
     progress.advance(n_done)
 
     def on_fold(index: int, fold: Fold) -> None:
@@ -231,6 +283,7 @@ def _retrain(
         {"num_cpus": CPUS_PER_TRIAL, "num_gpus": gpu_fraction},
         on_fold,
         before,
+        has_time,
     )
 
 
@@ -251,11 +304,20 @@ def _as_ensemble(
 
 def _write_scores(
     results: Sequence[CrossValidation],
+    compared: Sequence[CrossValidation],
     winner: CrossValidation,
     groups: np.ndarray | None,
     folder: RunFolder,
 ) -> None:
-    """Write `folds.csv` and the summary's sections `best` and `kfold`."""
+    """Write `folds.csv` and the summary's sections `best` and `kfold`.
+
+    Args:
+        results: All finalists.
+        compared: The same, on the folds that all of them have.
+        winner: One of the results.
+        groups: Near-duplicates among the images of the folds compared.
+        folder: The run's folder.
+    """
     rows = [
         [
             "probe" if result.finalist.trial is None else result.finalist.trial,
@@ -269,7 +331,7 @@ def _write_scores(
         for index, fold in enumerate(result.folds, start=1)
     ]
     write_csv(folder.path / "folds" / "folds.csv", FOLD_COLUMNS, rows)
-    candidates = [result.candidate for result in _by_cost(results)]
+    candidates = [result.candidate for result in _by_cost(compared)]
     accuracy, n = corrected_accuracy(candidates, groups), sum(len(f.rows) for f in winner.folds)
     kfold = KFoldScores(
         folds=len(winner.folds),
