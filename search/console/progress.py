@@ -162,7 +162,7 @@ class Progress:
         """Begin the search.
 
         Args:
-            n_trials: Number of trials in all.
+            n_trials: Number of trials in all; 0 is as many as there is time for.
             n_ended: Trials that ended in an earlier session.
             epochs: Full length of one.
             best: Score, number and parameters of the best of those.
@@ -202,7 +202,7 @@ class Progress:
             mark = "  (best so far)"
         ended = state if state == "complete" else f"pruned at epoch {epoch}"
         self.say(
-            f"{self._task.completed:.0f}/{self._task.total:.0f}  trial {number} {ended}:"
+            f"{self._n_of_total()}trial {number} {ended}:"
             f" {describe_score(self._metric, score, 2)}{mark}  {describe(params)}",
             result.node,
         )
@@ -222,6 +222,11 @@ class Progress:
         for line in lines:
             line.no_wrap, line.overflow = True, "ellipsis"
         return Group(self._bar, *lines)
+
+    def _n_of_total(self) -> str:
+        """Return how many trials of how many have ended, such as "3/40  "; "" without a total."""
+        total = self._task.total
+        return "" if total is None else f"{self._task.completed:.0f}/{total:.0f}  "
 
     @property
     def _is_unfinished(self) -> bool:

@@ -155,14 +155,21 @@ def _add_length(parser: Parser) -> None:
         type=seconds,
         dest="time_budget_seconds",
         metavar="TIME",
-        help="end within about this time, such as 90s, 30m, 1h30m or 2d, with the best model that"
-        " was found (default: when all trials have ended)",
+        help="use this time, such as 90s, 30m, 1h30m or 2d, and end within it, with the best model"
+        " that was found (default: end when all trials have ended)",
     )
     group.add_argument(
         "--trials",
         type=whole_number(1),
         metavar="N",
-        help="configurations to try, those of the run that is resumed included",
+        help="configurations to try, those of the run that is resumed included (default: the"
+        " space's number; with --time-budget, as many as there is time for)",
+    )
+    group.add_argument(
+        "--patience-trials",
+        type=whole_number(1),
+        metavar="N",
+        help="end the search after N trials in a row that bring no better one",
     )
     group.add_argument(
         "--epochs",

@@ -24,7 +24,7 @@ _KEPT = (
     *("data", "labels", "external", "exclude", "weights", "backbones", "limit"),
     *("classes", "image_size", "constants", "max_latency_ms", "metric"),
     *("image_column", "label_column", "group_column", "group_by"),
-    *("trials", "epochs", "folds", "finalists"),
+    *("trials", "epochs", "folds", "finalists", "patience_trials"),
     *("time_budget_seconds", "max_concurrent", "storage"),
 )
 """Options that a run keeps when it is resumed, unless the command line gives them again."""

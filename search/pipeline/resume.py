@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,20 @@ def open_run(request: Request, path: Path) -> tuple[RunFolder, Request, Exclusio
     excluded = path / EXCLUDED_FILE
     exclusion = read_exclusion(excluded, must_exist=False) if excluded.is_file() else None
     _check_excluded(excluded, exclusion, folder)
-    request = merge_with_saved(request, folder.environment.request)
+    request = merge_with_saved(_without_more_trials(request, folder), folder.environment.request)
     if request.shared is not None:
         request.shared.try_out()
     return folder, request, exclusion
+
+
+def _without_more_trials(request: Request, folder: RunFolder) -> Request:
+    """Return a request that adds no trials to a finished run, unless it asks for more time."""
+    summary, saved = folder.summary, folder.environment.request
+    has_time_alone = saved.trials is None and saved.time_budget_seconds is not None
+    asks = request.trials is not None or request.time_budget_seconds is not None
+    if asks or not has_time_alone or summary.search is None or summary.test is None:
+        return request
+    return replace(request, trials=summary.search.trials)
 
 
 def _check_excluded(path: Path, exclusion: Exclusion | None, folder: RunFolder) -> None:

@@ -106,7 +106,7 @@ def run_search(
         )
         budget.catch_up(study)
     plan = SearchPlan(
-        n_trials=space.trials,
+        n_trials=None if request.has_open_end else space.trials,
         sampler=request.sampler,
         scheduler=request.scheduler,
         interrupted=shutdown.requested,
@@ -114,6 +114,7 @@ def run_search(
         max_concurrent=request.max_concurrent,
         gpu_fraction=gpu_fraction,
         lengths=budget.lengths if budget is not None else None,
+        patience_trials=request.patience_trials,
     )
     trials = folder.path / "trials"
     checkpoints = start_checkpoint_store(
@@ -137,7 +138,7 @@ def run_search(
     if ranked:
         best = best_epoch(ranked[0]).val_score, ranked[0].number, ranked[0].params
     n_ended = sum(count_states(study).values())
-    progress.begin_trials(space.trials, n_ended, space.epochs, best, space.metric)
+    progress.begin_trials(plan.n_trials or 0, n_ended, space.epochs, best, space.metric)
     try:
         with shutdown.deferring():
             run_trials(

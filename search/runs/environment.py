@@ -31,6 +31,7 @@ class Request:
     Attributes:
         backbones: `("auto",)` is the portfolio.
         probe: Whether backbones are probed before the search.
+        patience_trials: Trials in a row without a better one after which the search ends.
         classes: The classes to use; None uses those of the space.
         constants: Hyperparameters that --set fixes, by name.
         out: The folder of all runs.
@@ -76,6 +77,7 @@ class Request:
     group_by: str | None = None
     max_latency_ms: float | None = None
     metric: Metric | None = None
+    patience_trials: int | None = None
 
     @property
     def shared(self) -> SharedFiles | None:
@@ -86,6 +88,11 @@ class Request:
     def folder(self) -> Path:
         """The run's folder."""
         return self.resume or self.out / self.name
+
+    @property
+    def has_open_end(self) -> bool:
+        """Whether trials go on as long as there is time: a time budget, but no number of trials."""
+        return self.time_budget_seconds is not None and self.trials is None
 
     @property
     def n_finalists(self) -> int:

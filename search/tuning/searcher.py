@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -67,32 +68,37 @@ class StudySearcher(Searcher):
         self,
         storage: BaseStorage,
         space: Space,
-        n_trials: int,
+        n_trials: int | None,
         sampler: str,
         seed: int,
         lengths: Callable[[str], Mapping[int, int]] | None = None,
         max_concurrent: Callable[[], int] | None = None,
         on_suggested: Callable[[int, dict[str, Value]], None] = lambda number, params: None,
+        patience_trials: int | None = None,
     ) -> None:
         """Search until `n_trials` trials of the study have ended, in whatever state.
 
         Args:
             storage: Has the study, in which trials are recorded; it is created if it has none.
             space: What is searched.
-            n_trials: How many trials of the study have to end, those of earlier sessions included.
+            n_trials: How many trials of the study have to end, those of earlier sessions included;
+                None is any number.
             sampler: "tpe", "random" or "grid".
             seed: Seed of the samplers.
             lengths: Returns, for a backbone, the epochs that there is time for, by the freeze depth
                 that there is time to train; None without a time budget.
             max_concurrent: Returns how many trials may run in parallel; None is any number.
             on_suggested: Called with the number and the parameters of each trial that is proposed.
+            patience_trials: Trials in a row without a better complete one after which none is
+                proposed; None is any number.
         """
         super().__init__(metric="val_score", mode="max")
         study = open_study(storage, space)
         self.storage_error: Exception | None = None
         self._storage, self._study = storage, study
         self._space = space
-        self._n_trials = n_trials
+        self._n_trials = math.inf if n_trials is None else n_trials
+        self._patience = math.inf if patience_trials is None else patience_trials
         self._sampler, self._seed = sampler, seed
         self._lengths = lengths
         self._max_concurrent = max_concurrent
@@ -104,6 +110,12 @@ class StudySearcher(Searcher):
         self._lost: Counter[int] = Counter()
         self._n_begun = sum(t.state != TrialState.WAITING for t in trials)
         self._n_ended = sum(t.state in STATES for t in trials)
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        best = max(complete, key=lambda t: (t.value, -t.number), default=None)
+        self._best_value = -math.inf if best is None else float(best.value or 0.0)
+        self._n_since_best = sum(
+            t.state in STATES and (best is None or t.number > best.number) for t in trials
+        )
         begun = [t.params for t in trials]
         self._grid = (point for point in grid_points(space, seed) if point not in begun)
 
@@ -117,6 +129,8 @@ class StudySearcher(Searcher):
         """
         none_now = None if self._running else str(Searcher.FINISHED)
         if self.storage_error or self._n_ended + len(self._running) >= self._n_trials:
+            return none_now
+        if self._n_since_best >= self._patience and not self._interrupted:
             return none_now
         if self._max_concurrent is not None and len(self._running) >= self._max_concurrent():
             return None
@@ -160,6 +174,10 @@ class StudySearcher(Searcher):
                 self._report(trial, last)
                 self._end(trial, last)
             self._n_ended += 1
+            self._n_since_best += 1
+            value = ranking_value(last.best_val_score, last.best_val_loss)
+            if last.finished and value > self._best_value:
+                self._best_value, self._n_since_best = value, 0
             del self._running[trial_id]
 
     def will_retry(self, number: int) -> bool:
@@ -218,7 +236,9 @@ class StudySearcher(Searcher):
 
     def _set_sampler(self, n_proposed: int) -> None:
         """Give the study the sampler of a trial, seeded by how many there were before it."""
-        sampler = create_sampler(self._sampler, self._space, self._n_trials, self._seed, n_proposed)
+        sampler = create_sampler(
+            self._sampler, self._space, self._space.trials, self._seed, n_proposed
+        )
         if self._lengths is not None:
             sampler = BudgetedSampler(sampler, self._space, self._lengths)
         self._study.sampler = sampler

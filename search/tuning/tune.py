@@ -37,7 +37,7 @@ class SearchPlan:
     """How the trials of a search are run.
 
     Attributes:
-        n_trials: How many trials of the study have to end.
+        n_trials: How many trials of the study have to end; None goes on while there is time.
         sampler: "tpe", "random" or "grid".
         scheduler: "asha" or "none".
         interrupted: Returns whether the user has asked to stop.
@@ -47,9 +47,11 @@ class SearchPlan:
         gpu_fraction: By backbone, the fraction of a GPU that a trial takes; 0 without GPUs.
         lengths: Returns, for a backbone, the epochs that there is time for, by the freeze depth
             that there is time to train; None without a time budget.
+        patience_trials: Trials in a row without a better one after which the search ends; None
+            goes on.
     """
 
-    n_trials: int
+    n_trials: int | None
     sampler: str
     scheduler: str
     interrupted: Callable[[], bool]
@@ -57,6 +59,7 @@ class SearchPlan:
     max_concurrent: int | None
     gpu_fraction: Mapping[str, float]
     lengths: Callable[[str], Mapping[int, int]] | None = None
+    patience_trials: int | None = None
 
 
 def run_trials(
@@ -104,6 +107,7 @@ def run_trials(
         plan.lengths,
         lambda: max_concurrent or slots(),
         events.trial_started,
+        plan.patience_trials,
     )
     callback = _TuneCallback(trials_folder, checkpoints, searcher, events)
     trainable = tune.with_resources(
