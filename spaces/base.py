@@ -58,6 +58,8 @@ class TrialConfig:
     """Whether to weight the loss by inverse class frequency."""
     mixup: float = 0.0
     """Parameter α of mixup's Beta distribution (arXiv 1710.09412); 0 is no mixup."""
+    batch_norm: str = "trained"
+    """Whether BatchNorm statistics of trainable stages are "trained" or "frozen"."""
 
     @classmethod
     def from_params(cls, params: Mapping[str, Value]) -> TrialConfig:

@@ -162,6 +162,7 @@ RULES: dict[str, Rule] = {
     "label_smoothing": Rule(0.0, 0.9),
     "class_weights": Rule(choices=(False, True)),
     "mixup": Rule(0.0, 10.0),
+    "batch_norm": Rule(choices=("trained", "frozen")),
 }
 """The parameters that a space may search or fix, with the values that each may have."""
 

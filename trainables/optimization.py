@@ -16,19 +16,38 @@ WARMUP_FRACTION = 0.1  # of all steps of a cosine schedule
 MOMENTUM = 0.9
 
 
+_NOT_DECAYED = ("token", "tokens", "pos_embed", "pos_embedding", "bias_table")
+"""Ends of the names that timm and torchvision give to tokens and to tables of positions."""
+
+
 def create_optimizer(
-    config: TrialConfig, parameters: Iterable[nn.Parameter]
+    config: TrialConfig, named_parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of a config, without weight decay of biases and normalisation scales."""
-    parameters = list(parameters)
+    """Build the optimizer of a config, with weight decay of kernels and matrices alone.
+
+    Biases, the scales of normalisation and of layers, class tokens and positions are not decayed.
+
+    Args:
+        config: Its `optimizer`, `lr` and `weight_decay`.
+        named_parameters: What is trained, as `nn.Module.named_parameters` returns it.
+    """
+    named_parameters = list(named_parameters)
+    decayed = [p for name, p in named_parameters if _is_decayed(name, p)]
+    plain = [p for name, p in named_parameters if not _is_decayed(name, p)]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, nesterov=True, fused=True)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr, fused=True)
+
+
+def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter has two dimensions and more, and is no token and no position."""
+    n_dims = sum(size > 1 for size in parameter.shape)
+    return n_dims > 1 and not name.endswith(_NOT_DECAYED)
 
 
 class LearningRateSchedule:

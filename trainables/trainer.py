@@ -89,7 +89,7 @@ class Trainer:
         self._patience, self._metric = patience, metric
         self._generator = torch.Generator().manual_seed(seed)
         self._seed = seed
-        backbone.freeze(config.freeze_depth)
+        backbone.freeze(config.freeze_depth, config.batch_norm == "frozen")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = create_head(
@@ -108,7 +108,7 @@ class Trainer:
             weights = balanced_class_weights(self._labels[train_rows].cpu(), images.n_classes)
             self._class_weights = weights.to(self._device)
         self._optimizer = create_optimizer(
-            config, (p for p in self.model.parameters() if p.requires_grad)
+            config, ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
         )
         self._schedule = LearningRateSchedule(config, epochs, self.steps_per_epoch, epoch_lrs)
         self._scaler = torch.amp.GradScaler(

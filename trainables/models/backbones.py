@@ -26,6 +26,8 @@ from trainables.pretrained.weights import copy_weights
 
 DEFAULT_IMAGE_SIZE = 224
 
+_BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+
 
 class Backbone(nn.Module):
     """A network of five stages that turns images into features.
@@ -44,6 +46,7 @@ class Backbone(nn.Module):
         is_trunk: Whether the network could not be cut. Then the first stage is all of it, so the
             freeze depths 1 to 5 are one.
         freeze_depth: Number of leading stages that are frozen.
+        freezes_statistics: Whether the BatchNorm statistics of the other stages are frozen, too.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.is_trunk = is_trunk
         self.freeze_depth = 0
+        self.freezes_statistics = False
 
     def forward(self, x: Tensor, start: int = 0, stop: int = N_STAGES) -> Tensor:
         """Run stages[start:stop], and before the first one the normalisation.
@@ -83,7 +87,7 @@ class Backbone(nn.Module):
             x = stage(x)
         return x
 
-    def freeze(self, depth: int) -> None:
+    def freeze(self, depth: int, freezes_statistics: bool = False) -> None:
         """Freeze the first `depth` stages and make the others trainable.
 
         A frozen stage has no gradients and stays in eval mode: its BatchNorm statistics do not
@@ -91,20 +95,26 @@ class Backbone(nn.Module):
 
         Args:
             depth: In [0, 5].
+            freezes_statistics: Whether BatchNorm layers of the trainable stages normalise by their
+                pretrained mean and variance instead of those of each batch, and keep them. Their
+                scales and biases are trained all the same.
 
         Raises:
             ValueError: the depth is out of range.
         """
         if not 0 <= depth <= N_STAGES:
             raise ValueError(f"0 <= freeze_depth <= {N_STAGES} must hold, but got {depth}")
-        self.freeze_depth = depth
+        self.freeze_depth, self.freezes_statistics = depth, freezes_statistics
         for index, stage in enumerate(self.stages):
             stage.requires_grad_(index >= depth)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set train or eval mode; frozen stages stay in eval mode."""
+        """Set train or eval mode; frozen stages and frozen statistics stay in eval mode."""
         super().train(mode)
+        for module in self.stages.modules() if self.freezes_statistics else ():
+            if isinstance(module, _BATCH_NORMS):
+                module.eval()
         for stage in itertools.islice(self.stages, self.freeze_depth):
             stage.eval()
         return self

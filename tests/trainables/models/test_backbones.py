@@ -111,6 +111,21 @@ def test_freeze_stops_gradients_and_batchnorm_statistics_of_the_first_stages(bac
             assert counted == [count + (index >= depth) for count in counts[index]]
 
 
+@torch.no_grad()
+def test_frozen_statistics_stay_while_their_scales_train(backbone, images):
+    net = copy.deepcopy(backbone)
+    net.freeze(1, freezes_statistics=True)
+    net.train()
+    norms = [module for module in net.stages[1:].modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    net(images)
+    for norm, mean in zip(norms, before, strict=True):
+        assert torch.equal(norm.running_mean, mean)
+        assert norm.weight.requires_grad
+    net.freeze(1)
+    assert all(norm.training for norm in norms)
+
+
 def test_create_backbone_copies_all_weights(reference, backbone):
     theirs = {v.data_ptr() for v in reference.state_dict().values() if v.device.type == "cpu"}
     ours = backbone.state_dict()
