@@ -188,15 +188,17 @@ class Space:
     def with_backbones(self, names: Sequence[str], preferred: str | None = None) -> Space:
         """Return a copy of this space that searches other backbones.
 
-        A first trial with none of them gets the preferred one, and otherwise stays the same.
+        A first trial with another backbone gets the preferred one, and otherwise stays the same;
+        one that names none gets it as well, if there is one.
 
         Args:
             names: At least one.
-            preferred: One of them; None is the first.
+            preferred: One of them; None is the first, for first trials that name another backbone.
         """
         first_trials: list[Mapping[str, Value]] = []
         for config in self.first_trials:
-            if config.get("backbone") not in names:
+            named = config.get("backbone", None if preferred else names[0])
+            if named not in names:
                 config = {**config, "backbone": preferred or names[0]}
             if config not in first_trials:
                 first_trials.append(config)

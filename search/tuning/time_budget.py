@@ -119,7 +119,7 @@ class TimeBudget:
         self._has_probe = has_probe
         self._costs: dict[int, TrialCost] = {}
         self._configs: dict[int, TrialConfig] = {}
-        self._lengths: dict[tuple[str, int], int] = {}  # by backbone and freeze depth
+        self._fitting: dict[tuple[str, int], int] = {}  # epochs, by backbone and freeze depth
         # By backbone: the seconds of an epoch as predicted and as seen, of the trial that trained
         # the largest part of it.
         self._observed: dict[str, tuple[float, float]] = {}
@@ -131,7 +131,7 @@ class TimeBudget:
                 self.trial_started(trial.number, trial.params)
                 config = self._configs[trial.number]
                 key = config.backbone, config.freeze_depth
-                self._lengths[key] = trial_length(trial, self._space)
+                self._fitting[key] = trial_length(trial, self._space)
                 seconds = trial.user_attrs[SECONDS] / len(trial.intermediate_values)
                 best = best_epoch(trial)
                 self._observe(trial.number, best.val_score, seconds)
@@ -168,19 +168,23 @@ class TimeBudget:
     def lengths(self, backbone: str) -> dict[int, int]:
         """Return the freeze depths that there is time to train, with the epochs of a trial.
 
-        A trial and at least the first of its folds, should it win, are to end in time.
-        `MAX_DEPTH` is always there.
+        Some trials and the folds of one are to end in time: see `TRIALS_PLANNED`. Where there is no
+        time for that below `MAX_DEPTH`, one trial and the first of its folds will do. `MAX_DEPTH`
+        is always there.
         """
-        left = self._seconds - self._elapsed() - self._closing_seconds({backbone})
-        reserved = self._reserved_for_folds()
-        found = {}
-        for depth in range(MAX_DEPTH + 1):
-            epochs, seconds = self._length(backbone, depth), self._expected(backbone, depth)
-            cost = TrialCost(0.0, epochs, seconds, backbone)
-            first_folds = self._folds_seconds(cost) / self._rounds(backbone)
-            if depth == MAX_DEPTH or epochs * seconds + max(first_folds, reserved) <= left:
-                found[depth] = epochs
-        return found
+        fitting = [depth for depth in range(MAX_DEPTH) if self._fits(backbone, depth)]
+        planned = [depth for depth in fitting if self._is_planned(backbone, depth)]
+        depths = (*(planned or fitting[-1:]), MAX_DEPTH)
+        return {depth: self._length(backbone, depth) for depth in depths}
+
+    def _fits(self, backbone: str, depth: int) -> bool:
+        """Return whether a trial and the first of its folds would end in time."""
+        epochs, seconds = self._length(backbone, depth), self._expected(backbone, depth)
+        folds = self._folds_seconds(TrialCost(0.0, epochs, seconds, backbone))
+        needed = max(folds / self._rounds(backbone), self._reserved_for_folds())
+        return epochs * seconds + needed + self._closing_seconds({backbone}) <= (
+            self._seconds - self._elapsed()
+        )
 
     def reserved_seconds(self) -> float:
         """Return what cross-validation, evaluation and report are expected to take."""
@@ -224,16 +228,27 @@ class TimeBudget:
         return min(seconds, MAX_RESERVED * self._seconds)
 
     def _length(self, backbone: str, depth: int) -> int:
-        """Return the epochs of trials at a depth, chosen when the first of them is planned."""
-        if (backbone, depth) not in self._lengths:
+        """Return the epochs of trials at a depth."""
+        fitting = self._fitting_epochs(backbone, depth)
+        return max(self._shortest, min(self._space.epochs, fitting))
+
+    def _is_planned(self, backbone: str, depth: int) -> bool:
+        """Return whether there was time for `TRIALS_PLANNED` trials when they were planned."""
+        return self._fitting_epochs(backbone, depth) >= self._shortest
+
+    @property
+    def _shortest(self) -> int:
+        return min(MIN_EPOCHS, self._space.epochs)
+
+    def _fitting_epochs(self, backbone: str, depth: int) -> int:
+        """Return how many epochs fit, chosen when the first trial at a depth is planned."""
+        if (backbone, depth) not in self._fitting:
             rounds = self._rounds(backbone)
             left = self.seconds_left() - rounds * FOLD_SECONDS
             n_trainings = TRIALS_PLANNED / max(1, self._slots(backbone)) + rounds * self._growth
             seconds = max(self._expected(backbone, depth) * n_trainings, 1e-9)
-            shortest = min(MIN_EPOCHS, self._space.epochs)
-            longest = min(self._space.epochs, math.floor(left / seconds))
-            self._lengths[backbone, depth] = max(shortest, longest)
-        return self._lengths[backbone, depth]
+            self._fitting[backbone, depth] = math.floor(left / seconds)
+        return self._fitting[backbone, depth]
 
     def _observe(self, number: int, score: float, epoch_seconds: float) -> None:
         backbone, depth = self._configs[number].backbone, self._configs[number].freeze_depth
