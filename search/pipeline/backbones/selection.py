@@ -112,9 +112,10 @@ def select_backbones(
 
 
 def narrow_space(space: Space, scores: Mapping[str, ProbeScore], all_scored: bool = False) -> Space:
-    """Return the space without the backbones that are excluded; unchanged where none is.
+    """Return the space without the backbones that are excluded.
 
-    The best of the others takes the place of an excluded one in the space's first trials.
+    The best of the others takes the place of an excluded one in the space's first trials, and is
+    the backbone of those that name none.
 
     Args:
         space: What the command asks for.
@@ -123,9 +124,10 @@ def narrow_space(space: Space, scores: Mapping[str, ProbeScore], all_scored: boo
     """
     unknown = ProbeScore(excluded="not scored" if all_scored else None)
     kept = [name for name in space.backbones if scores.get(name, unknown).excluded is None]
-    if len(kept) == len(space.backbones):
+    best = next((name for name in scores if name in kept), None)
+    if best is None and len(kept) == len(space.backbones):
         return space
-    return space.with_backbones(kept, next((name for name in scores if name in kept), kept[0]))
+    return space.with_backbones(kept, best or kept[0])
 
 
 def with_decided_views(space: Space, summary: RunSummary) -> Space:
