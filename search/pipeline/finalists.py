@@ -71,7 +71,7 @@ def choose_finalists(
     probe_scores: Mapping[str, ProbeScore],
     with_baseline: bool = True,
 ) -> list[Finalist]:
-    """Return the best linear probe, the n best trials of different configurations, and trial 0.
+    """Return the best linear probe, the n best trials, a fine-tuned one, and trial 0.
 
     The best of many validation accuracies is optimistic. So the probe and the baseline, trial 0,
     are retrained as well: no search ends with less than they reach.
@@ -89,7 +89,7 @@ def choose_finalists(
     if probe_scores and (ranked_trials(study) or not count_states(study)["failed"]):
         name, score = next(iter(probe_scores.items()))
         finalists.append(Finalist(None, RetrainConfig(probe_config(name), 0, 0), score.accuracy))
-    chosen = _best_trials(study, n)
+    chosen = _best_trials(study, space, n)
     finalists += [_as_finalist(trial, space) for trial in chosen]
     if with_baseline and chosen and all(one.number != BASELINE_TRIAL for one in chosen):
         baseline = study.get_trials(deepcopy=False)[BASELINE_TRIAL]
@@ -101,17 +101,29 @@ def choose_finalists(
 
 def next_finalists(study: optuna.Study, space: Space, n: int) -> list[Finalist]:
     """Return the n trials that follow the n best, for the time that is left after those."""
-    return [_as_finalist(trial, space) for trial in _best_trials(study, 2 * n)[n:]]
+    chosen = {trial.number for trial in _best_trials(study, space, n)}
+    more = [trial for trial in _best_trials(study, space, 2 * n) if trial.number not in chosen]
+    return [_as_finalist(trial, space) for trial in more]
 
 
-def _best_trials(study: optuna.Study, n: int) -> list[FrozenTrial]:
-    """Return the n best trials of different configurations, the best first."""
-    chosen: list[FrozenTrial] = []
+def _best_trials(study: optuna.Study, space: Space, n: int) -> list[FrozenTrial]:
+    """Return the n best trials of different configurations, and one that was fine-tuned.
+
+    A fine-tuned trial may be better than the best without a few hundred validation images showing
+    it. So the best of those that train some of the backbone is there, whatever comes before it.
+    """
+    new: list[FrozenTrial] = []
     for trial in ranked_trials(study):
-        is_new = all(trial.params != other.params for other in chosen)
-        if len(chosen) < n and is_new:
-            chosen.append(trial)
+        if all(trial.params != other.params for other in new):
+            new.append(trial)
+    chosen, others = new[:n], new[n:]
+    if not any(_is_fine_tuned(trial, space) for trial in chosen):
+        chosen += [trial for trial in others if _is_fine_tuned(trial, space)][:1]
     return chosen
+
+
+def _is_fine_tuned(trial: FrozenTrial, space: Space) -> bool:
+    return resolve_config(trial_params(trial, space)).freeze_depth < N_STAGES
 
 
 def _as_finalist(trial: FrozenTrial, space: Space) -> Finalist:

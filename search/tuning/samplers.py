@@ -80,7 +80,7 @@ class _TPE(TPESampler):
 
 
 class BudgetedSampler(BaseSampler):
-    """Wrap a sampler; raise its freeze depth to what the time budget allows."""
+    """Wrap a sampler; change its freeze depth to the nearest that the time budget allows."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class BudgetedSampler(BaseSampler):
         """Propose parameters together."""
         params = self._sampler.sample_relative(study, trial, search_space)
         if _DEPTH in params:
-            depth = self._raise_depth(params[_DEPTH], {**trial.params, **params})
+            depth = self._allowed_depth(params[_DEPTH], {**trial.params, **params})
             params = {**params, _DEPTH: depth}
         return params
 
@@ -125,16 +125,16 @@ class BudgetedSampler(BaseSampler):
     ) -> Any:
         """Propose one parameter."""
         value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
-        return self._raise_depth(value, trial.params) if param_name == _DEPTH else value
+        return self._allowed_depth(value, trial.params) if param_name == _DEPTH else value
 
-    def _raise_depth(self, depth: int, params: Mapping[str, Any]) -> int:
-        """Return a depth that there is time to train, or the deepest where there is none."""
+    def _allowed_depth(self, depth: int, params: Mapping[str, Any]) -> int:
+        """Return the nearest depth that there is time to train; the deeper one of two."""
         drawn = {**self._space.constants, **params}.get("backbone")
         # A backbone that is not drawn yet may be any.
         backbones = self._space.backbones if drawn is None else (str(drawn),)
-        least = max(min(self._lengths(name)) for name in backbones)
-        depths = self._space.freeze_depths
-        return max(depth, next((one for one in depths if one >= least), depths[-1]))
+        allowed = set.intersection(*(set(self._lengths(name)) for name in backbones))
+        depths = allowed & set(self._space.freeze_depths) or {self._space.freeze_depths[-1]}
+        return min(depths, key=lambda one: (abs(one - depth), -one))
 
 
 def grid_points(space: Space, seed: int) -> Iterator[dict[str, Value]]:

@@ -164,11 +164,6 @@ def retrain_epochs(config: TrialConfig, length: int, best_epoch: int) -> int:
     return length if config.scheduler == "cosine" else best_epoch
 
 
-def trial_lengths(study: optuna.Study, space: Space) -> dict[int, int]:
-    """Return, by trial number, its full length in epochs."""
-    return {t.number: trial_length(t, space) for t in study.get_trials(deepcopy=False)}
-
-
 def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the complete trials, best first; the pruned and unfinished ones if there is none.
 

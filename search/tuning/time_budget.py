@@ -47,6 +47,10 @@ MAX_RESERVED_FOR_MORE = 0.35
 MIN_EPOCHS = 5
 """Epochs of the shortest trial, unless the space's own are fewer."""
 
+MAX_HEAD_TRIALS = 8
+"""Trials of the head alone, as long as there is time for others: they cost little, and soon are as
+good as they get."""
+
 TRIALS_PLANNED = 8
 """When the length of trials of one backbone at one freeze depth is chosen, so many of them are to
 fit into the time left, beside the folds of one."""
@@ -170,11 +174,15 @@ class TimeBudget:
 
         Some trials and the folds of one are to end in time: see `TRIALS_PLANNED`. Where there is no
         time for that below `MAX_DEPTH`, one trial and the first of its folds will do. `MAX_DEPTH`
-        is always there.
+        is there until `MAX_HEAD_TRIALS` have begun, and where nothing else is.
         """
-        fitting = [depth for depth in range(MAX_DEPTH) if self._fits(backbone, depth)]
+        searched = [depth for depth in self._space.freeze_depths if depth < MAX_DEPTH]
+        fitting = [depth for depth in searched if self._fits(backbone, depth)]
         planned = [depth for depth in fitting if self._is_planned(backbone, depth)]
-        depths = (*(planned or fitting[-1:]), MAX_DEPTH)
+        depths = planned or fitting[-1:]
+        n_heads = sum(config.freeze_depth == MAX_DEPTH for config in self._configs.values())
+        if n_heads < MAX_HEAD_TRIALS or not depths:
+            depths = [*depths, MAX_DEPTH]
         return {depth: self._length(backbone, depth) for depth in depths}
 
     def _fits(self, backbone: str, depth: int) -> bool:
@@ -191,11 +199,18 @@ class TimeBudget:
         backbones = {self._costs[number].backbone for number in self._likely_finalists()}
         return self._reserved_for_folds() + self._closing_seconds(backbones)
 
-    def has_time_for_folds(self, number: int | None) -> bool:
-        """Return whether all folds of a trial, or of the linear probe, would end in time."""
+    def has_time_for_folds(self, number: int | None, all_folds: bool = True) -> bool:
+        """Return whether the folds of a trial, or of the linear probe, would end in time.
+
+        Args:
+            number: The trial's number; None for the probe.
+            all_folds: Whether all of them, or only those that run in parallel first.
+        """
         cost = None if number is None else self._costs.get(number)
-        seconds = 0.0 if cost is None else self._folds_seconds(cost)
-        return seconds <= self.seconds_left()
+        if cost is None:
+            return True
+        n_rounds = self._rounds(cost.backbone) if not all_folds else 1
+        return self._folds_seconds(cost) / n_rounds <= self.seconds_left()
 
     def seconds_left(self) -> float:
         """Return the seconds that are left before evaluation and report have to begin."""
@@ -210,9 +225,10 @@ class TimeBudget:
         return {}
 
     def _likely_finalists(self) -> list[int]:
-        """Return the best trial, the baseline if it costs little, and others while they do."""
+        """Return the best trial, the best fine-tuned one, and others if they cost little."""
         ranked = sorted(self._costs, key=lambda number: -self._costs[number].score)
-        finalists = ranked[:1]
+        fine_tuned = [n for n in ranked if self._configs[n].freeze_depth < MAX_DEPTH]
+        finalists = list(dict.fromkeys([*ranked[:1], *fine_tuned[:1]]))
         if self._retrains_baseline() and BASELINE_TRIAL not in finalists:
             finalists.append(BASELINE_TRIAL)
         seconds = sum(self._folds_seconds(self._costs[number]) for number in finalists)

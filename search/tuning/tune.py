@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 from optuna.storages import BaseStorage
 from ray import tune
 from ray.tune import Callback as Callback
 from ray.tune.experiment import Trial
 
 from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
-from search.tuning.asha import NoEarlyStopping, ResumableASHA
+from search.tuning.asha import NoEarlyStopping, PastTrial, ResumableASHA
 from search.tuning.checkpoints import CheckpointClient
 from search.tuning.searcher import LOST, StudySearcher
-from search.tuning.study import append_epoch, learning_curves, open_study, trial_lengths
+from search.tuning.study import append_epoch, open_study, trial_length, trial_params
 from search.tuning.trial_events import TrialCallback, TrialEvents
 from spaces.base import Space
 from trainables.atomic_write import write_atomically
 from trainables.trial import ImageTrial
 from trainables.trial_result import TrialResult
-from trainables.worker import TrainingContext
+from trainables.worker import TrainingContext, resolve_config
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,19 @@ class SearchPlan:
     gpu_fraction: Mapping[str, float]
     lengths: Callable[[str], Mapping[int, int]] | None = None
     patience_trials: int | None = None
+
+
+def _past_trials(study: optuna.Study, space: Space) -> dict[int, PastTrial]:
+    """Return the trials of earlier sessions that have ended an epoch, by number."""
+    return {
+        trial.number: PastTrial(
+            trial.intermediate_values,
+            trial_length(trial, space),
+            resolve_config(trial_params(trial, space)).freeze_depth,
+        )
+        for trial in study.get_trials(deepcopy=False)
+        if trial.intermediate_values
+    }
 
 
 def run_trials(
@@ -130,7 +144,7 @@ def run_trials(
             storage_path=scratch,
             search_alg=searcher,
             scheduler=(
-                ResumableASHA(learning_curves(study), trial_lengths(study, space))
+                ResumableASHA(_past_trials(study, space))
                 if plan.scheduler == "asha"
                 else NoEarlyStopping()  # type: ignore[no-untyped-call]
             ),

@@ -166,10 +166,14 @@ def retrain_finalists(
     results: list[CrossValidation] = []
     for finalist in (*finalists, *(next_best if budget is not None else ())):
         backbone = finalist.retrain_config.config.backbone
-        has_trial = any(result.finalist.trial is not None for result in results)
-        if budget is not None and has_trial and not budget.has_time_for_folds(finalist.trial):
+        may_end_early = finalist in finalists and finalist.trial != BASELINE_TRIAL
+        if (
+            budget is not None
+            and results
+            and not budget.has_time_for_folds(finalist.trial, all_folds=not may_end_early)
+        ):
             if finalist in finalists:
-                progress.warn(f"{finalist.name} is not retrained: there is no time for its folds")
+                progress.warn(f"{finalist.name} is not retrained: its folds would take too long")
             continue
         folds = _retrain(
             prepared,
