@@ -102,8 +102,9 @@ def choose_finalists(
 def next_finalists(study: optuna.Study, space: Space, n: int) -> list[Finalist]:
     """Return the n trials that follow the n best, for the time that is left after those."""
     chosen = {trial.number for trial in _best_trials(study, space, n)}
-    more = [trial for trial in _best_trials(study, space, 2 * n) if trial.number not in chosen]
-    return [_as_finalist(trial, space) for trial in more]
+    ranked = _best_trials(study, space, n + len(chosen))
+    more = [trial for trial in ranked if trial.number not in chosen]
+    return [_as_finalist(trial, space) for trial in more[:n]]
 
 
 def _best_trials(study: optuna.Study, space: Space, n: int) -> list[FrozenTrial]:

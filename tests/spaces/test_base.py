@@ -193,7 +193,10 @@ def test_with_backbones_keeps_first_trials_without_duplicates():
         {"backbone": "resnet18", "lr": 1e-3, "freeze_depth": 5},
         {"backbone": "resnet18", "lr": 1e-3},
         {"backbone": "resnet18", "lr": 2e-3},
+        {"lr": 1e-3},
     )
+    preferred = original.with_backbones(["resnet18", "cnn"], "cnn").first_trials
+    assert preferred[-1] == {"backbone": "cnn", "lr": 2e-3}, "that without one is the second"
     assert original.with_backbones(["resnet18", "cnn"]).first_trials[1] == {
         "backbone": "cnn",
         "lr": 1e-3,

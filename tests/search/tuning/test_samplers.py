@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,8 @@ def test_tpe_learns_from_losses_where_all_accuracies_are_equal(stopped):
 
 @pytest.mark.parametrize("depths", [IntDistribution(0, 4), CategoricalDistribution([4, 0, 2])])
 @pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
-def test_trials_are_frozen_as_deep_as_time_asks_for(depths):
-    """And else are as they would have been; where there is no depth as deep, the deepest is."""
+def test_freeze_depths_are_the_nearest_that_there_is_time_for(depths):
+    """And else are as they would have been; where there is none, the deepest is."""
     space = space_of(
         backbone=CategoricalDistribution(["cnn", "tinynet"]),
         freeze_depth=depths,
@@ -175,23 +176,26 @@ def test_trials_are_frozen_as_deep_as_time_asks_for(depths):
     )
     assert space.freeze_depths in ((0, 1, 2, 3, 4), (0, 2, 4))
 
-    def ask(least: dict[str, int] | None) -> list[dict[str, Any]]:
+    def ask(allowed: dict[str, Sequence[int]] | None) -> list[dict[str, Any]]:
         study = optuna.create_study(direction="maximize")
         for number in range(40):
             sampler = create_sampler("tpe", space, 40, 0, number)
-            study.sampler = sampler if least is None else BudgetedSampler(sampler, space, least.get)
+            if allowed is not None:
+                lengths = {name: dict.fromkeys(those, 9) for name, those in allowed.items()}
+                sampler = BudgetedSampler(sampler, space, lengths.__getitem__)
+            study.sampler = sampler
             study.tell(study.ask(space.distributions), 0.5)
         return [trial.params for trial in study.trials]
 
-    proposed = ask({"cnn": 3, "tinynet": 1})
+    proposed = ask({"cnn": (2, 4, 5), "tinynet": (2,)})
     seen = {
         name: {params["freeze_depth"] for params in proposed if params["backbone"] == name}
         for name in ("cnn", "tinynet")
     }
-    for name, least in (("cnn", 3), ("tinynet", 1)):
-        assert seen[name] == {depth for depth in space.freeze_depths if depth >= least}
-    assert {params["freeze_depth"] for params in ask({"cnn": 5, "tinynet": 5})} == {4}
-    assert ask({"cnn": 0, "tinynet": 0}) == ask(None)
+    assert seen == {"cnn": {2, 4}, "tinynet": {2}}
+    assert {params["freeze_depth"] for params in ask({"cnn": (5,), "tinynet": (5,)})} == {4}
+    everything = dict.fromkeys(("cnn", "tinynet"), range(6))
+    assert ask(everything) == ask(None)
 
 
 @pytest.mark.parametrize("n_known", [0, 1, 9, 10, 11])

@@ -90,7 +90,7 @@ def run_all(searcher: StudySearcher, most: int = 100) -> list[dict[str, Any]]:
 def test_first_trials_come_first_with_the_constants():
     searcher = searching(InMemoryStorage(), 5)
     first, second, third = (searcher.suggest(name) for name in "abc")
-    assert first == {"number": 0, "params": FIRSTS[0]}
+    assert first == {"number": 0, "params": FIRSTS[0], "epochs": SPACE.epochs}
     assert second["params"].items() >= FIRSTS[1].items()
     assert second["params"]["freeze_depth"] in range(6)
     assert set(third["params"]) == set(SPACE.params)
