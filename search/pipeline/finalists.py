@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import optuna
@@ -24,6 +24,10 @@ from search.tuning.study import (
 from spaces.base import Space, TrialConfig
 from trainables.models.network_cut import N_STAGES
 from trainables.worker import resolve_config
+
+
+MAX_NEXT_FINALISTS = 6
+"""Trials beside the finalists that are retrained at most where time is left."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,16 @@ def choose_finalists(
     return finalists
 
 
-def next_finalists(study: optuna.Study, space: Space, n: int) -> list[Finalist]:
-    """Return the n trials that follow the n best, for the time that is left after those."""
-    chosen = {trial.number for trial in _best_trials(study, space, n)}
-    ranked = _best_trials(study, space, n + len(chosen))
-    more = [trial for trial in ranked if trial.number not in chosen]
-    return [_as_finalist(trial, space) for trial in more[:n]]
+def next_finalists(study: optuna.Study, space: Space, chosen: Sequence[Finalist]) -> list[Finalist]:
+    """Return the best trials that are no finalists, for the time that is left after those.
+
+    The fine-tuned ones come first: of heads, the chosen ones and the probe tell enough.
+    """
+    known = {finalist.trial for finalist in chosen}
+    ranked = _best_trials(study, space, MAX_NEXT_FINALISTS + len(known))
+    others = [trial for trial in ranked if trial.number not in known]
+    others.sort(key=lambda trial: not _is_fine_tuned(trial, space))
+    return [_as_finalist(trial, space) for trial in others[:MAX_NEXT_FINALISTS]]
 
 
 def _best_trials(study: optuna.Study, space: Space, n: int) -> list[FrozenTrial]:

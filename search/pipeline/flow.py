@@ -101,7 +101,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             folder,
             progress,
             searched.budget,
-            next_finalists(searched.study, space, request.n_finalists),
+            next_finalists(searched.study, space, finalists),
         )
     # 3. Everything is chosen: the test set is evaluated, once for each model.
     with _stage("evaluation", folder):

@@ -106,7 +106,7 @@ def test_the_best_fine_tuned_trial_is_a_finalist_too() -> None:
     space = replace(space_of(), params={**space_of().params, **depths})
     finalists = choose_finalists(study, space, 1, {}, with_baseline=False)
     assert [finalist.trial for finalist in finalists] == [0, 2]
-    assert [finalist.trial for finalist in next_finalists(study, space, 1)] == [1]
+    assert [finalist.trial for finalist in next_finalists(study, space, finalists)] == [1]
 
 
 def test_a_baseline_that_is_the_best_is_one_finalist() -> None:
