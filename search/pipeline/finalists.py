@@ -25,7 +25,6 @@ from spaces.base import Space, TrialConfig
 from trainables.models.network_cut import N_STAGES
 from trainables.worker import resolve_config
 
-
 MAX_NEXT_FINALISTS = 6
 """Trials beside the finalists that are retrained at most where time is left."""
 

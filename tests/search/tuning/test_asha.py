@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,14 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import InMemoryStorage
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from search.tuning.asha import REDUCTION_FACTOR, ResumableASHA, rung_epochs
+from search.tuning.asha import REDUCTION_FACTOR, PastTrial, ResumableASHA, rung_epochs
 from search.tuning.ranking import ranking_value
 from search.tuning.searcher import StudySearcher
 from search.tuning.study import best_epoch, learning_curves, open_study
 from spaces.base import Space
 from spaces.sources import folder
+
+PARAMS = {"backbone": "tinynet", "freeze_depth": 0}
 
 
 def result_of(curve: list[float], losses: list[float], epoch: int) -> dict[str, Any]:
@@ -32,9 +35,16 @@ def feed(
     first: int = 1,
     session: str = "one",
     losses: list[float] | None = None,
+    length: int | None = None,
+    freeze_depth: int = 0,
 ) -> int:
-    """Report a trial's epochs from `first`; return the epoch it was stopped at, or 0."""
-    trial: Any = SimpleNamespace(trial_id=f"{session}-{number}", config={"number": number})
+    """Report a trial's epochs from `first`; return the epoch it was stopped at, or 0.
+
+    A curve is of the trial's full length unless that is given.
+    """
+    params = {"backbone": "tinynet", "freeze_depth": freeze_depth}
+    config = {"number": number, "params": params, "epochs": length or len(curve)}
+    trial: Any = SimpleNamespace(trial_id=f"{session}-{number}", config=config)
     scheduler.on_trial_add(None, trial)
     for epoch in range(first, len(curve) + 1):
         result = result_of(curve, losses or [0.0] * len(curve), epoch)
@@ -48,27 +58,68 @@ def feed(
     [
         (1, []),
         (2, [1]),
-        (3, [1]),
-        (4, [1]),
-        (5, [1, 2]),
-        (6, [2]),
-        (8, [2, 3]),
-        (20, [2, 6]),
-        (30, [3, 10]),
+        (5, [3]),
+        (8, [4]),
+        (11, [6]),
+        (12, [3, 6]),
+        (20, [5, 10]),
+        (30, [8, 15]),
     ],
 )
 def test_rungs_well_before_the_full_length(epochs: int, rungs: list[int]) -> None:
-    assert list(ResumableASHA(epochs, {}).rungs) == rungs
     assert rung_epochs(epochs) == rungs
 
 
-# Full lengths of which Ray's rungs, a first one times powers of 3, are ours.
-@pytest.mark.parametrize(("epochs", "first"), [(2, 1), (18, 2), (27, 3)])
+def test_trials_of_any_length_meet_at_the_same_rungs() -> None:
+    """A long trial is compared with others after the same part of its length."""
+    scheduler = ResumableASHA({})
+    assert feed(scheduler, 0, [0.5] * 12) == 0  # rungs at 3 and 6
+    assert feed(scheduler, 1, [0.9] * 20) == 0  # at 5 and 10
+    assert feed(scheduler, 2, [0.4] * 5 + [0.95] * 25) == 0  # at 8 and 15
+    values = {n: ranking_value(value, 0) for n, value in enumerate((0.5, 0.9, 0.95))}
+    assert scheduler.rungs == {(False, 0): values, (False, 1): values}
+    assert feed(scheduler, 3, [0.8] * 5 + [0.99] * 15) == 5, "it is not among the best third"
+    assert feed(scheduler, 4, [0.1]) == 0, "one epoch has no rung"
+
+
+def test_trials_of_the_head_alone_are_compared_with_each_other_alone() -> None:
+    scheduler = ResumableASHA({})
+    assert feed(scheduler, 0, [0.9] * 8, freeze_depth=5) == 0
+    assert feed(scheduler, 1, [0.5] * 8, freeze_depth=0) == 0
+    assert feed(scheduler, 2, [0.4] * 8, freeze_depth=4) == 4
+    assert feed(scheduler, 3, [0.8] * 8, freeze_depth=5) == 4
+    assert {key: set(values) for key, values in scheduler.rungs.items()} == {
+        (True, 0): {0, 3},
+        (False, 0): {1, 2},
+    }
+
+
+def past(
+    curves: Mapping[int, Mapping[int, float]], length: int, freeze_depth: int = 0
+) -> dict[int, PastTrial]:
+    """Return the trials of an earlier session, all of one length."""
+    return {number: PastTrial(curve, length, freeze_depth) for number, curve in curves.items()}
+
+
+def test_rungs_are_rebuilt_by_the_length_and_the_depth_of_each_trial() -> None:
+    kinds = {0: (8, 0), 1: (20, 5), 2: (30, 3), 3: (5, 5)}
+    curves = {n: [0.5 + n / 10 + e / 1000 for e in range(k)] for n, (k, _) in kinds.items()}
+    whole = ResumableASHA({})
+    stopped = [feed(whole, n, curve, freeze_depth=kinds[n][1]) for n, curve in curves.items()]
+    assert stopped == [0] * 4
+    # Curves of the study have ranking values.
+    ended = {n: {e: ranking_value(v, 0) for e, v in enumerate(c, 1)} for n, c in curves.items()}
+    rebuilt = ResumableASHA({n: PastTrial(ended[n], *kind) for n, kind in kinds.items()})
+    assert rebuilt.rungs == whole.rungs
+
+
+# Full lengths with one rung: Ray's are powers of 3 apart.
+@pytest.mark.parametrize(("epochs", "first"), [(2, 1), (8, 4), (11, 6)])
 @pytest.mark.parametrize("seed", range(5))
 def test_it_decides_as_rays_asha(epochs: int, first: int, seed: int) -> None:
     """Random curves, with ties, of trials that run in parallel; Ray's rungs begin empty, too."""
     generator = np.random.default_rng(seed)
-    ours = ResumableASHA(epochs, {})
+    ours = ResumableASHA({})
     rays: Any = AsyncHyperBandScheduler(
         time_attr="epoch",
         metric="value",
@@ -84,12 +135,14 @@ def test_it_decides_as_rays_asha(epochs: int, first: int, seed: int) -> None:
     while running or waiting:
         if waiting and len(running) < 4:
             number = waiting.pop(0)
-            trial: Any = SimpleNamespace(trial_id=f"t{number}", config={"number": number})
+            config = {"number": number, "params": PARAMS, "epochs": epochs}
+            trial: Any = SimpleNamespace(trial_id=f"t{number}", config=config)
             running[number] = 0
             rays.on_trial_add(None, trial)
             ours.on_trial_add(None, trial)
         number = int(generator.choice(list(running)))
-        trial = SimpleNamespace(trial_id=f"t{number}", config={"number": number})
+        config = {"number": number, "params": PARAMS, "epochs": epochs}
+        trial = SimpleNamespace(trial_id=f"t{number}", config=config)
         running[number] += 1
         epoch = running[number]
         result = result_of(list(curves[number]), losses, epoch)
@@ -114,7 +167,7 @@ def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
     generator = np.random.default_rng(0)
     epochs = 9
     curves = [list(np.sort(generator.uniform(0.3, 1.0, epochs))) for _ in range(30)]
-    whole = ResumableASHA(epochs, {})
+    whole = ResumableASHA({})
     stopped = [feed(whole, number, curve) for number, curve in enumerate(curves)]
     assert any(stopped)
     assert not all(stopped)
@@ -123,7 +176,7 @@ def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
             number: {e: curves[number][e - 1] for e in range(1, (stopped[number] or epochs) + 1)}
             for number in range(cut)
         }
-        rest = ResumableASHA(epochs, ended)
+        rest = ResumableASHA(past(ended, epochs))
         later = [feed(rest, number, curves[number]) for number in range(cut, 30)]
         assert later == stopped[cut:]
         assert rest.rungs == whole.rungs
@@ -131,7 +184,7 @@ def test_rebuilt_rungs_decide_as_the_lost_ones() -> None:
 
 def test_of_equal_accuracies_a_third_continues_by_the_lower_loss() -> None:
     losses = list(np.random.default_rng(0).permutation(30) / 30)
-    scheduler = ResumableASHA(4, {})
+    scheduler = ResumableASHA({})
     stopped = [
         feed(scheduler, number, [0.975] * 4, losses=[loss] * 4)
         for number, loss in enumerate(losses)
@@ -145,10 +198,10 @@ def test_of_equal_accuracies_a_third_continues_by_the_lower_loss() -> None:
 
 def test_rungs_of_equal_accuracies_are_rebuilt() -> None:
     losses = np.random.default_rng(1).permutation(20) / 20
-    whole = ResumableASHA(4, {})
+    whole = ResumableASHA({})
     stopped = [feed(whole, n, [0.9] * 4, losses=[loss] * 4) for n, loss in enumerate(losses)]
     earlier = {n: {1: ranking_value(0.9, losses[n])} for n in range(12)}
-    rest = ResumableASHA(4, earlier)
+    rest = ResumableASHA(past(earlier, 4))
     later = [feed(rest, n, [0.9] * 4, losses=[losses[n]] * 4) for n in range(12, 20)]
     assert later == stopped[12:]
     assert rest.rungs == whole.rungs
@@ -156,10 +209,10 @@ def test_rungs_of_equal_accuracies_are_rebuilt() -> None:
 
 def whole_and_cut(last: dict[int, float]) -> tuple[ResumableASHA, list[int], ResumableASHA]:
     """Run four trials; begin a session that knows two, and of the others what they reported."""
-    whole = ResumableASHA(5, {})
+    whole = ResumableASHA({})
     stopped = [feed(whole, number, curve) for number, curve in enumerate(CURVES)]
     known = {number: dict(enumerate(CURVES[number], start=1)) for number in (0, 1)}
-    return whole, stopped, ResumableASHA(5, {**known, 2: {1: 0.2}, 3: last})
+    return whole, stopped, ResumableASHA(past({**known, 2: {1: 0.2}, 3: last}, 5))
 
 
 CURVES = [
@@ -187,10 +240,10 @@ def test_what_was_reported_but_not_decided_is_decided_later() -> None:
 
 
 def test_a_trial_that_is_continued_in_the_same_session_has_one_place() -> None:
-    whole = ResumableASHA(5, {})
+    whole = ResumableASHA({})
     for number, curve in enumerate(CURVES):
-        feed(whole, number, curve[:2] if number == 3 else curve)
-    before = {epoch: dict(values) for epoch, values in whole.rungs.items()}
+        feed(whole, number, curve[:2] if number == 3 else curve, length=5)
+    before = {rung: dict(values) for rung, values in whole.rungs.items()}
     feed(whole, 3, CURVES[3], first=2, session="another worker")
     assert whole.rungs == before
 
@@ -198,6 +251,7 @@ def test_a_trial_that_is_continued_in_the_same_session_has_one_place() -> None:
 COARSE = Space(
     source=folder(),
     params={"backbone": "cnn", "lr": FloatDistribution(1e-4, 1e-1, log=True)},
+    epochs=9,
 )
 
 
@@ -227,7 +281,7 @@ def session(storage: InMemoryStorage, n_trials: int, n_epochs: int) -> optuna.St
     study = open_study(storage, COARSE)
     reported = learning_curves(study)
     searcher = StudySearcher(storage, COARSE, n_trials, "tpe", seed=3)
-    scheduler = ResumableASHA(9, learning_curves(study))
+    scheduler = ResumableASHA(past(learning_curves(study), 9))
     while isinstance(suggested := searcher.suggest(name := f"{id(study)} {n_epochs}"), dict):
         trial: Any = SimpleNamespace(trial_id=name, config=suggested)
         scheduler.on_trial_add(None, trial)
