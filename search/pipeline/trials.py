@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 
 from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots, measure_gpu_fractions
-from search.console.formatting import describe
+from search.console.formatting import count, describe
 from search.console.progress import Progress
 from search.console.signals import GracefulShutdown
 from search.pipeline.model_file import save_best_trial
@@ -141,7 +141,7 @@ def run_search(
     progress.begin_trials(plan.n_trials or 0, n_ended, space.epochs, best, space.metric)
     try:
         with shutdown.deferring():
-            run_trials(
+            out_of_patience = run_trials(
                 plan,
                 storage,
                 space,
@@ -153,6 +153,9 @@ def run_search(
                 run_plan.callbacks,
                 progress.tolerating,
             )
+        if out_of_patience:
+            n_trials = count(request.patience_trials or 0, "trial")
+            progress.say(f"the search ends: no better trial in {n_trials}")
     finally:
         with tolerating_boards():
             boards.close()

@@ -130,7 +130,7 @@ class StudySearcher(Searcher):
         none_now = None if self._running else str(Searcher.FINISHED)
         if self.storage_error or self._n_ended + len(self._running) >= self._n_trials:
             return none_now
-        if self._n_since_best >= self._patience and not self._interrupted:
+        if self.out_of_patience and not self._interrupted:
             return none_now
         if self._max_concurrent is not None and len(self._running) >= self._max_concurrent():
             return None
@@ -179,6 +179,11 @@ class StudySearcher(Searcher):
             if last.finished and value > self._best_value:
                 self._best_value, self._n_since_best = value, 0
             del self._running[trial_id]
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether as many trials as `patience_trials` have ended without a better one."""
+        return self._n_since_best >= self._patience
 
     def will_retry(self, number: int) -> bool:
         """Return whether a trial whose worker was lost will be continued."""

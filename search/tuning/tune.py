@@ -87,7 +87,7 @@ def run_trials(
     callbacks: Sequence[TrialCallback],
     tune_callbacks: Sequence[Callback] = (),
     tolerating: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext(),
-) -> None:
+) -> bool:
     """Run trials until as many of the study have ended as the plan names, or the time is up.
 
     Args:
@@ -102,6 +102,9 @@ def run_trials(
         tune_callbacks: Called by Tune itself, after these.
         tolerating: Returns a context that handles the errors of `tune_callbacks`; its argument says
             what an error costs.
+
+    Returns:
+        Whether the search ended since its last trials brought nothing better.
 
     Raises:
         Exception: the study or the run's folder can no longer be written to. Nothing was recorded
@@ -159,6 +162,7 @@ def run_trials(
         )
     if callback.storage_error is not None:
         raise callback.storage_error
+    return searcher.out_of_patience
 
 
 class _SearchStopper(tune.Stopper):

@@ -200,7 +200,7 @@ def test_rungs_of_equal_accuracies_are_rebuilt() -> None:
     losses = np.random.default_rng(1).permutation(20) / 20
     whole = ResumableASHA({})
     stopped = [feed(whole, n, [0.9] * 4, losses=[loss] * 4) for n, loss in enumerate(losses)]
-    earlier = {n: {1: ranking_value(0.9, losses[n])} for n in range(12)}
+    earlier = {n: dict.fromkeys((1, 2), ranking_value(0.9, losses[n])) for n in range(12)}
     rest = ResumableASHA(past(earlier, 4))
     later = [feed(rest, n, [0.9] * 4, losses=[losses[n]] * 4) for n in range(12, 20)]
     assert later == stopped[12:]
@@ -212,7 +212,11 @@ def whole_and_cut(last: dict[int, float]) -> tuple[ResumableASHA, list[int], Res
     whole = ResumableASHA({})
     stopped = [feed(whole, number, curve) for number, curve in enumerate(CURVES)]
     known = {number: dict(enumerate(CURVES[number], start=1)) for number in (0, 1)}
-    return whole, stopped, ResumableASHA(past({**known, 2: {1: 0.2}, 3: last}, 5))
+    return (
+        whole,
+        stopped,
+        ResumableASHA(past({**known, 2: dict.fromkeys((1, 2, 3), 0.2), 3: last}, 5)),
+    )
 
 
 CURVES = [
@@ -223,18 +227,18 @@ CURVES = [
 ]
 
 
-@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("first", [1, 3])
 def test_an_unfinished_trial_stands_where_it_stood(first: int) -> None:
-    """Cut off after its first epoch was reported, or after the second one's checkpoint."""
-    whole, stopped, rest = whole_and_cut({1: 0.95})
+    """Cut off after an epoch was reported: one before the rung, or that of the rung."""
+    whole, stopped, rest = whole_and_cut(dict(enumerate(CURVES[3][:first], start=1)))
     assert feed(rest, 3, CURVES[3], first=first, session="two") == stopped[3]
     assert rest.rungs == whole.rungs
 
 
 def test_what_was_reported_but_not_decided_is_decided_later() -> None:
     whole, stopped, rest = whole_and_cut({1: 0.95})
-    assert stopped[2] == 1
-    assert feed(rest, 2, CURVES[2], session="two") == 1
+    assert stopped[2] == 3
+    assert feed(rest, 2, CURVES[2], first=3, session="two") == 3
     assert feed(rest, 3, CURVES[3], session="two") == stopped[3]
     assert rest.rungs == whole.rungs
 
@@ -242,7 +246,7 @@ def test_what_was_reported_but_not_decided_is_decided_later() -> None:
 def test_a_trial_that_is_continued_in_the_same_session_has_one_place() -> None:
     whole = ResumableASHA({})
     for number, curve in enumerate(CURVES):
-        feed(whole, number, curve[:2] if number == 3 else curve, length=5)
+        feed(whole, number, curve[:3] if number == 3 else curve, length=5)
     before = {rung: dict(values) for rung, values in whole.rungs.items()}
     feed(whole, 3, CURVES[3], first=2, session="another worker")
     assert whole.rungs == before

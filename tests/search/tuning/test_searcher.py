@@ -59,7 +59,7 @@ def opened(space: Space = SPACE) -> tuple[BaseStorage, optuna.Study]:
 
 def searching(
     storage: BaseStorage,
-    n_trials: int,
+    n_trials: int | None,
     space: Space = SPACE,
     sampler: str = "random",
     seed: int = 0,
@@ -399,8 +399,7 @@ def test_a_search_in_two_sessions_tries_what_one_would_have_tried(sampler: str, 
     begun = run_all(searching(storage, 5, space, sampler))
     again = run_all(searching(storage, 12, space, sampler))
     assert len(begun) == 5
-    if sampler != "tpe":  # how many of its trials are random depends on how many are asked for
-        assert begun + again == whole
+    assert begun + again == whole
     points = [tuple(trial.values()) for trial in begun + again]
     assert len(set(points)) == 12
 
@@ -467,3 +466,73 @@ def test_the_journal_is_lines_of_json(tmp_path: Path):
     run_all(searching(open_storage(tmp_path), 3))
     for line in (tmp_path / "study.journal").read_text().splitlines():
         json.loads(line)
+
+
+def end(searcher: StudySearcher, *accuracies: float | None) -> None:
+    """Run one trial after the other; None is one that was pruned."""
+    for accuracy in accuracies:
+        number = searcher.suggest("x")["number"]
+        finished = accuracy is not None
+        result = epoch_result(1, accuracy if finished else 0.99, finished=finished)
+        searcher.on_trial_complete("x", result)
+        assert number < 100
+
+
+def test_a_search_with_an_open_end_goes_on():
+    searcher = searching(InMemoryStorage(), None)
+    assert len({searcher.suggest(str(index))["number"] for index in range(60)}) == 60
+
+
+def test_patience_ends_a_search_that_finds_nothing_better():
+    searcher = searching(InMemoryStorage(), None, patience_trials=3)
+    end(searcher, 0.5, 0.4, None, 0.6, 0.6, None)
+    assert not searcher.out_of_patience
+    running = searcher.suggest("running")
+    end(searcher, 0.3)
+    assert searcher.suggest("y") is None, "one that runs may be better"
+    assert running["number"] == 6
+    searcher.on_trial_complete("running", epoch_result(1, 0.7, finished=True))
+    end(searcher, 0.1, 0.2, 0.7)
+    assert searcher.suggest("y") == Searcher.FINISHED
+    assert searcher.out_of_patience
+
+
+@pytest.mark.parametrize("cut", range(1, 7))
+def test_patience_lasts_as_long_in_two_sessions(cut: int):
+    accuracies = (0.5, 0.8, None, 0.6, 0.7, 0.8)
+    storage = InMemoryStorage()
+    end(searching(storage, None, patience_trials=4), *accuracies[:cut])
+    searcher = searching(storage, None, patience_trials=4)
+    end(searcher, *accuracies[cut:])
+    assert searcher.suggest("x") == Searcher.FINISHED
+    assert isinstance(searching(storage, None, patience_trials=5).suggest("x"), dict)
+
+
+def test_an_interrupted_trial_is_continued_when_patience_is_over():
+    storage = InMemoryStorage()
+    searcher = searching(storage, None, patience_trials=1)
+    searcher.suggest("lost")
+    end(searcher, 0.5, 0.4)
+    again = searching(storage, None, patience_trials=1)
+    assert again.suggest("a")["number"] == 0
+    assert again.suggest("b") is None
+
+
+def test_the_length_of_a_trial_is_chosen_once():
+    """By its backbone and its depth; a resumed trial keeps it, though there is less time."""
+    storage, study = opened()
+    lengths = {"cnn": {0: 7, 5: 20}, "tinynet": dict.fromkeys(range(6), 9)}
+    searcher = searching(storage, 9, lengths=lengths.get)
+    first, second = (searcher.suggest(name) for name in "ab")
+    assert (first["epochs"], second["epochs"]) == (7, 9)
+    assert [trial.user_attrs["epochs"] for trial in study.trials[:2]] == [7, 9]
+    shorter = {"cnn": {0: 5}, "tinynet": {0: 5}}
+    again = searching(storage, 9, lengths=shorter.get)
+    assert [again.suggest(name) for name in "cd"] == [first, second]
+    without_budget = searching(storage, 9)
+    assert [without_budget.suggest(name) for name in "ef"] == [first, second]
+
+
+def test_a_first_trial_that_there_is_no_time_for_is_as_long_as_the_shortest():
+    searcher = searching(InMemoryStorage(), 9, lengths=lambda backbone: {3: 6, 4: 8, 5: 20})
+    assert searcher.suggest("a")["epochs"] == 6
