@@ -37,9 +37,9 @@ CENTER_CROP_FRACTION = 1 / 3
 CLOSING_SECONDS = 12.0
 """Seconds of evaluation, boards and report of a small set, measured on two cores."""
 
-MAX_RESERVED = 0.6
-"""Fraction of the budget that is reserved at most for folds. Where those of the best trial would
-take longer, it is retrained on fewer of them."""
+MAX_RESERVED = 0.5
+"""Fraction of the time left when the search begins that is reserved at most for folds. Where those
+of the best trial would take longer, it is retrained on fewer of them."""
 
 MAX_RESERVED_FOR_MORE = 0.35
 """Fraction of the budget that is reserved at most so that other trials are finalists, too."""
@@ -113,6 +113,7 @@ class TimeBudget:
             has_probe: Whether the linear probe is a finalist.
         """
         self._seconds = seconds
+        self._seconds_at_start = max(0.0, seconds - elapsed() - CLOSING_SECONDS)
         self._elapsed = elapsed
         self._space = space
         self._n_finalists = n_finalists
@@ -241,7 +242,7 @@ class TimeBudget:
     def _reserved_for_folds(self) -> float:
         finalists = self._likely_finalists()
         seconds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
-        return min(seconds, MAX_RESERVED * self._seconds)
+        return min(seconds, MAX_RESERVED * self._seconds_at_start)
 
     def _length(self, backbone: str, depth: int) -> int:
         """Return the epochs of trials at a depth."""

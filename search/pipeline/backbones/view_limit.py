@@ -13,11 +13,14 @@ from search.console.formatting import count, duration
 from search.console.progress import Progress
 from search.pipeline.backbones.feature_cache import count_drawn_views, frozen_depths
 from search.pipeline.backbones.ranking import compute_features
-from search.pipeline.backbones.selection import CACHE_FRACTION, is_decided
+from search.pipeline.backbones.selection import is_decided
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from spaces.base import Space
 
+MAX_VIEW_FRACTION = 0.12
+"""Fraction of a time budget that views may take. In a short run a trial has few epochs, which draw
+few views, and the time is worth more to trials."""
 _N_MEASURED = 128
 
 
@@ -40,7 +43,7 @@ def limit_views(
     progress: Progress,
     measure: Callable[[PreparedData, str], float] = measure_view,
 ) -> tuple[RunPlan, PreparedData]:
-    """Reduce the views of each image to what `CACHE_FRACTION` of the time budget suffices for.
+    """Reduce the views of each image to what `MAX_VIEW_FRACTION` of the time budget suffices for.
 
     A run without a time budget keeps them all, and one that is resumed those it began with.
 
@@ -55,7 +58,7 @@ def limit_views(
         return run_plan, prepared
     image_seconds = sum(measure(prepared, name) for name in space.backbones)
     view_seconds = image_seconds * len(prepared.rows("train", "val"))
-    limit = CACHE_FRACTION * budget
+    limit = MAX_VIEW_FRACTION * budget
     n_views = affordable_views(space, limit / view_seconds)
     if n_views == space.views:
         return run_plan, prepared

@@ -135,7 +135,8 @@ def retrain(
     while waiting or pending:
         while waiting and len(pending) < slots():
             longest = max((fold.seconds for fold in done.values()), default=0.0)
-            if (done or pending) and not has_time(longest):
+            is_gap = any(other > waiting[0] for other in done)  # finalists share their first folds
+            if (done or pending) and not is_gap and not has_time(longest):
                 waiting.clear()
                 break
             index = waiting.pop(0)

@@ -166,7 +166,9 @@ def retrain_finalists(
     results: list[CrossValidation] = []
     for finalist in (*finalists, *(next_best if budget is not None else ())):
         backbone = finalist.retrain_config.config.backbone
-        may_end_early = finalist in finalists and finalist.trial != BASELINE_TRIAL
+        has_trial = any(result.finalist.trial is not None for result in results)
+        is_for_comparison = finalist.trial == BASELINE_TRIAL and has_trial
+        may_end_early = finalist in finalists and not is_for_comparison
         if (
             budget is not None
             and results
@@ -336,7 +338,8 @@ def _write_scores(
     ]
     write_csv(folder.path / "folds" / "folds.csv", FOLD_COLUMNS, rows)
     candidates = [result.candidate for result in _by_cost(compared)]
-    accuracy, n = corrected_accuracy(candidates, groups), sum(len(f.rows) for f in winner.folds)
+    accuracy = corrected_accuracy(candidates, groups)
+    n = sum(len(fold.rows) for fold in compared[0].members)
     kfold = KFoldScores(
         folds=len(winner.folds),
         accuracy_mean=winner.mean,

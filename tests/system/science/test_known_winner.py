@@ -58,7 +58,7 @@ def prepared(ray_session: None) -> PreparedData:
 
 def finalist(trial: int, lr: float, val_accuracy: float) -> Finalist:
     config = TrialConfig("tinynet", lr=lr, freeze_depth=5, batch_size=8)
-    return Finalist(trial, RetrainConfig(config, 4, None), val_accuracy)
+    return Finalist(trial, RetrainConfig(config, 4, 4), val_accuracy)
 
 
 @dataclass(frozen=True)

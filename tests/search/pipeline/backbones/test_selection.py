@@ -205,8 +205,12 @@ def test_a_narrow_space_has_those_that_stay_in_its_own_order() -> None:
 def test_a_space_without_excluded_backbones_is_unchanged() -> None:
     """So that its trials are the same as without a ranking."""
     scores = {name: ProbeScore(accuracy=0.9) for name in ("resnet18", "tinynet", "cnn")}
-    assert narrow_space(SPACE, scores) is SPACE
+    kept = narrow_space(SPACE, scores)
+    assert (kept.backbones, kept.first_trials) == (SPACE.backbones, SPACE.first_trials)
     assert narrow_space(SPACE, {}) is SPACE
+    space = replace(SPACE, params={**SPACE.params, "lr": 1e-3}, first_trials=({"lr": 1e-3},))
+    (first,) = narrow_space(space, scores).first_trials
+    assert first == {"lr": 1e-3, "backbone": "resnet18"}, "the best"
 
 
 def test_a_backbone_that_is_not_probed_stays() -> None:

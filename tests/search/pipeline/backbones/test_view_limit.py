@@ -68,14 +68,14 @@ def test_views_that_are_never_drawn_cost_nothing() -> None:
 
 
 def test_a_short_run_has_fewer_views(tmp_path: Path) -> None:
-    """Of 100 s the cache may take 25: three passes of 78 images at 0.1 s."""
-    plan, progress = plan_of(tmp_path, "--time-budget", "100s"), in_memory()
+    """Of 200 s the cache may take 24: three passes of 78 images at 0.1 s."""
+    plan, progress = plan_of(tmp_path, "--time-budget", "200s"), in_memory()
     limited, prepared = limit_views(plan, images(), progress, lambda *_: 0.1)
     assert limited.space.views == prepared.space.views == 3
-    assert count_drawn_views(limited.space) * N_CACHED * 0.1 <= 25
+    assert count_drawn_views(limited.space) * N_CACHED * 0.1 <= 24
     assert (
         "the feature cache has 3 views of each image instead of 8, which would take 1 min 2 s of"
-        " the time budget, and may take 25 s" in shown(progress)
+        " the time budget, and may take 24 s" in shown(progress)
     )
 
 

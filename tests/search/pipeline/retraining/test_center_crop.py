@@ -35,7 +35,7 @@ from tests.fixtures.prepared_data import prepared_data
 from trainables.images import crop_pixels
 from trainables.models.center_crop import enlarge_center
 from trainables.models.ensemble import load_model
-from trainables.models.linear_probe import MAX_IMAGES, fit_head
+from trainables.models.linear_probe import MAX_IMAGES, fit_head, uses_center_crop
 from trainables.models.ood import fit_subspace
 from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.worker import TrainingContext, clone_backbone
@@ -105,7 +105,7 @@ def folds_of(prepared: PreparedData, margin: float, wrong: int) -> list[Fold]:
 
 
 def finalist(val_accuracy: float) -> Finalist:
-    return Finalist(0, RetrainConfig(TrialConfig("tinynet"), 1, None), val_accuracy)
+    return Finalist(0, RetrainConfig(TrialConfig("tinynet"), 1, 1), val_accuracy)
 
 
 def test_centres_that_show_the_class_help_a_model_that_does_not_see_it(
@@ -151,7 +151,8 @@ def test_heads_of_an_earlier_session_are_not_fitted_again(
     labels = (np.arange(N_IMAGES) % N_CLASSES).tolist()
     splits = ["train"] * 70 + ["val"] * 20
     prepared = prepared_data(space_of(), pixels, labels, CLASSES, splits)
-    context: Any = SimpleNamespace(labels=prepared.images.labels, groups=None, heads={})
+    labels_of_table = prepared.images.labels
+    context: Any = SimpleNamespace(labels=labels_of_table, groups=None, heads={}, seed=0)
     fits = []
 
     def fit(self: Any, backbone: str, fold_rows: Any) -> list[Any]:
@@ -172,12 +173,14 @@ def test_heads_of_an_earlier_session_are_not_fitted_again(
     assert torch.equal(again.heads["weight"], first.heads["weight"])
     for one, other in zip(first.folds, again.folds, strict=True):
         np.testing.assert_array_equal(one.logits, other.logits)
-    evaluate(folds[::-1])
-    assert len(fits) == 2, "other folds"
+    some = evaluate(folds[1:])
+    assert len(fits) == 1, "time may not last for all folds"
+    for one, other in zip(first.folds[1:], some.folds, strict=True):
+        assert np.corrcoef(one.logits.ravel(), other.logits.ravel())[0, 1] > 0.99
     (file,) = (tmp_path / "state").iterdir()
     file.write_bytes(b"damaged")
     evaluate(folds)
-    assert len(fits) == 3
+    assert len(fits) == 2
 
 
 def test_centres_that_are_all_alike_do_not_help(prepared: PreparedData, tmp_path: Path) -> None:
@@ -211,14 +214,13 @@ def test_where_there_is_no_centre_crop(prepared: PreparedData, tmp_path: Path) -
         prepared, prepared.training_context({}, None), GPU_FRACTION, tmp_path
     )
     assert not without_probe.applies_to("tinynet")
-    many = replace(prepared, splits=np.array(["train"] * (MAX_IMAGES + 1)))
-    assert not probes_of(many, tmp_path).applies_to("tinynet")
+    assert not uses_center_crop(prepared.space, MAX_IMAGES + 1)
 
 
 def test_the_model_predicts_as_its_folds_did(prepared: PreparedData, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     config = TrialConfig("tinynet", freeze_depth=5, lr=0.01)
-    probe = Finalist(None, RetrainConfig(config, 1, None), 0.5)
+    probe = Finalist(None, RetrainConfig(config, 1, 1), 0.5)
     retrained = retrain_finalists(
         prepared,
         context_of(prepared),
@@ -268,7 +270,7 @@ def save_folds(prepared: PreparedData, run: RunFolder, one: Finalist, folds: lis
 
 def test_the_baseline_has_its_own_temperature(prepared: PreparedData, tmp_path: Path) -> None:
     run, labels = RunFolder(tmp_path), prepared.images.labels
-    config = RetrainConfig(TrialConfig("tinynet", freeze_depth=5), 1, None)
+    config = RetrainConfig(TrialConfig("tinynet", freeze_depth=5), 1, 1)
     baseline, winner = Finalist(0, config, 0.4), Finalist(3, config, 0.5)
     overconfident = folds_of(prepared, margin=30.0, wrong=3)
     save_folds(prepared, run, baseline, overconfident)

@@ -34,7 +34,7 @@ SPACE = Space(
     epochs=2,
     views=1,
 )
-FROZEN = RetrainConfig(TrialConfig("tinynet", freeze_depth=5, lr=0.01), 1, None)
+FROZEN = RetrainConfig(TrialConfig("tinynet", freeze_depth=5, lr=0.01), 1, 1)
 
 
 def noise() -> np.ndarray:
@@ -116,7 +116,7 @@ def test_a_fold_depends_on_no_image_that_it_leaves_out(
 ) -> None:
     """Neither its weights do, nor its initial head, nor the subspace of its OOD scores."""
     config = TrialConfig("tinynet", freeze_depth=depth, lr=0.01, batch_size=8)
-    to_train = RetrainConfig(config, epochs, None)
+    to_train = RetrainConfig(config, epochs, epochs)
     folds = run(context, to_train, n_folds=2)
     pixels = noise()
     pixels[folds[0].rows] = 255 - pixels[folds[0].rows]
@@ -153,7 +153,7 @@ def test_folds_of_an_earlier_session_are_reused_if_they_left_out_the_same_images
 
 
 def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    retrain_config = RetrainConfig(TrialConfig("tinynet"), 1, None)
+    retrain_config = RetrainConfig(TrialConfig("tinynet"), 1, 1)
     store = FoldStore(tmp_path / "state", "trial 0", retrain_config)
     logits = np.eye(2, dtype=np.float32)
     weights, subspace = {"head": torch.ones(2)}, {"mean": torch.zeros(3)}
@@ -165,7 +165,7 @@ def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture
     np.testing.assert_array_equal(loaded[1].logits, logits)
     assert torch.equal(loaded[1].weights["head"], weights["head"])
     assert (loaded[1].accuracy, loaded[1].seconds, loaded[1].node) == (0.5, 1.5, "here")
-    longer = RetrainConfig(TrialConfig("tinynet"), 2, None)
+    longer = RetrainConfig(TrialConfig("tinynet"), 2, 2)
     assert FoldStore(tmp_path / "state", "trial 0", longer).load(3) == {}
     (file,) = (tmp_path / "state").iterdir()
     file.write_bytes(file.read_bytes()[:100])

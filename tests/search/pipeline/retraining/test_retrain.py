@@ -52,7 +52,7 @@ def validated(
         for rows in np.split(np.arange(60), [13, 40])
     ]
     config = TrialConfig("tinynet", freeze_depth=freeze_depth)
-    finalist = Finalist(trial, RetrainConfig(config, 1, None), 0.9)
+    finalist = Finalist(trial, RetrainConfig(config, 1, 1), 0.9)
     return CrossValidation(finalist, folds, Candidate(score_images(folds, LABELS)))
 
 
