@@ -83,16 +83,8 @@ def choose_finalists(
         with_baseline: Whether trial 0 is retrained if it is not among the best.
         too_slow: Trials that are not retrained.
     """
-    chosen: list[FrozenTrial] = []
-    ranked = ranked_trials(study)
-    for trial in ranked:
-        is_new = all(trial.params != other.params for other in chosen)
-        if len(chosen) < n and is_new and trial.number not in too_slow:
-            chosen.append(trial)
-    finalists = [
-        Finalist(trial.number, read_retrain_config(trial, space), best_epoch(trial).val_accuracy)
-        for trial in chosen
-    ]
+    chosen, ranked = _best_trials(study, n, too_slow), ranked_trials(study)
+    finalists = [_as_finalist(trial, space) for trial in chosen]
     # Where no trial has ended an epoch, the probe is all there is; but where they failed, it would
     # hide that.
     if probe_scores and (ranked or not count_states(study)["failed"]):
@@ -109,6 +101,27 @@ def choose_finalists(
                 Finalist(BASELINE_TRIAL, retrain_config, best_epoch(baseline).val_accuracy)
             )
     return finalists
+
+
+def next_finalists(
+    study: optuna.Study, space: Space, n: int, too_slow: Collection[int] = ()
+) -> list[Finalist]:
+    """Return the n trials that follow the n best, to take the place of those that are dropped."""
+    return [_as_finalist(trial, space) for trial in _best_trials(study, 2 * n, too_slow)[n:]]
+
+
+def _best_trials(study: optuna.Study, n: int, too_slow: Collection[int]) -> list[FrozenTrial]:
+    """Return the n best trials of different configurations, the best first."""
+    chosen: list[FrozenTrial] = []
+    for trial in ranked_trials(study):
+        is_new = all(trial.params != other.params for other in chosen)
+        if len(chosen) < n and is_new and trial.number not in too_slow:
+            chosen.append(trial)
+    return chosen
+
+
+def _as_finalist(trial: FrozenTrial, space: Space) -> Finalist:
+    return Finalist(trial.number, read_retrain_config(trial, space), best_epoch(trial).val_accuracy)
 
 
 def probe_config(backbone: str) -> TrialConfig:

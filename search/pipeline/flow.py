@@ -25,9 +25,10 @@ from search.pipeline.backbones.feature_cache import build_feature_cache, plan_fe
 from search.pipeline.backbones.probe import ProbeResult, probe_backbones
 from search.pipeline.backbones.view_limit import limit_views
 from search.pipeline.evaluate import evaluate
-from search.pipeline.finalists import Finalist, choose_finalists
+from search.pipeline.finalists import Finalist, choose_finalists, next_finalists
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import prepare_data
+from search.pipeline.retraining.kfold import FoldError
 from search.pipeline.retraining.retrain import retrain_finalists
 from search.pipeline.trials import SearchResult, run_search
 from search.reporting.tensorboard.run_board import RunBoard
@@ -93,9 +94,22 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
             _write_report(folder, progress)
             return FAILED
-        retrained = retrain_finalists(
-            prepared, context, finalists, request.probe, searched.gpu_fraction, folder, progress
-        )
+        too_slow = searched.budget.too_slow() if searched.budget is not None else ()
+        try:
+            retrained = retrain_finalists(
+                prepared,
+                context,
+                finalists,
+                request.probe,
+                searched.gpu_fraction,
+                folder,
+                progress,
+                next_finalists(searched.study, space, request.n_finalists, too_slow),
+            )
+        except FoldError as error:
+            progress.warn(str(error))
+            _write_report(folder, progress)
+            return FAILED
     # 3. Everything is chosen: the test set is evaluated, once for each model.
     with _stage("evaluation", folder):
         progress.begin("evaluation")

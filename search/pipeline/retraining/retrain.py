@@ -1,4 +1,7 @@
-"""The cross-validation stage: retrain finalists by k-fold, and make the best one the model."""
+"""The cross-validation stage: retrain finalists by k-fold, and make the best one the model.
+
+It is long because the stage's results are built, compared and written in one place.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,13 @@ from search.pipeline.finalists import Finalist
 from search.pipeline.model_file import build_ensemble
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
-from search.pipeline.retraining.kfold import Fold, FoldStore, mean_accuracy, retrain
+from search.pipeline.retraining.kfold import (
+    Fold,
+    FoldError,
+    FoldStore,
+    mean_accuracy,
+    retrain,
+)
 from search.pipeline.retraining.out_of_fold import (
     OutOfFold,
     expected_discordance,
@@ -116,8 +125,11 @@ def retrain_finalists(
     gpu_fraction: Mapping[str, float],
     folder: RunFolder,
     progress: Progress,
+    next_best: Sequence[Finalist] = (),
 ) -> Retrained:
     """Retrain the finalists by k-fold; the folds of the best one are the model.
+
+    One of which a fold cannot be trained is dropped, and the next best trial takes its place.
 
     Writes `folds/`, `model.pt`, and the summary's sections `best`, `kfold`, `label_issues` and
     `calibration`.
@@ -130,17 +142,31 @@ def retrain_finalists(
         gpu_fraction: By backbone, the fraction of a GPU that a training takes.
         folder: The run's folder.
         progress: Shows each fold.
+        next_best: Trials that take the place of finalists that are dropped.
+
+    Raises:
+        FoldError: all were dropped.
     """
     n_folds = prepared.space.folds
     progress.begin("cross_validation", n_folds * len(finalists), "folds")
     probes = CenterCropProbes(prepared, context, gpu_fraction, folder.path / _FOLD_STATE)
     labels = context.labels
-    results = []
-    for place, finalist in enumerate(finalists):
-        backbone = finalist.retrain_config.config.backbone
-        folds = _retrain(
-            prepared, context, finalist, use_probe, gpu_fraction[backbone], folder, progress, place
-        )
+    results: list[CrossValidation] = []
+    dropped: dict[str, str] = {}
+    for finalist in (*finalists, *(one for one in next_best if one not in finalists)):
+        if len(results) == len(finalists):
+            break
+        backbone, place = finalist.retrain_config.config.backbone, len(results)
+        fraction = gpu_fraction[backbone]
+        try:
+            folds = _retrain(
+                prepared, context, finalist, use_probe, fraction, folder, progress, place
+            )
+        except FoldError as error:
+            dropped[finalist.name] = str(error)
+            _log.warning("%s is dropped", finalist.name, exc_info=error)
+            progress.warn(f"{finalist.name} is dropped: {error}")
+            continue
         crop = probes.evaluate(backbone, folds) if probes.applies_to(backbone) else None
         candidate = Candidate(score_images(folds, labels)) if crop is None else crop.candidate
         result = CrossValidation(finalist, folds, candidate, crop)
@@ -150,9 +176,11 @@ def retrain_finalists(
             f"{finalist.name}: {n_folds}-fold cross-validation, mean of the folds"
             f" {percent(result.mean, 2)} ± {percent(result.std, 2)}{with_crop}"
         )
+    if not results:
+        raise FoldError("no finalist could be retrained; the model is not cross-validated")
     groups = None if context.groups is None else context.groups[prepared.rows("train", "val")]
     winner = choose_winner(results, groups)
-    _write_scores(results, winner, groups, folder)
+    _write_scores(results, winner, groups, dropped, folder)
     predicted = predict_out_of_fold(prepared, winner.folds)
     write_out_of_fold(predicted.predictions, prepared.space.image_size, folder)
     calibration = predicted.scaling.scores()
@@ -253,6 +281,7 @@ def _write_scores(
     results: Sequence[CrossValidation],
     winner: CrossValidation,
     groups: np.ndarray | None,
+    dropped: Mapping[str, str],
     folder: RunFolder,
 ) -> None:
     """Write `folds.csv` and the summary's sections `best` and `kfold`."""
@@ -290,6 +319,7 @@ def _write_scores(
             )
             for result in results
         ],
+        dropped=dropped,
     )
     best = winner.finalist.as_best_model()
     folder.write_summary(replace(folder.summary, best=best, kfold=kfold))
