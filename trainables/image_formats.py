@@ -28,6 +28,9 @@ for PostScript, Pillow would start another program."""
 HEAD_BYTES = 256
 """Bytes at the beginning of a file that tell its format."""
 
+SPECIAL_FILE = "is a pipe, a socket or a device"
+"""Why what is no regular file is not read."""
+
 _JPEG_XL = "is a JPEG XL image, which cannot be read: convert it to PNG or JPEG, such as with djxl"
 _DICOM = (
     "is a DICOM file, whose levels need a window to be chosen: export it as PNG, such as with"

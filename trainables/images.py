@@ -7,6 +7,7 @@ it is used, which saves a second in processes that only decode.
 
 from __future__ import annotations
 
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from spaces.errors import SearchError
 from trainables.image_formats import (
     HEAD_BYTES,
     PILLOW_FORMATS,
+    SPECIAL_FILE,
     heic_reason,
     is_heic,
     is_raw_tiff,
@@ -50,6 +52,9 @@ MAX_SQUEEZED = 2.0
 """Largest factor by which `to_square` squeezes an image's longer side before it pads the rest.
 
 Photos of 4:3 and 3:2 then need no padding, and a screwdriver stays long (docs/benchmarks.md)."""
+
+MAX_FILE_BYTES = 2**30
+"""Largest image file that is read; an uncompressed one of all pixels that Pillow takes is less."""
 
 _MAX_ASPECT_RATIO = 64
 """Above it only the crop itself is resized: a strip of 1 × 10,000 pixels, resized to a shorter side
@@ -85,8 +90,8 @@ def read_image(path_or_file: ImageSource) -> Image.Image:
     torchvision does.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, damaged, of an unknown format, or has
-            too many pixels to be decoded safely.
+        ImageError: the file is missing, empty, truncated, damaged, of an unknown format, no regular
+            file, or too large to be decoded safely.
     """
     try:
         if not isinstance(path_or_file, str | PathLike):
@@ -94,7 +99,7 @@ def read_image(path_or_file: ImageSource) -> Image.Image:
                 return to_rgb(image)
         if reason := unsupported_suffix(str(path_or_file)):
             raise _UnsupportedError(reason)
-        with Path(path_or_file).open("rb") as file, _open(file) as image:
+        with open_image_file(path_or_file) as file, _open(file) as image:
             return to_rgb(image)
     # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, KeyError…
     except Exception as error:
@@ -108,7 +113,7 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
         ImageError: as in `read_image`, except for damage behind the header.
     """
     try:
-        with path.open("rb") as file, _open(file) as image:
+        with open_image_file(path) as file, _open(file) as image:
             return image.size, image.mode not in ("1", "L", "LA", "I", "I;16", "F")
     except Exception as error:  # as above
         raise ImageError(str(path), _reason(error, path)) from error
@@ -122,6 +127,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 class _UnsupportedError(Exception):
     """A file is of a known format that cannot be read; the message says which, and the way out."""
+
+
+def open_image_file(path: str | PathLike[str]) -> IO[bytes]:
+    """Open a file whose first bytes may be read: a pipe would block, and a film is not read whole.
+
+    Raises:
+        OSError: it cannot be opened.
+        ImageError: it is no regular file, or has more than `MAX_FILE_BYTES` bytes.
+    """
+    found = Path(path).stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError(str(path), SPECIAL_FILE)
+    if found.st_size > MAX_FILE_BYTES:
+        raise ImageError(
+            str(path),
+            f"is larger than an image file may be: {found.st_size / 2**30:.1f} GiB, and"
+            f" {MAX_FILE_BYTES / 2**30:.0f} GiB is the most",
+        )
+    return Path(path).open("rb")
 
 
 @contextmanager
@@ -336,6 +362,8 @@ def _name_of(path_or_file: ImageSource) -> str:
 
 def _reason(error: Exception, path_or_file: ImageSource) -> str:
     """Describe why a file could not be read."""
+    if isinstance(error, ImageError):
+        return error.reason
     if isinstance(error, _UnsupportedError):
         return str(error)
     if isinstance(error, FileNotFoundError):

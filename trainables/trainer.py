@@ -119,8 +119,13 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches per epoch."""
-        return math.ceil(len(self._train_rows) / self.config.batch_size)
+        """Number of batches per epoch; each has two images or more, unless one is asked for.
+
+        BatchNorm cannot train on one image whose features have a single pixel.
+        """
+        n = len(self._train_rows)
+        n_steps = math.ceil(n / self.config.batch_size)
+        return n_steps if self.config.batch_size == 1 else max(1, min(n_steps, n // 2))
 
     @property
     def finished(self) -> bool:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -51,19 +51,24 @@ class ReadImage(NamedTuple):
     digest: str
 
 
-def read_images(contents: Iterable[Path | bytes | np.ndarray]) -> Iterator[ReadImage]:
-    """Read images from files, from the bytes of files, or from uint8 [H, W] or [H, W, 3] arrays."""
+def read_images(contents: Iterable[Path | bytes | np.ndarray | ImageError]) -> Iterator[ReadImage]:
+    """Read images from files, from the bytes of files, or from uint8 [H, W] or [H, W, 3] arrays.
+
+    A file whose first bytes are of no image is not read further. An error, of a file that could not
+    be read before, stays as it is.
+    """
     for position, content in enumerate(contents):
         if isinstance(content, np.ndarray):
             image = Image.fromarray(content).convert("RGB")
             yield ReadImage(position, image, image_digest(content.tobytes()))
             continue
-        content = _read_file(content) if isinstance(content, Path) else content
-        digest = "" if isinstance(content, Path) else image_digest(content)
         try:
-            image = read_image(content if isinstance(content, Path) else BytesIO(content))
+            if isinstance(content, ImageError):
+                raise content
+            image = read_image(BytesIO(content) if isinstance(content, bytes) else content)
+            digest = image_digest(content)
         except ImageError as error:
-            yield ReadImage(position, error, digest)
+            yield ReadImage(position, error, "")
         else:
             yield ReadImage(position, image, digest)
 
@@ -81,17 +86,27 @@ def read_headers(paths: Sequence[Path]) -> list[tuple[tuple[int, int], bool]]:
     return headers
 
 
-def image_digest(content: bytes) -> str:
-    """Compute the digest of an image file, or of the pixels of an array."""
-    return blake2b(content, digest_size=8).hexdigest()
+def image_digest(content: bytes | Path) -> str:
+    """Compute the digest of an image file, of its bytes, or of the pixels of an array."""
+    if isinstance(content, bytes):
+        return _new_digest(content).hexdigest()
+    with content.open("rb") as file:
+        return file_digest(file, _new_digest).hexdigest()
 
 
-def _read_file(path: Path) -> Path | bytes:
-    """Return the bytes of a file, or its path where it is unreadable: decoding reports why."""
+def _new_digest(content: bytes = b"") -> blake2b:
+    return blake2b(content, digest_size=8)
+
+
+def _read_file(path: Path) -> bytes | ImageError:
+    """Return the bytes of an image file, or why it cannot be read."""
     try:
+        read_header(path)
         return path.read_bytes()
-    except OSError:
-        return path
+    except ImageError as error:
+        return error
+    except OSError as error:
+        return ImageError(str(path), f"cannot be read: {error.strerror}")
 
 
 class ResizeSpec(NamedTuple):
@@ -197,8 +212,8 @@ def _allocate(n: int, side: int, mapped_file: Path | None) -> np.ndarray:
     return np.lib.format.open_memmap(mapped_file, "w+", np.uint8, shape)
 
 
-_Contents = Sequence[Path | bytes] | np.ndarray
-"""Files or their bytes, or pixels, of the images of a block."""
+_Contents = Sequence[Path | bytes | ImageError] | np.ndarray
+"""Files or their bytes, or pixels, of the images of a block, or why they cannot be read."""
 
 
 class _Block(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spaces.errors import SearchError
-from trainables.image_formats import IMAGE_SUFFIXES, unsupported_suffix
+from trainables.image_formats import IMAGE_SUFFIXES, SPECIAL_FILE, unsupported_suffix
 
 
 class DataError(SearchError):
@@ -62,7 +62,7 @@ def find_image_files(folder: Path) -> ImageFiles:
     images: list[Path] = []
     others: list[tuple[Path, str]] = []
     for path, is_special in sorted(_walk(folder, set())):
-        reason = "is a pipe, a socket or a device" if is_special else why_no_image(path.name)
+        reason = SPECIAL_FILE if is_special else why_no_image(path.name)
         if reason is None:
             images.append(path)
         else:

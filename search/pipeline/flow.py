@@ -27,6 +27,7 @@ from search.pipeline.evaluate import evaluate
 from search.pipeline.finalists import Finalist, choose_finalists, next_finalists
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import prepare_data
+from search.pipeline.retraining.kfold import FoldError
 from search.pipeline.retraining.retrain import retrain_finalists
 from search.pipeline.trials import SearchResult, run_search
 from search.reporting.tensorboard.run_board import RunBoard
@@ -92,17 +93,22 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
             _write_report(folder, progress)
             return FAILED
-        retrained = retrain_finalists(
-            prepared,
-            context,
-            finalists,
-            request.probe,
-            searched.gpu_fraction,
-            folder,
-            progress,
-            searched.budget,
-            next_finalists(searched.study, space, finalists),
-        )
+        try:
+            retrained = retrain_finalists(
+                prepared,
+                context,
+                finalists,
+                request.probe,
+                searched.gpu_fraction,
+                folder,
+                progress,
+                searched.budget,
+                next_finalists(searched.study, space, finalists),
+            )
+        except FoldError as error:
+            progress.warn(str(error))
+            _write_report(folder, progress)
+            return FAILED
     # 3. Everything is chosen: the test set is evaluated, once for each model.
     with _stage("evaluation", folder):
         progress.begin("evaluation")

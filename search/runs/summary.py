@@ -218,6 +218,7 @@ class KFoldScores:
         optimism: Its best validation accuracy minus the mean of the folds, both without the centre
             crop. Of a linear probe it is no such optimism: both are cross-validated.
         center_crop: None where no centre-crop branch was tried.
+        dropped: By name, why trials are no finalists: a fold of them could not be trained.
     """
 
     folds: int
@@ -228,6 +229,7 @@ class KFoldScores:
     optimism: Number
     center_crop: CenterCropScores | None
     finalists: list[FinalistScores]
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -502,16 +502,17 @@ def test_the_seed_decides_the_order(create, monkeypatch):
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_there_is_no_last_batch_of_one_image(create):
+@pytest.mark.parametrize(("n_images", "batch_size"), [(9, 8), (7, 2), (3, 2), (2, 2)])
+def test_there_is_no_batch_of_one_image(create, n_images, batch_size):
     """BatchNorm cannot train on one value per channel, as of a small image in a deep network."""
     net = create_backbone("resnet18", seed=0).to(memory_format=torch.channels_last)
     trainer = create(
         backbone_net=net,
         backbone="resnet18",
         freeze_depth=0,
-        train_rows=torch.arange(9),
+        train_rows=torch.arange(n_images),
         val_rows=torch.arange(60, 64),
-        batch_size=8,
+        batch_size=batch_size,
         epochs=1,
     )
     assert math.isfinite(trainer.run_epoch().train_loss)

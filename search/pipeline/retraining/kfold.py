@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayError, RayTaskError
 
 from search.cluster.nodes import EVERYWHERE
 from search.cluster.resources import TrialSlots, assigned_cpus
+from search.console.formatting import first_line
 from spaces.base import TrialConfig
 from trainables.atomic_write import write_atomically
 from trainables.compute import configure_cpu
@@ -38,6 +40,10 @@ _COUNT_SECONDS = 10.0
 """How often nodes are counted while folds train."""
 
 _ARRAYS = ("rows", "logits", "residuals")
+
+
+class FoldError(RuntimeError):
+    """A fold could not be trained; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,9 @@ def retrain(
 
     Returns:
         The folds that were trained, at least one, in order.
+
+    Raises:
+        FoldError: a fold cannot be trained.
     """
     fold_rows = split_folds(rows, context.labels, n_folds, context.seed, context.groups)
     task = train_fold.options(scheduling_strategy=EVERYWHERE, **resources)
@@ -146,9 +155,20 @@ def retrain(
         ended, _ = ray.wait(list(pending), timeout=_COUNT_SECONDS)  # a node may have joined
         for ready in ended:
             index = pending.pop(ready)
-            done[index] = ray.get(ready)
+            try:
+                done[index] = ray.get(ready)
+            except RayError as error:
+                for task_left in pending:
+                    ray.cancel(task_left)
+                raise FoldError(f"fold {index + 1} cannot be trained: {reason(error)}") from error
             on_fold(index, done[index])
     return [done[index] for index in sorted(done)]
+
+
+def reason(error: RayError) -> str:
+    """Return in one line why a task failed: its own error's kind and message, or Ray's."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 class FoldStore:

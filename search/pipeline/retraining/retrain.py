@@ -1,4 +1,7 @@
-"""The cross-validation stage: retrain finalists by k-fold, and make the best one the model."""
+"""The cross-validation stage: retrain finalists by k-fold, and make the best one the model.
+
+It is long because the stage's results are built, compared and written in one place.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,13 @@ from search.pipeline.finalists import Finalist
 from search.pipeline.model_file import build_ensemble
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
-from search.pipeline.retraining.kfold import Fold, FoldStore, mean_accuracy, retrain
+from search.pipeline.retraining.kfold import (
+    Fold,
+    FoldError,
+    FoldStore,
+    mean_accuracy,
+    retrain,
+)
 from search.pipeline.retraining.out_of_fold import (
     OutOfFold,
     expected_discordance,
@@ -142,6 +151,7 @@ def retrain_finalists(
 ) -> Retrained:
     """Retrain the finalists by k-fold; the folds of the best one are the model.
 
+    One of which a fold cannot be trained is dropped, and the next best trial takes its place.
     Where a time budget leaves no time for all folds of the best trial, it is retrained on the first
     of them, and finalists are compared on those; other trials are left out.
 
@@ -157,37 +167,43 @@ def retrain_finalists(
         folder: The run's folder.
         progress: Shows each fold.
         budget: The time budget; None without one.
-        next_best: Other trials, which are retrained while the time budget lasts.
+        next_best: Trials that take the place of finalists that are dropped, and that are retrained
+            as well while a time budget lasts.
+
+    Raises:
+        FoldError: all were dropped.
     """
     n_folds = prepared.space.folds
     progress.begin("cross_validation", n_folds * len(finalists), "folds")
     probes = CenterCropProbes(prepared, context, gpu_fraction, folder.path / _FOLD_STATE)
     labels = context.labels
     results: list[CrossValidation] = []
-    for finalist in (*finalists, *(next_best if budget is not None else ())):
-        backbone = finalist.retrain_config.config.backbone
-        has_trial = any(result.finalist.trial is not None for result in results)
-        is_for_comparison = finalist.trial == BASELINE_TRIAL and has_trial
-        may_end_early = finalist in finalists and not is_for_comparison
-        if (
-            budget is not None
-            and results
-            and not budget.has_time_for_folds(finalist.trial, all_folds=not may_end_early)
-        ):
+    dropped: dict[str, str] = {}
+    for finalist in (*finalists, *(one for one in next_best if one not in finalists)):
+        if budget is None and len(results) == len(finalists):
+            break
+        if not _has_time(finalist, finalists, results, budget):
             if finalist in finalists:
                 progress.warn(f"{finalist.name} is not retrained: its folds would take too long")
             continue
-        folds = _retrain(
-            prepared,
-            context,
-            finalist,
-            use_probe,
-            gpu_fraction[backbone],
-            folder,
-            progress,
-            n_folds * len(results),
-            lambda seconds: budget is None or seconds <= budget.seconds_left(),
-        )
+        backbone = finalist.retrain_config.config.backbone
+        try:
+            folds = _retrain(
+                prepared,
+                context,
+                finalist,
+                use_probe,
+                gpu_fraction[backbone],
+                folder,
+                progress,
+                n_folds * len(results),
+                lambda seconds: budget is None or seconds <= budget.seconds_left(),
+            )
+        except FoldError as error:
+            dropped[finalist.name] = str(error)
+            _log.warning("%s is dropped", finalist.name, exc_info=error)
+            progress.warn(f"{finalist.name} is dropped: {error}")
+            continue
         if len(folds) < n_folds:
             progress.warn(
                 f"the time budget ends the retraining of {finalist.name} after"
@@ -202,12 +218,14 @@ def retrain_finalists(
             f"{finalist.name}: {n_folds}-fold cross-validation, mean of the folds"
             f" {percent(result.mean, 2)} ± {percent(result.std, 2)}{with_crop}"
         )
+    if not results:
+        raise FoldError("no finalist could be retrained; the model is not cross-validated")
     n_common = min(len(result.members) for result in results)
     compared = [result.on_first_folds(n_common, labels) for result in results]
     rows = np.sort(np.concatenate([fold.rows for fold in compared[0].members]))
     groups = None if context.groups is None else context.groups[rows]
     winner = results[compared.index(choose_winner(compared, groups))]
-    _write_scores(results, compared, winner, groups, folder)
+    _write_scores(results, compared, winner, groups, dropped, folder)
     predicted = predict_out_of_fold(prepared, winner.folds)
     write_out_of_fold(predicted.predictions, prepared.space.image_size, folder)
     calibration = predicted.scaling.scores()
@@ -232,6 +250,25 @@ def retrain_finalists(
         _as_ensemble(prepared, baseline, probes, temperature),
         discordance,
     )
+
+
+def _has_time(
+    finalist: Finalist,
+    finalists: Sequence[Finalist],
+    results: Sequence[CrossValidation],
+    budget: TimeBudget | None,
+) -> bool:
+    """Return whether there is time to retrain a finalist.
+
+    Some folds of a finalist will do, but not of one that is retrained only to be compared with, or
+    for the time that is left. The first of all is retrained in any case.
+    """
+    if budget is None or not results:
+        return True
+    has_trial = any(result.finalist.trial is not None for result in results)
+    is_for_comparison = finalist.trial == BASELINE_TRIAL and has_trial
+    needs_all = is_for_comparison or finalist not in finalists
+    return budget.has_time_for_folds(finalist.trial, all_folds=needs_all)
 
 
 def choose_winner(
@@ -313,6 +350,7 @@ def _write_scores(
     compared: Sequence[CrossValidation],
     winner: CrossValidation,
     groups: np.ndarray | None,
+    dropped: Mapping[str, str],
     folder: RunFolder,
 ) -> None:
     """Write `folds.csv` and the summary's sections `best` and `kfold`.
@@ -322,6 +360,7 @@ def _write_scores(
         compared: The same, on the folds that all of them have.
         winner: One of the results.
         groups: Near-duplicates among the images of the folds compared.
+        dropped: By name, why a finalist has no folds.
         folder: The run's folder.
     """
     rows = [
@@ -359,6 +398,7 @@ def _write_scores(
             )
             for result in results
         ],
+        dropped=dropped,
     )
     best = winner.finalist.as_best_model()
     folder.write_summary(replace(folder.summary, best=best, kfold=kfold))

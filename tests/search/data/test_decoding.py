@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,46 @@ def test_files_bytes_and_arrays_are_read_alike(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(images[3])[:, :, 2], pixels[:, :, 0])
     contents = (first.read_bytes(), second.read_bytes(), pixels.tobytes())
     assert [one.digest for one in read[:3]] == [image_digest(content) for content in contents]
+
+
+FILM = b"\0\0\0\x14ftypqt  \0\0\0\0qt  \0\0\0\x08wide"
+
+
+def special_files(root: Path) -> dict[str, str]:
+    """Make what is no image, and could not be read whole; return the reasons by name."""
+    os.mkfifo(root / "pipe")
+    for name, target in {"pipe.png": "pipe", "endless.png": "/dev/zero", "tty": "/dev/tty"}.items():
+        (root / name).symlink_to(target)
+    png = (root / "class 0" / "0.png").read_bytes()
+    files = {"film.jpg": (FILM, 1), "film": (FILM, 1), "large.png": (png, 8), "long.jpg": (FILM, 8)}
+    for name, (start, gib) in files.items():
+        with (root / name).open("wb") as file:
+            file.write(start)
+            file.truncate(gib * 2**30)  # takes no room on the disk
+    special = "is a pipe, a socket or a device"
+    unknown = "is not an image, or of a format that cannot be read"
+    too_large = "is larger than an image file may be: 8.0 GiB, and 1 GiB is the most"
+    return {
+        **dict.fromkeys(("pipe", "pipe.png", "endless.png", "tty"), special),
+        **dict.fromkeys(("film.jpg", "film"), unknown),
+        **dict.fromkeys(("large.png", "long.jpg"), too_large),
+    }
+
+
+@pytest.mark.parametrize("send_files", [False, True])
+def test_films_pipes_and_devices_are_named_and_not_read(tmp_path: Path, send_files: bool) -> None:
+    save_images(tmp_path, 2, 6)
+    reasons = special_files(tmp_path)
+    for name in reasons:
+        (tmp_path / name).rename(tmp_path / "class 0" / name)
+    tracemalloc.start()
+    decoded = decode_images(scanned(tmp_path), ResizeSpec(8), serial_map, send_files=send_files)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(decoded) == 12
+    found = {issue.image.removeprefix("class 0/"): issue.detail for issue in decoded.issues}
+    assert found == reasons
+    assert peak < 50e6
 
 
 def test_a_file_that_cannot_be_read_is_an_error_in_its_place(tmp_path: Path) -> None:

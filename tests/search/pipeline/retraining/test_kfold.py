@@ -15,7 +15,7 @@ from search.pipeline.backbones.candidates import Candidate
 from search.pipeline.backbones.feature_cache import plan_feature_cache
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining import kfold
-from search.pipeline.retraining.kfold import Fold, FoldStore, RetrainConfig, retrain
+from search.pipeline.retraining.kfold import Fold, FoldError, FoldStore, RetrainConfig, retrain
 from spaces.base import Space, TrialConfig
 from spaces.sources import folder
 from tests.fixtures.prepared_data import prepared_data, started_cache
@@ -174,3 +174,9 @@ def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture
     for other in ([1, 2], {"rows": 3}, {"rows": torch.ones(2)}, torch.ones(2), None, "text"):
         torch.save(other, file)
         assert store.load(3) == {}
+
+
+def test_a_fold_that_fails_says_why(context: TrainingContext) -> None:
+    unknown = replace(FROZEN, config=replace(FROZEN.config, backbone="no_such_network"))
+    with pytest.raises(FoldError, match=r"fold \d cannot be trained: \w+: .*'no_such_network'"):
+        run(context, unknown)

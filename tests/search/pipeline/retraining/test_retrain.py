@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from search.evaluation.calibration import fit_temperature
 from search.evaluation.selection import Candidate, corrected_accuracy
 from search.pipeline.finalists import Finalist
 from search.pipeline.retraining import retrain
-from search.pipeline.retraining.kfold import Fold, RetrainConfig
+from search.pipeline.retraining.kfold import Fold, FoldError, RetrainConfig
 from search.pipeline.retraining.out_of_fold import score_images
 from search.pipeline.retraining.retrain import CrossValidation, Retrained, choose_winner
 from search.runs.run_folder import RunFolder
@@ -101,12 +103,20 @@ def retrain_known(
     folder: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
     groups: np.ndarray | None = None,
+    n_finalists: int | None = None,
+    failing: Collection[int] = (),
 ) -> Retrained:
     """Run the stage without training: the folds of each trial and their predictions are known.
 
     198 test images follow the ones of the folds.
     """
-    monkeypatch.setattr(retrain, "_retrain", lambda *given: results[given[2].trial].members)
+
+    def known_folds(*given: Any) -> list[Fold]:
+        if given[2].trial in failing:
+            raise FoldError("fold 1 cannot be trained: ValueError: one value per channel")
+        return results[given[2].trial].members
+
+    monkeypatch.setattr(retrain, "_retrain", known_folds)
     monkeypatch.setattr(retrain, "_as_ensemble", lambda *_: SimpleNamespace(save=lambda _: None))
     monkeypatch.setattr(retrain, "write_out_of_fold", lambda *_: None)
     monkeypatch.setattr(retrain, "fit_ood", lambda _: None)
@@ -124,11 +134,12 @@ def retrain_known(
     return retrain.retrain_finalists(
         prepared,
         prepared.training_context({}, None),  # type: ignore[arg-type]
-        [result.finalist for result in results.values()],
+        [result.finalist for result in results.values()][:n_finalists],
         False,
         {"tinynet": 0.0},
         folder,
         Progress(),
+        [result.finalist for result in results.values()],
     )
 
 
@@ -164,3 +175,20 @@ def test_what_the_test_images_can_show_is_said_before_they_are_opened(
     assert (retrained.baseline is not None) == said == is_compared
     expected = pytest.approx(4.5 / 61) if is_compared else None
     assert retrained.expected_discordance == expected
+
+
+def test_a_finalist_whose_fold_fails_is_dropped_and_the_next_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {number: validated(number, wrong=number) for number in range(4)}
+    folder = RunFolder(tmp_path)
+    retrained = retrain_known(results, folder, monkeypatch, n_finalists=2, failing={0})
+    assert retrained.winner.finalist.trial == 1
+    kfold = folder.summary.kfold
+    assert kfold is not None
+    assert [one.trial for one in kfold.finalists] == [1, 2]
+    why = "fold 1 cannot be trained: ValueError: one value per channel"
+    assert kfold.dropped == {"trial 0, 1 epoch": why}
+    assert f"warning: trial 0, 1 epoch is dropped: {why}" in capsys.readouterr().out
+    with pytest.raises(FoldError, match="no finalist could be retrained"):
+        retrain_known(results, folder, monkeypatch, n_finalists=2, failing=range(4))
