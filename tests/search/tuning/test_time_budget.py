@@ -158,7 +158,7 @@ class Simulated:
 def test_runs_end_in_time_and_use_it() -> None:
     """Whatever the time, the finalists, and how far the measured throughput is off."""
     used = []
-    for seconds, finalists, factor in itertools.product((120, 300, 900), (1, 2), (0.6, 1.0, 1.5)):
+    for seconds, finalists, factor in itertools.product((120, 300), (1, 2), (0.6, 1.0, 1.5)):
         clock = Clock(5.0)
         run = Simulated(make(seconds, clock, finalists), clock, factor)
         run.search()
