@@ -179,7 +179,7 @@ class SimulatedTrial(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
-        self._params = config["params"]
+        self._params, self._length = config["params"], int(config["epochs"])
         self._seconds = epoch_seconds(self._context, self._number)
         self._epoch = 0
         self._best = (-1.0, 0.0, 0)
@@ -219,7 +219,7 @@ class SimulatedTrial(tune.Trainable):
             best_epoch=best_epoch,
             trained_seconds=self._seconds * self._epoch,
             node=self._node,
-            finished=self._epoch >= self._context.epochs,
+            finished=self._epoch >= self._length,
         )
 
 

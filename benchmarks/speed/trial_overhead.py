@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -96,6 +96,7 @@ def run_ours(
     callbacks: Sequence[Any],
 ) -> None:
     """Run simulated trials through everything that a real search has."""
+    space = replace(space, epochs=context.epochs, trials=n_trials)
     trials = folder.absolute() / "trials"
     plan = SearchPlan(
         n_trials=n_trials,

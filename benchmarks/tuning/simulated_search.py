@@ -57,7 +57,7 @@ def stock_searcher(seed: int) -> Searcher:
 
 def our_asha(epochs: int) -> TrialScheduler:
     """Create our ASHA."""
-    return ResumableASHA(epochs, {})
+    return ResumableASHA({})
 
 
 def stock_asha(epochs: int) -> TrialScheduler:
@@ -126,9 +126,11 @@ def race(side: Side, table: CurveTable, view: View, budget: int, workers: int, s
     def begin(now: float) -> None:
         name = next(names)
         suggested = searcher.suggest(str(name))
-        trial = SimpleNamespace(trial_id=str(name), config={"number": name, **suggested})
+        params = suggested.get("params", suggested)
+        config = {"number": name, "params": params, "epochs": epochs}
+        trial = SimpleNamespace(trial_id=str(name), config=config)
         scheduler.on_trial_add(None, trial)
-        row = table.nearest(suggested.get("params", suggested), taken)
+        row = table.nearest(params, taken)
         taken.add(row)
         heapq.heappush(queue, (now + view.seconds[row], name, _Running(trial, row)))
 
