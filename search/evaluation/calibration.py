@@ -89,11 +89,15 @@ def scale_temperature(
     """Fit a temperature, and measure by cross-fitting whether it helps.
 
     Args:
-        logits: By fold, [n, classes] of the images that its member never saw; at least two folds.
+        logits: By fold, [n, classes] of the images that its member never saw; of a single fold, one
+            half measures whether the temperature of the other helps.
         labels: By fold, int64 [n].
         groups: By fold, int64 [n]; images of equal numbers are near-duplicates. None: there are
             none.
     """
+    if len(logits) == 1:
+        of_images = None if groups is None else groups[0]
+        logits, labels, groups = _split_fold(logits[0], labels[0], of_images)
     others = [[i for i in range(len(logits)) if i != fold] for fold in range(len(logits))]
     temperatures = [
         fit_temperature(
@@ -115,6 +119,16 @@ def scale_temperature(
         log_loss_gain=gain,
         log_loss_gain_se=standard_error,
     )
+
+
+def _split_fold(
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Split the images of the only fold into halves; near-duplicates stay together."""
+    groups = np.arange(len(labels)) if groups is None else groups
+    _, number = np.unique(groups, return_inverse=True)
+    halves = [np.flatnonzero(number % 2 == half) for half in (0, 1)]
+    return [logits[i] for i in halves], [labels[i] for i in halves], [groups[i] for i in halves]
 
 
 def log_losses(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:

@@ -102,8 +102,8 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
                 searched.gpu_fraction,
                 folder,
                 progress,
-                searched.budget,
                 next_finalists(searched.study, space, finalists),
+                searched.budget,
             )
         except FoldError as error:
             progress.warn(str(error))

@@ -1,4 +1,7 @@
-"""Feed Ray Tune with trials from the Optuna study, and record in the study how they went."""
+"""Feed Ray Tune with trials from the Optuna study, and record in the study how they went.
+
+The module is long because one class keeps the proposals and the records of trials in step.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A trial that ASHA stopped is PRUNED, a failed one is FAIL with its reason, and only a trial that ran
 to its full length is COMPLETE. Values are ranking values (see `search.tuning.ranking`); the
-metrics of a trial's best epoch are in its user attribute `best`.
+metrics of a trial's best epoch are in its user attribute `best`. The module is long because all
+that knows the form of the record is in one place.
 """
 
 from __future__ import annotations

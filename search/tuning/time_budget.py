@@ -3,7 +3,8 @@
 Trials run until what is left of the time is what cross-validation and evaluation are expected to
 take. The length of a trial is chosen before it begins, so that its learning rate falls to the end
 of its schedule: as many epochs as leave time for some trials like it and for its folds. Where even
-the shortest would not end in time, the trial is frozen deeper, which trains faster.
+the shortest would not end in time, the trial is frozen deeper, which trains faster. The module is
+long because each of these decisions rests on the same estimates.
 """
 
 from __future__ import annotations

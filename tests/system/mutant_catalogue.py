@@ -325,7 +325,7 @@ _FIGURES = (
     Mutant(
         "accuracy-corrected-without-near-duplicates",
         "search/pipeline/retraining/retrain.py",
-        'context.groups[prepared.rows("train", "val")]',
+        "context.groups[rows]",
         "None",
         (
             f"{_RETRAINING}/test_retrain.py::"

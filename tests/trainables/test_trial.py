@@ -99,10 +99,14 @@ PARAMS = {"backbone": "tinynet", "freeze_depth": 4, "lr": 0.01}
 
 
 def begin(
-    checkpoints: Checkpoints, number: int = 7, context: TrainingContext = CONTEXT, **params: Any
+    checkpoints: Checkpoints,
+    number: int = 7,
+    context: TrainingContext = CONTEXT,
+    epochs: int = N_EPOCHS,
+    **params: Any,
 ) -> ImageTrial:
     made = ImageTrial.__new__(ImageTrial)  # as an actor, without Tune's folders
-    config = {"number": number, "params": {**PARAMS, **params}}
+    config = {"number": number, "params": {**PARAMS, **params}, "epochs": epochs}
     rows = np.arange(N_IMAGES)
     made.setup(config, context, rows[:18], rows[18:], checkpoints)
     return made
@@ -148,7 +152,7 @@ def metrics(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_weights_that_would_not_be_kept_are_not_sent() -> None:
     checkpoints = Checkpoints(keeps=False)
-    trial = begin(checkpoints, context=replace(CONTEXT, epochs=1))
+    trial = begin(checkpoints, epochs=1)
     assert trial.step()["done"]
     assert checkpoints.submitted == []
 
@@ -204,7 +208,7 @@ def test_a_checkpoint_of_another_trial_is_not_taken(
 def test_a_worker_that_is_reused_trains_as_a_new_one() -> None:
     reused = begin(Checkpoints(), number=1, lr=0.1)
     reused.step()
-    assert reused.reset_config({"number": 7, "params": PARAMS})
+    assert reused.reset_config({"number": 7, "params": PARAMS, "epochs": N_EPOCHS})
     assert metrics(reused.step()) == metrics(begin(Checkpoints()).step())
 
 
@@ -249,4 +253,4 @@ def test_a_full_disk_is_no_failure_of_the_trial() -> None:
 def test_a_trial_without_its_arguments_is_an_error() -> None:
     trial = ImageTrial.__new__(ImageTrial)
     with pytest.raises(ValueError, match=r"by `tune\.with_parameters`"):
-        trial.setup({"number": 0, "params": PARAMS}, context=CONTEXT)
+        trial.setup({"number": 0, "params": PARAMS, "epochs": 1}, context=CONTEXT)

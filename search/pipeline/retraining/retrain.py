@@ -146,8 +146,8 @@ def retrain_finalists(
     gpu_fraction: Mapping[str, float],
     folder: RunFolder,
     progress: Progress,
-    budget: TimeBudget | None = None,
     next_best: Sequence[Finalist] = (),
+    budget: TimeBudget | None = None,
 ) -> Retrained:
     """Retrain the finalists by k-fold; the folds of the best one are the model.
 
@@ -166,9 +166,9 @@ def retrain_finalists(
         gpu_fraction: By backbone, the fraction of a GPU that a training takes.
         folder: The run's folder.
         progress: Shows each fold.
-        budget: The time budget; None without one.
         next_best: Trials that take the place of finalists that are dropped, and that are retrained
             as well while a time budget lasts.
+        budget: The time budget; None without one.
 
     Raises:
         FoldError: all were dropped.

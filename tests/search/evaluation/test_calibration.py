@@ -139,3 +139,11 @@ def test_the_change_is_measured_by_temperatures_of_the_other_folds() -> None:
     assert scaling.change.after.log_loss == pytest.approx(after.mean())
     assert scaling.change.before.log_loss == pytest.approx(before.mean())
     assert scaling.log_loss_gain_se == pytest.approx((before - after).std(ddof=1) / 1000**0.5)
+
+
+def test_a_single_fold_is_cross_fitted_by_halves() -> None:
+    logits, labels = drawn(2000, 4.0)
+    groups = np.arange(2000) // 2
+    scaling = scale_temperature([logits], [labels], [groups])
+    assert scaling.applied
+    assert scaling.temperature == pytest.approx(4.0, rel=0.1)

@@ -41,6 +41,7 @@ def make_space(**fields: Any) -> Space:
         },
         image_size=SIZE,
         resize_size=SIZE,
+        epochs=4,
         **fields,
     )
 
@@ -248,11 +249,11 @@ def test_a_full_disk_ends_the_search_and_fails_no_trial(
 
 @pytest.fixture
 def reused(context: TrainingContext, tmp_path: Path) -> ImageTrial:
-    config = {"number": 0, "params": {"backbone": "tinynet", "freeze_depth": 3}}
+    config = {"number": 0, "params": {"backbone": "tinynet", "freeze_depth": 3}, "epochs": 1}
     made = ImageTrial.__new__(ImageTrial)  # as an actor, without Tune's folders
     made.setup(
         config,
-        context=replace(context, epochs=1),
+        context=context,
         train_rows=np.arange(36),
         val_rows=np.arange(36, N_IMAGES),
         checkpoints=CheckpointStore(tmp_path, 1, {}),
@@ -266,7 +267,7 @@ def test_a_reused_worker_gives_memory_back(reused: ImageTrial) -> None:
     sizes = []
     for number in range(1, 201):
         params = {"backbone": "tinynet", "freeze_depth": number % 6, "augment": 0.5}
-        reused.reset_config({"number": number, "params": params})
+        reused.reset_config({"number": number, "params": params, "epochs": 1})
         assert reused.step()["done"]
         if number % 10 == 0:
             sizes.append(process.memory_info().rss / 2**20)
@@ -284,13 +285,16 @@ def test_a_search_short_of_time_freezes_deeper(context: TrainingContext, tmp_pat
     )
     backbones: list[str] = []
 
-    def min_freeze_depth(backbone: str) -> int:
+    def lengths(backbone: str) -> dict[int, int]:
         backbones.append(backbone)
-        return 4
+        return {4: 2, 5: 3}
 
-    study = run(context, space, tmp_path, 6, min_freeze_depth=min_freeze_depth)
+    study = run(context, space, tmp_path, 6, lengths=lengths)
     first, *others = [trial.params["freeze_depth"] for trial in study.trials]
     assert first == 2
     assert len(others) == 5
     assert {4, 5} >= set(others)
     assert set(backbones) == {"tinynet"}
+    for trial in study.trials:
+        length = 3 if trial.params["freeze_depth"] == 5 else 2
+        assert list(trial.intermediate_values) == list(range(1, length + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def run(
     before: dict[int, Fold] | None = None,
     ended: list[int] | None = None,
     n_folds: int = N_FOLDS,
+    has_time: Callable[[float], bool] = lambda seconds: True,
 ) -> list[Fold]:
     """Retrain; the indices of the folds that end are appended to `ended`."""
 
@@ -78,7 +80,10 @@ def run(
         if ended is not None:
             ended.append(index)
 
-    return retrain(context, retrain_config, ROWS, n_folds, True, RESOURCES, on_fold, before or {})
+    given = before or {}
+    return retrain(
+        context, retrain_config, ROWS, n_folds, True, RESOURCES, on_fold, given, has_time
+    )
 
 
 class CountedTask:
@@ -150,6 +155,35 @@ def test_folds_of_an_earlier_session_are_reused_if_they_left_out_the_same_images
     assert sorted(ended) == [1, 4]
     assert folds[0] is before[0]
     assert len(folds[4].rows) == N_IMAGES // N_FOLDS
+
+
+@pytest.mark.parametrize(("n_in_time", "trained"), [(0, [0]), (3, [0, 1, 2]), (9, [0, 1, 2, 3, 4])])
+def test_as_many_folds_are_trained_as_there_is_time_for(
+    context: TrainingContext, n_in_time: int, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them, and one at least."""
+    monkeypatch.setattr(kfold.TrialSlots, "__call__", lambda self: 1)
+    ended: list[int] = []
+    folds = run(context, ended=ended, has_time=lambda seconds: len(ended) < n_in_time)
+    assert ended == trained
+    assert len(folds) == len(trained)
+
+
+def test_folds_before_one_of_an_earlier_session_are_trained_without_time(
+    context: TrainingContext,
+) -> None:
+    """Finalists are compared on the first folds, which all of them have."""
+    before, ended = {2: run(context)[2]}, list[int]()
+    seen: list[float] = []
+
+    def has_time(seconds: float) -> bool:
+        seen.append(seconds)
+        return False
+
+    folds = run(context, before=before, ended=ended, has_time=has_time)
+    assert sorted(ended) == [0, 1]
+    assert folds[2] is before[2]
+    assert min(seen) >= before[2].seconds, "the longest fold so far is what one more may take"
 
 
 def test_saved_folds_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

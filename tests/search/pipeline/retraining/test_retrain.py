@@ -13,6 +13,7 @@ import pytest
 
 from search.console.progress import Progress
 from search.evaluation.calibration import fit_temperature
+from search.evaluation.intervals import wilson_interval
 from search.evaluation.selection import Candidate, corrected_accuracy
 from search.pipeline.finalists import Finalist
 from search.pipeline.retraining import retrain
@@ -157,6 +158,45 @@ def test_the_accuracy_is_corrected_for_the_choice_among_all_finalists(
     corrected = corrected_accuracy(candidates, groups)
     assert kfold.accuracy_corrected == corrected
     assert corrected not in (0.9, corrected_accuracy(candidates)), "it would show nothing"
+
+
+def with_folds(one: CrossValidation, n: int) -> CrossValidation:
+    """Return a finalist that there was time for n of the folds of."""
+    return replace(one, members=one.members[:n])
+
+
+def test_finalists_are_compared_on_the_folds_that_all_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its first fold trial 7 is better; on all of them trial 3 has fewer errors in all."""
+    # The first fold has 13 images; a class has five of them there.
+    results = {7: with_folds(validated(7, wrong=1), 1), 3: validated(3, wrong=3)}
+    folder = RunFolder(tmp_path)
+    retrained = retrain_known(results, folder, monkeypatch)
+    assert retrained.winner.finalist.trial == 7
+    kfold = folder.summary.kfold
+    assert kfold is not None
+    assert (kfold.folds, kfold.accuracy_mean, kfold.accuracy_std) == (1, 12 / 13, 0.0)
+    assert {one.trial: one.accuracy_mean for one in kfold.finalists} == {7: 12 / 13, 3: 57 / 60}
+    # Errors of the later folds count for nothing.
+    later = validated(5, wrong=5)  # the fifth image of the class is in the first fold, too
+    others = {3: validated(3, wrong=4), 5: with_folds(later, 2)}
+    winner = retrain_known(others, RunFolder(tmp_path / "other"), monkeypatch).winner
+    assert winner.finalist.trial == 3
+    assert len(winner.members) == 3, "the model has all of its folds"
+
+
+def test_the_interval_is_of_the_images_that_finalists_are_compared_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = {7: validated(7, wrong=1), 3: with_folds(validated(3, wrong=3), 1)}
+    folder = RunFolder(tmp_path)
+    assert retrain_known(results, folder, monkeypatch).winner.finalist.trial == 7
+    kfold = folder.summary.kfold
+    assert kfold is not None
+    assert kfold.folds == 3
+    right = kfold.accuracy_corrected * 13
+    assert kfold.accuracy_corrected_ci95 == wilson_interval(right, 13)
 
 
 @pytest.mark.parametrize(("baseline_wrong", "is_compared"), [(6, True), (1, False), (None, False)])
