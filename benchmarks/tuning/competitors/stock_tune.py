@@ -48,7 +48,8 @@ model is read and written."""
 MIN_SECONDS = 5.0
 """The search takes so long even where no time is left: a busy machine overruns, but has a trial."""
 
-_METRIC, _BEST = "val_accuracy", "best_val_accuracy"
+_METRIC, _BEST = "val_score", "best_val_score"
+"""In our trainable's results: the space's metric, of an epoch and of the best epoch so far."""
 _WEIGHTS = "weights.pt"
 
 
