@@ -25,10 +25,11 @@ IN_PROCESS = (
 COMMANDS = (
     *("speed.gpu_sharing", "speed.many_images", "speed.memory", "speed.scale", "speed.serving"),
     *("speed.trial_overhead", "speed.vs_ray_tutorial", "tuning.search_quality"),
+    "tuning.versus",
 )
 LONG = {
     *("speed.gpu_sharing", "speed.many_images", "speed.memory", "speed.scale", "speed.serving"),
-    *("speed.trial_overhead", "speed.vs_ray_tutorial"),
+    *("speed.trial_overhead", "speed.vs_ray_tutorial", "tuning.versus"),
 }
 """Left to `make test-long`, as each takes twenty seconds and more."""
 
