@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -32,11 +33,13 @@ class Finalist:
         trial: The trial's number; None for a linear probe.
         retrain_config: How it is retrained.
         val_accuracy: Its best epoch's validation accuracy; cross-validated, for a linear probe.
+        val_score: Likewise its validation score, by the metric.
     """
 
     trial: int | None
     retrain_config: RetrainConfig
     val_accuracy: float
+    val_score: float = math.nan
 
     @property
     def name(self) -> str:
@@ -58,6 +61,7 @@ class Finalist:
             name=self.name,
             config=asdict(self.retrain_config.config),
             val_accuracy=self.val_accuracy,
+            val_score=self.val_score,
             epoch=self.retrain_config.epochs,
         )
 
@@ -89,7 +93,8 @@ def choose_finalists(
     # hide that.
     if probe_scores and (ranked or not count_states(study)["failed"]):
         name, score = next(iter(probe_scores.items()))
-        finalists.append(Finalist(None, RetrainConfig(probe_config(name), 0, None), score.accuracy))
+        retrain_config = RetrainConfig(probe_config(name), 0, None)
+        finalists.append(Finalist(None, retrain_config, score.accuracy, score.score))
     if with_baseline and chosen and all(one.trial != BASELINE_TRIAL for one in finalists):
         baseline = study.get_trials(deepcopy=False)[BASELINE_TRIAL]
         is_new = all(baseline.params != trial.params for trial in chosen)
@@ -97,9 +102,7 @@ def choose_finalists(
             retrain_config = full_length(
                 read_retrain_config(baseline, space), baseline, space.epochs
             )
-            finalists.append(
-                Finalist(BASELINE_TRIAL, retrain_config, best_epoch(baseline).val_accuracy)
-            )
+            finalists.append(_with_scores(baseline, retrain_config))
     return finalists
 
 
@@ -121,7 +124,12 @@ def _best_trials(study: optuna.Study, n: int, too_slow: Collection[int]) -> list
 
 
 def _as_finalist(trial: FrozenTrial, space: Space) -> Finalist:
-    return Finalist(trial.number, read_retrain_config(trial, space), best_epoch(trial).val_accuracy)
+    return _with_scores(trial, read_retrain_config(trial, space))
+
+
+def _with_scores(trial: FrozenTrial, retrain_config: RetrainConfig) -> Finalist:
+    best = best_epoch(trial)
+    return Finalist(trial.number, retrain_config, best.val_accuracy, best.val_score)
 
 
 def probe_config(backbone: str) -> TrialConfig:
