@@ -71,6 +71,11 @@ def metric_value(metric: Metric, score: float) -> float:
     return -score if metric == "log_loss" else score
 
 
+def score_bounds(metric: Metric) -> tuple[float, float]:
+    """Return the lowest and the highest score that there can be."""
+    return (-np.inf, 0.0) if metric == "log_loss" else (0.0, 1.0)
+
+
 def _accuracy(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.asarray(counts @ (logits.argmax(1) == labels) / counts.sum(1))
 

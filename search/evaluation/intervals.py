@@ -33,6 +33,12 @@ def wilson_interval(n_correct: float, n: int) -> Interval:
     return max(0.0, center - reach), min(1.0, center + reach)
 
 
+def normal_interval(value: float, error: float, bounds: Interval) -> Interval:
+    """Return the 95% interval of a value with a normal error, within the bounds of all values."""
+    low, high = np.clip((value - _Z * error, value + _Z * error), *bounds)
+    return float(low), float(high)
+
+
 def mean_with_error(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
     """Return the mean of values, one per image, and its standard error.
 
@@ -54,6 +60,18 @@ def mean_with_error(values: np.ndarray, groups: np.ndarray | None = None) -> tup
     return mean, float(np.sqrt(squares * n_groups / (n_groups - 1)) / n)
 
 
+def bootstrap_groups(n_groups: int, n_samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield bootstrap samples in batches: float64 [samples, groups], how often each was drawn."""
+    rng = np.random.default_rng(seed)
+    batch_size = max(1, _MAX_VALUES // n_groups)
+    for start in range(0, n_samples, batch_size):
+        size = min(batch_size, n_samples - start)
+        drawn = rng.integers(n_groups, size=(size, n_groups))
+        drawn += n_groups * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n_groups)
+        yield counts.reshape(size, n_groups).astype(np.float64)
+
+
 def bootstrap(
     n: int, groups: np.ndarray | None, n_samples: int, seed: int = 0
 ) -> Iterator[np.ndarray]:
@@ -66,14 +84,8 @@ def bootstrap(
         seed: Seed of the samples.
     """
     _, group_of = np.unique(np.arange(n) if groups is None else groups, return_inverse=True)
-    n_groups = int(group_of.max()) + 1
-    rng = np.random.default_rng(seed)
-    batch_size = max(1, _MAX_VALUES // n)
-    for start in range(0, n_samples, batch_size):
-        size = min(batch_size, n_samples - start)
-        drawn = rng.integers(n_groups, size=(size, n_groups)) + n_groups * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * n_groups).reshape(size, n_groups)
-        yield counts[:, group_of].astype(np.float64)
+    for counts in bootstrap_groups(int(group_of.max()) + 1, n_samples, seed):
+        yield counts[:, group_of]
 
 
 def score_difference(

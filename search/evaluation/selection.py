@@ -1,24 +1,36 @@
-"""Choose a finalist by out-of-fold predictions, and correct its accuracy for having been chosen.
+"""Choose a finalist by out-of-fold predictions, and correct its score for having been chosen.
 
-The best of several accuracies on the same images is optimistic. BBC-CV (Tsamardinos, Greasidou and
+The best of several scores on the same images is optimistic. BBC-CV (Tsamardinos, Greasidou and
 Borboudakis 2018, Machine Learning 107) repeats the choice on bootstrap samples of the images, and
 scores each on the images that its sample left out. No model is trained again.
 `benchmarks.models.selection_bias` simulates what it corrects.
+
+The module is long because candidates are chosen in two ways: by correct images, which add up over
+groups of near-duplicates, and by scores that do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from search.evaluation.intervals import mean_with_error
+from search.evaluation.intervals import (
+    bootstrap,
+    bootstrap_groups,
+    mean_with_error,
+    normal_interval,
+    score_difference,
+    wilson_interval,
+)
+from search.runs.summary import Interval
+from spaces.rules import Metric
+from trainables.metrics import compute_score, resample_scores, score_bounds
 
 MIN_GAIN_SE = 1.0
-"""Standard errors by which the centre crop has to lower the log loss (docs/design.md)."""
-
-_MAX_VALUES = 4_000_000  # counts of one batch of bootstrap samples
+"""Standard errors by which the centre crop has to lower the log loss (docs/design.md), or to raise
+the score where the metric is not the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +40,18 @@ class ImageScores:
     Attributes:
         correct: bool [n], whether the predicted class is the label.
         log_losses: float64 [n], in nats, calibrated.
+        logits: float64 [n, classes], calibrated; not used where the metric is the accuracy.
+        labels: int64 [n]; likewise.
     """
 
     correct: np.ndarray
     log_losses: np.ndarray
+    logits: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def score(self, metric: Metric) -> float:
+        """Return the score of all images; higher is better."""
+        return compute_score(metric, self.logits, self.labels)
 
 
 @dataclass(frozen=True)
@@ -42,8 +62,30 @@ class Candidate:
     with_crop: ImageScores | None = None
 
 
-def choose_candidate(candidates: Sequence[Candidate], groups: np.ndarray | None = None) -> int:
-    """Return the index of the candidate with the most correct images.
+@dataclass(frozen=True)
+class CorrectedScore:
+    """The chosen candidate's score and accuracy without the optimism of its choice.
+
+    Attributes:
+        score: Of the metric.
+        score_ci95: Its 95% confidence interval: Wilson's of the accuracy, else by the standard
+            error of the bootstrap.
+        accuracy: The accuracy.
+        accuracy_ci95: Wilson's interval.
+    """
+
+    score: float
+    score_ci95: Interval
+    accuracy: float
+    accuracy_ci95: Interval
+
+
+def choose_candidate(
+    candidates: Sequence[Candidate],
+    groups: np.ndarray | None = None,
+    metric: Metric = "accuracy",
+) -> int:
+    """Return the index of the candidate with the highest score: by default, most correct images.
 
     Equals are ranked by log loss, then the one without the centre crop comes first, then the
     earlier in order.
@@ -51,20 +93,56 @@ def choose_candidate(candidates: Sequence[Candidate], groups: np.ndarray | None 
     Args:
         candidates: At least one, the preferred first; scores of the same images.
         groups: int64 [n]; images of equal numbers are near-duplicates. None: there are none.
+        metric: What they are compared by.
     """
+    if metric != "accuracy":
+        by_score = _ByScore(candidates, groups, metric)
+        return int(by_score.choose(np.ones((1, by_score.n_images)))[0][0])
     sums = _sum_by_group(candidates, groups)
     chosen, _ = _choose(sums, np.ones((1, len(sums.sizes))))
     return int(chosen[0])
 
 
-def center_crop_gain(candidate: Candidate, groups: np.ndarray | None = None) -> tuple[float, float]:
-    """Return by how much the centre crop lowers the mean log loss, and its standard error.
+def center_crop_gain(
+    candidate: Candidate, groups: np.ndarray | None = None, metric: Metric = "accuracy"
+) -> tuple[float, float]:
+    """Return by how much the centre crop raises the score, and its standard error.
 
-    The differences are paired by image; near-duplicates count as one observation. The branch is
-    kept where the gain is above `MIN_GAIN_SE` standard errors.
+    Where the metric is the accuracy, by how much it lowers the mean log loss, which tells more
+    apart. The differences are paired by image; near-duplicates count as one observation. The
+    branch is kept where the gain is above `MIN_GAIN_SE` standard errors.
     """
-    with_crop = candidate.with_crop or candidate.without_crop
+    without, with_crop = candidate.without_crop, candidate.with_crop or candidate.without_crop
+    if metric != "accuracy":
+        return score_difference(metric, with_crop.logits, without.logits, without.labels, groups)
     return mean_with_error(candidate.without_crop.log_losses - with_crop.log_losses, groups)
+
+
+def correct_for_choice(
+    candidates: Sequence[Candidate],
+    groups: np.ndarray | None = None,
+    metric: Metric = "accuracy",
+    n_bootstraps: int | None = None,
+) -> CorrectedScore:
+    """Return the chosen candidate's score without the optimism of its choice (BBC-CV).
+
+    See `corrected_accuracy`. By another metric each bootstrap sample likewise decides on the centre
+    crop, by the standard error of all images, and chooses a candidate by its score; what is taken
+    off is the mean, over the samples, of the score that the candidate chosen by all images has
+    more on the images left out.
+
+    Args:
+        candidates: See `choose_candidate`.
+        groups: The same.
+        metric: The same.
+        n_bootstraps: Number of samples; None is 1000 for the accuracy, else 200.
+    """
+    if metric != "accuracy":
+        return _ByScore(candidates, groups, metric).corrected(n_bootstraps or 200)
+    accuracy = corrected_accuracy(candidates, groups, n_bootstraps or 1000)
+    n = len(candidates[0].without_crop.correct)
+    ci95 = wilson_interval(accuracy * n, n)
+    return CorrectedScore(accuracy, ci95, accuracy, ci95)
 
 
 def corrected_accuracy(
@@ -91,7 +169,7 @@ def corrected_accuracy(
     (winner,), kept = _choose(sums, np.ones((1, n_groups)))
     n_correct_of_winner = sums.n_correct[int(kept[0, winner]), :, winner]
     n_more, n_left_out = 0.0, 0.0
-    for counts in _bootstrap(n_groups, n_bootstraps, seed):
+    for counts in bootstrap_groups(n_groups, n_bootstraps, seed):
         chosen, kept = _choose(sums, counts)
         left_out = (counts == 0).astype(np.float64)
         n_correct = _total(sums.n_correct, left_out, kept)
@@ -100,6 +178,73 @@ def corrected_accuracy(
         n_left_out += float((left_out @ sums.sizes).sum())
     accuracy = float(n_correct_of_winner.sum() / sums.sizes.sum())
     return float(np.clip(accuracy - n_more / max(n_left_out, 1.0), 0.0, 1.0))
+
+
+class _ByScore:
+    """Candidates that are compared by a score which is no mean over images."""
+
+    def __init__(
+        self, candidates: Sequence[Candidate], groups: np.ndarray | None, metric: Metric
+    ) -> None:
+        self._metric, self._groups = metric, groups
+        self._labels = candidates[0].without_crop.labels
+        without = [one.without_crop for one in candidates]
+        self._views = without, [one.with_crop or one.without_crop for one in candidates]
+        errors = [center_crop_gain(one, groups, metric)[1] for one in candidates]
+        self._min_gains = MIN_GAIN_SE * np.array(errors)
+
+    @property
+    def n_images(self) -> int:
+        """Number of images."""
+        return len(self._labels)
+
+    def choose(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Choose a candidate by each sample of the images; see `_choose`."""
+        scores = self._scores(self._metric, counts)
+        kept = scores[1] - scores[0] > self._min_gains
+        losses = -_pick(self._scores("log_loss", counts), kept).round(9)
+        return np.lexsort((kept, losses, -_pick(scores, kept)), axis=1)[:, 0], kept
+
+    def corrected(self, n_bootstraps: int) -> CorrectedScore:
+        """Return the corrected score and accuracy; see `correct_for_choice`."""
+        everything = np.ones((1, self.n_images))
+        (winner,), by_all = self.choose(everything)
+        metrics: tuple[Metric, Metric] = (self._metric, "accuracy")
+        plain = [_pick(self._scores(one, everything), by_all)[0, winner] for one in metrics]
+        more: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+        of_winner = []
+        for counts in bootstrap(self.n_images, self._groups, n_bootstraps):
+            chosen, kept = self.choose(counts)
+            of_winner.append(_pick(self._scores(self._metric, counts), by_all)[:, winner])
+            has_rest = (counts == 0).any(1)
+            left_out, place = (counts[has_rest] == 0).astype(np.float64), np.arange(has_rest.sum())
+            for differences, one in zip(more, metrics, strict=True):
+                scores = self._scores(one, left_out)
+                by_sample = _pick(scores, kept[has_rest])[place, chosen[has_rest]]
+                differences.append(_pick(scores, by_all)[:, winner] - by_sample)
+        score, accuracy = (p - np.concatenate(m).mean() for p, m in zip(plain, more, strict=True))
+        error = float(np.concatenate(of_winner).std(ddof=1))
+        bounds, n = score_bounds(self._metric), self.n_images
+        accuracy = float(np.clip(accuracy, 0.0, 1.0))
+        return CorrectedScore(
+            score=float(np.clip(score, *bounds)),
+            score_ci95=normal_interval(score, error, bounds),
+            accuracy=accuracy,
+            accuracy_ci95=wilson_interval(accuracy * n, n),
+        )
+
+    def _scores(self, metric: Metric, counts: np.ndarray) -> np.ndarray:
+        """Score the candidates without the centre crop and with it: [2, samples, candidates]."""
+        scores = [
+            [resample_scores(metric, one.logits, self._labels, counts) for one in view]
+            for view in self._views
+        ]
+        return np.array(scores).swapaxes(1, 2)
+
+
+def _pick(scores: np.ndarray, with_crop: np.ndarray) -> np.ndarray:
+    """Return the scores with the centre crop or without: [samples, candidates]."""
+    return np.asarray(np.where(with_crop, scores[1], scores[0]))
 
 
 @dataclass(frozen=True)
@@ -179,15 +324,3 @@ def _choose(sums: _Sums, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Rounded, as sums in another order differ in their last digits.
     log_loss = _total(sums.log_loss, counts, kept).round(9)
     return np.lexsort((kept, log_loss, -n_correct), axis=1)[:, 0], kept
-
-
-def _bootstrap(n_groups: int, n_bootstraps: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield bootstrap samples in batches: float64 [samples, groups], how often each was drawn."""
-    rng = np.random.default_rng(seed)
-    batch_size = max(1, _MAX_VALUES // n_groups)
-    for start in range(0, n_bootstraps, batch_size):
-        n_samples = min(batch_size, n_bootstraps - start)
-        drawn = rng.integers(n_groups, size=(n_samples, n_groups))
-        drawn += n_groups * np.arange(n_samples)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=n_samples * n_groups)
-        yield counts.reshape(n_samples, n_groups).astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -37,11 +38,13 @@ class Finalist:
         trial: The trial's number; None for a linear probe.
         retrain_config: How it is retrained.
         val_accuracy: Its best epoch's validation accuracy; cross-validated, for a linear probe.
+        val_score: Likewise its validation score, by the metric.
     """
 
     trial: int | None
     retrain_config: RetrainConfig
     val_accuracy: float
+    val_score: float = math.nan
 
     @property
     def name(self) -> str:
@@ -63,6 +66,7 @@ class Finalist:
             name=self.name,
             config=asdict(self.retrain_config.config),
             val_accuracy=self.val_accuracy,
+            val_score=self.val_score,
             epoch=self.retrain_config.epochs,
         )
 
@@ -91,7 +95,8 @@ def choose_finalists(
     # hide that.
     if probe_scores and (ranked_trials(study) or not count_states(study)["failed"]):
         name, score = next(iter(probe_scores.items()))
-        finalists.append(Finalist(None, RetrainConfig(probe_config(name), 0, 0), score.accuracy))
+        retrain_config = RetrainConfig(probe_config(name), 0, 0)
+        finalists.append(Finalist(None, retrain_config, score.accuracy, score.score))
     chosen = _best_trials(study, space, n)
     finalists += [_as_finalist(trial, space) for trial in chosen]
     if with_baseline and chosen and all(one.number != BASELINE_TRIAL for one in chosen):
@@ -135,7 +140,9 @@ def _is_fine_tuned(trial: FrozenTrial, space: Space) -> bool:
 
 
 def _as_finalist(trial: FrozenTrial, space: Space) -> Finalist:
-    return Finalist(trial.number, read_retrain_config(trial, space), best_epoch(trial).val_accuracy)
+    best = best_epoch(trial)
+    retrain_config = read_retrain_config(trial, space)
+    return Finalist(trial.number, retrain_config, best.val_accuracy, best.val_score)
 
 
 def probe_config(backbone: str) -> TrialConfig:

@@ -90,6 +90,9 @@ class RunPlan:
             _write_modules(self.folder, self.modules)
             saved = self.folder.environment.request
             fixed = {name: getattr(saved, name) for name in ("space", "out", "name", "resume")}
+            counts = self.folder.summary.search
+            if saved.has_open_end and counts is not None and self.request.trials == counts.trials:
+                fixed["trials"] = None  # more time, another time, is time for more trials
             self.folder.save_request(replace(self.request.with_absolute_paths(), **fixed))
 
 

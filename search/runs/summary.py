@@ -167,7 +167,8 @@ class BestModel:
         config: Its `TrialConfig`.
         val_accuracy: Its best validation accuracy; of a linear probe, the accuracy
             cross-validated on training and validation images.
-        epoch: The epoch that reached it.
+        val_score: Likewise its score, by the metric; higher is better.
+        epoch: The epoch that reached them.
     """
 
     trial: int | None
@@ -175,6 +176,7 @@ class BestModel:
     config: Mapping[str, Any]
     val_accuracy: Number
     epoch: int
+    val_score: Number = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,9 @@ class CenterCropScores:
 
     Attributes:
         log_loss_gain_se: Standard error of the losses' difference, paired by image.
+        score, score_baseline: By the metric; higher is better.
+        score_gain_se: Standard error of the scores' difference, by which the branch is enabled; NaN
+            where the metric is the accuracy: then the log loss decides.
     """
 
     enabled: bool
@@ -191,11 +196,14 @@ class CenterCropScores:
     log_loss_gain_se: Number
     accuracy_mean: Number
     accuracy_mean_baseline: Number
+    score: Number = math.nan
+    score_baseline: Number = math.nan
+    score_gain_se: Number = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinalistScores:
-    """The cross-validation accuracy of one finalist."""
+    """The cross-validation accuracy of one finalist, and its out-of-fold score by the metric."""
 
     trial: int | None
     name: str
@@ -203,6 +211,7 @@ class FinalistScores:
     accuracy_mean: Number
     accuracy_std: Number
     center_crop: bool
+    score: Number = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +227,8 @@ class KFoldScores:
         optimism: Its best validation accuracy minus the mean of the folds, both without the centre
             crop. Of a linear probe it is no such optimism: both are cross-validated.
         center_crop: None where no centre-crop branch was tried.
+        score: By the metric, of all out-of-fold predictions, calibrated; higher is better.
+        score_corrected: The same without the optimism of the choice.
         dropped: By name, why trials are no finalists: a fold of them could not be trained.
     """
 
@@ -229,6 +240,9 @@ class KFoldScores:
     optimism: Number
     center_crop: CenterCropScores | None
     finalists: list[FinalistScores]
+    score: Number = math.nan
+    score_corrected: Number = math.nan
+    score_corrected_ci95: Interval = (math.nan, math.nan)
     dropped: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -115,8 +115,8 @@ _CHOICES = (
     Mutant(
         "first-finalist-wins",
         "search/pipeline/retraining/retrain.py",
-        "return by_cost[choose_candidate([result.candidate for result in by_cost], groups)]",
-        "return results[0]",
+        "by_cost[choose_candidate([result.candidate for result in by_cost], groups, metric)]",
+        "results[0]",
         (f"{_RETRAINING}/test_retrain.py::test_the_most_accurate_finalist_wins",),
     ),
     Mutant(
@@ -297,9 +297,9 @@ _FIGURES = (
     ),
     Mutant(
         "interval-of-the-folds-from-a-fifth-of-the-images",
-        "search/pipeline/retraining/retrain.py",
-        "wilson_interval(accuracy * n, n)",
-        "wilson_interval(accuracy * n / 5, n // 5)",
+        "search/evaluation/selection.py",
+        "ci95 = wilson_interval(accuracy * n, n)\n    return",
+        "ci95 = wilson_interval(accuracy * n / 5, n // 5)\n    return",
         (f"{_RETRAINING}/test_center_crop.py::test_the_model_predicts_as_its_folds_did",),
     ),
     Mutant(
@@ -315,8 +315,8 @@ _FIGURES = (
     Mutant(
         "accuracy-not-corrected-for-the-choice",
         "search/pipeline/retraining/retrain.py",
-        "corrected_accuracy(candidates, groups)",
-        "corrected_accuracy([winner.candidate], groups)",
+        "correct_for_choice(candidates, groups, metric)",
+        "correct_for_choice([winner.candidate], groups, metric)",
         (
             f"{_RETRAINING}/test_retrain.py::"
             "test_the_accuracy_is_corrected_for_the_choice_among_all_finalists",

@@ -2,12 +2,13 @@
 
 In each fold a linear probe of the enlarged centres of the images is fitted. Its logits are scaled
 to those of the fold's member and added to them with equal weight (docs/design.md). Where that
-clearly lowers the out-of-fold log loss (`search.evaluation.selection`), the model predicts from two
-views of each image.
+clearly lowers the out-of-fold log loss, or raises the score by another metric than the accuracy
+(`search.evaluation.selection`), the model predicts from two views of each image.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from search.pipeline.retraining.kfold import (
 )
 from search.pipeline.retraining.out_of_fold import score_images
 from search.runs.summary import CenterCropScores
+from spaces.rules import Metric
 from trainables.compute import configure_cpu, mixed_precision
 from trainables.images import crop_pixels
 from trainables.models.center_crop import enlarge_center
@@ -61,6 +63,9 @@ class CenterCropResult:
         candidate: Out-of-fold scores of each image, without the branch and with it.
         gain: What the branch takes off the mean out-of-fold log loss, in nats.
         gain_se: Its standard error: see `search.evaluation.selection.center_crop_gain`.
+        metric: What models are compared by.
+        score_gain: What the branch adds to its score, and the standard error; None where it is the
+            accuracy, so that the log loss decides.
     """
 
     folds: list[Fold]
@@ -69,15 +74,19 @@ class CenterCropResult:
     candidate: Candidate
     gain: float
     gain_se: float
+    metric: Metric = "accuracy"
+    score_gain: tuple[float, float] | None = None
 
     @property
     def enabled(self) -> bool:
         """Whether the branch helps enough to be part of the model."""
-        return self.gain > MIN_GAIN_SE * self.gain_se
+        gain, gain_se = self.score_gain or (self.gain, self.gain_se)
+        return gain > MIN_GAIN_SE * gain_se
 
     def scores(self) -> CenterCropScores:
         """Return the summary's section."""
-        baseline_log_loss = float(self.candidate.without_crop.log_losses.mean())
+        without, with_crop = self.candidate.without_crop, self.candidate.with_crop
+        baseline_log_loss = float(without.log_losses.mean())
         return CenterCropScores(
             enabled=self.enabled,
             log_loss=baseline_log_loss - self.gain,
@@ -85,6 +94,9 @@ class CenterCropResult:
             log_loss_gain_se=self.gain_se,
             accuracy_mean=mean_accuracy(self.folds),
             accuracy_mean_baseline=mean_accuracy(self.baseline_folds),
+            score=(with_crop or without).score(self.metric),
+            score_baseline=without.score(self.metric),
+            score_gain_se=math.nan if self.score_gain is None else self.score_gain[1],
         )
 
 
@@ -146,8 +158,9 @@ class CenterCropProbes:
             _add(fold, scale * crop, labels) for fold, (_, crop) in zip(folds, probes, strict=True)
         ]
         candidate = Candidate(score_images(folds, labels), score_images(both, labels))
-        groups = self._context.groups
-        gain, gain_se = center_crop_gain(candidate, None if groups is None else groups[rows])
+        groups = None if self._context.groups is None else self._context.groups[rows]
+        gain, gain_se = center_crop_gain(candidate, groups)
+        metric = self._space.metric
         return CenterCropResult(
             folds=both,
             baseline_folds=list(folds),
@@ -158,6 +171,10 @@ class CenterCropProbes:
             candidate=candidate,
             gain=gain,
             gain_se=gain_se,
+            metric=metric,
+            score_gain=None
+            if metric == "accuracy"
+            else center_crop_gain(candidate, groups, metric),
         )
 
     def weights(self, backbone: str, freeze_depth: int, heads: Weights) -> Weights:

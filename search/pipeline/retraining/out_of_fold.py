@@ -72,9 +72,12 @@ def score_images(folds: Sequence[Fold], labels: np.ndarray) -> ImageScores:
     """
     rows, logits = out_of_fold(folds)
     of_rows = labels[rows]
+    temperature = fit_temperature(logits, of_rows)
     return ImageScores(
         correct=logits.argmax(1) == of_rows,
-        log_losses=log_losses(logits, of_rows, fit_temperature(logits, of_rows)),
+        log_losses=log_losses(logits, of_rows, temperature),
+        logits=logits.astype(np.float64) / temperature,
+        labels=of_rows,
     )
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from search.cluster.resources import CPUS_PER_TRIAL
-from search.console.formatting import count, percent
+from search.console.formatting import METRIC_NAMES, count, describe_score, percent
 from search.console.progress import Progress
-from search.evaluation.intervals import wilson_interval
 from search.evaluation.mcnemar import detectable_difference
-from search.evaluation.selection import Candidate, choose_candidate, corrected_accuracy
+from search.evaluation.selection import Candidate, choose_candidate, correct_for_choice
 from search.pipeline.finalists import Finalist
 from search.pipeline.model_file import build_ensemble
 from search.pipeline.prepare import PreparedData
@@ -43,6 +42,7 @@ from search.runs.summary import FinalistScores, KFoldScores
 from search.runs.tables import FOLD_COLUMNS, write_csv
 from search.tuning.study import BASELINE_TRIAL
 from search.tuning.time_budget import TimeBudget
+from spaces.rules import Metric
 from trainables.models.ensemble import Ensemble
 from trainables.models.ood import OODScorer
 from trainables.worker import TrainingContext
@@ -111,6 +111,11 @@ class CrossValidation:
         crop = replace(crop, folds=folds, baseline_folds=members, candidate=candidate)
         return replace(self, members=members, candidate=candidate, center_crop=crop)
 
+    def score(self, metric: Metric) -> float:
+        """Return the score of all out-of-fold predictions, calibrated."""
+        crop = self.candidate.with_crop if self.enabled_center_crop is not None else None
+        return (crop or self.candidate.without_crop).score(metric)
+
     @property
     def optimism(self) -> float:
         """Best validation accuracy minus the mean of the folds, both without the centre crop."""
@@ -176,7 +181,7 @@ def retrain_finalists(
     n_folds = prepared.space.folds
     progress.begin("cross_validation", n_folds * len(finalists), "folds")
     probes = CenterCropProbes(prepared, context, gpu_fraction, folder.path / _FOLD_STATE)
-    labels = context.labels
+    labels, metric = context.labels, prepared.space.metric
     results: list[CrossValidation] = []
     dropped: dict[str, str] = {}
     for finalist in (*finalists, *(one for one in next_best if one not in finalists)):
@@ -214,6 +219,9 @@ def retrain_finalists(
         result = CrossValidation(finalist, folds, candidate, crop)
         results.append(result)
         with_crop = ", with centre crop" if result.enabled_center_crop is not None else ""
+        if metric != "accuracy":
+            value = describe_score(metric, result.score(metric), 2)
+            with_crop += f"; {METRIC_NAMES[metric]} {value}"
         progress.say(
             f"{finalist.name}: {n_folds}-fold cross-validation, mean of the folds"
             f" {percent(result.mean, 2)} ± {percent(result.std, 2)}{with_crop}"
@@ -224,8 +232,8 @@ def retrain_finalists(
     compared = [result.on_first_folds(n_common, labels) for result in results]
     rows = np.sort(np.concatenate([fold.rows for fold in compared[0].members]))
     groups = None if context.groups is None else context.groups[rows]
-    winner = results[compared.index(choose_winner(compared, groups))]
-    _write_scores(results, compared, winner, groups, dropped, folder)
+    winner = results[compared.index(choose_winner(compared, groups, metric))]
+    _write_scores(results, compared, winner, groups, metric, dropped, folder)
     predicted = predict_out_of_fold(prepared, winner.folds)
     write_out_of_fold(predicted.predictions, prepared.space.image_size, folder)
     calibration = predicted.scaling.scores()
@@ -272,9 +280,11 @@ def _has_time(
 
 
 def choose_winner(
-    results: Sequence[CrossValidation], groups: np.ndarray | None = None
+    results: Sequence[CrossValidation],
+    groups: np.ndarray | None = None,
+    metric: Metric = "accuracy",
 ) -> CrossValidation:
-    """Return the finalist with the most correct images out of fold.
+    """Return the finalist with the highest score out of fold: by default, most correct images.
 
     Equals go to the lower calibrated log loss, then to the one without the centre crop, with
     fewer trainable stages, the linear probe, the lower trial number.
@@ -282,9 +292,10 @@ def choose_winner(
     Args:
         results: At least one; all of the same images.
         groups: int64 [n], near-duplicates among them, by ascending table rows.
+        metric: What they are compared by.
     """
     by_cost = _by_cost(results)
-    return by_cost[choose_candidate([result.candidate for result in by_cost], groups)]
+    return by_cost[choose_candidate([result.candidate for result in by_cost], groups, metric)]
 
 
 def _by_cost(results: Sequence[CrossValidation]) -> list[CrossValidation]:
@@ -350,6 +361,7 @@ def _write_scores(
     compared: Sequence[CrossValidation],
     winner: CrossValidation,
     groups: np.ndarray | None,
+    metric: Metric,
     dropped: Mapping[str, str],
     folder: RunFolder,
 ) -> None:
@@ -360,6 +372,7 @@ def _write_scores(
         compared: The same, on the folds that all of them have.
         winner: One of the results.
         groups: Near-duplicates among the images of the folds compared.
+        metric: What finalists are compared by.
         dropped: By name, why a finalist has no folds.
         folder: The run's folder.
     """
@@ -377,14 +390,13 @@ def _write_scores(
     ]
     write_csv(folder.path / "folds" / "folds.csv", FOLD_COLUMNS, rows)
     candidates = [result.candidate for result in _by_cost(compared)]
-    accuracy = corrected_accuracy(candidates, groups)
-    n = sum(len(fold.rows) for fold in compared[0].members)
+    corrected = correct_for_choice(candidates, groups, metric)
     kfold = KFoldScores(
         folds=len(winner.folds),
         accuracy_mean=winner.mean,
         accuracy_std=winner.std,
-        accuracy_corrected=accuracy,
-        accuracy_corrected_ci95=wilson_interval(accuracy * n, n),
+        accuracy_corrected=corrected.accuracy,
+        accuracy_corrected_ci95=corrected.accuracy_ci95,
         optimism=winner.optimism,
         center_crop=None if winner.center_crop is None else winner.center_crop.scores(),
         finalists=[
@@ -395,9 +407,13 @@ def _write_scores(
                 accuracy_mean=result.mean,
                 accuracy_std=result.std,
                 center_crop=result.enabled_center_crop is not None,
+                score=result.score(metric),
             )
             for result in results
         ],
+        score=winner.score(metric),
+        score_corrected=corrected.score,
+        score_corrected_ci95=corrected.score_ci95,
         dropped=dropped,
     )
     best = winner.finalist.as_best_model()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
+from search.evaluation.intervals import score_difference, wilson_interval
 from search.evaluation.selection import (
     MIN_GAIN_SE,
     Candidate,
     ImageScores,
     center_crop_gain,
     choose_candidate,
+    correct_for_choice,
     corrected_accuracy,
 )
+from spaces.rules import Metric
 
 N = 200
 
@@ -149,3 +153,88 @@ def test_the_centre_crop_is_a_choice_too() -> None:
     correct[np.flatnonzero(~correct)[:4]] = True
     candidate = Candidate(plain, ImageScores(correct, plain.log_losses - gains))
     assert plain.correct.mean() < corrected_accuracy([candidate]) < correct.mean() - 0.005
+
+
+# Other metrics than the accuracy
+
+LABELS = np.repeat([0, 1], [160, 40])
+"""Imbalanced: one image of five is of the second class."""
+OTHERS: tuple[Metric, ...] = ("balanced_accuracy", "macro_f1", "log_loss", "roc_auc")
+
+
+def of_logits(logits: np.ndarray) -> ImageScores:
+    losses = -log_softmax(logits, axis=1)[np.arange(N), LABELS]
+    return ImageScores(logits.argmax(1) == LABELS, losses, logits, LABELS)
+
+
+def common() -> ImageScores:
+    """Predict the common class alone, with the same probability for all images."""
+    return of_logits(np.tile([6.0, 0.0], (N, 1)))
+
+
+def fair(wrong: int = 50) -> ImageScores:
+    """Predict both classes; so many images wrongly, of both alike."""
+    is_wrong = np.arange(N) * wrong // N != np.arange(1, N + 1) * wrong // N
+    return of_logits(2 * np.eye(2)[np.where(is_wrong, 1 - LABELS, LABELS)])
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_the_metric_rules_the_choice(metric: Metric) -> None:
+    some = [Candidate(common()), Candidate(fair(60)), Candidate(fair(50))]
+    assert choose_candidate(some) == 0
+    assert choose_candidate(some, metric=metric) == 2
+
+
+def test_equal_scores_go_to_the_lower_log_loss_and_then_to_the_cheaper() -> None:
+    low = of_logits(0.6 * fair().logits)
+    assert low.log_losses.mean() < fair().log_losses.mean()
+    some = [Candidate(one) for one in (fair(), low, low)]
+    assert choose_candidate(some, metric="macro_f1") == 1
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_the_metric_decides_on_the_centre_crop(metric: Metric) -> None:
+    gain, standard_error = center_crop_gain(Candidate(common(), fair()), metric=metric)
+    assert gain == fair().score(metric) - common().score(metric)
+    assert gain > 2 * standard_error > 0
+    other = Candidate(fair(55))
+    assert choose_candidate([other, Candidate(common(), fair())], metric=metric) == 1
+    assert choose_candidate([other, Candidate(common())], metric=metric) == 0
+    # What makes no difference is not kept.
+    assert center_crop_gain(Candidate(fair(), fair()), metric=metric) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_one_candidate_has_its_plain_score(metric: Metric) -> None:
+    corrected = correct_for_choice([Candidate(fair())], metric=metric)
+    assert corrected.score == pytest.approx(fair().score(metric))
+    assert corrected.accuracy == 0.75
+    low, high = corrected.score_ci95
+    assert low < corrected.score < high
+    _, standard_error = score_difference(metric, fair().logits, common().logits, LABELS)
+    if metric in ("balanced_accuracy", "roc_auc"):  # of `common` these are the same in all samples
+        assert (high - low) / 2 == pytest.approx(1.96 * standard_error, rel=0.2)
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "roc_auc"])
+def test_a_score_is_corrected_for_the_choice(metric: Metric) -> None:
+    """The best of six that know equally much is no better than they all are."""
+    rng = np.random.default_rng(0)
+    plain, best, corrected = [], [], []
+    for _ in range(12):
+        drawn = [of_logits(rng.normal(size=(N, 2)) + np.eye(2)[LABELS]) for _ in range(6)]
+        candidates = [Candidate(one) for one in drawn]
+        plain.append(np.mean([one.score(metric) for one in drawn]))
+        best.append(max(one.score(metric) for one in drawn))
+        result = correct_for_choice(candidates, metric=metric, n_bootstraps=40)
+        corrected.append(result.score)
+        assert result.accuracy < 1
+    assert np.mean(best) > np.mean(plain) + 0.03
+    assert np.mean(corrected) == pytest.approx(np.mean(plain), abs=0.015)
+
+
+def test_the_accuracy_has_its_own_correction() -> None:
+    candidates = noise(100, 6, np.random.default_rng(0))
+    corrected = correct_for_choice(candidates)
+    assert corrected.score == corrected.accuracy == corrected_accuracy(candidates)
+    assert corrected.score_ci95 == wilson_interval(100 * corrected.accuracy, 100)

@@ -141,12 +141,13 @@ def test_a_failed_baseline_is_no_finalist(values: tuple[float, ...]) -> None:
 
 def test_the_best_probe_is_always_a_finalist() -> None:
     probes = {
-        name: ProbeScore(accuracy=accuracy, seconds=1.0)
+        name: ProbeScore(accuracy=accuracy, score=0.8, seconds=1.0)
         for name, accuracy in (("tinynet", 0.97), ("resnet18", 0.9))
     }
     study = study_of((1e-3, TrialState.COMPLETE, (0.9,)))
     finalists = choose_finalists(study, space_of(), 1, probes)
     assert [(f.trial, f.val_accuracy) for f in finalists] == [(None, 0.97), (0, 0.9)]
+    assert [f.val_score for f in finalists] == [0.8, 0.9]
     assert [f.name for f in finalists] == ["linear probe of tinynet", "trial 0, 1 epoch"]
     best = finalists[0].as_best_model()
     assert (best.trial, best.epoch, best.config["freeze_depth"]) == (None, 0, 5)

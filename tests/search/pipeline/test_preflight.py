@@ -17,9 +17,12 @@ from search.data.scan import find_images
 from search.deployment.run_images import read_split
 from search.pipeline.preflight import RunPlan, check_fit, prepare_run
 from search.pipeline.request import RequestError, load_requested_space, parse_request
-from search.runs.summary import ProbeScore
+from search.runs.run_folder import RunFolder
+from search.runs.summary import ProbeScore, SearchCounts
+from search.tuning.study import open_storage, open_study
 from spaces.errors import SourceError
 from spaces.portfolio import PORTFOLIO
+from tests.fixtures.handmade_run import make_run
 from trainables.models.ensemble import ModelCard
 from trainables.pretrained.weights import WeightsError
 
@@ -175,6 +178,35 @@ def test_a_run_begins_and_is_resumed_with_what_the_command_line_changes(tmp_path
         }
         assert plan.space.first_trials[0]["lr"] == 1.0
     assert (begun.space.trials, resumed.space.trials) == (12, 20)
+
+
+def test_a_finished_run_with_an_open_end_gets_more_trials_only_if_it_is_given_time(
+    tmp_path: Path,
+) -> None:
+    words = ["--time-budget", "3m", "--out", str(tmp_path), "--name", "run"]
+    begun = prepare_run(parse_request(words))
+    assert begun.request.has_open_end
+    folder = begun.folder
+
+    def resume(*more: str) -> RunPlan:
+        plan = prepare_run(parse_request(["--resume", str(folder.path), *more]))
+        plan.accept()
+        return plan
+
+    assert resume().request.has_open_end, "nothing has ended yet"
+    open_study(open_storage(folder.path), begun.space)
+    counts = SearchCounts(trials=7, complete=5, pruned=2, failed=0, unfinished=1, seconds=1.0)
+    folder.write_summary(replace(folder.summary, search=counts))
+    assert resume().request.has_open_end, "it was interrupted"
+    tested = RunFolder.open(make_run(tmp_path / "tested", n_trials=2)).summary.test
+    folder.write_summary(replace(folder.summary, test=tested))
+    for _ in range(2):
+        again = resume()
+        assert not again.request.has_open_end
+        assert again.space.trials == 7
+    assert resume("--time-budget", "5m").request.has_open_end
+    more = resume("--trials", "9")
+    assert (more.request.has_open_end, more.space.trials) == (False, 9)
 
 
 @pytest.fixture

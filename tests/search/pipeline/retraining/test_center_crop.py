@@ -15,7 +15,7 @@ from search.cluster.shared_file import StoredObject
 from search.console.progress import Progress
 from search.evaluation.calibration import fit_temperature, log_losses, scale_temperature
 from search.evaluation.intervals import wilson_interval
-from search.evaluation.selection import MIN_GAIN_SE, Candidate, ImageScores
+from search.evaluation.selection import MIN_GAIN_SE, Candidate, ImageScores, center_crop_gain
 from search.pipeline.finalists import Finalist
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
@@ -204,6 +204,26 @@ def test_the_gain_must_be_clear_of_its_standard_error() -> None:
     assert enabled(1.1 * MIN_GAIN_SE * 0.1)
     assert not enabled(0.9 * MIN_GAIN_SE * 0.1), "a probe that knows nothing may gain by chance"
     assert not enabled(-0.1)
+
+
+def test_by_another_metric_its_own_gain_decides() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % N_CLASSES
+    logits = rng.normal(size=(90, N_CLASSES))
+    scores = [
+        ImageScores(one.argmax(1) == labels, np.ones(90), one, labels)
+        for one in (logits, logits + np.eye(N_CLASSES)[labels])
+    ]
+    candidate = Candidate(*scores)
+    gain = center_crop_gain(candidate, metric="macro_f1")
+    folds = [Fold(np.arange(90), logits, np.zeros(90), 0.5, {}, {}, 1.0, "")]
+    result = CenterCropResult(folds, folds, {}, candidate, -1.0, 0.1, "macro_f1", gain)
+    assert result.enabled, "the log loss does not decide"
+    section = result.scores()
+    assert section.score - section.score_baseline == pytest.approx(gain[0])
+    assert (section.score_gain_se, section.log_loss_gain_se) == (gain[1], 0.1)
+    worse = center_crop_gain(Candidate(*reversed(scores)), metric="macro_f1")
+    assert not replace(result, gain=1.0, score_gain=worse).enabled
 
 
 def test_where_there_is_no_centre_crop(prepared: PreparedData, tmp_path: Path) -> None:

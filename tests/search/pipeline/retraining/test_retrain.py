@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from search.console.progress import Progress
 from search.evaluation.calibration import fit_temperature
@@ -22,6 +23,7 @@ from search.pipeline.retraining.out_of_fold import score_images
 from search.pipeline.retraining.retrain import CrossValidation, Retrained, choose_winner
 from search.runs.run_folder import RunFolder
 from spaces.base import Space, TrialConfig
+from spaces.rules import Metric
 from spaces.sources import digits
 from tests.fixtures.prepared_data import prepared_data
 
@@ -106,6 +108,7 @@ def retrain_known(
     groups: np.ndarray | None = None,
     n_finalists: int | None = None,
     failing: Collection[int] = (),
+    metric: Metric = "accuracy",
 ) -> Retrained:
     """Run the stage without training: the folds of each trial and their predictions are known.
 
@@ -123,7 +126,7 @@ def retrain_known(
     monkeypatch.setattr(retrain, "fit_ood", lambda _: None)
     labels = np.concatenate([LABELS, np.zeros(198, np.int64)])
     prepared = prepared_data(
-        Space(source=digits(), params={"backbone": "tinynet"}, folds=3),
+        Space(source=digits(), params={"backbone": "tinynet"}, folds=3, metric=metric),
         np.zeros((len(labels), 2, 2, 3), np.uint8),
         labels.tolist(),
         ("ant", "bee", "cow"),
@@ -144,6 +147,30 @@ def retrain_known(
     )
 
 
+def test_the_metric_rules_the_winner_and_stands_beside_the_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accurate, unsure = validated(0, wrong=4), validated(1, wrong=5)
+    folds = []
+    for fold in unsure.members:  # its mistakes are unsure
+        is_wrong = fold.logits.argmax(1) != LABELS[fold.rows]
+        folds.append(replace(fold, logits=np.where(is_wrong[:, None], 0.1, 1.0) * fold.logits))
+    unsure = CrossValidation(unsure.finalist, folds, Candidate(score_images(folds, LABELS)))
+    assert choose_winner([accurate, unsure]) is accurate
+    folder = RunFolder(tmp_path)
+    retrained = retrain_known({0: accurate, 1: unsure}, folder, monkeypatch, metric="log_loss")
+    assert retrained.winner.finalist.trial == 1
+    kfold = folder.summary.kfold
+    assert kfold is not None
+    assert kfold.accuracy_mean == 55 / 60
+    logits = unsure.candidate.without_crop.logits
+    expected = log_softmax(logits, axis=1)[np.arange(60), LABELS].mean()
+    assert kfold.score == pytest.approx(expected)
+    assert [one.score for one in kfold.finalists] == [accurate.score("log_loss"), kfold.score]
+    low, high = kfold.score_corrected_ci95
+    assert low < kfold.score_corrected < high < 0
+
+
 def test_the_accuracy_is_corrected_for_the_choice_among_all_finalists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +183,9 @@ def test_the_accuracy_is_corrected_for_the_choice_among_all_finalists(
     assert kfold.accuracy_mean == 0.9
     candidates = [result.candidate for result in results.values()]
     corrected = corrected_accuracy(candidates, groups)
-    assert kfold.accuracy_corrected == corrected
+    assert kfold.accuracy_corrected == kfold.score_corrected == corrected
+    assert kfold.score_corrected_ci95 == kfold.accuracy_corrected_ci95
+    assert kfold.score == kfold.accuracy_mean
     assert corrected not in (0.9, corrected_accuracy(candidates)), "it would show nothing"
 
 
