@@ -115,7 +115,7 @@ class Trainer:
             "cuda",
             enabled=self._device.type == "cuda" and not torch.cuda.is_bf16_supported(),
         )
-        self._micro_batch = config.batch_size
+        self._micro_batch = math.ceil(len(train_rows) / self.steps_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int:
