@@ -72,6 +72,11 @@ class PreparedData:
         """Return the table rows of some splits, ascending."""
         return np.flatnonzero(np.isin(self.splits, splits))
 
+    def count_evaluated(self) -> int:
+        """Count the test images and the external ones."""
+        n_external = 0 if self.external is None else len(self.external)
+        return len(self.rows("test")) + n_external
+
     def class_counts(self) -> ClassCounts:
         """Count the images of each class in each split."""
         return {

@@ -102,6 +102,7 @@ def run_search(
             context,
             rows,
             gpu_fraction,
+            prepared.count_evaluated(),
             progress,
         )
         budget.catch_up(study)
@@ -114,6 +115,9 @@ def run_search(
         max_concurrent=request.max_concurrent,
         gpu_fraction=gpu_fraction,
         lengths=budget.lengths if budget is not None else None,
+        may_begin=(
+            budget.may_begin if budget is not None and request.has_open_end else lambda: True
+        ),
         patience_trials=request.patience_trials,
     )
     trials = folder.path / "trials"
@@ -172,6 +176,7 @@ def _create_budget(
     context: TrainingContext,
     rows: Mapping[str, np.ndarray],
     gpu_fraction: Mapping[str, float],
+    n_evaluated: int,
     progress: Progress,
 ) -> TimeBudget:
     """Create the time budget, with the measured speed of each backbone's training."""
@@ -189,6 +194,7 @@ def _create_budget(
         measure_throughput(context, rows["train"], gpu_fraction),
         n_train,
         has_probe=bool(context.heads),
+        n_evaluated=n_evaluated,
     )
 
 

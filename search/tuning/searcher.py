@@ -78,6 +78,7 @@ class StudySearcher(Searcher):
         max_concurrent: Callable[[], int] | None = None,
         on_suggested: Callable[[int, dict[str, Value]], None] = lambda number, params: None,
         patience_trials: int | None = None,
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
         """Search until `n_trials` trials of the study have ended, in whatever state.
 
@@ -94,12 +95,14 @@ class StudySearcher(Searcher):
             on_suggested: Called with the number and the parameters of each trial that is proposed.
             patience_trials: Trials in a row without a better complete one after which none is
                 proposed; None is any number.
+            may_begin: Returns whether another trial may begin.
         """
         super().__init__(metric="val_score", mode="max")
         study = open_study(storage, space)
         self.storage_error: Exception | None = None
         self._storage, self._study = storage, study
         self._space = space
+        self._may_begin = may_begin
         self._n_trials = math.inf if n_trials is None else n_trials
         self._patience = math.inf if patience_trials is None else patience_trials
         self._sampler, self._seed = sampler, seed
@@ -128,12 +131,12 @@ class StudySearcher(Searcher):
         Returns:
             Its `number`, its `params`, and its full length in `epochs`. None where as many trials
             run as may, or where one that runs may have to be continued; `Searcher.FINISHED` where
-            there are enough.
+            there are enough, or no other may begin.
         """
         none_now = None if self._running else str(Searcher.FINISHED)
         if self.storage_error or self._n_ended + len(self._running) >= self._n_trials:
             return none_now
-        if self.out_of_patience and not self._interrupted:
+        if not self._interrupted and (self.out_of_patience or not self._may_begin()):
             return none_now
         if self._max_concurrent is not None and len(self._running) >= self._max_concurrent():
             return None

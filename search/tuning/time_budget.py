@@ -32,11 +32,11 @@ from trainables.worker import resolve_config
 FOLD_SECONDS = 1.0
 """Seconds of a fold besides its epochs: a worker, weights, the probe's head, predictions."""
 
-CENTER_CROP_FRACTION = 1 / 3
-"""Seconds that the centre-crop branch takes per image, over those of training a whole network."""
+FORWARD_FRACTION = 1 / 3
+"""Seconds that a forward pass takes per image, over those of training the same stages."""
 
 CLOSING_SECONDS = 12.0
-"""Seconds of evaluation, boards and report of a small set, measured on two cores."""
+"""Seconds of boards and report, measured on two cores."""
 
 MAX_RESERVED = 0.5
 """Fraction of the time left when the search begins that is reserved at most for folds. Where those
@@ -99,6 +99,7 @@ class TimeBudget:
         seconds_per_image: Mapping[str, Sequence[float]],
         n_train: int,
         has_probe: bool,
+        n_evaluated: int = 0,
     ) -> None:
         """Start with no trial.
 
@@ -112,9 +113,11 @@ class TimeBudget:
             seconds_per_image: See `search.tuning.throughput.measure_throughput`.
             n_train: Images that a trial trains on.
             has_probe: Whether the linear probe is a finalist.
+            n_evaluated: Test images and external images that the model is evaluated on.
         """
         self._seconds = seconds
         self._seconds_at_start = max(0.0, seconds - elapsed() - CLOSING_SECONDS)
+        self._n_evaluated = n_evaluated
         self._elapsed = elapsed
         self._space = space
         self._n_finalists = n_finalists
@@ -171,6 +174,12 @@ class TimeBudget:
         """Return whether the time left is needed for cross-validation and evaluation."""
         return self._elapsed() + self.reserved_seconds() > self._seconds
 
+    def may_begin(self) -> bool:
+        """Return whether another trial is worth its time: a fine-tuned one, or an early head."""
+        if self._n_heads() < MAX_HEAD_TRIALS or self._space.freeze_depths == (MAX_DEPTH,):
+            return True
+        return any(min(self.lengths(backbone)) < MAX_DEPTH for backbone in self._space.backbones)
+
     def lengths(self, backbone: str) -> dict[int, int]:
         """Return the freeze depths that there is time to train, with the epochs of a trial.
 
@@ -182,24 +191,25 @@ class TimeBudget:
         fitting = [depth for depth in searched if self._fits(backbone, depth)]
         planned = [depth for depth in fitting if self._is_planned(backbone, depth)]
         depths = planned or fitting[-1:]
-        n_heads = sum(config.freeze_depth == MAX_DEPTH for config in self._configs.values())
-        if n_heads < MAX_HEAD_TRIALS or not depths:
+        if self._n_heads() < MAX_HEAD_TRIALS or not depths:
             depths = [*depths, MAX_DEPTH]
         return {depth: self._length(backbone, depth) for depth in depths}
+
+    def _n_heads(self) -> int:
+        """Count the trials so far that train the head alone."""
+        return sum(config.freeze_depth == MAX_DEPTH for config in self._configs.values())
 
     def _fits(self, backbone: str, depth: int) -> bool:
         """Return whether a trial and the first of its folds would end in time."""
         epochs, seconds = self._length(backbone, depth), self._expected(backbone, depth)
         folds = self._folds_seconds(TrialCost(0.0, epochs, seconds, backbone))
         needed = max(folds / self._rounds(backbone), self._reserved_for_folds())
-        return epochs * seconds + needed + self._closing_seconds({backbone}) <= (
-            self._seconds - self._elapsed()
-        )
+        closing = self._closing_seconds({(backbone, depth)})
+        return epochs * seconds + needed + closing <= self._seconds - self._elapsed()
 
     def reserved_seconds(self) -> float:
         """Return what cross-validation, evaluation and report are expected to take."""
-        backbones = {self._costs[number].backbone for number in self._likely_finalists()}
-        return self._reserved_for_folds() + self._closing_seconds(backbones)
+        return self._reserved_for_folds() + self._closing_seconds(self._likely_kinds())
 
     def has_time_for_folds(self, number: int | None, all_folds: bool = True) -> bool:
         """Return whether the folds of a trial, or of the linear probe, would end in time.
@@ -216,7 +226,8 @@ class TimeBudget:
 
     def seconds_left(self) -> float:
         """Return the seconds that are left before evaluation and report have to begin."""
-        return self._seconds - self._elapsed() - CLOSING_SECONDS
+        evaluation = max(self._evaluation_seconds(*kind) for kind in self._likely_kinds())
+        return self._seconds - self._elapsed() - CLOSING_SECONDS - evaluation
 
     def skips_baseline(self) -> bool:
         """Return whether there is no time to retrain the baseline only to compare with it."""
@@ -239,6 +250,12 @@ class TimeBudget:
             if number not in finalists and seconds <= MAX_RESERVED_FOR_MORE * self._seconds:
                 finalists.append(number)
         return finalists
+
+    def _likely_kinds(self) -> set[tuple[str, int]]:
+        """Return backbone and freeze depth of the likely finalists, a linear probe among them."""
+        configs = [self._configs[number] for number in self._likely_finalists()]
+        probed = self._space.backbones[0]  # whichever it will be
+        return {(probed, MAX_DEPTH), *((one.backbone, one.freeze_depth) for one in configs)}
 
     def _reserved_for_folds(self) -> float:
         finalists = self._likely_finalists()
@@ -286,19 +303,36 @@ class TimeBudget:
         """Return the seconds of an epoch by the measured throughput."""
         return self._n_train * sum(self._seconds_per_image[backbone][depth:])
 
-    def _closing_seconds(self, backbones: Collection[str]) -> float:
-        """Return what the probe's folds, centre crops, evaluation and report take."""
-        probed = self._space.backbones[0]  # whichever it will be
-        crops = sum(self._center_crop_seconds(backbone) for backbone in {probed, *backbones})
-        return self._rounds(probed) * FOLD_SECONDS + crops + CLOSING_SECONDS
+    def _closing_seconds(self, kinds: Collection[tuple[str, int]]) -> float:
+        """Return what the probe's folds, centre crops, evaluation and report take.
+
+        Args:
+            kinds: Backbone and freeze depth of each model that may be evaluated.
+        """
+        crops = sum(self._center_crop_seconds(backbone) for backbone in {kind[0] for kind in kinds})
+        evaluation = max(self._evaluation_seconds(*kind) for kind in kinds)
+        probe = self._rounds(self._space.backbones[0]) * FOLD_SECONDS
+        return probe + crops + evaluation + CLOSING_SECONDS
+
+    def _evaluation_seconds(self, backbone: str, depth: int) -> float:
+        """Return what an ensemble of all folds, frozen to a depth, takes to be evaluated."""
+        seconds = self._seconds_per_image[backbone]
+        n_views = 2 if self._uses_center_crop() else 1
+        per_view = sum(seconds[:depth]) + self._space.folds * sum(seconds[depth:])
+        return self._n_evaluated * n_views * FORWARD_FRACTION * per_view
 
     def _center_crop_seconds(self, backbone: str) -> float:
         """Return what the centre-crop branch takes for all images of the folds."""
-        n = self._n_train * self._growth * self._space.folds / (self._space.folds - 1)
-        if not uses_center_crop(self._space, n) or not self._has_probe:
+        if not self._uses_center_crop():
             return 0.0
-        per_image = CENTER_CROP_FRACTION * sum(self._seconds_per_image[backbone])
-        return n * per_image / max(1, self._slots(backbone))
+        per_image = FORWARD_FRACTION * sum(self._seconds_per_image[backbone])
+        return self._n_cross_validated() * per_image / max(1, self._slots(backbone))
+
+    def _uses_center_crop(self) -> bool:
+        return self._has_probe and uses_center_crop(self._space, self._n_cross_validated())
+
+    def _n_cross_validated(self) -> float:
+        return self._n_train * self._growth * self._space.folds / (self._space.folds - 1)
 
     def _retrains_baseline(self) -> bool:
         cost = self._costs.get(BASELINE_TRIAL)

@@ -48,6 +48,7 @@ class SearchPlan:
         gpu_fraction: By backbone, the fraction of a GPU that a trial takes; 0 without GPUs.
         lengths: Returns, for a backbone, the epochs that there is time for, by the freeze depth
             that there is time to train; None without a time budget.
+        may_begin: Returns whether another trial is worth its time.
         patience_trials: Trials in a row without a better one after which the search ends; None
             goes on.
     """
@@ -60,6 +61,7 @@ class SearchPlan:
     max_concurrent: int | None
     gpu_fraction: Mapping[str, float]
     lengths: Callable[[str], Mapping[int, int]] | None = None
+    may_begin: Callable[[], bool] = lambda: True
     patience_trials: int | None = None
 
 
@@ -125,6 +127,7 @@ def run_trials(
         lambda: max_concurrent or slots(),
         events.trial_started,
         plan.patience_trials,
+        plan.may_begin,
     )
     callback = _TuneCallback(trials_folder, checkpoints, searcher, events)
     trainable = tune.with_resources(

@@ -15,6 +15,7 @@ from optuna.trial import create_trial
 from search.tuning.time_budget import (
     CLOSING_SECONDS,
     FOLD_SECONDS,
+    FORWARD_FRACTION,
     MAX_BASELINE,
     MAX_HEAD_TRIALS,
     MAX_RESERVED,
@@ -47,7 +48,13 @@ def predicted_seconds(depth: int) -> float:
     return N_TRAIN * sum(SECONDS_PER_IMAGE[depth:]) or 0.05
 
 
-def make(seconds: float, clock: Clock, finalists: int = 1, scheduler: str = "none") -> TimeBudget:
+def make(
+    seconds: float,
+    clock: Clock,
+    finalists: int = 1,
+    scheduler: str = "none",
+    n_evaluated: int = 0,
+) -> TimeBudget:
     space = Space(
         source=folder(),
         params={
@@ -70,6 +77,7 @@ def make(seconds: float, clock: Clock, finalists: int = 1, scheduler: str = "non
         {"tinynet": SECONDS_PER_IMAGE},
         N_TRAIN,
         has_probe=False,
+        n_evaluated=n_evaluated,
     )
 
 
@@ -344,3 +352,29 @@ def test_time_is_reserved_for_the_best_fine_tuned_trial_beside_the_best() -> Non
         budget.trial_epoch(number, epoch(1, accuracy, float(number)))
     folds = sum(N_ROUNDS * (FOLD_SECONDS + EPOCHS * seconds) for seconds in (1.0, 2.0))
     assert budget.reserved_seconds() == folds + N_ROUNDS * FOLD_SECONDS + CLOSING_SECONDS
+
+
+def test_evaluation_is_reserved_for_by_what_it_computes() -> None:
+    """Five members of the trained stages and one of the frozen, forward alone."""
+    alone, evaluated = make(1000, Clock()), make(1000, Clock(), n_evaluated=600)
+    for budget in (alone, evaluated):
+        budget.trial_started(0, {"freeze_depth": 3})
+        budget.trial_epoch(0, epoch(1, 0.8, 2.0))
+    per_image = sum(SECONDS_PER_IMAGE[:3]) + FOLDS * sum(SECONDS_PER_IMAGE[3:])
+    seconds = 600 * FORWARD_FRACTION * per_image
+    assert evaluated.reserved_seconds() - alone.reserved_seconds() == pytest.approx(seconds)
+    assert alone.seconds_left() - evaluated.seconds_left() == pytest.approx(seconds)
+
+
+def test_no_more_heads_begin_where_there_is_no_time_for_fine_tuning() -> None:
+    clock = Clock()
+    budget = make(1000, clock)
+    assert budget.may_begin()
+    for number in range(MAX_HEAD_TRIALS):
+        budget.trial_started(number, {"freeze_depth": 5})
+    assert budget.may_begin()
+    assert MAX_HEAD_TRIALS > 1
+    assert 5 not in budget.lengths("tinynet")
+    clock.now = 1000 - CLOSING_SECONDS - 5
+    assert set(budget.lengths("tinynet")) == {5}
+    assert not budget.may_begin()
