@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from search.api.execution import execute
 from search.cluster.session import configure_ray
 from search.console.commands import as_called
-from search.console.formatting import describe, percent, quote_path
+from search.console.formatting import METRIC_NAMES, describe, describe_score, quote_path
 from search.console.output import command, print_error
 from search.console.signals import FAILED, GracefulShutdown
 from search.pipeline.preflight import RunPlan
@@ -65,8 +65,10 @@ def show_best_so_far(run_plan: RunPlan | None) -> None:
     folder = run_plan.folder
     best = folder.summary.best
     if best is not None:
-        accuracy = percent(best.val_accuracy, 2)
-        print(f"best so far: validation accuracy {accuracy}: {describe(best.config)}")
+        metric = folder.summary.metric
+        score = best.val_accuracy if metric == "accuracy" else best.val_score
+        value = f"{METRIC_NAMES[metric]} {describe_score(metric, score, 2)}"
+        print(f"best so far: validation {value}: {describe(best.config)}")
     if (folder.path / MODEL).is_file():
         print(as_called(f"model saved: python -m search.predict {quote_path(folder.path)} IMAGE…"))
     print(as_called(f"resume: python -m search.run --resume {quote_path(folder.path)}"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from search.api.execution import execute, guest_process
 from search.api.options import Option, as_arguments, request_of
 from search.api.space_file import write_space
-from search.console.formatting import describe, percent
+from search.console.formatting import METRIC_NAMES, describe, describe_score
 from search.console.signals import GracefulShutdown
 from search.pipeline.preflight import RunPlan
 from search.pipeline.request import RequestError
@@ -121,6 +121,8 @@ def _show_best_so_far(folder: RunFolder) -> None:
     """Print the results of an interrupted run, and what resumes it."""
     print("interrupted; all that was finished is saved")
     if (best := folder.summary.best) is not None:
-        accuracy = percent(best.val_accuracy, 2)
-        print(f"best so far: validation accuracy {accuracy}: {describe(best.config)}")
+        metric = folder.summary.metric
+        score = best.val_accuracy if metric == "accuracy" else best.val_score
+        value = f"{METRIC_NAMES[metric]} {describe_score(metric, score, 2)}"
+        print(f"best so far: validation {value}: {describe(best.config)}")
     print(f"resume: load_run({str(folder.path)!r}).resume()")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from search.api.execution import same_log_levels
 from search.api.launch import launch
 from search.api.options import Option
-from search.console.formatting import interval, percent
+from search.console.formatting import METRIC_NAMES, interval, metric_interval, metric_text, percent
 from search.pipeline.request import load_requested_space
 from search.runs.listing import find_run
 from search.runs.run_folder import MODEL, RunFolder
@@ -110,6 +110,10 @@ class Run:
         if (test := summary.test) is not None:
             bounds = interval(test.accuracy_ci95)
             facts.append(f"test accuracy {percent(test.accuracy)}, 95% CI {bounds}, n = {test.n}")
+            if (metric := summary.metric) != "accuracy":
+                value, ci95 = test.of_metric(metric)
+                of_test = f"{metric_text(metric, value)}, 95% CI {metric_interval(metric, ci95)}"
+                facts.insert(-1, f"test {METRIC_NAMES[metric]} {of_test}")
         elif summary.best is not None:
             facts.append(f"best validation accuracy {percent(summary.best.val_accuracy)}")
         return f"Run({str(self.path)!r}): {'; '.join(facts) or 'no trial yet'}"

@@ -46,8 +46,25 @@ def interval(bounds: tuple[float, float], digits: int = 1) -> str:
 
 def describe_score(metric: Metric, score: float, digits: int = 1) -> str:
     """Format a score, of which higher is better, as its metric: "99.2%", a log loss "0.512"."""
-    value = metric_value(metric, score)
+    return metric_text(metric, metric_value(metric, score), digits)
+
+
+def describe_scores(metric: Metric, scores: tuple[float, float], digits: int = 1) -> str:
+    """Format an interval of scores as that of their metric, the lower value first."""
+    low, high = sorted(metric_value(metric, score) for score in scores)
+    return metric_interval(metric, (low, high), digits)
+
+
+def metric_text(metric: Metric, value: float, digits: int = 1) -> str:
+    """Format a metric: "99.2%", a log loss "0.512"."""
     return f"{value:.{digits + 2}f}" if metric in _PLAIN else percent(value, digits)
+
+
+def metric_interval(metric: Metric, bounds: tuple[float, float], digits: int = 1) -> str:
+    """Format an interval of a metric: "97.6–99.7%", of a log loss "0.498–0.530"."""
+    if metric not in _PLAIN:
+        return interval(bounds, digits)
+    return "–".join(metric_text(metric, bound, digits) for bound in bounds)
 
 
 def describe_difference(metric: Metric, difference: float, unit: str = " points") -> str:

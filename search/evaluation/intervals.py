@@ -13,7 +13,7 @@ import numpy as np
 
 from search.runs.summary import Interval
 from spaces.rules import Metric
-from trainables.metrics import compute_score, resample_scores
+from trainables.metrics import compute_score, metric_value, resample_scores, score_bounds
 
 _Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 _DRAWS = 2000
@@ -86,6 +86,22 @@ def bootstrap(
     _, group_of = np.unique(np.arange(n) if groups is None else groups, return_inverse=True)
     for counts in bootstrap_groups(int(group_of.max()) + 1, n_samples, seed):
         yield counts[:, group_of]
+
+
+def metric_interval(metric: Metric, logits: np.ndarray, labels: np.ndarray) -> Interval:
+    """Return the 95% interval of a metric as people read it, by the bootstrap's standard error.
+
+    Args:
+        metric: Which; see `trainables.metrics`.
+        logits: [n, classes], n >= 1.
+        labels: int64 [n].
+    """
+    drawn = bootstrap(len(labels), None, _RESAMPLES)
+    scores = np.concatenate([resample_scores(metric, logits, labels, counts) for counts in drawn])
+    score = compute_score(metric, logits, labels)
+    bounds = normal_interval(score, float(scores.std(ddof=1)), score_bounds(metric))
+    low, high = sorted(metric_value(metric, bound) for bound in bounds)
+    return low, high
 
 
 def score_difference(

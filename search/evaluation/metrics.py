@@ -13,9 +13,10 @@ from sklearn.metrics import (
 )
 
 from search.evaluation.calibration import expected_calibration_error
-from search.evaluation.intervals import macro_intervals, wilson_interval
+from search.evaluation.intervals import macro_intervals, metric_interval, wilson_interval
 from search.evaluation.predictions import TOP_K
 from search.runs.summary import ClassScores, Scores
+from trainables.metrics import compute_score
 
 
 def score_predictions(
@@ -38,6 +39,8 @@ def score_predictions(
     n_correct, found = int((predicted == labels).sum()), np.diagonal(confusion)
     top3 = top_k_accuracy(labels, probabilities)
     intervals = macro_intervals(confusion)
+    logits = np.log(np.maximum(_normalised(probabilities), 1e-15))
+    auc = compute_score("roc_auc", logits, labels)
     return Scores(
         n=n,
         accuracy=n_correct / n,
@@ -51,6 +54,9 @@ def score_predictions(
         top3_accuracy=top3,
         top3_accuracy_ci95=wilson_interval(round(top3 * n), n),
         log_loss=float(log_loss(labels, _normalised(probabilities), labels=every)),
+        log_loss_ci95=metric_interval("log_loss", logits, labels),
+        roc_auc=auc,
+        roc_auc_ci95=metric_interval("roc_auc", logits, labels),
         ece=expected_calibration_error(probabilities.max(1), predicted == labels),
         per_class=[
             ClassScores(

@@ -1,7 +1,8 @@
 """Write the report of a run: one HTML page that needs no other file.
 
 Only the run folder is read, so the page can be written again at any time, also of a run that was
-interrupted; it then says what is missing.
+interrupted; it then says what is missing. The module is long because one function gathers all that
+the templates show.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ from jinja2.runtime import Context
 from markupsafe import Markup
 from optuna.distributions import CategoricalDistribution
 
-from search.console.formatting import compact, count, duration, interval, percent
+from search.console.formatting import (
+    METRIC_NAMES,
+    compact,
+    count,
+    describe_score,
+    describe_scores,
+    duration,
+    interval,
+    metric_interval,
+    metric_text,
+    percent,
+)
 from search.data.audit import ISSUES, UNUSED
 from search.data.manifest import Issue
 from search.evaluation.label_issues import MAX_ISSUES
@@ -135,6 +147,8 @@ def _draw_page(record: Record, figures: Mapping[str, Figure], gaps: list[str]) -
             power=describe_power_of_comparison(summary),
             calibration_text=describe_calibration(summary),
             of_images=of_images,
+            metric=summary.metric,
+            metric_name=METRIC_NAMES[summary.metric],
         )
     )
 
@@ -233,11 +247,11 @@ def notices(record: Record) -> Iterator[str]:
 
 
 def best_first(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Sort trials by accuracy; complete ones before others of the same accuracy."""
+    """Sort trials by score; complete ones before others of the same score."""
     return sorted(
         trials,
         key=lambda t: (
-            -1.0 if t.accuracy is None else t.accuracy,
+            -math.inf if t.score is None else t.score,
             t.state == "complete",
             -t.number,
         ),
@@ -278,6 +292,12 @@ def _templates(gaps: list[str]) -> Environment:
         "duration": duration,
         "compact": compact,
         "count": count,
+    }
+    templates.globals |= {
+        "describe_score": describe_score,
+        "describe_scores": describe_scores,
+        "metric_text": metric_text,
+        "metric_interval": metric_interval,
     }
 
     @pass_context

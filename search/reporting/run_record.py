@@ -48,7 +48,8 @@ class TrialRecord:
         state: "complete", "pruned", "failed" or "unfinished".
         params: The searched ones.
         curve: The epochs that it ended.
-        accuracy: The best validation accuracy; None where it ended no epoch.
+        accuracy: The best epoch's validation accuracy; None where it ended no epoch.
+        score: Likewise its score, by the metric; higher is better.
         best_epoch: Counted from 1.
         seconds: Seconds that it took; None where that is unknown.
         reason: Why it failed, else "".
@@ -59,6 +60,7 @@ class TrialRecord:
     params: Mapping[str, Value]
     curve: tuple[Epoch, ...]
     accuracy: float | None
+    score: float | None
     best_epoch: int | None
     seconds: float | None
     reason: str
@@ -171,6 +173,7 @@ def _read_trial(trial: FrozenTrial, curve: Sequence[Epoch]) -> TrialRecord:
         params=trial.params,
         curve=tuple(curve),
         accuracy=best.val_accuracy if best else None,
+        score=best.val_score if best else None,
         best_epoch=best.epoch if best else None,
         seconds=trial.user_attrs.get(SECONDS),
         reason=str(trial.user_attrs.get(REASON, "")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 
@@ -14,7 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from search.console.commands import as_called
-from search.console.formatting import count, describe, duration, interval, percent, quote_path
+from search.console.formatting import (
+    METRIC_NAMES,
+    count,
+    describe,
+    describe_score,
+    describe_scores,
+    duration,
+    interval,
+    metric_interval,
+    metric_text,
+    percent,
+    quote_path,
+)
 from search.evaluation.calibration import MIN_IMAGES
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.mcnemar import POWER
@@ -27,6 +39,7 @@ from search.runs.summary import (
     Scores,
 )
 from search.tuning.study import BASELINE_TRIAL
+from spaces.rules import Metric
 
 
 def show_result(summary: RunSummary, path: Path, console: Console) -> None:
@@ -153,23 +166,39 @@ def _accuracies(summary: RunSummary) -> Table:
     test, kfold, best, external = summary.test, summary.kfold, summary.best, summary.external
     if test is None or kfold is None or best is None:
         raise ValueError("only a finished run has a result to show")
+    # The run's metric comes first, and the accuracy stands beside it.
+    metrics: tuple[Metric, ...] = tuple(dict.fromkeys((summary.metric, "accuracy")))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title, justify in (("", "left"), ("accuracy", "right"), ("95% CI", "left")):
-        table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("", no_wrap=True)
+    for metric in metrics:
+        table.add_column(METRIC_NAMES[metric], justify="right", no_wrap=True)
+        table.add_column("95% CI", no_wrap=True)
     table.add_column("images", justify="right", no_wrap=True)
-    table.add_row("test set", *_scores(test), style="bold")
+    table.add_row("test set", *_scores(test, metrics), style="bold")
     if external is not None and external.scores is not None:
-        table.add_row("external test set", *_scores(external.scores))
-    table.add_row(
-        f"{kfold.folds}-fold cross-validation",
+        table.add_row("external test set", *_scores(external.scores, metrics))
+    cross_validated = [
         percent(kfold.accuracy_corrected, 2),
         interval(kfold.accuracy_corrected_ci95, 2),
+    ]
+    validated = [percent(best.val_accuracy, 2), ""]
+    if summary.metric != "accuracy":
+        cross_validated = [
+            describe_score(summary.metric, kfold.score_corrected, 2),
+            describe_scores(summary.metric, kfold.score_corrected_ci95, 2),
+            *cross_validated,
+        ]
+        validated = [describe_score(summary.metric, best.val_score, 2), "", *validated]
+    table.add_row(
+        f"{kfold.folds}-fold cross-validation",
+        *cross_validated,
         "" if summary.data is None else str(summary.data.train + summary.data.val),
     )
     table.add_row(
-        "best validation accuracy" if best.trial is not None else "linear probe, cross-validated",
-        percent(best.val_accuracy, 2),
-        "",
+        f"best validation {METRIC_NAMES[summary.metric]}"
+        if best.trial is not None
+        else "linear probe, cross-validated",
+        *validated,
         _n_validated(summary, best),
         style="dim",
     )
@@ -203,8 +232,12 @@ def _n_validated(summary: RunSummary, best: BestModel) -> str:
     return str(n_train + summary.data.val)
 
 
-def _scores(scores: Scores) -> tuple[str, str, str]:
-    return percent(scores.accuracy, 2), interval(scores.accuracy_ci95, 2), str(scores.n)
+def _scores(scores: Scores, metrics: Sequence[Metric]) -> Iterator[str]:
+    for metric in metrics:
+        value, ci95 = scores.of_metric(metric)
+        yield metric_text(metric, value, 2)
+        yield metric_interval(metric, ci95, 2)
+    yield str(scores.n)
 
 
 def _facts(summary: RunSummary, path: Path) -> Iterator[tuple[str, str]]:

@@ -343,6 +343,8 @@ class Scores:
 
     Attributes:
         macro_precision: Like the other macro means, over the classes that occur.
+        macro_recall: The balanced accuracy.
+        roc_auc: Macro one-vs-rest; see `trainables.metrics`.
         ece: Expected calibration error.
         confusion: Counts; rows are the true class.
         n_ood: Images that are out of distribution; None where the model cannot tell.
@@ -364,6 +366,23 @@ class Scores:
     per_class: list[ClassScores]
     confusion: list[list[int]]
     n_ood: int | None = None
+    log_loss_ci95: Interval = (math.nan, math.nan)
+    roc_auc: Number = math.nan
+    roc_auc_ci95: Interval = (math.nan, math.nan)
+
+    def of_metric(self, metric: Metric) -> tuple[float, Interval]:
+        """Return a metric as people read it, and its 95% confidence interval."""
+        match metric:
+            case "accuracy":
+                return self.accuracy, self.accuracy_ci95
+            case "balanced_accuracy":
+                return self.macro_recall, self.macro_recall_ci95
+            case "macro_f1":
+                return self.macro_f1, self.macro_f1_ci95
+            case "log_loss":
+                return self.log_loss, self.log_loss_ci95
+            case "roc_auc":
+                return self.roc_auc, self.roc_auc_ci95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,6 +503,11 @@ class RunSummary:
     ablation: list[AblationScores] | None = None
     samples: Mapping[str, Samples] | None = None
     stages: Mapping[str, Number] | None = None
+
+    @property
+    def metric(self) -> Metric:
+        """What models were compared by."""
+        return "accuracy" if self.settings is None else self.settings.metric
 
     def as_dict(self) -> dict[str, Any]:
         """Return the sections that there are, as they stand in the file."""

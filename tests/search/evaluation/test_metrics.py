@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -5,6 +7,7 @@ from sklearn import metrics
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.metrics import score_predictions, top_k_accuracy
 from search.runs.summary import ClassScores
+from spaces.rules import Metric
 
 CLASSES = ("ant", "bee", "cow", "dog")
 
@@ -34,6 +37,17 @@ def test_metrics_are_scikit_learns(n_classes):
     assert scores.macro_f1 == pytest.approx(metrics.f1_score(labels, predicted, **macro))
     assert scores.log_loss == pytest.approx(
         -np.log(probabilities[np.arange(200), labels]).mean(), rel=1e-5
+    )
+    multi_class = {} if n_classes == 2 else {"multi_class": "ovr"}
+    of_auc = probabilities[:, 1] if n_classes == 2 else probabilities
+    assert scores.roc_auc == pytest.approx(
+        metrics.roc_auc_score(labels, of_auc, **multi_class), abs=1e-3
+    )
+    for metric in get_args(Metric):
+        value, (low, high) = scores.of_metric(metric)
+        assert low < value < high
+    assert scores.of_metric("balanced_accuracy")[0] == pytest.approx(
+        metrics.balanced_accuracy_score(labels, predicted)
     )
     assert scores.confusion == metrics.confusion_matrix(labels, predicted).tolist()
 

@@ -36,6 +36,7 @@ from search.runs.summary import (
 from search.runs.tables import ABLATION_COLUMNS, write_csv
 from tests.fixtures.handmade_run import (
     EXTERNAL,
+    SETTINGS,
     make_run,
     remove,
     scores,
@@ -164,6 +165,27 @@ def test_backbones_that_left_have_their_figures_and_reasons(run: Path) -> None:
         remove(run, f"summary:{section}")
     remove(run, STUDY)
     assert " No accuracy yet " in words_of(run)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_the_page_begins_with_the_metric(run: Path) -> None:
+    folder = RunFolder.open(run)
+    test, kfold, best = folder.summary.test, folder.summary.kfold, folder.summary.best
+    assert test is not None
+    assert kfold is not None
+    assert best is not None
+    set_sections(
+        run,
+        settings=replace(SETTINGS, metric="log_loss"),
+        test=replace(test, log_loss=0.4321, log_loss_ci95=(0.4, 0.5)),
+        kfold=replace(kfold, score_corrected=-0.25, score_corrected_ci95=(-0.3, -0.2)),
+        best=replace(best, val_score=-0.2),
+    )
+    words = words_of(run)
+    assert " 0.432 test log loss " in words
+    assert "95% CI 0.400–0.500. Accuracy " in words
+    assert " 0.250 95% CI 0.200–0.300; accuracy " in words
+    assert "best validation log loss validation accuracy" in words
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -24,35 +24,10 @@ from search.runs.summary import (
     ProbeScore,
     RunSummary,
     SearchCounts,
-    Settings,
 )
-from tests.fixtures.handmade_run import scores
+from tests.fixtures.handmade_run import SETTINGS, scores
 
 CONFIG = {"backbone": "cnn", "lr": 0.00123456, "freeze_depth": 2, "mixup": 0.0}
-SETTINGS = Settings(
-    trials=12,
-    epochs=8,
-    folds=5,
-    metric="accuracy",
-    patience=None,
-    views=8,
-    keep_checkpoints=3,
-    image_size=32,
-    resize_mode="pad",
-    cache_size=36,
-    weights="pretrained",
-    center_crop=True,
-    searched={"backbone": "", "lr": "", "freeze_depth": ""},
-    constants={"mixup": 0.0},
-    finalists=1,
-    sampler="tpe",
-    scheduler="asha",
-    probe=True,
-    seed=0,
-    gpus=[],
-)
-
-
 CALIBRATION = Calibration(
     temperature=1.5,
     applied=True,
@@ -104,6 +79,27 @@ def shown(path: Path, width: int = 80, **more: Any) -> list[str]:
     show_result(summary(**more), path, console)
     assert isinstance(console.file, io.StringIO)
     return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+
+def test_the_metric_comes_first_and_the_accuracy_stands_beside_it() -> None:
+    test = replace(
+        scores([[38, 2], [1, 39]], ("ant", "bee")),
+        **{"log_loss": 0.1234, "log_loss_ci95": (0.1, 0.15)},
+    )
+    scored = replace(kfold(), score_corrected=-0.2, score_corrected_ci95=(-0.25, -0.15))
+    lines = shown(
+        Path("run"),
+        width=120,
+        settings=replace(SETTINGS, metric="log_loss"),
+        **{"test": test, "kfold": scored, "best": best(val_score=-0.3)},
+    )
+    assert "log loss 95% CI accuracy 95% CI images" in lines
+    for line in (
+        "test set 0.1234 0.1000–0.1500 96.25% 83.50–98.60% 80",
+        "5-fold cross-validation 0.2000 0.1500–0.2500 97.91% 96.54–98.82%",
+        "best validation log loss 0.3000 99.12%",
+    ):
+        assert any(one.startswith(line) for one in lines), line
 
 
 def test_accuracies_facts_files_and_the_next_steps() -> None:
