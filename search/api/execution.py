@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from search.cluster.session import SessionError, configure_ray, ray_session
 from search.console.formatting import printable
+from search.console.output import print_error
 from search.console.progress import Progress
 from search.console.run_log import start_run_log
-from search.console.signals import GracefulShutdown
+from search.console.signals import FAILED, GracefulShutdown
 from search.pipeline.preflight import RunPlan, prepare_run
 from search.runs.environment import Request
 from search.runs.lock import locked
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("ray", "optuna")
 """Libraries whose log levels a run changes."""
+
+_log = logging.getLogger(__name__)
 
 _running = Lock()
 
@@ -100,7 +103,13 @@ def _execute(
                 progress.say(line)
             for warning in run_plan.warnings:
                 progress.warn(warning)
-            with ray_session(request.address):
+
+            def end(what: str) -> None:
+                _log.error("%s has ended", what)
+                print_error(f"{what} has ended, killed or out of memory")
+                shutdown.end_program(FAILED)
+
+            with ray_session(request.address, on_lost=end):
                 shutdown.watch()
                 from search.pipeline import flow
 

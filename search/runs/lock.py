@@ -1,4 +1,4 @@
-"""Let one command at a time work on a run: a lock with its owner, host and heartbeat.
+"""Let a single command work on a run: a lock with its owner, host and heartbeat.
 
 The lock is a file that is created exclusively, which network file systems keep to as well, where
 locks of the system are often missing. Its owner writes a new heartbeat every few seconds. A lock
@@ -46,7 +46,7 @@ def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
     Args:
         folder: The run's folder.
-        warn: Called with what the user should know: that a lock was taken over or cannot be had.
+        warn: Called with what the user should know: that a lock was taken over or is unavailable.
 
     Raises:
         FolderError: another command works on the run.

@@ -1,4 +1,4 @@
-"""One command at a time works on a run."""
+"""A single command works on a run."""
 
 from __future__ import annotations
 
