@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from search.api.execution import execute
 from search.cluster.session import configure_ray
+from search.cluster.watch import describe_loss
 from search.console.commands import as_called
 from search.console.formatting import METRIC_NAMES, describe, describe_score, quote_path
 from search.console.output import command, print_error
@@ -49,10 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show_best_so_far(run_plan)
         return shutdown.exit_code
     except Exception as error:
-        if not is_disk_full(error):
-            raise
         where = request.folder if run_plan is None else run_plan.folder.path
-        print_error(f"no space is left for {where}; make room on its disk")
+        reason = describe_loss(error)
+        if is_disk_full(error):
+            reason = f"no space is left for {where}; make room on its disk"
+        if reason is None:
+            raise
+        print_error(reason)
         show_best_so_far(run_plan)
         return FAILED
 

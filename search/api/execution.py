@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 from search.cluster.session import SessionError, configure_ray, ray_session
+from search.console.formatting import printable
+from search.console.output import print_error
 from search.console.progress import Progress
 from search.console.run_log import start_run_log
-from search.console.signals import GracefulShutdown
+from search.console.signals import FAILED, GracefulShutdown
 from search.pipeline.preflight import RunPlan, prepare_run
 from search.runs.environment import Request
-from search.runs.run_folder import RUN_LOG, RunFolder
+from search.runs.lock import locked
+from search.runs.run_folder import ENVIRONMENT, RUN_LOG, RunFolder
 from search.runs.sync import synced
 from spaces.errors import SearchError
 
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("ray", "optuna")
 """Libraries whose log levels a run changes."""
+
+_log = logging.getLogger(__name__)
 
 _running = Lock()
 
@@ -50,9 +56,36 @@ def execute(
         callbacks: Callbacks for Ray Tune, beside the run's own.
 
     Raises:
-        SearchError: a mistake of the user; the kinds are those of `prepare_run` and `flow.run`.
+        SearchError: a mistake of the user, or another command works on the run; the kinds are those
+            of `prepare_run` and `flow.run`.
         KeyboardInterrupt: the user stopped the run; all that was finished is saved.
     """
+    with ExitStack() as lock:
+        run = request.resume
+        is_here = run is not None and (run / ENVIRONMENT).is_file()
+        if run is not None and is_here:  # it is read when no other command writes it any more
+            lock.enter_context(locked(run, _warn))
+
+        def prepared(run_plan: RunPlan) -> None:
+            if not is_here:
+                lock.enter_context(locked(run_plan.folder.path, _warn))
+            on_prepared(run_plan)
+
+        return _execute(request, shutdown, prepared, arguments, callbacks)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {printable(text)}", file=sys.stderr)
+
+
+def _execute(
+    request: Request,
+    shutdown: GracefulShutdown,
+    on_prepared: Callable[[RunPlan], None],
+    arguments: Sequence[str] | None,
+    callbacks: Sequence[Callback],
+) -> int:
+    """Run a request whose run is locked, or will be by `on_prepared`."""
     run_plan = None
     try:
         run_plan = replace(prepare_run(request), callbacks=tuple(callbacks))
@@ -70,7 +103,13 @@ def execute(
                 progress.say(line)
             for warning in run_plan.warnings:
                 progress.warn(warning)
-            with ray_session(request.address):
+
+            def end(what: str) -> None:
+                _log.error("%s has ended", what)
+                print_error(f"{what} has ended, killed or out of memory")
+                shutdown.end_program(FAILED)
+
+            with ray_session(request.address, on_lost=end):
                 shutdown.watch()
                 from search.pipeline import flow
 

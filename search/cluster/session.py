@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from search.cluster.watch import watching_services
 from spaces.errors import SearchError
 
 _log = logging.getLogger(__name__)
@@ -28,6 +29,11 @@ _VARIABLES = {
     # Read by `ray.init` and by the processes that it starts.
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray ends workers when memory is short: not at 95% of a large machine, whoever uses it, but if
+    # little is left; one worker, not all; and tries a task again a few times, not for ever.
+    "RAY_min_memory_free_bytes": f"{512 * 2**20}",
+    "RAY_worker_killing_policy_by_group": "1",
+    "RAY_task_oom_retries": "5",
     # Read by `tune.run`. What it would print is shown by `search.console.progress`, what it would
     # save is in the study, what it would log is written by `search.reporting.tensorboard`.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -81,7 +87,11 @@ def store_proportion() -> float:
 
 
 @contextmanager
-def ray_session(address: str | None, show_worker_output: bool = False) -> Iterator[None]:
+def ray_session(
+    address: str | None,
+    show_worker_output: bool = False,
+    on_lost: Callable[[str], None] | None = None,
+) -> Iterator[None]:
     """Start Ray on this machine or join a cluster, and disconnect at the end.
 
     Where this process has started Ray already, its session is used, and stays. Ray's processes end
@@ -90,6 +100,8 @@ def ray_session(address: str | None, show_worker_output: bool = False) -> Iterat
     Args:
         address: As `ray.init` takes it; None starts Ray on this machine.
         show_worker_output: Print what workers print and log on their standard outputs.
+        on_lost: Called, in another thread, when a process of Ray's own that was started here ends:
+            see `search.cluster.watch`.
 
     Raises:
         SessionError: there is no cluster at the address, or it refuses this machine; or Ray was
@@ -146,7 +158,8 @@ def ray_session(address: str | None, show_worker_output: bool = False) -> Iterat
         _resources(),
     )
     try:
-        yield
+        with nullcontext() if on_lost is None else watching_services(on_lost):
+            yield
     finally:
         _actors.clear()
         ray.shutdown()

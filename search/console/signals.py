@@ -96,6 +96,12 @@ class GracefulShutdown:
         if self._requested:
             raise KeyboardInterrupt
 
+    def end_program(self, exit_code: int) -> None:
+        """End the program at once, if it is this one's to end: all that was finished is on disk."""
+        if self._ends_program:
+            self.exit_code = exit_code
+            self._end_at_once()
+
     def requested(self) -> bool:
         """Return whether a stop was requested."""
         return self._requested

@@ -74,7 +74,7 @@ def run_search(
     started = monotonic()
     context = replace(context, run_id=folder.environment.run_id)
     rows = {name: prepared.rows(name) for name in ("train", "val")}
-    storage = open_storage(folder.path)
+    storage = open_storage(folder.path, progress.warn)
     study = open_study(storage, space)
     gpu_fraction = measure_gpu_fractions(space, context, rows["train"])
     if any(gpu_fraction.values()):

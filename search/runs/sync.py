@@ -7,14 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
+from search.runs.lock import LOCK
 from search.runs.run_folder import CHECKPOINT, STUDY
 from search.runs.storage import LocalFiles, SharedFiles
 
 EVERY_SECONDS = 60.0
 """Seconds between two updates of the copy."""
 
-_SKIPPED_FOLDER, _SKIPPED_SUFFIXES = "cache/", (".partial", CHECKPOINT)
-"""Files that can be made again, that are being written, and that trials save in storage."""
+_SKIPPED_FOLDER, _SKIPPED_SUFFIXES = "cache/", (".partial", LOCK, CHECKPOINT)
+"""Files that can be made again, that are of this machine or being written, and that trials save in
+storage."""
 
 
 @contextmanager

@@ -9,10 +9,11 @@ that knows the form of the record is in one place.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,12 +22,15 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
+from search.runs.journal import Journal, write_patiently
 from search.runs.run_folder import STUDY
 from search.runs.tables import write_csv
 from search.runs.validation import FolderError
 from spaces.base import Space, TrialConfig
 from spaces.rules import Value
 from trainables.trial_result import EpochResult, TrialResult
+
+_log = logging.getLogger(__name__)
 
 STUDY_NAME = "search"
 
@@ -58,7 +62,7 @@ _PROGRESS_COLUMNS = tuple(field.name for field in fields(EpochResult))
 
 
 class _NoLock(JournalFileOpenLock):
-    """Lock nothing: one process writes to a study, and a killed one must leave no lock behind."""
+    """Lock nothing: a reader writes nothing."""
 
     def acquire(self) -> bool:
         return True
@@ -67,10 +71,14 @@ class _NoLock(JournalFileOpenLock):
         pass
 
 
-def open_storage(run_folder: Path) -> JournalStorage:
+def open_storage(run_folder: Path, warn: Callable[[str], None] = _log.warning) -> JournalStorage:
     """Open the journal of a run's study to write to it; a torn last line is cut off.
 
     A line is torn where an earlier session was killed, or its disk was full, while it wrote.
+
+    Args:
+        run_folder: The run's folder.
+        warn: Called with what happens to the file meanwhile: see `search.runs.journal`.
 
     Raises:
         FolderError: the journal is damaged.
@@ -79,7 +87,7 @@ def open_storage(run_folder: Path) -> JournalStorage:
     if path.exists():
         os.truncate(path, _whole_bytes(path.read_bytes()))
     try:
-        return _open_journal(path)
+        return JournalStorage(Journal(path, warn))
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise FolderError(
             f"{path} is damaged ({error}): put a copy of it back, or begin a new run"
@@ -122,7 +130,8 @@ def load_study(run_folder: Path) -> optuna.Study | None:
         return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        return optuna.load_study(study_name=STUDY_NAME, storage=_open_journal(path))
+        backend = JournalFileBackend(str(path), lock_obj=_NoLock(str(path)))
+        return optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(backend))
     except (ValueError, KeyError, TypeError, AssertionError):
         return None
 
@@ -137,10 +146,6 @@ def check_readable(run_folder: Path) -> None:
         raise FolderError(
             f"{run_folder / STUDY} is damaged: put a copy of it back, or begin a new run"
         )
-
-
-def _open_journal(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock(str(path))))
 
 
 def learning_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
@@ -258,10 +263,14 @@ def append_epoch(path: Path, result: TrialResult) -> bool:
         return False
     lines = [] if whole else [",".join(_PROGRESS_COLUMNS)]
     lines.append(",".join(str(getattr(result, name)) for name in _PROGRESS_COLUMNS))
-    with path.open("r+b" if content else "wb") as file:
-        file.seek(len(whole))
-        file.truncate()
-        file.write("".join(f"{line}\n" for line in lines).encode())
+
+    def write() -> None:
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.seek(len(whole))
+            file.truncate()
+            file.write("".join(f"{line}\n" for line in lines).encode())
+
+    write_patiently(write, path)
     return True
 
 

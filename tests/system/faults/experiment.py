@@ -114,7 +114,7 @@ class Experiment:
         Args:
             inject: Breaks it and waits for its end; returns False if it had ended before.
         """
-        process = self._start()
+        process = self.start()
         try:
             was_broken = inject(process) is not False
         finally:
@@ -167,7 +167,8 @@ class Experiment:
         n_before = len(self.log("stage", name))
         process.wait_until(lambda: len(self.log("stage", name)) > n_before)
 
-    def _start(self) -> Process:
+    def start(self) -> Process:
+        """Start or resume the search."""
         self._n_sessions += 1
         space = self.folder / "space.py"
         if (self.run / "environment.json").is_file():

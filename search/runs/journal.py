@@ -1,0 +1,122 @@
+"""Write the journal of a study so that what happens to its file loses nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from optuna.storages.journal import BaseJournalBackend
+
+from trainables.atomic_write import write_atomically
+from trainables.disk_full import is_disk_full
+
+_log = logging.getLogger(__name__)
+
+MAX_WAIT_SECONDS = 300.0
+"""How long writing is tried again: a backup or a network that is away lets go within minutes."""
+
+_TRY_EVERY_SECONDS = 1.0
+
+
+def write_patiently(
+    write: Callable[[], None], path: Path, warn: Callable[[str], None] = _log.warning
+) -> None:
+    """Call a function that writes a file, again and again while the file cannot be written.
+
+    Args:
+        write: The function; it may have written a part.
+        path: The file.
+        warn: Called once with why it waits, and once when it no longer does.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written after `MAX_WAIT_SECONDS`.
+    """
+    started, waited = monotonic(), False
+    while True:
+        try:
+            write()
+        except OSError as error:
+            if is_disk_full(error) or monotonic() - started > MAX_WAIT_SECONDS:
+                raise
+            if not waited:
+                warn(
+                    f"{path} cannot be written ({error.strerror or error}): the search waits up to"
+                    f" {MAX_WAIT_SECONDS / 60:.0f} minutes, and keeps what is to be written"
+                )
+            waited = True
+            sleep(_TRY_EVERY_SECONDS)
+        else:
+            if waited:
+                warn(f"{path} can be written again")
+            return
+
+
+class Journal(BaseJournalBackend):
+    """The journal of a study that this process writes, and others read.
+
+    All lines are kept in memory. Where the file is deleted, cut or overwritten meanwhile, it is
+    written again as it was.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None] = _log.warning) -> None:
+        """Read the journal, or begin one.
+
+        Args:
+            path: The file, of whole lines.
+            warn: Called with what happens to the file.
+        """
+        self._path, self._warn = path, warn
+        path.touch()
+        self._content = bytearray(path.read_bytes())
+        self._lines = bytes(self._content).splitlines(keepends=True)
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Yield the logs from a number on."""
+        for line in self._lines[log_number_from:]:
+            yield json.loads(line)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append logs; waits while the file cannot be written: see `write_patiently`."""
+        lines = [f"{json.dumps(log, separators=(',', ':'))}\n".encode() for log in logs]
+        write_patiently(lambda: self._write(b"".join(lines)), self._path, self._warn)
+        self._add(lines)
+
+    def _write(self, added: bytes) -> None:
+        """Append to the file, or write it again where it is not what was written last."""
+        found = self._path.stat().st_size if self._path.exists() else -1
+        if found > len(self._content):
+            self._adopt(added)
+            found = self._path.stat().st_size
+        if found == len(self._content):
+            with self._path.open("ab") as file:
+                file.write(added)
+                file.flush()
+                os.fsync(file.fileno())
+            return
+        what = "was deleted" if found < 0 else "was overwritten or cut"
+        self._warn(f"{self._path} {what} by another program; it is written again as it was")
+        with write_atomically(self._path) as partial:
+            partial.write_bytes(bytes(self._content) + added)
+
+    def _adopt(self, added: bytes) -> None:
+        """Take over lines that another process has appended, such as a dashboard's notes.
+
+        What an attempt before has written of the lines to be added is cut off.
+        """
+        content = self._path.read_bytes()
+        more = content[len(self._content) :]
+        if not content.startswith(self._content):
+            return
+        if added.startswith(more):
+            os.truncate(self._path, len(self._content))
+        elif more.endswith(b"\n"):
+            self._add(more.splitlines(keepends=True))
+
+    def _add(self, lines: list[bytes]) -> None:
+        self._lines += lines
+        self._content += b"".join(lines)

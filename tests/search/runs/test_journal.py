@@ -1,0 +1,96 @@
+"""What happens to the file of a study loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+
+from search.runs import journal
+from search.runs.journal import Journal
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut in half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "not a journal": lambda path: path.write_bytes(b"SQLite format 3\0" * 500),
+    "torn": lambda path: path.write_bytes(path.read_bytes() + b"\0" * 9),
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path, warnings: list[str]) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(Journal(tmp_path / "study.journal", warnings.append))
+    return optuna.create_study(storage=storage, direction="maximize")
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(journal, "_TRY_EVERY_SECONDS", 0.01)
+    return []
+
+
+def values(path: Path) -> list[float | None]:
+    """Return the values of the trials that a new process reads from a journal."""
+    storage = JournalStorage(Journal(path))
+    (name,) = optuna.get_all_study_names(storage)
+    return [trial.value for trial in optuna.load_study(study_name=name, storage=storage).trials]
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_written_again_as_it_was(tmp_path, study, warnings, damage):
+    path = tmp_path / "study.journal"
+    study.tell(study.ask(), 0.1)
+    damage(path)
+    study.tell(study.ask(), 0.2)
+    assert values(path) == [0.1, 0.2]
+    assert len(warnings) == 1
+    assert warnings[0].endswith(" by another program; it is written again as it was")
+
+
+def test_lines_of_another_process_stay(tmp_path, study, warnings):
+    other = JournalStorage(Journal(tmp_path / "study.journal"))
+    other.set_study_user_attr(0, "note", "a dashboard's")
+    study.tell(study.ask(), 0.1)
+    assert study.user_attrs == {"note": "a dashboard's"}
+    assert values(tmp_path / "study.journal") == [0.1]
+    assert warnings == []
+
+
+def test_what_holds_the_file_is_waited_for(tmp_path, study, warnings, monkeypatch):
+    path, n_held = tmp_path / "study.journal", [3]
+    fsync = os.fsync
+
+    def held(file: int) -> None:
+        """The line is in the file, or a part of it, but the writer cannot know."""
+        if n_held[0]:
+            n_held[0] -= 1
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", held)
+    study.tell(study.ask(), 0.1)
+    assert values(path) == [0.1]
+    assert warnings[0] == (
+        f"{path} cannot be written (Device or resource busy): the search waits up to 5 minutes, and"
+        " keeps what is to be written"
+    )
+    assert warnings[-1] == f"{path} can be written again"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_waiting_has_an_end(study, warnings, monkeypatch, number):
+    def refuse(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(journal, "MAX_WAIT_SECONDS", 0.05)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        study.ask()
+    assert len(warnings) == (number == errno.EACCES)
