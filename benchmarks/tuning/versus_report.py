@@ -42,8 +42,8 @@ class Results:
     @property
     def label(self) -> str:
         """The wall time as text."""
-        minutes = self.seconds / 60
-        return f"{minutes:g} min" if minutes >= 1 else f"{self.seconds:g} s"
+        whole = self.seconds % 60 == 0
+        return f"{self.seconds / 60:g} min" if whole else f"{self.seconds:g} s"
 
     @property
     def competitors(self) -> list[str]:

@@ -109,6 +109,8 @@ def search(
     context = replace(context, run_id=run_plan.folder.environment.run_id)
     with tempfile.TemporaryDirectory(prefix="stock-tune-") as storage:
         results = _fit(job, prepared.space, context, prepared, storage)
+        for error in results.errors[:1]:
+            print(f"{results.num_errors} trials failed; the first: {error}", file=sys.stderr)
         best = results.get_best_result(_BEST, "max")
         with best.checkpoint.as_directory() as folder:
             weights = torch.load(Path(folder) / _WEIGHTS, weights_only=True)
