@@ -1,1 +1,1 @@
-"""Spaces: each module defines one `SPACE`, except base, rules, sources, downloads and glyphs."""
+"""Spaces: each module defines one `SPACE`, except those that `spaces.base.NOT_SPACES` names."""

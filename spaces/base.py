@@ -14,18 +14,21 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
+from spaces.conditions import ByValue, Parameter, When, branches_of, choose, join, narrow
 from spaces.diagnosis import file_problems
 from spaces.fields import space_problems
-from spaces.rules import Distribution, Metric, ResizeMode, SpaceError, Value, values_of
+from spaces.first_trials import Config, expand, fit_all, of_backbones
+from spaces.parameters import all_values_of, values_of
+from spaces.rules import Metric, ResizeMode, SpaceError, Value
 from spaces.sources import Source, did_you_mean
 
 NOT_SPACES = frozenset(
     (
         *("__init__", "base", "rules", "fields", "diagnosis", "errors"),
         *("portfolio", "sources", "downloads", "glyphs", "timm_names"),
-        *("archives", "label_tables"),
+        *("archives", "label_tables", "conditions", "parameters", "first_trials"),
     )
 )
 """Modules of this package that define no space."""
@@ -103,8 +106,9 @@ class Space:
 
     source: Source
     """The images."""
-    params: Mapping[str, Distribution | Value]
-    """The hyperparameters: a distribution is searched, any other value is a constant."""
+    params: Mapping[str, Parameter]
+    """The hyperparameters: a distribution is searched, `When` and `ByValue` depend on others, and
+    any other value is a constant."""
     image_size: int = 224
     """Side in pixels of the square that a backbone sees."""
     resize_size: int | None = None
@@ -121,8 +125,9 @@ class Space:
     folds: int = 5
     """Number of folds that the best configurations are cross-validated in."""
     first_trials: tuple[Mapping[str, Value], ...] = ()
-    """Configurations to try before all others; missing parameters are sampled. Trial 0 is the
-    baseline."""
+    """Configurations to try before all others; missing parameters are sampled. One whose backbone
+    is a text with `*` is tried with every backbone that it stands for, the best first. Trial 0 is
+    the baseline."""
     flip: bool = True
     """Whether augmentation may mirror images; not so if that changes their class, as of digits."""
     weights: Literal["pretrained", "none"] = "pretrained"
@@ -159,13 +164,48 @@ class Space:
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The searched parameters, by name."""
-        return {k: v for k, v in self.params.items() if isinstance(v, BaseDistribution)}
+        """The searched parameters, by name; of one that depends on others, all ranges as one."""
+        ranges = {
+            name: [branch for branch in branches_of(one) if isinstance(branch, BaseDistribution)]
+            for name, one in self.params.items()
+        }
+        return {name: join(found) for name, found in ranges.items() if found}
 
     @property
     def constants(self) -> dict[str, Value]:
-        """The constant parameters, by name."""
-        return {k: v for k, v in self.params.items() if not isinstance(v, BaseDistribution)}
+        """The parameters that are constant in every trial, by name."""
+        return {name: one for name, one in self.params.items() if isinstance(one, Value)}
+
+    @property
+    def dependent(self) -> dict[str, ByValue | When]:
+        """The parameters that depend on others, by name."""
+        return {n: one for n, one in self.params.items() if isinstance(one, ByValue | When)}
+
+    @property
+    def parents(self) -> frozenset[str]:
+        """The names of the parameters that others depend on."""
+        return frozenset(name for one in self.dependent.values() for name in one.parents())
+
+    @property
+    def draw_order(self) -> tuple[str, ...]:
+        """The names of all parameters, those that depend on others last."""
+        return tuple(sorted(self.params, key=lambda name: name in self.dependent))
+
+    def parameter(self, name: str, params: Mapping[str, Value]) -> BaseDistribution | Value | None:
+        """Return what a parameter is in a trial: a distribution, a constant, or None: it has none.
+
+        Args:
+            name: Its name.
+            params: What the trial has drawn so far, the parameters that this one depends on among
+                them.
+        """
+        return choose(self.params[name], {**self.constants, **params})
+
+    def complete(self, params: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the parameters of a trial: those that it has drawn, and its constants."""
+        chosen = {name: self.parameter(name, params) for name in self.dependent}
+        constants = {name: one for name, one in chosen.items() if isinstance(one, Value)}
+        return {**self.constants, **constants, **params}
 
     @property
     def backbones(self) -> tuple[str, ...]:
@@ -175,10 +215,8 @@ class Space:
     @property
     def freeze_depths(self) -> tuple[int, ...]:
         """The freeze depths that are searched, ascending."""
-        parameter = self.params.get("freeze_depth", TrialConfig.freeze_depth)
-        if isinstance(parameter, IntDistribution):
-            return tuple(range(parameter.low, parameter.high + 1, parameter.step))
-        return tuple(sorted(int(value) for value in values_of(parameter)))
+        values = all_values_of(self.params.get("freeze_depth", TrialConfig.freeze_depth))
+        return tuple(sorted(int(value) for value in values or ()))
 
     @property
     def max_augment(self) -> float:
@@ -195,15 +233,10 @@ class Space:
             names: At least one.
             preferred: One of them; None is the first, for first trials that name another backbone.
         """
-        first_trials: list[Mapping[str, Value]] = []
-        for config in self.first_trials:
-            named = config.get("backbone", None if preferred else names[0])
-            if named not in names:
-                config = {**config, "backbone": preferred or names[0]}
-            if config not in first_trials:
-                first_trials.append(config)
+        of_these = of_backbones(self.first_trials, names, preferred)
         params = {**self.params, "backbone": CategoricalDistribution(list(names))}
-        return replace(self, params=params, first_trials=tuple(first_trials))
+        fitted, params = fit_all(of_these, params), narrow(params, "backbone", names)
+        return replace(self, params=params, first_trials=fit_all(fitted, params))
 
     def without_backbones(self, names: Collection[str]) -> Space:
         """Return a copy of this space without some of its backbones; at least one must stay."""
@@ -212,13 +245,25 @@ class Space:
 
     def with_constants(self, values: Mapping[str, Value]) -> Space:
         """Return a copy of this space with some parameters fixed, in the first trials too."""
-        first_trials: list[Mapping[str, Value]] = []
-        for config in self.first_trials:
-            config = {name: values.get(name, value) for name, value in config.items()}
-            if config not in first_trials:
-                first_trials.append(config)
+        configs = [
+            {name: values.get(name, value) for name, value in config.items()}
+            for config in self.first_trials
+        ]
         params = {**self.params, **values}
-        return replace(self, params=params, first_trials=tuple(first_trials))
+        fitted = fit_all(configs, params)
+        for name, value in values.items():
+            params = narrow(params, name, [value])
+        return replace(self, params=params, first_trials=fit_all(fitted, params))
+
+    def with_first_trials(self, ranking: Sequence[str], others: Sequence[Config] = ()) -> Space:
+        """Return a copy of this space whose first trials are of one backbone each.
+
+        Args:
+            ranking: Its backbones, the best first.
+            others: Configurations to try after its own.
+        """
+        own = expand(self.first_trials, ranking, self.params)
+        return replace(self, first_trials=(*own, *(one for one in others if one not in own)))
 
     def with_image_size(self, image_size: int) -> Space:
         """Return a copy of this space for another image size, with the same margin around it."""

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from spaces.rules import (
-    RULES,
-    Metric,
-    ResizeMode,
-    Rule,
-    config_problems,
-    parameter_problems,
-)
+from spaces.first_trials import config_problems
+from spaces.parameters import parameter_problems
+from spaces.rules import RULES, Metric, ResizeMode, Rule
 from spaces.sources import Source, did_you_mean
 
 _WHOLE_NUMBERS: dict[str, tuple[float, float]] = {

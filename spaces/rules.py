@@ -1,17 +1,15 @@
-"""The rules of a space: its parameters, the values that each may have, and what breaks them."""
+"""The rules of a space: its parameters, and the values that each may have."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from optuna import create_trial
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -181,60 +179,3 @@ class SpaceError(SearchError):
 
 def _bound(value: float) -> str:
     return f"{value:g}"
-
-
-def values_of(parameter: Distribution | Value) -> tuple[Value, ...]:
-    """Return a parameter's choices, the ends of its range, or its constant value."""
-    if isinstance(parameter, CategoricalDistribution):
-        return tuple(parameter.choices)  # type: ignore[arg-type]
-    if isinstance(parameter, FloatDistribution | IntDistribution):
-        return (parameter.low, parameter.high)
-    return (parameter,)
-
-
-def parameter_problems(params: Mapping[Any, Any]) -> Iterator[str]:
-    """Yield how the parameters of a space break the rules."""
-    if "backbone" not in params:
-        yield "params must name a 'backbone'"
-    for name, parameter in params.items():
-        if name not in RULES:
-            known = ", ".join(RULES)
-            yield f"unknown parameter {name!r}{did_you_mean(str(name), RULES)} (known: {known})"
-            continue
-        if not _is_value_or_distribution(parameter):
-            yield (
-                f"{name} must be one value or a distribution, such as"
-                f" CategoricalDistribution([…]), but got {parameter!r}"
-            )
-            continue
-        broken = [RULES[name].broken_by(name, value) for value in values_of(parameter)]
-        yield from dict.fromkeys(problem for problem in broken if problem)
-
-
-def _is_value_or_distribution(parameter: object) -> bool:
-    return isinstance(parameter, Value | Distribution | None)
-
-
-def config_problems(config: object, params: Mapping[Any, Any]) -> Iterator[str]:
-    """Yield how a configuration lies outside the parameters of a space."""
-    if not isinstance(config, Mapping):
-        yield f"it must be a dict of hyperparameters, but got {config!r}"
-        return
-    for name, value in config.items():
-        parameter = params.get(name)
-        if parameter is None:
-            hint = did_you_mean(str(name), map(str, params))
-            yield f"{name!r} is not a parameter of this space{hint}"
-        elif not isinstance(parameter, BaseDistribution):
-            if not isinstance(value, Value) or value != parameter:
-                yield f"{name} = {value!r}, but the space fixes it at {parameter!r}"
-        elif not _contains(parameter, value):
-            yield f"{name} = {value!r} is outside {parameter}"
-
-
-def _contains(distribution: BaseDistribution, value: Value) -> bool:
-    try:
-        create_trial(value=0.0, params={"x": value}, distributions={"x": distribution})
-    except (ValueError, TypeError):
-        return False
-    return True

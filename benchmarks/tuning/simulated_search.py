@@ -80,6 +80,8 @@ SIDES = {
 PARTS = {
     "stock search, our ASHA": Side(stock_searcher, our_asha),
     "our search, stock ASHA": Side(our_searcher("tpe"), stock_asha),
+    "Gaussian process, our ASHA": Side(our_searcher("gp"), our_asha),
+    "Gaussian process": Side(our_searcher("gp"), no_scheduler),
     "random + our ASHA": Side(our_searcher("random"), our_asha),
     "ours without losses": Side(our_searcher("tpe"), our_asha, sees_losses=False),
 }

@@ -17,7 +17,7 @@ import torch
 
 from search.cluster.nodes import Node, autoscaler_nodes, nodes
 from spaces.base import Space, TrialConfig
-from spaces.rules import values_of
+from spaces.parameters import values_of
 from trainables.worker import TrainingContext, create_trainer, resolve_config
 
 CPUS_PER_TRIAL = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -213,3 +214,17 @@ def _no_parameter(name: str, value: str) -> str:
     if name in (field.name for field in fields(Space)):
         return f"{name!r} is no hyperparameter, but a field of the space: change a copy of its file"
     return f"there is no hyperparameter {name!r}{did_you_mean(name, RULES)}"
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return names that commas divide, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def run_folders(text: str) -> tuple[str, ...]:
+    """Return folders of runs as absolute paths, for a run that is resumed in another folder."""
+    # Path.expanduser raises an error where there is no such user.
+    folders = [os.path.expanduser(name) for name in split_names(text)]  # noqa: PTH111
+    if not folders:
+        raise argparse.ArgumentTypeError("must name the folder of an earlier run")
+    return tuple(str(Path(folder).absolute()) for folder in folders)

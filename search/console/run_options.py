@@ -11,8 +11,10 @@ from search.console.arguments import (
     Show,
     add_labels,
     positive_number,
+    run_folders,
     seconds,
     setting,
+    split_names,
     whole_number,
 )
 from search.console.space_list import list_spaces
@@ -211,9 +213,17 @@ def _add_policy(parser: Parser) -> None:
     )
     group.add_argument(
         "--sampler",
-        choices=("tpe", "random", "grid"),
+        choices=("tpe", "gp", "random", "grid"),
         default="tpe",
-        help="how configurations are proposed (default: tpe, which learns from ended trials)",
+        help="how configurations are proposed (default: tpe, which learns from ended trials; gp, a"
+        " Gaussian process, learns from complete ones)",
+    )
+    group.add_argument(
+        "--warm-start",
+        type=run_folders,
+        metavar="RUN,…",
+        help="folders of earlier runs, whose best configurations are tried after the space's first"
+        " trials",
     )
     group.add_argument(
         "--scheduler",
@@ -264,12 +274,8 @@ def _add_output(parser: Parser) -> None:
     )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
 def _classes(text: str) -> tuple[str, ...]:
-    names = _names(text)
+    names = split_names(text)
     if len(names) < 2:
         raise argparse.ArgumentTypeError(
             f"must name two classes or more, such as cat,dog, but got {text!r}"
@@ -278,7 +284,7 @@ def _classes(text: str) -> tuple[str, ...]:
 
 
 def _backbones(text: str) -> tuple[str, ...]:
-    names = _names(text)
+    names = split_names(text)
     if not names:
         raise argparse.ArgumentTypeError("must name at least one backbone")
     named = () if names == (AUTO,) else names

@@ -179,7 +179,7 @@ def _settings(run_plan: RunPlan) -> Settings:
         cache_size=space.cache_size,
         weights=space.weights,
         center_crop=space.center_crop,
-        searched={name: str(value) for name, value in space.distributions.items()},
+        searched={name: str(space.params[name]) for name in space.distributions},
         constants=space.constants,
         finalists=request.n_finalists,
         sampler=request.sampler,

@@ -6,7 +6,7 @@ second, and with a correct request both start in parallel to what follows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
@@ -32,9 +32,12 @@ from search.pipeline.resume import EXCLUDED_FILE, fetched, open_run
 from search.runs.environment import Request
 from search.runs.run_folder import ENVIRONMENT, RunFolder
 from search.runs.validation import FolderError
+from search.runs.warm_start import read_warm_start, write_warm_start
+from search.tuning.study import load_study, ranked_trials
 from spaces.archives import open_folder
 from spaces.base import Space, shipped_spaces
 from spaces.downloads import cache_folder
+from spaces.first_trials import Config, unique
 
 if TYPE_CHECKING:
     from search.tuning.tune import Callback
@@ -47,6 +50,9 @@ _MAX_SHRINKING = 2.0
 left."""
 _SMALL_NETWORKS = frozenset(("tinynet", "cnn"))
 """Backbones for small images: what they were pretrained on, if at all, are grayscale glyphs."""
+
+N_WARM_START = 3
+"""Configurations of each run that `--warm-start` names: the best ones are often alike."""
 
 _FOR_PHOTOS = f"omit --space, or use --space {DEFAULT_SPACE}"
 
@@ -66,6 +72,7 @@ class RunPlan:
         warnings: What is likely a mistake, though the run goes on.
         callbacks: Callbacks for Ray Tune, beside the run's own.
         modules: By name, the source texts of modules that build backbones of the user's own.
+        warm_start: Configurations of earlier runs, which may lie outside the space.
     """
 
     request: Request
@@ -78,6 +85,7 @@ class RunPlan:
     warnings: tuple[str, ...] = ()
     callbacks: tuple[Callback, ...] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
+    warm_start: tuple[Config, ...] = ()
 
     @property
     def weights(self) -> Mapping[str, Path]:
@@ -118,6 +126,7 @@ def _prepare(request: Request) -> RunPlan:
         folder = None
         _check_free(request)
         exclusion = None if request.exclude is None else read_exclusion(request.exclude)
+    warm_start = read_warm_start(folder.path) if folder is not None else _best_configs(request)
     request = with_table(request)
     space = load_requested_space(request)
     request = replace(request, metric=space.metric)  # on resuming, that one may be named again
@@ -140,7 +149,7 @@ def _prepare(request: Request) -> RunPlan:
     recorded = None if folder is None else folder.summary.linear_probe
     available = find_available(space, request, recorded, cache)
     if folder is None:
-        folder = _create_run(request, exclusion, modules)
+        folder = _create_run(request, exclusion, modules, warm_start)
     return RunPlan(
         request,
         available.space,
@@ -151,7 +160,27 @@ def _prepare(request: Request) -> RunPlan:
         n_excluded=0 if exclusion is None else len(exclusion.names),
         warnings=warnings,
         modules=modules,
+        warm_start=warm_start,
     )
+
+
+def _best_configs(request: Request) -> tuple[Config, ...]:
+    """Return the best configurations of the runs that `--warm-start` names, run by run.
+
+    Raises:
+        FolderError: one is not the folder of a run in which a trial has ended an epoch.
+    """
+    found: list[Config] = []
+    for name in request.warm_start or ():
+        folder = RunFolder.open(Path(name))
+        study, settings = load_study(folder.path), folder.summary.settings
+        ranked = [] if study is None else ranked_trials(study)
+        if not ranked:
+            raise FolderError(f"{name} has no trial to begin with: give a run that has ended")
+        constants = {} if settings is None else settings.constants
+        different = unique([{**constants, **trial.params} for trial in ranked])
+        found += different[:N_WARM_START]
+    return tuple(found)
 
 
 def _check_free(request: Request) -> None:
@@ -182,13 +211,18 @@ def _write_modules(folder: RunFolder, modules: Mapping[str, str]) -> None:
 
 
 def _create_run(
-    request: Request, exclusion: Exclusion | None, modules: Mapping[str, str]
+    request: Request,
+    exclusion: Exclusion | None,
+    modules: Mapping[str, str],
+    warm_start: Sequence[Config],
 ) -> RunFolder:
     folder = RunFolder.create(request.out, request.name)
     try:
         folder.write_origin(request)
         if exclusion is not None:
             write_exclusion(folder.path / EXCLUDED_FILE, exclusion)
+        if warm_start:
+            write_warm_start(folder.path, warm_start)
         _write_modules(folder, modules)
     except BaseException:
         folder.delete()

@@ -23,6 +23,7 @@ from search.runs.summary import RunSummary
 from search.runs.tables import read_records
 from search.runs.validation import FolderError
 from search.tuning.study import BEST, REASON, SECONDS, STATES, UNFINISHED, best_epoch, load_study
+from spaces.conditions import join
 from spaces.rules import Value
 
 _T = TypeVar("_T")
@@ -104,11 +105,12 @@ class Record:
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The searched parameters with their ranges."""
+        """The searched parameters with their ranges; of several ranges, what holds all of them."""
         found: dict[str, BaseDistribution] = {}
         if self.study is not None:
             for trial in self.study.get_trials(deepcopy=False):
-                found.update(trial.distributions)
+                for name, one in trial.distributions.items():
+                    found[name] = join([found[name], one]) if name in found else one
         return found
 
     @property

@@ -51,6 +51,7 @@ _SURE_PER_PARAMETER = 10  # complete trials a parameter, below which importances
 _MAX_LINES = 400  # in parallel coordinates; more would hide one another
 _MAX_WHOLE_TICKS = 8
 _MIN_TICK_DISTANCE = 0.07  # of an axis's length, below which labels would touch
+_MISSING_POSITION = -0.12  # of trials that do not have a parameter, below its axis
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Axis:
 
     Attributes:
         name: Name of the parameter.
-        values: One per trial.
+        values: One per trial; None where it does not have the parameter.
         choices: Choices of a categorical parameter; empty for a number.
         low: Lower end of a number's range.
         high: Upper end of a number's range.
@@ -78,7 +79,9 @@ class Axis:
     percent: bool = False
 
     def position(self, value: object) -> float:
-        """Return the position of a value, in [0, 1]."""
+        """Return the position of a value, in [0, 1]; that of None is below."""
+        if value is None:
+            return _MISSING_POSITION
         if self.choices:
             last = len(self.choices) - 1
             return self.choices.index(value) / last if last else 0.5
@@ -89,9 +92,10 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str]]:
         """Return a few positions with their labels."""
+        placed = [(_MISSING_POSITION, "none")] if None in self.values else []
         if self.choices:
-            return [(self.position(choice), shorten(str(choice))) for choice in self.choices]
-        placed: list[tuple[float, str]] = []
+            choices = [(self.position(choice), shorten(str(choice))) for choice in self.choices]
+            return [*placed, *choices]
         for mark in self._marks():
             if not placed or self.position(mark) - placed[-1][0] > _MIN_TICK_DISTANCE:
                 text = f"{mark:.1%}" if self.percent else f"{mark:.3g}"
@@ -143,7 +147,12 @@ def chart_parameters(record: Record) -> Iterator[Chart]:
             + ", ".join(column.name for column in columns)
             + ", to its validation accuracy. The table of trials has the same numbers.",
             "A line is a trial, from its parameters to its accuracy. Blue is the best quarter"
-            + ("." if place is None else ", the bold one is the final model."),
+            + ("." if place is None else ", the bold one is the final model.")
+            + (
+                " Below an axis are trials without that parameter."
+                if any(None in column.values for column in columns)
+                else ""
+            ),
         )
 
 
@@ -158,7 +167,8 @@ def chart_importances(record: Record) -> Iterator[Chart]:
             "Hyperparameter importance: "
             + ", ".join(f"{name} {importance:.0%}" for name, importance in found.items()),
             f"By functional ANOVA over {n} complete trials"
-            + (": few, so take it as a hint." if few else "."),
+            + (": few, so take it as a hint." if few else ".")
+            + _not_weighed(record),
         )
 
 
@@ -196,11 +206,23 @@ def importances(record: Record) -> dict[str, float]:
     if len({best_epoch(trial).val_accuracy for trial in frozen}) < 2:
         return {}
     sample = optuna.create_study(direction="maximize")
-    sample.add_trials(frozen[:: math.ceil(len(frozen) / _MAX_TRIALS_FOR_IMPORTANCE)])
+    ranges = record.distributions  # one for each parameter: Optuna leaves out what has several
+    for trial in frozen[:: math.ceil(len(frozen) / _MAX_TRIALS_FOR_IMPORTANCE)]:
+        own = {name: ranges[name] for name in trial.params}
+        sample.add_trial(
+            optuna.trial.create_trial(value=trial.value, params=trial.params, distributions=own)
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=0)
         return dict(optuna.importance.get_param_importances(sample, evaluator=evaluator))
+
+
+def _not_weighed(record: Record) -> str:
+    """Say which parameters have no importance, as some trials do not have them."""
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    lacking = [n for n in record.distributions if any(n not in t.params for t in complete)]
+    return f" Without {', '.join(lacking)}, which not every trial has." if lacking else ""
 
 
 def _chart_survival(trials: Sequence[TrialRecord]) -> Iterator[Chart]:
@@ -219,12 +241,10 @@ def _chart_survival(trials: Sequence[TrialRecord]) -> Iterator[Chart]:
 
 
 def _columns(record: Record, trials: Sequence[TrialRecord]) -> list[Axis]:
-    """Return an axis for each parameter that all of these trials have."""
+    """Return an axis for each parameter."""
     columns = []
     for name, distribution in record.distributions.items():
-        if any(name not in trial.params for trial in trials):
-            continue
-        values = [trial.params[name] for trial in trials]
+        values = [trial.params.get(name) for trial in trials]
         if isinstance(distribution, CategoricalDistribution):
             columns.append(Axis(name, values, choices=tuple(distribution.choices)))
         else:
@@ -333,7 +353,8 @@ def draw_parallel_coordinates(
             axes.plot([x - 0.02, x], [y, y], color=MUTED, linewidth=1)
             axes.text(x - 0.04, y, text, ha="right", va="center", color=MUTED, gid=HALO, **small)
     axes.set_xlim(-0.5, len(columns) - 0.9)
-    axes.set_ylim(-0.05, 1.05)
+    has_missing = any(None in column.values for column in columns)
+    axes.set_ylim(_MISSING_POSITION - 0.05 if has_missing else -0.05, 1.05)
     add_legend(figure)
     return figure
 

@@ -34,6 +34,7 @@ class Request:
         patience_trials: Trials in a row without a better one after which the search ends.
         classes: The classes to use; None uses those of the space.
         constants: Hyperparameters that --set fixes, by name.
+        warm_start: The folders of earlier runs whose best configurations are tried, too.
         out: The folder of all runs.
         resume: The folder of the run to resume.
         labels: The table of the images and their labels.
@@ -76,6 +77,7 @@ class Request:
     group_column: str | None = None
     group_by: str | None = None
     max_latency_ms: float | None = None
+    warm_start: tuple[str, ...] | None = None
     metric: Metric | None = None
     patience_trials: int | None = None
 

@@ -1,7 +1,8 @@
-"""Samplers that propose configurations: TPE with random proposals among its own, random, a grid."""
+"""Samplers that propose configurations: TPE with some random ones, a Gaussian process, a grid."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from spaces.base import Space
@@ -27,7 +28,7 @@ RANDOM_EVERY = 4
 """Every fourth proposal is random: a few hundred validation images cannot tell the best region
 from the second best, and TPE alone soon proposes nothing else. BOHB (arXiv 1807.01774) draws a
 fraction of its configurations at random, too."""
-RANDOM_FRACTION = 0.25  # of the trials are random before TPE takes over, at most 10
+RANDOM_FRACTION = 0.25  # of the trials are random before a model proposes, at most 10
 _GRID_POINTS = 3  # of each continuous parameter
 _DEPTH = "freeze_depth"
 
@@ -38,20 +39,23 @@ def create_sampler(
     """Create the sampler of one trial.
 
     Args:
-        name: "tpe", "random" or "grid". The points of a grid are enqueued (see `grid_points`): its
-            sampler draws, at random, what the space's first trials leave open.
+        name: "tpe", "gp", "random" or "grid". The points of a grid are enqueued (see
+            `grid_points`): its sampler draws, at random, what the space's first trials leave open.
         space: What is searched.
-        n_trials: Trials of the whole search; a fraction of them is random before TPE begins.
+        n_trials: Trials of the whole search; a fraction of them is random before a model begins.
         seed: Seed of the search.
         n_proposed: Trials that the study holds already, which seed the sampler as well: so a
             resumed search proposes what it would have proposed without the break.
     """
     seed = (seed + 1_000_003 * n_proposed) % 2**32
-    if name != "tpe" or n_proposed % RANDOM_EVERY == RANDOM_EVERY - 1:
+    is_random = name == "tpe" and n_proposed % RANDOM_EVERY == RANDOM_EVERY - 1
+    if name not in ("tpe", "gp") or is_random:
         return RandomSampler(seed=seed)
     n_random = min(10, max(len(space.first_trials) + 1, round(RANDOM_FRACTION * n_trials)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
+        if name == "gp":
+            return _GP(space, n_startup_trials=n_random, seed=seed)
         return _TPE(
             space,
             n_startup_trials=n_random,
@@ -62,21 +66,61 @@ def create_sampler(
         )
 
 
+def draw_params(trial: optuna.Trial, space: Space) -> None:
+    """Draw the parameters that a trial has not drawn yet, those that depend on others last."""
+    for name in space.draw_order:
+        match space.parameter(name, trial.params):
+            case CategoricalDistribution(choices=choices):
+                trial.suggest_categorical(name, choices)
+            case IntDistribution(low=low, high=high, step=step, log=log):
+                trial.suggest_int(name, low, high, step=step, log=log)
+            case FloatDistribution(low=low, high=high, step=step, log=log):
+                trial.suggest_float(name, low, high, step=step, log=log)
+
+
 class _TPE(TPESampler):
-    """TPE over a space that is known: Optuna's own looks through all trials for it, each time."""
+    """TPE over a space that is known: Optuna's own looks through all trials for it, each time.
+
+    What every trial draws from one range is proposed together, as by Optuna's `group=True`. What
+    depends on others is drawn afterwards, by itself, in the range of the trial's own branch, from
+    all trials that have it: a joint model over the ranges of all branches proposes values that are
+    in none of the trial's own, and finds less in 16 and in 40 trials.
+    """
 
     def __init__(self, space: Space, **options: Any) -> None:
         super().__init__(**options)
-        self._searched = {
-            name: distribution
-            for name, distribution in sorted(space.distributions.items())
-            if not distribution.single()
-        }
+        self._joint = _joint_distributions(space)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self._searched
+        return self._joint
+
+
+class _GP(GPSampler):
+    """Expected improvement by a Gaussian process, over a space that is known.
+
+    It learns from complete trials alone, as Optuna gives it no others; trials that run count as
+    points not to propose again. What depends on others is drawn at random.
+    """
+
+    def __init__(self, space: Space, **options: Any) -> None:
+        super().__init__(**options)
+        self._joint = _joint_distributions(space)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._joint
+
+
+def _joint_distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Return what every trial draws from one range."""
+    return {
+        name: distribution
+        for name, distribution in sorted(space.distributions.items())
+        if name not in space.dependent and not distribution.single()
+    }
 
 
 class BudgetedSampler(BaseSampler):
@@ -139,11 +183,28 @@ class BudgetedSampler(BaseSampler):
 
 def grid_points(space: Space, seed: int) -> Iterator[dict[str, Value]]:
     """Yield every point of the grid over a space once, in an order that the seed decides."""
-    values = {name: _grid_values(d) for name, d in space.distributions.items()}
-    shape = tuple(map(len, values.values()))
-    for point in np.random.default_rng(seed).permutation(math.prod(shape)):
-        indices = np.unravel_index(point, shape) if shape else ()
-        yield {name: values[name][i] for name, i in zip(values, indices, strict=True)}
+    grids = list(_grids(space))
+    shapes = [tuple(map(len, grid.values())) for grid in grids]
+    starts = np.cumsum([0, *map(math.prod, shapes)])
+    for point in np.random.default_rng(seed).permutation(starts[-1]):
+        which = int(np.searchsorted(starts, point, side="right")) - 1
+        grid, shape = grids[which], shapes[which]
+        indices = np.unravel_index(point - starts[which], shape) if shape else ()
+        yield {name: grid[name][i] for name, i in zip(grid, indices, strict=True)}
+
+
+def _grids(space: Space) -> Iterator[dict[str, list[Value]]]:
+    """Yield the grids that a space's is made of: one for each choice of what others depend on."""
+    parents = [name for name in space.distributions if name in space.parents]
+    values = [_grid_values(space.distributions[name]) for name in parents]
+    for chosen in itertools.product(*values):
+        fixed = dict(zip(parents, chosen, strict=True))
+        ranges = {name: space.parameter(name, fixed) for name in space.distributions}
+        yield {
+            name: [fixed[name]] if name in fixed else _grid_values(one)
+            for name, one in ranges.items()
+            if isinstance(one, BaseDistribution)
+        }
 
 
 def _grid_values(distribution: BaseDistribution) -> list[Value]:

@@ -14,19 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search.tuning.ranking import ranking_value
-from search.tuning.samplers import BudgetedSampler, create_sampler, grid_points
+from search.tuning.samplers import BudgetedSampler, create_sampler, draw_params, grid_points
 from search.tuning.study import (
     BEST,
     EPOCHS,
@@ -87,7 +81,7 @@ class StudySearcher(Searcher):
             space: What is searched.
             n_trials: How many trials of the study have to end, those of earlier sessions included;
                 None is any number.
-            sampler: "tpe", "random" or "grid".
+            sampler: "tpe", "gp", "random" or "grid".
             seed: Seed of the samplers.
             lengths: Returns, for a backbone, the epochs that there is time for, by the freeze depth
                 that there is time to train; None without a time budget.
@@ -207,8 +201,7 @@ class StudySearcher(Searcher):
         study_id = self._storage.get_study_id_from_name(STUDY_NAME)
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
         trial = optuna.Trial(self._study, trial_id)
-        for name, distribution in self._space.distributions.items():
-            _draw(trial, name, distribution)
+        draw_params(trial, self._space)
         return trial
 
     def _length(self, trial: optuna.Trial) -> int:
@@ -228,7 +221,8 @@ class StudySearcher(Searcher):
         self._set_sampler(self._n_begun)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            trial = self._study.ask(self._space.distributions)
+            trial = self._study.ask()
+            draw_params(trial, self._space)
         if trial.number > len(self._epochs):
             raise StorageInternalError("another process writes to the study, too")
         self._epochs.setdefault(trial.number, set())
@@ -308,14 +302,3 @@ class StudySearcher(Searcher):
         except (OSError, StorageInternalError) as error:
             _log.error("the study cannot be written: %s", error)
             self.storage_error = error
-
-
-def _draw(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
-    """Draw a parameter, unless the trial has it already."""
-    match distribution:
-        case CategoricalDistribution():
-            trial.suggest_categorical(name, distribution.choices)
-        case IntDistribution(low=low, high=high, step=step, log=log):
-            trial.suggest_int(name, low, high, step=step, log=log)
-        case FloatDistribution(low=low, high=high, step=step, log=log):
-            trial.suggest_float(name, low, high, step=step, log=log)

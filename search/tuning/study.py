@@ -206,7 +206,7 @@ def trial_length(trial: FrozenTrial | optuna.Trial, space: Space) -> int:
 
 def trial_params(trial: FrozenTrial | optuna.Trial, space: Space) -> dict[str, Value]:
     """Return a trial's parameters, the space's constants included."""
-    return {**space.constants, **trial.params}
+    return space.complete(trial.params)
 
 
 def ended_trials(

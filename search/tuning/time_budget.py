@@ -149,7 +149,7 @@ class TimeBudget:
 
     def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
         """See `search.tuning.trial_events.TrialCallback`."""
-        self._configs[number] = resolve_config({**self._space.constants, **params})
+        self._configs[number] = resolve_config(self._space.complete(params))
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:
         """See `search.tuning.trial_events.TrialCallback`."""

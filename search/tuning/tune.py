@@ -39,7 +39,7 @@ class SearchPlan:
 
     Attributes:
         n_trials: How many trials of the study have to end; None goes on while there is time.
-        sampler: "tpe", "random" or "grid".
+        sampler: "tpe", "gp", "random" or "grid".
         scheduler: "asha" or "none".
         interrupted: Returns whether the user has asked to stop.
         time_is_up: Returns whether no trial may continue.

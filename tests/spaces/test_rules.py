@@ -3,10 +3,9 @@ import re
 from dataclasses import fields
 
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from spaces.base import TrialConfig
-from spaces.rules import BACKBONES, RULES, SpaceError, values_of
+from spaces.rules import BACKBONES, RULES, SpaceError
 from trainables.models.small_networks import SMALL_NETWORKS
 from trainables.models.torchvision_stages import STAGE_PLANS
 
@@ -23,13 +22,6 @@ def test_every_backbone_can_be_built():
     assert len(set(BACKBONES)) == len(BACKBONES)
     assert set(BACKBONES) == {*STAGE_PLANS, *SMALL_NETWORKS}
     assert RULES["backbone"].choices == BACKBONES
-
-
-def test_values_of_a_parameter():
-    assert values_of(CategoricalDistribution([32, 64, 128])) == (32, 64, 128)
-    assert values_of(IntDistribution(1, 4)) == (1, 4)
-    assert values_of(FloatDistribution(0.0, 0.5)) == (0.0, 0.5)
-    assert values_of("adam") == ("adam",)
 
 
 @pytest.mark.parametrize(

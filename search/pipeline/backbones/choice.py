@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from search.console.formatting import count
 from search.console.progress import Progress
 from search.pipeline.backbones.candidates import (
     Candidate,
@@ -20,6 +21,7 @@ from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.runs.summary import ProbeScore
 from spaces.base import Space
+from spaces.first_trials import Config, keep_known
 
 
 def exclude_unsuitable(
@@ -110,6 +112,8 @@ def choose_backbones(
     if recorded is None:
         # As a resumed run does, from the space that was asked for, so that both search the same.
         space = narrow_space(run_plan.available.requested, scores)
+    space = _with_first_trials(space, scores, run_plan.warm_start, progress)
+    if recorded is None:
         _report_baseline(run_plan.available.requested, space, progress)
     prepared = share_weights(prepared, run_plan.weights, space.backbones)
     return (
@@ -119,11 +123,35 @@ def choose_backbones(
     )
 
 
+def _with_first_trials(
+    space: Space,
+    scores: Mapping[str, ProbeScore],
+    warm_start: Sequence[Config],
+    progress: Progress,
+) -> Space:
+    """Return the space with all first trials: its own, of each backbone, and of earlier runs."""
+    order = [name for name in scores if name in space.backbones]
+    ranking = [*order, *(name for name in space.backbones if name not in scores)]
+    known = [keep_known(config, space.params) for config in warm_start]
+    if warm_start:
+        dropped = sorted(
+            {
+                name
+                for config, own in zip(warm_start, known, strict=True)
+                for name in config.keys() - own.keys()
+                if config[name] != space.constants.get(name)
+            }
+        )
+        outside = f"; dropped as unknown or out of range: {', '.join(dropped)}" if dropped else ""
+        progress.say(f"{count(len(known), 'configuration')} of earlier runs are tried{outside}")
+    return space.with_first_trials(ranking, [one for one in known if one])
+
+
 def _report_baseline(requested: Space, searched: Space, progress: Progress) -> None:
     """Say where the baseline is of another backbone than the space's."""
     before, after = (
         str(space.first_trials[0].get("backbone", "")) if space.first_trials else ""
         for space in (requested, searched)
     )
-    if before != after:
+    if before != after and "*" not in before:
         progress.say(f"the baseline, trial 0, is of {after} instead of {before}")

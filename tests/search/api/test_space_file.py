@@ -12,6 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from search.api.space_file import write_space
 from spaces.base import NOT_SPACES, Space, load_space
+from spaces.conditions import ByValue, When
 from spaces.rules import SpaceError
 from spaces.sources import Source, folder
 
@@ -37,6 +38,8 @@ def test_every_kind_of_value_is_rebuilt(tmp_path: Path) -> None:
             "freeze_depth": IntDistribution(0, 5),
             "weight_decay": np.float64(0.25),
             "class_weights": True,
+            "hidden_units": When({"freeze_depth": (4, 5)}, CategoricalDistribution([0, 64])),
+            "mixup": When({"freeze_depth": 0}, ByValue("backbone", {"cnn": 0.1}, default=0.2)),
         },
         val_fraction=0.3,
         first_trials=({"lr": 1e-3}, {"lr": 2e-3, "freeze_depth": 1}),

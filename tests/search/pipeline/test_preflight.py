@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from search.pipeline.preflight import RunPlan, check_fit, prepare_run
 from search.pipeline.request import RequestError, load_requested_space, parse_request
 from search.runs.run_folder import RunFolder
 from search.runs.summary import ProbeScore, SearchCounts
+from search.runs.validation import FolderError
+from search.runs.warm_start import WARM_START_FILE
 from search.tuning.study import open_storage, open_study
 from spaces.errors import SourceError
 from spaces.portfolio import PORTFOLIO
@@ -207,6 +210,26 @@ def test_a_finished_run_with_an_open_end_gets_more_trials_only_if_it_is_given_ti
     assert resume("--time-budget", "5m").request.has_open_end
     more = resume("--trials", "9")
     assert (more.request.has_open_end, more.space.trials) == (False, 9)
+
+
+def test_earlier_runs_begin_a_run_as_they_begin_a_resumed_one(tmp_path: Path) -> None:
+    """What they have is copied: the earlier run may be gone when the new one is resumed."""
+    words = ["--space", "digits", "--out", str(tmp_path), "--limit", "60"]
+    with pytest.raises(FolderError, match="is no run"):
+        prepare_run(parse_request([*words, "--warm-start", str(tmp_path / "gone")]))
+    empty = make_run(tmp_path / "empty", n_trials=0)
+    with pytest.raises(FolderError, match="empty has no trial to begin with: give a run that has"):
+        prepare_run(parse_request([*words, "--warm-start", str(empty)]))
+    earlier = make_run(tmp_path / "earlier")
+    begun = prepare_run(parse_request([*words, "--name", "new", "--warm-start", str(earlier)]))
+    assert len(begun.warm_start) == 3
+    assert all({"backbone", "lr", "freeze_depth"} <= set(one) for one in begun.warm_start)
+    shutil.rmtree(earlier)
+    resumed = prepare_run(parse_request(["--resume", str(tmp_path / "new")]))
+    assert resumed.warm_start == begun.warm_start
+    (tmp_path / "new" / WARM_START_FILE).write_text('[{"lr": []}]')
+    with pytest.raises(FolderError, match=r"warm_start.json is damaged: 0.lr"):
+        prepare_run(parse_request(["--resume", str(tmp_path / "new")]))
 
 
 @pytest.fixture

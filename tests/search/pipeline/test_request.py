@@ -269,6 +269,7 @@ def test_a_resumed_run_keeps_its_request():
     [
         ("--set lr=0.1", "--set lr=0.2", "--set of a run cannot change: it began with lr=0.1"),
         ("--set lr=0.1", "--batch-size 8", "but got batch_size=8; omit the option"),
+        ("", "--warm-start a", "--warm-start of a run cannot change: it began without it"),
         ("", "--image-size 64", "--image-size of a run cannot change: it began without it"),
         ("--group-by a", "--group-by b", "--group-by of a run cannot change: it began with a"),
         ("", "--label-column x", "--label-column of a run cannot change: it began without it"),
@@ -351,6 +352,16 @@ def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert (saved.out, saved.labels) == (tmp_path / "results", tmp_path / "l.csv")
     assert parse_request(["--data=~no-such-user/x"]).data == Path("~no-such-user/x")
     assert parse_request(["--space=~no-such-user/x.py"]).space == Path("~no-such-user/x.py")
+
+
+def test_earlier_runs_are_named_by_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HOME", "/home/me")
+    request = parse("--warm-start", "results/a, ~/b,results/a")
+    assert request.warm_start == ("/results/a", "/home/me/b")
+    assert saved(request).warm_start == request.warm_start
+    with pytest.raises(SystemExit):
+        parse("--warm-start", ",")
 
 
 def test_a_resumed_run_is_given_some_of_its_constants_again() -> None:

@@ -1,12 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 from matplotlib.figure import Figure
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from search.reporting.run_record import read_record
 from search.reporting.search_figures import (
     Axis,
     chart_history,
+    chart_importances,
     chart_parameters,
     draw_history,
     draw_parallel_coordinates,
@@ -14,6 +18,7 @@ from search.reporting.search_figures import (
     importances,
 )
 from search.runs.run_folder import RunFolder
+from search.tuning.study import BEST
 from tests.fixtures.handmade_run import make_run, remove
 
 
@@ -113,3 +118,29 @@ def test_few_trials_have_no_importances(tmp_path: Path) -> None:
     record = read_record(RunFolder.open(make_run(tmp_path / "run", n_trials=6)))
     assert [t.state for t in record.trials].count("complete") == 3
     assert importances(record) == {}
+
+
+def test_parameters_that_depend_on_others_are_drawn(tmp_path: Path) -> None:
+    """Trials without one are below its axis, and ranges that differ are one."""
+    record = read_record(RunFolder.open(make_run(tmp_path / "run", n_trials=12)))
+    study = optuna.create_study(direction="maximize")
+    trials = []
+    for number in range(12):
+        is_head, high = number % 2 == 1, (1e-3, 1e-1)[number % 2]
+        params = {"lr": high / (number + 1), **({"hidden_units": 64} if is_head else {})}
+        ranges = {"lr": FloatDistribution(high / 100, high, log=True)}
+        ranges |= {"hidden_units": IntDistribution(0, 64)} if is_head else {}  # type: ignore[dict-item]
+        best = {BEST: {"epoch": 1, "val_accuracy": 0.5 + number / 50, "val_loss": 0.1}}
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=ranges, value=number / 50, user_attrs=best
+            )
+        )
+        one = replace(record.trials[0], number=number, params=params, accuracy=number / 50)
+        trials.append(one)
+    record = replace(record, study=study, trials=tuple(trials))
+    (parallel,), (importance,) = chart_parameters(record), chart_importances(record)
+    assert {"none", "64", "0.1", "1e-05"} <= {t.get_text() for t in parallel.figure.axes[0].texts}
+    assert parallel.caption.endswith("Below an axis are trials without that parameter.")
+    assert importances(record) == {"lr": 1.0}
+    assert importance.caption.endswith("Without hidden_units, which not every trial has.")

@@ -12,8 +12,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from search.tuning.ranking import ranking_value
-from search.tuning.samplers import BudgetedSampler, create_sampler, grid_points
+from search.tuning.samplers import BudgetedSampler, create_sampler, draw_params, grid_points
 from spaces.base import Space, load_space
+from spaces.conditions import ByValue, When
 from spaces.sources import folder
 
 SPACES = Path(__file__).parents[3] / "spaces"
@@ -218,3 +219,99 @@ def test_the_first_proposals_of_tpe_are_random(n_known):
             )
         proposed.append(study.ask(space.distributions).params["dropout"])
     assert (proposed[0] == proposed[1]) is (n_known < 10)
+
+
+LOW, HIGH = (FloatDistribution(*ends, log=True) for ends in ((1e-6, 1e-4), (1e-3, 1e-1)))
+DEPENDENT = {
+    "hidden_units": When({"freeze_depth": 5}, CategoricalDistribution([0, 64])),
+    "lr": ByValue("backbone", {"vit_*": LOW}, default=HIGH),
+    "backbone": CategoricalDistribution(["vit_b_16", "resnet18"]),
+    "freeze_depth": IntDistribution(4, 5),
+    "batch_size": ByValue("backbone", {"vit_*": 8}, default=IntDistribution(8, 64)),
+}
+
+
+def is_of_its_branch(params: dict[str, Any]) -> bool:
+    """Return whether a trial has the parameters, and the ranges, of its backbone and depth."""
+    is_vit = params["backbone"] == "vit_b_16"
+    low, high = (1e-6, 1e-4) if is_vit else (1e-3, 1e-1)
+    return (
+        low <= params["lr"] <= high
+        and ("batch_size" in params) is not is_vit
+        and ("hidden_units" in params) is (params["freeze_depth"] == 5)
+    )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_parameters_that_depend_on_others(sampler: str):
+    """Each trial has what belongs to its branch, and TPE finds the best of each."""
+    space = Space(source=folder(), params=DEPENDENT)
+    study = optuna.create_study(direction="maximize")
+    for number in range(60):
+        study.sampler = create_sampler(sampler, space, 60, 0, number)
+        trial = study.ask()
+        draw_params(trial, space)
+        assert is_of_its_branch(trial.params)
+        best = 2e-6 if trial.params["backbone"] == "vit_b_16" else 5e-2
+        off = abs(math.log10(trial.params["lr"] / best))
+        study.tell(trial, -off + (trial.params.get("hidden_units") == 64))
+    assert len({frozenset(trial.params) for trial in study.trials}) == 4
+    n_good = sum(trial.params.get("hidden_units") == 64 for trial in study.trials[30:])
+    assert (n_good >= 15) is (sampler == "tpe")
+
+
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_one_backbone_tells_tpe_about_another():
+    """What is proposed for a new backbone has the depth that was best for the other."""
+    space = Space(source=folder(), params=DEPENDENT)
+    study = optuna.create_study(direction="maximize")
+    for index in range(30):
+        depth, lr = 4 + index % 2, 10 ** (-3 + index / 15)
+        params = {"backbone": "resnet18", "freeze_depth": depth, "lr": lr, "batch_size": 32}
+        ranges: dict[str, Any] = {name: space.distributions[name] for name in params}
+        if depth == 5:
+            params["hidden_units"] = 64
+            ranges["hidden_units"] = space.distributions["hidden_units"]
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=depth))
+    depths = []
+    for seed in range(20):
+        study.sampler = create_sampler("tpe", space, 99, seed, 32)
+        study.enqueue_trial({"backbone": "vit_b_16"})
+        trial = study.ask()
+        draw_params(trial, space)
+        assert is_of_its_branch(trial.params)
+        depths.append(trial.params["freeze_depth"])
+        study.tell(trial, state=TrialState.FAIL)
+    assert depths.count(5) >= 17
+
+
+def test_a_grid_has_each_branch_once():
+    space = Space(source=folder(), params=DEPENDENT)
+    points = list(grid_points(space, 0))
+    assert all(is_of_its_branch(point) for point in points)
+    assert len({tuple(sorted(point.items())) for point in points}) == len(points)
+    per_vit, per_resnet = 3, 3 * 3  # learning rates, and batch sizes
+    assert len(points) == (per_vit + per_resnet) * (1 + 2)
+
+
+@pytest.mark.filterwarnings(f"ignore::{ExperimentalWarning.__module__}.ExperimentalWarning")
+def test_a_gaussian_process_finds_the_best_with_several_trials_running():
+    """Twice the same: in what it proposes jointly; the rest is of the trial's own branch."""
+    space = Space(source=folder(), params={**DEPENDENT, "dropout": FloatDistribution(0.0, 0.9)})
+    runs = []
+    for _ in range(2):
+        study = optuna.create_study(direction="maximize")
+        running: list[optuna.Trial] = []
+        for number in range(16):
+            study.sampler = create_sampler("gp", space, 16, 0, number)
+            trial = study.ask()
+            draw_params(trial, space)
+            assert is_of_its_branch(trial.params)
+            running.append(trial)
+            if len(running) == 3:
+                ended = running.pop(0)
+                study.tell(ended, -abs(ended.params["dropout"] - 0.6))
+        runs.append([trial.params for trial in study.trials])
+    assert runs[0] == runs[1]
+    assert np.median([abs(params["dropout"] - 0.6) for params in runs[0][8:]]) < 0.1

@@ -26,6 +26,7 @@ from search.tuning.study import (
     open_study,
 )
 from spaces.base import Space
+from spaces.conditions import ByValue, When
 from spaces.sources import folder
 from tests.fixtures.trial_results import epoch_result, failure_result
 
@@ -303,7 +304,9 @@ def test_a_study_cut_at_any_byte_is_resumed(tmp_path: Path, sampler: str):
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
 def test_a_trial_cut_off_while_it_was_drawn_gets_the_rest_of_its_parameters(sampler: str):
-    space = replace(SPACE, first_trials=FIRSTS[1:])
+    hidden_units = When({"backbone": ("cnn", "tinynet")}, CategoricalDistribution([0, 64]))
+    params = {"hidden_units": hidden_units, **SPACE.params}
+    space = replace(SPACE, params=params, first_trials=FIRSTS[1:])
     for cut in (0, 3):
         storage, study = opened(space)
         begun = searching(storage, 12, space, sampler)
@@ -315,8 +318,35 @@ def test_a_trial_cut_off_while_it_was_drawn_gets_the_rest_of_its_parameters(samp
         whole = again.suggest("whole")
         assert whole["number"] == half.number == cut
         assert whole["params"].items() >= half.params.items()
-        assert set(whole["params"]) == set(SPACE.params)
+        assert set(whole["params"]) == set(space.params)
         assert again.suggest("next")["number"] == cut + 1
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "grid"])
+def test_a_resumed_search_draws_the_same_parameters_that_depend_on_others(sampler: str):
+    wide, narrow = (FloatDistribution(low, 1e-2, log=True) for low in (1e-4, 5e-3))
+    params = {
+        "hidden_units": When({"freeze_depth": 5}, CategoricalDistribution([0, 64])),
+        "lr": ByValue("backbone", {"cnn": narrow}, default=wide),
+        "backbone": CategoricalDistribution(["tinynet", "cnn"]),
+        "freeze_depth": CategoricalDistribution([0, 5]),
+    }
+    first = {"backbone": "cnn", "lr": 7e-3, "freeze_depth": 0}
+    space = replace(SPACE, params=params, first_trials=(first,))
+
+    storage, study = opened(space)
+    whole = run_all(searching(storage, 12, space, sampler))
+    assert whole[0] == first
+    for found in whole:
+        assert ("hidden_units" in found) is (found["freeze_depth"] == 5)
+        assert found["lr"] >= (5e-3 if found["backbone"] == "cnn" else 1e-4)
+    pieces, again = opened(space)
+    begun = searching(pieces, 12, space, sampler)
+    for index in range(5):
+        result = epoch_result(1, value_of(begun.suggest(str(index))["params"]), finished=True)
+        begun.on_trial_complete(str(index), result)
+    run_all(searching(pieces, 12, space, sampler))
+    assert [t.params for t in again.trials] == [t.params for t in study.trials]
 
 
 def test_an_epoch_that_is_reported_again_keeps_its_first_value():

@@ -29,9 +29,11 @@ from search.tuning.study import (
     open_study,
     ranked_trials,
     trial_params,
+    trial_table,
     write_trials,
 )
 from spaces.base import Space
+from spaces.conditions import ByValue, When
 from spaces.sources import folder
 from tests.fixtures.trial_results import epoch_result, failure_result
 from trainables.trial_result import TrialResult
@@ -48,8 +50,8 @@ SPACE = Space(
 WITH_FIRSTS = Space(source=folder(), params=SPACE.params, first_trials=FIRSTS)
 
 
-def searching(storage: BaseStorage) -> StudySearcher:
-    return StudySearcher(storage, SPACE, 99, "random", seed=0)
+def searching(storage: BaseStorage, space: Space = SPACE) -> StudySearcher:
+    return StudySearcher(storage, space, 99, "random", seed=0)
 
 
 def waiting(study: optuna.Study) -> list[str]:
@@ -307,3 +309,19 @@ def test_trials_are_written_a_line_each(
     assert (failed["state"], failed["reason"]) == ("failed", 'too "large", by far')
     assert (failed["best_val_accuracy"], failed["epochs"]) == ("", "0")
     assert (cut_off["state"], cut_off["best_val_accuracy"]) == ("unfinished", "0.6")
+
+
+def test_a_parameter_that_a_trial_does_not_have_is_blank(storage: BaseStorage):
+    params = {
+        "backbone": CategoricalDistribution(["cnn", "resnet18"]),
+        "hidden_units": When({"backbone": "cnn"}, CategoricalDistribution([8, 16])),
+        "lr": ByValue("backbone", {"cnn": 0.1}, default=FloatDistribution(0.2, 0.3)),
+    }
+    cnn, resnet = {"backbone": "cnn", "hidden_units": 8}, {"backbone": "resnet18", "lr": 0.25}
+    space = Space(source=folder(), params=params, first_trials=(cnn, resnet))
+    searcher = searching(storage, space)
+    for name in ("a", "b"):
+        searcher.suggest(name)
+    columns, rows = trial_table(open_study(storage, space), space)
+    assert columns[-4:-1] == ("backbone", "hidden_units", "lr")
+    assert [row[-4:-1] for row in rows] == [["cnn", 8, 0.1], ["resnet18", None, 0.25]]

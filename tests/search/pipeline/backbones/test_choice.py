@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.distributions import FloatDistribution
 from rich.console import Console
 
 from search.console.progress import Progress
@@ -19,6 +20,7 @@ from search.pipeline.request import parse_request
 from search.runs.run_folder import RunFolder
 from search.runs.summary import ProbeScore
 from spaces.base import Space
+from spaces.first_trials import Config
 from spaces.sources import folder
 from tests.fixtures.channel_noise import FILES, candidates, prepare
 
@@ -95,6 +97,35 @@ def test_the_space_of_a_first_session_is_that_of_a_resumed_one(tmp_path: Path) -
     )
     assert again.space == chosen.space
     assert resumed.scores == scores
+
+
+def test_first_trials_are_of_each_backbone_then_of_earlier_runs(tmp_path: Path) -> None:
+    """In a resumed run, too, which says nothing again but what is dropped."""
+    plan, progress = plan_of(tmp_path), in_memory()
+    params = {**plan.space.params, "lr": FloatDistribution(1e-4, 1e-2)}
+    first = ({"backbone": "*", "lr": 1e-3}, {"backbone": "cnn", "lr": 2e-3})
+    space = replace(plan.space, params=params, first_trials=first)
+    earlier: tuple[Config, ...] = (
+        {"backbone": "cnn", "lr": 2e-3, "freeze_depth": 5},
+        {"backbone": "resnet18", "lr": 3e-3, "dropout": 0.1},
+        {"backbone": "tinynet", "lr": 0.1},
+    )
+    recorded = {"cnn": ProbeScore(accuracy=0.9), "tinynet": ProbeScore(accuracy=0.8)}
+    plan.folder.write_summary(replace(plan.folder.summary, linear_probe=recorded))
+    plan = replace(plan, space=space, warm_start=earlier)
+    chosen, _, _ = choose_backbones(plan, prepare(None), CANDIDATES, {}, None, progress)
+    assert chosen.space.first_trials == (
+        {"backbone": "cnn", "lr": 1e-3},
+        {"backbone": "tinynet", "lr": 1e-3},
+        {"backbone": "cnn", "lr": 2e-3},
+        {"lr": 3e-3},
+        {"backbone": "tinynet"},
+    )
+    (line,) = shown(progress)
+    assert line.endswith(
+        "3 configurations of earlier runs are tried; dropped as unknown or out of range: backbone,"
+        " dropout, lr"
+    )
 
 
 @pytest.mark.usefixtures("ray_session")
