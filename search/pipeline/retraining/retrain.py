@@ -44,6 +44,7 @@ from search.tuning.study import BASELINE_TRIAL
 from search.tuning.time_budget import TimeBudget
 from spaces.rules import Metric
 from trainables.models.ensemble import Ensemble
+from trainables.models.model import save_model
 from trainables.models.ood import OODScorer
 from trainables.worker import TrainingContext
 
@@ -240,7 +241,7 @@ def retrain_finalists(
     folder.write_summary(replace(folder.summary, calibration=calibration))
     ood_scorer = fit_ood(winner.folds)
     ensemble = _as_ensemble(prepared, winner, probes, predicted.scaling.temperature, ood_scorer)
-    ensemble.save(folder.path / MODEL)
+    save_model(ensemble, folder.path / MODEL)
     n_members = count(len(winner.folds), "fold")
     _log.info("%s: %s of %s", folder.path / MODEL, n_members, winner.finalist.name)
     baseline = next((one for one in results if one.finalist.trial == BASELINE_TRIAL), None)

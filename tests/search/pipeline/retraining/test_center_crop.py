@@ -34,8 +34,8 @@ from spaces.sources import folder
 from tests.fixtures.prepared_data import prepared_data
 from trainables.images import crop_pixels
 from trainables.models.center_crop import enlarge_center
-from trainables.models.ensemble import load_model
 from trainables.models.linear_probe import MAX_IMAGES, fit_head, uses_center_crop
+from trainables.models.model import load_model
 from trainables.models.ood import fit_subspace
 from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.worker import TrainingContext, clone_backbone
