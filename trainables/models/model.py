@@ -27,7 +27,7 @@ from trainables.models.own_networks import OwnNetworkError
 FORMAT = "classifier-search model 4"
 """Value of `format` in a model file; the number changes with the file's contents."""
 
-MAX_PARTS = 8
+MAX_PARTS = 20
 """Ensembles that a model consists of, at most."""
 
 _BATCH_SIZE = 64

@@ -86,7 +86,7 @@ def run(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Run
     )
     evaluate(
         prepared,
-        retrained.ensemble,
+        retrained.model,
         retrained.baseline,
         retrained.out_of_fold,
         run_folder,

@@ -311,4 +311,4 @@ def test_the_baseline_has_its_own_temperature(prepared: PreparedData, tmp_path: 
     assert scaling.temperature > 10
     assert retrained.baseline is not None
     assert retrained.baseline.card.temperature == pytest.approx(scaling.temperature)
-    assert retrained.ensemble.card.temperature < 2
+    assert retrained.model.card.temperature < 2
