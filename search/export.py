@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from search.deployment.parity import Outputs, Parity
     from search.deployment.run_images import RunImages
     from trainables.models.ensemble import Ensemble
+    from trainables.models.model import Model
 
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 _CALIBRATION_IMAGES = 256
@@ -85,7 +86,7 @@ def _export(options: argparse.Namespace) -> None:
     """
     from search.deployment import parity
     from search.deployment.run_images import read_split
-    from trainables.models.ensemble import load_model
+    from trainables.models.model import count_members, load_model
 
     if options.int8 and options.format != "onnx":
         raise ExportError(f"--int8 goes with --format onnx, not with {options.format}")
@@ -94,19 +95,19 @@ def _export(options: argparse.Namespace) -> None:
             "--int8 needs the run's folder, whose training images calibrate the ranges of the"
             f" integers, but {options.run} is a file"
         )
-    ensemble = load_model(model_path(options.run))
+    model = load_model(model_path(options.run))
     if options.member is not None:
-        ensemble = one_member(ensemble, options.member)
+        model = one_member(model, options.member)
     generated = not options.run.is_dir()
     if generated:
-        images = parity.generate_images(ensemble.card, _GENERATED_IMAGES)
+        images = parity.generate_images(model.card, _GENERATED_IMAGES)
     else:
-        images = read_split(options.run, ensemble.card, "test", options.data)
+        images = read_split(options.run, model.card, "test", options.data)
     path = options.out or _default_out(options)
     # torch.export reads no other suffix.
     with write_atomically(path, partial=f".partial{path.suffix}") as partial:
-        exported = _write_and_run(options, ensemble, images, partial)
-        expected = parity.expected_outputs(ensemble, images.decoded)
+        exported = _write_and_run(options, model, images, partial)
+        expected = parity.expected_outputs(model, images.decoded)
         result = parity.compare_outputs(
             expected, exported, images, generated=generated, quantised=options.int8
         )
@@ -121,48 +122,48 @@ def _export(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     if not generated and path.parent == options.run / "export":
-        _record(options.run, path, result, ensemble.card.n_members)
+        _record(options.run, path, result, count_members(model))
 
 
 def _write_and_run(
-    options: argparse.Namespace, ensemble: Ensemble, images: RunImages, path: Path
+    options: argparse.Namespace, model: Model, images: RunImages, path: Path
 ) -> Outputs:
     """Write the exported file; return its outputs for the images."""
     from search.deployment import exporters
     from search.deployment.parity import central_pixels
     from search.deployment.run_images import read_split
 
-    pixels = central_pixels(ensemble.card, images.decoded)
+    pixels = central_pixels(model.card, images.decoded)
     if options.format == "pt2":
-        exporters.write_program(ensemble, path)
+        exporters.write_program(model, path)
         return exporters.run_program(path, pixels)
     if options.int8:
-        card = ensemble.card
+        card = model.card
         training = read_split(options.run, card, "train", options.data, _CALIBRATION_IMAGES)
-        exporters.write_int8(ensemble, training.decoded, path)
+        exporters.write_int8(model, training.decoded, path)
     else:
-        exporters.write_onnx(ensemble, path)
+        exporters.write_onnx(model, path)
     return exporters.run_onnx(path, pixels)
 
 
-def one_member(ensemble: Ensemble, number: int) -> Ensemble:
-    """Return an ensemble of one member alone, counted from 1.
+def one_member(model: Model, number: int) -> Ensemble:
+    """Return one member alone, counted from 1 through the parts of the model.
 
     Raises:
         ExportError: there is no such member.
     """
     from trainables.models.ensemble import Ensemble
 
-    n_members = ensemble.card.n_members
-    if number > n_members:
-        raise ExportError(f"1 <= --member <= {n_members} must hold, but got {number}")
-    card = replace(ensemble.card, n_members=1)
-    ood_scorer = None if ensemble.ood_scorer is None else ensemble.ood_scorer.for_member(number - 1)
-    center_crop = ensemble.center_crop_weights()
+    members = [(part, place) for part in model.parts for place in range(part.card.n_members)]
+    if number > len(members):
+        raise ExportError(f"1 <= --member <= {len(members)} must hold, but got {number}")
+    part, place = members[number - 1]
+    card = replace(part.card, n_members=1)
+    ood_scorer = None if part.ood_scorer is None else part.ood_scorer.for_member(place)
+    center_crop = part.center_crop_weights()
     if center_crop is not None:
-        center_crop |= {key: center_crop[key][number - 1 : number] for key in ("weight", "bias")}
-    members = [ensemble.member_weights()[number - 1]]
-    return Ensemble(card, ensemble.prefix, members, ood_scorer, center_crop)
+        center_crop |= {key: center_crop[key][place : place + 1] for key in ("weight", "bias")}
+    return Ensemble(card, part.prefix, [part.member_weights()[place]], ood_scorer, center_crop)
 
 
 def _record(run: Path, path: Path, result: Parity, n_members: int) -> None:

@@ -130,7 +130,7 @@ def bind(host: str, port: int, seconds: float) -> socket.socket:
 def _serve(options: argparse.Namespace, listener: socket.socket, shutdown: GracefulShutdown) -> int:
     """Load the model and serve it until a stop is requested; return the exit code."""
     from search.deployment.replica import Replica, serve_by_ray, serve_in_process
-    from trainables.models.ensemble import load_model
+    from trainables.models.model import load_model
     from trainables.models.model_card import ModelError
 
     settings = _settings(options)

@@ -25,7 +25,7 @@ from benchmarks.speed.serving import save_model
 from search.deployment.exporters import INPUT, write_onnx
 from search.deployment.parity import central_pixels
 from search.export import one_member
-from trainables.models.ensemble import Ensemble, load_model
+from trainables.models.model import Model, load_model, predict
 
 N_IMAGES = 32
 
@@ -70,18 +70,18 @@ def main() -> None:
     report.publish(arguments)
 
 
-def _images(model: Ensemble) -> np.ndarray:
+def _images(model: Model) -> np.ndarray:
     side = model.card.cache_size
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (N_IMAGES, side, side, 3), dtype=np.uint8)
 
 
-def _torch(model: Ensemble) -> Callable[[], object]:
+def _torch(model: Model) -> Callable[[], object]:
     images = torch.from_numpy(_images(model))
-    return lambda: model.probabilities(images)
+    return lambda: predict(model, images)
 
 
-def _onnx(model: Ensemble, path: Path) -> Callable[[], object]:
+def _onnx(model: Model, path: Path) -> Callable[[], object]:
     import onnxruntime
 
     write_onnx(model, path)

@@ -109,6 +109,7 @@ def save_model(plan: Plan, folder: Path) -> Path:
     from trainables.models.backbones import create_backbone
     from trainables.models.classifier import Classifier, create_head
     from trainables.models.ensemble import Ensemble
+    from trainables.models.model import save_model
     from trainables.models.model_card import ModelCard
 
     size = plan.image_size
@@ -120,7 +121,7 @@ def save_model(plan: Plan, folder: Path) -> Path:
     backbone.freeze(5)
     heads = (create_head(backbone.feature_size, len(classes), 0, 0.0) for _ in range(5))
     members = [Classifier(backbone, head).member_weights() for head in heads]
-    Ensemble(card, backbone.stages.state_dict(), members).save(folder / "model.pt")
+    save_model(Ensemble(card, backbone.stages.state_dict(), members), folder / "model.pt")
     return folder / "model.pt"
 
 

@@ -165,8 +165,8 @@ class Run:
         Raises:
             ModelError: there is no model, or it is damaged.
         """
-        from trainables.models.ensemble import load_model
         from trainables.models.image_classifier import ImageClassifier
+        from trainables.models.model import load_model
 
         return ImageClassifier(load_model(self.path / MODEL))
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from search.deployment.parity import Outputs, central_pixels
 from trainables.images import MAX_SQUEEZED
-from trainables.models.ensemble import Ensemble
 from trainables.models.export_module import ExportModule
+from trainables.models.model import Model
 from trainables.models.model_card import ModelCard
 
 INPUT, PROBABILITIES, OOD_SCORE = "images", "probabilities", "ood_score"
@@ -28,38 +28,38 @@ _BATCH_SIZE = 16
 _QUANTISED = ("Conv", "MatMul", "Gemm", "Add", "Concat", "MaxPool", "GlobalAveragePool")
 
 
-def output_names(ensemble: Ensemble) -> list[str]:
+def output_names(model: Model) -> list[str]:
     """Return the names of a graph's outputs."""
-    return [PROBABILITIES] if ensemble.ood_scorer is None else [PROBABILITIES, OOD_SCORE]
+    return [PROBABILITIES] if model.ood_scorer is None else [PROBABILITIES, OOD_SCORE]
 
 
-def write_onnx(ensemble: Ensemble, path: Path) -> None:
+def write_onnx(model: Model, path: Path) -> None:
     """Write an ONNX file, with the weights inside and a dynamic batch size."""
     import onnx
 
     with _quiet():
         program = torch.onnx.export(
-            ExportModule(ensemble),
-            (_example(ensemble),),
+            ExportModule(model),
+            (_example(model),),
             dynamo=True,
             input_names=[INPUT],
-            output_names=output_names(ensemble),
+            output_names=output_names(model),
             dynamic_shapes={"images": {0: torch.export.Dim("n")}},
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     graph: Any = program.model_proto
-    _describe(graph, ensemble)
+    _describe(graph, model)
     onnx.checker.check_model(graph)
     path.write_bytes(graph.SerializeToString())
 
 
-def write_int8(ensemble: Ensemble, decoded: np.ndarray, path: Path) -> None:
+def write_int8(model: Model, decoded: np.ndarray, path: Path) -> None:
     """Write an ONNX file, statically quantised: convolutions and products in 8-bit integers.
 
     Args:
-        ensemble: The model.
+        model: The model.
         decoded: Training images, uint8 [n, S, S, 3], which calibrate the ranges of the integers.
         path: The file.
     """
@@ -67,10 +67,10 @@ def write_int8(ensemble: Ensemble, decoded: np.ndarray, path: Path) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    pixels = central_pixels(ensemble.card, decoded)
+    pixels = central_pixels(model.card, decoded)
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         plain, prepared = Path(scratch) / "plain.onnx", Path(scratch) / "prepared.onnx"
-        write_onnx(ensemble, plain)
+        write_onnx(model, plain)
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
@@ -84,7 +84,7 @@ def write_int8(ensemble: Ensemble, decoded: np.ndarray, path: Path) -> None:
             weight_type=QuantType.QInt8,
         )
     graph = onnx.load(path)
-    _describe(graph, ensemble)
+    _describe(graph, model)
     path.write_bytes(graph.SerializeToString())
 
 
@@ -124,23 +124,23 @@ def run_onnx(path: Path, pixels: np.ndarray) -> Outputs:
     )
 
 
-def write_program(ensemble: Ensemble, path: Path) -> None:
+def write_program(model: Model, path: Path) -> None:
     """Write a torch.export program, which `torch.export.load` reads."""
     with _quiet():
         program = torch.export.export(
-            ExportModule(ensemble),
-            (_example(ensemble),),
+            ExportModule(model),
+            (_example(model),),
             dynamic_shapes={"images": {0: torch.export.Dim("n")}},
         )
-        torch.export.save(program, path, extra_files={"card.json": _card(ensemble)})
+        torch.export.save(program, path, extra_files={"card.json": _card(model)})
 
 
 def run_program(path: Path, pixels: np.ndarray) -> Outputs:
     """Run a torch.export program."""
     with _quiet():
-        model = torch.export.load(path).module()
+        module = torch.export.load(path).module()
     with torch.no_grad():
-        return Outputs.join(model(part) for part in torch.from_numpy(pixels).split(_BATCH_SIZE))
+        return Outputs.join(module(part) for part in torch.from_numpy(pixels).split(_BATCH_SIZE))
 
 
 class _CalibrationBatches:
@@ -156,28 +156,28 @@ class _CalibrationBatches:
         return None if part is None else {INPUT: part}
 
 
-def _example(ensemble: Ensemble) -> Tensor:
-    size = ensemble.card.image_size
+def _example(model: Model) -> Tensor:
+    size = model.card.image_size
     return torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
 
-def _card(ensemble: Ensemble) -> str:
-    return json.dumps(asdict(ensemble.card), ensure_ascii=False)
+def _card(model: Model) -> str:
+    return json.dumps(asdict(model.card), ensure_ascii=False)
 
 
-def _describe(graph: Any, ensemble: Ensemble) -> None:
+def _describe(graph: Any, model: Model) -> None:
     """Write classes, card and preprocessing into an ONNX file's metadata."""
-    card = ensemble.card
+    card = model.card
     graph.producer_name = "classifier-search"
     del graph.metadata_props[:]
     for key, value in {
         "classes": json.dumps(list(card.classes), ensure_ascii=False),
-        "card": _card(ensemble),
+        "card": _card(model),
         "preprocessing": f"RGB; {_describe_resize_mode(card)}; uint8 [N, H, W, 3]."
         " Normalisation, softmax and temperature are in the graph.",
     }.items():
         graph.metadata_props.add(key=key, value=value)
-    if ensemble.ood_scorer is not None:
+    if model.ood_scorer is not None:
         graph.metadata_props.add(
             key="ood_score",
             value="[N]: out-of-distribution score, at most 1 for 95% of images like the training"

@@ -12,8 +12,8 @@ import torch
 from search.console.formatting import count, percent
 from search.deployment.run_images import RunImages
 from trainables.images import evaluation_crop
-from trainables.models.ensemble import Ensemble
 from trainables.models.export_module import ExportModule
+from trainables.models.model import Model
 from trainables.models.model_card import ModelCard
 
 TOLERANCE = 1e-3
@@ -115,12 +115,12 @@ class Parity:
         return {**asdict(self), "passed": self.passed}
 
 
-def expected_outputs(ensemble: Ensemble, decoded: np.ndarray) -> Outputs:
+def expected_outputs(model: Model, decoded: np.ndarray) -> Outputs:
     """Compute the outputs with PyTorch in float32."""
-    module = ExportModule(ensemble)
+    module = ExportModule(model)
     with torch.no_grad():
         return Outputs.join(
-            module(torch.from_numpy(central_pixels(ensemble.card, decoded[i : i + _BATCH_SIZE])))
+            module(torch.from_numpy(central_pixels(model.card, decoded[i : i + _BATCH_SIZE])))
             for i in range(0, len(decoded), _BATCH_SIZE)
         )
 

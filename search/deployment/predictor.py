@@ -18,7 +18,7 @@ from search.evaluation.predictions import OOD_THRESHOLD
 from search.runs.listing import find_run
 from trainables.image_inputs import ImageInput, decode_input, named
 from trainables.images import ImageError
-from trainables.models.ensemble import Ensemble, load_model, mean_probabilities
+from trainables.models.model import Model, load_model, predict
 
 BATCH_SIZE = 64
 
@@ -49,11 +49,11 @@ class Prediction:
 class Predictor:
     """Predicts images; on a GPU where there is one."""
 
-    def __init__(self, model: Ensemble, batch_size: int = BATCH_SIZE) -> None:
+    def __init__(self, model: Model, batch_size: int = BATCH_SIZE) -> None:
         """Move a model to its device.
 
         Args:
-            model: The ensemble.
+            model: The model.
             batch_size: Images that `predict` and `predict_each` compute in one batch.
         """
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -115,16 +115,15 @@ class Predictor:
             top: Classes to return for each.
         """
         classes = self.model.card.classes
-        logits, ood_scores = self.model.predict_with_ood(torch.from_numpy(np.stack(decoded)))
-        probabilities = mean_probabilities(logits, self.model.card.temperature)
-        highest = probabilities.topk(min(top, len(classes)), dim=1)
+        outputs = predict(self.model, torch.from_numpy(np.stack(decoded)))
+        highest = outputs.probabilities.topk(min(top, len(classes)), dim=1)
         return [
             Prediction(name, tuple(classes[i] for i in indices), tuple(values), ood_score)
             for name, indices, values, ood_score in zip(
                 names,
                 highest.indices.tolist(),
                 highest.values.tolist(),
-                [None] * len(names) if ood_scores is None else ood_scores.tolist(),
+                [None] * len(names) if outputs.ood_score is None else outputs.ood_score.tolist(),
                 strict=True,
             )
         ]

@@ -23,7 +23,7 @@ from search.runs.run_folder import RunFolder
 from search.runs.summary import Evaluations, ExternalScores
 from trainables.images import ImageRows, as_tensor
 from trainables.models.digest import model_digest
-from trainables.models.ensemble import Ensemble, mean_probabilities
+from trainables.models.model import Model, predict
 
 OUTPUTS = "evaluation.npz"
 TEST_PREDICTIONS = "test_predictions.csv"
@@ -32,8 +32,8 @@ TEST_PREDICTIONS = "test_predictions.csv"
 
 def evaluate(
     prepared: PreparedData,
-    ensemble: Ensemble,
-    baseline: Ensemble | None,
+    model: Model,
+    baseline: Model | None,
     out_of_fold: OutOfFold,
     folder: RunFolder,
     progress: Progress,
@@ -50,7 +50,7 @@ def evaluate(
 
     Args:
         prepared: The images.
-        ensemble: The model.
+        model: The model.
         baseline: What it is compared with, image by image; None compares nothing.
         out_of_fold: How well it is calibrated outside the test set.
         folder: The run's folder.
@@ -62,17 +62,17 @@ def evaluate(
         The predictions of the test set, and of the external test set if there is one.
     """
     test = _evaluate_test(
-        prepared, ensemble, baseline, out_of_fold, folder, progress, expected_discordance
+        prepared, model, baseline, out_of_fold, folder, progress, expected_discordance
     )
     if prepared.external is None:
         return test, None
-    return test, _evaluate_external(prepared, prepared.external, ensemble, folder, progress)
+    return test, _evaluate_external(prepared, prepared.external, model, folder, progress)
 
 
 def _evaluate_test(
     prepared: PreparedData,
-    ensemble: Ensemble,
-    baseline: Ensemble | None,
+    model: Model,
+    baseline: Model | None,
     out_of_fold: OutOfFold,
     folder: RunFolder,
     progress: Progress,
@@ -80,7 +80,7 @@ def _evaluate_test(
 ) -> Predictions:
     rows = prepared.rows("test")
     labels = prepared.images.labels[rows]
-    outputs = _predict_test(prepared.image_rows(rows), ensemble, baseline, folder, progress)
+    outputs = _predict_test(prepared.image_rows(rows), model, baseline, folder, progress)
     before, after = outputs.uncalibrated, outputs.probabilities
     predictions = Predictions(
         names=prepared.names(rows),
@@ -109,49 +109,43 @@ def _evaluate_test(
         folder.write_summary(replace(folder.summary, comparison=compared))
     if "data" not in (folder.summary.samples or {}):
         with progress.tolerating("the gallery of test images"):
-            save_samples(folder, ensemble, "data", predictions)
+            save_samples(folder, model, "data", predictions)
     return predictions
 
 
 def _predict_test(
     images: ImageRows,
-    ensemble: Ensemble,
-    baseline: Ensemble | None,
+    model: Model,
+    baseline: Model | None,
     folder: RunFolder,
     progress: Progress,
 ) -> Outputs:
     """Predict the test set, or return what the same models predicted in an earlier session."""
     path = folder.path / OUTPUTS
-    model, of_baseline = (
-        model_digest(ensemble),
-        None if baseline is None else model_digest(baseline),
-    )
+    digest = model_digest(model)
+    of_baseline = None if baseline is None else model_digest(baseline)
     saved = load_outputs(path, len(images))
     earlier = _earlier_evaluations(folder, saved)
-    if saved is not None and saved.are_of(model, of_baseline):
+    if saved is not None and saved.are_of(digest, of_baseline):
         folder.write_summary(replace(folder.summary, evaluation=earlier))
         progress.say("the test set is not evaluated again: the model is unchanged")
         return saved
-    models = earlier.models if model in earlier.models else [*earlier.models, model]
+    models = earlier.models if digest in earlier.models else [*earlier.models, digest]
     evaluations = Evaluations(times=earlier.times + 1, models=models)
     # First, so that an evaluation counts whose result a crash loses.
     folder.write_summary(replace(folder.summary, evaluation=evaluations, samples=None))
     if text := describe_evaluations(evaluations):
         progress.warn(text)
-    logits, ood_score = ensemble.predict_with_ood(images)
-    uncalibrated, probabilities = (
-        mean_probabilities(logits, temperature).numpy()
-        for temperature in (1.0, ensemble.card.temperature)
-    )
+    predicted = predict(model, images)
     outputs = Outputs(
-        model=model,
-        probabilities=probabilities,
-        uncalibrated=uncalibrated,
-        ood_score=_as_array(ood_score),
+        model=digest,
+        probabilities=predicted.probabilities.numpy(),
+        uncalibrated=predicted.uncalibrated.numpy(),
+        ood_score=_as_array(predicted.ood_score),
         baseline=of_baseline,
         baseline_classes=None
         if baseline is None
-        else baseline.probabilities(images).numpy().argmax(1),
+        else predict(baseline, images).probabilities.numpy().argmax(1),
     )
     outputs.save(path)
     return outputs
@@ -171,21 +165,21 @@ def _earlier_evaluations(folder: RunFolder, saved: Outputs | None) -> Evaluation
 def _evaluate_external(
     prepared: PreparedData,
     external: DecodedImages,
-    ensemble: Ensemble,
+    model: Model,
     folder: RunFolder,
     progress: Progress,
 ) -> Predictions:
     """Predict the external images; score those with labels that are no near-duplicates."""
     labels, table = external.labels, as_tensor(external.pixels)
-    logits, ood_score = ensemble.predict_with_ood(table)
+    predicted = predict(model, table)
     predictions = Predictions(
         names=external.names,
         table=table,
         rows=np.arange(len(labels)),
         labels=labels,
-        probabilities=mean_probabilities(logits, ensemble.card.temperature).numpy(),
+        probabilities=predicted.probabilities.numpy(),
         classes=prepared.classes,
-        ood_score=_as_array(ood_score),
+        ood_score=_as_array(predicted.ood_score),
     )
     write_predictions(folder.path / "external_predictions.csv", predictions)
     scored = (labels >= 0) & ~prepared.external_near_duplicates
@@ -202,7 +196,7 @@ def _evaluate_external(
     )
     folder.write_summary(replace(folder.summary, external=external_scores))
     with progress.tolerating("the gallery of external images"):
-        save_samples(folder, ensemble, "external", predictions)
+        save_samples(folder, model, "external", predictions)
     return predictions
 
 

@@ -114,7 +114,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         progress.begin("evaluation")
         test, external = evaluate(
             prepared,
-            retrained.ensemble,
+            retrained.model,
             retrained.baseline,
             retrained.out_of_fold,
             folder,
@@ -123,7 +123,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         )
     progress.begin("tensorboard")
     with _stage("tensorboard", folder), progress.tolerating("TensorBoard's overview of the model"):
-        board.show_model(retrained.ensemble, test, retrained.out_of_fold.predictions, external)
+        board.show_model(retrained.model, test, retrained.out_of_fold.predictions, external)
     # 4. What takes no part in the result comes last.
     if space.ablation:
         with _stage("ablation", folder), progress.tolerating("the ablation"):

@@ -19,6 +19,7 @@ from spaces.base import TrialConfig
 from trainables.models.classifier import Weights
 from trainables.models.ensemble import Ensemble
 from trainables.models.linear_probe import Probe
+from trainables.models.model import save_model
 from trainables.models.model_card import ModelCard
 from trainables.models.ood import OODScorer
 from trainables.pretrained.licences import weights_licence
@@ -72,7 +73,7 @@ def build_ensemble(
 def save_probe(prepared: PreparedData, backbone: str, probe: Probe, path: Path) -> None:
     """Write a linear probe as a model of one member."""
     head = {f"head.1.{key}": value for key, value in probe.head.items()}
-    build_ensemble(prepared, probe_config(backbone), [head]).save(path)
+    save_model(build_ensemble(prepared, probe_config(backbone), [head]), path)
     _log.info("%s: the linear probe of %s", path, backbone)
 
 
@@ -96,7 +97,7 @@ def save_best_trial(prepared: PreparedData, study: optuna.Study, folder: RunFold
             except Exception as error:  # torch raises nearly anything on what is damaged
                 _log.warning("%s is damaged, and is not used: %s", weights, error)
                 continue
-            ensemble.save(folder.path / MODEL)
+            save_model(ensemble, folder.path / MODEL)
             finalist = Finalist(trial.number, retrain_config, best_epoch(trial).val_accuracy)
             folder.write_summary(replace(folder.summary, best=finalist.as_best_model()))
             _log.info("%s: the best trial, %d", folder.path / MODEL, trial.number)

@@ -12,8 +12,8 @@ from search.evaluation.predictions import PredictedImage, Predictions
 from search.reporting.gallery import Gallery
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Samples
-from trainables.models.ensemble import Ensemble
 from trainables.models.grad_cam import GradCamError, grad_cam
+from trainables.models.model import Model
 
 MAX_TOP_LOSSES = 60
 """Wrong predictions of the test set, the most confident first."""
@@ -57,14 +57,12 @@ def samples(part: str, predictions: Sequence[PredictedImage]) -> list[PredictedI
     ]
 
 
-def save_samples(
-    folder: RunFolder, ensemble: Ensemble, part: str, predictions: Predictions
-) -> None:
+def save_samples(folder: RunFolder, model: Model, part: str, predictions: Predictions) -> None:
     """Save the images that the report shows, with Grad-CAM heat maps of the first of them.
 
     Args:
         folder: Gets the images and the section `samples`.
-        ensemble: The model whose predictions they are.
+        model: The model whose predictions they are.
         part: "data" for the test set, or "external".
         predictions: Predictions of all images of that set.
     """
@@ -72,12 +70,12 @@ def save_samples(
     rows = {id(one): row for row, one in enumerate(listed)}
     shown = samples(part, listed)
     images = predictions.images(np.array([rows[id(one)] for one in shown], np.int64))
-    gallery.save(part, [one.name for one in shown], images.numpy(), ensemble.card.image_size)
+    gallery.save(part, [one.name for one in shown], images.numpy(), model.card.image_size)
     gallery.delete_heatmaps(part)
     n, failure = min(len(shown), _MAX_WITH_GRADCAM[part]), None
     predicted = [predictions.classes.index(one.ranked[0][0]) for one in shown[:n]]
     try:
-        heatmaps = grad_cam(ensemble, images[:n], predicted) if n else ()
+        heatmaps = grad_cam(model, images[:n], predicted) if n else ()
         for one, heatmap in zip(shown[:n], heatmaps, strict=True):
             if heatmap.any():
                 gallery.save_heatmap(part, one.name, heatmap)

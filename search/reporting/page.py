@@ -51,6 +51,7 @@ from search.reporting.run_record import Record, TrialRecord, read_record
 from search.reporting.search_figures import MIN_TRIALS_FOR_IMPORTANCE
 from search.reporting.terminal import (
     describe_calibration,
+    describe_ensemble,
     describe_evaluations,
     describe_gain,
     describe_power_of_comparison,
@@ -145,6 +146,7 @@ def _draw_page(record: Record, figures: Mapping[str, Figure], gaps: list[str]) -
             label_issues=record.label_issues[:MAX_ISSUES],
             gain=describe_gain(summary),
             power=describe_power_of_comparison(summary),
+            ensemble_text=describe_ensemble(summary.weighted_ensemble),
             calibration_text=describe_calibration(summary),
             of_images=of_images,
             metric=summary.metric,

@@ -37,6 +37,7 @@ from search.runs.summary import (
     ProbeScore,
     RunSummary,
     Scores,
+    WeightedEnsembleScores,
 )
 from search.tuning.study import BASELINE_TRIAL
 from spaces.rules import Metric
@@ -80,6 +81,21 @@ def describe_power_of_comparison(summary: RunSummary) -> str | None:
     if compared is None or compared.expected_discordance is None:
         return None
     return describe_power(compared.n, compared.detectable_difference)
+
+
+def describe_ensemble(scores: WeightedEnsembleScores | None) -> str:
+    """Describe the ensemble of finalists, and whether it is the model; "" where none was tried."""
+    if scores is None:
+        return ""
+    names = " + ".join(f"{part.weight:.2f} {part.name}" for part in scores.parts)
+    losses = (
+        f"cross-fitted out-of-fold log loss {scores.log_loss:.4f}, of the best finalist"
+        f" {scores.log_loss_baseline:.4f}, standard error of the difference"
+        f" {scores.log_loss_gain_se:.4f}"
+    )
+    if scores.enabled:
+        return f"the model is an ensemble of finalists, {names}: {losses}"
+    return f"an ensemble of finalists ({names}) is not clearly better: {losses}"
 
 
 def describe_power(n: int, detectable_difference: float | None) -> str:

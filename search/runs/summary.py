@@ -247,6 +247,38 @@ class KFoldScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnsemblePart:
+    """A finalist's weight in an ensemble, and the members that its folds gave."""
+
+    name: str
+    weight: Number
+    members: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedEnsembleScores:
+    """The ensemble of finalists, on out-of-fold images that its weights were not selected on.
+
+    `…_baseline` is the best finalist's.
+
+    Attributes:
+        enabled: Whether it is the model: its log loss is lower by more than one standard error, and
+            it is no worse by the metric.
+        parts: The highest weight first.
+        log_loss_gain_se: Standard error of the losses' difference, paired by image.
+        score: By the run's metric, higher is better.
+    """
+
+    enabled: bool
+    parts: list[EnsemblePart]
+    log_loss: Number
+    log_loss_baseline: Number
+    log_loss_gain_se: Number
+    score: Number
+    score_baseline: Number
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelPair:
     """How often one class was labelled where another is predicted."""
 
@@ -494,6 +526,7 @@ class RunSummary:
     search: SearchCounts | None = None
     best: BestModel | None = None
     kfold: KFoldScores | None = None
+    weighted_ensemble: WeightedEnsembleScores | None = None
     label_issues: LabelIssueCounts | None = None
     calibration: Calibration | None = None
     evaluation: Evaluations | None = None

@@ -60,6 +60,8 @@ def test_summary_sections_are_as_documented() -> None:
         *(("test", summary.ClassScores), ("evaluation", summary.Evaluations)),
         *(("comparison", summary.Comparison), ("ablation", summary.AblationScores)),
         ("samples", summary.Samples),
+        *(("weighted_ensemble", summary.WeightedEnsembleScores),),
+        ("weighted_ensemble", summary.EnsemblePart),
     ):
         keys = set(re.findall(r"`(\w+)`", SECTIONS[name]))
         missing = {field.name for field in dataclasses.fields(section)} - keys

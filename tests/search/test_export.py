@@ -17,8 +17,8 @@ from search.deployment.run_images import read_split
 from search.export import ExportError, main, one_member
 from search.predict import load
 from trainables.images import crop_pixels, evaluation_crop
-from trainables.models.ensemble import load_model
 from trainables.models.export_module import ExportModule
+from trainables.models.model import load_model
 
 onnx = pytest.importorskip("onnx", reason="needs the extra: export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: export")

@@ -19,7 +19,7 @@ from search.predict import expand, load, main
 from search.runs.tables import read_rows
 from tests.fixtures.colours import CLASSES
 from trainables.images import ImageError
-from trainables.models.ensemble import load_model
+from trainables.models.model import load_model
 from trainables.models.model_card import ModelError
 
 ROOT = Path(__file__).parents[2]

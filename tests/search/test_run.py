@@ -30,7 +30,7 @@ from search.runs.summary import DataCounts, Evaluations
 from search.runs.tables import read_rows
 from search.tuning.study import BEST, load_study
 from trainables.models.digest import model_digest
-from trainables.models.ensemble import load_model
+from trainables.models.model import load_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainables.models.ensemble import Ensemble
+from trainables.models.model import Model, describe_part
 
 
-def model_digest(ensemble: Ensemble) -> str:
-    """Return a digest of a model's card and of all its tensors, 32 hexadecimal digits.
+def model_digest(model: Model) -> str:
+    """Return a digest of a model's cards, weights and all its tensors, 32 hexadecimal digits.
 
     It is not one of the bytes of `model.pt`: those depend on the version of PyTorch as well.
     """
-    scorer = ensemble.ood_scorer
-    return _digest(
-        {
-            "card": json.dumps(asdict(ensemble.card)),
-            "prefix": ensemble.prefix,
-            "members": ensemble.member_weights(),
-            "ood": None if scorer is None else scorer.state_dict(),
-            "center_crop": ensemble.center_crop_weights(),
-        }
-    )
+    parts = [describe_part(part) for part in model.parts]
+    return _digest({"weights": list(model.weights), "parts": parts})
 
 
 def _digest(content: Any) -> str:

@@ -1,23 +1,17 @@
-"""An ensemble of K classifiers with common frozen stages, and its file `model.pt`.
+"""An ensemble of K classifiers with common frozen stages.
 
-A model may have a centre-crop branch (`trainables.models.center_crop`) and a scorer of
-out-of-distribution images (`trainables.models.ood`). `model.pt` contains tensors and one JSON text,
-so that loading it runs no code of the file and needs no space.
+It may have a centre-crop branch (`trainables.models.center_crop`) and a scorer of
+out-of-distribution images (`trainables.models.ood`).
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainables.atomic_write import write_atomically
 from trainables.compute import mixed_precision
 from trainables.images import ImageRows, crop_pixels
 from trainables.models.backbones import Backbone, create_backbone
@@ -29,14 +23,10 @@ from trainables.models.classifier import (
     load_weights_from_stage,
     weights_from_stage,
 )
-from trainables.models.model_card import ModelCard, ModelError, read_card
+from trainables.models.model_card import ModelCard, ModelError
 from trainables.models.network_cut import N_STAGES
 from trainables.models.normalisation import Normalise
-from trainables.models.ood import OODScorer, load_ood_scorer
-from trainables.models.own_networks import OwnNetworkError
-
-FORMAT = "classifier-search model 3"
-"""Value of `format` in a model file; the number changes with the file's contents."""
+from trainables.models.ood import OODScorer
 
 _BATCH_SIZE = 64
 
@@ -130,6 +120,16 @@ class Ensemble(nn.Module):
         return CenterCropBranch(backbone, heads)
 
     @property
+    def parts(self) -> tuple[Ensemble, ...]:
+        """What a model consists of (`trainables.models.model.Model`): the ensemble alone."""
+        return (self,)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weight of each part."""
+        return (1.0,)
+
+    @property
     def prefix(self) -> Weights:
         """The weights of the frozen stages."""
         depth = self.card.freeze_depth
@@ -199,55 +199,7 @@ class Ensemble(nn.Module):
                 ood_scores.append(self.ood_scorer.score(features, logits))
         return torch.cat(parts, dim=1), None if self.ood_scorer is None else torch.cat(ood_scores)
 
-    def probabilities(self, images: Tensor | ImageRows) -> Tensor:
-        """Return the mean of the members' probabilities: float32 [N, classes], on the CPU."""
-        return mean_probabilities(self.logits(images), self.card.temperature)
-
-    def save(self, path: Path) -> None:
-        """Write the model to a file, atomically."""
-        content: dict[str, Any] = {
-            "format": FORMAT,
-            "card": json.dumps(asdict(self.card)),
-            "prefix": self.prefix,
-            "members": self.member_weights(),
-        }
-        if self.ood_scorer is not None:
-            content["ood"] = self.ood_scorer.state_dict()
-        if self.center_crop is not None:
-            content["center_crop"] = self.center_crop_weights()
-        # Given a path, torch.save would not report a full disk.
-        with write_atomically(path) as partial, partial.open("wb") as file:
-            torch.save(content, file)
-
 
 def mean_probabilities(logits: Tensor, temperature: float) -> Tensor:
     """Average the members' softmax: [members, N, classes] → [N, classes]."""
     return torch.softmax(logits / temperature, dim=2).mean(dim=0)
-
-
-def load_model(path: Path) -> Ensemble:
-    """Load a model from a file that `Ensemble.save` wrote.
-
-    Raises:
-        ModelError: the file is missing, damaged, or of another format.
-    """
-    if not path.is_file():
-        raise ModelError(f"there is no model at {path}")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or a malicious file
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ModelError(f"{path} cannot be read as a model: {reason}") from None
-    file_format = content.get("format") if isinstance(content, dict) else None
-    if file_format != FORMAT:
-        raise ModelError(f"{path} must have the format {FORMAT!r}, but has {file_format!r}")
-    try:
-        card = read_card(content["card"])
-        ood_scorer = load_ood_scorer(content["ood"]) if "ood" in content else None
-        crop = content.get("center_crop")
-        return Ensemble(card, content["prefix"], content["members"], ood_scorer, crop)
-    except OwnNetworkError as error:
-        raise ModelError(f"{path} cannot be loaded: {error}") from None
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
-        raise ModelError(f"{path} is damaged: {kind}{error}") from None

@@ -1,4 +1,4 @@
-"""Grad-CAM heat maps of an ensemble (Selvaraju et al., arXiv 1610.02391).
+"""Grad-CAM heat maps of a model (Selvaraju et al., arXiv 1610.02391).
 
 A heat map is the gradient of a class's logit with respect to the last feature map, times that map,
 summed over the channels. Where a backbone averages its last feature map over the positions, the
@@ -21,6 +21,7 @@ from torchvision.models.vision_transformer import EncoderBlock
 from trainables.images import crop_pixels
 from trainables.models.classifier import Classifier
 from trainables.models.ensemble import Ensemble
+from trainables.models.model import Model
 from trainables.models.timm_stages import Head, Trunk
 
 _BATCH_SIZE = 8  # small, because the gradient needs the activations of the whole network
@@ -30,11 +31,12 @@ class GradCamError(ValueError):
     """The backbone has no feature map to compute a heat map from."""
 
 
-def grad_cam(ensemble: Ensemble, images: Tensor, classes: Sequence[int]) -> np.ndarray:
+def grad_cam(model: Model, images: Tensor, classes: Sequence[int]) -> np.ndarray:
     """Compute a Grad-CAM heat map of one class for each image.
 
     Args:
-        ensemble: The model; it is not changed.
+        model: The model; it is not changed. Of several parts, the one with the highest weight is
+            explained.
         images: uint8 [N, S, S, 3] with S the card's `cache_size`, N >= 1.
         classes: The class index to explain, for each image.
 
@@ -47,34 +49,36 @@ def grad_cam(ensemble: Ensemble, images: Tensor, classes: Sequence[int]) -> np.n
         GradCamError: the backbone has no feature map in its last stage.
     """
     # A copy in plain float32: gradients of half precision are coarse.
-    model = copy.deepcopy(ensemble).float().to(memory_format=torch.contiguous_format).eval()
+    ensemble = (
+        copy.deepcopy(model.parts[0]).float().to(memory_format=torch.contiguous_format).eval()
+    )
     # The centre-crop branch has a feature map of its own, of the centre alone.
-    model.center_crop = None
-    device = next(model.parameters()).device
+    ensemble.center_crop = None
+    device = next(ensemble.parameters()).device
     parts = []
     for start in range(0, len(images), _BATCH_SIZE):
         batch = images[start : start + _BATCH_SIZE].to(device)
-        pixels = crop_pixels(batch, model.card.image_size).contiguous()
+        pixels = crop_pixels(batch, ensemble.card.image_size).contiguous()
         targets = torch.tensor(classes[start : start + _BATCH_SIZE], device=device)
-        parts.append(_gradient_maps(model, pixels, targets).cpu().numpy())
+        parts.append(_gradient_maps(ensemble, pixels, targets).cpu().numpy())
     maps = np.maximum(np.concatenate(parts), 0.0)
     highest = maps.max(axis=(1, 2), keepdims=True)
     return np.asarray(np.divide(maps, highest, out=np.zeros_like(maps), where=highest > 0))
 
 
-def _gradient_maps(model: Ensemble, pixels: Tensor, targets: Tensor) -> Tensor:
+def _gradient_maps(ensemble: Ensemble, pixels: Tensor, targets: Tensor) -> Tensor:
     """Return the sum of the members' gradient × activation maps: [N, h, w]."""
     from captum.attr import LayerGradientXActivation  # slow to import, and rarely needed
 
     # Members with a common last stage have one map between them.
-    layers = list(dict.fromkeys(_pooling_layer(member) for member in model.classifiers))
-    method = LayerGradientXActivation(lambda x: model(x).mean(0), layers)
+    layers = list(dict.fromkeys(_pooling_layer(member) for member in ensemble.classifiers))
+    method = LayerGradientXActivation(lambda x: ensemble(x).mean(0), layers)
     with torch.enable_grad():
         products = method.attribute(
             pixels.requires_grad_(), target=targets, attribute_to_layer_input=True
         )
     parts = [products] if isinstance(products, Tensor) else [*_flatten(products)]
-    n_prefix_tokens = _count_prefix_tokens(model.classifiers[0])
+    n_prefix_tokens = _count_prefix_tokens(ensemble.classifiers[0])
     return torch.stack([_sum_channels(part.detach(), n_prefix_tokens) for part in parts]).sum(0)
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.images import MAX_SQUEEZED, ImageError
-from trainables.models.ensemble import Ensemble
 from trainables.models.export_module import ExportModule
+from trainables.models.model import Model
 from trainables.models.model_card import ModelCard
 
 _MAX_ASPECT_RATIO = 64
@@ -16,7 +16,7 @@ _MAX_ASPECT_RATIO = 64
 
 
 class ImageClassifier(nn.Module):
-    """An ensemble with everything that it does to an image: resizing, normalisation, calibration.
+    """A model with everything that it does to an image: resizing, normalisation, calibration.
 
     Gradients flow to float images, so that it can be explained or attacked as any module. Images
     are resized by `interpolate` and not by Pillow, whose results differ by a level or two of 255;
@@ -27,11 +27,11 @@ class ImageClassifier(nn.Module):
         classes: Names of the classes, in the order of the probabilities.
     """
 
-    def __init__(self, ensemble: Ensemble) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.card: ModelCard = ensemble.card
-        self.classes = ensemble.card.classes
-        self._export_module = ExportModule(ensemble)
+        self.card: ModelCard = model.card
+        self.classes = model.card.classes
+        self._export_module = ExportModule(model)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Use the out-of-fold predictions of the best finalist: each is by a member not trained on it.
+"""Use the model's out-of-fold predictions: each is by a member that was not trained on the image.
 
 They give the model's temperature, its out-of-distribution scorer, and possible label errors.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
@@ -63,6 +64,30 @@ def predict_out_of_fold(prepared: PreparedData, folds: Sequence[Fold]) -> OutOfF
     )
 
 
+def average_out_of_fold(parts: Sequence[OutOfFold], weights: Sequence[float]) -> OutOfFold:
+    """Return the weighted mean of several finalists' predictions, of the images that all have.
+
+    Args:
+        parts: At least one; the temperature scaling is the first one's.
+        weights: Their weights, which sum to 1.
+    """
+    first = parts[0].predictions
+    rows = reduce(np.intersect1d, [part.predictions.rows for part in parts])
+    places = np.searchsorted(first.rows, rows)
+    probabilities = sum(
+        weight * part.predictions.probabilities[np.searchsorted(part.predictions.rows, rows)]
+        for weight, part in zip(weights, parts, strict=True)
+    )
+    predictions = replace(
+        first,
+        names=[first.names[place] for place in places],
+        rows=rows,
+        labels=first.labels[places],
+        probabilities=np.asarray(probabilities),
+    )
+    return replace(parts[0], predictions=predictions)
+
+
 def score_images(folds: Sequence[Fold], labels: np.ndarray) -> ImageScores:
     """Return the out-of-fold scores of each image of the folds, by ascending table rows.
 
@@ -111,24 +136,22 @@ def fit_ood(folds: Sequence[Fold]) -> OODScorer:
     return fit_ood_scorer([fold.subspace for fold in folds], torch.from_numpy(residuals), energies)
 
 
-def expected_discordance(
-    first: Sequence[Fold], second: Sequence[Fold], labels: np.ndarray
-) -> float:
-    """Return the fraction of images that only one of two finalists predicts correctly out of fold.
+def expected_discordance(first: Predictions, second: Predictions) -> float:
+    """Return the fraction of images that only one of two models predicts correctly out of fold.
 
     Half an image is added to the count: where it is 0, other images may still be discordant. Each
     image is predicted by a single member; ensembles, which are compared on the test set, likely
     disagree on fewer, so a power computed from this is pessimistic.
 
     Args:
-        first: Folds of one finalist.
-        second: Folds of the other, of the same images.
-        labels: int64 [N], of the whole table.
+        first: Out-of-fold predictions of one.
+        second: Those of the other; images that only one of them has do not count.
 
     Returns:
         The fraction, in (0, 1).
     """
-    (rows, logits), (_, other_logits) = out_of_fold(first), out_of_fold(second)
-    is_correct = logits.argmax(1) == labels[rows]
-    n_discordant = int((is_correct != (other_logits.argmax(1) == labels[rows])).sum())
-    return (n_discordant + 0.5) / (len(rows) + 1)
+    _, places, other_places = np.intersect1d(first.rows, second.rows, return_indices=True)
+    is_correct = first.probabilities.argmax(1) == first.labels
+    other_is_correct = second.probabilities.argmax(1) == second.labels
+    n_discordant = int((is_correct[places] != other_is_correct[other_places]).sum())
+    return (n_discordant + 0.5) / (len(places) + 1)

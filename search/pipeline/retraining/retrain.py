@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from search.cluster.resources import CPUS_PER_TRIAL
-from search.console.formatting import METRIC_NAMES, count, describe_score, percent
+from search.console.formatting import METRIC_NAMES, describe_score, percent
 from search.console.progress import Progress
 from search.evaluation.mcnemar import detectable_difference
 from search.evaluation.selection import Candidate, choose_candidate, correct_for_choice
@@ -21,6 +21,7 @@ from search.pipeline.finalists import Finalist
 from search.pipeline.model_file import build_ensemble
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
+from search.pipeline.retraining.ensemble_selection import Selection, select_finalists
 from search.pipeline.retraining.kfold import (
     Fold,
     FoldError,
@@ -30,24 +31,36 @@ from search.pipeline.retraining.kfold import (
 )
 from search.pipeline.retraining.out_of_fold import (
     OutOfFold,
+    average_out_of_fold,
     expected_discordance,
     fit_ood,
     predict_out_of_fold,
     score_images,
     write_out_of_fold,
 )
-from search.reporting.terminal import describe_power
+from search.reporting.terminal import describe_ensemble, describe_power
 from search.runs.run_folder import MODEL, RunFolder
-from search.runs.summary import FinalistScores, KFoldScores
+from search.runs.summary import (
+    EnsemblePart,
+    FinalistScores,
+    KFoldScores,
+    WeightedEnsembleScores,
+)
 from search.runs.tables import FOLD_COLUMNS, write_csv
 from search.tuning.study import BASELINE_TRIAL
 from search.tuning.time_budget import TimeBudget
 from spaces.rules import Metric
 from trainables.models.ensemble import Ensemble
+from trainables.models.model import Model, join, save_model
 from trainables.models.ood import OODScorer
 from trainables.worker import TrainingContext
 
 _log = logging.getLogger(__name__)
+
+_SELECTION_SCORES = (
+    *("log_loss", "log_loss_baseline", "log_loss_gain_se"),
+    *("score", "score_baseline"),
+)
 
 _FOLD_STATE = Path("folds") / "state"
 """What a resumed run reuses, in the run's folder."""
@@ -128,16 +141,16 @@ class Retrained:
 
     Attributes:
         winner: The finalist that was chosen: see `choose_winner`.
-        ensemble: Its folds: the model.
-        out_of_fold: Its out-of-fold predictions.
-        baseline: Trial 0, retrained on the same folds; None where that is the winner, or was not
+        model: Its folds, or where that is clearly better an ensemble of several finalists' folds.
+        out_of_fold: The model's out-of-fold predictions.
+        baseline: Trial 0, retrained on the same folds; None where that is the model, or was not
             retrained.
-        expected_discordance: Fraction of images that only the winner or only the baseline predicts
+        expected_discordance: Fraction of images that only the model or only the baseline predicts
             correctly out of fold; None without a baseline.
     """
 
     winner: CrossValidation
-    ensemble: Ensemble
+    model: Model
     out_of_fold: OutOfFold
     baseline: Ensemble | None
     expected_discordance: float | None
@@ -154,14 +167,14 @@ def retrain_finalists(
     next_best: Sequence[Finalist] = (),
     budget: TimeBudget | None = None,
 ) -> Retrained:
-    """Retrain the finalists by k-fold; the folds of the best one are the model.
+    """Retrain the finalists by k-fold; the folds of the best one, or of several, are the model.
 
     One of which a fold cannot be trained is dropped, and the next best trial takes its place.
     Where a time budget leaves no time for all folds of the best trial, it is retrained on the first
     of them, and finalists are compared on those; other trials are left out.
 
-    Writes `folds/`, `model.pt`, and the summary's sections `best`, `kfold`, `label_issues` and
-    `calibration`.
+    Writes `folds/`, `model.pt`, and the summary's sections `best`, `kfold`, `weighted_ensemble`,
+    `label_issues` and `calibration`.
 
     Args:
         prepared: The images.
@@ -234,28 +247,45 @@ def retrain_finalists(
     groups = None if context.groups is None else context.groups[rows]
     winner = results[compared.index(choose_winner(compared, groups, metric))]
     _write_scores(results, compared, winner, groups, metric, dropped, folder)
-    predicted = predict_out_of_fold(prepared, winner.folds)
-    write_out_of_fold(predicted.predictions, prepared.space.image_size, folder)
-    calibration = predicted.scaling.scores()
+    predicted = [predict_out_of_fold(prepared, result.folds) for result in results]
+    temperatures = [one.scaling.temperature for one in predicted]
+    selection = select_finalists(
+        [result.folds for result in results],
+        temperatures,
+        [result is winner for result in results].index(True),
+        metric,
+        labels,
+        context.groups,
+    )
+    weights = np.array([float(result is winner) for result in results])
+    _write_selection(selection, results, folder, progress)
+    if selection is not None and selection.enabled:
+        weights = selection.weights
+    chosen = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i]]
+    parts = [
+        _as_ensemble(prepared, results[i], probes, temperatures[i], fit_ood(results[i].folds))
+        for i in chosen
+    ]
+    model = join(parts, [float(weights[i]) for i in chosen])
+    save_model(model, folder.path / MODEL)
+    names = ", ".join(results[i].finalist.name for i in chosen)
+    _log.info("%s: the folds of %s", folder.path / MODEL, names)
+    out_of_fold = average_out_of_fold([predicted[i] for i in chosen], [weights[i] for i in chosen])
+    write_out_of_fold(out_of_fold.predictions, prepared.space.image_size, folder)
+    calibration = out_of_fold.scaling.scores()
     folder.write_summary(replace(folder.summary, calibration=calibration))
-    ood_scorer = fit_ood(winner.folds)
-    ensemble = _as_ensemble(prepared, winner, probes, predicted.scaling.temperature, ood_scorer)
-    ensemble.save(folder.path / MODEL)
-    n_members = count(len(winner.folds), "fold")
-    _log.info("%s: %s of %s", folder.path / MODEL, n_members, winner.finalist.name)
-    baseline = next((one for one in results if one.finalist.trial == BASELINE_TRIAL), None)
-    if baseline is None or baseline is winner:
-        return Retrained(winner, ensemble, predicted, None, None)
-    both = winner.folds[:n_common], baseline.folds[:n_common]
-    discordance = expected_discordance(*both, prepared.images.labels)
+    of_baseline = [i for i, one in enumerate(results) if one.finalist.trial == BASELINE_TRIAL]
+    if not of_baseline or of_baseline == chosen:
+        return Retrained(winner, model, out_of_fold, None, None)
+    (place,) = of_baseline
+    discordance = expected_discordance(out_of_fold.predictions, predicted[place].predictions)
     n_test = len(prepared.rows("test"))
     progress.say(describe_power(n_test, detectable_difference(n_test, discordance)))
-    temperature = predict_out_of_fold(prepared, baseline.folds).scaling.temperature
     return Retrained(
         winner,
-        ensemble,
-        predicted,
-        _as_ensemble(prepared, baseline, probes, temperature),
+        model,
+        out_of_fold,
+        _as_ensemble(prepared, results[place], probes, temperatures[place]),
         discordance,
     )
 
@@ -354,6 +384,28 @@ def _as_ensemble(
         crop = probes.weights(config.backbone, config.freeze_depth, heads)
     members = [fold.weights for fold in result.folds]
     return build_ensemble(prepared, config, members, temperature, crop, ood_scorer)
+
+
+def _write_selection(
+    selection: Selection | None,
+    results: Sequence[CrossValidation],
+    folder: RunFolder,
+    progress: Progress,
+) -> None:
+    """Write the summary's section `weighted_ensemble`, and say whether it is the model."""
+    if selection is None:
+        folder.write_summary(replace(folder.summary, weighted_ensemble=None))
+        return
+    weighted = sorted(zip(selection.weights, results, strict=True), key=lambda pair: -pair[0])
+    parts = [
+        EnsemblePart(name=one.finalist.name, weight=float(weight), members=len(one.members))
+        for weight, one in weighted
+        if weight > 0
+    ]
+    scores = {name: getattr(selection, name) for name in _SELECTION_SCORES}
+    section = WeightedEnsembleScores(enabled=selection.enabled, parts=parts, **scores)
+    folder.write_summary(replace(folder.summary, weighted_ensemble=section))
+    progress.say(describe_ensemble(section))
 
 
 def _write_scores(

@@ -41,7 +41,7 @@ from search.runs.summary import Settings
 from spaces.base import Space
 from trainables.compute import mixed_precision
 from trainables.images import ImageRows, crop_pixels
-from trainables.models.ensemble import Ensemble
+from trainables.models.model import Model
 
 _N_AUGMENTED = 6  # images in a grid of augmentation, a row each
 _COLUMNS = 8  # of the other grids
@@ -98,7 +98,7 @@ class RunBoard:
 
     def show_model(
         self,
-        ensemble: Ensemble,
+        model: Model,
         test: Predictions,
         out_of_fold: Predictions,
         external: Predictions | None,
@@ -114,7 +114,7 @@ class RunBoard:
                 "Top-3 predictions: wrong ones first, then the least confident. Green is correct,"
                 " red is wrong, gray has no label.",
             )
-        self._write_features(ensemble, test)
+        self._write_features(model, test)
 
     def _show_predictions(self, part: str, predictions: Predictions) -> None:
         """Show the confusion matrix, top losses and curves of the labelled images."""
@@ -136,7 +136,7 @@ class RunBoard:
             scores = probabilities[:, index].astype(np.float64)
             self._write(pr_curve(f"{part}/{classes[index]}", labels == index, scores))
 
-    def _write_features(self, ensemble: Ensemble, test: Predictions) -> None:
+    def _write_features(self, model: Model, test: Predictions) -> None:
         """Write features of test images for the projector, as a cloud of thumbnails.
 
         Nothing may follow: the writer begins a new event file, after which TensorBoard does not
@@ -157,7 +157,7 @@ class RunBoard:
         thumbnails = np.stack([np.asarray(resize(image, _THUMBNAIL)) for image in images.numpy()])
         with SummaryWriter(self._folder) as writer:
             writer.add_embedding(
-                principal_components(pooled_features(ensemble, images)),
+                principal_components(pooled_features(model, images)),
                 metadata=[
                     [_cell(value) for value in row] for row in zip(*columns.values(), strict=True)
                 ],
@@ -179,21 +179,21 @@ class RunBoard:
 
 
 @torch.no_grad()
-def pooled_features(ensemble: Ensemble, images: Tensor) -> np.ndarray:
-    """Return the features that the head of the ensemble's first member gets.
+def pooled_features(model: Model, images: Tensor) -> np.ndarray:
+    """Return the features that the head of the model's first member gets.
 
     Args:
-        ensemble: The model.
+        model: The model.
         images: uint8 [n, S, S, 3].
 
     Returns:
         float32 [n, size].
     """
-    backbone = ensemble.classifiers[0].backbone
+    backbone = model.parts[0].classifiers[0].backbone
     device = next(backbone.parameters()).device
     parts = []
     for batch in images.split(_FEATURES_BATCH):
-        pixels = crop_pixels(batch.to(device), ensemble.card.image_size)
+        pixels = crop_pixels(batch.to(device), model.card.image_size)
         with mixed_precision(device):
             parts.append(backbone(pixels, 0, 5).float().cpu())
     return torch.cat(parts).numpy()

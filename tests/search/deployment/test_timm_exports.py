@@ -13,8 +13,9 @@ from search.deployment.parity import TOLERANCE, central_pixels, expected_outputs
 from spaces.timm_names import PREFIX
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.classifier import Classifier, create_head
-from trainables.models.ensemble import Ensemble, load_model
+from trainables.models.ensemble import Ensemble
 from trainables.models.grad_cam import GradCamError, grad_cam
+from trainables.models.model import load_model, save_model
 from trainables.models.model_card import ModelCard
 
 SIZES = {"tf_efficientnet_lite0": 64}
@@ -87,7 +88,7 @@ def test_a_network_of_timm_is_trained_saved_and_exported(name: str, tmp_path: Pa
         model = trained_model(name, depth)
     model = trained_model(name, 3)
     decoded = generate_images(model.card, 3).decoded
-    model.save(tmp_path / "model.pt")
+    save_model(model, tmp_path / "model.pt")
     loaded = load_model(tmp_path / "model.pt")
     images = torch.from_numpy(decoded)
     assert torch.equal(loaded.logits(images), model.logits(images))

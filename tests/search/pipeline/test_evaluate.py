@@ -43,20 +43,21 @@ class Oracle:
     """Predicts each image's class from the value of its pixels; takes 9 for class 0."""
 
     card = SimpleNamespace(temperature=2.0)
+    weights = (1.0,)
 
     def __init__(self, digest: str = "oracle") -> None:
         self.digest = digest
+        self.parts = (self,)
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         values = images[:][:, 0, 0, 0].long()
         return torch.eye(4)[None, torch.where(values == 9, 0, values)] * 4
 
-    def predict_with_ood(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict_with_ood(
+        self, images: torch.Tensor, batch_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return half of the pixels' value as the OOD score."""
         return self.logits(images), images[:][:, 0, 0, 0].float() / 2
-
-    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.logits(images)[0] / 2, 1)
 
 
 class Constant(Oracle):
@@ -251,7 +252,7 @@ def test_every_other_model_that_predicts_the_test_set_counts(tmp_path, saved):
 
 def test_an_evaluation_that_is_cut_short_counts(tmp_path):
     class Killed(Oracle):
-        def predict_with_ood(self, images: torch.Tensor) -> Any:
+        def predict_with_ood(self, images: torch.Tensor, batch_size: int) -> Any:
             raise KeyboardInterrupt
 
     folder = RunFolder(tmp_path)

@@ -23,7 +23,7 @@ from spaces.sources import folder as images_in_folders
 from tests.fixtures.prepared_data import prepared_data
 from trainables import trial as trial_module
 from trainables.models.classifier import Weights
-from trainables.models.ensemble import load_model
+from trainables.models.model import load_model
 from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.trial import ImageTrial
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainables.models.ensemble import FORMAT
+from trainables.models.model import FORMAT
 from trainables.models.model_card import ModelCard
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "ICO", "TGA", "AVIF")
@@ -33,9 +33,9 @@ def tiny_model() -> bytes:
     """Make a model file that is read up to its weights, which are incomplete."""
     card = ModelCard("tinynet", ("a", "b"), 32, 36, 5, 0, n_members=1)
     tensors = {"head.1.weight": torch.zeros(2, 4)}
-    content = {"format": FORMAT, "card": json.dumps(asdict(card)), "prefix": tensors}
+    part = {"card": json.dumps(asdict(card)), "prefix": tensors, "members": [tensors]}
     file = io.BytesIO()
-    torch.save({**content, "members": [tensors], "ood": tensors}, file)
+    torch.save({"format": FORMAT, "weights": [1.0], "parts": [{**part, "ood": tensors}]}, file)
     return file.getvalue()
 
 

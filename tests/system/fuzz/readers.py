@@ -31,7 +31,7 @@ with atheris.instrument_imports(include=_INSTRUMENTED):
     from PIL import Image
 
     from trainables.images import ImageError, read_image
-    from trainables.models.ensemble import load_model
+    from trainables.models.model import load_model
     from trainables.models.model_card import ModelError
 
 from tests.system.fuzz.mutations import tiny_model, valid_images  # noqa: E402

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.system.fuzz.mutations import FORMATS, mutate, valid_images
 from trainables.images import ImageError, read_image, to_square
-from trainables.models.ensemble import load_model
+from trainables.models.model import load_model
 from trainables.models.model_card import ModelError
 
 IMAGES = valid_images()

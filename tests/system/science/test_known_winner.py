@@ -20,7 +20,7 @@ from search.runs.tables import read_rows
 from spaces.base import Space, TrialConfig
 from spaces.sources import folder
 from tests.fixtures.prepared_data import prepared_data
-from trainables.models.ensemble import load_model
+from trainables.models.model import load_model, predict
 from trainables.pretrained.weights import PACKAGED, load_weights
 
 CLASSES = ("red", "green", "blue")
@@ -86,7 +86,7 @@ def run(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Run
     )
     evaluate(
         prepared,
-        retrained.ensemble,
+        retrained.model,
         retrained.baseline,
         retrained.out_of_fold,
         run_folder,
@@ -104,7 +104,7 @@ def test_the_finalist_of_the_best_folds_is_the_model(run: Run, prepared: Prepare
     assert means[5] > 0.8 > 0.6 > max(means[0], means[7]), "the test needs one good finalist"
     model = load_model(run.folder.path / "model.pt")
     rows = prepared.rows("test")
-    predicted = model.probabilities(prepared.image_rows(rows)).numpy().argmax(1)
+    predicted = predict(model, prepared.image_rows(rows)).probabilities.numpy().argmax(1)
     assert np.mean(predicted == prepared.images.labels[rows]) > 0.8
 
 
@@ -137,7 +137,8 @@ def test_the_model_is_the_first_side_of_the_comparison(run: Run) -> None:
 def test_the_comparison_is_with_the_baseline(run: Run, prepared: PreparedData) -> None:
     assert run.retrained.baseline is not None
     rows = prepared.rows("test")
-    predicted = run.retrained.baseline.probabilities(prepared.image_rows(rows)).numpy().argmax(1)
+    images = prepared.image_rows(rows)
+    predicted = predict(run.retrained.baseline, images).probabilities.numpy().argmax(1)
     comparison = run.folder.summary.comparison
     assert comparison is not None
     accuracy = np.mean(predicted == prepared.images.labels[rows])

@@ -16,7 +16,7 @@ from search.pipeline.retraining.kfold import split_folds
 from search.runs.tables import read_rows
 from tests.system.science.noise import CLASSES, Chance
 from tests.system.science.noise_run import FIRST_TRIALS, N_EPOCHS, N_FOLDS, SEED, NoiseRun, Training
-from trainables.models.ensemble import load_model
+from trainables.models.model import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def test_each_member_knows_the_other_folds_and_not_its_own(
     rows, names = sorted(noise_run.rows("train", "val")), noise_run.names("train", "val")
     files = [noise_run.path / "data" / name for name in names]
     pixels = np.stack([np.asarray(model.card.to_square(Image.open(file))) for file in files])
-    predicted = model.logits(torch.from_numpy(pixels)).numpy().argmax(2)
+    predicted = model.parts[0].logits(torch.from_numpy(pixels)).numpy().argmax(2)
     right = predicted == noise_run.labels[rows]
     for member, fold in enumerate(folds):
         own = np.isin(rows, list(fold))

@@ -18,9 +18,10 @@ from trainables.images import crop_pixels
 from trainables.models.backbones import create_backbone
 from trainables.models.center_crop import CENTER_FRACTION, enlarge_center
 from trainables.models.classifier import Classifier, Weights, create_head, weights_from_stage
-from trainables.models.ensemble import Ensemble, load_model
+from trainables.models.ensemble import Ensemble
 from trainables.models.export_module import ExportModule
 from trainables.models.grad_cam import grad_cam
+from trainables.models.model import load_model, save_model
 from trainables.models.model_card import ModelCard, ModelError
 
 CARD = ModelCard("tinynet", ("a", "b", "c"), 32, 36, 3, 0, n_members=2, center_crop=True)
@@ -101,13 +102,13 @@ def test_center_crop_logits_are_added_to_the_members(depth: int, hidden_units: i
 def test_load_model_restores_the_center_crop_branch(depth: int, tmp_path: Path) -> None:
     card = replace(CARD, freeze_depth=depth)
     model, path = build(card), tmp_path / "model.pt"
-    model.save(path)
+    save_model(model, path)
     again = load_model(path)
     assert again.card == card
     assert torch.equal(again.logits(images()), model.logits(images()))
     if depth == 5:  # no stage is stored twice: the branch adds two heads
         without = tmp_path / "without.pt"
-        build(replace(card, center_crop=False)).save(without)
+        save_model(build(replace(card, center_crop=False)), without)
         n_bytes = 4 * sum(tensor.numel() for tensor in heads(card).values())
         assert path.stat().st_size - without.stat().st_size < n_bytes + 2000
 
@@ -135,9 +136,9 @@ def test_load_model_raises_for_an_invalid_center_crop_branch(
 ) -> None:
     """Otherwise stages would silently keep their random weights."""
     path = tmp_path / "model.pt"
-    build().save(path)
+    save_model(build(), path)
     content = torch.load(path, weights_only=True)
-    change(content)
+    change(content["parts"][0])
     torch.save(content, path)
     with pytest.raises(ModelError, match=reason) as caught:
         load_model(path)

@@ -5,7 +5,8 @@ import torch
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
 from trainables.models.digest import model_digest
-from trainables.models.ensemble import Ensemble, load_model
+from trainables.models.ensemble import Ensemble
+from trainables.models.model import load_model, save_model
 from trainables.models.model_card import ModelCard
 from trainables.models.ood import fit_ood_scorer
 
@@ -23,7 +24,7 @@ def build(seed: int = 0) -> Ensemble:
 def test_equal_models_have_equal_digests(tmp_path):
     model = build()
     assert model_digest(model) == model_digest(build())
-    model.save(tmp_path / "model.pt")
+    save_model(model, tmp_path / "model.pt")
     assert model_digest(load_model(tmp_path / "model.pt")) == model_digest(model)
 
 

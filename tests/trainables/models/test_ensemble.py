@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from trainables.images import crop_pixels, to_square
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, Weights, create_head
-from trainables.models.ensemble import FORMAT, Ensemble, load_model, mean_probabilities
+from trainables.models.ensemble import Ensemble, mean_probabilities
+from trainables.models.model import FORMAT, load_model, predict, save_model
 from trainables.models.model_card import ModelCard, ModelError
 
 CARD = ModelCard(
@@ -71,18 +72,19 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    ensemble().save(path)
+    save_model(ensemble(), path)
     return path
 
 
 def rewritten(saved: Path, path: Path, **changes: Any) -> Path:
     """Write the saved model again with other content; keys of its card go into the card."""
     content = torch.load(saved, weights_only=True)
-    card = json.loads(content["card"])
+    (part,) = content["parts"]
+    card = json.loads(part["card"])
     for key, value in changes.items():
-        (content if key in content else card)[key] = value
+        next((one for one in (part, content) if key in one), card)[key] = value
     if "card" not in changes:
-        content["card"] = json.dumps(card)
+        part["card"] = json.dumps(card)
     torch.save(content, path)
     return path
 
@@ -103,7 +105,7 @@ def test_members_share_only_the_frozen_stages(depth):
 def test_probabilities_are_the_mean_of_the_members():
     model = ensemble()
     decoded = images()
-    probabilities = model.probabilities(decoded)
+    probabilities = predict(model, decoded).probabilities
     with torch.no_grad():
         x = crop_pixels(decoded, CARD.image_size)
         alone = [classifier(seed=seed)(x) for seed in range(3)]
@@ -134,7 +136,7 @@ def test_predictions_leave_the_ensemble_unchanged():
     model = ensemble()
     assert not any(module.training for module in model.modules())
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    model.probabilities(images())
+    predict(model, images())
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
 
@@ -143,10 +145,11 @@ def test_predictions_leave_the_ensemble_unchanged():
 def test_load_model_restores_a_saved_model_exactly(tmp_path, depth, hidden_units):
     model = ensemble(replace(CARD, freeze_depth=depth, hidden_units=hidden_units))
     path = tmp_path / "model.pt"
-    model.save(path)
+    save_model(model, path)
     again = load_model(path)
     assert again.card == model.card
-    assert torch.equal(again.probabilities(images()), model.probabilities(images()))
+    before, after = (predict(one, images()).probabilities for one in (model, again))
+    assert torch.equal(before, after)
     assert again.state_dict().keys() == model.state_dict().keys()
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
@@ -155,7 +158,7 @@ def test_load_model_restores_a_saved_model_exactly(tmp_path, depth, hidden_units
 @pytest.mark.parametrize("resize_mode", ["pad", "crop"])
 def test_a_loaded_model_resizes_images_as_its_card_says(tmp_path, resize_mode):
     path = tmp_path / "model.pt"
-    ensemble(replace(CARD, resize_mode=resize_mode)).save(path)
+    save_model(ensemble(replace(CARD, resize_mode=resize_mode)), path)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8))
     np.testing.assert_array_equal(
         load_model(path).card.to_square(image),
@@ -174,8 +177,10 @@ def test_load_model_raises_if_the_card_lacks_a_field(saved, tmp_path, name):
 
 def test_a_file_contains_the_frozen_stages_once(saved, tmp_path):
     content = torch.load(saved, weights_only=True)
-    assert set(content) == {"format", "card", "prefix", "members"}
-    assert content["format"] == FORMAT
+    assert set(content) == {"format", "weights", "parts"}
+    assert (content["format"], content["weights"]) == (FORMAT, [1.0])
+    (content,) = content["parts"]
+    assert set(content) == {"card", "prefix", "members"}
     assert json.loads(content["card"])["classes"] == ["cat", "dog", "Käfer"]
     tensors = [content["prefix"], *content["members"]]
     assert all(isinstance(value, Tensor) for weights in tensors for value in weights.values())
@@ -190,8 +195,8 @@ def test_a_file_contains_the_frozen_stages_once(saved, tmp_path):
 
 def test_save_replaces_the_file_atomically(tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
-    ensemble().save(path)
-    ensemble(replace(CARD, temperature=2.0)).save(path)
+    save_model(ensemble(), path)
+    save_model(ensemble(replace(CARD, temperature=2.0)), path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
     assert load_model(path).card.temperature == 2.0
 
@@ -201,7 +206,7 @@ def test_save_replaces_the_file_atomically(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", crash)
     with pytest.raises(OSError, match="No space left"):
-        ensemble().save(path)
+        save_model(ensemble(), path)
     assert load_model(path).card.temperature == 2.0
 
 
@@ -244,7 +249,7 @@ def test_load_model_raises_for_another_format(tmp_path, content, found):
     with pytest.raises(ModelError) as caught:
         load_model(path)
     assert str(caught.value) == (
-        f"{path} must have the format 'classifier-search model 3', but has {found!r}"
+        f"{path} must have the format 'classifier-search model 4', but has {found!r}"
     )
 
 
@@ -317,7 +322,7 @@ def test_load_model_raises_for_an_invalid_card_or_weights(saved, tmp_path, chang
 @pytest.mark.parametrize("key", ["stages.4.0.1.running_var", "stages.3.0.0.weight", "head.1.bias"])
 def test_load_model_raises_if_a_member_lacks_a_tensor(saved, tmp_path, key):
     """Otherwise a stage would silently keep its random weights."""
-    members = torch.load(saved, weights_only=True)["members"]
+    members = torch.load(saved, weights_only=True)["parts"][0]["members"]
     del members[1][key]
     path = rewritten(saved, tmp_path / "model.pt", members=members)
     name = key.split(".", 1)[1]
@@ -327,4 +332,4 @@ def test_load_model_raises_if_a_member_lacks_a_tensor(saved, tmp_path, key):
 
 def test_a_file_contains_the_card(saved):
     content = torch.load(saved, weights_only=True)
-    assert json.loads(content["card"]) == json.loads(json.dumps(asdict(CARD)))
+    assert json.loads(content["parts"][0]["card"]) == json.loads(json.dumps(asdict(CARD)))

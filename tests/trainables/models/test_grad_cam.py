@@ -10,6 +10,7 @@ from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
 from trainables.models.ensemble import Ensemble
 from trainables.models.grad_cam import GradCamError, grad_cam
+from trainables.models.model import predict
 from trainables.models.model_card import ModelCard
 
 
@@ -90,9 +91,9 @@ def test_grad_cam_is_highest_at_the_object() -> None:
 def test_grad_cam_leaves_the_model_unchanged() -> None:
     ensemble = build_ensemble("tinynet", 2)
     table = images(2, 72)
-    before = ensemble.probabilities(table)
+    before = predict(ensemble, table).probabilities
     grad_cam(ensemble, table, [0, 1])
-    assert torch.equal(ensemble.probabilities(table), before)
+    assert torch.equal(predict(ensemble, table).probabilities, before)
     assert all(p.grad is None for p in ensemble.parameters())
     weight = ensemble.classifiers[0].backbone.stages[4][0][0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import create_head
-from trainables.models.ensemble import Ensemble, load_model
+from trainables.models.ensemble import Ensemble
+from trainables.models.model import load_model, save_model
 from trainables.models.model_card import ModelCard, ModelError
 from trainables.models.ood import (
     OODScorer,
@@ -109,10 +110,10 @@ def test_load_model_restores_the_ood_scorer(tmp_path: Path) -> None:
     logits, before = made.predict_with_ood(images)
     assert torch.equal(logits, made.logits(images))
     bare = tmp_path / "bare.pt"
-    Ensemble(card, backbone.stages.state_dict(), members).save(bare)
+    save_model(Ensemble(card, backbone.stages.state_dict(), members), bare)
     assert load_model(bare).predict_with_ood(images)[1] is None
     path = tmp_path / "model.pt"
-    made.save(path)
+    save_model(made, path)
     assert path.stat().st_size - bare.stat().st_size < 2 * 34 * backbone.feature_size * 2 + 4000
     after = load_model(path).predict_with_ood(images)[1]
     assert before is not None
@@ -150,9 +151,11 @@ def test_load_model_raises_for_an_ood_scorer_of_another_model(
     head = create_head(backbone.feature_size, 3, 0, 0.0).state_dict()
     members = [{f"head.{key}": value for key, value in head.items()}] * 2
     path = tmp_path / "model.pt"
-    Ensemble(card, backbone.stages.state_dict(), members).save(path)
+    save_model(Ensemble(card, backbone.stages.state_dict(), members), path)
     state = {"means": torch.zeros(shape), "components": torch.zeros(shape[0], 1, shape[1])}
-    torch.save({**torch.load(path), "ood": {**state, "scale": torch.ones(3)}}, path)
+    content = torch.load(path)
+    content["parts"][0]["ood"] = {**state, "scale": torch.ones(3)}
+    torch.save(content, path)
     expected = "is damaged: the OOD scorer is not of [members, features] = (2, 128)"
     with pytest.raises(ModelError, match=re.escape(expected)):
         load_model(path)

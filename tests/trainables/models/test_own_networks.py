@@ -11,7 +11,8 @@ from torch import nn
 from trainables.images import MEAN, STD
 from trainables.models.backbones import create_backbone
 from trainables.models.classifier import Classifier, create_head
-from trainables.models.ensemble import Ensemble, load_model
+from trainables.models.ensemble import Ensemble
+from trainables.models.model import load_model, save_model
 from trainables.models.model_card import ModelCard, ModelError
 from trainables.models.own_networks import OwnNetworkError, check_own, find_modules, register_module
 
@@ -164,7 +165,7 @@ def test_a_model_needs_the_function_and_says_so(tmp_path: Path, monkeypatch) -> 
     card = ModelCard("mynets_model:build", ("a", "b"), 16, 18, 3, 0, 1, mean=(0.5, 0.5, 0.5))
     member = Classifier(backbone, create_head(3, 2, 0, 0.0)).member_weights()
     model = Ensemble(card, backbone.stages[:3].state_dict(), [member])
-    model.save(tmp_path / "model.pt")
+    save_model(model, tmp_path / "model.pt")
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(load_model(tmp_path / "model.pt")(x), model(x))
     del sys.modules["mynets_model"]

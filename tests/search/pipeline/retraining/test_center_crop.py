@@ -34,8 +34,8 @@ from spaces.sources import folder
 from tests.fixtures.prepared_data import prepared_data
 from trainables.images import crop_pixels
 from trainables.models.center_crop import enlarge_center
-from trainables.models.ensemble import load_model
 from trainables.models.linear_probe import MAX_IMAGES, fit_head, uses_center_crop
+from trainables.models.model import load_model
 from trainables.models.ood import fit_subspace
 from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.worker import TrainingContext, clone_backbone
@@ -311,4 +311,4 @@ def test_the_baseline_has_its_own_temperature(prepared: PreparedData, tmp_path: 
     assert scaling.temperature > 10
     assert retrained.baseline is not None
     assert retrained.baseline.card.temperature == pytest.approx(scaling.temperature)
-    assert retrained.ensemble.card.temperature < 2
+    assert retrained.model.card.temperature < 2

@@ -18,6 +18,7 @@ from search.evaluation.intervals import wilson_interval
 from search.evaluation.selection import Candidate, corrected_accuracy
 from search.pipeline.finalists import Finalist
 from search.pipeline.retraining import retrain
+from search.pipeline.retraining.ensemble_selection import select_finalists
 from search.pipeline.retraining.kfold import Fold, FoldError, RetrainConfig
 from search.pipeline.retraining.out_of_fold import score_images
 from search.pipeline.retraining.retrain import CrossValidation, Retrained, choose_winner
@@ -121,7 +122,9 @@ def retrain_known(
         return results[given[2].trial].members
 
     monkeypatch.setattr(retrain, "_retrain", known_folds)
-    monkeypatch.setattr(retrain, "_as_ensemble", lambda *_: SimpleNamespace(save=lambda _: None))
+    monkeypatch.setattr(retrain, "_as_ensemble", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(retrain, "join", lambda parts, weights: SimpleNamespace(weights=weights))
+    monkeypatch.setattr(retrain, "save_model", lambda *_: None)
     monkeypatch.setattr(retrain, "write_out_of_fold", lambda *_: None)
     monkeypatch.setattr(retrain, "fit_ood", lambda _: None)
     labels = np.concatenate([LABELS, np.zeros(198, np.int64)])
@@ -261,3 +264,38 @@ def test_a_finalist_whose_fold_fails_is_dropped_and_the_next_takes_its_place(
     assert f"warning: trial 0, 1 epoch is dropped: {why}" in capsys.readouterr().out
     with pytest.raises(FoldError, match="no finalist could be retrained"):
         retrain_known(results, folder, monkeypatch, n_finalists=2, failing=range(4))
+
+
+@pytest.mark.parametrize(("classes", "differ"), [((0, 1, 2), True), ((0, 0, 0), False)])
+def test_the_model_is_an_ensemble_where_finalists_make_different_mistakes(
+    classes: tuple[int, ...], differ: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = {n: validated(n, 8, wrong_class=classes[n - 1]) for n in (1, 2, 3)}
+    folder = RunFolder(tmp_path)
+    retrained = retrain_known(results, folder, monkeypatch)
+    scores = folder.summary.weighted_ensemble
+    assert scores is not None
+    assert scores.enabled == differ
+    assert (scores.log_loss < scores.log_loss_baseline) == differ
+    assert len(retrained.model.weights) == (3 if differ else 1)
+    assert [part.weight for part in scores.parts] == retrained.model.weights
+    assert sum(retrained.model.weights) == pytest.approx(1)
+    predictions = retrained.out_of_fold.predictions
+    assert predictions.rows.tolist() == list(range(60))
+    assert np.allclose(predictions.probabilities.sum(1), 1)
+    # Where both are right, they are sure of it; where one is wrong, the ensemble is not.
+    wrong = results[1].candidate.without_crop.correct == 0
+    assert (predictions.probabilities[wrong].max(1) < 0.8).all() == differ
+
+
+def test_folds_that_a_finalist_lacks_do_not_count_in_the_selection() -> None:
+    both = [validated(1, 8).members, validated(2, 9, wrong_class=1).members]
+    whole = select_finalists(both, [1.0, 1.0], 0, "accuracy", LABELS)
+    fewer = select_finalists([both[0], both[1][:2]], [1.0, 1.0], 0, "accuracy", LABELS)
+    same = select_finalists([one[:2] for one in both], [1.0, 1.0], 0, "accuracy", LABELS)
+    assert whole is not None
+    assert fewer is not None
+    assert same is not None
+    assert fewer.log_loss == same.log_loss != whole.log_loss
+    assert select_finalists([both[0], both[1][:1]], [1.0, 1.0], 0, "accuracy", LABELS) is None
+    assert select_finalists(both[:1], [1.0], 0, "accuracy", LABELS) is None
