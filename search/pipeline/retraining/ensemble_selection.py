@@ -160,7 +160,7 @@ def mix(
 
 
 def _logarithms(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(probabilities, _TINY))
+    return np.asarray(np.log(np.maximum(probabilities, _TINY)))
 
 
 def _log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
