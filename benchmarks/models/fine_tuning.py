@@ -1,4 +1,4 @@
-"""Compare parts of a fine-tuning recipe, one at a time, with a base.
+"""Compare parts of fine-tuning, each with a base.
 
     python -m benchmarks.models.fine_tuning [--quick] [--only NAME ...] [--minutes M]
 
@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness.recipes import BASE, PARTS, Part, RecipeTrainer
+from benchmarks.harness.fine_tuning_parts import BASE, PARTS, Part, PartTrainer
 from benchmarks.harness.reporting import (
     ROOT,
     Ratio,
@@ -235,7 +235,7 @@ def _measure_set(plan: Plan, keys: Sequence[Key], deadline: float) -> Iterator[C
         head = fit_head(caches[5].clean(train).float(), labels[train], images.n_classes)
         cache = caches.get(depths[key.part])
         started = process_time()
-        trainer = RecipeTrainer(
+        trainer = PartTrainer(
             plan.parts[key.part],
             copy.deepcopy(backbone),
             images,
@@ -277,7 +277,7 @@ def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 def report(plan: Plan, cells: Sequence[Cell]) -> Report:
     """Compare each part with the base."""
-    result = Report("fine_tuning", "Fine-tuning: each part of a recipe minus the base.")
+    result = Report("fine_tuning", "Fine-tuning: each part minus the base.")
     bases = {cell.key: cell for cell in cells if cell.part == BASE}
     pairs = {
         name: [(c, bases[b]) for c in cells if c.part == name and (b := _base(c)) in bases]

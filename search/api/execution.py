@@ -12,6 +12,7 @@ from importlib import import_module
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
+from search.api.run_lock import locked
 from search.cluster.session import SessionError, configure_ray, ray_session
 from search.console.formatting import printable
 from search.console.output import print_error
@@ -20,7 +21,6 @@ from search.console.run_log import start_run_log
 from search.console.signals import FAILED, GracefulShutdown
 from search.pipeline.preflight import RunPlan, prepare_run
 from search.runs.environment import Request
-from search.runs.lock import locked
 from search.runs.run_folder import ENVIRONMENT, RUN_LOG, RunFolder
 from search.runs.sync import synced
 from spaces.errors import SearchError

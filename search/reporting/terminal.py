@@ -1,4 +1,7 @@
-"""Print the result of a run: its accuracies, what they are worth, its files, the next steps."""
+"""Print the result of a run: its accuracies, what they are worth, its files, the next steps.
+
+The module is long to have all lines of the result in one place.
+"""
 
 from __future__ import annotations
 

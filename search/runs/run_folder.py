@@ -29,6 +29,8 @@ STUDY = "study.journal"
 ENVIRONMENT = "environment.json"
 MODEL = "model.pt"
 RUN_LOG = "run.log"
+LOCK = "run.lock"
+"""Names the command that works on the run: see `search.api.run_lock`."""
 
 _SUMMARY = "summary.json"
 

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
-from search.runs.lock import LOCK
-from search.runs.run_folder import CHECKPOINT, STUDY
+from search.runs.run_folder import CHECKPOINT, LOCK, STUDY
 from search.runs.storage import LocalFiles, SharedFiles
 
 EVERY_SECONDS = 60.0

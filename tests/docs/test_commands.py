@@ -334,7 +334,7 @@ def test_the_example_space_is_valid(tmp_path: Path) -> None:
     from spaces.rules import RULES
 
     text = (ROOT / "docs" / "writing-a-space.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     path = tmp_path / "mine.py"
     path.write_text(example)
     assert load_space(path).trials == 24

@@ -105,7 +105,7 @@ def test_every_snippet_is_run() -> None:
 
 
 def test_the_space_of_the_page_loads(tmp_path: Path) -> None:
-    (snippet,) = SNIPPET.findall(PAGES["writing-a-space.md"])
+    snippet = SNIPPET.findall(PAGES["writing-a-space.md"])[0]
     path = tmp_path / "mine.py"
     path.write_text(snippet, encoding="utf-8")
     assert load_space(path).trials == 24

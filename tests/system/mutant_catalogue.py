@@ -129,8 +129,8 @@ _CHOICES = (
     Mutant(
         "no-random-proposals",
         "search/tuning/samplers.py",
-        'if name != "tpe" or n_proposed % RANDOM_EVERY == RANDOM_EVERY - 1:',
-        'if name != "tpe":',
+        'is_random = name == "tpe" and n_proposed % RANDOM_EVERY == RANDOM_EVERY - 1',
+        "is_random = False",
         (f"{_TUNING}/test_samplers.py::test_every_fourth_proposal_is_random",),
     ),
     Mutant(
@@ -366,8 +366,8 @@ _FIGURES = (
     Mutant(
         "baseline-without-its-temperature",
         "search/pipeline/retraining/retrain.py",
-        "predict_out_of_fold(prepared, baseline.folds).scaling.temperature",
-        "1.0",
+        "_as_ensemble(prepared, results[place], probes, temperatures[place])",
+        "_as_ensemble(prepared, results[place], probes, 1.0)",
         (f"{_RETRAINING}/test_center_crop.py::test_the_baseline_has_its_own_temperature",),
     ),
     Mutant(
@@ -489,8 +489,8 @@ _RESUMING = (
     Mutant(
         "digest-of-a-model-leaves-its-members-out",
         "trainables/models/digest.py",
-        '            "members": ensemble.member_weights(),\n',
-        "",
+        "[describe_part(part) for part in model.parts]",
+        '[{**describe_part(part), "members": []} for part in model.parts]',
         (f"{_MODELS}/test_digest.py::test_any_change_changes_the_digest",),
     ),
 )

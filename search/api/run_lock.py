@@ -22,12 +22,12 @@ from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
 
+from search.runs.run_folder import LOCK
 from search.runs.validation import FolderError
 from trainables.atomic_write import write_atomically
 
 _log = logging.getLogger(__name__)
 
-LOCK = "run.lock"
 
 HEARTBEAT_SECONDS = 5.0
 MAX_SILENT_SECONDS = 30.0

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from search.runs import lock
-from search.runs.lock import LOCK, locked
+from search.api import run_lock as lock
+from search.api.run_lock import locked
+from search.runs.run_folder import LOCK
 from search.runs.validation import FolderError
 
 
@@ -35,7 +36,7 @@ def left_behind(folder: Path, **fields: Any) -> Path:
     ends_at_once = f"""
 import os
 from pathlib import Path
-from search.runs.lock import locked
+from search.api.run_lock import locked
 with locked(Path({str(folder)!r}), print):
     os._exit(0)
 """

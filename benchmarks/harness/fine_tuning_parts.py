@@ -1,4 +1,4 @@
-"""Parts of a fine-tuning recipe that a benchmark compares, and the trainer that has all of them."""
+"""Parts of fine-tuning that a benchmark compares, and the trainer that has all of them."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ PARTS = {
 }
 
 
-class RecipeTrainer(Trainer):
-    """Trains a part of the recipe to full length, also what the product's trainings do not have."""
+class PartTrainer(Trainer):
+    """Trains with a part to full length, also what the product's trainings do not have."""
 
     def __init__(
         self,

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from benchmarks.harness.recipes import Part, RecipeTrainer
+from benchmarks.harness.fine_tuning_parts import Part, PartTrainer
 from trainables.batches import ImageSet
 from trainables.models.backbones import create_backbone
 
@@ -17,11 +17,11 @@ def images() -> ImageSet:
     return ImageSet(table, torch.arange(N) % 3, 3, 32, flip=True)
 
 
-def trainer(images: ImageSet, part: Part) -> RecipeTrainer:
+def trainer(images: ImageSet, part: Part) -> PartTrainer:
     torch.manual_seed(0)
     backbone = create_backbone("tinynet", None).to(memory_format=torch.channels_last)
     head = {"weight": torch.zeros(3, backbone.feature_size), "bias": torch.zeros(3)}
-    return RecipeTrainer(part, backbone, images, torch.arange(N), 0, None, head)
+    return PartTrainer(part, backbone, images, torch.arange(N), 0, None, head)
 
 
 def head_after(images: ImageSet, part: Part) -> torch.Tensor:
