@@ -56,7 +56,8 @@ def test_from_python_images_of_every_kind(colour_run, colour_images):
         one = load(colour_run).predict(np.asarray(image))
     names = [str(path), str(path), "image 3", str(path), str(path), "image 6", "image 7"]
     assert [p.image for p in made] == names
-    assert {p.probabilities for p in made} == {made[0].probabilities}
+    for prediction in made:  # an image's place in its batch may change the last digits
+        assert prediction.probabilities == pytest.approx(made[0].probabilities, rel=1e-4)
     assert [p.image for p in one] == ["image 1"]
     assert [p.classes for p in load(colour_run).predict(str(path))] == [made[0].classes]
 

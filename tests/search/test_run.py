@@ -312,7 +312,7 @@ def test_resume_that_is_refused_when_its_images_are_decoded(
         assert "arguments: " in (run / "run.log").read_text()
         raise DataError("the images are not those that the run began with")
 
-    monkeypatch.setattr("search.api.execution.ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr("search.api.execution.ray_session", lambda *_, **__: nullcontext())
     monkeypatch.setattr("search.pipeline.flow.prepare_data", find_other_images)
     assert "are not those" in refused(capsys, "--resume", run, "--trials", "9")
 
