@@ -21,6 +21,7 @@ from PIL import Image
 from torchvision.models import get_model
 
 from search.cluster.session import SessionError
+from search.console.formatting import METRIC_NAMES, metric_text
 from search.data.image_files import DataError
 from search.pipeline.preflight import RunPlan
 from search.pipeline.request import parse_request
@@ -29,6 +30,7 @@ from search.runs.run_folder import STUDY, RunFolder
 from search.runs.summary import DataCounts, Evaluations
 from search.runs.tables import read_rows
 from search.tuning.study import BEST, load_study
+from spaces.rules import Metric
 from trainables.models.digest import model_digest
 from trainables.models.model import load_model
 
@@ -547,6 +549,41 @@ def test_same_seed_same_numbers(space_file: Path, images: Path, tmp_path: Path) 
     for name in ("evaluation", "best", "kfold", "calibration", "test", "comparison", "samples"):
         assert getattr(after, name) == getattr(before, name), name
     assert (run / "test_predictions.csv").read_text() == predictions
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+def test_the_metric_rules_a_run_on_imbalanced_images(
+    space_file: Path, tmp_path: Path, metric: Metric
+) -> None:
+    images = make_images(tmp_path / "images", {"red": 60, "green": 20, "blue": 12})
+    words = ("--space", space_file, "--data", images, "--out", tmp_path, "--name", "run")
+    ended = run_command(*words, "--metric", metric, "--max-concurrent", "1")
+    assert ended.returncode == 0, ended.stderr
+    assert METRIC_NAMES[metric] in ended.stdout
+    folder = RunFolder.open(tmp_path / "run")
+    summary, study = folder.summary, load_study(folder.path)
+    assert summary.settings is not None
+    assert summary.settings.metric == metric
+    assert study is not None
+    for trial in study.trials:
+        best = trial.user_attrs[BEST]
+        rows = read_rows(folder.path / "trials" / str(trial.number) / "progress.csv")
+        field, sign = ("val_loss", -1) if metric == "log_loss" else ("val_macro_f1", 1)
+        scores = [float(row["val_score"]) for row in rows]
+        assert scores == pytest.approx([sign * float(row[field]) for row in rows], abs=1e-6)
+        assert best["val_score"] == max(scores)
+        assert trial.intermediate_values[1] == pytest.approx(scores[0], abs=1e-6)
+    assert summary.kfold is not None
+    assert summary.test is not None
+    value, _ = summary.test.of_metric(metric)
+    page = (folder.path / "report.html").read_text(encoding="utf-8")
+    assert f"{metric_text(metric, value)} test {METRIC_NAMES[metric]}" in page
+    winner = max(summary.kfold.finalists, key=lambda one: one.score)
+    assert summary.best is not None
+    assert summary.kfold.score == winner.score
+    refused = run_command("--resume", folder.path, "--metric", "roc_auc")
+    assert (refused.returncode, f"it began with {metric}" in refused.stderr) == (2, True)
 
 
 @pytest.mark.slow
