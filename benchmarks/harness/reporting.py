@@ -19,15 +19,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import fmean, mean, stdev
 from typing import Any, NoReturn
 
+import numpy as np
 from scipy.stats import t as student
 
 ROOT = Path(__file__).parents[2]
 DEFAULT_DATA = ROOT.parent / "shared" / "data"
 _RESULTS = Path(__file__).parents[1] / "results"
 _PACKAGES = ("ray", "torch", "torchvision", "optuna", "scikit-learn", "numpy", "pillow")
+_N_DRAWS = 4000
 
 Row = Mapping[str, Any]
 
@@ -166,6 +168,29 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     center = mean(values)
     reach = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return center, center - reach, center + reach
+
+
+def bootstrap_interval(differences: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Return the mean of differences and its 95% bootstrap interval, for a few photo sets.
+
+    Sets are drawn with replacement, and within each drawn set its differences.
+
+    Args:
+        differences: Of each set, those of its seeds; all sets weigh the same.
+
+    Returns:
+        The mean, and the interval's ends; they are NaN for a single difference.
+    """
+    center = fmean(fmean(of_set) for of_set in differences)
+    if sum(map(len, differences)) == 1:
+        return center, np.nan, np.nan
+    rng = np.random.default_rng(0)
+    means = np.zeros(_N_DRAWS)
+    for _ in differences:
+        drawn = [rng.choice(of_set, (_N_DRAWS, len(of_set))).mean(1) for of_set in differences]
+        means += np.stack(drawn)[rng.integers(len(drawn), size=_N_DRAWS), np.arange(_N_DRAWS)]
+    low, high = np.quantile(means / len(differences), [0.025, 0.975])
+    return center, float(low), float(high)
 
 
 def stop(message: str, code: int = 2) -> NoReturn:

@@ -19,7 +19,8 @@ from trainables.image_formats import IMAGE_SUFFIXES
 from trainables.images import as_tensor, read_image, to_square
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.classifier import Weights
-from trainables.pretrained.weights import load_weights
+from trainables.pretrained.weight_files import find_local_weights
+from trainables.pretrained.weights import PACKAGED, load_weights
 
 CALTECH_SIX = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
 _CALTECH_FOLDER = Path("caltech101") / "101_ObjectCategories"
@@ -89,7 +90,8 @@ def caltech_six(data: Path) -> ImageFiles:
 def image_sets(data: Path) -> dict[str, ImageFiles]:
     """List the photo sets in a folder, each by class and name; of given splits the training part.
 
-    Flowers and grocery chose no default: every choice was made on the others.
+    Flowers and grocery chose no default but the ways of fine-tuning in spaces/photos.py: every
+    other choice was made on the others.
     """
     sets = {"caltech": caltech_six(data)}
     folders = {
@@ -173,9 +175,15 @@ def decode_images(images: ImageFiles, image_size: int, resize_mode: ResizeMode =
 
 
 def read_state(backbone: str, weights: Path | None) -> Weights | None:
-    """Load pretrained weights; None where there is no such file."""
-    path = None if weights is None else weights / f"{backbone}.pth"
-    return load_weights(path) if path is not None and path.is_file() else None
+    """Load pretrained weights from a folder or, of tinynet, the package; None where there are none.
+
+    The files are called as the backbone or, of timm's, as timm publishes them.
+    """
+    if weights is None:
+        path = PACKAGED.get(backbone)
+    else:
+        path = find_local_weights(backbone, weights, cache=weights)
+    return None if path is None else load_weights(path)
 
 
 def new_backbone(name: str, state: Weights | None, device: str = "cpu") -> Backbone:

@@ -16,6 +16,7 @@ IN_PROCESS = (
     *("data.audit", "data.near_duplicates", "models.calibration", "models.center_crop"),
     *("models.feature_cache", "models.intervals", "models.label_issues", "models.lp_ft"),
     *("models.center_crop_rule", "models.selection_bias", "models.cached_views"),
+    "models.fine_tuning",
     *("models.ood", "models.resize_mode", "models.tinynet", "speed.ensemble_inference"),
     "speed.depthwise",
     "speed.epoch",

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.harness.reporting import Ratio, Report, default_output, format_table, mean_interval
+from benchmarks.harness.reporting import (
+    Ratio,
+    Report,
+    bootstrap_interval,
+    default_output,
+    format_table,
+    mean_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +59,18 @@ def test_the_interval_of_a_mean_is_students() -> None:
     center, low, high = mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert center == 3.0
     assert (low, high) == (pytest.approx(3 - 1.9632, abs=1e-3), pytest.approx(3 + 1.9632, abs=1e-3))
+
+
+def test_the_interval_covers_the_mean_of_sets_and_their_cells() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        effects = rng.normal(1, 1, 8)
+        _, low, high = bootstrap_interval([rng.normal(effect, 1, 3).tolist() for effect in effects])
+        covered += low <= 1 <= high
+    assert covered >= 50
+    assert bootstrap_interval([[2.0, 2.0], [4.0]])[0] == 3
+    center, low, high = bootstrap_interval([[2.0]])
+    assert center == 2
+    assert math.isnan(low)
+    assert math.isnan(high)

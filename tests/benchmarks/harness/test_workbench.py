@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.harness import workbench
 
@@ -36,3 +37,13 @@ def test_images_are_drawn_stratified_by_class() -> None:
     assert len(set(chosen.tolist())) == 25
     assert np.bincount(labels[chosen]).tolist() == [20, 4, 1]
     assert np.bincount(labels[workbench.choose_stratified(labels, 3, seed=1)]).tolist() == [1, 1, 1]
+
+
+def test_weights_are_found_by_the_names_of_timm_and_in_the_package(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2)}, tmp_path / "tf_efficientnet_lite0.pth")
+    found = workbench.read_state("timm/tf_efficientnet_lite0", tmp_path)
+    assert found is not None
+    assert found["weight"].tolist() == [1, 1]
+    assert workbench.read_state("mobilenet_v2", tmp_path) is None
+    assert workbench.read_state("mobilenet_v2", None) is None
+    assert workbench.read_state("tinynet", None)
