@@ -1,4 +1,4 @@
-"""Compare parts of fine-tuning, each with a base.
+"""Compare parts of a fine-tuning, one by one, with a base.
 
     python -m benchmarks.models.fine_tuning [--quick] [--only NAME ...] [--minutes M]
 
@@ -33,7 +33,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness.fine_tuning_parts import BASE, PARTS, Part, PartTrainer
 from benchmarks.harness.reporting import (
     ROOT,
     Ratio,
@@ -43,6 +42,7 @@ from benchmarks.harness.reporting import (
     log_progress,
     stop,
 )
+from benchmarks.harness.training_parts import BASE, PARTS, Part, PartTrainer
 from benchmarks.harness.workbench import (
     ImageFiles,
     build_caches,

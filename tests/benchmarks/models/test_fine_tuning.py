@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.harness.fine_tuning_parts import BASE, PARTS
+from benchmarks.harness.training_parts import BASE, PARTS
 from benchmarks.harness.workbench import generate_images
 from benchmarks.models import fine_tuning
 from benchmarks.models.fine_tuning import Cell, Plan
