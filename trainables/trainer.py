@@ -241,7 +241,7 @@ class Trainer:
         for step, (x, y) in enumerate(self._epoch_batches()):
             lr = self._schedule.lr(self.epoch, step)
             for group in self._optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
+                group["lr"] = lr
             loss, logits = self._step(x, y)
             loss_sum += loss * len(y)
             labels.append(y)
