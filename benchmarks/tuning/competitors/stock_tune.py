@@ -109,8 +109,7 @@ def search(
     context = replace(context, run_id=run_plan.folder.environment.run_id)
     with tempfile.TemporaryDirectory(prefix="stock-tune-") as storage:
         results = _fit(job, prepared.space, context, prepared, storage)
-        for error in results.errors[:1]:
-            print(f"{results.num_errors} trials failed; the first: {error}", file=sys.stderr)
+        _print_failures(results)
         best = results.get_best_result(_BEST, "max")
         with best.checkpoint.as_directory() as folder:
             weights = torch.load(Path(folder) / _WEIGHTS, weights_only=True)
@@ -162,6 +161,13 @@ def _fit(
         ),
     )
     return tuner.fit()
+
+
+def _print_failures(results: Any) -> None:
+    """Print how many trials failed, and why the first did; ours report failures as results."""
+    reasons = [result.error or (result.metrics or {}).get("failure") for result in results]
+    failed = [str(reason) for reason in reasons if reason is not None]
+    print(f"{len(results)} trials, of which {len(failed)} failed {failed[:1]}", file=sys.stderr)
 
 
 def main() -> int:
