@@ -128,6 +128,7 @@ class TimeBudget:
         self._has_probe = has_probe
         self._costs: dict[int, TrialCost] = {}
         self._configs: dict[int, TrialConfig] = {}
+        self._ended: set[int] = set()
         self._fitting: dict[tuple[str, int], int] = {}  # epochs, by backbone and freeze depth
         # By backbone: the seconds of an epoch as predicted and as seen, of the trial that trained
         # the largest part of it.
@@ -161,6 +162,7 @@ class TimeBudget:
         cost = self._costs.get(number)
         if cost is None:
             return
+        self._ended.add(number)
         if state == "complete":
             epochs = retrain_epochs(self._configs[number], cost.epochs, result.best_epoch)
             self._costs[number] = replace(cost, epochs=epochs)
@@ -238,8 +240,12 @@ class TimeBudget:
         return {}
 
     def _likely_finalists(self) -> list[int]:
-        """Return the best trial, the best fine-tuned one, and others if they cost little."""
-        ranked = sorted(self._costs, key=lambda number: -self._costs[number].score)
+        """Return the best trial, the best fine-tuned one, and others if they cost little.
+
+        Of trials that have ended, once there are any: one that runs was begun because it fits.
+        """
+        known = self._costs.keys() & self._ended or self._costs.keys()
+        ranked = sorted(known, key=lambda number: (-self._costs[number].score, number))
         fine_tuned = [n for n in ranked if self._configs[n].freeze_depth < MAX_DEPTH]
         finalists = list(dict.fromkeys([*ranked[:1], *fine_tuned[:1]]))
         if self._retrains_baseline() and BASELINE_TRIAL not in finalists:

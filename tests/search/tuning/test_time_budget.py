@@ -193,9 +193,15 @@ def test_what_is_reserved_follows_from_what_trials_took() -> None:
     budget.trial_epoch(1, epoch(1, 0.7, 9.0))
     assert budget.reserved_seconds() == none_yet + first, "it would be no finalist"
     budget.trial_epoch(1, epoch(2, 0.9, 9.0))
-    slower = N_ROUNDS * (FOLD_SECONDS + EPOCHS * 9.0)
-    assert budget.reserved_seconds() == none_yet + first + slower
+    assert budget.reserved_seconds() == none_yet + first, "it still runs, as there was time for it"
     budget.trial_ended(1, "pruned", TrialResult())
+    assert budget.reserved_seconds() == none_yet + first
+    budget.trial_started(2, {})
+    budget.trial_epoch(2, epoch(3, 0.9, 3.0))
+    budget.trial_ended(2, "complete", TrialResult(best_epoch=5))
+    better = N_ROUNDS * (FOLD_SECONDS + 5 * 3.0)
+    assert budget.reserved_seconds() == none_yet + better + first, "the baseline is compared with"
+    first += better
     assert budget.reserved_seconds() == none_yet + first
     clock.now = 1000 - none_yet - first - 1
     assert not budget.is_up()
