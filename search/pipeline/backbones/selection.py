@@ -125,8 +125,8 @@ def narrow_space(space: Space, scores: Mapping[str, ProbeScore], all_scored: boo
     unknown = ProbeScore(excluded="not scored" if all_scored else None)
     kept = [name for name in space.backbones if scores.get(name, unknown).excluded is None]
     best = next((name for name in scores if name in kept), None)
-    if best is None and len(kept) == len(space.backbones):
-        return space
+    if len(kept) == len(space.backbones) and (best is None or len(kept) == 1):
+        return space  # one that is fixed stays a constant
     return space.with_backbones(kept, best or kept[0])
 
 

@@ -208,6 +208,8 @@ def test_a_space_without_excluded_backbones_is_unchanged() -> None:
     kept = narrow_space(SPACE, scores)
     assert (kept.backbones, kept.first_trials) == (SPACE.backbones, SPACE.first_trials)
     assert narrow_space(SPACE, {}) is SPACE
+    fixed = replace(SPACE, params={**SPACE.params, "backbone": "tinynet"}, first_trials=())
+    assert narrow_space(fixed, {"tinynet": ProbeScore(accuracy=0.9)}) is fixed
     space = replace(SPACE, params={**SPACE.params, "lr": 1e-3}, first_trials=({"lr": 1e-3},))
     (first,) = narrow_space(space, scores).first_trials
     assert first == {"lr": 1e-3, "backbone": "resnet18"}, "the best"
