@@ -143,7 +143,12 @@ def train(job: Job) -> None:
     )
     size = min(BATCH_SIZE, len(dataset))
     loader = DataLoader(
-        dataset, size, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
+        dataset,
+        size,
+        shuffle=True,
+        drop_last=len(dataset) % size == 1,  # BatchNorm cannot train on one image
+        num_workers=2,
+        persistent_workers=True,
     )
     network, head = create_network(name, len(dataset.classes), job.weights)
     network = network.to(memory_format=torch.channels_last).train()

@@ -20,6 +20,7 @@ from benchmarks.harness.workbench import (
 from benchmarks.tuning.competitors.job import Job, read_job
 from trainables.models.ensemble import Ensemble
 from trainables.models.linear_probe import fit_probe
+from trainables.models.model import save_model
 from trainables.models.model_card import ModelCard
 from trainables.models.network_cut import N_STAGES
 from trainables.pretrained.weight_files import find_local_weights
@@ -63,7 +64,7 @@ def train(job: Job) -> Ensemble:
 def main() -> None:
     """Run the job given on the command line."""
     job = read_job(sys.argv[1])
-    train(job).save(Path(job.model))
+    save_model(train(job), Path(job.model))
 
 
 if __name__ == "__main__":

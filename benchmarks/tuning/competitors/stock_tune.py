@@ -25,6 +25,7 @@ from search.run import main as run
 
 configure_ray()  # before Ray is imported
 
+import optuna  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
 from ray import tune  # noqa: E402
@@ -37,7 +38,9 @@ from search.pipeline.preflight import RunPlan  # noqa: E402
 from search.pipeline.prepare import PreparedData  # noqa: E402
 from search.runs.run_folder import MODEL  # noqa: E402
 from search.tuning.asha import REDUCTION_FACTOR  # noqa: E402
+from search.tuning.samplers import draw_params  # noqa: E402
 from spaces.base import Space  # noqa: E402
+from trainables.models.model import save_model  # noqa: E402
 from trainables.trial import ImageTrial  # noqa: E402
 from trainables.worker import TrainingContext, resolve_config  # noqa: E402
 
@@ -45,8 +48,9 @@ CLOSING_SECONDS = 10.0
 """Kept for what follows Tune's own end: it lets workers end their epoch for up to 5 s, and the
 model is read and written."""
 
-MIN_SECONDS = 5.0
-"""The search takes so long even where no time is left: a busy machine overruns, but has a trial."""
+MIN_SECONDS = 20.0
+"""The search takes so long even where no time is left, as workers take ten seconds to start: it
+overruns a short time, but has a trial."""
 
 _METRIC, _BEST = "val_score", "best_val_score"
 """In our trainable's results: the space's metric, of an epoch and of the best epoch so far."""
@@ -57,11 +61,11 @@ class StockTrial(ImageTrial):
     """Our trainable with a configuration as Optuna proposes it, and Tune's own checkpoints."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], constants: dict[str, Any], **shared: Any
+        self, config: dict[str, Any], context: TrainingContext, **shared: Any
     ) -> None:
-        """Begin the worker's first trial; the constants are the space's."""
-        self._constants = constants
-        super().setup(self._as_ours(config), **shared)
+        """Begin the worker's first trial."""
+        self._epochs = context.epochs
+        super().setup(self._as_ours(config), context, **shared)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next trial in this worker."""
@@ -74,7 +78,7 @@ class StockTrial(ImageTrial):
     def _as_ours(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return a configuration as `ImageTrial` takes it; its seed follows from its values."""
         number = crc32(repr(sorted(config.items())).encode())
-        return {"number": number, "params": {**self._constants, **config}}
+        return {"number": number, "params": config, "epochs": self._epochs}
 
 
 class NoCheckpoints:
@@ -114,8 +118,8 @@ def search(
         with best.checkpoint.as_directory() as folder:
             weights = torch.load(Path(folder) / _WEIGHTS, weights_only=True)
     print(f"{len(results)} trials; the best: {best.metrics[_BEST]:.4f} {best.config}")
-    config = resolve_config({**prepared.space.constants, **best.config})
-    build_ensemble(prepared, config, [weights]).save(run_plan.folder.path / MODEL)
+    config = resolve_config(best.config)
+    save_model(build_ensemble(prepared, config, [weights]), run_plan.folder.path / MODEL)
     raise SystemExit(0)
 
 
@@ -124,19 +128,19 @@ def _fit(
 ) -> Any:
     trainable = tune.with_parameters(
         StockTrial,
-        constants=space.constants,
         context=context,
         train_rows=prepared.rows("train"),
         val_rows=prepared.rows("val"),
         checkpoints=NoCheckpoints(),
     )
-    searched = space.distributions
-    points = [{name: trial.get(name) for name in searched} for trial in space.first_trials]
     searcher = OptunaSearch(
-        space=dict(searched),
+        space=partial(_draw, space),  # Optuna's define-by-run: some parameters depend on others
         metric=_METRIC,
         mode="max",
-        points_to_evaluate=[point for point in points if None not in point.values()],
+        points_to_evaluate=[
+            {name: value for name, value in first.items() if name in space.distributions}
+            for first in space.first_trials
+        ],
         seed=job.seed,
     )
     tuner = tune.Tuner(
@@ -161,6 +165,12 @@ def _fit(
         ),
     )
     return tuner.fit()
+
+
+def _draw(space: Space, trial: optuna.Trial) -> dict[str, Any]:
+    """Draw a trial's parameters, those that depend on others last; return all, and constants."""
+    draw_params(trial, space)
+    return dict(space.complete(trial.params))
 
 
 def _print_failures(results: Any) -> None:

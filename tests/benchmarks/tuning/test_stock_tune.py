@@ -28,7 +28,7 @@ CONTEXT = TrainingContext(
     heads={},
     feature_source=None,
 )
-CONSTANTS = {"backbone": "tinynet", "optimizer": "sgd"}
+PARAMS = {"backbone": "tinynet", "optimizer": "sgd"}
 
 
 @pytest.fixture
@@ -42,13 +42,12 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_trial_begins_reports_and_saves_its_best_weights(stock: Any, tmp_path: Path) -> None:
     one = stock.StockTrial.__new__(stock.StockTrial)
     shared = {
-        "constants": CONSTANTS,
         "context": CONTEXT,
         "train_rows": np.arange(16),
         "val_rows": np.arange(16, N_IMAGES),
         "checkpoints": stock.NoCheckpoints(),
     }
-    one.setup({"lr": 1e-2, "freeze_depth": 5}, **shared)
+    one.setup({**PARAMS, "lr": 1e-2, "freeze_depth": 5}, **shared)
     first = one.step()
     assert (first["failure"], first["done"]) == (None, False)
     assert {"val_score", "best_val_score", "epoch"} <= first.keys()
@@ -57,7 +56,7 @@ def test_a_trial_begins_reports_and_saves_its_best_weights(stock: Any, tmp_path:
     saved = torch.load(tmp_path / "weights.pt", weights_only=True)
     assert {key.split(".")[0] for key in saved} == {"head"}  # all else is frozen
     number = one._number
-    assert one.reset_config({"lr": 1e-3, "freeze_depth": 4})
+    assert one.reset_config({**PARAMS, "lr": 1e-3, "freeze_depth": 4})
     assert one._number != number
     one.step()
     one.save_checkpoint(str(tmp_path))
