@@ -27,7 +27,7 @@ from search.console.formatting import count, interval, percent, printable_name, 
 from search.console.output import command, csv_output, print_error, table_console
 from search.evaluation.comparison import compare_models
 from search.evaluation.predictions import TOP_K
-from search.reporting.terminal import describe_evaluations
+from search.reporting.sentences import describe_evaluations
 from search.runs.listing import find_run
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Comparison, Scores

@@ -37,8 +37,9 @@ class ByValue:
     """For all other values of the parent; None where there is no other."""
 
     def __str__(self) -> str:
-        cases = [f"{branch} for {self.parent} {key}" for key, branch in self.cases.items()]
-        return "; ".join([*cases, *([] if self.default is None else [f"else {self.default}"])])
+        cases = [f"{in_words(one)} for {self.parent} {key}" for key, one in self.cases.items()]
+        other = [] if self.default is None else [f"else {in_words(self.default)}"]
+        return "; ".join([*cases, *other])
 
     def parents(self) -> dict[str, tuple[Value, ...]]:
         """Return the parent, and the values of it that are named."""
@@ -87,7 +88,7 @@ class When:
 
     def __str__(self) -> str:
         terms = [f"{name} is {' or '.join(map(str, v))}" for name, v in self._terms().items()]
-        return f"{self.parameter} where {' and '.join(terms)}"
+        return f"{in_words(self.parameter)} where {' and '.join(terms)}"
 
     def _terms(self) -> dict[str, tuple[Value, ...]]:
         return {
@@ -126,6 +127,15 @@ class When:
 
 
 Parameter = Distribution | Value | ByValue | When
+
+
+def in_words(parameter: Parameter) -> str:
+    """Describe a parameter: "0.0001 to 0.1, log scale", "adam or sgd", of a constant its value."""
+    if isinstance(parameter, CategoricalDistribution):
+        return " or ".join(map(str, parameter.choices))
+    if isinstance(parameter, FloatDistribution | IntDistribution):
+        return f"{parameter.low:g} to {parameter.high:g}{', log scale' if parameter.log else ''}"
+    return str(parameter)
 
 
 def branches_of(parameter: Parameter) -> tuple[Distribution | Value, ...]:

@@ -30,6 +30,8 @@ _UNPRINTABLE = re.compile(
 surrogates: the bytes of a file's name that are no UTF-8."""
 
 
+_MAX_DECIMALS = 6
+
 _PLAIN: tuple[Metric, ...] = ("log_loss", "roc_auc")
 """Metrics that are no fraction of images, and so not written as a percentage."""
 
@@ -65,6 +67,20 @@ def metric_interval(metric: Metric, bounds: tuple[float, float], digits: int = 1
     if metric not in _PLAIN:
         return interval(bounds, digits)
     return "–".join(metric_text(metric, bound, digits) for bound in bounds)
+
+
+def apart(first: float, second: float, digits: int = 3) -> tuple[str, str]:
+    """Format two numbers with as many decimals as they differ by: never "0.020 instead of 0.020".
+
+    Args:
+        first: A number.
+        second: Another, or the same.
+        digits: Decimals at least; at most six are shown.
+    """
+    texts = f"{first:.{digits}f}", f"{second:.{digits}f}"
+    if texts[0] == texts[1] and first != second and digits < _MAX_DECIMALS:
+        return apart(first, second, digits + 1)
+    return texts
 
 
 def describe_difference(metric: Metric, difference: float, unit: str = " points") -> str:

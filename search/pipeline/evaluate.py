@@ -18,7 +18,7 @@ from search.evaluation.sample_size import few_images_warnings
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.out_of_fold import OutOfFold
 from search.reporting.examples import save_samples
-from search.reporting.terminal import describe_evaluations
+from search.reporting.sentences import describe_evaluations
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Evaluations, ExternalScores
 from trainables.images import ImageRows, as_tensor

@@ -23,6 +23,7 @@ from search.tuning.study import (
     trial_params,
 )
 from spaces.base import Space, TrialConfig
+from trainables.models.linear_probe import PROBE_C
 from trainables.models.network_cut import N_STAGES
 from trainables.worker import resolve_config
 
@@ -61,10 +62,13 @@ class Finalist:
 
     def as_best_model(self) -> BestModel:
         """Return the summary's section about where the model comes from."""
+        config = asdict(self.retrain_config.config)
+        if self.trial is None:
+            config = {"backbone": config["backbone"], "C": PROBE_C}
         return BestModel(
             trial=self.trial,
             name=self.name,
-            config=asdict(self.retrain_config.config),
+            config=config,
             val_accuracy=self.val_accuracy,
             val_score=self.val_score,
             epoch=self.retrain_config.epochs,

@@ -35,6 +35,7 @@ from search.reporting.terminal import show_result
 from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import BackboneWeights, Settings
 from search.tuning.study import BASELINE_TRIAL
+from spaces.conditions import in_words
 from trainables.pretrained.licences import Licence, weights_licence
 from trainables.pretrained.weight_files import describe_source
 
@@ -179,7 +180,7 @@ def _settings(run_plan: RunPlan) -> Settings:
         cache_size=space.cache_size,
         weights=space.weights,
         center_crop=space.center_crop,
-        searched={name: str(space.params[name]) for name in space.distributions},
+        searched={name: in_words(space.params[name]) for name in space.distributions},
         constants=space.constants,
         finalists=request.n_finalists,
         sampler=request.sampler,

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
+from search.console.commands import version
 from search.console.formatting import quote_path
 from search.data.decoding import read_headers
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
@@ -218,7 +219,7 @@ def _create_run(
 ) -> RunFolder:
     folder = RunFolder.create(request.out, request.name)
     try:
-        folder.write_origin(request)
+        folder.write_origin(request, version())
         if exclusion is not None:
             write_exclusion(folder.path / EXCLUDED_FILE, exclusion)
         if warm_start:

@@ -49,12 +49,16 @@ from search.reporting.figures import Figure, describe_gap, draw_figures
 from search.reporting.gallery import EmbeddedImages, Gallery
 from search.reporting.run_record import Record, TrialRecord, read_record
 from search.reporting.search_figures import MIN_TRIALS_FOR_IMPORTANCE
-from search.reporting.terminal import (
+from search.reporting.sentences import (
     describe_calibration,
+    describe_center_crop,
     describe_ensemble,
     describe_evaluations,
     describe_gain,
+    describe_label_issues,
+    describe_optimism,
     describe_power_of_comparison,
+    describe_search_gain,
     is_perfect,
     of_images,
 )
@@ -148,6 +152,10 @@ def _draw_page(record: Record, figures: Mapping[str, Figure], gaps: list[str]) -
             power=describe_power_of_comparison(summary),
             ensemble_text=describe_ensemble(summary.weighted_ensemble),
             calibration_text=describe_calibration(summary),
+            search_gain=describe_search_gain(summary),
+            describe_center_crop=describe_center_crop,
+            describe_optimism=describe_optimism,
+            describe_label_issues=describe_label_issues,
             of_images=of_images,
             metric=summary.metric,
             metric_name=METRIC_NAMES[summary.metric],

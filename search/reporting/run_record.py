@@ -105,13 +105,13 @@ class Record:
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The searched parameters with their ranges; of several ranges, what holds all of them."""
+        """The parameters that vary, with their ranges; of several, what holds all of them."""
         found: dict[str, BaseDistribution] = {}
         if self.study is not None:
             for trial in self.study.get_trials(deepcopy=False):
                 for name, one in trial.distributions.items():
                     found[name] = join([found[name], one]) if name in found else one
-        return found
+        return {name: one for name, one in found.items() if not one.single()}
 
     @property
     def best_trial(self) -> TrialRecord | None:

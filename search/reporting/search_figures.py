@@ -208,9 +208,10 @@ def importances(record: Record) -> dict[str, float]:
     sample = optuna.create_study(direction="maximize")
     ranges = record.distributions  # one for each parameter: Optuna leaves out what has several
     for trial in frozen[:: math.ceil(len(frozen) / _MAX_TRIALS_FOR_IMPORTANCE)]:
-        own = {name: ranges[name] for name in trial.params}
+        params = {name: value for name, value in trial.params.items() if name in ranges}
+        own = {name: ranges[name] for name in params}
         sample.add_trial(
-            optuna.trial.create_trial(value=trial.value, params=trial.params, distributions=own)
+            optuna.trial.create_trial(value=trial.value, params=params, distributions=own)
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

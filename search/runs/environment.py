@@ -149,6 +149,7 @@ class Environment:
         packages: By name, the versions of the packages that results depend on.
         machine: The driver's.
         run_id: Random; it is in all files that another run must not take for its own.
+        program: Name, version and commit of this program.
     """
 
     format: int
@@ -159,6 +160,7 @@ class Environment:
     packages: Mapping[str, str]
     machine: Machine
     run_id: str = ""
+    program: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content as it stands in the file."""
@@ -170,7 +172,7 @@ class Environment:
         return content
 
 
-def describe_environment(request: Request, space_digest: str) -> Environment:
+def describe_environment(request: Request, space_digest: str, program: str = "") -> Environment:
     """Return this process's environment, for a run that begins."""
     return Environment(
         format=RUN_FORMAT,
@@ -185,6 +187,7 @@ def describe_environment(request: Request, space_digest: str) -> Environment:
             cores=os.cpu_count(),
         ),
         run_id=uuid4().hex,
+        program=program,
     )
 
 

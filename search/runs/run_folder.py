@@ -172,11 +172,16 @@ class RunFolder:
         self._has_saved_request = True
         self.save_environment(replace(self.environment, request=request))
 
-    def write_origin(self, request: Request) -> None:
-        """Write what the run begins with: the space, the request, the versions, the machine."""
+    def write_origin(self, request: Request, program: str = "") -> None:
+        """Write what the run begins with: the space, the request, the versions, the machine.
+
+        Args:
+            request: The options.
+            program: Name, version and commit of this program.
+        """
         space = self.path / "space.py"
         shutil.copyfile(request.space, space)
-        self.save_environment(describe_environment(request, digest(space)))
+        self.save_environment(describe_environment(request, digest(space), program))
 
     def save_environment(self, environment: Environment) -> None:
         """Write `environment.json` over the earlier one."""

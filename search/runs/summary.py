@@ -164,7 +164,7 @@ class BestModel:
     Attributes:
         trial: Its number; None for a linear probe.
         name: Its display name.
-        config: Its `TrialConfig`.
+        config: Its `TrialConfig`; of a linear probe, the backbone and scikit-learn's C.
         val_accuracy: Its best validation accuracy; of a linear probe, the accuracy
             cross-validated on training and validation images.
         val_score: Likewise its score, by the metric; higher is better.
@@ -215,6 +215,41 @@ class FinalistScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A model against a baseline on the same images: of the run, on the test set.
+
+    Attributes:
+        n: Images.
+        accuracy: The model's accuracy.
+        baseline_accuracy: The baseline's accuracy.
+        n_model_only_correct: Images that only the model predicts correctly.
+        n_baseline_only_correct: Images that only the baseline predicts correctly.
+        difference: The model's accuracy minus the baseline's.
+        difference_ci95: Its 95% confidence interval.
+        p_value: Two-sided mid-p-value of the McNemar test (1947).
+        verdict: What that means, in words.
+        expected_discordance: The fraction of training and validation images that only the model or
+            only the baseline predicts correctly out of fold, by single members; ensembles likely
+            disagree on fewer. None where it is unknown.
+        detectable_difference: The smallest true difference that as many test images show with a
+            probability of 80%, given that fraction, so likely too large; None where they show none,
+            or it is unknown.
+    """
+
+    n: int
+    accuracy: Number
+    baseline_accuracy: Number
+    n_model_only_correct: int
+    n_baseline_only_correct: int
+    difference: Number
+    difference_ci95: Interval
+    p_value: Number
+    verdict: str
+    expected_discordance: float | None = None
+    detectable_difference: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class KFoldScores:
     """The k-fold cross-validation of the best finalist.
 
@@ -230,6 +265,7 @@ class KFoldScores:
         score: By the metric, of all out-of-fold predictions, calibrated; higher is better.
         score_corrected: The same without the optimism of the choice.
         dropped: By name, why trials are no finalists: a fold of them could not be trained.
+        against_probe: The best trial against the linear probe, out of fold; None without both.
     """
 
     folds: int
@@ -244,6 +280,7 @@ class KFoldScores:
     score_corrected: Number = math.nan
     score_corrected_ci95: Interval = (math.nan, math.nan)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    against_probe: Comparison | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -445,41 +482,6 @@ def _with_scores(section: Any) -> Any:
     has_scores = section.get("accuracy") is not None
     scores = {**section, "n": section.get("n_labelled")} if has_scores else None
     return {**section, "scores": scores}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The model against the baseline on the test set, image by image.
-
-    Attributes:
-        n: Images.
-        accuracy: The model's accuracy.
-        baseline_accuracy: The baseline's accuracy.
-        n_model_only_correct: Images that only the model predicts correctly.
-        n_baseline_only_correct: Images that only the baseline predicts correctly.
-        difference: The model's accuracy minus the baseline's.
-        difference_ci95: Its 95% confidence interval.
-        p_value: Two-sided mid-p-value of the McNemar test (1947).
-        verdict: What that means, in words.
-        expected_discordance: The fraction of training and validation images that only the model or
-            only the baseline predicts correctly out of fold, by single members; ensembles likely
-            disagree on fewer. None where it is unknown.
-        detectable_difference: The smallest true difference that as many test images show with a
-            probability of 80%, given that fraction, so likely too large; None where they show none,
-            or it is unknown.
-    """
-
-    n: int
-    accuracy: Number
-    baseline_accuracy: Number
-    n_model_only_correct: int
-    n_baseline_only_correct: int
-    difference: Number
-    difference_ci95: Interval
-    p_value: Number
-    verdict: str
-    expected_discordance: float | None = None
-    detectable_difference: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

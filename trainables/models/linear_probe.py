@@ -18,7 +18,9 @@ from trainables.grouped_kfold import grouped_folds
 from trainables.models.classifier import Weights
 
 _FOLDS = 5
-_INVERSE_REGULARISATION = 0.03  # of standardised features; measured in docs/studies.md
+PROBE_C = 0.03
+"""Inverse strength of the regularisation, of standardised features: see docs/studies.md."""
+
 MAX_IMAGES = 10_000
 """Probes are fitted on a stratified subset if there are more: they only rank backbones."""
 
@@ -116,9 +118,7 @@ def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:
 
 
 def _create_model() -> Pipeline:
-    return make_pipeline(
-        StandardScaler(), LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=200)
-    )
+    return make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=200))
 
 
 def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:

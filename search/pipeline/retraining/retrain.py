@@ -15,6 +15,7 @@ import numpy as np
 from search.cluster.resources import CPUS_PER_TRIAL
 from search.console.formatting import METRIC_NAMES, describe_score, percent
 from search.console.progress import Progress
+from search.evaluation.comparison import compare_models
 from search.evaluation.mcnemar import detectable_difference
 from search.evaluation.selection import Candidate, choose_candidate, correct_for_choice
 from search.pipeline.finalists import Finalist
@@ -38,9 +39,10 @@ from search.pipeline.retraining.out_of_fold import (
     score_images,
     write_out_of_fold,
 )
-from search.reporting.terminal import describe_ensemble, describe_power
+from search.reporting.sentences import describe_ensemble, describe_power
 from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import (
+    Comparison,
     EnsemblePart,
     FinalistScores,
     KFoldScores,
@@ -246,7 +248,7 @@ def retrain_finalists(
     rows = np.sort(np.concatenate([fold.rows for fold in compared[0].members]))
     groups = None if context.groups is None else context.groups[rows]
     winner = results[compared.index(choose_winner(compared, groups, metric))]
-    _write_scores(results, compared, winner, groups, metric, dropped, folder)
+    _write_scores(results, compared, winner, groups, metric, labels, dropped, folder)
     predicted = [predict_out_of_fold(prepared, result.folds) for result in results]
     temperatures = [one.scaling.temperature for one in predicted]
     selection = select_finalists(
@@ -326,6 +328,24 @@ def choose_winner(
     """
     by_cost = _by_cost(results)
     return by_cost[choose_candidate([result.candidate for result in by_cost], groups, metric)]
+
+
+def _compare_with_probe(
+    compared: Sequence[CrossValidation],
+    groups: np.ndarray | None,
+    metric: Metric,
+    labels: np.ndarray,
+) -> Comparison | None:
+    """Compare the best trial with the linear probe on the same out-of-fold images."""
+    trials = [result for result in compared if result.finalist.trial is not None]
+    probes = [result for result in compared if result.finalist.trial is None]
+    if not trials or not probes:
+        return None
+    best = choose_winner(trials, groups, metric)
+    model, probe = (
+        np.concatenate([fold.logits.argmax(1) for fold in one.folds]) for one in (best, probes[0])
+    )
+    return compare_models(labels[np.concatenate([fold.rows for fold in best.folds])], model, probe)
 
 
 def _by_cost(results: Sequence[CrossValidation]) -> list[CrossValidation]:
@@ -414,6 +434,7 @@ def _write_scores(
     winner: CrossValidation,
     groups: np.ndarray | None,
     metric: Metric,
+    labels: np.ndarray,
     dropped: Mapping[str, str],
     folder: RunFolder,
 ) -> None:
@@ -425,6 +446,7 @@ def _write_scores(
         winner: One of the results.
         groups: Near-duplicates among the images of the folds compared.
         metric: What finalists are compared by.
+        labels: int64 [N], of the whole table.
         dropped: By name, why a finalist has no folds.
         folder: The run's folder.
     """
@@ -441,6 +463,7 @@ def _write_scores(
         for index, fold in enumerate(result.folds, start=1)
     ]
     write_csv(folder.path / "folds" / "folds.csv", FOLD_COLUMNS, rows)
+    compared_with_probe = _compare_with_probe(compared, groups, metric, labels)
     candidates = [result.candidate for result in _by_cost(compared)]
     corrected = correct_for_choice(candidates, groups, metric)
     kfold = KFoldScores(
@@ -467,6 +490,7 @@ def _write_scores(
         score_corrected=corrected.score,
         score_corrected_ci95=corrected.score_ci95,
         dropped=dropped,
+        against_probe=compared_with_probe,
     )
     best = winner.finalist.as_best_model()
     folder.write_summary(replace(folder.summary, best=best, kfold=kfold))

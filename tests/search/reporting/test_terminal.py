@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from search.evaluation.comparison import compare_models
-from search.reporting.terminal import describe_evaluations, describe_gain, of_images, show_result
+from search.reporting.sentences import describe_evaluations, describe_gain, of_images
+from search.reporting.terminal import show_result
 from search.runs.summary import (
     BestModel,
     Calibration,
@@ -110,10 +111,10 @@ def test_accuracies_facts_files_and_the_next_steps() -> None:
         "test set 98.77% 96.12–99.87% 81",
         "5-fold cross-validation 97.91% 96.54–98.82%",
         "best validation accuracy 99.12%",
-        "best model trial 7, 8 epochs: backbone cnn, lr 0.00123, freeze_depth 2",
+        "model trial 7, 8 epochs: backbone cnn, lr 0.00123, freeze_depth 2",
         "search 12 trials: 5 complete, 6 pruned, 1 failed; 4 min 10 s in all",
         f"report {path}/report.html",
-        f"model {path}/model.pt",
+        f"model file {path}/model.pt",
         "next steps:",
         f"python -m search.predict {path} IMAGE…",
         f"python -m search.serve {path}",
@@ -125,9 +126,9 @@ def test_accuracies_facts_files_and_the_next_steps() -> None:
 
 
 def test_a_linear_probe_has_no_parameters() -> None:
-    probe = best(trial=None, name="linear probe of cnn")
+    probe = best(trial=None, name="linear probe of cnn", config={"backbone": "cnn", "C": 0.03})
     lines = shown(Path("run"), best=probe)
-    assert "best model linear probe of cnn" in lines
+    assert "model linear probe of cnn: C 0.03" in lines
     assert "linear probe, cross-validated 99.12%" in lines
     assert not any("best validation accuracy" in line for line in lines)
 
@@ -246,7 +247,13 @@ def test_scaling_that_is_not_applied_claims_nothing() -> None:
     ) in shown(Path("run"), 200, calibration=few)
 
 
-@pytest.mark.parametrize(("enabled", "views"), [(True, "two views"), (False, "one view")])
+@pytest.mark.parametrize(
+    ("enabled", "views"),
+    [
+        (True, "two views; "),
+        (False, "one view: a second one does not clearly help; "),
+    ],
+)
 def test_the_centre_crop(enabled: bool, views: str) -> None:
     center_crop = CenterCropScores(
         enabled=enabled,
@@ -257,8 +264,9 @@ def test_the_centre_crop(enabled: bool, views: str) -> None:
         accuracy_mean_baseline=0.98,
     )
     assert (
-        f"centre crop {views}; mean of the folds with two views 99.00%, one view 98.00%;"
-        " log loss 0.040, 0.050" in shown(Path("run"), width=200, kfold=kfold(center_crop))
+        f"centre crop {views}out-of-fold log loss 0.040 with the enlarged centre as a second view,"
+        " 0.050 without, standard error of the difference 0.004"
+        in shown(Path("run"), width=200, kfold=kfold(center_crop))
     )
 
 
@@ -287,7 +295,7 @@ def test_a_path_can_be_copied_whole(width: int) -> None:
 
 def test_lines_are_folded_for_a_person_and_not_for_a_pipe() -> None:
     long = best(name="a long name " * 20)
-    (piped,) = [line for line in shown(Path("run"), best=long) if line.startswith("best model")]
+    (piped,) = [line for line in shown(Path("run"), best=long) if line.startswith("model a long")]
     assert piped.endswith("freeze_depth 2")
     console = Console(file=io.StringIO(), width=60, force_terminal=True, highlight=False)
     show_result(summary(best=long), Path("run"), console)
