@@ -117,7 +117,11 @@ def _run(options: argparse.Namespace) -> int:
         external_images = None
         if external is not None:
             external_images = decode_images(
-                external, None, thread_map, lambda n_done: progress.advance(n_images + n_done)
+                external,
+                None,
+                thread_map,
+                lambda n_done: progress.advance(n_images + n_done),
+                levels=images.levels,
             )
         flip = True if space is None else space.flip
         audit = audit_images(images, external_images, flip, thread_map)

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from trainables.images import ImageError, read_image, to_rgb
+from trainables.levels import DEFAULT_LEVELS, Levels
 
 ImageInput = str | PathLike[str] | IO[bytes] | bytes | Image.Image | np.ndarray
 """An image: its path, an open file, a file's bytes, a Pillow image, or an array.
@@ -62,29 +63,32 @@ def _is_one_image(images: ImageInput | Iterable[ImageInput]) -> bool:
     return not isinstance(images, Iterable)  # decoding refuses it in words
 
 
-def decode_input(image: ImageInput, name: str = "the image") -> Image.Image:
+def decode_input(
+    image: ImageInput, name: str = "the image", levels: Levels = DEFAULT_LEVELS
+) -> Image.Image:
     """Decode an image: 8-bit RGB, as `trainables.images.read_image` reads a file.
 
     Args:
         image: The image.
         name: What an error calls it.
+        levels: Black and white of images of more than 8 bits.
 
     Raises:
         ImageError: it cannot be read, or is none.
     """
     try:
         if isinstance(image, Image.Image):
-            return _load(image)
+            return _load(image, levels)
         if isinstance(image, np.ndarray):
-            return _load(_from_array(image))
+            return _load(_from_array(image), levels)
         if isinstance(image, bytes):
-            return read_image(BytesIO(image))
+            return read_image(BytesIO(image), levels)
         if isinstance(image, str | PathLike):
             if is_url(os.fspath(image)):
                 raise ImageError(name, refuse_url(os.fspath(image)))
-            return read_image(image)
+            return read_image(image, levels)
         if hasattr(image, "read"):
-            return read_image(image)
+            return read_image(image, levels)
     except ImageError as error:
         raise ImageError(name, error.reason) from error.__cause__
     raise ImageError(
@@ -102,11 +106,11 @@ def _path_of(image: object) -> str:
     return str(path) if isinstance(path, str | Path) else ""
 
 
-def _load(image: Image.Image) -> Image.Image:
+def _load(image: Image.Image, levels: Levels) -> Image.Image:
     if 0 in image.size:
         raise ImageError("", f"must have pixels, but has {image.width} × {image.height}")
     try:
-        return to_rgb(image)
+        return to_rgb(image, levels)
     except Exception as error:  # Pillow reads the file now, and raises nearly anything
         raise ImageError("", f"cannot be decoded: {str(error) or type(error).__name__}") from error
 

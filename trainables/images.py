@@ -31,6 +31,7 @@ from trainables.image_formats import (
     unsupported_content,
     unsupported_suffix,
 )
+from trainables.levels import DEFAULT_LEVELS, Extremes, Levels, to_8_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,25 +83,35 @@ class ImageError(SearchError):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path_or_file: ImageSource) -> Image.Image:
+def read_image(path_or_file: ImageSource, levels: Levels = DEFAULT_LEVELS) -> Image.Image:
     """Read an image file as 8-bit RGB, with its EXIF orientation applied.
 
     Of an animation the first frame is read, of a document the first page. Transparent pixels are
-    blended with white, 16-bit grayscale is scaled to 8 bits, and colour profiles are ignored, as
-    torchvision does.
+    blended with white, and colour profiles are ignored, as torchvision does.
+
+    Args:
+        path_or_file: The file.
+        levels: Black and white of images of more than 8 bits.
 
     Raises:
         ImageError: the file is missing, empty, truncated, damaged, of an unknown format, no regular
             file, or too large to be decoded safely.
     """
+    return measure_image(path_or_file, levels)[0]
+
+
+def measure_image(
+    path_or_file: ImageSource, levels: Levels = DEFAULT_LEVELS
+) -> tuple[Image.Image, Extremes | None]:
+    """Read an image file as `read_image` does; return also its extremes, if it has over 8 bits."""
     try:
         if not isinstance(path_or_file, str | PathLike):
             with _open(path_or_file) as image:
-                return to_rgb(image)
+                return _load(image, levels)
         if reason := unsupported_suffix(str(path_or_file)):
             raise _UnsupportedError(reason)
         with open_image_file(path_or_file) as file, _open(file) as image:
-            return to_rgb(image)
+            return _load(image, levels)
     # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, KeyError…
     except Exception as error:
         raise ImageError(_name_of(path_or_file), _reason(error, path_or_file)) from error
@@ -119,10 +130,15 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
         raise ImageError(str(path), _reason(error, path)) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, levels: Levels = DEFAULT_LEVELS) -> Image.Image:
     """Load an image's pixels as 8-bit RGB, as `read_image` does those of a file."""
-    image.load()
-    return _as_rgb(_upright(image))
+    return _load(image, levels)[0]
+
+
+def _load(image: Image.Image, levels: Levels) -> tuple[Image.Image, Extremes | None]:
+    pixels, extremes = to_8_bits(image, levels)
+    method = _to_upright(image)
+    return _as_rgb(pixels if method is None else pixels.transpose(method)), extremes
 
 
 class _UnsupportedError(Exception):
@@ -318,40 +334,22 @@ _TO_UPRIGHT = {
 }
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _to_upright(image: Image.Image) -> Image.Transpose | None:
+    """Return how an image whose pixels are loaded is turned upright, by its EXIF data."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # the pixels may be intact though the metadata is damaged
-        return image
+        return None
     # A damaged tag may be of any type, and a list could not be looked up.
-    method = _TO_UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    return _TO_UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale a grayscale image of 16 or 32 bits to [0, 255].
-
-    White is 65535 for integers and 1 for floats (255 if values exceed 1). An image with values
-    outside that range is scaled by its own lowest and highest value; NaN becomes black.
-    """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = 0.0, 65535.0
-    if image.mode == "F":
-        high = 1.0 if values.max() <= 1.0 else 255.0
-    if not (low <= values.min() and values.max() <= high):
-        low, high = float(values.min()), float(values.max())
-    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def _name_of(path_or_file: ImageSource) -> str:

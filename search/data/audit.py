@@ -39,6 +39,8 @@ ISSUES = {
     "grayscale": "grayscale images among coloured ones",
     "grayscale class": "classes that differ from the others by having no colour",
     "imbalance": "classes far larger than others",
+    "bit depth": "images of more than 8 bits, and the levels that are black and white in them",
+    "odd levels": "images that are lighter than the white of the others, or nearly black",
 }
 """Kinds of issues, most severe first, and what they mean."""
 UNUSED = ("unreadable", "not an image", "not used")
@@ -55,6 +57,7 @@ DUPLICATES = (
 _SMALL_FACTOR = 0.25  # of the median shorter side
 _LONG_FACTOR = 2.5  # of the median ratio of the longer to the shorter side
 _IMBALANCE_FACTOR = 5.0
+_DARK_FACTOR = 1 / 16  # of the way from black to white
 _MAX_RARE, _MIN_COMMON = 0.2, 0.5
 """Fractions of grayscale images at which they are rare, and common."""
 
@@ -109,6 +112,7 @@ def summarize(audit: Audit) -> str:
         "odd size": "of odd size",
         "odd shape": "of odd shape",
         "grayscale": "grayscale among coloured",
+        "odd levels": "of odd levels",
     }
     parts = [f"{count(audit.n_groups, 'group')} of near-duplicates kept together"]
     if audit.n_given:
@@ -144,9 +148,11 @@ def audit_images(
     issues = [*images.issues, *_duplicates(links, images, groups, together)]
     issues += _odd_images(images, near_duplicates.blank[:n])
     issues += _imbalance(images)
+    issues += _bit_depth(images)
     external_near_duplicates = np.zeros(0, np.bool_)
     if external is not None:
         issues += [replace(issue, image=EXTERNAL + issue.image) for issue in external.issues]
+        issues += (replace(issue, image=EXTERNAL + issue.image) for issue in _odd_levels(external))
         issues += _external_duplicates(links, n)
         external_near_duplicates = np.array(
             [any(other < n for other in links.of(row)) for row in range(n, len(links.names))],
@@ -316,3 +322,24 @@ def _imbalance(images: DecodedImages) -> Iterator[Issue]:
         one, two = (images.manifest.classes[label] for label in (most, least))
         detail = f"{one!r} has {n_most} images, {two!r} {n_least}: {n_most / n_least:.1f} times"
         yield Issue("", "imbalance", detail + " as many")
+
+
+def _bit_depth(images: DecodedImages) -> Iterator[Issue]:
+    ranges = {images.levels.of(one) for one in images.extremes.values()}
+    if ranges:
+        shown = " and ".join(f"{black:g} to {white:g}" for black, white in sorted(ranges))
+        detail = f"{count(len(images.extremes), 'image')} of more than 8 bits, from black to white"
+        yield Issue("", "bit depth", f"{detail}: {shown}")
+    yield from _odd_levels(images)
+
+
+def _odd_levels(images: DecodedImages) -> Iterator[Issue]:
+    for row, extremes in images.extremes.items():
+        black, white = images.levels.of(extremes)
+        if extremes.high > white:
+            detail = f"its levels end at {extremes.high:g}, above the white, {white:g}"
+        elif extremes.high - black < _DARK_FACTOR * (white - black):
+            detail = f"its levels end at {extremes.high:g}, and {white:g} is white: nearly black"
+        else:
+            continue
+        yield Issue(images.names[row], "odd levels", detail)

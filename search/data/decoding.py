@@ -6,10 +6,10 @@ decode through it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b, file_digest
 from io import BytesIO
@@ -23,7 +23,8 @@ from search.cluster.parallel import ParallelMap
 from search.data.manifest import Issue, Manifest
 from search.data.thumbnails import Thumbnails
 from spaces.rules import ResizeMode
-from trainables.images import ImageError, read_header, read_image, to_square
+from trainables.images import ImageError, measure_image, read_header, to_square
+from trainables.levels import DEFAULT_LEVELS, Extremes, Levels, set_levels
 
 _N_HEADERS = 24
 """Images whose headers are read to know what a set is like."""
@@ -44,18 +45,26 @@ class ReadImage(NamedTuple):
         position: Its position among the contents that were to be read.
         image: The RGB image, or the error.
         digest: Digest of the file's bytes or the array's pixels; "" where the file is unreadable.
+        extremes: Lowest and highest level of an image of more than 8 bits; None of others.
     """
 
     position: int
     image: Image.Image | ImageError
     digest: str
+    extremes: Extremes | None = None
 
 
-def read_images(contents: Iterable[Path | bytes | np.ndarray | ImageError]) -> Iterator[ReadImage]:
+def read_images(
+    contents: Iterable[Path | bytes | np.ndarray | ImageError], levels: Levels = DEFAULT_LEVELS
+) -> Iterator[ReadImage]:
     """Read images from files, from the bytes of files, or from uint8 [H, W] or [H, W, 3] arrays.
 
     A file whose first bytes are of no image is not read further. An error, of a file that could not
     be read before, stays as it is.
+
+    Args:
+        contents: The images.
+        levels: Black and white of those of more than 8 bits.
     """
     for position, content in enumerate(contents):
         if isinstance(content, np.ndarray):
@@ -65,12 +74,13 @@ def read_images(contents: Iterable[Path | bytes | np.ndarray | ImageError]) -> I
         try:
             if isinstance(content, ImageError):
                 raise content
-            image = read_image(BytesIO(content) if isinstance(content, bytes) else content)
+            file = BytesIO(content) if isinstance(content, bytes) else content
+            image, extremes = measure_image(file, levels)
             digest = image_digest(content)
         except ImageError as error:
             yield ReadImage(position, error, "")
         else:
-            yield ReadImage(position, image, digest)
+            yield ReadImage(position, image, digest, extremes)
 
 
 def read_headers(paths: Sequence[Path]) -> list[tuple[tuple[int, int], bool]]:
@@ -128,6 +138,8 @@ class DecodedImages:
         thumbnails: Thumbnail of each decoded image.
         digests: Digest of each decoded image; equal contents have equal digests.
         issues: The files that could not be used, by name.
+        levels: Black and white of the images of more than 8 bits.
+        extremes: By row, lowest and highest level of these images.
     """
 
     manifest: Manifest
@@ -136,6 +148,8 @@ class DecodedImages:
     thumbnails: Thumbnails
     digests: tuple[str, ...]
     issues: tuple[Issue, ...]
+    levels: Levels = DEFAULT_LEVELS
+    extremes: Mapping[int, Extremes] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -160,8 +174,12 @@ def decode_images(
     mapped_file: Path | None = None,
     send_files: bool = False,
     block_size: int | None = None,
+    levels: Levels | None = None,
 ) -> DecodedImages:
     """Decode all images of a manifest, a block of them in each call of `parallel_map`.
+
+    Black and white of images of more than 8 bits are known when all are decoded; if they are not
+    the usual ones, these images are decoded a second time.
 
     Args:
         manifest: The images.
@@ -172,6 +190,8 @@ def decode_images(
         send_files: Whether to read the files here and send their bytes to the workers, which may
             not have them: on a cluster.
         block_size: Images in a block; None chooses.
+        levels: Black and white of images of more than 8 bits; None: those of this set, of its
+            images that are not in an official test split.
     """
     n = len(manifest.names)
     size = block_size or _block_size(n, in_files=manifest.images is None)
@@ -180,13 +200,25 @@ def decode_images(
     digests: list[str] = []
     errors: dict[int, str] = {}
     on_progress(0)
-    for block in parallel_map(_decode_block, resize, _blocks(manifest, size, send_files)):
+    extremes: dict[int, Extremes] = {}
+    known = levels or DEFAULT_LEVELS
+    for block in parallel_map(_decode_block, (resize, known), _blocks(manifest, size, send_files)):
         start = len(digests)
         pixels[start : start + len(block.digests)] = block.pixels
         thumbnails.put(start, block.thumbnails)
         errors |= {start + row: reason for row, reason in block.errors.items()}
+        extremes |= {start + row: found for row, found in block.extremes.items()}
         digests += block.digests
         on_progress(len(digests))
+    if levels is None:
+        known = set_levels(one for i, one in extremes.items() if manifest.splits[i] != "test")
+    rows = [i for i, one in extremes.items() if levels is None and known != DEFAULT_LEVELS]
+    again = _blocks(manifest.take(np.array(rows, np.int64)), size, send_files)
+    for block in parallel_map(_decode_block, (resize, known), again):
+        block_rows, rows = rows[: len(block.digests)], rows[len(block.digests) :]
+        pixels[block_rows] = block.pixels
+        thumbnails.put(block_rows, block.thumbnails)
+        errors |= {block_rows[row]: reason for row, reason in block.errors.items()}
     indices = np.array([i for i in range(n) if i not in errors], dtype=np.int64)
     for row, index in enumerate(indices):
         if row != index:  # close the gaps in place: a second table might not fit
@@ -201,6 +233,8 @@ def decode_images(
         thumbnails.take(indices),
         tuple(digests[i] for i in indices),
         tuple(sorted((*issues, *manifest.skipped), key=lambda issue: issue.image)),
+        known,
+        {row: extremes[i] for row, i in enumerate(indices.tolist()) if i in extremes},
     )
 
 
@@ -217,22 +251,26 @@ _Contents = Sequence[Path | bytes | ImageError] | np.ndarray
 
 
 class _Block(NamedTuple):
-    """Decoded images of a block; those that could not be read have a reason in `errors`."""
+    """Decoded images of a block: reasons of those that could not be read, extremes of the deep."""
 
     pixels: np.ndarray
     thumbnails: Thumbnails
     digests: list[str]
     errors: dict[int, str]
+    extremes: dict[int, Extremes]
 
 
-def _decode_block(resize: ResizeSpec | None, contents: _Contents) -> _Block:
+def _decode_block(how: tuple[ResizeSpec | None, Levels], contents: _Contents) -> _Block:
+    resize, levels = how
     n, side = len(contents), 0 if resize is None else resize.cache_size
-    block = _Block(np.zeros((n, side, side, 3), np.uint8), Thumbnails.empty(n), [], {})
-    for row, image, digest in read_images(contents):
+    block = _Block(np.zeros((n, side, side, 3), np.uint8), Thumbnails.empty(n), [], {}, {})
+    for row, image, digest, extremes in read_images(contents, levels):
         block.digests.append(digest)
         if isinstance(image, ImageError):
             block.errors[row] = image.reason
             continue
+        if extremes is not None:
+            block.extremes[row] = extremes
         block.thumbnails.draw(row, image)
         if resize is not None:
             block.pixels[row] = to_square(image, *resize)

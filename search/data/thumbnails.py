@@ -53,9 +53,9 @@ class Thumbnails:
         """Return some of the thumbnails, given by their int64 indices."""
         return Thumbnails(self.pixels[indices], self.sizes[indices], self.grayscale[indices])
 
-    def put(self, start: int, other: Thumbnails) -> None:
-        """Overwrite thumbnails from index `start` on with others."""
-        rows = slice(start, start + len(other))
+    def put(self, start: int | list[int], other: Thumbnails) -> None:
+        """Overwrite thumbnails with others: from index `start` on, or those at some indices."""
+        rows = slice(start, start + len(other)) if isinstance(start, int) else start
         self.pixels[rows] = other.pixels
         self.sizes[rows] = other.sizes
         self.grayscale[rows] = other.grayscale

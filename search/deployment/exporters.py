@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from search.deployment.parity import Outputs, central_pixels
 from trainables.images import MAX_SQUEEZED
+from trainables.levels import DEFAULT_LEVELS
 from trainables.models.export_module import ExportModule
 from trainables.models.model import Model
 from trainables.models.model_card import ModelCard
@@ -173,7 +175,8 @@ def _describe(graph: Any, model: Model) -> None:
     for key, value in {
         "classes": json.dumps(list(card.classes), ensure_ascii=False),
         "card": _card(model),
-        "preprocessing": f"RGB; {_describe_resize_mode(card)}; uint8 [N, H, W, 3]."
+        "preprocessing": f"RGB{_describe_levels(card)}; {_describe_resize_mode(card)}; uint8"
+        " [N, H, W, 3]."
         " Normalisation, softmax and temperature are in the graph.",
     }.items():
         graph.metadata_props.add(key=key, value=value)
@@ -183,6 +186,13 @@ def _describe(graph: Any, model: Model) -> None:
             value="[N]: out-of-distribution score, at most 1 for 95% of images like the training"
             " set; above 1 the prediction is not reliable.",
         )
+
+
+def _describe_levels(card: ModelCard) -> str:
+    if card.levels == DEFAULT_LEVELS:
+        return ""
+    shown = "{:g} to {:g} of integers and {:g} to {:g} of floats".format(*chain(*card.levels))
+    return f", images of more than 8 bits scaled from {shown}"
 
 
 def _describe_resize_mode(card: ModelCard) -> str:

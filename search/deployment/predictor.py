@@ -102,7 +102,8 @@ class Predictor:
         Raises:
             ImageError: it cannot be read; the error calls it `name`.
         """
-        return self.model.card.to_square(decode_input(image, name))
+        card = self.model.card
+        return card.to_square(decode_input(image, name, card.levels))
 
     def predict_decoded(
         self, names: Sequence[str], decoded: Sequence[np.ndarray], top: int

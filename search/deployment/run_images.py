@@ -84,7 +84,7 @@ def read_split(
     read: list[_Row] = []
     decoded: list[np.ndarray] = []
     n_changed = 0
-    for index, image, digest in read_images(contents):
+    for index, image, digest, _ in read_images(contents, card.levels):
         if not isinstance(image, ImageError):
             read.append(present[index])
             decoded.append(card.to_square(image))

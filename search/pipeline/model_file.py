@@ -65,6 +65,7 @@ def build_ensemble(
         mean=backbone.normalise.mean,
         std=backbone.normalise.std,
         licence=weights_licence(config.backbone).name if is_pretrained else "",
+        levels=prepared.images.levels,
     )
     prefix = backbone.stages[:depth].state_dict()
     return Ensemble(card, prefix, members, ood_scorer, center_crop)

@@ -142,7 +142,9 @@ def prepare_data(run_plan: RunPlan, progress: Progress) -> PreparedData:
     )
     external_images = None
     if external is not None:
-        external_images = decode_images(external, resize, ray_map, send_files=on_cluster)
+        external_images = decode_images(
+            external, resize, ray_map, send_files=on_cluster, levels=images.levels
+        )
         if not len(external_images):
             raise DataError(
                 "--external must hold images, but none of its files can be used"

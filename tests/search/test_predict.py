@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from search.predict import expand, load, main
 from search.runs.tables import read_rows
 from tests.fixtures.colours import CLASSES
 from trainables.images import ImageError
+from trainables.levels import Levels
 from trainables.models.model import load_model
 from trainables.models.model_card import ModelError
 
@@ -33,6 +35,15 @@ def folder(colour_images: Path, tmp_path: Path) -> Path:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     (tmp_path / "notes.txt").write_text("not an image")
     return tmp_path
+
+
+def test_images_of_more_than_8_bits_have_the_levels_of_the_search(colour_run: Path) -> None:
+    model = load_model(colour_run / "model.pt")
+    values = np.random.default_rng(0).integers(0, 4096, (40, 48)).astype(np.uint16)
+    model.card = replace(model.card, levels=Levels(integers=(0, 4095)))
+    decoded = Predictor(model).decode(Image.fromarray(values))
+    plain = Image.fromarray(np.rint(values / 4095 * 255).astype(np.uint8))
+    assert (decoded == model.card.to_square(plain.convert("RGB"))).all()
 
 
 def test_from_python(colour_run, colour_images):

@@ -20,9 +20,11 @@ from trainables.images import (
     as_tensor,
     crop_pixels,
     evaluation_crop,
+    measure_image,
     read_image,
     to_square,
 )
+from trainables.levels import set_levels
 
 ONE_LEVEL = 1.001 / 255
 
@@ -253,7 +255,7 @@ def test_16_bit_grayscale_is_scaled(tmp_path: Path, suffix: str) -> None:
         (np.array([0, 0.5, 1], np.float32), [0, 128, 255]),
         (np.array([0, 100, 255], np.float32), [0, 100, 255]),
         (np.array([-1, 0, 1], np.float32), [0, 128, 255]),
-        (np.array([7, 7, 7], np.float32), [7, 7, 7]),
+        (np.array([7, 7, 7], np.float32), [255, 255, 255]),
         (np.array([0, 32768, 65535], np.int32), [0, 128, 255]),
         (np.array([-100, 20, 100], np.int32), [0, 153, 255]),
         (np.array([np.nan, -np.inf, 1], np.float32), [0, 0, 255]),
@@ -263,7 +265,10 @@ def test_32_bit_grayscale_is_scaled(
     tmp_path: Path, values: np.ndarray, expected: list[int]
 ) -> None:
     Image.fromarray(values[None]).save(tmp_path / "image.tif")
-    assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == expected
+    _, extremes = measure_image(tmp_path / "image.tif")
+    assert extremes is not None
+    read = read_image(tmp_path / "image.tif", set_levels([extremes]))
+    assert np.asarray(read)[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])

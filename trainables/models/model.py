@@ -24,14 +24,14 @@ from trainables.models.model_card import ModelCard, ModelError, read_card
 from trainables.models.ood import OODScorer, load_ood_scorer
 from trainables.models.own_networks import OwnNetworkError
 
-FORMAT = "classifier-search model 4"
+FORMAT = "classifier-search model 5"
 """Value of `format` in a model file; the number changes with the file's contents."""
 
 MAX_PARTS = 20
 """Ensembles that a model consists of, at most."""
 
 _BATCH_SIZE = 64
-_COMMON = ("classes", "image_size", "cache_size", "resize_mode")
+_COMMON = ("classes", "image_size", "cache_size", "resize_mode", "levels")
 """What the cards of all parts must have in common."""
 
 

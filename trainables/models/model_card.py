@@ -13,6 +13,7 @@ from PIL import Image
 from spaces.errors import SearchError
 from spaces.rules import ResizeMode
 from trainables.images import MEAN, STD, to_square
+from trainables.levels import DEFAULT_LEVELS, Levels
 from trainables.models.normalisation import Colour
 
 
@@ -46,6 +47,8 @@ class ModelCard:
     """Their standard deviation."""
     licence: str = ""
     """Of the pretrained weights, as published; "unknown", or "" for random weights."""
+    levels: Levels = DEFAULT_LEVELS
+    """Black and white of images of more than 8 bits."""
 
     def to_square(self, image: Image.Image) -> np.ndarray:
         """Resize an RGB image for the model: uint8 [cache_size, cache_size, 3]."""
@@ -62,7 +65,8 @@ def read_card(text: str) -> ModelCard:
     if missing := [field.name for field in fields(ModelCard) if field.name not in content]:
         raise ModelError(f"its card lacks {', '.join(missing)}")
     sequences = {name: tuple(content[name]) for name in ("classes", "mean", "std")}
-    card = ModelCard(**{**content, **sequences})
+    levels = Levels(*map(tuple, content["levels"]))
+    card = ModelCard(**{**content, **sequences, "levels": levels})
     numbers = (card.image_size, card.cache_size, card.freeze_depth, card.hidden_units)
     if not all(isinstance(n, int) and 0 <= n <= 65536 for n in numbers):
         raise ModelError(f"a size on its card is out of range: {numbers}")
@@ -82,11 +86,17 @@ def read_card(text: str) -> ModelCard:
         raise ModelError(f"its mean and std must be three numbers each, but are {colours}")
     if min(card.std) <= 0:
         raise ModelError(f"its std must be above 0, but is {card.std}")
+    if not all(map(_is_range, levels)):
+        raise ModelError(f"its levels must be black and white, but are {levels}")
     if not (len(card.classes) >= 2 and all(isinstance(name, str) for name in card.classes)):
         raise ModelError("its card names fewer than two classes")
     if not isinstance(card.licence, str):
         raise ModelError(f"its licence must be a name, but is {card.licence!r}")
     return card
+
+
+def _is_range(levels: tuple[object, ...]) -> bool:
+    return len(levels) == 2 and all(map(_is_finite, levels)) and levels[0] < levels[1]  # type: ignore[operator]
 
 
 def _is_finite(value: object) -> bool:

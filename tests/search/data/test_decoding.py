@@ -13,6 +13,7 @@ import ray
 from PIL import Image
 
 from search.cluster.parallel import ParallelMap, ray_map, serial_map, thread_map
+from search.data.audit import audit_images
 from search.data.decoding import (
     ResizeSpec,
     decode_images,
@@ -25,6 +26,7 @@ from search.data.manifest import Manifest, check_counts
 from search.data.scan import scan
 from spaces.sources import caltech101, digits, folder
 from trainables.images import ImageError, read_image, to_square
+from trainables.levels import Levels
 
 
 def save_images(root: Path, n_classes: int = 2, count: int = 6) -> Path:
@@ -352,3 +354,56 @@ def test_headers_of_a_few_images_are_read(tmp_path: Path) -> None:
     assert 20 <= len(headers) <= 48
     assert read_headers(paths[1:2]) == [((31, 20), True)]
     assert read_headers(()) == []
+
+
+def save_deep_set(root: Path, n_bits: int, n: int = 4) -> np.ndarray:
+    """Write images of some bits in files of 16, in train/ and test/; return them with 8 bits."""
+    plain = np.random.default_rng(0).integers(0, 256, (2 * n, 24, 24))
+    plain[:, 0, 0] = 255
+    for split in ("train", "test"):
+        for row, image in enumerate(plain):
+            path = root / split / f"class {row % 2}" / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = np.rint(image / 255 * (2**n_bits - 1)).astype(np.uint16)
+            Image.fromarray(values).save(path)
+    return plain.astype(np.uint8)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 100])
+def test_black_and_white_are_those_of_the_set(tmp_path: Path, block_size: int) -> None:
+    plain = save_deep_set(tmp_path, 12)
+    bright = np.full((24, 24), 65535, np.uint16)
+    Image.fromarray(bright).save(tmp_path / "test" / "class 0" / "bright.png")
+    dark = np.full((24, 24), 100, np.uint16)
+    Image.fromarray(dark).save(tmp_path / "train" / "class 0" / "dark.png")
+    (tmp_path / "train" / "class 0" / "damaged.png").write_bytes(b"no image")
+    manifest = scanned(tmp_path)
+    images = decode_images(manifest, ResizeSpec(24, 24), thread_map, block_size=block_size)
+    assert images.levels.integers == (0, 4095), "the test images choose nothing"
+    row_of = {name: row for row, name in enumerate(images.names)}
+    for row, image in enumerate(plain):
+        decoded = images.pixels[row_of[f"train/class {row % 2}/{row}.png"]]
+        assert np.abs(decoded[:, :, 0].astype(int) - image).max() <= 1
+        thumbnail = images.thumbnails.pixels[row_of[f"test/class {row % 2}/{row}.png"]]
+        assert thumbnail.max() > 150
+    audit = audit_images(images, images, flip=True)
+    odd = {i.image: i.detail for i in audit.issues if i.issue in ("bit depth", "odd levels")}
+    light = "its levels end at 65535, above the white, 4095"
+    nearly_black = "its levels end at 100, and 4095 is white: nearly black"
+    assert odd == {
+        "": "18 images of more than 8 bits, from black to white: 0 to 4095",
+        "test/class 0/bright.png": light,
+        "train/class 0/dark.png": nearly_black,
+        "external:test/class 0/bright.png": light,
+        "external:train/class 0/dark.png": nearly_black,
+    }
+
+
+def test_images_are_decoded_with_given_levels(tmp_path: Path) -> None:
+    """As external ones, and those of a finished run, are with the levels of the search."""
+    save_deep_set(tmp_path, 12)
+    manifest = scanned(tmp_path)
+    levels = Levels(integers=(0, 8191))
+    images = decode_images(manifest, ResizeSpec(24, 24), serial_map, levels=levels)
+    assert images.levels == levels
+    assert images.pixels.max() == 127

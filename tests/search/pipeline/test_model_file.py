@@ -22,8 +22,9 @@ from spaces.base import Space, TrialConfig
 from spaces.sources import folder as images_in_folders
 from tests.fixtures.prepared_data import prepared_data
 from trainables import trial as trial_module
+from trainables.levels import Levels
 from trainables.models.classifier import Weights
-from trainables.models.model import load_model
+from trainables.models.model import load_model, save_model
 from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.trial import ImageTrial
 
@@ -84,6 +85,15 @@ def test_the_card_has_the_licence_of_pretrained_weights(prepared: PreparedData) 
     weights = {"tinynet": InMemoryWeights(load_weights(PACKAGED["tinynet"]))}
     pretrained = replace(prepared, features=replace(prepared.features, weights=weights))
     assert build_ensemble(pretrained, config, [head]).card.licence == "apache-2.0"
+
+
+def test_the_card_has_the_levels_of_the_images(prepared: PreparedData, tmp_path: Path) -> None:
+    levels = Levels(integers=(0, 4095))
+    deep = replace(prepared, images=replace(prepared.images, levels=levels))
+    config = TrialConfig(backbone="tinynet", freeze_depth=5)
+    head = {"head.1.weight": torch.zeros(2, 128), "head.1.bias": torch.zeros(2)}
+    save_model(build_ensemble(deep, config, [head]), tmp_path / "model.pt")
+    assert load_model(tmp_path / "model.pt").card.levels == levels
 
 
 def test_the_best_trial_is_the_model(run: RunFolder, prepared: PreparedData) -> None:

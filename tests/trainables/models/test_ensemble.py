@@ -249,7 +249,7 @@ def test_load_model_raises_for_another_format(tmp_path, content, found):
     with pytest.raises(ModelError) as caught:
         load_model(path)
     assert str(caught.value) == (
-        f"{path} must have the format 'classifier-search model 4', but has {found!r}"
+        f"{path} must have the format 'classifier-search model 5', but has {found!r}"
     )
 
 
