@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from search.cluster.token_file import make_private
 from search.cluster.watch import watching_services
 from spaces.errors import SearchError
 
@@ -29,6 +30,7 @@ _VARIABLES = {
     # Read by `ray.init` and by the processes that it starts.
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_enable_metrics_collection": "0",  # served on 0.0.0.0, to everybody
     # Ray ends workers when memory is short: not at 95% of a large machine, whoever uses it, but if
     # little is left; one worker, not all; and tries a task again a few times, not for ever.
     "RAY_min_memory_free_bytes": f"{512 * 2**20}",
@@ -129,6 +131,7 @@ def ray_session(
             _actors.clear()
         return
     check_working_directory()
+    make_private()
     logging.getLogger("ray").setLevel(logging.ERROR)
     started = monotonic()
     with warnings.catch_warnings():
