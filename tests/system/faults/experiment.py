@@ -154,8 +154,8 @@ class Experiment:
         return sum(trial.state in (states or ENDED) for trial in self.trials())
 
     def checkpoints(self) -> list[Path]:
-        """Return the checkpoints that are there."""
-        return sorted(self.run.glob(f"trials/*/{CHECKPOINT}"))
+        """Return the checkpoints that are there, in the run's folder and in its storage."""
+        return sorted(self.folder.glob(f"*/run/trials/*/{CHECKPOINT}"))
 
     def in_the_search(self, process: Process) -> None:
         """Wait until a trial has a checkpoint in this session."""

@@ -74,7 +74,7 @@ class Process:
                 f"still running after {patience_seconds:.0f} s:\n{self.shown()}"
             ) from None
 
-    def wait_until(self, happened: Callable[[], bool], patience_seconds: float = 180.0) -> None:
+    def wait_until(self, happened: Callable[[], bool], patience_seconds: float = 300.0) -> None:
         """Wait until a condition holds while the command runs.
 
         Raises:

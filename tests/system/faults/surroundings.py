@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,13 @@ def resumed_twice(folder: Path) -> Outcome:
     experiment = Experiment("two commands on one run", folder)
 
     def inject(process: Process) -> None:
-        experiment.in_the_search(process)
-        check_refused(experiment.start(), "is in use by process")
-        experiment.in_stage(process, "cross_validation")
-        check_refused(experiment.start(), "is in use by process")
+        for in_time in (
+            lambda: experiment.in_the_search(process),
+            lambda: experiment.in_stage(process, "cross_validation"),
+        ):
+            in_time()
+            with stopped(process):  # the search may be over before the second command has begun
+                check_refused(experiment.start(), "is in use by process")
         finish(process)
 
     experiment.session(inject)
@@ -152,6 +156,16 @@ def kill_in_the_search(experiment: Experiment, process: Process) -> None:
     """Kill a search as soon as a trial has a checkpoint."""
     experiment.in_the_search(process)
     process.kill()
+
+
+@contextmanager
+def stopped(process: Process) -> Iterator[None]:
+    """Let a command stand still, but not what it has started."""
+    process.popen.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.popen.send_signal(signal.SIGCONT)
 
 
 def check_refused(process: Process, message: str) -> None:
