@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from spaces.first_trials import config_problems
 from spaces.parameters import parameter_problems
-from spaces.rules import RULES, Metric, ResizeMode, Rule
+from spaces.rules import MAX_RESIZE_SIZE, RULES, Metric, ResizeMode, Rule
 from spaces.sources import Source, did_you_mean
 
 _WHOLE_NUMBERS: dict[str, tuple[float, float]] = {
@@ -117,6 +117,8 @@ def _optional_number_problems(name: str, value: object, low: object) -> Iterator
     elif isinstance(low, int) and value < low:
         rule = f"{name} >= {'image_size' if name == 'resize_size' else low}"
         yield f"{rule} must hold, but got {value}{f' < {low}' if name == 'resize_size' else ''}"
+    elif name == "resize_size" and value > MAX_RESIZE_SIZE:
+        yield f"resize_size <= {MAX_RESIZE_SIZE} must hold, but got {value}"
 
 
 def _broken(rule: Rule, name: str, value: object) -> Iterator[str]:

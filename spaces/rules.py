@@ -57,6 +57,9 @@ BACKBONE_NAMES = (
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 ResizeMode = Literal["pad", "crop"]
+
+MAX_RESIZE_SIZE = 4096
+"""Side in pixels of the squares that images are resized to, at most."""
 """How an image is made square; see `Space.resize_mode`."""
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "roc_auc"]

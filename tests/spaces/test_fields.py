@@ -85,6 +85,7 @@ def test_values_without_names() -> None:
         ("val_fraction", "0.2", "0.05 <= val_fraction <= 0.5 must hold, but got '0.2'"),
         ("test_fraction", None, "0.05 <= test_fraction <= 0.5 must hold, but got None"),
         ("resize_size", "256", "resize_size must be a whole number or None, but got '256'"),
+        ("resize_size", 5000, "resize_size <= 4096 must hold, but got 5000"),
         ("resize_size", 200, "resize_size >= image_size must hold, but got 200 < 224"),
         ("patience", 2.5, "patience must be a whole number or None, but got 2.5"),
         ("patience", 0, "patience >= 1 must hold, but got 0"),

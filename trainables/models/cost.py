@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,15 @@ def count_cost(backbone: str, image_size: int) -> Cost | None:
         return None
     parameters = sum(one.numel() for one in network.parameters())
     return Cost(parameters, counter.get_total_flops() / 2e9, image_size)
+
+
+def count_values(backbone: str, image_size: int) -> int | None:
+    """Count the parameters and buffers of a backbone; None where it cannot be built."""
+    try:
+        network = _on_meta_device(backbone, image_size)
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError):
+        return None
+    return sum(one.numel() for one in itertools.chain(network.parameters(), network.buffers()))
 
 
 def _on_meta_device(backbone: str, image_size: int) -> nn.Module:

@@ -24,6 +24,7 @@ from trainables.models.classifier import (
     weights_from_stage,
 )
 from trainables.models.model_card import ModelCard, ModelError
+from trainables.models.model_content import check_heads
 from trainables.models.network_cut import N_STAGES
 from trainables.models.normalisation import Normalise
 from trainables.models.ood import OODScorer
@@ -76,16 +77,21 @@ class Ensemble(nn.Module):
         scored = (card.n_members, backbone.feature_size)
         if ood_scorer is not None and ood_scorer.means.shape != scored:
             raise ModelError(f"the OOD scorer is not of [members, features] = {scored}")
+        check_heads(card, backbone.feature_size, members)
         head = create_head(backbone.feature_size, len(card.classes), card.hidden_units, 0.0)
         first = Classifier(backbone, head)
         shared = {id(stage): stage for stage in backbone.stages[: card.freeze_depth]}
-        self.classifiers = [first] + [copy.deepcopy(first, dict(shared)) for _ in members[1:]]
+        self.classifiers = [first]
         try:
             frozen = backbone.stages[: card.freeze_depth].load_state_dict(prefix, strict=False)
             if frozen.missing_keys:
                 raise ModelError(f"the prefix lacks {', '.join(frozen.missing_keys[:3])}")
-            for classifier, weights in zip(self.classifiers, members, strict=True):
-                classifier.load_member_weights(weights)
+            first.load_member_weights(members[0])
+            for weights in members[
+                1:
+            ]:  # loaded one by one: the first that does not fit is the last
+                self.classifiers.append(copy.deepcopy(first, dict(shared)))
+                self.classifiers[-1].load_member_weights(weights)
             self.center_crop = (
                 None if center_crop is None else self._center_crop_branch(center_crop)
             )

@@ -21,6 +21,7 @@ from trainables.atomic_write import write_atomically
 from trainables.images import ImageRows
 from trainables.models.ensemble import Ensemble, mean_probabilities
 from trainables.models.model_card import ModelCard, ModelError, read_card
+from trainables.models.model_content import check_archive, check_backbone, check_tensors
 from trainables.models.ood import OODScorer, load_ood_scorer
 from trainables.models.own_networks import OwnNetworkError
 
@@ -31,6 +32,7 @@ MAX_PARTS = 20
 """Ensembles that a model consists of, at most."""
 
 _BATCH_SIZE = 64
+_BATCH_PIXELS = _BATCH_SIZE * 512**2
 _COMMON = ("classes", "image_size", "cache_size", "resize_mode", "levels")
 """What the cards of all parts must have in common."""
 
@@ -116,12 +118,19 @@ def predict(
     Args:
         model: The model.
         images: uint8 [n, S, S, 3] with S the card's `cache_size`.
-        batch_size: Images that are computed together.
+        batch_size: Images that are computed together; fewer where they are large.
+
+    Raises:
+        ModelError: a probability is no number, as damaged weights make it.
     """
+    batch_size = max(1, min(batch_size, _BATCH_PIXELS // model.card.image_size**2))
     outputs = [part.predict_with_ood(images, batch_size) for part in model.parts]
     logits = [logits for logits, _ in outputs]
+    probabilities = mix_probabilities(model, logits)
+    if not bool(torch.isfinite(probabilities).all()):
+        raise ModelError("the model predicts probabilities that are no numbers: it is damaged")
     return ModelOutputs(
-        probabilities=mix_probabilities(model, logits),
+        probabilities=probabilities,
         uncalibrated=mix_probabilities(model, logits, temperature=1.0),
         ood_score=outputs[0][1],
     )
@@ -190,6 +199,7 @@ def load_model(path: Path) -> Model:
     """
     if not path.is_file():
         raise ModelError(f"there is no model at {path}")
+    check_archive(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or a malicious file
@@ -202,6 +212,7 @@ def load_model(path: Path) -> Model:
         parts, weights = content["parts"], content["weights"]
         if len(parts) > MAX_PARTS:  # before any of them is built
             raise ModelError(f"a model has at most {MAX_PARTS} parts, but it has {len(parts)}")
+        check_tensors(parts)
         return join([_load_part(part) for part in parts], [float(weight) for weight in weights])
     except OwnNetworkError as error:
         raise ModelError(f"{path} cannot be loaded: {error}") from None
@@ -212,6 +223,7 @@ def load_model(path: Path) -> Model:
 
 def _load_part(content: Any) -> Ensemble:
     card = read_card(content["card"])
+    check_backbone(card, content)
     ood_scorer = load_ood_scorer(content["ood"]) if "ood" in content else None
     crop = content.get("center_crop")
     return Ensemble(card, content["prefix"], content["members"], ood_scorer, crop)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from spaces.errors import SearchError
-from spaces.rules import ResizeMode
+from spaces.rules import MAX_RESIZE_SIZE, ResizeMode
 from trainables.images import MEAN, STD, to_square
 from trainables.levels import DEFAULT_LEVELS, Levels
 from trainables.models.normalisation import Colour
@@ -70,10 +70,10 @@ def read_card(text: str) -> ModelCard:
     numbers = (card.image_size, card.cache_size, card.freeze_depth, card.hidden_units)
     if not all(isinstance(n, int) and 0 <= n <= 65536 for n in numbers):
         raise ModelError(f"a size on its card is out of range: {numbers}")
-    if not 1 <= card.image_size <= card.cache_size:
+    if not 1 <= card.image_size <= card.cache_size <= MAX_RESIZE_SIZE:
         raise ModelError(
-            f"1 <= image_size <= cache_size must hold, but its card has {card.image_size} and"
-            f" {card.cache_size}"
+            f"1 <= image_size <= cache_size <= {MAX_RESIZE_SIZE} must hold, but its card has"
+            f" {card.image_size} and {card.cache_size}"
         )
     if card.resize_mode not in get_args(ResizeMode):
         raise ModelError(f"its resize_mode must be 'pad' or 'crop', but is {card.resize_mode!r}")

@@ -278,12 +278,12 @@ def test_load_model_runs_no_code_of_the_file(tmp_path, zipped):
     ("changes", "reason"),
     [
         ({"image_size": -1}, "out of range"),
-        ({"image_size": 0}, "1 <= image_size <= cache_size must hold, but its card has 0 and 36"),
+        ({"image_size": 0}, "1 <= image_size <= cache_size <= 4096 must hold, but its card has 0"),
         ({"image_size": 1e9}, "out of range"),
         ({"image_size": "32"}, "out of range"),
         (
             {"image_size": 64},
-            "1 <= image_size <= cache_size must hold, but its card has 64 and 36",
+            "1 <= image_size <= cache_size <= 4096 must hold, but its card has 64 and 36",
         ),
         ({"cache_size": 70_000}, "out of range"),
         ({"freeze_depth": 6}, "0 <= freeze_depth <= 5 must hold, but got 6"),
