@@ -75,7 +75,7 @@ def run_search(
     context = replace(context, run_id=folder.environment.run_id)
     rows = {name: prepared.rows(name) for name in ("train", "val")}
     storage = open_storage(folder.path, progress.warn)
-    study = open_study(storage, space)
+    study = open_study(storage)
     gpu_fraction = measure_gpu_fractions(space, context, rows["train"])
     if any(gpu_fraction.values()):
         progress.say("fraction of a GPU for each trial: " + describe(gpu_fraction))

@@ -172,13 +172,29 @@ class BudgetedSampler(BaseSampler):
         return self._allowed_depth(value, trial.params) if param_name == _DEPTH else value
 
     def _allowed_depth(self, depth: int, params: Mapping[str, Any]) -> int:
-        """Return the nearest depth that there is time to train; the deeper one of two."""
-        drawn = {**self._space.constants, **params}.get("backbone")
-        # A backbone that is not drawn yet may be any.
-        backbones = self._space.backbones if drawn is None else (str(drawn),)
-        allowed = set.intersection(*(set(self._lengths(name)) for name in backbones))
-        depths = allowed & set(self._space.freeze_depths) or {self._space.freeze_depths[-1]}
-        return min(depths, key=lambda one: (abs(one - depth), -one))
+        return nearest_depth(depth, params, self._space, self._lengths)
+
+
+def nearest_depth(
+    depth: int,
+    params: Mapping[str, Any],
+    space: Space,
+    lengths: Callable[[str], Mapping[int, int]],
+) -> int:
+    """Return the freeze depth nearest to one that there is time to train; the deeper one of two.
+
+    Args:
+        depth: A freeze depth.
+        params: Parameters of the trial that are decided; maybe without a backbone.
+        space: What is searched.
+        lengths: See `BudgetedSampler`.
+    """
+    drawn = {**space.constants, **params}.get("backbone")
+    # A backbone that is not drawn yet may be any.
+    backbones = space.backbones if drawn is None else (str(drawn),)
+    allowed = set.intersection(*(set(lengths(name)) for name in backbones))
+    depths = allowed & set(space.freeze_depths) or {space.freeze_depths[-1]}
+    return min(depths, key=lambda one: (abs(one - depth), -one))
 
 
 def grid_points(space: Space, seed: int) -> Iterator[dict[str, Value]]:

@@ -20,8 +20,15 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search.tuning.ranking import ranking_value
-from search.tuning.samplers import BudgetedSampler, create_sampler, draw_params, grid_points
+from search.tuning.samplers import (
+    BudgetedSampler,
+    create_sampler,
+    draw_params,
+    grid_points,
+    nearest_depth,
+)
 from search.tuning.study import (
+    BASELINE_TRIAL,
     BEST,
     EPOCHS,
     LEARNING_RATES,
@@ -92,7 +99,7 @@ class StudySearcher(Searcher):
             may_begin: Returns whether another trial may begin.
         """
         super().__init__(metric="val_score", mode="max")
-        study = open_study(storage, space)
+        study = open_study(storage)
         self.storage_error: Exception | None = None
         self._storage, self._study = storage, study
         self._space = space
@@ -216,7 +223,9 @@ class StudySearcher(Searcher):
 
     def _ask(self) -> optuna.Trial | None:
         """Begin a new trial; None when a grid is used up."""
-        if self._sampler == "grid" and not self._enqueue_grid_point():
+        if self._n_begun < len(self._space.first_trials):
+            self._enqueue_first_trial()
+        elif self._sampler == "grid" and not self._enqueue_grid_point():
             return None
         self._set_sampler(self._n_begun)
         with warnings.catch_warnings():
@@ -229,15 +238,31 @@ class StudySearcher(Searcher):
         self._n_begun += 1
         return trial
 
+    def _enqueue_first_trial(self) -> None:
+        """Enqueue the next of the space's first trials, unless one waits that a session enqueued.
+
+        It is frozen to a depth that there is time for; but the baseline is what the user made it.
+        """
+        if self._has_waiting():
+            return
+        space, params = self._space, dict(self._space.first_trials[self._n_begun])
+        depth = params.get("freeze_depth")
+        if self._lengths is not None and self._n_begun != BASELINE_TRIAL and isinstance(depth, int):
+            params["freeze_depth"] = nearest_depth(depth, params, space, self._lengths)
+        searched = {name: value for name, value in params.items() if name in space.distributions}
+        self._study.enqueue_trial(searched, skip_if_exists=True)
+
     def _enqueue_grid_point(self) -> bool:
-        """Enqueue the next point of the grid, unless trials wait; return whether one waits then."""
-        waiting = (TrialState.WAITING,)
-        while not self._study.get_trials(deepcopy=False, states=waiting):
+        """Enqueue the next point of the grid, unless one waits; return whether one waits then."""
+        while not self._has_waiting():
             point = next(self._grid, None)
             if point is None:
                 return False
             self._study.enqueue_trial(point, skip_if_exists=True)
         return True
+
+    def _has_waiting(self) -> bool:
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _set_sampler(self, n_proposed: int) -> None:
         """Give the study the sampler of a trial, seeded by how many there were before it."""

@@ -105,18 +105,12 @@ def _whole_bytes(content: bytes) -> int:
     return end
 
 
-def open_study(storage: BaseStorage, space: Space) -> optuna.Study:
-    """Load a run's study, or create it with the space's first trials enqueued."""
+def open_study(storage: BaseStorage) -> optuna.Study:
+    """Load a run's study, or create it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
+    return optuna.create_study(
         storage=storage, study_name=STUDY_NAME, direction="maximize", load_if_exists=True
     )
-    # A session that was killed here may have enqueued some of them already.
-    if all(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False)):
-        for first in space.first_trials:
-            searched = {k: v for k, v in first.items() if k in space.distributions}
-            study.enqueue_trial(searched, skip_if_exists=True)
-    return study
 
 
 def load_study(run_folder: Path) -> optuna.Study | None:

@@ -116,7 +116,7 @@ def run_trials(
     fractions, max_concurrent = dict(plan.gpu_fraction), plan.max_concurrent
     slots = TrialSlots(CPUS_PER_TRIAL, list(fractions.values()))
     events = TrialEvents(space, callbacks)
-    study = open_study(storage, space)
+    study = open_study(storage)
     searcher = StudySearcher(
         storage,
         space,

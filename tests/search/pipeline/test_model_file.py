@@ -97,7 +97,7 @@ def test_the_card_has_the_levels_of_the_images(prepared: PreparedData, tmp_path:
 
 
 def test_the_best_trial_is_the_model(run: RunFolder, prepared: PreparedData) -> None:
-    study = open_study(open_storage(run.path), SPACE)
+    study = open_study(open_storage(run.path))
     save_best_trial(prepared, study, run)
     assert load_model(run.path / MODEL).card.backbone == "cnn"
     assert run.summary.best is not None

@@ -197,7 +197,7 @@ def test_a_finished_run_with_an_open_end_gets_more_trials_only_if_it_is_given_ti
         return plan
 
     assert resume().request.has_open_end, "nothing has ended yet"
-    open_study(open_storage(folder.path), begun.space)
+    open_study(open_storage(folder.path))
     counts = SearchCounts(trials=7, complete=5, pruned=2, failed=0, unfinished=1, seconds=1.0)
     folder.write_summary(replace(folder.summary, search=counts))
     assert resume().request.has_open_end, "it was interrupted"

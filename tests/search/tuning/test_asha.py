@@ -282,7 +282,7 @@ def reported_by(lr: float, epoch: int) -> dict[str, Any]:
 
 def session(storage: InMemoryStorage, n_trials: int, n_epochs: int) -> optuna.Study:
     """Search with one trial after the other, and be killed after so many epochs."""
-    study = open_study(storage, COARSE)
+    study = open_study(storage)
     reported = learning_curves(study)
     searcher = StudySearcher(storage, COARSE, n_trials, "tpe", seed=3)
     scheduler = ResumableASHA(past(learning_curves(study), 9))

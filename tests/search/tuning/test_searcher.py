@@ -55,7 +55,7 @@ SMALL = Space(
 
 def opened(space: Space = SPACE) -> tuple[BaseStorage, optuna.Study]:
     storage = InMemoryStorage()
-    return storage, open_study(storage, space)
+    return storage, open_study(storage)
 
 
 def searching(
@@ -232,7 +232,7 @@ class FullDisk(InMemoryStorage):
 
 def test_nothing_is_recorded_once_the_study_cannot_be_written():
     storage = FullDisk()
-    study = open_study(storage, SPACE)
+    study = open_study(storage)
     searcher = searching(storage, 3)
     searcher.suggest("a")
     searcher.suggest("b")
@@ -286,7 +286,7 @@ def test_a_study_cut_at_any_byte_is_resumed(tmp_path: Path, sampler: str):
     for length in range(0, len(content), 37):
         (cut_folder / "study.journal").write_bytes(content[:length])
         storage = open_storage(cut_folder)
-        study = open_study(storage, SPACE)
+        study = open_study(storage)
         again = searching(storage, 4, sampler=sampler)
         for trial in study.trials:
             if trial.intermediate_values:
@@ -396,7 +396,7 @@ def test_the_learning_rate_of_an_epoch_that_was_not_recorded_is_replaced(lr: flo
     storage.is_full = True
     report(searcher, "a", {2: 0.005})
     storage.is_full = False
-    study = open_study(storage, space)
+    study = open_study(storage)
     assert study.trials[0].user_attrs["learning_rates"] == {"1": 0.5, "2": 0.005}
     again = searching(storage, 1, space)
     again.suggest("b")
@@ -450,11 +450,35 @@ def test_a_grid_is_finished_when_it_is_used_up():
 
 def test_a_grid_point_that_was_enqueued_before_a_kill_is_tried_once():
     storage = InMemoryStorage()
-    study = open_study(storage, SMALL)
+    study = open_study(storage)
     study.enqueue_trial({"backbone": "cnn", "dropout": 0.25})  # killed here
     points = run_all(searching(storage, 40, SMALL, "grid"))
     assert points[0] == {"backbone": "cnn", "dropout": 0.25}
     assert len({tuple(point.items()) for point in points}) == len(points) == 6
+
+
+@pytest.mark.parametrize("n_begun", [0, 1])
+def test_a_first_trial_that_was_enqueued_before_a_kill_is_tried_once(n_begun: int):
+    storage = InMemoryStorage()
+    for _ in range(n_begun):
+        searching(storage, 9).suggest("a")
+    open_study(storage).enqueue_trial(dict(FIRSTS[n_begun]))  # killed here
+    searcher = searching(storage, 9)
+    begun = [searcher.suggest(name)["params"] for name in "xyz"]
+    for params, first in zip(begun, FIRSTS, strict=False):
+        assert {name: params[name] for name in first} == first
+
+
+def test_first_trials_are_frozen_as_deep_as_there_is_time_for_but_for_the_baseline():
+    firsts = tuple(
+        {"backbone": "cnn", "lr": lr, "freeze_depth": 2} for lr in (1e-3, 2e-3, 3e-3, 4e-3)
+    )
+    space = replace(SPACE, first_trials=firsts)
+    fitting = {4: 6, 5: 9}
+    searcher = searching(InMemoryStorage(), 9, space, lengths=lambda backbone: fitting)
+    assert [searcher.suggest(name)["params"]["freeze_depth"] for name in "abc"] == [2, 4, 4]
+    fitting.pop(4)  # while the others were running
+    assert searcher.suggest("d")["params"]["freeze_depth"] == 5
 
 
 def test_interrupted_trials_are_continued_first_under_their_numbers():
@@ -464,7 +488,7 @@ def test_interrupted_trials_are_continued_first_under_their_numbers():
     earlier.on_trial_result("b", epoch_result(1, 0.6))
     earlier.on_trial_result("b", epoch_result(2, 0.7))
     earlier.on_trial_complete("a", epoch_result(1, 0.5, finished=True))
-    study = open_study(storage, SPACE)  # the session was killed here
+    study = open_study(storage)  # the session was killed here
     assert count_unfinished(study) == 2
     expected = {1: ranking_value(0.6, 1 - 0.6), 2: ranking_value(0.7, 1 - 0.7)}
     assert learning_curves(study) == {0: {1: ranking_value(0.5, 0.5)}, 1: expected}

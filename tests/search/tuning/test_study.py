@@ -12,13 +12,11 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.trial import TrialState
 
 from search.runs.run_folder import STUDY
 from search.runs.validation import FolderError
 from search.tuning.searcher import StudySearcher
 from search.tuning.study import (
-    STUDY_NAME,
     append_epoch,
     best_epoch,
     count_states,
@@ -38,7 +36,6 @@ from spaces.sources import folder
 from tests.fixtures.trial_results import epoch_result, failure_result
 from trainables.trial_result import TrialResult
 
-FIRSTS = ({"backbone": "cnn", "lr": 1e-3}, {"backbone": "tinynet", "lr": 2e-3})
 SPACE = Space(
     source=folder(),
     params={
@@ -47,43 +44,27 @@ SPACE = Space(
         "scheduler": "cosine",
     },
 )
-WITH_FIRSTS = Space(source=folder(), params=SPACE.params, first_trials=FIRSTS)
 
 
 def searching(storage: BaseStorage, space: Space = SPACE) -> StudySearcher:
     return StudySearcher(storage, space, 99, "random", seed=0)
 
 
-def waiting(study: optuna.Study) -> list[str]:
-    """Return the backbones of the trials that are enqueued, by beginning them."""
-    n = len(study.get_trials(states=(TrialState.WAITING,)))
-    return [study.ask(SPACE.distributions).params["backbone"] for _ in range(n)]
-
-
 # On disk
 
 
-def test_a_study_killed_while_it_was_created_has_all_first_trials():
-    storage = InMemoryStorage()
-    half = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="maximize")
-    half.enqueue_trial(dict(FIRSTS[0]))
-    open_study(storage, WITH_FIRSTS)
-    assert waiting(open_study(storage, WITH_FIRSTS)) == ["cnn", "tinynet"]
-
-
 def test_the_study_is_kept_in_the_run_folder(tmp_path: Path):
-    study = open_study(open_storage(tmp_path), WITH_FIRSTS)
+    study = open_study(open_storage(tmp_path))
     study.tell(study.ask(SPACE.distributions), 0.5)
     assert (tmp_path / "study.journal").is_file()
-    again = open_study(open_storage(tmp_path), WITH_FIRSTS)
-    assert [trial.value for trial in again.trials] == [0.5, None]
-    assert waiting(again) == ["tinynet"], "enqueued once, and not again"
+    again = open_study(open_storage(tmp_path))
+    assert [trial.value for trial in again.trials] == [0.5]
     assert [path.name for path in tmp_path.iterdir()] == ["study.journal"], "no lock stays"
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code"', b"{}", b"\0" * 100, b'{"op_code\n', b"\0\0\n"])
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: bytes):
-    study = open_study(open_storage(tmp_path), SPACE)
+    study = open_study(open_storage(tmp_path))
     study.tell(study.ask(SPACE.distributions), 0.5)
     path = tmp_path / STUDY
     whole = path.read_bytes()
@@ -94,9 +75,9 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: bytes):
     assert path.read_bytes() == whole + torn, "and changes nothing"
     storage = open_storage(tmp_path)
     assert path.read_bytes() == whole
-    again = open_study(storage, SPACE)
+    again = open_study(storage)
     again.tell(again.ask(SPACE.distributions), 0.6)
-    assert [trial.value for trial in open_study(open_storage(tmp_path), SPACE).trials] == [0.5, 0.6]
+    assert [trial.value for trial in open_study(open_storage(tmp_path)).trials] == [0.5, 0.6]
 
 
 KILLED = """
@@ -111,7 +92,7 @@ def killed(file):
     if os.path.getsize(Path(sys.argv[1]) / "study.journal") > 1500:
         os.kill(os.getpid(), 9)
 os.fsync = killed
-study = open_study(open_storage(Path(sys.argv[1])), SPACE)
+study = open_study(open_storage(Path(sys.argv[1])))
 while True:
     study.tell(study.ask(SPACE.distributions), 0.5)
 """
@@ -122,7 +103,7 @@ def test_a_process_killed_in_a_write_blocks_none_after_it(tmp_path: Path):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], timeout=60, check=False)
     assert done.returncode == -9
-    study = open_study(open_storage(tmp_path), SPACE)
+    study = open_study(open_storage(tmp_path))
     n_before = len(study.trials)
     assert n_before > 1
     study.ask(SPACE.distributions)
@@ -133,7 +114,7 @@ def test_a_reader_sees_what_another_process_has_written(tmp_path: Path):
     assert load_study(tmp_path) is None
     (tmp_path / STUDY).touch()
     assert load_study(tmp_path) is None, "killed before the study was created"
-    writer = open_study(open_storage(tmp_path), SPACE)
+    writer = open_study(open_storage(tmp_path))
     reader = load_study(tmp_path)
     assert reader is not None
     writer.tell(writer.ask(SPACE.distributions), 0.5)
@@ -141,7 +122,7 @@ def test_a_reader_sees_what_another_process_has_written(tmp_path: Path):
 
 
 def test_a_damaged_journal_is_an_error_that_names_it(tmp_path: Path):
-    study = open_study(open_storage(tmp_path), SPACE)
+    study = open_study(open_storage(tmp_path))
     study.tell(study.ask(SPACE.distributions), 0.5)
     path = tmp_path / STUDY
     first, *rest = path.read_bytes().splitlines(keepends=True)
@@ -201,7 +182,7 @@ def storage() -> InMemoryStorage:
 
 @pytest.fixture
 def study(storage: BaseStorage) -> optuna.Study:
-    return open_study(storage, SPACE)
+    return open_study(storage)
 
 
 @pytest.fixture
@@ -322,6 +303,6 @@ def test_a_parameter_that_a_trial_does_not_have_is_blank(storage: BaseStorage):
     searcher = searching(storage, space)
     for name in ("a", "b"):
         searcher.suggest(name)
-    columns, rows = trial_table(open_study(storage, space), space)
+    columns, rows = trial_table(open_study(storage), space)
     assert columns[-4:-1] == ("backbone", "hidden_units", "lr")
     assert [row[-4:-1] for row in rows] == [["cnn", 8, 0.1], ["resnet18", None, 0.25]]

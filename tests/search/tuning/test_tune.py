@@ -112,7 +112,7 @@ def run(
         folder / "trials",
         [callback] if callback else [],
     )
-    return open_study(storage, space)
+    return open_study(storage)
 
 
 def test_a_trial_that_explodes_fails_with_its_reason(
@@ -239,7 +239,7 @@ def test_a_full_disk_ends_the_search_and_fails_no_trial(
     with pytest.raises(OSError, match="no space left") as caught:
         run(context, space, tmp_path, 2, FullDisk(tmp_path / "trials"))
     assert is_disk_full(caught.value)
-    study = open_study(open_storage(tmp_path), space)
+    study = open_study(open_storage(tmp_path))
     assert [t.state for t in study.trials] == [TrialState.RUNNING]
     assert {number: sorted(curve) for number, curve in learning_curves(study).items()} == {0: [1]}
     done = run(context, space, tmp_path, 2)  # there is space again
