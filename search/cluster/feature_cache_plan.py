@@ -38,21 +38,24 @@ class FeatureCachePlan:
     budget_bytes: int
     gpus_per_task: float
 
-    def choose_stage_outputs(self, depths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    def choose_stage_outputs(
+        self, backbones: Sequence[str], depths: Sequence[int]
+    ) -> dict[str, tuple[int, ...]]:
         """Choose the stage outputs to build before the first trial, within the budget.
 
         The deepest come first, since they save most of the computation; of these the smallest.
 
         Args:
+            backbones: The backbones that are searched.
             depths: Freeze depths that trials may have, from 1.
 
         Returns:
             By backbone, its stage outputs, ascending.
         """
         bytes_left = self.budget_bytes
-        chosen: dict[str, list[int]] = {name: [] for name in self.view_bytes}
+        chosen: dict[str, list[int]] = {name: [] for name in backbones}
         by_benefit = sorted(
-            (-depth, self.size(name, depth), name) for name in self.view_bytes for depth in depths
+            (-depth, self.size(name, depth), name) for name in backbones for depth in depths
         )
         for minus_depth, size, name in by_benefit:
             if size <= bytes_left:

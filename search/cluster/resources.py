@@ -81,6 +81,8 @@ def measure_gpu_fractions(
 ) -> dict[str, float]:
     """Measure the GPU memory of each backbone; return the fraction of a GPU for one of its trials.
 
+    Those are measured, too, that are not searched, but whose linear probes are finalists.
+
     Each kind of GPU is measured, and the one with the fewest trials decides, because a trial needs
     the same fraction wherever it runs. Without a GPU all fractions are 0.
 
@@ -89,9 +91,10 @@ def measure_gpu_fractions(
         context: The run's training context.
         rows: Table rows of the training images.
     """
+    names = list(dict.fromkeys([*space.backbones, *context.heads]))
     gpu_nodes = [node for node in nodes() if node.gpus]
     if not gpu_nodes:
-        return dict.fromkeys(space.backbones, 0.0)
+        return dict.fromkeys(names, 0.0)
     kinds = {node.gpu_kind for node in gpu_nodes}
     max_trials = max(
         1, min(MAX_TRIALS_PER_GPU, *(int(node.cpus / node.gpus) for node in gpu_nodes))
@@ -103,7 +106,7 @@ def measure_gpu_fractions(
             ).remote(context, heaviest_config(space, name), rows)
             for kind in sorted(kinds)
         ]
-        for name in space.backbones
+        for name in names
     }
     return {
         name: max(gpu_fraction_for(gpu_memory, max_trials) for gpu_memory in ray.get(measured))

@@ -82,25 +82,26 @@ def choose_finalists(
     probe_scores: Mapping[str, ProbeScore],
     with_baseline: bool = True,
 ) -> list[Finalist]:
-    """Return the best linear probe, the n best trials, a fine-tuned one, and trial 0.
+    """Return the best linear probes, the n best trials, a fine-tuned one, and trial 0.
 
-    The best of many validation accuracies is optimistic. So the probe and the baseline, trial 0,
-    are retrained as well: no search ends with less than they reach.
+    There is one probe, or several where an ensemble of them is clearly better. The best of many
+    validation accuracies is optimistic. So the probe and the baseline, trial 0, are retrained as
+    well: no search ends with less than they reach.
 
     Args:
         study: The trials.
         space: What was searched.
         n: Number of trials.
-        probe_scores: By backbone, the best first; empty without probes.
+        probe_scores: By backbone that has a probe, the best first; empty without probes.
         with_baseline: Whether trial 0 is retrained if it is not among the best.
     """
     finalists = []
     # Where no trial has ended an epoch, the probe is all there is; but where they failed, it would
     # hide that.
     if probe_scores and (ranked_trials(study) or not count_states(study)["failed"]):
-        name, score = next(iter(probe_scores.items()))
-        retrain_config = RetrainConfig(probe_config(name), 0, 0)
-        finalists.append(Finalist(None, retrain_config, score.accuracy, score.score))
+        for name in finalist_probes(probe_scores):
+            score, retrain_config = probe_scores[name], RetrainConfig(probe_config(name), 0, 0)
+            finalists.append(Finalist(None, retrain_config, score.accuracy, score.score))
     chosen = _best_trials(study, space, n)
     finalists += [_as_finalist(trial, space) for trial in chosen]
     if with_baseline and chosen and all(one.number != BASELINE_TRIAL for one in chosen):
@@ -109,6 +110,19 @@ def choose_finalists(
         if is_new and baseline.intermediate_values and baseline.state != TrialState.FAIL:
             finalists.append(_as_finalist(baseline, space))
     return finalists
+
+
+def finalist_probes(scores: Mapping[str, ProbeScore]) -> list[str]:
+    """Return the backbones of the linear probes that are finalists, the best first.
+
+    Args:
+        scores: By backbone that has a probe, the best first.
+    """
+    return [
+        name
+        for index, (name, score) in enumerate(scores.items())
+        if index == 0 or score.in_ensemble
+    ]
 
 
 def next_finalists(study: optuna.Study, space: Space, chosen: Sequence[Finalist]) -> list[Finalist]:

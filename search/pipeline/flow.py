@@ -150,7 +150,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
 def _describe_weights(run_plan: RunPlan, progress: Progress) -> None:
     """Write the summary's section `backbone_weights`, and warn of licences that restrict uses."""
     request, described = run_plan.request, {}
-    for name in run_plan.space.backbones:
+    for name in run_plan.backbones:
         file = run_plan.weights.get(name)
         licence = weights_licence(name) if file is not None else Licence("")
         described[name] = BackboneWeights(
@@ -201,7 +201,7 @@ def _choose_finalists(
         searched.study,
         run_plan.space,
         run_plan.request.n_finalists,
-        {name: probes.scores[name] for name in probes.heads},
+        {name: score for name, score in probes.scores.items() if name in probes.heads},
         with_baseline,
     )
     if not with_baseline and all(one.trial != BASELINE_TRIAL for one in finalists):

@@ -93,6 +93,13 @@ class RunPlan:
         """By backbone, the file of its pretrained weights."""
         return self.available.weights
 
+    @property
+    def backbones(self) -> list[str]:
+        """Those that are searched, and those whose linear probes alone take part."""
+        recorded = self.folder.summary.linear_probe or {}
+        probed = [name for name, score in recorded.items() if score.in_ensemble]
+        return list(dict.fromkeys([*self.space.backbones, *probed]))
+
     def accept(self) -> None:
         """Save a resumed run's options: nothing can refuse them any more."""
         if self.request.resume is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
@@ -14,6 +14,7 @@ from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots, measure_gpu_fra
 from search.console.formatting import count, describe
 from search.console.progress import Progress
 from search.console.signals import GracefulShutdown
+from search.pipeline.finalists import finalist_probes
 from search.pipeline.model_file import save_best_trial
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
@@ -93,7 +94,7 @@ def run_search(
             external=None,
         )
     )
-    budget = None
+    budget, recorded = None, folder.summary.linear_probe or {}
     if request.time_budget_seconds is not None:
         budget = _create_budget(
             request.time_budget_seconds,
@@ -103,6 +104,7 @@ def run_search(
             rows,
             gpu_fraction,
             prepared.count_evaluated(),
+            finalist_probes({name: recorded[name] for name in recorded if name in context.heads}),
             progress,
         )
         budget.catch_up(study)
@@ -177,6 +179,7 @@ def _create_budget(
     rows: Mapping[str, np.ndarray],
     gpu_fraction: Mapping[str, float],
     n_evaluated: int,
+    probes: Sequence[str],
     progress: Progress,
 ) -> TimeBudget:
     """Create the time budget, with the measured speed of each backbone's training."""
@@ -193,7 +196,7 @@ def _create_budget(
         fold_growth(n_train, n_val, space.folds),
         measure_throughput(context, rows["train"], gpu_fraction),
         n_train,
-        has_probe=bool(context.heads),
+        probes=probes,
         n_evaluated=n_evaluated,
     )
 

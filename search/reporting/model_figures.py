@@ -47,7 +47,8 @@ def chart_accuracies(record: Record) -> Iterator[Chart]:
     best = record.summary.best
     if best is None:
         return
-    folds, external = record.folds.get(best.trial, ()), record.summary.external
+    folds = record.folds.get(best.name if best.trial is None else str(best.trial), ())
+    external = record.summary.external
     evaluated = {
         title: (scores.accuracy, scores.accuracy_ci95)
         for title, scores in (

@@ -78,7 +78,7 @@ class Record:
         space_source: `space.py`.
         study: None where there is none that can be read.
         trials: By number, without those that have not begun.
-        folds: By trial, the accuracy of each fold.
+        folds: By the number of a trial, or the name of a linear probe, the accuracy of each fold.
         test: Predictions of the test set.
         external: Predictions of the external test set.
         audit: Issues that were found in the images.
@@ -94,7 +94,7 @@ class Record:
     space_source: str
     study: optuna.Study | None
     trials: tuple[TrialRecord, ...]
-    folds: Mapping[int | None, tuple[float, ...]]
+    folds: Mapping[str, tuple[float, ...]]
     test: tuple[PredictedImage, ...]
     external: tuple[PredictedImage, ...]
     audit: tuple[Issue, ...]
@@ -139,7 +139,7 @@ def read_record(folder: RunFolder) -> Record:
     counts: dict[str, Counter[str]] = {}
     for label, split in read(_read_splits, "split.csv"):
         counts.setdefault(label, Counter())[split] += 1
-    folds: dict[int | None, tuple[float, ...]] = {}
+    folds: dict[str, tuple[float, ...]] = {}
     for trial, accuracy in read(_read_folds, "folds/folds.csv"):
         folds[trial] = (*folds.get(trial, ()), accuracy)
     ablation: dict[str, tuple[Epoch, ...]] = {}
@@ -196,14 +196,9 @@ def _read_splits(path: Path) -> list[tuple[str, str]]:
     return read_records(path, lambda row: (row["label"], row["split"]), errors="replace")
 
 
-def _read_folds(path: Path) -> list[tuple[int | None, float]]:
-    """Read the trial and the accuracy of each fold; a linear probe is no trial."""
-
-    def parse(row: dict[str, str]) -> tuple[int | None, float]:
-        number = int(row["trial"]) if row["trial"].isdigit() else None
-        return number, float(row["accuracy"])
-
-    return read_records(path, parse, errors="replace")
+def _read_folds(path: Path) -> list[tuple[str, float]]:
+    """Read the finalist and the accuracy of each fold."""
+    return read_records(path, lambda row: (row["trial"], float(row["accuracy"])), errors="replace")
 
 
 def _read_epoch(row: Mapping[str, str]) -> Epoch:

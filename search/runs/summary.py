@@ -132,6 +132,8 @@ class ProbeScore:
         log_loss: Cross-validated likewise, in nats, calibrated by one temperature.
         latency_ms: Milliseconds of one image on the driver's machine, in a batch of one.
         excluded: Why the backbone is not searched; None where it is.
+        in_ensemble: Whether the probe is a finalist, since an ensemble with it is clearly better
+            than the best probe.
     """
 
     accuracy: Number = math.nan
@@ -143,6 +145,7 @@ class ProbeScore:
     log_loss: Number = math.nan
     latency_ms: Number = math.nan
     excluded: str | None = None
+    in_ensemble: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

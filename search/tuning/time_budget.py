@@ -98,7 +98,7 @@ class TimeBudget:
         growth: float,
         seconds_per_image: Mapping[str, Sequence[float]],
         n_train: int,
-        has_probe: bool,
+        probes: Sequence[str],
         n_evaluated: int = 0,
     ) -> None:
         """Start with no trial.
@@ -112,7 +112,7 @@ class TimeBudget:
             growth: See `fold_growth`.
             seconds_per_image: See `search.tuning.throughput.measure_throughput`.
             n_train: Images that a trial trains on.
-            has_probe: Whether the linear probe is a finalist.
+            probes: Backbones of the linear probes that are finalists, the best first.
             n_evaluated: Test images and external images that the model is evaluated on.
         """
         self._seconds = seconds
@@ -125,7 +125,7 @@ class TimeBudget:
         self._growth = growth
         self._seconds_per_image = seconds_per_image
         self._n_train = n_train
-        self._has_probe = has_probe
+        self._probes = tuple(probes)
         self._costs: dict[int, TrialCost] = {}
         self._configs: dict[int, TrialConfig] = {}
         self._ended: set[int] = set()
@@ -228,7 +228,7 @@ class TimeBudget:
 
     def seconds_left(self) -> float:
         """Return the seconds that are left before evaluation and report have to begin."""
-        evaluation = max(self._evaluation_seconds(*kind) for kind in self._likely_kinds())
+        evaluation = self._evaluation_seconds(self._likely_kinds())
         return self._seconds - self._elapsed() - CLOSING_SECONDS - evaluation
 
     def skips_baseline(self) -> bool:
@@ -258,10 +258,11 @@ class TimeBudget:
         return finalists
 
     def _likely_kinds(self) -> set[tuple[str, int]]:
-        """Return backbone and freeze depth of the likely finalists, a linear probe among them."""
+        """Return backbone and freeze depth of the likely finalists, linear probes among them."""
         configs = [self._configs[number] for number in self._likely_finalists()]
-        probed = self._space.backbones[0]  # whichever it will be
-        return {(probed, MAX_DEPTH), *((one.backbone, one.freeze_depth) for one in configs)}
+        probes = self._probes or self._space.backbones[:1]
+        kinds = {(one.backbone, one.freeze_depth) for one in configs}
+        return kinds | {(name, MAX_DEPTH) for name in probes}
 
     def _reserved_for_folds(self) -> float:
         finalists = self._likely_finalists()
@@ -316,11 +317,16 @@ class TimeBudget:
             kinds: Backbone and freeze depth of each model that may be evaluated.
         """
         crops = sum(self._center_crop_seconds(backbone) for backbone in {kind[0] for kind in kinds})
-        evaluation = max(self._evaluation_seconds(*kind) for kind in kinds)
-        probe = self._rounds(self._space.backbones[0]) * FOLD_SECONDS
-        return probe + crops + evaluation + CLOSING_SECONDS
+        evaluation = self._evaluation_seconds(kinds)
+        probes = sum(self._rounds(name) * FOLD_SECONDS for name in self._probes)
+        return probes + crops + evaluation + CLOSING_SECONDS
 
-    def _evaluation_seconds(self, backbone: str, depth: int) -> float:
+    def _evaluation_seconds(self, kinds: Collection[tuple[str, int]]) -> float:
+        """Return what the model takes to be evaluated: one finalist, or several together."""
+        by_kind = [self._part_seconds(*kind) for kind in kinds]
+        return sum(by_kind) if len(self._probes) > 1 else max(by_kind)
+
+    def _part_seconds(self, backbone: str, depth: int) -> float:
         """Return what an ensemble of all folds, frozen to a depth, takes to be evaluated."""
         seconds = self._seconds_per_image[backbone]
         n_views = 2 if self._uses_center_crop() else 1
@@ -335,7 +341,7 @@ class TimeBudget:
         return self._n_cross_validated() * per_image / max(1, self._slots(backbone))
 
     def _uses_center_crop(self) -> bool:
-        return self._has_probe and uses_center_crop(self._space, self._n_cross_validated())
+        return bool(self._probes) and uses_center_crop(self._space, self._n_cross_validated())
 
     def _n_cross_validated(self) -> float:
         return self._n_train * self._growth * self._space.folds / (self._space.folds - 1)

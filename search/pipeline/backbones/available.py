@@ -25,6 +25,7 @@ class Available:
     Attributes:
         requested: The space with all of them.
         space: The space without those that have no weights, or left it in an earlier session.
+            Of the latter, `weights` has those whose linear probes are finalists.
         weights: By backbone, the file of its pretrained weights.
         unavailable: By backbone of the portfolio that has no weights, why.
     """
@@ -52,7 +53,7 @@ def find_available(
     Raises:
         WeightsError: weights that are needed are unavailable.
     """
-    requested = space
+    requested, probed = space, list[str]()
     is_optional = request.backbones == (AUTO,) or is_portfolio(space.backbones)
     if recorded is not None:
         # A file that is gone from `--weights` is missed, and its backbone not silently left out.
@@ -60,12 +61,16 @@ def find_available(
         if lost := [name for name in searched if name not in space.backbones]:
             space = requested = space.with_backbones([*space.backbones, *lost])
         space = narrow_space(space, recorded, all_scored=is_optional)
+        probed = [name for name, score in recorded.items() if score.in_ensemble]
         is_optional = False
     if space.weights != "pretrained":
         return Available(requested, space)
     with DownloadDisplay() as display:
         weights, unavailable = find_available_weights(
-            space.backbones, request.weights, cache, show=display.show
+            list(dict.fromkeys([*space.backbones, *probed])),
+            request.weights,
+            cache,
+            show=display.show,
         )
     if unavailable and not (weights and is_optional):
         raise unavailable_weights(unavailable, request.weights)

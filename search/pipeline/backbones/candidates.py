@@ -50,7 +50,7 @@ def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
         RequestError: a backbone cannot take images of the space's size.
     """
     found, device = {}, training_device()
-    for name in run_plan.space.backbones:
+    for name in run_plan.backbones:
         path, size = run_plan.weights.get(name), run_plan.space.image_size
         try:
             weights = None if path is None else load_weights(path)

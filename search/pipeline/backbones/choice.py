@@ -97,7 +97,8 @@ def choose_backbones(
         )
         for name, score in ranked.scores.items():
             if score.excluded is not None:
-                progress.say(f"{name} leaves the search: {score.excluded}")
+                but = "; but its linear probe is a finalist" if score.in_ensemble else ""
+                progress.say(f"{name} leaves the search: {score.excluded}{but}")
     elif recorded is None and not request.probe and len(candidates) + len(unsuitable) > 1:
         # Which are searched is recorded all the same: a resumed run may find fewer weights.
         ranked = ProbeResult(
@@ -115,7 +116,9 @@ def choose_backbones(
     space = _with_first_trials(space, scores, run_plan.warm_start, progress)
     if recorded is None:
         _report_baseline(run_plan.available.requested, space, progress)
-    prepared = share_weights(prepared, run_plan.weights, space.backbones)
+    probed = [name for name, score in scores.items() if score.in_ensemble]
+    names = dict.fromkeys([*space.backbones, *probed])
+    prepared = share_weights(prepared, run_plan.weights, names)
     return (
         replace(run_plan, space=space),
         replace(prepared, space=space),

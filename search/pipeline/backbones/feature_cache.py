@@ -38,11 +38,16 @@ def plan_feature_cache(
         n_drawn=count_drawn_views(space),
         view_bytes={
             name: tuple(size * len(rows) for size in candidates[name].image_bytes)
-            for name in space.backbones
+            for name in (*space.backbones, *probed_alone(prepared))
         },
         budget_bytes=object_store_bytes(FEATURE_CACHE_FRACTION),
         gpus_per_task=gpus_per_task(),
     )
+
+
+def probed_alone(prepared: PreparedData) -> list[str]:
+    """Return the pretrained backbones that are not searched, but whose probes are finalists."""
+    return [name for name in prepared.features.weights if name not in prepared.space.backbones]
 
 
 def build_feature_cache(
@@ -50,7 +55,7 @@ def build_feature_cache(
 ) -> None:
     """Compute the views that the space's trainings can draw, on all nodes."""
     depths = frozen_depths(space)
-    stage_outputs = plan.choose_stage_outputs(depths)
+    stage_outputs = plan.choose_stage_outputs(space.backbones, depths)
     for name, chosen in stage_outputs.items():
         if missing := [depth for depth in depths if depth not in chosen]:
             progress.say(

@@ -38,7 +38,8 @@ class ProbeResult:
 
     Attributes:
         scores: By backbone, those that are searched first, the best of them first.
-        heads: By backbone that is searched, the weights of the linear head.
+        heads: By backbone that is searched or in the ensemble of probes, the weights of the linear
+            head.
     """
 
     scores: Mapping[str, ProbeScore]
@@ -54,10 +55,10 @@ def probe_backbones(
     model_path: Path | None,
     progress: Progress,
 ) -> ProbeResult:
-    """Fit the heads of the backbones that are searched, and score those that no ranking has.
+    """Fit the heads of the backbones that take part, and score those that no ranking has.
 
     Args:
-        prepared: Images, and the backbones that are searched.
+        prepared: Images, and the weights of the backbones that take part.
         plan: Plan of the feature cache.
         cache: Computes the features.
         candidates: By backbone, what it costs.
@@ -66,7 +67,7 @@ def probe_backbones(
         progress: Shows each probe.
     """
     started = perf_counter()
-    names = [name for name in prepared.space.backbones if name in prepared.features.weights]
+    names = list(prepared.features.weights)
     pending = {}
     for name in names:
         views = _start_first_view(prepared, plan, cache, name)
@@ -133,7 +134,9 @@ def _start_first_view(
 ) -> list[Any]:
     """Start building a backbone's view without augmentation; return its blocks at output 5."""
     # Probes read stage output 5; the same pass computes the others that trials will need.
-    stage_outputs = {5, *plan.choose_stage_outputs(frozen_depths(prepared.space))[name]}
+    space = prepared.space
+    chosen = plan.choose_stage_outputs(space.backbones, frozen_depths(space))
+    stage_outputs = {5, *chosen.get(name, ())}
     cache.start_build(name, sorted(stage_outputs), 1)
     views = cache.view_references(name, 5, 1)
     if views is None:

@@ -8,7 +8,7 @@ many times as long, are built for those alone that stay.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,6 +36,7 @@ from search.pipeline.backbones.probe import (
     save_if_given,
     start_probe,
 )
+from search.pipeline.backbones.probe_ensemble import choose_probes
 from search.pipeline.backbones.selection import (
     CACHE_FRACTION,
     RANKING_FRACTION,
@@ -111,7 +112,18 @@ def rank_backbones(
         n_views * len(cached),
         float("inf") if budget_seconds is None else CACHE_FRACTION * budget_seconds,
     )
-    heads = {name: ranking.heads[name] for name, score in scores.items() if not score.excluded}
+    best = next(iter(scores))
+    seed, metric = prepared.features.seed, prepared.space.metric
+    together = choose_probes(ranking.probes, best, metric, labels, prepared.groups[rows], seed)
+    scores = {
+        name: replace(score, in_ensemble=name in together and name in files)
+        for name, score in scores.items()
+    }
+    heads = {
+        name: ranking.heads[name]
+        for name, score in scores.items()
+        if score.excluded is None or score.in_ensemble
+    }
     # A head of fewer images than it may have is fitted again, from the feature cache.
     is_whole = len(rows) >= min(len(cached), MAX_IMAGES)
     return ProbeResult({**scores, **skipped}, heads if is_whole else {})

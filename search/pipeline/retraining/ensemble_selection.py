@@ -9,7 +9,7 @@ cross-fitting: the weights that predict a fold's images were selected on the oth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import softmax
@@ -75,8 +75,26 @@ def select_finalists(
         groups: int64 [N], near-duplicates in it; None: there are none.
 
     Returns:
-        None where there is one finalist, or fewer than two folds are common to all.
+        None where fewer than two finalists, the best one among them, have two folds in common.
+        A finalist of one fold, for want of time, has no weight.
     """
+    taking_part = [index for index, folds in enumerate(finalists) if len(folds) > 1]
+    if len(taking_part) < len(finalists):
+        if best not in taking_part or len(taking_part) < 2:
+            return None
+        selection = select_finalists(
+            [finalists[index] for index in taking_part],
+            [temperatures[index] for index in taking_part],
+            taking_part.index(best),
+            metric,
+            labels,
+            groups,
+        )
+        if selection is None:
+            return None
+        weights = np.zeros(len(finalists))
+        weights[taking_part] = selection.weights
+        return replace(selection, weights=weights)
     by_first_row = [{int(fold.rows[0]): fold for fold in folds} for folds in finalists]
     common = sorted(set.intersection(*(set(folds) for folds in by_first_row)))
     if len(finalists) < 2 or len(common) < 2:

@@ -452,7 +452,7 @@ def _write_scores(
     """
     rows = [
         [
-            "probe" if result.finalist.trial is None else result.finalist.trial,
+            result.finalist.name if result.finalist.trial is None else result.finalist.trial,
             index,
             fold.accuracy,
             len(fold.rows),

@@ -30,7 +30,7 @@ def plan(budget_bytes: int) -> FeatureCachePlan:
 def test_the_deepest_stage_outputs_are_chosen_first(
     budget: int, small: tuple[int, ...], large: tuple[int, ...]
 ) -> None:
-    chosen = plan(budget).choose_stage_outputs((1, 2, 3, 4, 5))
+    chosen = plan(budget).choose_stage_outputs(("small", "large"), (1, 2, 3, 4, 5))
     assert chosen == {"small": small, "large": large}
     sizes = [2 * VIEW_BYTES[name][output - 1] for name in chosen for output in chosen[name]]
     assert sum(sizes) <= budget
@@ -39,18 +39,29 @@ def test_the_deepest_stage_outputs_are_chosen_first(
 def test_views_that_no_training_draws_take_no_memory() -> None:
     few, many = (replace(plan(380), n_drawn=n) for n in (1, 8))
     assert (few.size("small", 5), many.size("small", 5)) == (5, 40)
-    assert few.choose_stage_outputs((3, 4, 5)) == {"small": (3, 4, 5), "large": (4, 5)}
-    assert many.choose_stage_outputs((3, 4, 5)) == {"small": (4, 5), "large": ()}
+    assert few.choose_stage_outputs(("small", "large"), (3, 4, 5)) == {
+        "small": (3, 4, 5),
+        "large": (4, 5),
+    }
+    assert many.choose_stage_outputs(("small", "large"), (3, 4, 5)) == {
+        "small": (4, 5),
+        "large": (),
+    }
 
 
 def test_of_two_stage_outputs_of_a_size_the_deeper_is_chosen_first() -> None:
     view_bytes = {"squeezenet1_0": (50, 30, 50, 15, 1)}
-    chosen = replace(plan(192), view_bytes=view_bytes).choose_stage_outputs((1, 2, 3, 4, 5))
+    chosen = replace(plan(192), view_bytes=view_bytes).choose_stage_outputs(
+        ("small", "large"), (1, 2, 3, 4, 5)
+    )
     assert chosen == {"squeezenet1_0": (2, 3, 4, 5)}
 
 
 def test_only_depths_of_the_space_are_chosen() -> None:
-    assert plan(20_000).choose_stage_outputs((2, 4)) == {"small": (2, 4), "large": (2, 4)}
+    assert plan(20_000).choose_stage_outputs(("small", "large"), (2, 4)) == {
+        "small": (2, 4),
+        "large": (2, 4),
+    }
 
 
 @pytest.mark.parametrize("n_images", [5, 1000, 100_000])

@@ -64,10 +64,12 @@ def test_the_best_trial_is_the_one_the_model_comes_from(
 
 def test_folds_of_a_linear_probe_have_no_trial(run: Path) -> None:
     rows = [
-        (trial, fold, 0.9 + fold / 100, 5, 1.0, "") for trial in (3, "probe") for fold in (1, 2)
+        (trial, fold, 0.9 + fold / 100, 5, 1.0, "")
+        for trial in (3, "linear probe of cnn")
+        for fold in (1, 2)
     ]
     write_csv(run / "folds" / "folds.csv", FOLD_COLUMNS, rows)
-    assert read(run).folds == {3: (0.91, 0.92), None: (0.91, 0.92)}
+    assert read(run).folds == {"3": (0.91, 0.92), "linear probe of cnn": (0.91, 0.92)}
 
 
 def test_images_are_counted_by_class_and_split(run: Path) -> None:

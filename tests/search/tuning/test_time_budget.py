@@ -76,7 +76,7 @@ def make(
         growth,
         {"tinynet": SECONDS_PER_IMAGE},
         N_TRAIN,
-        has_probe=False,
+        probes=(),
         n_evaluated=n_evaluated,
     )
 
