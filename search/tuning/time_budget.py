@@ -318,7 +318,8 @@ class TimeBudget:
         """
         crops = sum(self._center_crop_seconds(backbone) for backbone in {kind[0] for kind in kinds})
         evaluation = self._evaluation_seconds(kinds)
-        probes = sum(self._rounds(name) * FOLD_SECONDS for name in self._probes)
+        names = self._probes or self._space.backbones[:1]
+        probes = sum(self._rounds(name) * FOLD_SECONDS for name in names)
         return probes + crops + evaluation + CLOSING_SECONDS
 
     def _evaluation_seconds(self, kinds: Collection[tuple[str, int]]) -> float:

@@ -52,7 +52,7 @@ def test_views_that_no_training_draws_take_no_memory() -> None:
 def test_of_two_stage_outputs_of_a_size_the_deeper_is_chosen_first() -> None:
     view_bytes = {"squeezenet1_0": (50, 30, 50, 15, 1)}
     chosen = replace(plan(192), view_bytes=view_bytes).choose_stage_outputs(
-        ("small", "large"), (1, 2, 3, 4, 5)
+        list(view_bytes), (1, 2, 3, 4, 5)
     )
     assert chosen == {"squeezenet1_0": (2, 3, 4, 5)}
 

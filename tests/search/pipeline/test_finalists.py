@@ -154,6 +154,17 @@ def test_the_best_probe_is_always_a_finalist() -> None:
     assert best.config == {"backbone": "tinynet", "C": 0.03}
 
 
+def test_probes_of_an_ensemble_are_all_finalists() -> None:
+    scores = {
+        "best": ProbeScore(accuracy=0.9),
+        "third": ProbeScore(accuracy=0.7),
+        "second": ProbeScore(accuracy=0.8, excluded="behind", in_ensemble=True),
+    }
+    finalists = choose_finalists(study_of(*COMPLETE), space_of(), 1, scores)
+    names = [one.name for one in finalists if one.trial is None]
+    assert names == ["linear probe of best", "linear probe of second"]
+
+
 def test_without_an_epoch_only_the_probe_is_a_finalist() -> None:
     """But where trials failed it would hide that."""
     probes = {"tinynet": ProbeScore(accuracy=0.97, seconds=1.0)}

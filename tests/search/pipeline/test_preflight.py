@@ -266,7 +266,9 @@ def test_a_table_and_groups_in_an_archive(shop: Path, tmp_path: Path) -> None:
     labels = plan.manifest.labels.tolist()
     rows = [f"{name},{'ab'[i]},test,0,x" for name, i in zip(names, labels, strict=True)]
     (run / "split.csv").write_text("\n".join(["image,label,split,group,digest", *rows, ""]))
-    card = SimpleNamespace(classes=("a", "b"), to_square=lambda image: np.asarray(image))
+    card = SimpleNamespace(
+        classes=("a", "b"), levels=None, to_square=lambda image: np.asarray(image)
+    )
     found = read_split(run, cast(ModelCard, card), "test", None)
     assert found.names == names
     assert found.n_missing == 0

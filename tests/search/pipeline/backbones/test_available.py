@@ -45,6 +45,20 @@ def test_a_resumed_run_searches_what_it_began_with(weights: Path) -> None:
     assert find_available(THREE, auto, recorded, weights).space.backbones == ("resnet18",)
 
 
+def test_a_resumed_run_has_the_weights_of_probes_that_are_finalists(weights: Path) -> None:
+    auto = parse_request(["--backbones", "auto", "--weights", str(weights)])
+    recorded = {
+        "resnet18": ProbeScore(accuracy=0.9, in_ensemble=True),
+        "mobilenet_v2": ProbeScore(excluded="behind", in_ensemble=True),
+    }
+    found = find_available(THREE, auto, recorded, weights)
+    assert found.space.backbones == ("resnet18",)
+    assert list(found.weights) == ["resnet18", "mobilenet_v2"]
+    (weights / "mobilenet_v2.pth").unlink()
+    with pytest.raises(WeightsError, match=r"mobilenet_v2: looked in"):
+        find_available(THREE, auto, recorded, weights)
+
+
 def test_a_resumed_run_misses_a_file_that_is_gone(weights: Path) -> None:
     """The portfolio names the files of the folder as they are now."""
     (weights / "resnet18.pth").unlink()
