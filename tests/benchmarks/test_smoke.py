@@ -14,6 +14,7 @@ from benchmarks.harness.reporting import ROOT
 
 IN_PROCESS = (
     *("data.audit", "data.near_duplicates", "models.calibration", "models.center_crop"),
+    "models.probe_ensembles",
     *("models.feature_cache", "models.intervals", "models.label_issues", "models.lp_ft"),
     *("models.center_crop_rule", "models.selection_bias", "models.cached_views"),
     "models.fine_tuning",
