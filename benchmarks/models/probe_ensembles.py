@@ -96,7 +96,7 @@ def main() -> None:
         divided = [divide(features, images.labels, seed) for seed in range(n_seeds)]
         rows.append({"set": name, **summarize(divided)})
         gains.append([100 * one.gain for one in divided])
-    report.tables["Held-out images of each set, means over the divisions"] = rows
+    report.tables["The other 30% of each set, means over the divisions"] = rows
     mean, low, high = bootstrap_interval(gains)
     report.ratios.append(Ratio("points of accuracy gained, mean of all sets", mean))
     report.ratios.append(Ratio("lower end of its 95% interval over sets and seeds", low, 0.0))

@@ -76,7 +76,7 @@ def select_finalists(
 
     Returns:
         None where fewer than two finalists, the best one among them, have two folds in common.
-        A finalist of one fold, for want of time, has no weight.
+        A finalist with a single fold has no weight.
     """
     taking_part = [index for index, folds in enumerate(finalists) if len(folds) > 1]
     if len(taking_part) < len(finalists):
