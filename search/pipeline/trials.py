@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
 
 import numpy as np
 import optuna
+from optuna.trial import TrialState
 
 from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots, measure_gpu_fractions
 from search.console.formatting import count, describe
 from search.console.progress import Progress
 from search.console.signals import GracefulShutdown
+from search.evaluation.mcnemar import ALPHA, p_value
 from search.pipeline.finalists import finalist_probes
 from search.pipeline.model_file import save_best_trial
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.reporting.tensorboard.trial_boards import TrialBoards
 from search.runs.run_folder import RunFolder
-from search.runs.summary import SearchCounts
+from search.runs.summary import ProbeScore, SearchCounts
 from search.tuning.checkpoints import start_checkpoint_store
 from search.tuning.study import (
     best_epoch,
@@ -117,9 +120,7 @@ def run_search(
         max_concurrent=request.max_concurrent,
         gpu_fraction=gpu_fraction,
         lengths=budget.lengths if budget is not None else None,
-        may_begin=(
-            budget.may_begin if budget is not None and request.has_open_end else lambda: True
-        ),
+        may_begin=_may_begin(run_plan, prepared, study, budget, progress),
         patience_trials=request.patience_trials,
     )
     trials = folder.path / "trials"
@@ -169,6 +170,46 @@ def run_search(
         _write_results(study, space, folder, monotonic() - started)
         save_best_trial(prepared, study, folder)  # until k-fold retraining has made a better model
     return SearchResult(study, gpu_fraction, budget)
+
+
+def _may_begin(
+    run_plan: RunPlan,
+    prepared: PreparedData,
+    study: optuna.Study,
+    budget: TimeBudget | None,
+    progress: Progress,
+) -> Callable[[], bool]:
+    """Return whether another trial may begin, where their number is not given."""
+    if budget is None or not run_plan.request.has_open_end:
+        return lambda: True
+    space, scores = prepared.space, run_plan.folder.summary.linear_probe or {}
+    best = next(iter(scores.values()), ProbeScore())
+    n_images, n_first = len(prepared.rows("train", "val")), max(1, len(space.first_trials))
+    if space.metric != "accuracy" or not nothing_to_gain(best.accuracy, n_images):
+        return budget.may_begin
+    n_wrong = round((1 - best.accuracy) * n_images)
+    progress.say(
+        f"the linear probe is wrong on {n_wrong} of {n_images} images, too few for a better model"
+        f" to be told from chance: the search ends after {count(n_first, 'trial')}"
+    )
+
+    def may_begin() -> bool:
+        trials = study.get_trials(deepcopy=False)
+        return budget.may_begin() and sum(t.state != TrialState.WAITING for t in trials) < n_first
+
+    return may_begin
+
+
+def nothing_to_gain(accuracy: float, n_images: int) -> bool:
+    """Return whether no model can be shown to be better: one that is right everywhere is not.
+
+    Args:
+        accuracy: Of the linear probe, cross-validated; NaN where it is unknown.
+        n_images: Images of the cross-validation.
+    """
+    if not math.isfinite(accuracy):
+        return False
+    return p_value(0, round((1 - accuracy) * n_images)) >= ALPHA
 
 
 def _create_budget(
