@@ -18,7 +18,7 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 def make_private() -> None:
     """Create the token file before Ray does, or take the rights of others on it away.
 
-    Nothing is done where Ray takes its token from another place, or where the file cannot be written:
+    Nothing is done where Ray takes its token from another place, or where no file can be written:
     Ray says so itself.
     """
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):

@@ -190,7 +190,7 @@ def _may_begin(
     n_wrong = round((1 - best.accuracy) * n_images)
     progress.say(
         f"the linear probe is wrong on {n_wrong} of {n_images} images, too few for a better model"
-        f" to be told from chance: the search ends after {count(n_first, 'trial')}"
+        f" to be distinguished from chance: the search ends after {count(n_first, 'trial')}"
     )
 
     def may_begin() -> bool:
