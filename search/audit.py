@@ -25,7 +25,7 @@ from search.console.arguments import Parser, add_labels
 from search.console.output import SafeConsole, command, print_error
 from search.console.progress import Progress
 from search.console.signals import INTERRUPTED
-from search.data.audit import ISSUES, Audit, audit_images, summarize, write_audit_csv
+from search.data.audit import ISSUES, NOT_SEEN, Audit, audit_images, summarize, write_audit_csv
 from search.data.decoding import DecodedImages, decode_images
 from search.data.exclusion import read_exclusion
 from search.data.image_files import DataError
@@ -70,6 +70,7 @@ def print_audit(audit: Audit, images: DecodedImages, console: Console) -> None:
     ):
         console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
     console.print(Text(summarize(audit)), soft_wrap=True)
+    console.print(Text(NOT_SEEN), soft_wrap=True)
 
 
 def _example(issue: Issue) -> str:

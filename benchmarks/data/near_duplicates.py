@@ -112,6 +112,15 @@ CHANGES: dict[str, Change] = {
         2 * _random_sign(rng), Image.Resampling.BICUBIC
     ),
     "mirrored": lambda image, rng: ImageOps.mirror(image),
+    "turned by 90°": lambda image, rng: image.transpose(
+        (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)[rng.integers(2)]
+    ),
+    "upside down": lambda image, rng: image.transpose(
+        (Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM)[rng.integers(2)]
+    ),
+    "turned by 90°, cropped, resized, brightened, re-encoded": lambda image, rng: combine(
+        image.transpose(Image.Transpose.ROTATE_90), rng
+    ),
     "border of 5%": lambda image, rng: ImageOps.expand(
         image,
         max(1, round(0.05 * min(image.size))),

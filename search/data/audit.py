@@ -17,7 +17,7 @@ from search.console.formatting import count
 from search.data.decoding import DecodedImages
 from search.data.exclusion import EXTERNAL
 from search.data.manifest import Issue
-from search.data.near_duplicates import NearDuplicates, find_near_duplicates, groups_of
+from search.data.near_duplicates import TURNS, NearDuplicates, find_near_duplicates, groups_of
 from search.data.splits import join_groups, leaks_into_holdout
 from search.data.thumbnails import Thumbnails
 from search.runs.summary import AuditCounts
@@ -53,6 +53,13 @@ DUPLICATES = (
     "near-duplicate",
 )
 """Issues of images that are a duplicate of another."""
+
+NOT_SEEN = (
+    "not seen: copies that were turned by other angles than right ones, or of which more than a"
+    " tenth of a side is cropped, and other photos of one object; images with a common origin can"
+    " be given as groups (--group-by, --group-column)"
+)
+"""What the comparison of images cannot find."""
 
 _SMALL_FACTOR = 0.25  # of the median shorter side
 _LONG_FACTOR = 2.5  # of the median ratio of the longer to the shorter side
@@ -133,7 +140,7 @@ def audit_images(
     Args:
         images: Images to train and evaluate on.
         external: The external test set, if there is one.
-        flip: Whether mirrored copies count as near-duplicates.
+        flip: Whether mirrored and turned copies count as near-duplicates.
         parallel_map: Runs the comparisons.
     """
     n = len(images)
@@ -206,16 +213,16 @@ class _Links:
             [near_duplicates.pairs, np.array(blank, np.int64).reshape(-1, 2)]
         )
         similarity = np.concatenate([near_duplicates.similarity, np.ones(len(blank), np.float32)])
-        mirrored = np.concatenate([near_duplicates.mirrored, np.zeros(len(blank), np.bool_)])
-        self._of: dict[int, dict[int, tuple[float, bool]]] = {}
-        for (one, two), value, is_mirrored in zip(
-            self.pairs.tolist(), similarity.tolist(), mirrored.tolist(), strict=True
+        turns = np.concatenate([near_duplicates.turn, np.zeros(len(blank), np.int64)])
+        self._of: dict[int, dict[int, tuple[float, int]]] = {}
+        for (one, two), value, turn in zip(
+            self.pairs.tolist(), similarity.tolist(), turns.tolist(), strict=True
         ):
-            self._of.setdefault(one, {})[two] = (value, is_mirrored)
-            self._of.setdefault(two, {})[one] = (value, is_mirrored)
+            self._of.setdefault(one, {})[two] = (value, turn)
+            self._of.setdefault(two, {})[one] = (value, turn)
 
-    def of(self, row: int) -> dict[int, tuple[float, bool]]:
-        """Return the near-duplicates of an image: similarity, and whether mirrored, by index."""
+    def of(self, row: int) -> dict[int, tuple[float, int]]:
+        """Return the near-duplicates of an image: similarity, and the turn, by index."""
         return self._of.get(row, {})
 
     def most_similar(self, row: int, among: Iterable[int]) -> int:
@@ -224,11 +231,11 @@ class _Links:
 
     def issue(self, row: int, kind: str, duplicate_of: int, note: str = "") -> Issue:
         """Make an issue of an image and one of its near-duplicates."""
-        similarity, is_mirrored = self.of(row)[duplicate_of]
+        similarity, turn = self.of(row)[duplicate_of]
         is_same = self._digests[row] == self._digests[duplicate_of]
         if kind == "near-duplicate" and is_same:
             kind = "exact duplicate"
-        how = "the same file" if is_same else "a mirrored copy" if is_mirrored else "a changed copy"
+        how = "the same file" if is_same else TURNS[turn].how
         return Issue(
             self.names[row], kind, how + note, self.names[duplicate_of], round(similarity, 3)
         )

@@ -1,16 +1,20 @@
 """Find near-duplicates: images that are slightly changed copies of one another.
 
 Descriptors of all thumbnails are compared by matrix products, a block of rows at once, also with
-mirrored ones and with the centre of each, which finds crops and added borders. The nearest pairs
-are then registered (`data.registration`) and kept where their edges and texture agree.
+mirrored ones and with the centre of each, which finds crops and added borders. Copies that are
+turned by right angles or upside down are looked for where the parts of two descriptors that no turn
+changes allow it, which is one product for all six. The nearest pairs are then registered
+(`data.registration`) and kept where their edges and texture agree.
 
 Written by hand, because the hashes and descriptors that libraries compare cannot tell a copy from
-another photo of the same thing: one of ten Caltech images has another above a cosine of 0.88.
+another photo of the same thing: one of ten Caltech images has another above a cosine of 0.88. The
+module is long to have the search for candidates in one place.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.fft import dctn
@@ -36,11 +40,44 @@ _N_WAVES = 9
 """Frequencies along each axis in a descriptor."""
 _MIN_COSINE, _MIN_COSINE_TINY = 0.75, 0.995
 """Cosine similarity of descriptors from which on a pair is registered."""
+_MIN_COSINE_TURNED = 0.9
+"""The same for turned copies, of which fewer are cropped: one pair of 100 needs a closer look."""
 _MAX_CANDIDATES = 4
-"""Nearest images that are registered with each image, and with its mirror image."""
+"""Nearest images that are registered with each image, its mirror image and its other turns."""
 _MIN_ROWS = 32
+_PAIRS_AT_ONCE = 2**16
 _BLOCK_COSINES = 2**23
 """Cosine similarities that are computed at once: 32 MB, and a few times that meanwhile."""
+
+
+class Turn(NamedTuple):
+    """A change that keeps the pixels of a square: x and y swapped, then mirrored along each."""
+
+    swaps: bool
+    upside_down: bool
+    mirrors: bool
+    how: str
+    """What a copy is called."""
+
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """Turn images [..., S, S]."""
+        turned = images.swapaxes(-1, -2) if self.swaps else images
+        return turned[..., :: -1 if self.upside_down else 1, :: -1 if self.mirrors else 1]
+
+
+TURNS = (
+    Turn(False, False, False, "a changed copy"),
+    Turn(False, False, True, "a mirrored copy"),
+    Turn(False, True, False, "a copy upside down, mirrored"),
+    Turn(False, True, True, "a copy upside down"),
+    Turn(True, False, False, "a copy turned by 90°, mirrored"),
+    Turn(True, False, True, "a copy turned by 90°"),
+    Turn(True, True, False, "a copy turned by 90°"),
+    Turn(True, True, True, "a copy turned by 90°, mirrored"),
+)
+"""The eight ways to lay a square on itself; the first leaves it as it is."""
+_N_FLAT = 2
+"""The first turns are compared one by one, and with the centres of images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +87,13 @@ class NearDuplicates:
     Attributes:
         pairs: int64 [P, 2], ascending, the first below the second.
         similarity: float32 [P] in (0, 1], correlation of gradients where the images overlap.
-        mirrored: bool [P], whether one image is mirrored in the other.
+        turn: int64 [P], index into `TURNS`: how one image is turned in the other.
         blank: bool [n], images of one colour, which are compared with no other.
     """
 
     pairs: np.ndarray
     similarity: np.ndarray
-    mirrored: np.ndarray
+    turn: np.ndarray
     blank: np.ndarray
 
 
@@ -67,7 +104,7 @@ def find_near_duplicates(
 
     Args:
         thumbnails: Thumbnails of n images.
-        flip: Whether mirrored copies count as well.
+        flip: Whether mirrored and turned copies count as well.
         parallel_map: Runs the comparisons.
     """
     pixels = thumbnails.pixels
@@ -86,20 +123,20 @@ def find_near_duplicates(
     candidates = _nearest(pixels[rows], tiny[rows], flip, parallel_map)
     one, two = rows[candidates.one], rows[candidates.two]
     pairs = [
-        (one[part], two[part], candidates.mirrored[part], candidates.scale[part])
+        (one[part], two[part], candidates.turn[part], candidates.scale[part])
         for part in _parts(len(one), BLOCK_PAIRS)
     ]
     detail = np.concatenate([np.zeros(0, np.float32), *parallel_map(_details, pixels, pairs)])
     same = detail >= np.where(tiny[one] | tiny[two], MIN_DETAIL_TINY, MIN_DETAIL)
     found = np.concatenate([equal, np.stack([one, two], 1)[same]])
     similarity = np.concatenate([np.ones(len(equal), np.float32), detail[same]])
-    mirrored = np.concatenate([np.zeros(len(equal), np.bool_), candidates.mirrored[same]])
+    turn = np.concatenate([np.zeros(len(equal), np.int64), candidates.turn[same]])
     # A symmetrical image is a near-duplicate both mirrored and not: the better match counts.
-    order = np.lexsort((mirrored, -similarity, found[:, 1], found[:, 0]))
-    found, similarity, mirrored = found[order], similarity[order], mirrored[order]
+    order = np.lexsort((turn, -similarity, found[:, 1], found[:, 0]))
+    found, similarity, turn = found[order], similarity[order], turn[order]
     new = np.ones(len(found), np.bool_)
     new[1:] = (found[1:] != found[:-1]).any(1)
-    return NearDuplicates(found[new], np.minimum(similarity[new], 1), mirrored[new], blank)
+    return NearDuplicates(found[new], np.minimum(similarity[new], 1), turn[new], blank)
 
 
 def compute_descriptors(pixels: np.ndarray) -> np.ndarray:
@@ -132,21 +169,27 @@ def groups_of(n: int, pairs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Candidates:
-    """Pairs to register: whether one is mirrored, and how much larger it is in the second image."""
+    """Pairs to register: how the first is turned, and how much larger it is in the second image."""
 
     one: np.ndarray
     two: np.ndarray
-    mirrored: np.ndarray
+    turn: np.ndarray
     scale: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class _Described:
-    """Descriptors of n images and of their centres, and the minimum cosine similarity of each."""
+    """Descriptors of n images, of their centres, and what of them no turn changes.
+
+    The cosine similarity of two images is at most the product of their `invariant`, however one is
+    turned (Cauchy–Schwarz); each has a minimum as it is, and turned.
+    """
 
     whole: np.ndarray
     inner: np.ndarray
+    invariant: np.ndarray
     min_cosine: np.ndarray
+    min_cosine_turned: np.ndarray
 
 
 def _nearest(
@@ -156,26 +199,30 @@ def _nearest(
     n = len(pixels)
     nothing = np.zeros((0, len(_used())), np.float32)
     both = [_describe_both(pixels[part]) for part in _parts(n, BLOCK_ROWS)]
+    whole = np.concatenate([nothing, *(whole for whole, _ in both)])
     described = _Described(
-        np.concatenate([nothing, *(whole for whole, _ in both)]),
+        whole,
         np.concatenate([nothing, *(inner for _, inner in both)]),
+        np.hypot(whole, whole[:, _swapped()]) / np.sqrt(np.float32(2)),
         np.where(tiny, _MIN_COSINE_TINY, _MIN_COSINE).astype(np.float32),
+        np.where(tiny, _MIN_COSINE_TINY, _MIN_COSINE_TURNED).astype(np.float32),
     )
     n_rows = min(BLOCK_ROWS, max(_MIN_ROWS, _BLOCK_COSINES // max(n, 1)))
-    blocks = [(m, b) for m in ((False, True) if flip else (False,)) for b in _parts(n, n_rows)]
+    n_searches = _N_FLAT + 1 if flip else 1  # one by one, and all others at once
+    blocks = [(turn, part) for turn in range(n_searches) for part in _parts(n, n_rows)]
     found = [np.zeros((0, 5)), *parallel_map(_nearest_of, described, blocks)]
     pairs = np.concatenate(found)
-    swapped = pairs[:, 0] > pairs[:, 1]
+    swapped = pairs[:, 0] > pairs[:, 1]  # of those that are not turned, or their own inverse
     pairs[swapped, :2] = pairs[swapped, 1::-1]
     pairs[swapped, 3] = 1 / pairs[swapped, 3]
     pairs = pairs[np.lexsort((-pairs[:, 4], pairs[:, 2], pairs[:, 1], pairs[:, 0]))]
     new = np.ones(len(pairs), np.bool_)
     new[1:] = (pairs[1:, :3] != pairs[:-1, :3]).any(1)
-    one, two, mirrored, scale, _ = pairs[new].T
+    one, two, turn, scale, _ = pairs[new].T
     return _Candidates(
         one.astype(np.int64),
         two.astype(np.int64),
-        mirrored.astype(np.bool_),
+        turn.astype(np.int64),
         scale.astype(np.float32),
     )
 
@@ -188,14 +235,14 @@ def _describe_both(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return compute_descriptors(pixels), compute_descriptors(zoom(pixels, _INNER_FRACTION))
 
 
-def _nearest_of(described: _Described, block: tuple[bool, slice]) -> np.ndarray:
-    """Find the nearest images of a block: float64 [k, 5], both indices, mirrored, scale, cosine."""
-    mirrored, rows = block
+def _nearest_of(described: _Described, block: tuple[int, slice]) -> np.ndarray:
+    """Find the nearest images of a block: float64 [k, 5], both indices, turn, scale, cosine."""
+    turn, rows = block
+    if turn >= _N_FLAT:
+        return _nearest_turned(described, rows)
     whole, min_cosine = described.whole, described.min_cosine
-    # Mirroring a row negates the odd waves of its cosine transform.
-    signs = (1 - 2 * (_frequencies()[1][_used()] % 2) if mirrored else 1) * np.float32(1)
-    uncropped = (whole[rows] * signs) @ whole.T
-    cosine = (described.inner[rows] * signs) @ whole.T
+    uncropped = _turned(whole[rows], TURNS[turn]) @ whole.T
+    cosine = _turned(described.inner[rows], TURNS[turn]) @ whole.T
     np.maximum(cosine, uncropped, out=cosine)
     own = np.arange(len(cosine))
     cosine[own, own + rows.start] = -1
@@ -205,20 +252,58 @@ def _nearest_of(described: _Described, block: tuple[bool, slice]) -> np.ndarray:
     i, j = i[near], j[near]
     value = cosine[i, j]
     scale = np.where(value > uncropped[i, j], 1 / _INNER_FRACTION, 1)
+    return _best(i, j, np.full(len(i), turn), scale, value, rows.start)
+
+
+def _nearest_turned(described: _Described, rows: slice) -> np.ndarray:
+    """Find the nearest images behind each of a block that show it turned: as `_nearest_of`."""
+    whole, least = described.whole, described.min_cosine_turned
+    behind = slice(rows.start, None)
+    bound = described.invariant[rows] @ described.invariant[behind].T
+    i, j = np.nonzero(np.triu(bound, 1) >= least.min())
+    j += rows.start
+    value, turn = np.full(len(i), -1, np.float32), np.zeros(len(i), np.int64)
+    for part in _parts(len(i), _PAIRS_AT_ONCE):
+        one, two = whole[rows][i[part]], whole[j[part]]
+        cosines = [np.einsum("pd,pd->p", _turned(one, t), two) for t in TURNS[_N_FLAT:]]
+        value[part], turn[part] = np.max(cosines, 0), np.argmax(cosines, 0) + _N_FLAT
+    near = value >= np.maximum(least[rows][i], least[j])
+    i, j, turn, value = i[near], j[near], turn[near], value[near]
+    return _best(i, j, turn, np.ones(len(i)), value, rows.start)
+
+
+def _best(
+    i: np.ndarray,
+    j: np.ndarray,
+    turn: np.ndarray,
+    scale: np.ndarray,
+    value: np.ndarray,
+    start: int,
+) -> np.ndarray:
+    """Keep the nearest images of each row of a block that begins at an index."""
     order = np.lexsort((-value, i))
     rank = np.arange(len(order)) - np.searchsorted(i[order], i[order])
     best = order[rank < _MAX_CANDIDATES]
-    columns = (i + rows.start, j, np.full(len(i), mirrored), scale, value)
-    return np.stack([column[best] for column in columns], 1)
+    return np.stack([column[best] for column in (i + start, j, turn, scale, value)], 1)
+
+
+def _turned(descriptors: np.ndarray, turn: Turn) -> np.ndarray:
+    """Compute the descriptors of turned images: turning swaps waves, or negates the odd ones."""
+    y, x = (axis[_used()] % 2 for axis in _frequencies())
+    signs = (1 - 2 * turn.upside_down * y) * (1 - 2 * turn.mirrors * x)
+    swapped = descriptors[:, _swapped()] if turn.swaps else descriptors
+    return np.asarray(swapped * signs.astype(np.float32))
 
 
 def _details(
     pixels: np.ndarray, pairs: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Register pairs, given by both indices, whether the first is mirrored, and the scale."""
-    one, two, mirrored, scale = pairs
+    """Register pairs, given by both indices, how the first is turned, and the scale."""
+    one, two, turns, scale = pairs
     left = pixels[one]
-    left[mirrored] = left[mirrored, :, ::-1]
+    for number in np.unique(turns):
+        turned = turns == number
+        left[turned] = TURNS[number].apply(left[turned])
     return align(left, pixels[two], scale).detail
 
 
@@ -232,3 +317,9 @@ def _used() -> np.ndarray:
     """Return the waves of a descriptor: without the mean and the fine diagonal ones."""
     y, x = _frequencies()
     return np.flatnonzero((y + x > 0) & (y + x <= _N_WAVES))
+
+
+def _swapped() -> np.ndarray:
+    """Return where in a descriptor each wave is once x and y are swapped."""
+    y, x = (axis[_used()] for axis in _frequencies())
+    return np.asarray(np.argsort(_used())[np.searchsorted(_used(), x * _N_WAVES + y)])

@@ -33,7 +33,7 @@ from search.console.formatting import (
     metric_text,
     percent,
 )
-from search.data.audit import ISSUES, UNUSED
+from search.data.audit import ISSUES, NOT_SEEN, UNUSED
 from search.data.manifest import Issue
 from search.evaluation.label_issues import MAX_ISSUES
 from search.reporting.examples import (
@@ -81,12 +81,14 @@ class AuditSection:
         duplicates: The most severe near-duplicates, at most `MAX_DUPLICATES`.
         n_duplicates: Number of all near-duplicates.
         others: All other issues.
+        not_seen: What the audit cannot find.
     """
 
     kinds: tuple[tuple[str, str, int], ...]
     duplicates: tuple[Issue, ...]
     n_duplicates: int
     others: tuple[Issue, ...]
+    not_seen: str = NOT_SEEN
 
 
 def write_report(folder: RunFolder) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ def photos(tmp_path_factory) -> Path:
     shutil.copy(at / "cat" / "00.png", at / "cat" / "same.png")
     save(CHANGES["cropped"](draw(2)), at / "cat" / "cropped.jpg")
     save(CHANGES["brightened"](draw(4)), at / "dog" / "was a cat.png")
+    save(CHANGES["turned left"](draw(3)), at / "dog" / "turned.png")
     save(CHANGES["mirrored"](draw(17)), at / "dog" / "leaked.png")
     save(draw(50).point(lambda value: 9), at / "dog" / "blank.png")
     save(CHANGES["grayscale"](draw(51)), at / "dog" / "grayscale.png")
@@ -63,6 +64,7 @@ def test_the_command_finds_all_planted_issues(photos, tmp_path, capsys):
         ("external near-duplicate", "external:cat/taken.jpg", "train/cat/06.png"),
         ("exact duplicate", "train/cat/same.png", "train/cat/00.png"),
         ("near-duplicate", "train/cat/cropped.jpg", "train/cat/02.png"),
+        ("near-duplicate", "train/dog/turned.png", "train/dog/03.png"),
         ("unreadable", "train/cat/torn.png", ""),
         ("blank", "train/dog/blank.png", ""),
         ("odd size", "train/cat/tiny.png", ""),
@@ -71,8 +73,9 @@ def test_the_command_finds_all_planted_issues(photos, tmp_path, capsys):
         ("grayscale", "train/dog/blank.png", ""),
     }
     shown = capsys.readouterr().out
-    assert "4 groups of near-duplicates kept together, 2 images whose near-duplicates" in shown
+    assert "5 groups of near-duplicates kept together, 2 images whose near-duplicates" in shown
     assert "1 excluded from training, 1 external images not evaluated, 1 unreadable" in shown
+    assert "not seen: copies that were turned by other angles" in shown
 
 
 def test_listed_images_can_be_excluded(photos, tmp_path):

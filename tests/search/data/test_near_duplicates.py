@@ -3,9 +3,17 @@ import pytest
 
 from search.cluster.parallel import ray_map, thread_map
 from search.data import near_duplicates
-from search.data.near_duplicates import find_near_duplicates, groups_of
+from search.data.near_duplicates import TURNS, find_near_duplicates, groups_of
 from search.data.thumbnails import SIDE
 from tests.fixtures.drawing import CHANGES, draw, make_thumbnails
+
+HOW = {
+    "mirrored": "a mirrored copy",
+    "upside down": "a copy upside down",
+    "flipped": "a copy upside down, mirrored",
+    **dict.fromkeys(("turned left", "turned right"), "a copy turned by 90°"),
+    **dict.fromkeys(("transposed", "transversed"), "a copy turned by 90°, mirrored"),
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -17,12 +25,13 @@ def test_changed_copies_are_found_and_nothing_else(change):
     found = set(map(tuple, made.pairs.tolist()))
     assert found <= planted
     assert len(found) >= 39
-    assert made.mirrored.all() == (change == "mirrored")
-    assert made.mirrored.any() == (change == "mirrored")
+    how = {TURNS[turn].how for turn in made.turn.tolist()}
+    assert how == {HOW.get(change, "a changed copy")}
 
 
-def test_mirror_images_count_only_where_flips_are_allowed():
-    both = make_thumbnails([draw(0), CHANGES["mirrored"](draw(0))])
+@pytest.mark.parametrize("change", HOW)
+def test_mirrored_and_turned_copies_count_only_where_flips_are_allowed(change):
+    both = make_thumbnails([draw(0), CHANGES[change](draw(0))])
     assert len(find_near_duplicates(both, flip=True).pairs) == 1
     assert len(find_near_duplicates(both, flip=False).pairs) == 0
 
