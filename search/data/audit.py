@@ -121,12 +121,14 @@ def summarize(audit: Audit) -> str:
         "grayscale": "grayscale among coloured",
         "odd levels": "of odd levels",
     }
-    parts = [f"{count(audit.n_groups, 'group')} of near-duplicates kept together"]
+    parts = []
+    if audit.n_groups:
+        parts.append(f"{count(audit.n_groups, 'group')} of near-duplicates kept together")
     if audit.n_given:
         parts.append(f"{count(audit.n_given, 'given group')} kept together")
     parts += [f"{n:,} {text}" for kind, text in words.items() if (n := audit.count(kind))]
     parts += [issue.detail for issue in audit.issues if not issue.image]
-    return ", ".join(parts)
+    return ", ".join(parts) or "nothing found"
 
 
 def audit_images(

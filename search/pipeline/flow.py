@@ -94,6 +94,9 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             progress.warn(f"no trial ended an epoch; see {folder.path / 'trials.csv'}")
             _write_report(folder, progress)
             return FAILED
+        searched.time_left.begin_folds(
+            [(one.trial, one.retrain_config.epochs) for one in finalists]
+        )
         try:
             retrained = retrain_finalists(
                 prepared,
@@ -110,6 +113,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             progress.warn(str(error))
             _write_report(folder, progress)
             return FAILED
+    searched.time_left.begin_closing()
     # 3. Everything is chosen: the test set is evaluated, once for each model.
     with _stage("evaluation", folder):
         progress.begin("evaluation")

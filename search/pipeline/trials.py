@@ -22,6 +22,7 @@ from search.pipeline.model_file import save_best_trial
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.reporting.tensorboard.trial_boards import TrialBoards
+from search.runs.environment import Request
 from search.runs.run_folder import RunFolder
 from search.runs.summary import ProbeScore, SearchCounts
 from search.tuning.checkpoints import start_checkpoint_store
@@ -38,6 +39,7 @@ from search.tuning.study import (
 )
 from search.tuning.throughput import measure_throughput
 from search.tuning.time_budget import TimeBudget, fold_growth
+from search.tuning.timing.time_left import Budget, TimeLeft, closing_seconds
 from search.tuning.trial_events import TolerantCallback, TrialCallback
 from search.tuning.tune import SearchPlan, run_trials
 from spaces.base import Space
@@ -52,11 +54,13 @@ class SearchResult:
         study: All trials.
         gpu_fraction: By backbone, the fraction of a GPU that a training takes.
         budget: The time budget; None without `--time-budget`.
+        time_left: Estimates how long the rest of the run takes.
     """
 
     study: optuna.Study
     gpu_fraction: Mapping[str, float]
     budget: TimeBudget | None
+    time_left: TimeLeft
 
 
 def run_search(
@@ -131,6 +135,15 @@ def run_search(
         request.shared and request.shared.within("trials"),
         context.run_id,
     )
+    n_ended = sum(count_states(study).values())
+    time_left = TimeLeft(
+        space,
+        None if plan.n_trials is None else plan.n_trials - n_ended,
+        TrialSlots(CPUS_PER_TRIAL, list(gpu_fraction.values())),
+        fold_growth(len(rows["train"]), len(rows["val"]), space.folds),
+        closing_seconds(prepared.count_evaluated(), _latency_ms(folder)),
+        None if budget is None else _as_budget(budget, request, progress),
+    )
     boards = TrialBoards(folder.path / "tensorboard", space)
     tolerating_boards = partial(progress.tolerating, "a trial in TensorBoard")
     with tolerating_boards():
@@ -139,13 +152,21 @@ def run_search(
         TolerantCallback(boards, tolerating_boards),
         TolerantCallback(progress, partial(progress.tolerating, "a line of progress")),
         *([budget] if budget is not None else []),
+        TolerantCallback(time_left, partial(progress.tolerating, "the time left")),
     ]
     ranked = ranked_trials(study)
     best = None
     if ranked:
         best = best_epoch(ranked[0]).val_score, ranked[0].number, ranked[0].params
-    n_ended = sum(count_states(study).values())
-    progress.begin_trials(plan.n_trials or 0, n_ended, space.epochs, best, space.metric)
+    progress.begin_trials(
+        plan.n_trials or 0,
+        n_ended,
+        space.epochs if budget is None else 0,
+        best,
+        space.metric,
+        space.distributions,
+    )
+    progress.expect(time_left.parts)
     try:
         with shutdown.deferring():
             out_of_patience = run_trials(
@@ -169,7 +190,18 @@ def run_search(
         checkpoints.download_best(trials)
         _write_results(study, space, folder, monotonic() - started)
         save_best_trial(prepared, study, folder)  # until k-fold retraining has made a better model
-    return SearchResult(study, gpu_fraction, budget)
+    return SearchResult(study, gpu_fraction, budget, time_left)
+
+
+def _as_budget(budget: TimeBudget, request: Request, progress: Progress) -> Budget:
+    seconds = request.time_budget_seconds or 0.0
+    return Budget(lambda: seconds - progress.elapsed_seconds, budget.reserved_seconds)
+
+
+def _latency_ms(folder: RunFolder) -> float:
+    """Return the milliseconds an image of the best backbone; NaN where none was measured."""
+    scores = (folder.summary.linear_probe or {}).values()
+    return next((one.latency_ms for one in scores), math.nan)
 
 
 def _may_begin(

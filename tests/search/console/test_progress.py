@@ -4,6 +4,7 @@ import os
 import re
 
 import pytest
+from optuna.distributions import CategoricalDistribution
 from rich.console import Console
 
 from search.console import progress
@@ -12,6 +13,7 @@ from trainables.trial_result import TrialResult
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PARAMS = {"backbone": "cnn", "lr": 0.00123456, "freeze_depth": 2}
+BACKBONES = {"backbone": CategoricalDistribution(["tinynet", "resnet18"])}
 
 
 class Clock:
@@ -42,6 +44,8 @@ def result_of(epoch: int, accuracy: float) -> TrialResult:
         epoch=epoch,
         best_val_score=accuracy,
         train_loss=0.5,
+        val_loss=0.625,
+        trained_seconds=21.4,
         val_accuracy=0.75,
         lr=0.001,
         images_per_second=1234.5,
@@ -140,8 +144,8 @@ def test_a_long_stage_prints_how_far_it_is_now_and_then(capsys, clock):
         clock.now += seconds
         shown.advance(done, 100)
     assert capsys.readouterr().out.splitlines() == [
-        "00:11  data              20 of 100 images",
-        "00:23  data              50 of 100 images",
+        "00:11  data              20 of 100 images, about 45 s left",
+        "00:23  data              50 of 100 images, about 25 s left",
     ]
 
 
@@ -162,6 +166,7 @@ def test_a_person_gets_a_display_that_goes_when_it_ends():
 def test_the_display_shows_stage_trials_and_the_best(clock):
     shown = Progress(console=person())
     run_trials(shown)
+    shown.begin_trials(3, 3, 8, (0.95, 0, PARAMS), "accuracy", BACKBONES)
     shown.trial_started(3, {"backbone": "tinynet"})
     shown.trial_started(4, {"backbone": "resnet18"})
     shown.trial_epoch(4, result_of(2, 0.8765))
@@ -170,16 +175,17 @@ def test_the_display_shows_stage_trials_and_the_best(clock):
         "search",
         "3 of 3 trials",
         "1 complete · 2 running · 1 pruned · 1 failed",
-        "trial 3  epoch 0/8  …  backbone tinynet",
-        "trial 4  epoch 2/8  87.65%  backbone resnet18",
-        "best 95.00%  trial 0: backbone cnn, lr 0.00123, freeze_depth 2",
+        "#  epoch  val accuracy   loss  backbone     s",
+        "3    0/8                        tinynet        running",
+        "4    2/8        87.65%  0.625  resnet18    21  running",
+        "best complete trial 0: 95.00%  backbone cnn, lr 0.00123, freeze_depth 2",
     ):
         assert part in text
     shown.begin("cross_validation", 5, "folds")
     text = drawn(shown)
     assert "0 of 5 folds" in text
     assert "running" not in text
-    assert "best 95.00%" in text, "the best stays in sight"
+    assert "best complete trial 0: 95.00%" in text, "the best stays in sight"
 
 
 def test_a_pruned_trial_is_never_the_best(clock, capsys):
@@ -192,13 +198,13 @@ def test_a_pruned_trial_is_never_the_best(clock, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert "best so far" not in first
     assert "50.00%  (best so far)" in second
-    assert "best 50.00%  trial 1" in drawn(shown)
+    assert "best complete trial 1: 50.00%" in drawn(shown)
 
 
 def test_the_best_of_an_earlier_session_stays_the_best(clock, capsys):
     shown = Progress()
     shown.begin_trials(12, 10, 8, (0.97, 4, PARAMS))
-    assert "best 97.00%  trial 4: backbone cnn" in drawn(shown)
+    assert "best complete trial 4: 97.00%  backbone cnn" in drawn(shown)
     for number, accuracy in ((10, 0.96), (11, 0.98)):
         shown.trial_started(number, PARAMS)
         shown.trial_epoch(number, result_of(8, accuracy))
@@ -208,28 +214,48 @@ def test_the_best_of_an_earlier_session_stays_the_best(clock, capsys):
     assert "12/12  trial 11 complete: 98.00%  (best so far)" in better
 
 
-def test_time_left_is_what_the_rest_takes_at_this_pace(clock):
+def test_time_left_of_a_stage_is_what_the_rest_takes_at_this_pace(clock):
     shown = Progress(console=person())
-    shown.begin("cross_validation", 4, "folds")
+    shown.begin("feature_cache", 4, "blocks")
     clock.now += 30
-    assert "0:00:30 -:--:-- left" in drawn(shown)
+    assert "left" not in drawn(shown)
     shown.advance(1, 4)
-    assert "0:00:30 0:01:30 left" in drawn(shown)
+    assert "about 90 s left" in drawn(shown).replace("about 2 min", "about 90 s")
     clock.now += 3570
     shown.advance(3, 4)
-    assert "1:00:00 0:20:00 left" in drawn(shown)
+    assert "about 20 min left" in drawn(shown)
+    assert "1:00:00" in drawn(shown)
     shown.advance(4, 4)
-    assert "1:00:00 0:00:00 left" in drawn(shown)
+    assert "about 0 s left" in drawn(shown)
+
+
+def test_time_left_of_the_whole_run_takes_its_place(clock):
+    shown = Progress(console=person())
+    done = []
+
+    def parts(n_done):
+        done.append(n_done)
+        return {"trials": 540.0, "cross-validation": 181.0} if n_done else {}
+
+    shown.begin("search", 4, "trials")
+    shown.expect(parts)
+    clock.now += 721
+    assert "left" not in drawn(shown), "nothing is known yet"
+    shown.advance(2, 4)
+    assert "about 12 min left (trials 9, cross-validation 3)" in drawn(shown)
+    bar = drawn(shown).splitlines()[0]
+    assert bar.count("━") == 16, "one bar of 33 columns, half full, as the whole run is"
+    assert done[-1] == 2
 
 
 def test_time_left_does_not_count_what_an_earlier_session_did(clock):
     shown = Progress(console=person())
     shown.begin_trials(12, 10, 8, None)
-    clock.now += 5
-    assert "0:00:05 -:--:-- left" in drawn(shown)
+    clock.now += 40
+    assert "left" not in drawn(shown)
     shown.trial_started(10, PARAMS)
     shown.trial_ended(10, "pruned", TrialResult())
-    assert "0:00:05 0:00:05 left" in drawn(shown)
+    assert "about 40 s left" in drawn(shown)
 
 
 def test_a_stage_without_a_total_shows_the_time_it_took(clock):
@@ -237,8 +263,48 @@ def test_a_stage_without_a_total_shows_the_time_it_took(clock):
     shown.begin("evaluation")
     clock.now += 65
     assert "evaluation" in drawn(shown)
-    assert "0:01:05" in drawn(shown)
+    assert "01:05" in drawn(shown)
     assert "left" not in drawn(shown)
+
+
+def test_a_person_reads_ended_trials_in_the_columns_of_the_running_ones(clock):
+    console = person(80)
+    with Progress(console=console) as shown:
+        shown.begin_trials(3, 0, 8, None, "accuracy", BACKBONES)
+        for number, state in enumerate(("complete", "pruned")):
+            shown.trial_started(number, {"backbone": "resnet18"})
+            shown.trial_epoch(number, result_of(8, 0.9))
+            shown.trial_ended(number, state, TrialResult())
+    assert isinstance(console.file, io.StringIO)
+    lines = [ANSI.sub("", line).strip() for line in console.file.getvalue().split("\n")]
+    assert "#  epoch  val accuracy   loss  backbone     s" in lines
+    for line in (
+        "00:00   0    8/8        90.00%  0.625  resnet18    21  best",
+        "00:00   1    8/8        90.00%  0.625  resnet18    21  pruned",
+    ):
+        assert any(one.endswith(line) for one in lines), lines
+
+
+def test_only_the_time_stamp_is_dim(clock):
+    console = person()
+    shown = Progress(console=console)
+    shown.say("20 images")
+    assert isinstance(console.file, io.StringIO)
+    assert re.fullmatch(
+        r"\x1b\[2m00:00  \x1b\[0m(\x1b\[39m)?20 images(\x1b\[0m)?\n", console.file.getvalue()
+    )
+
+
+def test_a_line_is_folded_for_a_person_but_a_path_stays_whole(clock):
+    console = person(40)
+    shown = Progress(console=console)
+    shown.say("a long line " * 6)
+    shown.say(f"saved: {'/a/long/path' * 6}")
+    assert isinstance(console.file, io.StringIO)
+    lines = ANSI.sub("", console.file.getvalue()).splitlines()
+    assert max(map(len, lines[:-1])) <= 40
+    assert lines[1].startswith("       a long") or lines[1].startswith("       line")
+    assert lines[-1].endswith("/a/long/path" * 6)
 
 
 @pytest.mark.parametrize("width", [20, 60, 160])

@@ -39,7 +39,7 @@ def test_a_class_without_colour_and_an_imbalance_are_issues_of_the_whole_set() -
     ]
     assert audit.count("grayscale") == 4
     assert summarize(audit) == (
-        "0 groups of near-duplicates kept together, 4 grayscale among coloured, 100% of 'dog' are"
+        "4 grayscale among coloured, 100% of 'dog' are"
         " grayscale, 0% of the others, 'cat' has 24 images, 'dog' 4: 6.0 times as many"
     )
     assert audit.counts() == AuditCounts(
@@ -76,8 +76,7 @@ def test_given_groups_in_several_official_splits_leave_training() -> None:
     assert audit.groups.tolist() == list(range(8))
     assert (audit.counts().given_groups, audit.counts().groups) == (2, 0)
     assert summarize(audit) == (
-        "0 groups of near-duplicates kept together, 2 given groups kept together, 3 excluded from"
-        " training by their groups"
+        "2 given groups kept together, 3 excluded from training by their groups"
     )
 
 

@@ -1,0 +1,1 @@
+"""How long trainings take, and what is left of a run."""
