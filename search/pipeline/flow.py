@@ -205,7 +205,11 @@ def _choose_finalists(
         searched.study,
         run_plan.space,
         run_plan.request.n_finalists,
-        {name: score for name, score in probes.scores.items() if name in probes.heads},
+        {
+            name: score
+            for name, score in probes.scores.items()
+            if name in (probes.heads if budget is None else budget.probes)
+        },
         with_baseline,
     )
     if not with_baseline and all(one.trial != BASELINE_TRIAL for one in finalists):

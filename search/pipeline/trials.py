@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
@@ -102,6 +102,7 @@ def run_search(
         )
     )
     budget, recorded = None, folder.summary.linear_probe or {}
+    probed = {name: score for name, score in recorded.items() if name in context.heads}
     if request.time_budget_seconds is not None:
         budget = _create_budget(
             request.time_budget_seconds,
@@ -111,7 +112,7 @@ def run_search(
             rows,
             gpu_fraction,
             prepared.count_evaluated(),
-            finalist_probes({name: recorded[name] for name in recorded if name in context.heads}),
+            {name: recorded[name].latency_ms / 1000 for name in finalist_probes(probed)},
             progress,
         )
         budget.catch_up(study)
@@ -252,7 +253,7 @@ def _create_budget(
     rows: Mapping[str, np.ndarray],
     gpu_fraction: Mapping[str, float],
     n_evaluated: int,
-    probes: Sequence[str],
+    probes: Mapping[str, float],
     progress: Progress,
 ) -> TimeBudget:
     """Create the time budget, with the measured speed of each backbone's training."""
@@ -267,7 +268,9 @@ def _create_budget(
         n_finalists,
         lambda backbone: slots[backbone](),
         fold_growth(n_train, n_val, space.folds),
-        measure_throughput(context, rows["train"], gpu_fraction),
+        measure_throughput(
+            context, rows["train"], {name: gpu_fraction[name] for name in space.backbones}
+        ),
         n_train,
         probes=probes,
         n_evaluated=n_evaluated,

@@ -56,6 +56,10 @@ TRIALS_PLANNED = 8
 """When the length of trials of one backbone at one freeze depth is chosen, so many of them are to
 fit into the time left, beside the folds of one."""
 
+MAX_MORE_PROBES = 0.1
+"""Fraction of the budget that the linear probes beside the best one may take, as finalists and in
+the evaluation of a model that has them as parts."""
+
 MAX_BASELINE = 0.2
 """Fraction of the budget that the baseline's folds may take where it is retrained only to be
 compared with."""
@@ -98,7 +102,7 @@ class TimeBudget:
         growth: float,
         seconds_per_image: Mapping[str, Sequence[float]],
         n_train: int,
-        probes: Sequence[str],
+        probes: Mapping[str, float],
         n_evaluated: int = 0,
     ) -> None:
         """Start with no trial.
@@ -112,7 +116,8 @@ class TimeBudget:
             growth: See `fold_growth`.
             seconds_per_image: See `search.tuning.throughput.measure_throughput`.
             n_train: Images that a trial trains on.
-            probes: Backbones of the linear probes that are finalists, the best first.
+            probes: By backbone, the best first, the linear probes that may be finalists, with the
+                seconds that a prediction takes.
             n_evaluated: Test images and external images that the model is evaluated on.
         """
         self._seconds = seconds
@@ -125,7 +130,7 @@ class TimeBudget:
         self._growth = growth
         self._seconds_per_image = seconds_per_image
         self._n_train = n_train
-        self._probes = tuple(probes)
+        self._probes = self._affordable(probes)
         self._costs: dict[int, TrialCost] = {}
         self._configs: dict[int, TrialConfig] = {}
         self._ended: set[int] = set()
@@ -171,6 +176,21 @@ class TimeBudget:
             self._costs[number] = replace(cost, score=-math.inf)
         else:
             del self._costs[number]
+
+    @property
+    def probes(self) -> list[str]:
+        """Backbones of the linear probes that there is time to retrain, the best first."""
+        return list(self._probes)
+
+    def _affordable(self, probes: Mapping[str, float]) -> dict[str, float]:
+        """Return the seconds of folds and evaluation of the best probe, and of others in time."""
+        affordable: dict[str, float] = {}
+        for name, seconds in probes.items():
+            needed = self._rounds(name) * FOLD_SECONDS + self._n_evaluated * seconds
+            others = sum(list(affordable.values())[1:])
+            if not affordable or others + needed <= MAX_MORE_PROBES * self._seconds:
+                affordable[name] = needed
+        return affordable
 
     def is_up(self) -> bool:
         """Return whether the time left is needed for cross-validation and evaluation."""
@@ -258,11 +278,10 @@ class TimeBudget:
         return finalists
 
     def _likely_kinds(self) -> set[tuple[str, int]]:
-        """Return backbone and freeze depth of the likely finalists, linear probes among them."""
+        """Return backbone and freeze depth of the likely finalists, a linear probe among them."""
         configs = [self._configs[number] for number in self._likely_finalists()]
-        probes = self._probes or self._space.backbones[:1]
-        kinds = {(one.backbone, one.freeze_depth) for one in configs}
-        return kinds | {(name, MAX_DEPTH) for name in probes}
+        probed = next(iter(self._probes), self._space.backbones[0])
+        return {(probed, MAX_DEPTH), *((one.backbone, one.freeze_depth) for one in configs)}
 
     def _reserved_for_folds(self) -> float:
         finalists = self._likely_finalists()
@@ -318,14 +337,17 @@ class TimeBudget:
         """
         crops = sum(self._center_crop_seconds(backbone) for backbone in {kind[0] for kind in kinds})
         evaluation = self._evaluation_seconds(kinds)
-        names = self._probes or self._space.backbones[:1]
-        probes = sum(self._rounds(name) * FOLD_SECONDS for name in names)
-        return probes + crops + evaluation + CLOSING_SECONDS
+        probe = self._rounds(self._space.backbones[0]) * FOLD_SECONDS
+        return probe + crops + evaluation + CLOSING_SECONDS
 
     def _evaluation_seconds(self, kinds: Collection[tuple[str, int]]) -> float:
-        """Return what the model takes to be evaluated: one finalist, or several together."""
+        """Return what the model takes to be evaluated: one finalist, or several together.
+
+        Of linear probes beside the best one that is with their folds.
+        """
         by_kind = [self._part_seconds(*kind) for kind in kinds]
-        return sum(by_kind) if len(self._probes) > 1 else max(by_kind)
+        more_probes = list(self._probes.values())[1:]
+        return sum(by_kind) + sum(more_probes) if more_probes else max(by_kind)
 
     def _part_seconds(self, backbone: str, depth: int) -> float:
         """Return what an ensemble of all folds, frozen to a depth, takes to be evaluated."""

@@ -129,8 +129,12 @@ class CenterCropProbes:
         self._probes: dict[str, list[tuple[Weights, np.ndarray]]] = {}
 
     def applies_to(self, backbone: str) -> bool:
-        """Return whether a backbone may get a branch: it was probed, and the space allows it."""
-        return backbone in self._context.heads and uses_center_crop(self._space, len(self._rows))
+        """Return whether a backbone may get a branch: searched, probed, and the space allows it.
+
+        One whose probe alone is a finalist gets none: a part of an ensemble gains little by it.
+        """
+        probed = backbone in self._context.heads and backbone in self._space.backbones
+        return probed and uses_center_crop(self._space, len(self._rows))
 
     def evaluate(self, backbone: str, folds: Sequence[Fold]) -> CenterCropResult:
         """Add the branch's logits to the out-of-fold logits of a finalist's folds.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +218,7 @@ def retrain_finalists(
                 folder,
                 progress,
                 n_folds * len(results),
-                lambda seconds: budget is None or seconds <= budget.seconds_left(),
+                partial(_has_time_for_fold, finalist, budget),
             )
         except FoldError as error:
             dropped[finalist.name] = str(error)
@@ -309,6 +310,11 @@ def _has_time(
     is_for_comparison = finalist.trial == BASELINE_TRIAL and has_trial
     needs_all = is_for_comparison or finalist not in finalists
     return budget.has_time_for_folds(finalist.trial, all_folds=needs_all)
+
+
+def _has_time_for_fold(finalist: Finalist, budget: TimeBudget | None, seconds: float) -> bool:
+    """Return whether there is time for one more fold; those of a linear probe take next to none."""
+    return budget is None or finalist.trial is None or seconds <= budget.seconds_left()
 
 
 def choose_winner(

@@ -18,6 +18,7 @@ from search.tuning.time_budget import (
     FORWARD_FRACTION,
     MAX_BASELINE,
     MAX_HEAD_TRIALS,
+    MAX_MORE_PROBES,
     MAX_RESERVED,
     MIN_EPOCHS,
     TRIALS_PLANNED,
@@ -54,6 +55,7 @@ def make(
     finalists: int = 1,
     scheduler: str = "none",
     n_evaluated: int = 0,
+    probes: dict[str, float] | None = None,
 ) -> TimeBudget:
     space = Space(
         source=folder(),
@@ -76,7 +78,7 @@ def make(
         growth,
         {"tinynet": SECONDS_PER_IMAGE},
         N_TRAIN,
-        probes=(),
+        probes=probes or {},
         n_evaluated=n_evaluated,
     )
 
@@ -384,3 +386,20 @@ def test_no_more_heads_begin_where_there_is_no_time_for_fine_tuning() -> None:
     clock.now = 1000 - CLOSING_SECONDS - 5
     assert set(budget.lengths("tinynet")) == {5}
     assert not budget.may_begin()
+
+
+def test_more_probes_are_finalists_where_they_cost_little() -> None:
+    """The best one always is; each other needs its folds, and its part of the evaluation."""
+    probes = {"tinynet": 0.02, "second": 0.02, "slow": 0.2, "third": 0.01}
+    needed = 2 * N_ROUNDS * FOLD_SECONDS + 100 * (0.02 + 0.01)
+    enough, few = (
+        make(seconds, Clock(), n_evaluated=100, probes=probes)
+        for seconds in (needed / MAX_MORE_PROBES + 1, needed / MAX_MORE_PROBES - 1)
+    )
+    assert enough.probes == ["tinynet", "second", "third"]
+    assert few.probes == ["tinynet", "second"]
+    alone = make(1000, Clock(), n_evaluated=100, probes={"tinynet": 0.02})
+    together = make(1000, Clock(), n_evaluated=100, probes=probes)
+    assert together.probes == list(probes)
+    more = 3 * N_ROUNDS * FOLD_SECONDS + 100 * (0.02 + 0.2 + 0.01)
+    assert together.reserved_seconds() - alone.reserved_seconds() == pytest.approx(more)
