@@ -15,9 +15,6 @@ from search.pipeline.backbones.selection import RankedProbe
 from search.pipeline.retraining.ensemble_selection import cross_fit
 from spaces.rules import Metric
 
-MIN_WEIGHT = 0.1
-"""Weight in the ensemble below which a probe is not worth what it adds to a prediction's time."""
-
 _N_FOLDS = 5
 
 
@@ -52,5 +49,5 @@ def choose_probes(
     probabilities = np.stack([softmax(one.logits, axis=1) for one in probes])
     selection = cross_fit(probabilities, labels, fold_of, names.index(best), metric, groups)
     pairs = zip(names, selection.weights, strict=True)
-    chosen = {name for name, weight in pairs if weight >= MIN_WEIGHT}
+    chosen = {name for name, weight in pairs if weight > 0}
     return chosen if selection.enabled and len(chosen) > 1 else set()

@@ -9,7 +9,7 @@ cross-fitting: the weights that predict a fold's images were selected on the oth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import softmax
@@ -21,6 +21,9 @@ from trainables.metrics import compute_score
 
 MAX_ROUNDS = 20
 """Additions, at most: weights are multiples of 1 / 20 or coarser."""
+
+MIN_WEIGHT = 0.1
+"""Weight below which a model is not worth what it adds to the time of a prediction."""
 
 MIN_GAIN_SE = 1.0
 """Standard errors by which an ensemble has to lower the log loss."""
@@ -75,26 +78,8 @@ def select_finalists(
         groups: int64 [N], near-duplicates in it; None: there are none.
 
     Returns:
-        None where fewer than two finalists, the best one among them, have two folds in common.
-        A finalist with a single fold has no weight.
+        None where there is one finalist, or fewer than two folds are common to all.
     """
-    taking_part = [index for index, folds in enumerate(finalists) if len(folds) > 1]
-    if len(taking_part) < len(finalists):
-        if best not in taking_part or len(taking_part) < 2:
-            return None
-        selection = select_finalists(
-            [finalists[index] for index in taking_part],
-            [temperatures[index] for index in taking_part],
-            taking_part.index(best),
-            metric,
-            labels,
-            groups,
-        )
-        if selection is None:
-            return None
-        weights = np.zeros(len(finalists))
-        weights[taking_part] = selection.weights
-        return replace(selection, weights=weights)
     by_first_row = [{int(fold.rows[0]): fold for fold in folds} for folds in finalists]
     common = sorted(set.intersection(*(set(folds) for folds in by_first_row)))
     if len(finalists) < 2 or len(common) < 2:
@@ -120,7 +105,7 @@ def select_weights(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: int64 [n].
 
     Returns:
-        float64 [candidates], weights that sum to 1.
+        float64 [candidates], weights that sum to 1, each 0 or at least `MIN_WEIGHT`.
     """
     of_label = probabilities[:, np.arange(len(labels)), labels].astype(np.float64)
     counts = best = np.zeros(len(of_label))
@@ -132,6 +117,7 @@ def select_weights(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
         counts = counts + (np.arange(len(counts)) == added)
         if losses[added] < lowest - _ROUNDING:
             lowest, best = losses[added], counts
+    best[best < min(MIN_WEIGHT * best.sum(), best.max())] = 0
     return np.asarray(best / best.sum())
 
 

@@ -55,6 +55,7 @@ from search.tuning.time_budget import TimeBudget
 from spaces.rules import Metric
 from trainables.models.ensemble import Ensemble
 from trainables.models.model import Model, join, save_model
+from trainables.models.network_cut import N_STAGES
 from trainables.models.ood import OODScorer
 from trainables.worker import TrainingContext
 
@@ -252,24 +253,25 @@ def retrain_finalists(
     _write_scores(results, compared, winner, groups, metric, labels, dropped, folder)
     predicted = [predict_out_of_fold(prepared, result.folds) for result in results]
     temperatures = [one.scaling.temperature for one in predicted]
+    parts = _possible_parts(results, winner)
     selection = select_finalists(
-        [result.folds for result in results],
-        temperatures,
-        [result is winner for result in results].index(True),
+        [results[i].folds for i in parts],
+        [temperatures[i] for i in parts],
+        [results[i] is winner for i in parts].index(True),
         metric,
         labels,
         context.groups,
     )
     weights = np.array([float(result is winner) for result in results])
-    _write_selection(selection, results, folder, progress)
+    _write_selection(selection, [results[i] for i in parts], folder, progress)
     if selection is not None and selection.enabled:
-        weights = selection.weights
+        weights[parts] = selection.weights
     chosen = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i]]
-    parts = [
+    ensembles = [
         _as_ensemble(prepared, results[i], probes, temperatures[i], fit_ood(results[i].folds))
         for i in chosen
     ]
-    model = join(parts, [float(weights[i]) for i in chosen])
+    model = join(ensembles, [float(weights[i]) for i in chosen])
     save_model(model, folder.path / MODEL)
     names = ", ".join(results[i].finalist.name for i in chosen)
     _log.info("%s: the folds of %s", folder.path / MODEL, names)
@@ -352,6 +354,31 @@ def _compare_with_probe(
         np.concatenate([fold.logits.argmax(1) for fold in one.folds]) for one in (best, probes[0])
     )
     return compare_models(labels[np.concatenate([fold.rows for fold in best.folds])], model, probe)
+
+
+def _possible_parts(results: Sequence[CrossValidation], winner: CrossValidation) -> list[int]:
+    """Return which finalists an ensemble may consist of, the winner among them.
+
+    Heads on the same frozen backbone differ little, and each would take as long as the first: the
+    best of them alone is one, the winner before all others. One of a single fold, where time was
+    short, is none, since what it would gain cannot be measured.
+    """
+    best_heads: dict[str, CrossValidation] = {}
+    for result in sorted(results, key=lambda one: (one is not winner, -one.score("log_loss"))):
+        if _is_head(result):
+            best_heads.setdefault(result.finalist.retrain_config.config.backbone, result)
+
+    def may_be_part(result: CrossValidation) -> bool:
+        if result is winner:
+            return True
+        is_another = _is_head(result) and all(result is not one for one in best_heads.values())
+        return len(result.members) > 1 and not is_another
+
+    return [index for index, result in enumerate(results) if may_be_part(result)]
+
+
+def _is_head(result: CrossValidation) -> bool:
+    return result.finalist.retrain_config.config.freeze_depth == N_STAGES
 
 
 def _by_cost(results: Sequence[CrossValidation]) -> list[CrossValidation]:

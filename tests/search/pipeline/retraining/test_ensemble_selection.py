@@ -1,15 +1,12 @@
-from typing import Any
-
 import numpy as np
 import pytest
 
 from search.pipeline.retraining.ensemble_selection import (
+    MIN_WEIGHT,
     cross_fit,
     mix,
-    select_finalists,
     select_weights,
 )
-from search.pipeline.retraining.kfold import Fold
 
 N = 400
 
@@ -96,28 +93,11 @@ def test_an_ensemble_that_is_worse_by_the_metric_is_not_kept(labels: np.ndarray)
     )
 
 
-def folds_of(probabilities: np.ndarray, n_folds: int) -> list[Fold]:
-    folds = []
-    for index in range(n_folds):
-        rows = np.flatnonzero(index == FOLD_OF)
-        logits = np.log(probabilities[rows])
-        nothing: Any = None
-        folds.append(Fold(rows, logits, nothing, 0.0, nothing, nothing, 0.0, ""))
-    return folds
-
-
-def test_a_finalist_of_one_fold_has_no_weight(labels: np.ndarray) -> None:
-    """Time was short: the others are an ensemble all the same."""
-    finalists = [folds_of(predicted(seed, 1.0, labels), n) for seed, n in ((1, 5), (3, 1), (2, 4))]
-
-    def select(of: list[list[Fold]], best: int) -> Any:
-        return select_finalists(of, [1.0] * len(of), best, "accuracy", labels)
-
-    found = select(finalists, 0)
-    assert found.enabled
-    assert found.weights[1] == 0 < found.weights[2] < found.weights[0] + 1
-    without = select([finalists[0], finalists[2]], 0)
-    assert found.weights[[0, 2]].tolist() == without.weights.tolist()
-    assert found.log_loss == without.log_loss
-    assert select(finalists, 1) is None, "the best one has one fold"
-    assert select(finalists[:2], 0) is None
+def test_a_model_of_little_weight_is_left_out(labels: np.ndarray) -> None:
+    models = np.stack([predicted(seed, noise, labels) for seed, noise in enumerate((0.9, 1, 6))])
+    weights = select_weights(models, labels)
+    assert weights[2] == 0
+    assert weights.sum() == pytest.approx(1)
+    assert min(weights[:2]) >= MIN_WEIGHT
+    many = np.stack([models[0]] * 40)
+    assert select_weights(many, labels).sum() == pytest.approx(1)

@@ -270,7 +270,7 @@ def test_a_finalist_whose_fold_fails_is_dropped_and_the_next_takes_its_place(
 def test_the_model_is_an_ensemble_where_finalists_make_different_mistakes(
     classes: tuple[int, ...], differ: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = {n: validated(n, 8, wrong_class=classes[n - 1]) for n in (1, 2, 3)}
+    results = {n: validated(n, 8, 3.0, 3, wrong_class=classes[n - 1]) for n in (1, 2, 3)}
     folder = RunFolder(tmp_path)
     retrained = retrain_known(results, folder, monkeypatch)
     scores = folder.summary.weighted_ensemble
@@ -299,3 +299,13 @@ def test_folds_that_a_finalist_lacks_do_not_count_in_the_selection() -> None:
     assert fewer.log_loss == same.log_loss != whole.log_loss
     assert select_finalists([both[0], both[1][:1]], [1.0, 1.0], 0, "accuracy", LABELS) is None
     assert select_finalists(both[:1], [1.0], 0, "accuracy", LABELS) is None
+
+
+def test_parts_are_the_best_head_of_a_backbone_and_what_was_fine_tuned() -> None:
+    """Heads that share all stages differ little; what has one fold cannot be measured."""
+    first, better = validated(0, wrong=4), validated(1, wrong=2)
+    tuned = validated(2, wrong=2, freeze_depth=3)
+    single = replace(tuned, members=tuned.members[:1])
+    assert retrain._possible_parts([first, better, tuned, single], tuned) == [1, 2]
+    assert retrain._possible_parts([first, better, tuned], first) == [0, 2], "the winner stays"
+    assert retrain._possible_parts([single, first, better], single) == [0, 2]
