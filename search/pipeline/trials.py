@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
@@ -112,7 +112,8 @@ def run_search(
             rows,
             gpu_fraction,
             prepared.count_evaluated(),
-            {name: recorded[name].latency_ms / 1000 for name in finalist_probes(probed)},
+            finalist_probes(probed),
+            {name: score.latency_ms / 1000 for name, score in recorded.items()},
             progress,
         )
         budget.catch_up(study)
@@ -253,7 +254,8 @@ def _create_budget(
     rows: Mapping[str, np.ndarray],
     gpu_fraction: Mapping[str, float],
     n_evaluated: int,
-    probes: Mapping[str, float],
+    probes: Sequence[str],
+    latencies: Mapping[str, float],
     progress: Progress,
 ) -> TimeBudget:
     """Create the time budget, with the measured speed of each backbone's training."""
@@ -273,6 +275,7 @@ def _create_budget(
         ),
         n_train,
         probes=probes,
+        latencies=latencies,
         n_evaluated=n_evaluated,
     )
 

@@ -102,7 +102,8 @@ class TimeBudget:
         growth: float,
         seconds_per_image: Mapping[str, Sequence[float]],
         n_train: int,
-        probes: Mapping[str, float],
+        probes: Sequence[str],
+        latencies: Mapping[str, float],
         n_evaluated: int = 0,
     ) -> None:
         """Start with no trial.
@@ -116,8 +117,9 @@ class TimeBudget:
             growth: See `fold_growth`.
             seconds_per_image: See `search.tuning.throughput.measure_throughput`.
             n_train: Images that a trial trains on.
-            probes: By backbone, the best first, the linear probes that may be finalists, with the
-                seconds that a prediction takes.
+            probes: Backbones of the linear probes that may be finalists, the best first.
+            latencies: By backbone, seconds that one view of an image takes to be predicted by a
+                model of one member, on all cores; NaN where that was not measured.
             n_evaluated: Test images and external images that the model is evaluated on.
         """
         self._seconds = seconds
@@ -130,6 +132,7 @@ class TimeBudget:
         self._growth = growth
         self._seconds_per_image = seconds_per_image
         self._n_train = n_train
+        self._latencies = latencies
         self._probes = self._affordable(probes)
         self._costs: dict[int, TrialCost] = {}
         self._configs: dict[int, TrialConfig] = {}
@@ -182,11 +185,11 @@ class TimeBudget:
         """Backbones of the linear probes that there is time to retrain, the best first."""
         return list(self._probes)
 
-    def _affordable(self, probes: Mapping[str, float]) -> dict[str, float]:
+    def _affordable(self, probes: Sequence[str]) -> dict[str, float]:
         """Return the seconds of folds and evaluation of the best probe, and of others in time."""
         affordable: dict[str, float] = {}
-        for name, seconds in probes.items():
-            needed = self._rounds(name) * FOLD_SECONDS + self._n_evaluated * seconds
+        for name in probes:
+            needed = self._rounds(name) * FOLD_SECONDS + self._n_evaluated * self._latencies[name]
             others = sum(list(affordable.values())[1:])
             if not affordable or others + needed <= MAX_MORE_PROBES * self._seconds:
                 affordable[name] = needed
@@ -347,14 +350,23 @@ class TimeBudget:
         """
         by_kind = [self._part_seconds(*kind) for kind in kinds]
         more_probes = list(self._probes.values())[1:]
-        return sum(by_kind) + sum(more_probes) if more_probes else max(by_kind)
+        if not more_probes:
+            return max(by_kind)
+        baseline = self._configs.get(BASELINE_TRIAL)
+        if baseline is not None and self._retrains_baseline():  # once more, to be compared with
+            by_kind.append(self._part_seconds(baseline.backbone, baseline.freeze_depth))
+        return sum(by_kind) + sum(more_probes)
 
     def _part_seconds(self, backbone: str, depth: int) -> float:
         """Return what an ensemble of all folds, frozen to a depth, takes to be evaluated."""
         seconds = self._seconds_per_image[backbone]
+        latency = self._latencies.get(backbone, math.nan)
+        if math.isnan(latency):
+            latency = FORWARD_FRACTION * sum(seconds)
+        n_networks = sum(seconds[:depth]) + self._space.folds * sum(seconds[depth:])
+        n_networks /= max(sum(seconds), 1e-9)  # the frozen stages are computed once
         n_views = 2 if self._uses_center_crop() else 1
-        per_view = sum(seconds[:depth]) + self._space.folds * sum(seconds[depth:])
-        return self._n_evaluated * n_views * FORWARD_FRACTION * per_view
+        return self._n_evaluated * n_views * n_networks * latency
 
     def _center_crop_seconds(self, backbone: str) -> float:
         """Return what the centre-crop branch takes for all images of the folds."""

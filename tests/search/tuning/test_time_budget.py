@@ -78,7 +78,8 @@ def make(
         growth,
         {"tinynet": SECONDS_PER_IMAGE},
         N_TRAIN,
-        probes=probes or {},
+        probes=list(probes or {}),
+        latencies=probes or {},
         n_evaluated=n_evaluated,
     )
 
