@@ -31,7 +31,7 @@ from trainables.image_formats import (
     unsupported_content,
     unsupported_suffix,
 )
-from trainables.levels import DEFAULT_LEVELS, Extremes, Levels, to_8_bits
+from trainables.levels import DEFAULT_LEVELS, Extremes, Levels, blocks, to_8_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,10 @@ Photos of 4:3 and 3:2 then need no padding, and a screwdriver stays long (docs/b
 
 MAX_FILE_BYTES = 2**30
 """Largest image file that is read; an uncompressed one of all pixels that Pillow takes is less."""
+
+MAX_SIDE = 2**16 - 1
+"""Longest side in pixels of an image that is read, as JPEG has it: what resizing takes grows with
+the sides, not with the area alone."""
 
 _MAX_ASPECT_RATIO = 64
 """Above it only the crop itself is resized: a strip of 1 × 10,000 pixels, resized to a shorter side
@@ -186,6 +190,10 @@ def _open(file: IO[bytes]) -> Iterator[Image.Image]:
     with opened as image:
         if image.format == "TIFF" and is_raw_tiff(getattr(image, "tag_v2", None)):
             raise _UnsupportedError(raw_reason())
+        if max(image.size) > MAX_SIDE:
+            raise _UnsupportedError(
+                f"has a side of {max(image.size):,} pixels, and {MAX_SIDE:,} are the most"
+            )
         yield image
 
 
@@ -345,11 +353,14 @@ def _to_upright(image: Image.Image) -> Image.Transpose | None:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    result = Image.new("RGB", image.size)
+    for top, block in blocks(image):
+        white = Image.new("RGBA", block.size, "white")
+        opaque = Image.alpha_composite(white, block.convert("RGBA"))
+        result.paste(opaque.convert("RGB"), (0, top))
+    return result
 
 
 def _name_of(path_or_file: ImageSource) -> str:

@@ -7,7 +7,8 @@ and floating-point numbers hold anything. Black and white are therefore those of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,8 @@ _INTEGER_WHITES = tuple(2.0**bits - 1 for bits in range(8, 33))
 _FLOAT_WHITES = (1.0, 255.0, 65535.0)
 _MIN_OF_WHITE = 1 / 16
 """Fraction of a white that the highest of a set of floats has at least, for that to be white."""
+
+_BLOCK_PIXELS = 2**20
 
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _OTHER_BYTE = {
@@ -114,23 +117,33 @@ def _gray_to_8_bits(image: Image.Image, levels: Levels) -> tuple[Image.Image, Ex
     is_unsigned = tags.get(_SAMPLE_FORMAT_TAG, (_UNSIGNED,)) == (_UNSIGNED,)
     no_data = _declared_no_data(tags.get(_NO_DATA_TAG))
     image.load()
-    is_float = image.mode == "F"
-    values = np.asarray(image)
-    if image.mode == "I" and image.format == "TIFF" and is_unsigned:
-        values = values.view(np.uint32)
-    values = values.astype(np.float64)
-    missing = ~(np.abs(values) < _MAX_FLOAT) | np.isin(values, no_data)
-    known = values[~missing]
-    if not known.size:
+    is_viewed = image.mode == "I" and image.format == "TIFF" and is_unsigned
+
+    def read(block: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        """Return levels, and which are missing."""
+        values = np.asarray(block)
+        values = (values.view(np.uint32) if is_viewed else values).astype(np.float64)
+        return values, ~(np.abs(values) < _MAX_FLOAT) | np.isin(values, no_data)
+
+    low, high = math.inf, -math.inf
+    for _, block in blocks(image):
+        values, missing = read(block)
+        low = min(low, float(values.min(initial=math.inf, where=~missing)))
+        high = max(high, float(values.max(initial=-math.inf, where=~missing)))
+    if low > high:
         return Image.new("L", image.size), None
-    extremes = Extremes(float(known.min()), float(known.max()), is_float)
+    extremes = Extremes(low, high, image.mode == "F")
     black, white = levels.of(extremes)
-    values[missing] = black
-    pixels = _scale(values, black, white)
-    if is_inverted:
-        pixels = 255 - pixels
-    pixels[missing] = 0
-    return Image.fromarray(pixels), extremes
+    result = Image.new("L", image.size)
+    for top, block in blocks(image):
+        values, missing = read(block)
+        values[missing] = black
+        pixels = _scale(values, black, white)
+        if is_inverted:
+            pixels = 255 - pixels
+        pixels[missing] = 0
+        result.paste(Image.fromarray(pixels), (0, top))
+    return result, extremes
 
 
 def _declared_no_data(text: object) -> Sequence[float]:
@@ -147,12 +160,16 @@ def _colours_to_8_bits(
     black, white = levels.integers
     low_bytes = None if (black, white) == DEFAULT_LEVELS.integers else _low_bytes(image, layout)
     image.load()
-    high_bytes = np.asarray(image)
-    extremes = Extremes(0.0, float(high_bytes[:, :, :3].max()) * 256 + 255, False)
-    if low_bytes is not None:
-        values = high_bytes.astype(np.float64) * 256 + np.asarray(low_bytes)
-        image = Image.fromarray(_scale(values, black, white))
-    return image, extremes
+    highest = max(np.asarray(block)[:, :, :3].max() for _, block in blocks(image))
+    extremes = Extremes(0.0, float(highest) * 256 + 255, False)
+    if low_bytes is None:
+        return image, extremes
+    result = Image.new(image.mode, image.size)
+    for top, block in blocks(image):
+        low = low_bytes.crop((0, top, image.width, top + block.height))
+        values = np.asarray(block).astype(np.float64) * 256 + np.asarray(low)
+        result.paste(Image.fromarray(_scale(values, black, white)), (0, top))
+    return result, extremes
 
 
 def _low_bytes(image: Image.Image, layout: str) -> Image.Image | None:
@@ -179,6 +196,16 @@ def _layout(image: Image.Image) -> str:
     tiles = getattr(image, "tile", None)
     arguments = tiles[0].args if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def blocks(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield an image's rows in blocks, each with the number of its first row.
+
+    A large image is converted block by block, so that no copy of it is made in floating point.
+    """
+    n_rows = max(1, _BLOCK_PIXELS // image.width)
+    for top in range(0, image.height, n_rows):
+        yield top, image.crop((0, top, image.width, min(top + n_rows, image.height)))
 
 
 def _scale(values: np.ndarray, black: float, white: float) -> np.ndarray:
