@@ -12,11 +12,12 @@ import argparse
 import errno
 import logging
 import os
+import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -32,13 +33,21 @@ from search.runs.validation import FolderError
 from spaces.errors import SearchError
 
 if TYPE_CHECKING:
-    from search.deployment.replica import ReplicaSettings
+    from search.deployment.server.service import Service
 
 TOKEN_VARIABLE = "CLASSIFIER_TOKEN"  # noqa: S105 - a name, no token
-_MIN_TOKEN = 16
 _PORT_WAIT_SECONDS = 15.0
+_GRACE = 5  # seconds to answer a request beyond its own limit
+_END_SECONDS = 10.0  # beyond the requests under way, for Ray's processes
 _CPU_BATCH, _GPU_BATCH = 8, 64  # larger ones do not fit into a CPU's caches
-_NEEDED = {"uvicorn": "uvicorn", "fastapi": "fastapi", "multipart": "python-multipart"}
+_NEEDED = {
+    "uvicorn": "uvicorn",
+    "fastapi": "fastapi",
+    "multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+}
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,}")
+"""A token that is long enough, and valid in a header."""
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 _log = logging.getLogger("search.serve")  # under `python -m`, __name__ is "__main__"
@@ -52,6 +61,8 @@ class ServeError(SearchError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
+    if options.drain_seconds is None:
+        options.drain_seconds = options.timeout + _GRACE
     try:
         options.run = find_run(options.run)
         listener = check(options)
@@ -59,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(error)
         return 2
     try:
-        with listener, GracefulShutdown().watching() as shutdown:
+        shutdown = GracefulShutdown(stop_seconds=options.drain_seconds + _END_SECONDS)
+        with listener, shutdown.watching():
             return _serve(options, listener, shutdown)
     except KeyboardInterrupt:
         print("stopped before it was ready", file=sys.stderr)
@@ -87,9 +99,9 @@ def check(options: argparse.Namespace) -> socket.socket:
             f"--host {options.host} lets other machines in, which needs a --token (or"
             f" {TOKEN_VARIABLE} in the environment); omit --host to serve this machine alone"
         )
-    if options.token is not None and not _is_usable(options.token):
+    if options.token is not None and not _TOKEN.fullmatch(options.token):
         raise ServeError(
-            f"a token must have at least {_MIN_TOKEN} characters, letters, digits and -._~+/="
+            "a token must have at least 16 characters, letters, digits and -._~+/="
             " alone: python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
         )
     return bind(options.host, options.port, _PORT_WAIT_SECONDS)
@@ -121,72 +133,85 @@ def bind(host: str, port: int, seconds: float) -> socket.socket:
                 time.sleep(0.2)
                 continue
             raise ServeError(
-                f"cannot listen on {host}:{port}: {error.strerror or error};"
-                " give another --port or --host"
+                f"cannot listen on {host}:{port}: {error.strerror or error}; give another --port"
+                " or --host"
             ) from None
         return listener
 
 
 def _serve(options: argparse.Namespace, listener: socket.socket, shutdown: GracefulShutdown) -> int:
-    """Load the model and serve it until a stop is requested; return the exit code."""
-    from search.deployment.replica import Replica, serve_by_ray, serve_in_process
-    from trainables.models.model import load_model
-    from trainables.models.model_card import ModelError
+    """Load the model and serve it until a stop is requested; return the exit code.
 
-    settings = _settings(options)
+    The server listens before PyTorch is imported, and says that it is starting.
+    """
+    from search.deployment.server.listening import Listening
+    from search.deployment.server.middleware import Limits
+    from search.deployment.server.starting import Startup
+
     started = time.monotonic()
-    try:
-        if options.replicas == 1:
-            app = Replica(settings).app()
-            _log_to_terminal()
-            with serve_in_process(app, listener, settings.limits.seconds) as is_serving:
-                _wait_for_stop(options, shutdown, is_serving)
-            if not shutdown.requested():
-                print_error("the server stopped by itself; its log says why")
-                return FAILED
-        else:
-            load_model(model_path(options.run))  # here, a damaged file is one clear error
-            _log_to_terminal()
-            configure_ray()
-            with ray_session(None, show_worker_output=True):
-                shutdown.watch()
-                listener.close()
-                with serve_by_ray(settings, options.replicas, options.host, options.port):
-                    _wait_for_stop(options, shutdown)
-    except ModelError as error:
-        print_error(error)
-        return 2
+    limits = Limits(
+        body_bytes=options.max_megabytes * 2**20,
+        pixels=options.max_megapixels * 1_000_000,
+        images=options.max_images,
+        seconds=float(options.timeout),
+        requests=options.queue,
+    )
+    # Without a token, a web page could point a name of its own to this machine and read along.
+    hosts = _LOOPBACK_NAMES if options.token is None else ()
+    startup = Startup(limits, options.token, hosts)
+    _log_to_terminal()
+    with Listening(startup, listener, limits.seconds, options.drain_seconds) as listening:
+        from search.deployment.server.app import build_app
+        from search.deployment.server.schemas import describe_model
+        from trainables.models.model_card import ModelError
+
+        try:
+            with _service(options, shutdown) as service:
+                info = describe_model(options.run, service.card)
+                startup.become(build_app(service, info, limits, options.token, hosts))
+                _wait_for_stop(options, shutdown, listening.is_running)
+                listening.stop()  # before the replicas that it hands images to
+        except ModelError as error:
+            print_error(error)
+            return 2
+    if not shutdown.requested():
+        print_error("the server stopped by itself; its log says why")
+        return FAILED
     _log.info("stopped after %s", duration(time.monotonic() - started))
     return 0
 
 
-def _settings(options: argparse.Namespace) -> ReplicaSettings:
+@contextmanager
+def _service(options: argparse.Namespace, shutdown: GracefulShutdown) -> Iterator[Service]:
+    """Load the model, here or in replicas.
+
+    Raises:
+        ModelError: it is damaged.
+    """
     import torch
 
-    from search.deployment.middleware import Limits
-    from search.deployment.replica import ReplicaSettings
+    from search.deployment.server.replicas import ReplicaSettings, load_service, running_replicas
+    from trainables.models.model import load_model
 
-    return ReplicaSettings(
+    settings = ReplicaSettings(
         model=options.run.absolute(),
-        limits=Limits(
-            body_bytes=options.max_megabytes * 2**20,
-            pixels=options.max_megapixels * 1_000_000,
-            images=options.max_images,
-            seconds=float(options.timeout),
-            requests=options.queue,
-        ),
-        token=options.token,
-        # Without a token, a web page could point a name of its own to this machine and read along.
-        hosts=_LOOPBACK_NAMES if options.token is None else (),
+        pixels=options.max_megapixels * 1_000_000,
         batch_size=options.batch or (_GPU_BATCH if torch.cuda.is_available() else _CPU_BATCH),
         threads=max(1, (os.cpu_count() or 1) // options.replicas),
     )
+    if options.replicas == 1:
+        yield load_service(settings)
+        return
+    card = load_model(model_path(options.run)).card  # here, a damaged file is one clear error
+    configure_ray()
+    with ray_session(None, show_worker_output=True):
+        shutdown.watch()
+        with running_replicas(settings, card, options.replicas, options.drain_seconds) as service:
+            yield service
 
 
 def _wait_for_stop(
-    options: argparse.Namespace,
-    shutdown: GracefulShutdown,
-    is_serving: Callable[[], bool] = lambda: True,
+    options: argparse.Namespace, shutdown: GracefulShutdown, is_serving: Callable[[], bool]
 ) -> None:
     """Report that the server is ready; return once a stop is requested, or it serves no more."""
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -203,14 +228,6 @@ def _log_to_terminal() -> None:
     style = "%(asctime)s %(levelname)s %(name)s %(message)s"
     logging.basicConfig(format=style, handlers=[TerminalHandler()])
     logging.getLogger("search").setLevel(logging.INFO)
-
-
-def _is_usable(token: str) -> bool:
-    """Return whether a token is long enough and valid in a header."""
-    allowed = set("-._~+/=")
-    return len(token) >= _MIN_TOKEN and all(
-        c in allowed or (c.isascii() and c.isalnum()) for c in token
-    )
 
 
 def create_parser() -> Parser:
@@ -261,7 +278,7 @@ examples:
         ("--max-megapixels", 50, "N", "million pixels of an image"),
         ("--max-images", 32, "N", "images in a request"),
         ("--timeout", 30, "SECONDS", "time for a request to arrive and be answered"),
-        ("--queue", 256, "N", "requests in parallel, per replica; others get 429"),
+        ("--queue", 256, "N", "requests in parallel; others get 429"),
     ):
         limits.add_argument(
             name,
@@ -270,6 +287,12 @@ examples:
             metavar=unit,
             help=f"{what} (default: %(default)s)",
         )
+    limits.add_argument(
+        "--drain-seconds",
+        type=whole_number(0),
+        metavar="SECONDS",
+        help=f"time for requests under way after Ctrl-C or SIGTERM (default: --timeout + {_GRACE})",
+    )
     return parser
 
 

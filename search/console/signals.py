@@ -39,14 +39,20 @@ class GracefulShutdown:
     """
 
     def __init__(
-        self, on_timeout: Callable[[], None] = lambda: None, *, ends_program: bool = True
+        self,
+        on_timeout: Callable[[], None] = lambda: None,
+        *,
+        ends_program: bool = True,
+        stop_seconds: float | None = None,
     ) -> None:
         """Handle nothing yet.
 
         Args:
             on_timeout: Called before a stop that took too long.
             ends_program: Whether the program is this one's to end.
+            stop_seconds: Time from SIGTERM to the end; None is `MAX_STOP_SECONDS`.
         """
+        self._stop_seconds = MAX_STOP_SECONDS if stop_seconds is None else stop_seconds
         self.exit_code = INTERRUPTED
         self._on_timeout = on_timeout
         self._ends_program = ends_program
@@ -114,7 +120,7 @@ class GracefulShutdown:
         self._requested = True
         if number == signal.SIGTERM:
             self.exit_code = TERMINATED
-            self._timer = threading.Timer(MAX_STOP_SECONDS, self._end_at_once)
+            self._timer = threading.Timer(self._stop_seconds, self._end_at_once)
             self._timer.daemon = True
             self._timer.start()
         if self._is_deferring:

@@ -193,8 +193,8 @@ def check_aws(words: Sequence[str], place: Path) -> None:
 
 def check_curl(words: Sequence[str], place: Path) -> None:
     """Send it to the server's application, on the port where it listens."""
-    from search.deployment.middleware import Limits
     from search.deployment.predictor import load
+    from search.deployment.server.middleware import Limits
     from tests.fixtures.serving import serving
 
     if shutil.which("curl") is None:

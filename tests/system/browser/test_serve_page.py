@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,13 @@ pytest.importorskip("playwright", reason="needs the extra: dev")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from search.deployment.middleware import Limits
 from search.deployment.predictor import load
+from search.deployment.server.app import build_app
+from search.deployment.server.listening import Listening
+from search.deployment.server.middleware import Limits
+from search.deployment.server.schemas import describe_model
+from search.deployment.server.service import LocalService
+from search.deployment.server.starting import Startup
 from tests.fixtures.serving import serving
 from trainables.models.ood import OODScorer
 
@@ -55,6 +61,17 @@ def pad_url(colour_run: Path) -> Iterator[str]:
     predictor = load(colour_run)
     predictor.model.card = replace(predictor.model.card, resize_mode="pad")
     with serving(predictor, Limits()) as url:
+        yield f"{url}/"
+
+
+@pytest.fixture(scope="module")
+def described_url(colour_run: Path) -> Iterator[str]:
+    """The page of a model whose accuracy is known."""
+    predictor = load(colour_run)
+    info = describe_model(colour_run, predictor.model.card).model_copy(
+        update={"accuracy": 0.9833, "accuracy_ci95": (0.9114, 0.9971), "n_test": 60}
+    )
+    with serving(predictor, Limits(), info=info) as url:
         yield f"{url}/"
 
 
@@ -111,6 +128,9 @@ def test_an_image_out_of_distribution_is_marked(ood_url, page: Page, colour_imag
 def test_the_grad_cam_heat_map_is_shown_and_hidden(url, page: Page, colour_images):
     page.goto(url)
     page.set_input_files("#files", colour_images / "blue" / "012.png")
+    expect(page.locator(".answer")).to_have_text("blue")
+    expect(page.locator("canvas.heat-map")).to_be_hidden()
+    page.get_by_label("Show the Grad-CAM heat map").check()
     image = page.get_by_role("img", name="with the Grad-CAM heat map of blue")
     expect(image).to_be_visible()
     drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0)"
@@ -138,14 +158,44 @@ def test_dropped_and_pasted_images_are_predicted(url, page: Page, colour_images)
 
 
 def test_a_file_that_is_not_an_image(url, page: Page, tmp_path):
+    """Each has a card of its own, which stays."""
     (tmp_path / "notes.png").write_text("no image")
+    (tmp_path / "empty.jpg").touch()
     page.goto(url)
-    page.set_input_files("#files", tmp_path / "notes.png")
-    expect(page.get_by_role("status")).to_have_text(
-        "notes.png: no image can be read: notes.png: is not an image, or of a format that"
-        " cannot be read"
+    page.set_input_files("#files", [tmp_path / "notes.png", tmp_path / "empty.jpg"])
+    cards = page.locator("article.failure")
+    expect(cards).to_have_count(2)
+    expect(cards.nth(1)).to_contain_text("notes.png")
+    expect(cards.nth(1)).to_contain_text(
+        "This file is not an image, or of a format that cannot be read"
     )
-    expect(page.locator("article")).to_have_count(0)
+    expect(cards.nth(0)).to_contain_text("This file is empty (zero bytes)")
+
+
+def test_the_page_describes_the_model(described_url, page: Page, complaints):
+    page.goto(described_url)
+    expect(page.locator("#model")).to_have_text(
+        "Model colours: accuracy 98.3% on 60 test images, 95% CI 91.1–99.7%."
+    )
+    page.get_by_text("3 classes").click()
+    expect(page.locator("#class-list li")).to_have_text(["red", "grün und blau", "blue"])
+    expect(page.locator("#version")).to_contain_text("classifier-search ")
+    assert complaints == []
+
+
+def test_a_page_that_is_starting_shows_the_model_once_it_is_there(colour_run, page: Page):
+    before = Image.MAX_IMAGE_PIXELS
+    startup = Startup(Limits(), None, ())
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        with Listening(startup, listener, 20.0, 5.0):
+            page.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+            expect(page.get_by_role("heading", name="Starting")).to_be_visible()
+            service = LocalService(load(colour_run), 1_000_000, 8)
+            info = describe_model(colour_run, service.card)
+            startup.become(build_app(service, info, Limits(), None))
+            expect(page.locator("#model")).to_have_text("Model colours.")
+    Image.MAX_IMAGE_PIXELS = before
 
 
 def test_by_keyboard_alone(url, page: Page, colour_images):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from search.deployment.middleware import Limits
 from search.deployment.predictor import load
+from search.deployment.server.middleware import Limits
 from tests.fixtures.serving import serving
 from tests.system.fuzz.mutations import draw_body, valid_images
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.authentication import (
@@ -23,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,6 +42,8 @@ _SECURITY_HEADERS = {
     "cache-control": "no-store",
 }
 
+_WITHOUT_BODY = ("GET", "HEAD")
+
 _log = logging.getLogger(__name__)
 
 
@@ -52,8 +55,9 @@ class Limits:
         body_bytes: Bytes of a request's body.
         pixels: Pixels of an image.
         images: Images in a request.
-        seconds: Seconds from the end of a request's headers to the end of its answer.
-        requests: Requests that one replica works on in parallel; the next one gets 429.
+        seconds: Seconds from the end of a request's headers to the end of its answer, and for the
+            headers themselves.
+        requests: Requests that have arrived and are worked on in parallel; the next one gets 429.
     """
 
     body_bytes: int = 32 * 2**20
@@ -156,6 +160,8 @@ class RequestLimits:
 
         try:
             await self._handle(scope, receive, send_and_note)
+        except ClientDisconnect:
+            return
         except HTTPException as error:
             failure = error
         except Exception:  # its text may name files: it is for the log alone
@@ -171,10 +177,9 @@ class RequestLimits:
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self._limits.body_bytes:
             raise _body_too_large(self._limits)
-        if self._n_requests >= self._limits.requests:
-            raise _busy(f"{self._n_requests} requests are being worked on")
-        body = _Body(receive, self._limits)
-        self._n_requests += 1
+        if scope["method"] not in _WITHOUT_BODY:
+            self._check_queue()  # before a body is sent in vain
+        body = _Body(receive, self._limits, self._enter_queue)
         try:
             async with asyncio.timeout(self._limits.seconds):
                 await self._app(scope, body.receive, send)
@@ -184,16 +189,29 @@ class RequestLimits:
                 raise _busy(f"too busy to answer within {limit}") from None
             raise HTTPException(408, f"a request must arrive within {limit}") from None
         finally:
-            self._n_requests -= 1
+            self._n_requests -= body.is_queued
+
+    def _check_queue(self) -> None:
+        if self._n_requests >= self._limits.requests:
+            raise _busy(f"{self._n_requests} requests are being worked on")
+
+    def _enter_queue(self) -> None:
+        self._check_queue()
+        self._n_requests += 1
 
 
 class _Body:
-    """Counts the bytes of a request's body while it is read."""
+    """Counts the bytes of a request's body while it is read, and queues it once it is complete.
 
-    def __init__(self, receive: Receive, limits: Limits) -> None:
+    Bodies that do not arrive are bounded by their connections, and keep nobody else waiting.
+    """
+
+    def __init__(self, receive: Receive, limits: Limits, enter_queue: Callable[[], None]) -> None:
         self._receive = receive
         self._limits = limits
+        self._enter_queue = enter_queue
         self._n_bytes = 0
+        self.is_queued = False
         self.complete = False
 
     async def receive(self) -> Message:
@@ -203,6 +221,9 @@ class _Body:
             self.complete = not message.get("more_body", False)
             if self._n_bytes > self._limits.body_bytes:
                 raise _body_too_large(self._limits)
+            if self.complete and not self.is_queued:
+                self._enter_queue()
+                self.is_queued = True
         return message
 
 

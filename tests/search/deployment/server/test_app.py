@@ -16,30 +16,36 @@ import pytest
 import torch
 from PIL import Image
 
-from search.deployment.middleware import PUBLIC_PATHS, Limits
 from search.deployment.predictor import load
+from search.deployment.server.middleware import PUBLIC_PATHS, Limits
 from trainables.models.ood import OODScorer
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
 
-from search.deployment.app import build_app  # noqa: E402
-from search.deployment.service import Service  # noqa: E402
+from search.deployment.server.app import build_app  # noqa: E402
+from search.deployment.server.schemas import ModelInfo, describe_model  # noqa: E402
+from search.deployment.server.service import LocalService  # noqa: E402
 
 TOKEN = "a-token-of-some-length"
 LIMITS = Limits(body_bytes=200_000, pixels=40_000, images=3, seconds=20.0, requests=4)
 
 
 @pytest.fixture(scope="module")
-def service(colour_run: Path) -> Iterable[Service]:
+def service(colour_run: Path) -> Iterable[LocalService]:
     before = Image.MAX_IMAGE_PIXELS
-    yield Service(load(colour_run), LIMITS.pixels, 8)
+    yield LocalService(load(colour_run), LIMITS.pixels, 8)
     Image.MAX_IMAGE_PIXELS = before
 
 
 @pytest.fixture
-def app(service: Service) -> Any:
-    return build_app(service, LIMITS, None)
+def info(service: LocalService, colour_run: Path) -> ModelInfo:
+    return describe_model(colour_run, service.card)
+
+
+@pytest.fixture
+def app(service: LocalService, info: ModelInfo) -> Any:
+    return build_app(service, info, LIMITS, None)
 
 
 @pytest.fixture
@@ -115,7 +121,7 @@ def test_predict_with_a_grad_cam_heat_map(app, image):
     assert all(0 <= value <= 1 for value in values)
 
 
-def test_predict_returns_the_ood_score(colour_run, image):
+def test_predict_returns_the_ood_score(colour_run, info, image):
     predictor = load(colour_run)
     members, size = predictor.model.card.n_members, 128
     shapes = torch.zeros(members, size), torch.zeros(members, 1, size)
@@ -123,7 +129,7 @@ def test_predict_returns_the_ood_score(colour_run, image):
     for offset in (None, 1.5, float("inf")):
         scale = torch.tensor([0.0, 0.0, offset or 0.0])
         predictor.model.ood_scorer = None if offset is None else OODScorer(*shapes, scale)
-        app = build_app(Service(predictor, LIMITS.pixels, 8), LIMITS, None)
+        app = build_app(LocalService(predictor, LIMITS.pixels, 8), info, LIMITS, None)
         answers.append(post(app, image).json()["predictions"][0]["ood_score"])
     assert answers == [None, 1.5, None]
 
@@ -137,8 +143,19 @@ def test_predict_without_any_readable_image(app):
 @pytest.mark.parametrize(
     ("path", "more", "status", "detail"),
     [
-        ("/predict", {}, 422, "body images: Field required"),
-        ("/predict", {"data": {"images": "text"}}, 422, "body images 0: "),
+        ("/predict", {}, 422, "no image can be read: is empty (zero bytes)"),
+        (
+            "/predict",
+            {"files": {"images": (None, "text")}},
+            422,
+            "the form's field images must be one file, or several",
+        ),
+        (
+            "/predict",
+            {"files": {"image": b"x"}},
+            422,
+            "the form's field images must be one file, or several",
+        ),
         ("/predict?top=0", {"files": {"images": b"x"}}, 422, "query top: Input should be"),
         ("/predict?top=x", {"files": {"images": b"x"}}, 422, "query top: Input should be"),
         (
@@ -229,8 +246,8 @@ def test_a_jpeg_of_too_many_scans(app):
     "header", [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer ", f"Bearer {TOKEN}x", TOKEN]
 )
 @pytest.mark.parametrize("path", ["/classes", "/predict", "/predict/", "/nowhere"])
-def test_a_request_without_the_token_is_refused(service, header, path):
-    app = build_app(service, LIMITS, TOKEN)
+def test_a_request_without_the_token_is_refused(service, info, header, path):
+    app = build_app(service, info, LIMITS, TOKEN)
     headers = {} if header is None else {"authorization": header}
     answer = get(app, path, headers=headers)
     assert answer.status_code == 401
@@ -238,36 +255,36 @@ def test_a_request_without_the_token_is_refused(service, header, path):
     assert answer.json() == {"detail": "this needs the header Authorization: Bearer TOKEN"}
 
 
-def test_a_new_route_needs_the_token(service):
-    app = build_app(service, LIMITS, TOKEN)
+def test_a_new_route_needs_the_token(service, info):
+    app = build_app(service, info, LIMITS, TOKEN)
     app.add_api_route("/new", lambda: {"classes": list(service.card.classes)})
     assert get(app, "/new").status_code == 401
     assert get(app, "/new", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
-def test_the_host_header_does_not_choose_the_path(service):
-    app = build_app(service, LIMITS, TOKEN)
+def test_the_host_header_does_not_choose_the_path(service, info):
+    app = build_app(service, info, LIMITS, TOKEN)
     for host in ("localhost/healthz?", "localhost/docs#", "localhost"):
         assert get(app, "/classes", headers={"host": host}).status_code == 401
 
 
-def test_a_request_with_the_token(service, image):
-    app = build_app(service, LIMITS, TOKEN)
+def test_a_request_with_the_token(service, info, image):
+    app = build_app(service, info, LIMITS, TOKEN)
     headers = {"authorization": f"bearer {TOKEN}"}
     assert get(app, "/classes", headers=headers).json()["classes"][1] == "grün und blau"
     assert post(app, image, headers=headers).status_code == 200
 
 
-def test_public_paths_need_no_token_and_reveal_no_class(service):
-    app = build_app(service, LIMITS, TOKEN)
+def test_public_paths_need_no_token_and_reveal_no_class(service, info):
+    app = build_app(service, info, LIMITS, TOKEN)
     for path in PUBLIC_PATHS:
         answer = get(app, path)
         assert answer.status_code == 200
         assert "blue" not in answer.text
 
 
-def test_another_host_name_is_refused(service):
-    app = build_app(service, LIMITS, None, ("localhost", "[::1]"))
+def test_another_host_name_is_refused(service, info):
+    app = build_app(service, info, LIMITS, None, ("localhost", "[::1]"))
     hosts = {"localhost:81": 200, "LOCALHOST": 200, "[::1]:8000": 200, "evil.example": 400, "": 400}
     for host, status in hosts.items():
         assert get(app, "/healthz", headers={"host": host}).status_code == status
@@ -303,9 +320,63 @@ def test_the_docs_page_lists_the_whole_interface(app):
 
 def test_health_and_classes(app):
     assert get(app, "/healthz").json() == {"status": "ready"}
-    assert get(app, "/classes").json() == {
+    answer = get(app, "/classes").json()
+    assert answer.pop("version").startswith("classifier-search ")
+    assert answer == {
+        "name": "colours",
+        "accuracy": None,
+        "accuracy_ci95": None,
+        "n_test": None,
         "classes": ["red", "grün und blau", "blue"],
         "resize_mode": "crop",
         "crop_fraction": round(32 / 36, 6),
         "max_squeeze": 2.0,
     }
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "image/png", None])
+def test_a_body_that_is_no_form_is_one_image(app, image, kind):
+    """As `curl --data-binary @photo.jpg` sends it."""
+    headers = {} if kind is None else {"content-type": kind}
+    answer = ask(app, ("POST", "/predict?top=1", {"content": image, "headers": headers}))[0]
+    assert answer.status_code == 200
+    (result,) = answer.json()["predictions"]
+    assert result["image"] == ""
+    assert result["classes"][0]["class"] == "grün und blau"
+    answer = ask(app, ("POST", "/predict", {"content": b"{}", "headers": headers}))[0]
+    assert answer.json()["detail"].startswith("no image can be read: is not an image")
+
+
+def test_metrics_for_prometheus(app, image):
+    assert post(app, image, image).status_code == 200
+    assert get(app, "/nowhere").status_code == 404
+    answer = get(app, "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    lines = answer.text.splitlines()
+    assert 'classifier_requests_total{path="/predict",status="200"} 1.0' in lines
+    assert 'classifier_requests_total{path="other",status="404"} 1.0' in lines
+    assert 'classifier_request_seconds_count{path="/predict"} 1.0' in lines
+    assert "classifier_batch_images_count 2.0" in lines
+    assert "classifier_requests_in_progress 1.0" in lines, "this one"
+
+
+def test_metrics_need_the_token(service, info):
+    app = build_app(service, info, LIMITS, TOKEN)
+    assert get(app, "/metrics").status_code == 401
+
+
+def test_a_model_is_described_by_its_run(service, tmp_path):
+    run = tmp_path / "photos"
+    run.mkdir()
+    assert describe_model(run / "model.pt", service.card).name == "model"
+    assert describe_model(run, service.card).accuracy is None
+    (run / "summary.json").write_text("[]")
+    assert describe_model(run, service.card).name == "photos", "damage keeps nothing from serving"
+
+
+def test_a_deep_image_is_predicted(colour_run, info):
+    """16 bits a pixel, of which a small file may hold very many."""
+    file = io.BytesIO()
+    Image.new("I;16", (100, 150), 40_000).save(file, "PNG")
+    app = build_app(LocalService(load(colour_run), LIMITS.pixels, 8), info, LIMITS, None)
+    assert post(app, file.getvalue()).status_code == 200

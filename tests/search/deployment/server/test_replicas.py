@@ -6,15 +6,14 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 
-from search.deployment.middleware import Limits
-from search.deployment.replica import delete_application, deployment_options
+from search.deployment.server.replicas import delete_application, deployment_options
 
 
 @pytest.mark.parametrize(
     ("n_replicas", "n_gpus", "fraction"), [(1, 0, 0), (1, 1, 1), (4, 2, 0.5), (2, 8, 1)]
 )
 def test_replicas_share_the_gpus_and_reserve_no_cpu(n_replicas, n_gpus, fraction):
-    options = deployment_options(Limits(), n_replicas, n_gpus)
+    options = deployment_options(n_replicas, n_gpus, 35.0)
     assert options["num_replicas"] == n_replicas
     assert options["ray_actor_options"] == {"num_cpus": 0, "num_gpus": fraction}
 

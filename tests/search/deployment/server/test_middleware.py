@@ -14,7 +14,7 @@ httpx2 = pytest.importorskip("httpx2", reason="needs the extra: dev")
 from starlette.applications import Starlette  # noqa: E402
 from starlette.routing import Mount  # noqa: E402
 
-from search.deployment.middleware import Limits, RequestLimits, create_middleware  # noqa: E402
+from search.deployment.server.middleware import Limits, RequestLimits, create_middleware  # noqa: E402
 
 
 def ask(app: Any, method: str, path: str, **more: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from search.deployment.batching import Batcher
+from search.deployment.server.batching import Batcher
 
 
 def test_each_caller_gets_the_result_for_its_item():

@@ -29,21 +29,55 @@ function add(files) {
   for (const file of files) queue = queue.then(() => classify(file));
 }
 
+// Loads what the server says of its model, once; with a token not before that is there.
+async function loadModel() {
+  if (model) return;
+  model = await request("classes");
+  const { name, accuracy, accuracy_ci95: interval, n_test: nTest, classes, version } = model;
+  const measured =
+    accuracy === null
+      ? ""
+      : `: accuracy ${percent(accuracy)} on ${nTest} test images, 95% CI ${interval.map((bound) => (100 * bound).toFixed(1)).join("–")}%`;
+  const about = document.getElementById("model");
+  about.textContent = `Model ${name}${measured}.`;
+  about.hidden = false;
+  const list = document.getElementById("class-list");
+  list.querySelector("summary").textContent = `${classes.length} classes`;
+  for (const label of classes) {
+    list.querySelector("ul").appendChild(document.createElement("li")).textContent = label;
+  }
+  list.hidden = false;
+  document.getElementById("version").textContent = ` · ${version}`;
+}
+
 async function classify(file) {
   const name = file.name || "pasted image";
   status.textContent = `Predicting ${name} …`;
   try {
-    model ??= await request("classes");
-    const form = new FormData();
-    form.append("images", file, name);
-    const content = await request("predict?grad_cam=true", { method: "POST", body: form });
+    await loadModel();
+    const content = await send(file, name, "predict");
     const first = await show(name, file, content.predictions[0]);
     const note = content.predictions[0].is_ood ? ", but out of distribution" : "";
     status.textContent = `${name}: ${first.class}, ${percent(first.probability)}${note}`;
   } catch (error) {
     const reason = error instanceof TypeError ? "The server does not answer." : error.message;
-    status.textContent = `${name}: ${reason}`;
+    const what = reason.replace(`no image can be read: ${name}: `, "This file ");
+    showFailure(name, what);
+    status.textContent = `${name}: ${what}`;
   }
+}
+
+function send(file, name, path) {
+  const form = new FormData();
+  form.append("images", file, name);
+  return request(path, { method: "POST", body: form });
+}
+
+function showFailure(name, reason) {
+  const card = document.getElementById("failure").content.cloneNode(true).firstElementChild;
+  card.querySelector("h2").textContent = name;
+  card.querySelector("p").textContent = reason;
+  results.prepend(card);
 }
 
 async function show(name, file, result) {
@@ -108,11 +142,23 @@ async function draw(card, name, file, result, label) {
   const shown = model.resize_mode === "crop" ? `The middle of ${name}` : name;
   image.setAttribute("aria-label", shown);
   card.querySelector("figure").hidden = false;
-  if (!result.grad_cam) return;
-  drawHeatMap(heatMap, result.grad_cam, part);
   const toggle = card.querySelector(".toggle");
   const box = toggle.querySelector("input");
-  const update = () => {
+  let rows = null; // asked for when it is first shown
+  const update = async () => {
+    if (box.checked && !rows) {
+      try {
+        const content = await send(file, name, "predict?top=1&grad_cam=true");
+        rows = content.predictions[0].grad_cam;
+        if (rows) drawHeatMap(heatMap, rows, part);
+      } catch {
+        rows = null;
+      }
+      if (!rows) {
+        toggle.textContent = "There is no heat map of this model.";
+        return;
+      }
+    }
     heatMap.hidden = !box.checked;
     const what = box.checked ? ` with the Grad-CAM heat map of ${label}` : "";
     image.setAttribute("aria-label", `${shown}${what}`);
@@ -122,6 +168,15 @@ async function draw(card, name, file, result, label) {
   update();
 }
 
+// matplotlib's "inferno" at nine levels, as in the report.
+const INFERNO = [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
+
+function inferno(value) {
+  const place = value * (INFERNO.length - 1);
+  const below = Math.min(Math.floor(place), INFERNO.length - 2);
+  return INFERNO[below].map((low, i) => Math.round(low + (place - below) * (INFERNO[below + 1][i] - low)));
+}
+
 function drawHeatMap(canvas, rows, { across, down }) {
   const small = document.createElement("canvas");
   small.width = rows[0].length;
@@ -129,7 +184,7 @@ function drawHeatMap(canvas, rows, { across, down }) {
   const context = small.getContext("2d");
   const pixels = context.createImageData(small.width, small.height);
   rows.flat().forEach((value, i) => {
-    pixels.data.set([255, Math.round(200 * (1 - value)), 0, Math.round(170 * value)], 4 * i);
+    pixels.data.set([...inferno(value), Math.round(255 * (0.2 + 0.5 * value))], 4 * i);
   });
   context.putImageData(pixels, 0, 0);
   const large = canvas.getContext("2d");
@@ -169,5 +224,7 @@ if (form) {
     event.preventDefault();
     sessionStorage.setItem("token", document.getElementById("token").value);
     status.textContent = "The token is used from now on.";
+    loadModel().catch((error) => (status.textContent = error.message));
   });
 }
+if (!form || sessionStorage.getItem("token")) loadModel().catch(() => {});

@@ -1,0 +1,1 @@
+"""The server: a page for people and an HTTP interface for programs."""
