@@ -90,7 +90,7 @@ def _acquire(path: Path, owner: Mapping[str, Any], warn: Callable[[str], None]) 
             f"{path.parent} is in use by {who}, since {before.get('since', '?')}: wait for its end,"
             " or stop it"
         )
-    with write_atomically(path, f".{owner['token']}.partial") as partial:
+    with write_atomically(path) as partial:
         partial.write_text(json.dumps(owner), encoding="utf-8")
     sleep(_SETTLE_SECONDS)
     if _read(path).get("token") != owner["token"]:

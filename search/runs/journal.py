@@ -7,53 +7,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
-from trainables.atomic_write import write_atomically
-from trainables.disk_full import is_disk_full
+from trainables.atomic_write import write_atomically, write_patiently
 
 _log = logging.getLogger(__name__)
-
-MAX_WAIT_SECONDS = 300.0
-"""How long writing is tried again: a backup or a network that is away lets go within minutes."""
-
-_TRY_EVERY_SECONDS = 1.0
-
-
-def write_patiently(
-    write: Callable[[], None], path: Path, warn: Callable[[str], None] = _log.warning
-) -> None:
-    """Call a function that writes a file, again and again while the file cannot be written.
-
-    Args:
-        write: The function; it may have written a part.
-        path: The file.
-        warn: Called once with why it waits, and once when it no longer does.
-
-    Raises:
-        OSError: the disk is full, or the file cannot be written after `MAX_WAIT_SECONDS`.
-    """
-    started, waited = monotonic(), False
-    while True:
-        try:
-            write()
-        except OSError as error:
-            if is_disk_full(error) or monotonic() - started > MAX_WAIT_SECONDS:
-                raise
-            if not waited:
-                warn(
-                    f"{path} cannot be written ({error.strerror or error}): the search waits up to"
-                    f" {MAX_WAIT_SECONDS / 60:.0f} minutes, and keeps what is to be written"
-                )
-            waited = True
-            sleep(_TRY_EVERY_SECONDS)
-        else:
-            if waited:
-                warn(f"{path} can be written again")
-            return
 
 
 class Journal(BaseJournalBackend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -17,7 +18,7 @@ from typing import Any
 from search.runs.environment import Environment, Request, describe_environment, read_environment
 from search.runs.summary import RunSummary, read_summary
 from search.runs.validation import FolderError
-from trainables.atomic_write import write_atomically
+from trainables.atomic_write import write_atomically, write_patiently
 
 BEST_WEIGHTS = "best.pt"
 CHECKPOINT = "checkpoint.pt"
@@ -33,6 +34,8 @@ LOCK = "run.lock"
 """Names the command that works on the run: see `search.api.run_lock`."""
 
 _SUMMARY = "summary.json"
+
+_log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -125,9 +128,13 @@ class RunFolder:
         self.write_summary(replace(self._summary, stages=stages))
 
     def write_summary(self, summary: RunSummary) -> None:
-        """Write a summary over the earlier one, such as `replace(folder.summary, best=…)`."""
+        """Write a summary over the earlier one, such as `replace(folder.summary, best=…)`.
+
+        Waits while another program holds the file: see `trainables.atomic_write`.
+        """
         self._summary = summary
-        self.write_json(_SUMMARY, summary.as_dict())
+        path = self.path / _SUMMARY
+        write_patiently(lambda: self.write_json(_SUMMARY, summary.as_dict()), path, _log.warning)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run; NaN and infinities become null."""

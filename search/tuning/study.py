@@ -22,12 +22,13 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from search.runs.journal import Journal, write_patiently
+from search.runs.journal import Journal
 from search.runs.run_folder import STUDY
 from search.runs.tables import write_csv
 from search.runs.validation import FolderError
 from spaces.base import Space, TrialConfig
 from spaces.rules import Value
+from trainables.atomic_write import write_patiently
 from trainables.trial_result import EpochResult, TrialResult
 
 _log = logging.getLogger(__name__)
@@ -264,7 +265,7 @@ def append_epoch(path: Path, result: TrialResult) -> bool:
             file.truncate()
             file.write("".join(f"{line}\n" for line in lines).encode())
 
-    write_patiently(write, path)
+    write_patiently(write, path, _log.warning)
     return True
 
 

@@ -11,8 +11,8 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 
-from search.runs import journal
 from search.runs.journal import Journal
+from trainables import atomic_write
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "deleted": Path.unlink,
@@ -32,7 +32,7 @@ def study(tmp_path: Path, warnings: list[str]) -> optuna.Study:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(journal, "_TRY_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(atomic_write, "_TRY_EVERY_SECONDS", 0.01)
     return []
 
 
@@ -90,7 +90,7 @@ def test_waiting_has_an_end(study, warnings, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    monkeypatch.setattr(journal, "MAX_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(atomic_write, "MAX_WAIT_SECONDS", 0.05)
     with pytest.raises(OSError, match=os.strerror(number)):
         study.ask()
     assert len(warnings) == (number == errno.EACCES)

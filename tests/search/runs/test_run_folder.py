@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from dataclasses import replace
@@ -11,6 +12,7 @@ from search.pipeline.request import parse_request
 from search.runs.run_folder import RunFolder, digest
 from search.runs.summary import RunSummary, SearchCounts
 from search.runs.validation import FolderError
+from trainables import atomic_write
 
 SEARCH = SearchCounts(trials=4, complete=2, pruned=1, failed=1, unfinished=0, seconds=7.5)
 
@@ -253,3 +255,22 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
     folder.write_text("deep/page.html", "brand new")
     assert page.read_text(encoding="utf-8") == "brand new"
     assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+
+
+def test_a_summary_that_another_program_holds_is_waited_for(tmp_path, monkeypatch, caplog):
+    folder, n_held = begun(tmp_path), [2]
+    fsync = os.fsync
+
+    def held(file: int) -> None:
+        if n_held[0]:
+            n_held[0] -= 1
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        fsync(file)
+
+    monkeypatch.setattr(atomic_write, "_TRY_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(os, "fsync", held)
+    folder.write_summary(RunSummary(search=SEARCH))
+    assert RunFolder.open(folder.path).summary == RunSummary(search=SEARCH)
+    path = folder.path / "summary.json"
+    assert caplog.messages[-1] == f"{path} can be written again"
+    assert not list(folder.path.glob("*.partial"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from search.cluster.shared_file import StoredObject
+from search.runs.storage import LocalFiles
 from search.tuning.checkpoints import CheckpointStore, start_checkpoint_store
 from search.tuning.study import best_epoch, learning_curves, open_storage, open_study
 from search.tuning.tune import SearchPlan, run_trials
@@ -89,6 +91,7 @@ def run(
     folder: Path,
     n_trials: int,
     callback: Any = None,
+    files: LocalFiles | None = None,
     **plan: Any,
 ) -> optuna.Study:
     storage = open_storage(folder)
@@ -101,7 +104,7 @@ def run(
         **plan,
     }
     rows = {"train": np.arange(36), "val": np.arange(36, N_IMAGES)}
-    checkpoints = start_checkpoint_store(folder / "trials", 1, {})
+    checkpoints = start_checkpoint_store(folder / "trials", 1, {}, files)  # type: ignore[arg-type]
     run_trials(
         SearchPlan(n_trials=n_trials, gpu_fraction={"tinynet": 0.0}, **fields),
         storage,
@@ -220,6 +223,15 @@ def test_a_search_in_pieces_decides_as_one_in_one_piece(
     assert len(epochs) == len(set(epochs)) == sum(map(len, learning_curves(whole).values()))
 
 
+class FillingDisk(LocalFiles):
+    """A disk on which there is no space for checkpoints once another file says so."""
+
+    def write(self, name: str, content: bytes) -> None:
+        if name.endswith("checkpoint.pt") and (self.base / "full").exists():
+            raise OSError(errno.ENOSPC, "no space left on device", name)
+        super().write(name, content)
+
+
 class FullDisk(Events):
     """There is no space for a trial's second checkpoint."""
 
@@ -229,15 +241,16 @@ class FullDisk(Events):
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:
         super().trial_epoch(number, result)
-        (self._trials / str(number) / "checkpoint.pt.partial").symlink_to("/dev/full")
+        (self._trials / "full").touch()
 
 
 def test_a_full_disk_ends_the_search_and_fails_no_trial(
     context: TrainingContext, tmp_path: Path
 ) -> None:
     space = make_space()
+    files = FillingDisk(tmp_path / "trials")
     with pytest.raises(OSError, match="no space left") as caught:
-        run(context, space, tmp_path, 2, FullDisk(tmp_path / "trials"))
+        run(context, space, tmp_path, 2, FullDisk(files.base), files=files)
     assert is_disk_full(caught.value)
     study = open_study(open_storage(tmp_path))
     assert [t.state for t in study.trials] == [TrialState.RUNNING]
