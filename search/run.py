@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import gettempdir
 
 from search.api.execution import execute
 from search.cluster.session import configure_ray
@@ -24,7 +26,7 @@ from search.pipeline.preflight import RunPlan
 from search.pipeline.request import parse_request
 from search.runs.run_folder import MODEL
 from spaces.errors import SearchError
-from trainables.disk_full import is_disk_full
+from trainables.disk_full import fullest, is_disk_full
 
 
 @command(continues=True)
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return execute(request, shutdown, keep, arguments)
     except SearchError as error:  # what the user can correct
         print_error(error)
-        if run_plan is not None and request.resume is None and run_plan.folder.has_trials:
+        if run_plan is not None and request.resume is None and run_plan.folder.has_result:
             show_best_so_far(run_plan)
         return 2
     except KeyboardInterrupt:
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = request.folder if run_plan is None else run_plan.folder.path
         reason = describe_loss(error)
         if is_disk_full(error):
-            reason = f"no space is left for {where}; make room on its disk"
+            full = fullest((where, Path(gettempdir())))
+            reason = f"no space is left for {full}; make room on its disk"
         if reason is None:
             raise
         print_error(reason)
@@ -63,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_best_so_far(run_plan: RunPlan | None) -> None:
     """Print the results of an interrupted run, and the command that resumes it."""
+    if run_plan is not None and not run_plan.folder.path.exists():
+        print("interrupted before anything was finished; nothing is kept", file=sys.stderr)
+        return
     print("interrupted; all that was finished is saved", file=sys.stderr)
     if run_plan is None:
         return

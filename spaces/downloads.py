@@ -14,9 +14,16 @@ TIMEOUT_SECONDS = 60.0
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloads: $CLASSIFIER_SEARCH_CACHE, or one in the home folder."""
-    default = Path.home() / ".cache" / "classifier-search"
-    return Path(os.environ.get("CLASSIFIER_SEARCH_CACHE", default))
+    """Return the folder of downloads: $CLASSIFIER_SEARCH_CACHE, or one in the home folder.
+
+    A user without a home, as in a container, has one among the temporary files.
+    """
+    if named := os.environ.get("CLASSIFIER_SEARCH_CACHE"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "classifier-search"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"classifier-search-{os.getuid()}"
 
 
 def download_once(target: Path, fetch: Callable[[Path], None]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 _NUMBERS = {errno.ENOSPC, errno.EDQUOT}
 
@@ -11,6 +14,16 @@ _NUMBERS = {errno.ENOSPC, errno.EDQUOT}
 def is_disk_full(error: BaseException) -> bool:
     """Return whether a full disk or an exceeded quota caused an error, directly or not."""
     return any(isinstance(one, OSError) and one.errno in _NUMBERS for one in _error_chain(error))
+
+
+def fullest(folders: Iterable[Path]) -> Path:
+    """Return the folder on whose disk least space is left: an error of a full disk names none."""
+    free = {}
+    for folder in folders:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with suppress(OSError):
+            free[folder] = shutil.disk_usage(nearest).free
+    return min(free, key=free.__getitem__, default=Path())
 
 
 def _error_chain(error: BaseException) -> Iterator[BaseException]:

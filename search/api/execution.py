@@ -45,7 +45,7 @@ def execute(
 ) -> int:
     """Check a request, start Ray, run every stage, and return the exit code.
 
-    A new run that ends with a mistake before its first trial is deleted.
+    A new run that ends, for whatever reason, before its first result is deleted.
 
     Args:
         request: The request.
@@ -107,6 +107,7 @@ def _execute(
             def end(what: str) -> None:
                 _log.error("%s has ended", what)
                 print_error(f"{what} has ended, killed or out of memory")
+                _delete_without_result(run_plan)
                 shutdown.end_program(FAILED)
 
             with ray_session(request.address, on_lost=end):
@@ -114,9 +115,8 @@ def _execute(
                 from search.pipeline import flow
 
                 return flow.run(run_plan, progress, shutdown)
-    except SearchError:
-        if run_plan is not None and request.resume is None and not run_plan.folder.has_trials:
-            _delete(run_plan)
+    except BaseException:
+        _delete_without_result(run_plan)
         raise
 
 
@@ -139,8 +139,10 @@ def _unchanged_if_refused(folder: RunFolder, is_resumed: bool) -> Iterator[None]
         raise
 
 
-def _delete(run_plan: RunPlan) -> None:
-    """Delete a run that has no result, here and in storage: its name is free again."""
+def _delete_without_result(run_plan: RunPlan | None) -> None:
+    """Delete a new run that has no result, here and in storage: its name is free again."""
+    if run_plan is None or run_plan.request.resume is not None or run_plan.folder.has_result:
+        return
     run_plan.folder.delete()
     if run_plan.request.shared is not None:
         with suppress(OSError):  # that its copy cannot be written was a warning

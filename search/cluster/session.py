@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
+from tempfile import gettempdir
 from time import monotonic
 from typing import Any
 
 from search.cluster.token_file import make_private
 from search.cluster.watch import watching_services
 from spaces.errors import SearchError
+from trainables.disk_full import is_disk_full
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +59,10 @@ decoded images and computed features become trials, instead of new ones that imp
 Tune's are private (`DEFAULT_ENV_VARS` in `ray.tune.execution.class_cache`); a test compares them.
 """
 
+_MAX_TEMPORARY = 40
+"""Bytes of the path of Ray's temporary files: a socket's has 107, of which Ray's names take 67."""
+_TEMPORARY = Path("/tmp")  # noqa: S108 (Ray's own default)
+
 _OUR_PACKAGES = ("search", "trainables", "spaces")
 
 _actors: list[Any] = []
@@ -63,7 +70,7 @@ _actors: list[Any] = []
 
 
 class SessionError(SearchError):
-    """The requested cluster cannot be joined."""
+    """Ray cannot be started on this machine, or the requested cluster cannot be joined."""
 
 
 def configure_ray() -> None:
@@ -75,6 +82,9 @@ def configure_ray() -> None:
         os.environ.setdefault(name, value)
     # Read while Ray is imported.
     os.environ.setdefault("RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION", f"{store_proportion():.3f}")
+    # Batch systems give a job a long TMPDIR, in which Ray could make no sockets.
+    if len(os.fsencode(gettempdir())) > _MAX_TEMPORARY and os.access(_TEMPORARY, os.W_OK | os.X_OK):
+        os.environ.setdefault("RAY_TMPDIR", str(_TEMPORARY))
 
 
 def store_proportion() -> float:
@@ -106,8 +116,8 @@ def ray_session(
             see `search.cluster.watch`.
 
     Raises:
-        SessionError: there is no cluster at the address, or it refuses this machine; or Ray was
-            started already, as a client, on a cluster, or beside an address.
+        SessionError: Ray cannot start; there is no cluster at the address, or it refuses this
+            machine; or Ray was started already, as a client, on a cluster, or beside an address.
     """
     import ray
     from ray.exceptions import AuthenticationError
@@ -137,16 +147,19 @@ def ray_session(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            ray.init(
+            context: Any = ray.init(
                 address=address or "local",
                 include_dashboard=None if address else False,
                 log_to_driver=show_worker_output,
                 logging_level=logging.ERROR,
                 runtime_env=worker_environment(on_cluster=address is not None),
             )
-        # To a client with another token, Ray only reports that it could not connect.
-        except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        # Ray raises anything where it cannot start, and to a client with another token it only
+        # reports that it could not connect.
+        except Exception as error:
             if address is None:
+                raise SessionError(_why_not_started(error)) from error
+            if not isinstance(error, AuthenticationError | ConnectionError | RuntimeError):
                 raise
             raise SessionError(
                 f"no Ray cluster answers at {address!r}, or it refuses this machine: {error};"
@@ -160,13 +173,36 @@ def ray_session(
         monotonic() - started,
         _resources(),
     )
+    session_files = "" if address else context.address_info["session_dir"]
     try:
         with nullcontext() if on_lost is None else watching_services(on_lost):
             yield
     finally:
         _actors.clear()
         ray.shutdown()
+        if session_files:  # logs and sockets, which Ray leaves
+            shutil.rmtree(session_files, ignore_errors=True)
         _log.info("Ray session ended after %.0f s", monotonic() - started)
+
+
+def _why_not_started(error: Exception) -> str:
+    """Describe why Ray did not start on this machine, and the way out."""
+    temporary = Path(os.environ.get("RAY_TMPDIR") or gettempdir())
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = f"Ray cannot start on this machine: {lines[0]}"
+    if is_disk_full(error):
+        return f"Ray cannot start: no space is left for {temporary}; make room there, or set TMPDIR"
+    if len(os.fsencode(temporary)) > _MAX_TEMPORARY:
+        return (
+            "Ray cannot start: the path of its temporary files must have at most"
+            f" {_MAX_TEMPORARY} bytes, but is {temporary}: set RAY_TMPDIR to a shorter one"
+        )
+    if isinstance(error, BlockingIOError) or "start new thread" in reason:
+        return f"{reason}; this user may have too few processes and threads: raise `ulimit -u`"
+    return (
+        f"{reason}; see that {temporary} can be written to, and that the machine has memory and"
+        " processors left"
+    )
 
 
 def ends_with_session(actor: Any) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -23,7 +24,7 @@ from rich.segment import Segment
 from search.console.commands import as_called
 from search.console.formatting import is_printable, printable
 from search.console.signals import FAILED
-from trainables.disk_full import is_disk_full
+from trainables.disk_full import fullest, is_disk_full
 
 _PLAIN = {
     **{"…": "...", "–": "-", "—": "-", "±": "+/-", "×": "x", "·": "*", "→": "->", "−": "-"},
@@ -120,7 +121,7 @@ def command(*, continues: bool = False) -> Callable[[_Main], _Main]:
                     if error.errno not in _UNWRITABLE:
                         raise
                     print_error(_describe(error))
-                    exit_code = FAILED
+                    exit_code = 2 if error.errno == errno.ENAMETOOLONG else FAILED
             if output.failure is None or isinstance(output.failure, BrokenPipeError):
                 return exit_code
             reason = output.failure.strerror or output.failure
@@ -134,7 +135,11 @@ def command(*, continues: bool = False) -> Callable[[_Main], _Main]:
 
 def _describe(error: OSError) -> str:
     where = "a file" if error.filename is None else error.filename
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the path {where!r} is too long for a file system"
     if is_disk_full(error):
+        if error.filename is None:
+            where = fullest((Path(), Path(gettempdir()))).absolute()
         return f"no space is left for {where}; make room on its disk"
     return f"{where} cannot be read or written: {error.strerror}"
 

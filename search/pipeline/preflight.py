@@ -157,7 +157,7 @@ def _prepare(request: Request) -> RunPlan:
     recorded = None if folder is None else folder.summary.linear_probe
     available = find_available(space, request, recorded, cache)
     if folder is None:
-        folder = _create_run(request, exclusion, modules, warm_start)
+        folder, request = _create_run(request, exclusion, modules, warm_start)
     return RunPlan(
         request,
         available.space,
@@ -197,7 +197,13 @@ def _check_free(request: Request) -> None:
     Raises:
         FolderError: it is not, or no run can be created.
     """
-    RunFolder.check_free(request.out, request.name)
+    if request.names_run or not request.folder.exists():
+        RunFolder.check_free(request.out, request.name)
+    _check_storage(request)
+
+
+def _check_storage(request: Request) -> None:
+    """Check that the name of a new run is free in storage."""
     if request.shared is not None and request.shared.has(ENVIRONMENT):
         raise FolderError(
             f"there is a run called {request.name!r} in {request.storage}: give another --name, or"
@@ -223,9 +229,13 @@ def _create_run(
     exclusion: Exclusion | None,
     modules: Mapping[str, str],
     warm_start: Sequence[Config],
-) -> RunFolder:
-    folder = RunFolder.create(request.out, request.name)
+) -> tuple[RunFolder, Request]:
+    """Create a run; return its folder, and its request with the name that was free."""
+    folder = RunFolder.create(request.out, request.name, renames=not request.names_run)
     try:
+        if folder.path.name != request.name:
+            request = replace(request, name=folder.path.name)
+            _check_storage(request)
         folder.write_origin(request, version())
         if exclusion is not None:
             write_exclusion(folder.path / EXCLUDED_FILE, exclusion)
@@ -235,7 +245,7 @@ def _create_run(
     except BaseException:
         folder.delete()
         raise
-    return folder
+    return folder, request
 
 
 def check_fit(request: Request, space: Space, manifest: Manifest) -> tuple[str, ...]:

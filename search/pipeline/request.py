@@ -67,6 +67,7 @@ def parse_request(arguments: Sequence[str] | None = None, exits: bool = True) ->
     default = DEMO_SPACE if options["data"] is None else DEFAULT_SPACE
     space: Path = options["space"] or own or find_space(default)
     options["space"] = space
+    options["names_run"] = options["name"] is not None
     options["name"] = options["name"] or f"{space.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     return Request(**options)
 

@@ -41,6 +41,7 @@ class Request:
         image_column: Its column of images; likewise `label_column` and `group_column`.
         group_by: Regular expression that finds the group in an image's name.
         names_space: Whether --space was given; without it, a resumed run uses its own.
+        names_run: Whether --name was given; without it, one that is taken gets a number.
     """
 
     space: Path
@@ -68,6 +69,7 @@ class Request:
     quiet: bool
     verbose: bool
     names_space: bool = False
+    names_run: bool = True
     classes: tuple[str, ...] | None = None
     image_size: int | None = None
     constants: Mapping[str, Value] | None = None

@@ -71,21 +71,33 @@ class RunFolder:
             raise FolderError(f"--out {out} cannot be written to; give another --out")
 
     @classmethod
-    def create(cls, out: Path, name: str) -> RunFolder:
+    def create(cls, out: Path, name: str, *, renames: bool = False) -> RunFolder:
         """Create the folder of a new run.
+
+        Args:
+            out: The folder of all runs.
+            name: The run's.
+            renames: Whether a taken name is followed by a number: that of a run which began in the
+                same second, as nobody chose it.
 
         Raises:
             FolderError: see `check_free`.
         """
-        cls.check_free(out, name)
-        path = out / name
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise FolderError(
-                f"--out {out} cannot be written to: {error.strerror}; give another --out"
-            ) from None
-        return cls(path)
+        names = (name, *(f"{name}-{number}" for number in range(2, 1000 if renames else 2)))
+        for one in names:
+            if renames and (out / one).exists():
+                continue
+            cls.check_free(out, one)
+            try:
+                (out / one).mkdir(parents=True)
+            except FileExistsError:  # since the check
+                continue
+            except OSError as error:
+                raise FolderError(
+                    f"--out {out} cannot be written to: {error.strerror}; give another --out"
+                ) from None
+            return cls(out / one)
+        raise FolderError(f"there is a run called {name!r} in {out}: give another --name")
 
     @classmethod
     def open(cls, path: Path, *, resumes: bool = False) -> RunFolder:
@@ -149,6 +161,11 @@ class RunFolder:
     def has_trials(self) -> bool:
         """Whether the search has begun, so that there is something to resume."""
         return (self.path / STUDY).is_file()
+
+    @property
+    def has_result(self) -> bool:
+        """Whether there is a trial or a model; a run without one leaves nothing behind."""
+        return self.has_trials or (self.path / MODEL).is_file()
 
     def check_study(self) -> None:
         """Check that the study is there if there have been trials.

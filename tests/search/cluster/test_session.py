@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -14,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.tune.execution.class_cache import DEFAULT_ENV_VARS
 
+from search.cluster import session
 from search.cluster.session import (
     WORKER_VARIABLES,
     SessionError,
@@ -112,3 +114,42 @@ def test_the_programs_own_session_stays_and_our_actors_end() -> None:
         ray_session("auto"),
     ):
         raise AssertionError
+
+
+FAILURES = {
+    "no space is left": OSError(errno.ENOSPC, "No space left on device"),
+    "raise `ulimit -u`": BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+    "can't start new thread; this user": RuntimeError("can't start new thread"),
+    "The current node timed out during startup.; see that": Exception(
+        "The current node timed out during startup.\nThis could happen"
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_why_ray_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
+    def refuse(**_: object) -> None:
+        raise FAILURES[failure]
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(SessionError) as caught, ray_session(None):
+        pass
+    message = str(caught.value)
+    assert message.startswith("Ray cannot start")
+    assert "\n" not in message
+    assert failure in message
+
+
+def test_a_long_folder_of_temporary_files_is_not_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch systems give each job one; a socket's path has 107 bytes at most."""
+    long = Path("/tmp") / ("job" * 15)
+    monkeypatch.setenv("RAY_TMPDIR", "")
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setattr(session, "gettempdir", lambda: str(long))
+    configure_ray()
+    assert os.environ["RAY_TMPDIR"] == "/tmp"
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
+    configure_ray()
+    assert os.environ["RAY_TMPDIR"] == str(long)
+    assert "must have at most 40 bytes" in session._why_not_started(OSError("AF_UNIX path length"))

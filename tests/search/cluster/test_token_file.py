@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -64,3 +65,15 @@ def test_a_session_serves_no_metrics(ray_session: None) -> None:
     import ray
 
     assert ray.nodes()[0]["MetricsExportPort"] <= 0
+
+
+@pytest.mark.parametrize("home", ["no folder/file", "/proc/none"])
+def test_without_a_home_folder_this_process_has_a_token_of_its_own(
+    token_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    monkeypatch.setenv("HOME", str(token_path.parents[1] / home))
+    (token_path.parents[1] / "no folder").touch()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    make_private()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64

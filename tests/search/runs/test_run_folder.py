@@ -274,3 +274,10 @@ def test_a_summary_that_another_program_holds_is_waited_for(tmp_path, monkeypatc
     path = folder.path / "summary.json"
     assert caplog.messages[-1] == f"{path} can be written again"
     assert not list(folder.path.glob("*.partial"))
+
+
+def test_runs_that_begin_in_one_second_get_numbers(tmp_path):
+    names = [RunFolder.create(tmp_path, "digits-1", renames=True).path.name for _ in range(3)]
+    assert names == ["digits-1", "digits-1-2", "digits-1-3"]
+    with pytest.raises(FolderError, match="there is a run called 'digits-1'"):
+        RunFolder.create(tmp_path, "digits-1")
