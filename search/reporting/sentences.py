@@ -101,6 +101,12 @@ def describe_ensemble(scores: WeightedEnsembleScores | None) -> str:
     )
     if scores.enabled:
         return f"the model is an ensemble of finalists, {names}: {losses}"
+    if scores.score_baseline - scores.score > scores.score_gain_se:
+        score, of_best = apart(scores.score, scores.score_baseline, 4)
+        return (
+            f"an ensemble of finalists ({names}) has a lower score, {score}, of the best finalist"
+            f" {of_best}, standard error of the difference {scores.score_gain_se:.4f}; {losses}"
+        )
     return f"an ensemble of finalists ({names}) is not clearly better: {losses}"
 
 

@@ -303,10 +303,11 @@ class WeightedEnsembleScores:
 
     Attributes:
         enabled: Whether it is the model: its log loss is lower by more than one standard error, and
-            it is no worse by the metric.
+            its score is not lower by more than one.
         parts: The highest weight first.
         log_loss_gain_se: Standard error of the losses' difference, paired by image.
         score: By the run's metric, higher is better.
+        score_gain_se: Standard error of the scores' difference, paired by image.
     """
 
     enabled: bool
@@ -316,6 +317,7 @@ class WeightedEnsembleScores:
     log_loss_gain_se: Number
     score: Number
     score_baseline: Number
+    score_gain_se: Number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 
-from search.evaluation.intervals import mean_with_error
+from search.evaluation.intervals import mean_with_error, score_difference
 from search.pipeline.retraining.kfold import Fold
 from spaces.rules import Metric
 from trainables.metrics import compute_score
@@ -43,6 +43,7 @@ class Selection:
         log_loss_gain_se: Standard error of the difference, paired by image.
         score: Cross-fitted score by the metric, higher is better.
         score_baseline: The best finalist's.
+        score_gain_se: Standard error of the difference of these two, paired by image.
     """
 
     weights: np.ndarray
@@ -51,12 +52,17 @@ class Selection:
     log_loss_gain_se: float
     score: float
     score_baseline: float
+    score_gain_se: float
 
     @property
     def enabled(self) -> bool:
-        """Whether the ensemble is clearly better by log loss, and no worse by the metric."""
-        gain = self.log_loss_baseline - self.log_loss
-        return gain > MIN_GAIN_SE * self.log_loss_gain_se and self.score >= self.score_baseline
+        """Whether the ensemble is clearly better by log loss, and not clearly worse by the metric.
+
+        A few hundred images do not show whether a model has one more of them right.
+        """
+        gain, lost = self.log_loss_baseline - self.log_loss, self.score_baseline - self.score
+        is_worse = lost > MIN_GAIN_SE * self.score_gain_se
+        return gain > MIN_GAIN_SE * self.log_loss_gain_se and not is_worse
 
 
 def select_finalists(
@@ -73,7 +79,7 @@ def select_finalists(
         finalists: The folds of each.
         temperatures: Of each; they divide its logits.
         best: Index of the finalist that the ensemble is compared with.
-        metric: By which the ensemble must be no worse.
+        metric: By which the ensemble must not be clearly worse.
         labels: int64 [N], of the whole table.
         groups: int64 [N], near-duplicates in it; None: there are none.
 
@@ -136,7 +142,7 @@ def cross_fit(
         labels: int64 [n].
         fold_of: int64 [n], the fold of each image; at least two occur.
         best: Index of the finalist that the ensemble is compared with.
-        metric: By which the ensemble must be no worse.
+        metric: By which the ensemble must not be clearly worse.
         groups: int64 [n]; images of equal numbers are near-duplicates. None: there are none.
     """
     mixed = np.zeros(probabilities.shape[1:])
@@ -146,13 +152,20 @@ def cross_fit(
         mixed[inside] = mix(probabilities[:, inside], weights)
     losses, baseline = (_log_losses(p, labels) for p in (mixed, probabilities[best]))
     _, standard_error = mean_with_error(baseline - losses, groups)
+    both = _logarithms(mixed), _logarithms(probabilities[best])
+    if metric == "accuracy":
+        correct, correct_of_best = (one.argmax(1) == labels for one in both)
+        _, score_error = mean_with_error(correct.astype(float) - correct_of_best, groups)
+    else:
+        _, score_error = score_difference(metric, *both, labels, groups)
     return Selection(
         weights=select_weights(probabilities, labels),
         log_loss=float(losses.mean()),
         log_loss_baseline=float(baseline.mean()),
         log_loss_gain_se=standard_error,
-        score=compute_score(metric, _logarithms(mixed), labels),
-        score_baseline=compute_score(metric, _logarithms(probabilities[best]), labels),
+        score=compute_score(metric, both[0], labels),
+        score_baseline=compute_score(metric, both[1], labels),
+        score_gain_se=score_error,
     )
 
 

@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 _SELECTION_SCORES = (
     *("log_loss", "log_loss_baseline", "log_loss_gain_se"),
-    *("score", "score_baseline"),
+    *("score", "score_baseline", "score_gain_se"),
 )
 
 _FOLD_STATE = Path("folds") / "state"

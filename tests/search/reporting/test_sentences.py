@@ -14,6 +14,7 @@ from search.reporting.page import write_report
 from search.reporting.sentences import (
     describe_calibration,
     describe_center_crop,
+    describe_ensemble,
     describe_gain,
     describe_label_issues,
     describe_model,
@@ -161,9 +162,14 @@ def test_an_ensemble_is_never_called_by_one_of_its_parts(summary: RunSummary) ->
         log_loss_gain_se=0.01,
         score=0.9,
         score_baseline=0.9,
+        score_gain_se=0.01,
     )
     text = describe_model(replace(summary, weighted_ensemble=ensemble))
     assert text == "an ensemble of finalists: 0.60 trial 0, 6 epochs + 0.40 linear probe of cnn"
+    worse = replace(ensemble, enabled=False, score=0.85)
+    assert "has a lower score, 0.8500, of the best finalist 0.9000" in describe_ensemble(worse)
+    no_better = replace(ensemble, enabled=False, log_loss=0.195)
+    assert "is not clearly better: cross-fitted" in describe_ensemble(no_better)
     # The baseline is the best finalist, but not the model: there is a comparison, and it counts.
     gained = replace(summary, weighted_ensemble=ensemble, comparison=compared(30, 4))
     assert str(describe_gain(gained)).endswith("better beyond chance")

@@ -7,6 +7,7 @@ from search.pipeline.retraining.ensemble_selection import (
     mix,
     select_weights,
 )
+from spaces.rules import Metric
 
 N = 400
 
@@ -79,18 +80,21 @@ def test_near_duplicates_widen_the_standard_error(labels: np.ndarray) -> None:
     assert doubled.log_loss_gain_se == pytest.approx(single.log_loss_gain_se, rel=1e-6)
 
 
-def test_an_ensemble_that_is_worse_by_the_metric_is_not_kept(labels: np.ndarray) -> None:
-    """The best by accuracy is overconfident where it is wrong: its log loss is easily lowered."""
-    best = predicted(1, 0.6, labels)
-    confident = best**8 / (best**8).sum(1, keepdims=True)
-    flat = np.full_like(best, 1 / 3)
-    flat[:, 0] += 1e-3
-    found = cross_fit(np.stack([confident, flat]), labels, FOLD_OF, 0, "accuracy")
-    assert found.score <= found.score_baseline
-    assert found.enabled == (
-        found.score == found.score_baseline
-        and found.log_loss_baseline - found.log_loss > found.log_loss_gain_se
-    )
+@pytest.mark.parametrize(("metric", "n_lost"), [("accuracy", 1), ("accuracy", 40), ("macro_f1", 1)])
+def test_an_ensemble_that_is_clearly_worse_by_the_metric_is_not_kept(
+    metric: Metric, n_lost: int, labels: np.ndarray
+) -> None:
+    """The best by score is sure of its mistakes; the other has a few more, and is not sure."""
+    best = 0.98 * np.eye(3)[labels] + 0.02 / 3
+    best[:20] = 0.999 * np.eye(3)[(labels[:20] + 1) % 3] + 0.001 / 3
+    other = 0.6 * np.eye(3)[labels] + 0.4 / 3
+    other[: 20 + n_lost] = 0.2 * np.eye(3)[(labels[: 20 + n_lost] + 1) % 3] + 0.8 / 3
+    found = cross_fit(np.stack([best, other]), labels, FOLD_OF, 0, metric)
+    assert found.log_loss < found.log_loss_baseline - 2 * found.log_loss_gain_se
+    lost = found.score_baseline - found.score
+    assert found.enabled == (lost <= found.score_gain_se)
+    if metric == "accuracy":
+        assert found.enabled == (lost < 0.01)
 
 
 def test_a_model_of_little_weight_is_left_out(labels: np.ndarray) -> None:
