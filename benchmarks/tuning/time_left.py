@@ -111,7 +111,7 @@ def read_replay(path: Path) -> Replay:
             fold_growth(summary.data.train, summary.data.val, settings.folds),
             closing_seconds(
                 summary.data.test + (0 if summary.external is None else summary.external.n),
-                next((one.latency_ms for one in (summary.linear_probe or {}).values()), nan),
+                min((one.latency_ms for one in (summary.linear_probe or {}).values()), default=nan),
             ),
             _budget(record, clock, stages),
             clock,

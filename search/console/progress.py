@@ -147,7 +147,8 @@ class Progress:
 
     def _print_warning(self, text: str) -> None:
         console = SafeConsole(stderr=True, highlight=False) if self._quiet else self.console
-        console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+        line = text if self._quiet else self._fold(text, len("warning: "))
+        console.print(Text(f"warning: {line}", style="yellow"), soft_wrap=True)
 
     @contextmanager
     def tolerating(self, what: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.out_of_fold import OutOfFold
 from search.reporting.examples import save_samples
 from search.reporting.sentences import describe_evaluations
-from search.runs.run_folder import RunFolder
-from search.runs.summary import Evaluations, ExternalScores
+from search.runs.run_folder import MODEL, RunFolder
+from search.runs.summary import Evaluations, ExternalScores, ModelCost
 from trainables.images import ImageRows, as_tensor
 from trainables.models.digest import model_digest
+from trainables.models.latency import measure_latency
 from trainables.models.model import Model, predict
+from trainables.worker import training_device
 
 OUTPUTS = "evaluation.npz"
 TEST_PREDICTIONS = "test_predictions.csv"
@@ -45,8 +48,8 @@ def evaluate(
     everything is chosen. Where a resumed run ends with the model that it ended with before, the
     test set is not evaluated again: `evaluation.npz` has what they predicted. Writes this file,
     `test_predictions.csv`, `external_predictions.csv`, the images that the report shows of both,
-    and the summary's sections `evaluation`, `test`, `calibration`, `comparison`, `external` and
-    `samples`.
+    and the summary's sections `evaluation`, `test`, `calibration`, `comparison`, `model_cost`,
+    `external` and `samples`.
 
     Args:
         prepared: The images.
@@ -64,9 +67,32 @@ def evaluate(
     test = _evaluate_test(
         prepared, model, baseline, out_of_fold, folder, progress, expected_discordance
     )
+    with progress.tolerating("what the model costs"):
+        cost = measure_cost(model, folder.path / MODEL)
+        folder.write_summary(replace(folder.summary, model_cost=cost))
     if prepared.external is None:
         return test, None
     return test, _evaluate_external(prepared, prepared.external, model, folder, progress)
+
+
+def measure_cost(model: Model, path: Path) -> ModelCost:
+    """Measure the size of a model and the time of a prediction, alone and in batches of 32.
+
+    Args:
+        model: The model.
+        path: Its file.
+    """
+    device = training_device()
+    size = model.card.image_size
+    one, many = (measure_latency(model, size, device, n) for n in (1, 32))
+    model.to("cpu")
+    return ModelCost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        megabytes=path.stat().st_size / 1e6,
+        latency_ms=one,
+        latency_ms_batch_32=many,
+        device=device.type,
+    )
 
 
 def _evaluate_test(

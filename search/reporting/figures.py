@@ -11,10 +11,14 @@ from markupsafe import Markup
 
 from search.console.formatting import first_line
 from search.reporting import style
+from search.reporting.charts.class_balance import chart_class_balance
+from search.reporting.charts.confusion import chart_confusions
+from search.reporting.charts.coverage import chart_coverage
+from search.reporting.charts.latency import chart_latency
+from search.reporting.charts.trial_curves import chart_trial_curves
 from search.reporting.model_figures import (
     chart_ablation,
     chart_accuracies,
-    chart_confusions,
     chart_curves,
     chart_reliability,
 )
@@ -31,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 CHARTS: dict[str, Callable[[Record], Iterator[style.Chart]]] = {
     "history of the trials": chart_history,
+    "curves of the trials": chart_trial_curves,
     "parallel coordinates": chart_parameters,
     "hyperparameter importance": chart_importances,
     "time of the stages": chart_stages,
@@ -38,6 +43,9 @@ CHARTS: dict[str, Callable[[Record], Iterator[style.Chart]]] = {
     "accuracies": chart_accuracies,
     "confusion matrices": chart_confusions,
     "reliability diagram": chart_reliability,
+    "accuracy against coverage": chart_coverage,
+    "accuracy against latency": chart_latency,
+    "class balance": chart_class_balance,
     "ablation": chart_ablation,
 }
 """What draws the figures, by their names in a notice of those that are missing."""

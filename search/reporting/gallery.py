@@ -25,6 +25,9 @@ SIDE = 160
 PARTS = ("data", "external")
 """The two sets of images; each has its own names."""
 
+AUGMENTATION = Path("gallery") / "augmentation.jpg"
+"""Training images with augmented samples, in the run's folder."""
+
 _HEATMAP = ".gradcam.png"  # grayscale, a pixel for each position of the feature map
 _QUALITY = 82  # a photo takes about 6 kB
 _MAX_SHARP_SIDE = 64  # pixels; up to here an image is saved without colour subsampling

@@ -8,38 +8,31 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from search.console.formatting import interval, percent
 from search.evaluation.calibration import expected_calibration_error, reliability_bins
 from search.reporting.run_record import Epoch, Record
 from search.reporting.style import (
     ACCENT,
-    BAD,
     HEIGHT,
     INK,
     MUTED,
-    ON_ACCENT,
     SMALL,
     WARM,
     WIDTH,
     Chart,
     add_legend,
     create_axes,
-    shorten,
     use_integer_ticks,
     use_percent_ticks,
 )
 
-_MAX_CLASSES = 40  # of a confusion matrix that can still be read
-_MAX_NUMBERED_CLASSES = 30  # cells of larger confusion matrices are too small for numbers
-
 
 def chart_curves(record: Record) -> Iterator[Chart]:
     """Yield the learning curves of the best trial."""
-    best, trial = record.summary.best, record.best_trial
-    if best is not None and trial is not None and len(trial.curve) > 1:
-        yield from _chart_curves(trial.curve, best.epoch)
+    trial = record.best_trial
+    if trial is not None and len(trial.curve) > 1:
+        yield from _chart_curves(trial.curve, trial.best_epoch)
 
 
 def chart_accuracies(record: Record) -> Iterator[Chart]:
@@ -80,7 +73,7 @@ def chart_accuracies(record: Record) -> Iterator[Chart]:
         )
 
 
-def _chart_curves(curve: Sequence[Epoch], best_epoch: int) -> Iterator[Chart]:
+def _chart_curves(curve: Sequence[Epoch], best_epoch: int | None) -> Iterator[Chart]:
     for quantity, train, val, caption in (
         (
             "accuracy",
@@ -102,34 +95,6 @@ def _chart_curves(curve: Sequence[Epoch], best_epoch: int) -> Iterator[Chart]:
             f"Over {len(curve)} epochs, {quantity} went from {train[0]:.3g} to {train[-1]:.3g}"
             f" in training, and from {val[0]:.3g} to {val[-1]:.3g} in validation.",
             caption,
-        )
-
-
-def chart_confusions(record: Record) -> Iterator[Chart]:
-    """Yield the confusion matrices."""
-    external = record.summary.external
-    for part, name, scores in (
-        ("test", "test set", record.summary.test),
-        ("external", "external test set", external.scores if external else None),
-    ):
-        if scores is None:
-            continue
-        classes = [row.name for row in scores.per_class]
-        shown = most_confused_classes(scores.confusion, _MAX_CLASSES)
-        n_others = len(classes) - len(shown)
-        title = f"Confusion matrix, {name}"
-        others = f" {n_others} classes with fewer confusions are not shown." if n_others else ""
-        yield Chart(
-            f"confusion_{part}",
-            draw_confusion(
-                [[scores.confusion[i][j] for j in shown] for i in shown],
-                [classes[i] for i in shown],
-                f"{title}: the {len(shown)} most confused classes" if n_others else title,
-            ),
-            f"Confusion matrix of the {name}: {percent(scores.accuracy)} of all images are"
-            f" correct, and lie on the diagonal.{others}",
-            "Rows are true classes, columns predicted ones. Blue is correct, red is wrong; the"
-            f" deeper, the larger the fraction of the row.{others}",
         )
 
 
@@ -164,14 +129,6 @@ def chart_ablation(record: Record) -> Iterator[Chart]:
         + "; ".join(f"{n} {percent(t[-1])} and {percent(v[-1])}" for n, (t, v) in steps.items()),
         "A panel is a step. Where training lies far above validation, the network overfits.",
     )
-
-
-def most_confused_classes(confusion: Sequence[Sequence[int]], n: int) -> list[int]:
-    """Return the n classes with the most confusions, as row or as column, in their own order."""
-    counts = np.array(confusion)
-    np.fill_diagonal(counts, 0)
-    order = np.argsort(-(counts.sum(0) + counts.sum(1)), kind="stable")
-    return sorted(order[:n].tolist())
 
 
 def draw_curves(
@@ -221,39 +178,6 @@ def draw_accuracies(
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    return figure
-
-
-def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """Draw a confusion matrix; the depth of a cell is its fraction of the row's true class."""
-    counts = np.asarray(matrix)
-    n = len(classes)
-    numbered = n <= _MAX_NUMBERED_CLASSES
-    side = min(14.0, max(WIDTH, 1.6 + n * (0.36 if numbered else 0.16)))
-    figure = Figure(figsize=(side, 0.9 * side), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
-    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    for row, column in np.argwhere(counts):
-        fraction = fractions[row, column]
-        colour = ACCENT if row == column else BAD
-        alpha = max(0.15, fraction)  # a single mistake among a thousand must be visible
-        cell = (column - 0.5, row - 0.5)
-        axes.add_patch(Rectangle(cell, 1, 1, facecolor=colour, alpha=alpha, linewidth=0))
-        if numbered:
-            ink = ON_ACCENT if fraction > 0.5 else INK
-            text = str(counts[row, column])
-            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=SMALL)
-    names, size = [shorten(name) for name in classes], SMALL if numbered else 7
-    upright = numbered and all(len(name) <= 2 for name in names)
-    axes.set_xticks(range(n), names, rotation=0 if upright else 90, fontsize=size)
-    axes.set_yticks(range(n), names, fontsize=size)
-    axes.set_xlim(-0.5, n - 0.5)
-    axes.set_ylim(n - 0.5, -0.5)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
     return figure
 
 

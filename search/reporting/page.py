@@ -36,6 +36,7 @@ from search.console.formatting import (
 from search.data.audit import ISSUES, NOT_SEEN, UNUSED
 from search.data.manifest import Issue
 from search.evaluation.label_issues import MAX_ISSUES
+from search.reporting.charts.coverage import SHOWN_THRESHOLD, coverages, describe_coverage
 from search.reporting.examples import (
     MAX_DUPLICATES,
     MAX_EXTERNAL,
@@ -46,7 +47,7 @@ from search.reporting.examples import (
     top_losses,
 )
 from search.reporting.figures import Figure, describe_gap, draw_figures
-from search.reporting.gallery import EmbeddedImages, Gallery
+from search.reporting.gallery import AUGMENTATION, EmbeddedImages, Gallery
 from search.reporting.run_record import Record, TrialRecord, read_record
 from search.reporting.search_figures import MIN_TRIALS_FOR_IMPORTANCE
 from search.reporting.sentences import (
@@ -64,6 +65,9 @@ from search.reporting.sentences import (
 )
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Scores
+
+_TABLES = ("trials.csv", "test_predictions.csv", "split.csv", "folds/label_issues.csv")
+"""Tables that the page links to; they stand beside it in the run's folder."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MAX_TRIALS = 2000  # rows of the table; all are in trials.csv
@@ -159,6 +163,11 @@ def _draw_page(record: Record, figures: Mapping[str, Figure], gaps: list[str]) -
             describe_optimism=describe_optimism,
             describe_label_issues=describe_label_issues,
             of_images=of_images,
+            coverage_text=describe_coverage(record.test),
+            coverages=coverages(record.test),
+            shown_threshold=SHOWN_THRESHOLD,
+            tables={name for name in _TABLES if (record.folder / name).is_file()},
+            augmentation=_augmentation(record.folder),
             metric=summary.metric,
             metric_name=METRIC_NAMES[summary.metric],
         )
@@ -325,6 +334,14 @@ def _templates(gaps: list[str]) -> Environment:
     templates.globals["section"] = section
     templates.tests |= {"perfect": is_perfect, "known": math.isfinite}
     return templates
+
+
+def _augmentation(folder: Path) -> str | None:
+    """Return the sheet of augmented training images as a data URI; None where there is none."""
+    path = folder / AUGMENTATION
+    if not path.is_file():
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _megabytes(path: Path) -> float | None:

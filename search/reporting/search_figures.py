@@ -50,6 +50,7 @@ _TREES = 32  # of the forest that importances are computed from
 _SURE_PER_PARAMETER = 10  # complete trials a parameter, below which importances are a guess
 _MAX_LINES = 400  # in parallel coordinates; more would hide one another
 _MAX_WHOLE_TICKS = 8
+_MIN_TRIALS_FOR_QUARTER = 8  # below it, the best quarter is the bold line
 _MIN_TICK_DISTANCE = 0.07  # of an axis's length, below which labels would touch
 _MISSING_POSITION = -0.12  # of trials that do not have a parameter, below its axis
 
@@ -146,8 +147,9 @@ def chart_parameters(record: Record) -> Iterator[Chart]:
             "Parallel coordinates: one line per trial, across "
             + ", ".join(column.name for column in columns)
             + ", to its validation accuracy. The table of trials has the same numbers.",
-            "A line is a trial, from its parameters to its accuracy. Blue is the best quarter"
-            + ("." if place is None else ", the bold one is the final model.")
+            "A line is a trial, from its parameters to its accuracy."
+            + (" Blue is the best quarter." if len(shown) >= _MIN_TRIALS_FOR_QUARTER else "")
+            + ("" if place is None else " The bold one is the final model.")
             + (
                 " Below an axis are trials without that parameter."
                 if any(None in column.values for column in columns)

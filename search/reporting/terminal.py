@@ -150,6 +150,12 @@ def _facts(summary: RunSummary, path: Path) -> Iterator[tuple[str, str]]:
     searched, external = summary.search, summary.external
     if model := describe_model(summary):
         yield "model", model
+    if (cost := summary.model_cost) is not None:
+        yield (
+            "cost",
+            f"{cost.parameters:,} parameters, {cost.megabytes:.1f} MB; {cost.latency_ms:.1f} ms for"
+            f" one image, {cost.latency_ms_batch_32:.1f} ms an image in batches of 32",
+        )
     if searched is not None:
         states = (f"{getattr(searched, name)} {name}" for name in ("complete", "pruned", "failed"))
         seconds = sum((summary.stages or {}).values())

@@ -490,6 +490,25 @@ def _with_scores(section: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelCost:
+    """What the model costs to keep and to run, on the driver's machine.
+
+    Attributes:
+        parameters: Of all members; stages that they share count once.
+        megabytes: Of `model.pt`, in units of 10⁶ bytes.
+        latency_ms: Milliseconds of one image, in a batch of one.
+        latency_ms_batch_32: Milliseconds an image, in batches of 32.
+        device: "cpu" or "cuda".
+    """
+
+    parameters: int
+    megabytes: Number
+    latency_ms: Number
+    latency_ms_batch_32: Number
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AblationScores:
     """One step of the ablation; accuracies are of its last epoch unless they say `best`."""
 
@@ -540,6 +559,7 @@ class RunSummary:
     test: Scores | None = None
     comparison: Comparison | None = None
     external: Annotated[ExternalScores | None, BeforeValidator(_with_scores)] = None
+    model_cost: ModelCost | None = None
     ablation: list[AblationScores] | None = None
     samples: Mapping[str, Samples] | None = None
     stages: Mapping[str, Number] | None = None

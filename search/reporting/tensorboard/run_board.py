@@ -25,6 +25,7 @@ from torch.utils.tensorboard.summary import pr_curve
 
 from search.console.formatting import compact, count
 from search.evaluation.predictions import Predictions
+from search.reporting.gallery import AUGMENTATION
 from search.reporting.tensorboard.event_file import append_summary
 from search.reporting.tensorboard.image_grid import (
     N_DRAWS,
@@ -39,6 +40,7 @@ from search.reporting.tensorboard.image_grid import (
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Settings
 from spaces.base import Space
+from trainables.atomic_write import write_atomically
 from trainables.compute import mixed_precision
 from trainables.images import ImageRows, crop_pixels
 from trainables.models.model import Model
@@ -90,9 +92,12 @@ class RunBoard:
         for fraction in (1 / 3, 2 / 3, 1.0):
             strength = fraction * strongest
             tiles = augmented_tiles(chosen, strength, space.image_size, space.flip)
+            sheet = as_jpeg(draw_grid(tiles, 1 + N_DRAWS))
+            with write_atomically(self._run.path / AUGMENTATION) as partial:
+                partial.write_bytes(sheet)  # the strongest one stays, for the report
             self._write_image(
                 f"augmentation/strength_{strength:.2f}",
-                as_jpeg(draw_grid(tiles, 1 + N_DRAWS)),
+                sheet,
                 f"An image, and samples of it with `augment` {strength:.2f}.",
             )
 
@@ -232,7 +237,7 @@ def _draw_confusion(
 ) -> bytes:
     """Draw a confusion matrix as PNG."""
     from search.reporting import style  # Matplotlib takes a while, and is needed last.
-    from search.reporting.model_figures import draw_confusion
+    from search.reporting.charts.confusion import draw_confusion
 
     counts = confusion_matrix(labels, predicted, labels=range(len(classes))).tolist()
     title = {"test": "Test set", "out_of_fold": "Out-of-fold", "external": "External test set"}

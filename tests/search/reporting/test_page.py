@@ -29,6 +29,7 @@ from search.runs.summary import (
     CenterCropScores,
     Evaluations,
     ExternalScores,
+    ModelCost,
     ProbeScore,
     Samples,
     SearchCounts,
@@ -247,6 +248,25 @@ def test_a_linear_probe_has_no_optimism(run: Path) -> None:
     assert "optimism (selection bias)" not in words
 
 
+def test_confident_answers_are_counted_with_their_accuracy(finished: Path) -> None:
+    page = Page(finished / "report.html")
+    assert "Answer only above 0.90: 97.5% of images (39 images), 97.4% of them right." in page.words
+    assert "search.predict --threshold 0.9" in page.words
+    assert "0.99 0 0.0%" in page.words
+
+
+def test_what_the_model_costs_is_shown(run: Path) -> None:
+    cost = ModelCost(
+        parameters=1234567, megabytes=5.04, latency_ms=12.34, latency_ms_batch_32=3.21, device="cpu"
+    )
+    assert "parameters in" not in Page(run / "report.html").words
+    set_sections(run, model_cost=cost)
+    assert (
+        "The model has 1,234,567 parameters in 5.0 MB; on this machine (CPU) it takes 12.3 ms for"
+        " one image, 3.2 ms an image in batches of 32." in words_of(run)
+    )
+
+
 def test_top_losses_come_most_confident_first(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert re.search(r"test/7\.jpg .* test/3\.jpg", page.words)
@@ -328,6 +348,8 @@ def test_figures_have_text_alternatives_and_files(finished: Path) -> None:
     names = {
         *("accuracy", "history", "survival", "parallel_coordinates", "importances", "stages"),
         *("model_loss", "model_accuracy", "confusion_test", "confusion_external", "reliability"),
+        *("confusion_test_normalised", "confusion_external_normalised"),
+        *("trial_curves", "coverage", "class_balance"),
     }
     assert len(images) == len(names)
     assert all(image["aria-label"] for image in images)
@@ -341,7 +363,8 @@ def test_ids_are_unique_and_references_are_there(finished: Path) -> None:
     assert len(ids) == len(set(ids))
     for _, attributes in page.tags:
         for name in ("href", "xlink:href"):
-            assert str(attributes.get(name) or f"#{ids[0]}")[1:] in ids
+            target = str(attributes.get(name) or f"#{ids[0]}")
+            assert target[1:] in ids or (target.endswith(".csv") and (finished / target).is_file())
         for name in ("aria-labelledby", "for"):
             assert attributes.get(name, ids[0]) in ids
 

@@ -1,0 +1,1 @@
+"""Figures of the report that need only a few numbers each."""
