@@ -33,7 +33,7 @@ check: lint test
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long
 
-# Searches broken in twenty-one ways and resumed; the full disk needs root and is skipped without it.
+# Searches broken in twenty-two ways and resumed; the full disk needs root and is skipped without it.
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.system.faults.injection
 

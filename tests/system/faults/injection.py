@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.harness.reporting import describe_setting, write_result
 from tests.system.faults.catalogue import FAULTS, MissingRightsError
 from tests.system.faults.experiment import Outcome
+from tests.system.faults.served import server_terminated
 from tests.system.faults.surroundings import SURROUNDINGS
 
 _HEAD = ("injected", "lost", "doubled", "again", "beyond", "processes", "segments")
@@ -44,7 +45,7 @@ def main() -> int:
     print(_LINE.format("fault", *_HEAD, ""), flush=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
-        for fault in (*FAULTS, *SURROUNDINGS):
+        for fault in (*FAULTS, *SURROUNDINGS, server_terminated):
             name = fault.__name__
             if not words or any(word in name for word in words):
                 rows += _inject(fault, Path(scratch) / name)
