@@ -59,7 +59,7 @@ class ModelInfo(BaseModel):
     name: str = Field(description="Name of the run, or of the model's file.")
     version: str = Field(description="Of the program that serves it.")
     accuracy: float | None = Field(default=None, description="On the test set, where it is known.")
-    accuracy_ci95: tuple[float, float] | None = Field(
+    accuracy_ci95: list[float] | None = Field(
         default=None, description="95% confidence interval of the accuracy."
     )
     n_test: int | None = Field(default=None, description="Images of the test set.")
@@ -126,7 +126,7 @@ def describe_model(path: Path, card: ModelCard) -> ModelInfo:
         name=readable(path.resolve().name if is_run else path.stem),
         version=version(),
         accuracy=test.accuracy if test and has_accuracy else None,
-        accuracy_ci95=test.accuracy_ci95 if test and has_accuracy else None,
+        accuracy_ci95=list(test.accuracy_ci95) if test and has_accuracy else None,
         n_test=test.n if test and has_accuracy else None,
         classes=list(card.classes),
         resize_mode=card.resize_mode,

@@ -69,7 +69,7 @@ def described_url(colour_run: Path) -> Iterator[str]:
     """The page of a model whose accuracy is known."""
     predictor = load(colour_run)
     info = describe_model(colour_run, predictor.model.card).model_copy(
-        update={"accuracy": 0.9833, "accuracy_ci95": (0.9114, 0.9971), "n_test": 60}
+        update={"accuracy": 0.9833, "accuracy_ci95": [0.9114, 0.9971], "n_test": 60}
     )
     with serving(predictor, Limits(), info=info) as url:
         yield f"{url}/"
