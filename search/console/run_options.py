@@ -115,7 +115,8 @@ def _add_search(parser: Parser) -> None:
         type=positive_number,
         dest="max_latency_ms",
         metavar="MS",
-        help="search no network that takes longer for one image on this machine, in milliseconds",
+        help="search no network that takes longer for one image on this machine, in milliseconds,"
+        " and join no finalists that together do",
     )
     group.add_argument(
         "--weights",

@@ -108,6 +108,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
                 progress,
                 next_finalists(searched.study, space, finalists),
                 searched.budget,
+                request.max_latency_ms,
             )
         except FoldError as error:
             progress.warn(str(error))

@@ -32,6 +32,7 @@ from search.tuning.study import (
     count_unfinished,
     ended_trials,
     kept_scores,
+    name_metric,
     open_storage,
     open_study,
     ranked_trials,
@@ -84,6 +85,7 @@ def run_search(
     rows = {name: prepared.rows(name) for name in ("train", "val")}
     storage = open_storage(folder.path, progress.warn)
     study = open_study(storage)
+    name_metric(study, space.metric)
     gpu_fraction = measure_gpu_fractions(space, context, rows["train"])
     if any(gpu_fraction.values()):
         progress.say("fraction of a GPU for each trial: " + describe(gpu_fraction))

@@ -99,6 +99,12 @@ def describe_ensemble(scores: WeightedEnsembleScores | None) -> str:
         f"cross-fitted out-of-fold log loss {loss}, of the best finalist {of_best}, standard error"
         f" of the difference {scores.log_loss_gain_se:.4f}"
     )
+    if scores.latency_ms > scores.max_latency_ms:
+        return (
+            f"an ensemble of finalists ({names}) is not the model: it takes"
+            f" {scores.latency_ms:.1f} ms for one image, above --max-latency"
+            f" {scores.max_latency_ms:g}; {losses}"
+        )
     if scores.enabled:
         return f"the model is an ensemble of finalists, {names}: {losses}"
     if scores.score_baseline - scores.score > scores.score_gain_se:

@@ -308,6 +308,8 @@ class WeightedEnsembleScores:
         log_loss_gain_se: Standard error of the losses' difference, paired by image.
         score: By the run's metric, higher is better.
         score_gain_se: Standard error of the scores' difference, paired by image.
+        latency_ms: Milliseconds of one image, where `--max-latency` bounds it by `max_latency_ms`;
+            NaN where it was not measured.
     """
 
     enabled: bool
@@ -318,6 +320,8 @@ class WeightedEnsembleScores:
     score: Number
     score_baseline: Number
     score_gain_se: Number
+    latency_ms: Number = math.nan
+    max_latency_ms: Number = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,14 @@ import json
 import logging
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
@@ -27,7 +29,7 @@ from search.runs.run_folder import STUDY
 from search.runs.tables import write_csv
 from search.runs.validation import FolderError
 from spaces.base import Space, TrialConfig
-from spaces.rules import Value
+from spaces.rules import Metric, Value
 from trainables.atomic_write import write_patiently
 from trainables.trial_result import EpochResult, TrialResult
 
@@ -112,6 +114,15 @@ def open_study(storage: BaseStorage) -> optuna.Study:
     return optuna.create_study(
         storage=storage, study_name=STUDY_NAME, direction="maximize", load_if_exists=True
     )
+
+
+def name_metric(study: optuna.Study, metric: Metric) -> None:
+    """Name what trials are compared by, for optuna-dashboard."""
+    if study.metric_names is None:
+        sign = "negative " if metric == "log_loss" else ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names([f"{sign}validation {metric}"])
 
 
 def load_study(run_folder: Path) -> optuna.Study | None:

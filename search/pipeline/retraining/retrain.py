@@ -54,10 +54,11 @@ from search.tuning.study import BASELINE_TRIAL
 from search.tuning.time_budget import TimeBudget
 from spaces.rules import Metric
 from trainables.models.ensemble import Ensemble
+from trainables.models.latency import measure_latency
 from trainables.models.model import Model, join, save_model
 from trainables.models.network_cut import N_STAGES
 from trainables.models.ood import OODScorer
-from trainables.worker import TrainingContext
+from trainables.worker import TrainingContext, training_device
 
 _log = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ def retrain_finalists(
     progress: Progress,
     next_best: Sequence[Finalist] = (),
     budget: TimeBudget | None = None,
+    max_latency_ms: float | None = None,
 ) -> Retrained:
     """Retrain the finalists by k-fold; the folds of the best one, or of several, are the model.
 
@@ -191,6 +193,8 @@ def retrain_finalists(
         next_best: Trials that take the place of finalists that are dropped, and that are retrained
             as well while a time budget lasts.
         budget: The time budget; None without one.
+        max_latency_ms: Milliseconds that an ensemble of finalists may take for one image; None is
+            any number.
 
     Raises:
         FoldError: all were dropped.
@@ -266,12 +270,11 @@ def retrain_finalists(
     _write_selection(selection, [results[i] for i in parts], folder, progress)
     if selection is not None and selection.enabled:
         weights[parts] = selection.weights
-    chosen = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i]]
-    ensembles = [
-        _as_ensemble(prepared, results[i], probes, temperatures[i], fit_ood(results[i].folds))
-        for i in chosen
-    ]
-    model = join(ensembles, [float(weights[i]) for i in chosen])
+    model, chosen = _join(prepared, results, weights, probes, temperatures)
+    size, bound = prepared.space.image_size, max_latency_ms
+    if len(chosen) > 1 and bound and _is_too_slow(model, bound, size, folder, progress):
+        weights = np.array([float(result is winner) for result in results])
+        model, chosen = _join(prepared, results, weights, probes, temperatures)
     save_model(model, folder.path / MODEL)
     names = ", ".join(results[i].finalist.name for i in chosen)
     _log.info("%s: the folds of %s", folder.path / MODEL, names)
@@ -293,6 +296,40 @@ def retrain_finalists(
         _as_ensemble(prepared, results[place], probes, temperatures[place]),
         discordance,
     )
+
+
+def _join(
+    prepared: PreparedData,
+    results: Sequence[CrossValidation],
+    weights: np.ndarray,
+    probes: CenterCropProbes,
+    temperatures: Sequence[float],
+) -> tuple[Model, list[int]]:
+    """Return the model of these finalists, and which have a weight, the highest first."""
+    chosen = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i]]
+    ensembles = [
+        _as_ensemble(prepared, results[i], probes, temperatures[i], fit_ood(results[i].folds))
+        for i in chosen
+    ]
+    return join(ensembles, [float(weights[i]) for i in chosen]), chosen
+
+
+def _is_too_slow(
+    model: Model, max_latency_ms: float, image_size: int, folder: RunFolder, progress: Progress
+) -> bool:
+    """Return whether an ensemble of finalists takes longer than it may, and record it."""
+    section = folder.summary.weighted_ensemble
+    if section is None:
+        return False
+    latency = measure_latency(model, image_size, training_device())
+    is_slow = latency > max_latency_ms
+    section = replace(
+        section, enabled=not is_slow, latency_ms=latency, max_latency_ms=max_latency_ms
+    )
+    folder.write_summary(replace(folder.summary, weighted_ensemble=section))
+    if is_slow:
+        progress.say(describe_ensemble(section))
+    return is_slow
 
 
 def _has_time(

@@ -30,7 +30,7 @@ def test_the_accuracy_of_a_probe_is_not_called_validation(tmp_path: Path) -> Non
     of_probe = dataclasses.replace(
         record,
         summary=dataclasses.replace(record.summary, best=probe),
-        folds={best.trial: [0.9, 0.95], None: [0.9, 0.95]},
+        folds={best.name: [0.9, 0.95]},
     )
     *_, chart = chart_accuracies(of_probe)
     (axes,) = chart.figure.axes

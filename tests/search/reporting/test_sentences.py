@@ -170,6 +170,10 @@ def test_an_ensemble_is_never_called_by_one_of_its_parts(summary: RunSummary) ->
     assert "has a lower score, 0.8500, of the best finalist 0.9000" in describe_ensemble(worse)
     no_better = replace(ensemble, enabled=False, log_loss=0.195)
     assert "is not clearly better: cross-fitted" in describe_ensemble(no_better)
+    slow = replace(ensemble, enabled=False, latency_ms=31.25, max_latency_ms=20.0)
+    assert "is not the model: it takes 31.2 ms for one image, above --max-latency 20;" in (
+        describe_ensemble(slow)
+    )
     # The baseline is the best finalist, but not the model: there is a comparison, and it counts.
     gained = replace(summary, weighted_ensemble=ensemble, comparison=compared(30, 4))
     assert str(describe_gain(gained)).endswith("better beyond chance")

@@ -23,6 +23,7 @@ from search.tuning.study import (
     ended_trials,
     kept_scores,
     load_study,
+    name_metric,
     open_storage,
     open_study,
     ranked_trials,
@@ -96,6 +97,18 @@ study = open_study(open_storage(Path(sys.argv[1])))
 while True:
     study.tell(study.ask(SPACE.distributions), 0.5)
 """
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_metric_has_a_name_in_the_dashboard(tmp_path: Path):
+    storage = open_storage(tmp_path)
+    study = open_study(storage)
+    for _ in range(2):  # a resumed run names it again
+        name_metric(study, "macro_f1")
+    assert open_study(storage).metric_names == ["validation macro_f1"]
+    losses = open_study(InMemoryStorage())
+    name_metric(losses, "log_loss")
+    assert losses.metric_names == ["negative validation log_loss"]
 
 
 def test_a_process_killed_in_a_write_blocks_none_after_it(tmp_path: Path):

@@ -110,6 +110,7 @@ def retrain_known(
     n_finalists: int | None = None,
     failing: Collection[int] = (),
     metric: Metric = "accuracy",
+    max_latency_ms: float | None = None,
 ) -> Retrained:
     """Run the stage without training: the folds of each trial and their predictions are known.
 
@@ -147,6 +148,7 @@ def retrain_known(
         folder,
         Progress(),
         [result.finalist for result in results.values()],
+        max_latency_ms=max_latency_ms,
     )
 
 
@@ -286,6 +288,22 @@ def test_the_model_is_an_ensemble_where_finalists_make_different_mistakes(
     # Where both are right, they are sure of it; where one is wrong, the ensemble is not.
     wrong = results[1].candidate.without_crop.correct == 0
     assert (predictions.probabilities[wrong].max(1) < 0.8).all() == differ
+
+
+@pytest.mark.parametrize(("bound", "n_parts"), [(29.0, 1), (31.0, 3), (None, 3)])
+def test_finalists_that_are_too_slow_together_are_no_ensemble(
+    bound: float | None, n_parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrain, "measure_latency", lambda *_: 30.0)
+    results = {n: validated(n, 8, 3.0, 3, wrong_class=n - 1) for n in (1, 2, 3)}
+    folder = RunFolder(tmp_path)
+    retrained = retrain_known(results, folder, monkeypatch, max_latency_ms=bound)
+    assert len(retrained.model.weights) == n_parts
+    assert sum(retrained.model.weights) == pytest.approx(1)
+    scores = folder.summary.weighted_ensemble
+    assert scores is not None
+    assert scores.enabled == (n_parts > 1)
+    assert scores.latency_ms == 30.0 or bound is None
 
 
 def test_folds_that_a_finalist_lacks_do_not_count_in_the_selection() -> None:
