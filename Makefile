@@ -45,11 +45,13 @@ cluster-test: $(INSTALLED)
 cluster-speed: $(INSTALLED)
 	$(BIN)/python -m tests.system.cluster.two_hosts
 
-# 10,000 damaged bodies against a running server, and atheris on the readers: about 15 minutes.
+# 10,000 damaged bodies against a running server, atheris on the readers, and names, run files and
+# images of any shape: about 25 minutes.
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.system.fuzz.bodies
 	$(BIN)/python -m tests.system.fuzz.readers image -runs=20000
 	$(BIN)/python -m tests.system.fuzz.readers model -runs=5000
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/system/fuzz/test_inputs.py
 
 # Small mistakes put into copies of the code, each of which tests must notice; 10 minutes on 2 cores.
 mutants: $(INSTALLED)

@@ -160,6 +160,7 @@ async function draw(card, name, file, result, label) {
       }
     }
     heatMap.hidden = !box.checked;
+    image.classList.toggle("gray", box.checked); // as in the report
     const what = box.checked ? ` with the Grad-CAM heat map of ${label}` : "";
     image.setAttribute("aria-label", `${shown}${what}`);
   };
