@@ -269,7 +269,9 @@ def _add_places(parser: Parser) -> None:
 
 def _add_output(parser: Parser) -> None:
     group = parser.add_argument_group("what is shown").add_mutually_exclusive_group()
-    group.add_argument("-q", "--quiet", action="store_true", help="print only the result")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="print only the result, as one line"
+    )
     group.add_argument(
         "-v", "--verbose", action="store_true", help="print the run log as well, as it is written"
     )

@@ -148,7 +148,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
             )
     _write_report(folder, progress)
     with progress.tolerating("the closing summary"):
-        show_result(folder.summary, folder.path, progress.console)
+        show_result(folder.summary, folder.path, progress.console, in_one_line=request.quiet)
     return 0
 
 

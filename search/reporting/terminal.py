@@ -39,14 +39,20 @@ from search.runs.summary import BestModel, ProbeScore, RunSummary, Scores
 from spaces.rules import Metric
 
 
-def show_result(summary: RunSummary, path: Path, console: Console) -> None:
+def show_result(
+    summary: RunSummary, path: Path, console: Console, in_one_line: bool = False
+) -> None:
     """Print a finished run's accuracies, its files, and the commands of the next steps.
 
     Args:
         summary: The run's summary.
         path: Its folder.
         console: Where to print.
+        in_one_line: Print `result_line` alone.
     """
+    if in_one_line:
+        console.print(Text(result_line(summary, path)), soft_wrap=True)
+        return
     if gained := describe_search_gain(summary):
         console.print(Text(_fold(f"{gained[0].upper()}{gained[1:]}.", console), style="bold"))
     console.print(_accuracies(summary))
@@ -56,6 +62,22 @@ def show_result(summary: RunSummary, path: Path, console: Console) -> None:
     for line in (*facts, "", *_next_steps(path)):
         # Not in a table, which would cut paths; not as markup, for their [ ].
         console.print(Text(line), soft_wrap=True)
+
+
+def result_line(summary: RunSummary, path: Path) -> str:
+    """Return a finished run's result as one line for a script: `name=value`, separated by spaces.
+
+    Args:
+        summary: The run's summary.
+        path: Its folder.
+    """
+    test, metric = summary.test, summary.metric
+    if test is None:
+        raise ValueError("only a finished run has a result to show")
+    value, (low, high) = test.of_metric(metric)
+    figures = {metric: value, "ci95_low": low, "ci95_high": high, "accuracy": test.accuracy}
+    words = [f"{name}={number:.6f}" for name, number in figures.items()]
+    return " ".join([*words, f"n={test.n}", f"run={quote_path(path)}"])
 
 
 def _fold(line: str, console: Console) -> str:

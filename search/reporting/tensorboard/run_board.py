@@ -139,7 +139,7 @@ class RunBoard:
         )
         for index in np.unique(labels)[:_MAX_CURVES]:
             scores = probabilities[:, index].astype(np.float64)
-            self._write(pr_curve(f"{part}/{classes[index]}", labels == index, scores))
+            self._write(pr_curve(f"pr/{part}/{classes[index]}", labels == index, scores))
 
     def _write_features(self, model: Model, test: Predictions) -> None:
         """Write features of test images for the projector, as a cloud of thumbnails.

@@ -103,8 +103,9 @@ class TrialBoards:
         if self._path(number).exists():
             return
         # Sessions of one group count as one trial, so the name is unique: two trials may have the
-        # same parameters, and two runs side by side the same number.
-        self._write(number, 0, hparams_pb(params, f"{self._run}/{number:04d}"))
+        # same parameters, and two runs side by side the same number. Long names are cut, so the
+        # number comes first.
+        self._write(number, 0, hparams_pb(params, f"{number:04d}/{self._run}"))
         self._write_metrics(number, TrialResult(), "running")
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:

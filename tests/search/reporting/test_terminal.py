@@ -10,7 +10,7 @@ from rich.console import Console
 
 from search.evaluation.comparison import compare_models
 from search.reporting.sentences import describe_evaluations, describe_gain, of_images
-from search.reporting.terminal import show_result
+from search.reporting.terminal import result_line, show_result
 from search.runs.summary import (
     BestModel,
     Calibration,
@@ -123,6 +123,21 @@ def test_accuracies_facts_files_and_the_next_steps() -> None:
     ):
         assert line in lines
     assert not any("external" in line for line in lines)
+
+
+def test_the_result_is_one_line_for_a_script() -> None:
+    assert result_line(summary(), Path("my runs/1")) == (
+        "accuracy=0.987654 ci95_low=0.961200 ci95_high=0.998700 n=81 run='my runs/1'"
+    )
+    by_loss = summary(
+        settings=replace(SETTINGS, metric="log_loss"),
+        test=replace(scores([[9, 1], [0, 0]], ("a", "b")), log_loss_ci95=(0.05, 0.2)),
+    )
+    assert result_line(by_loss, Path("r")) == (
+        "log_loss=0.100000 ci95_low=0.050000 ci95_high=0.200000 accuracy=0.900000 n=10 run=r"
+    )
+    with pytest.raises(ValueError, match="only a finished run"):
+        result_line(RunSummary(), Path("r"))
 
 
 def test_a_linear_probe_has_no_parameters() -> None:

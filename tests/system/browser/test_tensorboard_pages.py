@@ -73,7 +73,7 @@ def session_groups(page: Page, address: str) -> list[dict[str, Any]]:
 
 
 def rows(page: Page, run: str) -> Any:
-    return page.get_by_text(re.compile(rf"^\s*{run}/\d{{4}}\s*$"))
+    return page.get_by_text(re.compile(rf"^\s*\d{{4}}/{run}\s*$"))
 
 
 def trials_of(run: Path) -> list[optuna.trial.FrozenTrial]:
@@ -96,7 +96,7 @@ def test_hparams_shows_each_trial(
     page.get_by_text("SCATTER PLOT MATRIX VIEW").click()
     expect(page.locator("tf-hparams-scatter-plot-matrix-plot svg").first).to_be_visible()
 
-    trials = {f"digits/{trial.number:04d}": trial for trial in trials_of(digits_run)}
+    trials = {f"{trial.number:04d}/digits": trial for trial in trials_of(digits_run)}
     groups = {group["name"]: group for group in session_groups(page, address)}
     assert groups.keys() == trials.keys()
     for name, trial in trials.items():
@@ -129,7 +129,7 @@ def test_hparams_shows_each_trial_during_the_run(
             wait_until(lambda: len(trials_of(run)) > 5 or search.poll() is not None, 120)
             for _ in range(5):
                 search.send_signal(signal.SIGSTOP)
-                names = [f"/{trial.number:04d}" for trial in trials_of(run)]
+                names = [f"{trial.number:04d}/" for trial in trials_of(run)]
                 time.sleep(2.5)  # TensorBoard reads again every second
                 groups = session_groups(page, address)
                 if len(groups) == len(names):
@@ -138,7 +138,7 @@ def test_hparams_shows_each_trial_during_the_run(
                 search.send_signal(signal.SIGCONT)
                 time.sleep(0.3)
             assert search.poll() is None
-            assert sorted(group["name"][-5:] for group in groups) == names
+            assert sorted(group["name"][:5] for group in groups) == names
             assert all(group["hparams"].keys() == PARAMETERS for group in groups)
             assert all(len(group["metricValues"]) == len(METRICS) for group in groups)
             open_tab(page, address, "hparams")
@@ -197,7 +197,7 @@ def test_every_class_has_its_precision_recall_curve(
     page: Page, complaints: list[str], address: str
 ) -> None:
     tags = page.request.get(f"{address}/data/plugin/pr_curves/tags").json()["overview"]
-    assert tags.keys() == {f"{part}/{digit}" for part in PARTS for digit in range(10)}
+    assert tags.keys() == {f"pr/{part}/{digit}" for part in PARTS for digit in range(10)}
     open_tab(page, address, "pr_curves")
     expect(page.locator("tf-pr-curve-card").first).to_be_visible()
     assert complaints == []

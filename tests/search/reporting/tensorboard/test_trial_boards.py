@@ -121,7 +121,7 @@ def test_every_trial_is_a_session_group_with_parameters_and_metrics(
     _, response = read_hparams(folder)
 
     groups = {group.name: group for group in response.session_groups}
-    assert sorted(groups) == [f"spring/000{number}" for number in range(6)]
+    assert sorted(groups) == [f"000{number}/spring" for number in range(6)]
     for group in groups.values():
         assert len(group.sessions) == 1
         assert {name: _value(v) for name, v in group.hparams.items()} == PARAMS
@@ -130,13 +130,13 @@ def test_every_trial_is_a_session_group_with_parameters_and_metrics(
         for name, group in groups.items()
     }
     nothing = pytest.approx(math.nan, nan_ok=True)
-    assert shown["spring/0000"] == metrics(pytest.approx(0.9), 2, 4.5, "complete")
-    assert shown["spring/0001"] == metrics(0.5, 1, 1.5, "pruned")
-    assert shown["spring/0002"] == metrics(pytest.approx(0.9), 2, 3.0, "failed")
-    assert shown["spring/0003"] == metrics(nothing, 0, 0.0, "failed")
-    assert shown["spring/0004"] == metrics(0.5, 1, 1.5, "running")
-    assert shown["spring/0005"] == metrics(nothing, 0, 0.0, "running")
-    statuses = [groups[f"spring/000{number}"].sessions[0].status for number in range(6)]
+    assert shown["0000/spring"] == metrics(pytest.approx(0.9), 2, 4.5, "complete")
+    assert shown["0001/spring"] == metrics(0.5, 1, 1.5, "pruned")
+    assert shown["0002/spring"] == metrics(pytest.approx(0.9), 2, 3.0, "failed")
+    assert shown["0003/spring"] == metrics(nothing, 0, 0.0, "failed")
+    assert shown["0004/spring"] == metrics(0.5, 1, 1.5, "running")
+    assert shown["0005/spring"] == metrics(nothing, 0, 0.0, "running")
+    statuses = [groups[f"000{number}/spring"].sessions[0].status for number in range(6)]
     good, bad, no_end = Status.STATUS_SUCCESS, Status.STATUS_FAILURE, Status.STATUS_UNKNOWN
     assert statuses == [good, good, bad, bad, no_end, no_end]
 
@@ -239,7 +239,7 @@ def test_a_resumed_run_writes_nothing_twice(folder: Path) -> None:
 
     _, response = read_hparams(folder)
     assert [group.name for group in response.session_groups] == [
-        f"spring/000{number}" for number in range(3)
+        f"000{number}/spring" for number in range(3)
     ]
     assert all(len(group.metric_values) == 4 for group in response.session_groups)
     steps = [point.step for point in read_trial(folder, 1).Scalars("training/learning_rate")]
