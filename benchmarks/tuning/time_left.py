@@ -32,7 +32,7 @@ from trainables.trial_result import TrialResult
 
 TARGET = 0.25
 _MOMENTS = 40
-_BEFORE = ("data", "linear_probe", "feature_cache")
+_BEFORE = ("startup", "data", "linear_probe", "feature_cache")
 _AFTER = ("evaluation", "tensorboard", "report")
 
 

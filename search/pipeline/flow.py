@@ -50,6 +50,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         KeyboardInterrupt: the user stopped the run; all that was finished is saved.
     """
     request, folder = run_plan.request, run_plan.folder
+    startup_seconds = progress.elapsed_seconds
     # 1. Images are decoded once, and features of frozen stages are computed once.
     with _stage("data", folder):
         candidates = check_candidates(run_plan)
@@ -57,6 +58,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         prepared = prepare_data(run_plan, progress)
         run_plan.accept()  # before it, nothing is written into a run that is resumed
         _describe_weights(run_plan, progress)
+    folder.add_stage_seconds("startup", startup_seconds)
     folder.write_summary(replace(folder.summary, settings=_settings(run_plan)))
     with _stage("linear_probe", folder):
         wait_for_gpu(progress.say)

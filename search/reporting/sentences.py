@@ -48,7 +48,8 @@ def describe_search_gain(summary: RunSummary) -> str | None:
         return None
     compared = kfold.against_probe
     name, score = next(iter(scores.items()))
-    seconds = (summary.stages or {}).get("data", math.nan) + score.seconds
+    stages = summary.stages or {}
+    seconds = stages.get("startup", 0.0) + stages.get("data", math.nan) + score.seconds
     ready = f", ready after {duration(seconds)}," if math.isfinite(seconds) else ""
     low, high = (100 * bound for bound in compared.difference_ci95)
     figures = (

@@ -54,7 +54,7 @@ def show_result(
         console.print(Text(result_line(summary, path)), soft_wrap=True)
         return
     if gained := describe_search_gain(summary):
-        console.print(Text(_fold(f"{gained[0].upper()}{gained[1:]}.", console), style="bold"))
+        console.print(Text(_fold(f"{gained[0].upper()}{gained[1:]}.", console, 0), style="bold"))
     console.print(_accuracies(summary))
     if summary.linear_probe is not None and len(summary.linear_probe) > 1:
         console.print(_backbones(summary.linear_probe))
@@ -80,11 +80,11 @@ def result_line(summary: RunSummary, path: Path) -> str:
     return " ".join([*words, f"n={test.n}", f"run={quote_path(path)}"])
 
 
-def _fold(line: str, console: Console) -> str:
+def _fold(line: str, console: Console, indent: int = 14) -> str:
     """Fold a line at the terminal's width, unless it holds a path, which is to be copied whole."""
     if not console.is_terminal or os.sep in line:
         return line
-    return "\n".join(wrap(line, max(40, console.width), subsequent_indent=" " * 14))
+    return "\n".join(wrap(line, max(40, console.width), subsequent_indent=" " * indent))
 
 
 def _accuracies(summary: RunSummary) -> Table:

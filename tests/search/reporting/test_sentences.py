@@ -108,6 +108,12 @@ def test_whether_the_search_gained_anything_is_said_first(
     assert contradicted not in text
 
 
+def test_the_start_of_the_program_counts_until_the_probe_is_ready(summary: RunSummary) -> None:
+    started = replace(summary, stages={**(summary.stages or {}), "startup": 20.0})
+    text = describe_search_gain(with_probe(started, compared(4, 4)))
+    assert "ready after 24 s," in str(text)
+
+
 def test_nothing_is_said_of_a_gain_that_is_not_known(summary: RunSummary) -> None:
     assert describe_search_gain(summary) is None
     assert describe_search_gain(RunSummary()) is None
