@@ -18,12 +18,16 @@ from pathlib import Path
 
 import atheris
 import torch  # first, so that not all of it is instrumented
+import torch._dynamo
 import torch._weights_only_unpickler
+import torchvision  # noqa: F401
 
 _INSTRUMENTED = [
     "PIL",
     "trainables.images",
+    "trainables.levels",
     "trainables.models.ensemble",
+    "trainables.models.model_content",
     "torch._weights_only_unpickler",
 ]
 with atheris.instrument_imports(include=_INSTRUMENTED):
