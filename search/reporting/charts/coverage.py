@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from search.console.formatting import count, percent
+from search.console.formatting import count, interval, percent
 from search.evaluation.intervals import wilson_interval
 from search.evaluation.predictions import PredictedImage
 from search.reporting.run_record import Record
@@ -84,9 +84,12 @@ def describe_coverage(predictions: Sequence[PredictedImage]) -> str:
         return ""
     found = coverage_at(SHOWN_THRESHOLD, confidences, correct)
     begin = f"answer only above {SHOWN_THRESHOLD:.2f}: {percent(found.fraction)} of images"
-    if found.accuracy is None:
+    if found.accuracy is None or found.ci95 is None:
         return f"{begin}, so nothing is left to be right or wrong"
-    return f"{begin} ({count(found.n, 'image')}), {percent(found.accuracy)} of them right"
+    return (
+        f"{begin} ({count(found.n, 'image')}), {percent(found.accuracy)} of them right, 95% CI"
+        f" {interval(found.ci95)}"
+    )
 
 
 def chart_coverage(record: Record) -> Iterator[Chart]:

@@ -250,7 +250,10 @@ def test_a_linear_probe_has_no_optimism(run: Path) -> None:
 
 def test_confident_answers_are_counted_with_their_accuracy(finished: Path) -> None:
     page = Page(finished / "report.html")
-    assert "Answer only above 0.90: 97.5% of images (39 images), 97.4% of them right." in page.words
+    assert (
+        "Answer only above 0.90: 97.5% of images (39 images), 97.4% of them right, 95% CI"
+        in page.words
+    )
     assert "search.predict --threshold 0.9" in page.words
     assert "0.99 0 0.0%" in page.words
 

@@ -46,7 +46,8 @@ def test_an_image_is_answered_at_its_threshold_and_above() -> None:
 def test_the_sentence_about_a_threshold_follows_from_the_table() -> None:
     images = [predicted(0.95, correct=True)] * 3 + [predicted(0.6, correct=False)]
     assert describe_coverage(images) == (
-        "answer only above 0.90: 75.0% of images (3 images), 100.0% of them right"
+        "answer only above 0.90: 75.0% of images (3 images), 100.0% of them right, 95% CI"
+        " 43.9–100.0%"
     )
     unsure = [predicted(0.6, correct=True)]
     assert describe_coverage(unsure) == (
