@@ -7,6 +7,7 @@ python -m search.report results/<run>
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named: Path = parser.parse_args(arguments).run
     try:
         path = find_run(named)
-        problems = write_report(RunFolder.open(path))
+        folder = RunFolder.open(path)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise FolderError(
+                f"{path} cannot be written to: copy the run to a folder of yours, and give that"
+            )
+        problems = write_report(folder)
     except FolderError as error:
         print_error(error)
         return 2

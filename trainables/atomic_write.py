@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -39,8 +39,13 @@ def write_atomically(path: Path, partial: str = ".partial") -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary), temporary):
+            error.filename = str(path)  # what the user knows; a full disk names no file
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk; what was raised before says more
+            temporary.unlink(missing_ok=True)
 
 
 def write_patiently(write: Callable[[], None], path: Path, warn: Callable[[str], None]) -> None:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from trainables.atomic_write import write_atomically
@@ -44,3 +46,17 @@ def test_two_writers_of_a_file_do_not_meet(tmp_path):
         assert path.read_text() == "second"
     assert path.read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path):
+    def write_too_much() -> None:
+        with write_atomically(tmp_path / "page.html"), Path("/dev/full").open("w") as full:
+            full.write("no space")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_too_much()
+    assert caught.value.filename == str(tmp_path / "page.html")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as caught, write_atomically(tmp_path / "page.html"):  # noqa: PT011
+        (tmp_path / "file" / "x").touch()
+    assert caught.value.filename == str(tmp_path / "file" / "x"), "that of another file stays"
