@@ -5,9 +5,6 @@
 The study compared a plain CNN (training accuracy 95%, validation accuracy 78%), the same with
 dropout (86%, 84%), with augmentation too (79%, 78%), and transfer learning from ResNet50 (99%,
 99%). The ablation after the search repeats that; the baseline is the last of these.
-
-On 2 cores of an AMD EPYC, with `--backbones squeezenet1_0,mobilenet_v2 --time-budget 5m`, 600
-training images and without the ablation: 2.7 minutes; test accuracy 100% (n = 300, 3 seeds).
 """
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

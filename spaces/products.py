@@ -5,9 +5,6 @@
 The baseline is the study's own configuration: MobileNetV2, trained on 80% of the images for at most
 30 epochs, with early stopping after 5 epochs without improvement. The study removed irrelevant
 images by hand.
-
-On 2 cores of an AMD EPYC, with `--backbones squeezenet1_0,mobilenet_v2 --time-budget 4m` and 555
-photos of clothes: 1.8 minutes; test accuracy 98.5% ± 1.4 (n = 111, 3 seeds).
 """
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

@@ -5,9 +5,6 @@
 The baseline is the study's own configuration: ResNet50 with its first 100 layers frozen, a ReLU
 layer in the head with dropout 0.5, Adam with a learning rate of 1e-4 that is reduced on a plateau,
 aggressive augmentation, class weights, and early stopping.
-
-On 2 cores of an AMD EPYC, with `--backbones squeezenet1_0,mobilenet_v2 --time-budget 4m` and 164
-images: 1.9 minutes; test accuracy 96.0% ± 1.8 (n = 33, 3 seeds).
 """
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

@@ -53,9 +53,8 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 def training_precision(device: torch.device) -> Iterator[None]:
     """Enter `mixed_precision` for a training step; on a CPU, depthwise convolutions stay float32.
 
-    The gradients of depthwise convolutions are slow in bfloat16 there: without this, a training
-    step of EfficientNet-Lite0 takes 2.2 times as long, one of MobileNetV2 1.4 times (the benchmark
-    `benchmarks.speed.depthwise`).
+    The gradients of depthwise convolutions, such as EfficientNet's and MobileNetV2's, are slow in
+    bfloat16 there; `benchmarks.speed.depthwise` measures by how much.
     """
     with mixed_precision(device):
         if device.type != "cpu" or not torch.is_autocast_enabled("cpu"):

@@ -228,7 +228,7 @@ def test_the_list_of_benchmarks_has_the_dates_of_their_last_runs() -> None:
             date = read(files[name])["date"]
             assert f"| {date} |" in row, f"{files[name]} is of {date}: {row}"
     without = [row for row in rows if not _FIGURE.search(row)]
-    assert all("| never |" in row for row in without), without
+    assert all("| never |" in row or "| to be run again |" in row for row in without), without
 
 
 def test_every_result_is_named_in_a_document() -> None:
@@ -238,7 +238,7 @@ def test_every_result_is_named_in_a_document() -> None:
 
 def test_the_documents_have_marked_figures() -> None:
     marked = figures()
-    assert {document for document, *_ in marked} >= {"docs/benchmarks.md", "docs/studies.md"}
+    assert {document for document, *_ in marked} >= {"docs/benchmarks.md", "benchmarks/README.md"}
     assert len(marked) >= 40
 
 

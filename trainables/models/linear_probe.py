@@ -19,7 +19,7 @@ from trainables.models.classifier import Weights
 
 _FOLDS = 5
 PROBE_C = 0.03
-"""Inverse strength of the regularisation, of standardised features: see docs/studies.md."""
+"""Inverse strength of the regularisation, of standardised features."""
 
 MAX_IMAGES = 10_000
 """Probes are fitted on a stratified subset if there are more: they only rank backbones."""
