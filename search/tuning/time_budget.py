@@ -228,7 +228,8 @@ class TimeBudget:
         """Return whether a trial and the first of its folds would end in time."""
         epochs, seconds = self._length(backbone, depth), self._expected(backbone, depth)
         folds = self._folds_seconds(TrialCost(0.0, epochs, seconds, backbone))
-        needed = max(folds / self._rounds(backbone), self._reserved_for_folds())
+        reserved = self._reserved_for_folds(self._costs.keys())
+        needed = max(folds / self._rounds(backbone), reserved)
         closing = self._closing_seconds({(backbone, depth)})
         return epochs * seconds + needed + closing <= self._seconds - self._elapsed()
 
@@ -262,12 +263,15 @@ class TimeBudget:
         """Save nothing: Tune pickles what it runs with, and a run is resumed from its study."""
         return {}
 
-    def _likely_finalists(self) -> list[int]:
+    def _likely_finalists(self, known: Collection[int] | None = None) -> list[int]:
         """Return the best trial, the best fine-tuned one, and others if they cost little.
 
-        Of trials that have ended, once there are any: one that runs was begun because it fits.
+        Args:
+            known: Of these trials; None is those that have ended, once there are any, since one
+                that runs was begun because it fits.
         """
-        known = self._costs.keys() & self._ended or self._costs.keys()
+        if known is None:
+            known = self._costs.keys() & self._ended or self._costs.keys()
         ranked = sorted(known, key=lambda number: (-self._costs[number].score, number))
         fine_tuned = [n for n in ranked if self._configs[n].freeze_depth < MAX_DEPTH]
         finalists = list(dict.fromkeys([*ranked[:1], *fine_tuned[:1]]))
@@ -286,8 +290,9 @@ class TimeBudget:
         probed = next(iter(self._probes), self._space.backbones[0])
         return {(probed, MAX_DEPTH), *((one.backbone, one.freeze_depth) for one in configs)}
 
-    def _reserved_for_folds(self) -> float:
-        finalists = self._likely_finalists()
+    def _reserved_for_folds(self, known: Collection[int] | None = None) -> float:
+        """Return what the folds of the likely finalists take; see `_likely_finalists`."""
+        finalists = self._likely_finalists(known)
         seconds = sum(self._folds_seconds(self._costs[number]) for number in finalists)
         return min(seconds, MAX_RESERVED * self._seconds_at_start)
 

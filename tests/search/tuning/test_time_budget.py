@@ -404,3 +404,22 @@ def test_more_probes_are_finalists_where_they_cost_little() -> None:
     assert together.probes == list(probes)
     more = 3 * N_ROUNDS * FOLD_SECONDS + 100 * (0.02 + 0.2 + 0.01)
     assert together.reserved_seconds() - alone.reserved_seconds() == pytest.approx(more)
+
+
+def test_no_trial_begins_in_the_time_that_the_folds_of_a_running_one_need() -> None:
+    """Once that one has ended, its folds are reserved, and the other would be cut off."""
+    clock = Clock()
+    budget = make(1000, clock)
+    budget.trial_started(0, {"freeze_depth": 5})
+    budget.trial_epoch(0, epoch(1, 0.5, 0.05))
+    budget.trial_ended(0, "complete", TrialResult(best_epoch=1))
+    length = budget.lengths("tinynet")[0]
+    budget.trial_started(1, {"freeze_depth": 0})
+    budget.trial_epoch(1, epoch(1, 0.9, 8.4))
+    folds = N_ROUNDS * (FOLD_SECONDS + length * 8.4 * fold_growth(N_TRAIN, 200, FOLDS))
+    clock.now = 1000 - folds - length * 8.4
+    assert 0 not in budget.lengths("tinynet")
+    clock.now -= CLOSING_SECONDS + N_ROUNDS * FOLD_SECONDS + 10  # for the folds of the baseline
+    assert 0 in budget.lengths("tinynet")
+    budget.trial_ended(1, "complete", TrialResult(best_epoch=length))
+    assert 0 in budget.lengths("tinynet"), "as before it ended"
