@@ -72,6 +72,7 @@ def test_options_in_text_exist() -> None:
         "--constraint",
         "--editable",
         "--build-arg",
+        "--time",
         "--shm-size",
         "--working-dir",
     }  # of pip, Docker, Ray

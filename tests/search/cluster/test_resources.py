@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from spaces.base import Space, TrialConfig
 from spaces.sources import digits
 
 GIB = 2**30
+WITHOUT_PROBES: Any = SimpleNamespace(heads={})
 
 
 def space(**params: object) -> Space:
@@ -77,7 +79,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, *alive: Node, possible: Sequence[N
 
 def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, a_node(4))
-    fractions = measure_gpu_fractions(space(), None, np.arange(4))  # type: ignore[arg-type]
+    fractions = measure_gpu_fractions(space(), WITHOUT_PROBES, np.arange(4))
     assert fractions == {"tinynet": 0.0, "cnn": 0.0}
 
 
@@ -109,10 +111,10 @@ def test_each_backbone_has_a_fraction_of_its_own(
 ) -> None:
     monkeypatch.setattr(Measure, "peaks", {"tinynet": {"": 1}, "cnn": {"": 7}})
     stand_in(monkeypatch, a_node(16, 2))
-    fractions = measure_gpu_fractions(space(), None, np.arange(4))  # type: ignore[arg-type]
+    fractions = measure_gpu_fractions(space(), WITHOUT_PROBES, np.arange(4))
     assert fractions == {"tinynet": pytest.approx(1 / 8), "cnn": pytest.approx(1 / 2)}
     stand_in(monkeypatch, a_node(4, 2))
-    fractions = measure_gpu_fractions(space(), None, np.arange(4))  # type: ignore[arg-type]
+    fractions = measure_gpu_fractions(space(), WITHOUT_PROBES, np.arange(4))
     assert fractions["tinynet"] == pytest.approx(1 / 2)  # no more trials than there are CPUs for
 
 
@@ -122,7 +124,7 @@ def test_of_several_kinds_of_gpu_the_one_with_fewest_trials_decides(
     peaks = {"tinynet": {"A10G": 2, "T4": 2}, "cnn": {"A10G": 6, "T4": 7}}
     monkeypatch.setattr(Measure, "peaks", peaks)
     stand_in(monkeypatch, a_node(32), a_node(16, 1, "A10G"), a_node(16, 1, "T4"))
-    fractions = measure_gpu_fractions(space(), None, np.arange(4))  # type: ignore[arg-type]
+    fractions = measure_gpu_fractions(space(), WITHOUT_PROBES, np.arange(4))
     assert fractions == {"tinynet": pytest.approx(1 / 5), "cnn": pytest.approx(1)}
 
 

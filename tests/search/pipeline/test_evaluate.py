@@ -42,7 +42,7 @@ OUT_OF_FOLD: Any = OutOfFold(
 class Oracle:
     """Predicts each image's class from the value of its pixels; takes 9 for class 0."""
 
-    card = SimpleNamespace(temperature=2.0)
+    card = SimpleNamespace(temperature=2.0, image_size=2)
     weights = (1.0,)
 
     def __init__(self, digest: str = "oracle") -> None:
