@@ -31,7 +31,7 @@ COMMANDS = (
 )
 LONG = {
     *("speed.gpu_sharing", "speed.many_images", "speed.memory", "speed.scale", "speed.serving"),
-    *("speed.trial_overhead", "speed.vs_ray_tutorial", "tuning.versus"),
+    *("speed.trial_overhead", "speed.vs_ray_tutorial", "tuning.versus", "models.intervals"),
 }
 """Left to `make test-long`, as each takes twenty seconds and more."""
 
@@ -54,7 +54,10 @@ def check_output(name: str, printed: str, out: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", IN_PROCESS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in IN_PROCESS],
+)
 def test_smoke_prints_a_ratio_and_writes_json(
     name: str,
     tmp_path: Path,

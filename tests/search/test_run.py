@@ -586,7 +586,7 @@ def test_the_metric_rules_a_run_on_imbalanced_images(
     assert (refused.returncode, f"it began with {metric}" in refused.stderr) == (2, True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_finished_run_is_extended(space_file: Path, tmp_path: Path) -> None:
     """A run on sixteen images, whose test set is opened again only for another model.
 
