@@ -3,9 +3,11 @@
 import copy
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from search.deployment.exporters import run_onnx, run_program, write_onnx, write_program
@@ -43,7 +45,30 @@ MORE_SIZES = {
     "poolformerv2_s12": 64,
     "hrnet_w18_small": 64,
 }
+TRANSFORMERS = (
+    *("vit_small_patch14_dinov2", "vit_small_patch16_dinov3", "vit_tiny_patch16_224"),
+    *("deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224"),
+    "vit_base_patch16_siglip_224",
+)
+FEWER_BLOCKS: dict[str, dict[str, Any]] = {
+    **{name: {"depth": 5} for name in TRANSFORMERS},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 2, 1)},
+    "swinv2_tiny_window8_256": {"depths": (1, 1, 2, 1)},
+    "densenet121": {"block_config": (2, 2, 2, 2)},
+}
+"""Arguments of timm for networks of many equal blocks, whose export takes a time for each."""
+
 NAMES = [*SIZES, *(pytest.param(name, marks=pytest.mark.long) for name in MORE_SIZES)]
+
+
+@pytest.fixture(autouse=True)
+def fewer_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    create_model = timm.create_model
+
+    def create(name: str, **options: Any) -> torch.nn.Module:
+        return create_model(name, **{**FEWER_BLOCKS.get(name, {}), **options})
+
+    monkeypatch.setattr(timm, "create_model", create)
 
 
 @functools.cache
@@ -93,13 +118,21 @@ def test_a_network_of_timm_is_trained_saved_and_exported(name: str, tmp_path: Pa
     images = torch.from_numpy(decoded)
     assert torch.equal(loaded.logits(images), model.logits(images))
     expected = expected_outputs(loaded, decoded).probabilities
-    pixels = central_pixels(loaded.card, decoded)
-    write_onnx(loaded, tmp_path / "model.onnx")
-    onnx = run_onnx(tmp_path / "model.onnx", pixels).probabilities
-    assert np.abs(onnx - expected).max() <= TOLERANCE
     write_program(loaded, tmp_path / "model.pt2")
+    pixels = central_pixels(loaded.card, decoded)
     program = run_program(tmp_path / "model.pt2", pixels).probabilities
     assert np.abs(program - expected).max() <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_onnx_graph_of_a_network_of_timm_has_equal_outputs(name: str, tmp_path: Path) -> None:
+    model = trained_model(name, 3)
+    decoded = generate_images(model.card, 3).decoded
+    write_onnx(model, tmp_path / "model.onnx")
+    pixels = central_pixels(model.card, decoded)
+    onnx = run_onnx(tmp_path / "model.onnx", pixels).probabilities
+    assert np.abs(onnx - expected_outputs(model, decoded).probabilities).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", NAMES)
