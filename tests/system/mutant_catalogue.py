@@ -114,8 +114,8 @@ _LEAKS_IN_A_WHOLE_RUN = tuple(
 _CHOICES = (
     Mutant(
         "first-finalist-wins",
-        "search/pipeline/retraining/retrain.py",
-        "by_cost[choose_candidate([result.candidate for result in by_cost], groups, metric)]",
+        "search/pipeline/retraining/cross_validation.py",
+        "ranked[choose_candidate([result.candidate for result in ranked], groups, metric)]",
         "results[0]",
         (f"{_RETRAINING}/test_retrain.py::test_the_most_accurate_finalist_wins",),
     ),
@@ -314,7 +314,7 @@ _FIGURES = (
     ),
     Mutant(
         "accuracy-not-corrected-for-the-choice",
-        "search/pipeline/retraining/retrain.py",
+        "search/pipeline/retraining/fold_scores.py",
         "correct_for_choice(candidates, groups, metric)",
         "correct_for_choice([winner.candidate], groups, metric)",
         (

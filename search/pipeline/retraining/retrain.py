@@ -1,6 +1,6 @@
 """The cross-validation stage: retrain finalists by k-fold, and make the best one the model.
 
-It is long because the stage's results are built, compared and written in one place.
+It is long because each step of the stage needs all that the steps before it made.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ from pathlib import Path
 import numpy as np
 
 from search.cluster.resources import CPUS_PER_TRIAL
-from search.console.formatting import METRIC_NAMES, describe_score, percent
+from search.console.formatting import METRIC_NAMES, count, describe_score, percent
 from search.console.progress import Progress
-from search.evaluation.comparison import compare_models
 from search.evaluation.mcnemar import detectable_difference
-from search.evaluation.selection import Candidate, choose_candidate, correct_for_choice
+from search.evaluation.selection import Candidate
 from search.pipeline.finalists import Finalist
 from search.pipeline.model_file import build_ensemble
 from search.pipeline.prepare import PreparedData
-from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
-from search.pipeline.retraining.ensemble_selection import Selection, select_finalists
+from search.pipeline.retraining.center_crop import CenterCropProbes
+from search.pipeline.retraining.cross_validation import (
+    CrossValidation,
+    choose_winner,
+    possible_parts,
+)
+from search.pipeline.retraining.ensemble_selection import select_finalists
+from search.pipeline.retraining.fold_scores import write_scores, write_selection
 from search.pipeline.retraining.kfold import (
     Fold,
     FoldError,
     FoldStore,
-    mean_accuracy,
     retrain,
 )
 from search.pipeline.retraining.out_of_fold import (
@@ -42,102 +46,18 @@ from search.pipeline.retraining.out_of_fold import (
 )
 from search.reporting.sentences import describe_ensemble, describe_power
 from search.runs.run_folder import MODEL, RunFolder
-from search.runs.summary import (
-    Comparison,
-    EnsemblePart,
-    FinalistScores,
-    KFoldScores,
-    WeightedEnsembleScores,
-)
-from search.runs.tables import FOLD_COLUMNS, write_csv
 from search.tuning.study import BASELINE_TRIAL
 from search.tuning.time_budget import TimeBudget
-from spaces.rules import Metric
 from trainables.models.ensemble import Ensemble
 from trainables.models.latency import measure_latency
 from trainables.models.model import Model, join, save_model
-from trainables.models.network_cut import N_STAGES
 from trainables.models.ood import OODScorer
 from trainables.worker import TrainingContext, training_device
 
 _log = logging.getLogger(__name__)
 
-_SELECTION_SCORES = (
-    *("log_loss", "log_loss_baseline", "log_loss_gain_se"),
-    *("score", "score_baseline", "score_gain_se"),
-)
-
 _FOLD_STATE = Path("folds") / "state"
 """What a resumed run reuses, in the run's folder."""
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """The k-fold cross-validation of one finalist.
-
-    Attributes:
-        finalist: What was retrained.
-        members: Its folds, without the centre crop; where time was short, the first of them.
-        candidate: Its out-of-fold scores, by which the winner is chosen.
-        center_crop: The same with it; None where it was not tried.
-    """
-
-    finalist: Finalist
-    members: list[Fold]
-    candidate: Candidate
-    center_crop: CenterCropResult | None = None
-
-    @property
-    def enabled_center_crop(self) -> CenterCropResult | None:
-        """The centre crop if it is part of the model."""
-        crop = self.center_crop
-        return crop if crop is not None and crop.enabled else None
-
-    @property
-    def folds(self) -> list[Fold]:
-        """Folds, with centre-crop logits where the branch is enabled."""
-        crop = self.enabled_center_crop
-        return self.members if crop is None else crop.folds
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy of the folds, weighted by their images."""
-        return mean_accuracy(self.folds)
-
-    @property
-    def std(self) -> float:
-        """Standard deviation (n - 1) of the folds' accuracies; 0 for a single fold."""
-        accuracies = [fold.accuracy for fold in self.folds]
-        return float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
-
-    def on_first_folds(self, n: int, labels: np.ndarray) -> CrossValidation:
-        """Return the same of the first n folds alone.
-
-        Args:
-            n: Number of folds.
-            labels: int64 [N], of the whole table.
-        """
-        if n == len(self.members):
-            return self
-        crop, members = self.center_crop, self.members[:n]
-        if crop is None:
-            return replace(
-                self, members=members, candidate=Candidate(score_images(members, labels))
-            )
-        folds = crop.folds[:n]
-        candidate = Candidate(score_images(members, labels), score_images(folds, labels))
-        crop = replace(crop, folds=folds, baseline_folds=members, candidate=candidate)
-        return replace(self, members=members, candidate=candidate, center_crop=crop)
-
-    def score(self, metric: Metric) -> float:
-        """Return the score of all out-of-fold predictions, calibrated."""
-        crop = self.candidate.with_crop if self.enabled_center_crop is not None else None
-        return (crop or self.candidate.without_crop).score(metric)
-
-    @property
-    def optimism(self) -> float:
-        """Best validation accuracy minus the mean of the folds, both without the centre crop."""
-        return self.finalist.val_accuracy - mean_accuracy(self.members)
 
 
 @dataclass(frozen=True)
@@ -244,7 +164,7 @@ def retrain_finalists(
             value = describe_score(metric, result.score(metric), 2)
             with_crop += f"; {METRIC_NAMES[metric]} {value}"
         progress.say(
-            f"{finalist.name}: {n_folds}-fold cross-validation, mean of the folds"
+            f"{finalist.name}: cross-validation, mean of {count(len(folds), 'fold')}"
             f" {percent(result.mean, 2)} ± {percent(result.std, 2)}{with_crop}"
         )
     if not results:
@@ -254,10 +174,10 @@ def retrain_finalists(
     rows = np.sort(np.concatenate([fold.rows for fold in compared[0].members]))
     groups = None if context.groups is None else context.groups[rows]
     winner = results[compared.index(choose_winner(compared, groups, metric))]
-    _write_scores(results, compared, winner, groups, metric, labels, dropped, folder)
+    write_scores(results, compared, winner, groups, metric, labels, dropped, folder)
     predicted = [predict_out_of_fold(prepared, result.folds) for result in results]
     temperatures = [one.scaling.temperature for one in predicted]
-    parts = _possible_parts(results, winner)
+    parts = possible_parts(results, winner)
     selection = select_finalists(
         [results[i].folds for i in parts],
         [temperatures[i] for i in parts],
@@ -267,7 +187,7 @@ def retrain_finalists(
         context.groups,
     )
     weights = np.array([float(result is winner) for result in results])
-    _write_selection(selection, [results[i] for i in parts], folder, progress)
+    write_selection(selection, [results[i] for i in parts], folder, progress)
     if selection is not None and selection.enabled:
         weights[parts] = selection.weights
     model, chosen = _join(prepared, results, weights, probes, temperatures)
@@ -356,72 +276,6 @@ def _has_time_for_fold(finalist: Finalist, budget: TimeBudget | None, seconds: f
     return budget is None or finalist.trial is None or seconds <= budget.seconds_left()
 
 
-def choose_winner(
-    results: Sequence[CrossValidation],
-    groups: np.ndarray | None = None,
-    metric: Metric = "accuracy",
-) -> CrossValidation:
-    """Return the finalist with the highest score out of fold: by default, most correct images.
-
-    Equals go to the lower calibrated log loss, then to the one without the centre crop, with
-    fewer trainable stages, the linear probe, the lower trial number.
-
-    Args:
-        results: At least one; all of the same images.
-        groups: int64 [n], near-duplicates among them, by ascending table rows.
-        metric: What they are compared by.
-    """
-    by_cost = _by_cost(results)
-    return by_cost[choose_candidate([result.candidate for result in by_cost], groups, metric)]
-
-
-def _compare_with_probe(
-    compared: Sequence[CrossValidation],
-    groups: np.ndarray | None,
-    metric: Metric,
-    labels: np.ndarray,
-) -> Comparison | None:
-    """Compare the best trial with the linear probe on the same out-of-fold images."""
-    trials = [result for result in compared if result.finalist.trial is not None]
-    probes = [result for result in compared if result.finalist.trial is None]
-    if not trials or not probes:
-        return None
-    best = choose_winner(trials, groups, metric)
-    model, probe = (
-        np.concatenate([fold.logits.argmax(1) for fold in one.folds]) for one in (best, probes[0])
-    )
-    return compare_models(labels[np.concatenate([fold.rows for fold in best.folds])], model, probe)
-
-
-def _possible_parts(results: Sequence[CrossValidation], winner: CrossValidation) -> list[int]:
-    """Return which finalists an ensemble may consist of, the winner among them.
-
-    Heads on the same frozen backbone differ little, and each would take as long as the first: the
-    best of them alone is one, the winner before all others. One of a single fold, where time was
-    short, is none, since what it would gain cannot be measured.
-    """
-    best_heads: dict[str, CrossValidation] = {}
-    for result in sorted(results, key=lambda one: (one is not winner, -one.score("log_loss"))):
-        if _is_head(result):
-            best_heads.setdefault(result.finalist.retrain_config.config.backbone, result)
-
-    def may_be_part(result: CrossValidation) -> bool:
-        if result is winner:
-            return True
-        is_another = _is_head(result) and all(result is not one for one in best_heads.values())
-        return len(result.members) > 1 and not is_another
-
-    return [index for index, result in enumerate(results) if may_be_part(result)]
-
-
-def _is_head(result: CrossValidation) -> bool:
-    return result.finalist.retrain_config.config.freeze_depth == N_STAGES
-
-
-def _by_cost(results: Sequence[CrossValidation]) -> list[CrossValidation]:
-    return sorted(results, key=lambda result: result.finalist.cost)
-
-
 def _retrain(
     prepared: PreparedData,
     context: TrainingContext,
@@ -474,93 +328,3 @@ def _as_ensemble(
         crop = probes.weights(config.backbone, config.freeze_depth, heads)
     members = [fold.weights for fold in result.folds]
     return build_ensemble(prepared, config, members, temperature, crop, ood_scorer)
-
-
-def _write_selection(
-    selection: Selection | None,
-    results: Sequence[CrossValidation],
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
-    """Write the summary's section `weighted_ensemble`, and say whether it is the model."""
-    if selection is None:
-        folder.write_summary(replace(folder.summary, weighted_ensemble=None))
-        return
-    weighted = sorted(zip(selection.weights, results, strict=True), key=lambda pair: -pair[0])
-    parts = [
-        EnsemblePart(name=one.finalist.name, weight=float(weight), members=len(one.members))
-        for weight, one in weighted
-        if weight > 0
-    ]
-    scores = {name: getattr(selection, name) for name in _SELECTION_SCORES}
-    section = WeightedEnsembleScores(enabled=selection.enabled, parts=parts, **scores)
-    folder.write_summary(replace(folder.summary, weighted_ensemble=section))
-    progress.say(describe_ensemble(section))
-
-
-def _write_scores(
-    results: Sequence[CrossValidation],
-    compared: Sequence[CrossValidation],
-    winner: CrossValidation,
-    groups: np.ndarray | None,
-    metric: Metric,
-    labels: np.ndarray,
-    dropped: Mapping[str, str],
-    folder: RunFolder,
-) -> None:
-    """Write `folds.csv` and the summary's sections `best` and `kfold`.
-
-    Args:
-        results: All finalists.
-        compared: The same, on the folds that all of them have.
-        winner: One of the results.
-        groups: Near-duplicates among the images of the folds compared.
-        metric: What finalists are compared by.
-        labels: int64 [N], of the whole table.
-        dropped: By name, why a finalist has no folds.
-        folder: The run's folder.
-    """
-    rows = [
-        [
-            result.finalist.name if result.finalist.trial is None else result.finalist.trial,
-            index,
-            fold.accuracy,
-            len(fold.rows),
-            round(fold.seconds, 3),
-            fold.node,
-        ]
-        for result in results
-        for index, fold in enumerate(result.folds, start=1)
-    ]
-    write_csv(folder.path / "folds" / "folds.csv", FOLD_COLUMNS, rows)
-    compared_with_probe = _compare_with_probe(compared, groups, metric, labels)
-    candidates = [result.candidate for result in _by_cost(compared)]
-    corrected = correct_for_choice(candidates, groups, metric)
-    kfold = KFoldScores(
-        folds=len(winner.folds),
-        accuracy_mean=winner.mean,
-        accuracy_std=winner.std,
-        accuracy_corrected=corrected.accuracy,
-        accuracy_corrected_ci95=corrected.accuracy_ci95,
-        optimism=winner.optimism,
-        center_crop=None if winner.center_crop is None else winner.center_crop.scores(),
-        finalists=[
-            FinalistScores(
-                trial=result.finalist.trial,
-                name=result.finalist.name,
-                val_accuracy=result.finalist.val_accuracy,
-                accuracy_mean=result.mean,
-                accuracy_std=result.std,
-                center_crop=result.enabled_center_crop is not None,
-                score=result.score(metric),
-            )
-            for result in results
-        ],
-        score=winner.score(metric),
-        score_corrected=corrected.score,
-        score_corrected_ci95=corrected.score_ci95,
-        dropped=dropped,
-        against_probe=compared_with_probe,
-    )
-    best = winner.finalist.as_best_model()
-    folder.write_summary(replace(folder.summary, best=best, kfold=kfold))

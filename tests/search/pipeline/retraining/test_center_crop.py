@@ -19,6 +19,7 @@ from search.evaluation.selection import MIN_GAIN_SE, Candidate, ImageScores, cen
 from search.pipeline.finalists import Finalist
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining.center_crop import CenterCropProbes, CenterCropResult
+from search.pipeline.retraining.cross_validation import CrossValidation
 from search.pipeline.retraining.kfold import (
     Fold,
     FoldStore,
@@ -26,7 +27,7 @@ from search.pipeline.retraining.kfold import (
     out_of_fold,
     split_folds,
 )
-from search.pipeline.retraining.retrain import CrossValidation, retrain_finalists
+from search.pipeline.retraining.retrain import retrain_finalists
 from search.runs.run_folder import RunFolder
 from search.runs.tables import read_rows
 from spaces.base import Space, TrialConfig

@@ -18,10 +18,15 @@ from search.evaluation.intervals import wilson_interval
 from search.evaluation.selection import Candidate, corrected_accuracy
 from search.pipeline.finalists import Finalist
 from search.pipeline.retraining import retrain
+from search.pipeline.retraining.cross_validation import (
+    CrossValidation,
+    choose_winner,
+    possible_parts,
+)
 from search.pipeline.retraining.ensemble_selection import select_finalists
 from search.pipeline.retraining.kfold import Fold, FoldError, RetrainConfig
 from search.pipeline.retraining.out_of_fold import score_images
-from search.pipeline.retraining.retrain import CrossValidation, Retrained, choose_winner
+from search.pipeline.retraining.retrain import Retrained
 from search.runs.run_folder import RunFolder
 from spaces.base import Space, TrialConfig
 from spaces.rules import Metric
@@ -324,6 +329,6 @@ def test_parts_are_the_best_head_of_a_backbone_and_what_was_fine_tuned() -> None
     first, better = validated(0, wrong=4), validated(1, wrong=2)
     tuned = validated(2, wrong=2, freeze_depth=3)
     single = replace(tuned, members=tuned.members[:1])
-    assert retrain._possible_parts([first, better, tuned, single], tuned) == [1, 2]
-    assert retrain._possible_parts([first, better, tuned], first) == [0, 2], "the winner stays"
-    assert retrain._possible_parts([single, first, better], single) == [0, 2]
+    assert possible_parts([first, better, tuned, single], tuned) == [1, 2]
+    assert possible_parts([first, better, tuned], first) == [0, 2], "the winner stays"
+    assert possible_parts([single, first, better], single) == [0, 2]
