@@ -19,7 +19,7 @@ from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest
 from search.data.scan import scan, scan_external
 from search.pipeline.backbones.available import Available, find_available
-from search.pipeline.backbones.selection import with_decided_views
+from search.pipeline.backbones.selection import taking_part, with_decided_views
 from search.pipeline.request import (
     DEFAULT_SPACE,
     RequestError,
@@ -96,9 +96,7 @@ class RunPlan:
     @property
     def backbones(self) -> list[str]:
         """Those that are searched, and those whose linear probes alone take part."""
-        recorded = self.folder.summary.linear_probe or {}
-        probed = [name for name, score in recorded.items() if score.in_ensemble]
-        return list(dict.fromkeys([*self.space.backbones, *probed]))
+        return taking_part(self.space, self.folder.summary.linear_probe or {})
 
     def accept(self) -> None:
         """Save a resumed run's options: nothing can refuse them any more."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from search.console.downloads import DownloadDisplay
-from search.pipeline.backbones.selection import narrow_space
+from search.pipeline.backbones.selection import narrow_space, taking_part
 from search.runs.environment import Request
 from search.runs.summary import ProbeScore
 from spaces.base import Space
@@ -53,7 +53,7 @@ def find_available(
     Raises:
         WeightsError: weights that are needed are unavailable.
     """
-    requested, probed = space, list[str]()
+    requested = space
     is_optional = request.backbones == (AUTO,) or is_portfolio(space.backbones)
     if recorded is not None:
         # A file that is gone from `--weights` is missed, and its backbone not silently left out.
@@ -61,16 +61,12 @@ def find_available(
         if lost := [name for name in searched if name not in space.backbones]:
             space = requested = space.with_backbones([*space.backbones, *lost])
         space = narrow_space(space, recorded, all_scored=is_optional)
-        probed = [name for name, score in recorded.items() if score.in_ensemble]
         is_optional = False
     if space.weights != "pretrained":
         return Available(requested, space)
     with DownloadDisplay() as display:
         weights, unavailable = find_available_weights(
-            list(dict.fromkeys([*space.backbones, *probed])),
-            request.weights,
-            cache,
-            show=display.show,
+            taking_part(space, recorded or {}), request.weights, cache, show=display.show
         )
     if unavailable and not (weights and is_optional):
         raise unavailable_weights(unavailable, request.weights)

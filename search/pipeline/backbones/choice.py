@@ -16,7 +16,7 @@ from search.pipeline.backbones.candidates import (
 )
 from search.pipeline.backbones.probe import ProbeResult
 from search.pipeline.backbones.ranking import rank_backbones
-from search.pipeline.backbones.selection import narrow_space
+from search.pipeline.backbones.selection import narrow_space, taking_part
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.runs.summary import ProbeScore
@@ -116,9 +116,7 @@ def choose_backbones(
     space = _with_first_trials(space, scores, run_plan.warm_start, progress)
     if recorded is None:
         _report_baseline(run_plan.available.requested, space, progress)
-    probed = [name for name, score in scores.items() if score.in_ensemble]
-    names = dict.fromkeys([*space.backbones, *probed])
-    prepared = share_weights(prepared, run_plan.weights, names)
+    prepared = share_weights(prepared, run_plan.weights, taking_part(space, scores))
     return (
         replace(run_plan, space=space),
         replace(prepared, space=space),

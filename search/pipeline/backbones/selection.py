@@ -130,6 +130,12 @@ def narrow_space(space: Space, scores: Mapping[str, ProbeScore], all_scored: boo
     return space.with_backbones(kept, best or kept[0])
 
 
+def taking_part(space: Space, scores: Mapping[str, ProbeScore]) -> list[str]:
+    """Return the backbones that are searched, and those whose linear probes alone are finalists."""
+    probed = [name for name, score in scores.items() if score.in_ensemble]
+    return list(dict.fromkeys([*space.backbones, *probed]))
+
+
 def with_decided_views(space: Space, summary: RunSummary) -> Space:
     """Return the space of a run that is resumed with the number of views that it began with."""
     if not is_decided(summary) or summary.settings is None:
