@@ -124,7 +124,7 @@ def chart_history(record: Record) -> Iterator[Chart]:
         best = max(accuracies, key=lambda number: accuracies[number])
         yield Chart(
             "history",
-            draw_history(accuracies, complete, failed, _final_trial(record)),
+            draw_history(accuracies, complete, failed, _final_trial(record), chosen_name(record)),
             f"Best validation accuracy of {len(accuracies)} trials in their order."
             f" The highest is {percent(accuracies[best], 2)}, of trial {best}.",
             "Each point is a trial at its best epoch. Only complete trials count for the best"
@@ -143,13 +143,15 @@ def chart_parameters(record: Record) -> Iterator[Chart]:
         place = next((i for i, t in enumerate(shown) if t.number == final), None)
         yield Chart(
             "parallel_coordinates",
-            draw_parallel_coordinates(columns, [accuracies[t.number] for t in shown], place),
+            draw_parallel_coordinates(
+                columns, [accuracies[t.number] for t in shown], place, chosen_name(record)
+            ),
             "Parallel coordinates: one line per trial, across "
             + ", ".join(column.name for column in columns)
             + ", to its validation accuracy. The table of trials has the same numbers.",
             "A line is a trial, from its parameters to its accuracy."
             + (" Blue is the best quarter." if len(shown) >= _MIN_TRIALS_FOR_QUARTER else "")
-            + ("" if place is None else " The bold one is the final model.")
+            + ("" if place is None else f" The bold one is the {chosen_name(record)}.")
             + (
                 " Below an axis are trials without that parameter."
                 if any(None in column.values for column in columns)
@@ -188,6 +190,11 @@ def chart_stages(record: Record) -> Iterator[Chart]:
 def _accuracies(record: Record) -> dict[int, float]:
     """Return the accuracy of each trial that has one, by number."""
     return {t.number: t.accuracy for t in record.trials if t.accuracy is not None}
+
+
+def chosen_name(record: Record) -> str:
+    """Return what the trial is called that cross-validation has chosen."""
+    return "best finalist" if record.summary.is_ensemble else FINAL
 
 
 def _final_trial(record: Record) -> int | None:
@@ -264,6 +271,7 @@ def draw_history(
     complete: Sequence[int],
     failed: Sequence[int],
     final: int | None,
+    final_name: str = FINAL,
 ) -> Figure:
     """Draw each trial's best validation accuracy, and the best complete one so far.
 
@@ -272,6 +280,7 @@ def draw_history(
         complete: Numbers of the complete trials.
         failed: Numbers of the failed trials.
         final: Number of the trial that the final model was retrained from.
+        final_name: What the legend calls it.
     """
     figure, axes = create_axes("Best validation accuracy of each trial", "trial", "accuracy")
     low = _focus(list(accuracies.values()))
@@ -294,7 +303,7 @@ def draw_history(
     if final is not None and final in accuracies:
         spot = [final], [accuracies[final]]
         ring: Any = {"color": WARM, "markerfacecolor": "none", "ms": 11, "mew": 1.8}
-        axes.plot(*spot, "o", label=FINAL, **ring)
+        axes.plot(*spot, "o", label=final_name, **ring)
     top = max(accuracies.values(), default=1.0)
     pad = (top - low) * 0.06
     # Where all are alike, there is more to see below than above, which may be beyond 100%.
@@ -321,7 +330,7 @@ def draw_survival(epochs: Sequence[int], full_length: int) -> Figure:
 
 
 def draw_parallel_coordinates(
-    columns: Sequence[Axis], accuracies: Sequence[float], final: int | None
+    columns: Sequence[Axis], accuracies: Sequence[float], final: int | None, final_name: str = FINAL
 ) -> Figure:
     """Draw parallel coordinates: one line per trial across its parameters to its accuracy.
 
@@ -329,6 +338,7 @@ def draw_parallel_coordinates(
         columns: The parameters; at least one.
         accuracies: One per trial; at least one.
         final: Index of the trial that the final model was retrained from.
+        final_name: What the legend calls it.
     """
     low, high = _focus(list(accuracies)), max(accuracies)
     seen = [max(low, accuracy) for accuracy in accuracies]
@@ -347,7 +357,8 @@ def draw_parallel_coordinates(
         if lines[kind]:
             alpha = min(darkest, 35 / len(lines[kind]))  # where there are many, they add up
             style: Any = {"colors": colour, "linewidths": width, "alpha": alpha}
-            axes.add_collection(LineCollection(lines[kind], label=kind, **style))
+            name = final_name if kind == FINAL else kind
+            axes.add_collection(LineCollection(lines[kind], label=name, **style))
     small: Any = {"fontsize": SMALL}
     for x, column in enumerate(columns):
         axes.plot([x, x], [0, 1], color=MUTED, linewidth=1)

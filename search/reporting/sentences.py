@@ -57,14 +57,16 @@ def describe_search_gain(summary: RunSummary) -> str | None:
         f" p = {compared.p_value:.2g}"
     )
     trials = "the trial" if searched.trials == 1 else f"the best of {searched.trials} trials"
+    together = "; an ensemble of finalists is better than each, and the model"
+    together = together if summary.is_ensemble else ""
     if compared.p_value >= ALPHA:
         return (
             f"the linear probe of {name}{ready} is as good as {trials}, as far as"
-            f" {count(compared.n, 'image')} can tell ({figures})"
+            f" {count(compared.n, 'image')} can tell ({figures}){together}"
         )
     if compared.difference < 0:
-        return f"the linear probe of {name}{ready} is better than {trials} ({figures})"
-    return f"the search gained over the linear probe of {name} ({figures})"
+        return f"the linear probe of {name}{ready} is better than {trials} ({figures}){together}"
+    return f"the search gained over the linear probe of {name} ({figures}){together}"
 
 
 def describe_model(summary: RunSummary) -> str:
@@ -72,7 +74,7 @@ def describe_model(summary: RunSummary) -> str:
     best, ensemble = summary.best, summary.weighted_ensemble
     if best is None:
         return ""
-    if ensemble is not None and ensemble.enabled:
+    if ensemble is not None and summary.is_ensemble:
         names = " + ".join(f"{part.weight:.2f} {part.name}" for part in ensemble.parts)
         return f"an ensemble of finalists: {names}"
     if best.trial is None:
@@ -94,6 +96,8 @@ def describe_ensemble(scores: WeightedEnsembleScores | None) -> str:
     """Describe the ensemble of finalists, and whether it is the model; "" where none was tried."""
     if scores is None:
         return ""
+    if len(scores.parts) == 1:
+        return f"no ensemble of finalists has a lower log loss than {scores.parts[0].name} alone"
     names = " + ".join(f"{part.weight:.2f} {part.name}" for part in scores.parts)
     loss, of_best = apart(scores.log_loss, scores.log_loss_baseline, 4)
     losses = (

@@ -102,8 +102,7 @@ def _accuracies(summary: RunSummary) -> Table:
     table.add_row("test set", *_scores(test, metrics), style="bold")
     if external is not None and external.scores is not None:
         table.add_row("external test set", *_scores(external.scores, metrics))
-    is_ensemble = summary.weighted_ensemble is not None and summary.weighted_ensemble.enabled
-    of_finalist = ", best finalist" if is_ensemble else ""
+    of_finalist = ", best finalist" if summary.is_ensemble else ""
     cross_validated = [
         percent(kfold.accuracy_corrected, 2),
         interval(kfold.accuracy_corrected_ci95, 2),

@@ -573,6 +573,11 @@ class RunSummary:
         """What models were compared by."""
         return "accuracy" if self.settings is None else self.settings.metric
 
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the model is an ensemble of several finalists."""
+        return self.weighted_ensemble is not None and self.weighted_ensemble.enabled
+
     def as_dict(self) -> dict[str, Any]:
         """Return the sections that there are, as they stand in the file."""
         sections = {name: value for name, value in asdict(self).items() if value is not None}

@@ -44,8 +44,7 @@ def chart_latency(record: Record) -> Iterator[Chart]:
     others = {name: (x, y) for name, (x, y, is_searched) in probes.items() if not is_searched}
     named = [f"{n} {percent(y)} at {x:.1f} ms" for n, (x, y) in (searched | others).items()]
     named += [f"the model {percent(model[1])} at {model[0]:.1f} ms"] if model else []
-    is_ensemble = summary.weighted_ensemble is not None and summary.weighted_ensemble.enabled
-    of = "that of its best finalist" if is_ensemble else "its own, corrected"
+    of = "that of its best finalist" if summary.is_ensemble else "its own, corrected"
     yield Chart(
         "latency",
         draw_latency(searched, others, model),

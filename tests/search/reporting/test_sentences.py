@@ -250,3 +250,28 @@ def test_a_whole_page_contradicts_no_number(
     model = words_of(path, "model")
     for parameter in ("lr", "class_weights"):
         assert (f" {parameter} " in model) != probe_wins, "a probe has no parameters of a trial"
+
+
+def test_the_gain_of_the_search_names_the_ensemble(summary: RunSummary) -> None:
+    """The best trial may be no better than the probe, and the model is both of them."""
+    assert not summary.is_ensemble
+    part = EnsemblePart(name="trial 0, 6 epochs", weight=1.0, members=3)
+    ensemble = WeightedEnsembleScores(
+        enabled=True,
+        parts=[part],
+        log_loss=0.1,
+        log_loss_baseline=0.2,
+        log_loss_gain_se=0.01,
+        score=0.9,
+        score_baseline=0.9,
+        score_gain_se=0.01,
+    )
+    text = "; an ensemble of finalists is better than each, and the model"
+    summary = with_probe(summary, compared(4, 4))
+    alone = str(describe_search_gain(summary))
+    assert text not in alone
+    together = replace(summary, weighted_ensemble=ensemble)
+    assert together.is_ensemble
+    assert str(describe_search_gain(together)) == alone + text
+    single = replace(ensemble, enabled=False)
+    assert describe_ensemble(single).endswith("a lower log loss than trial 0, 6 epochs alone")
