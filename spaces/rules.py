@@ -57,10 +57,10 @@ BACKBONE_NAMES = (
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 ResizeMode = Literal["pad", "crop"]
+"""How an image is made square; see `Space.resize_mode`."""
 
 MAX_RESIZE_SIZE = 4096
 """Side in pixels of the squares that images are resized to, at most."""
-"""How an image is made square; see `Space.resize_mode`."""
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "roc_auc"]
 """What models are compared by; see `Space.metric` and `trainables.metrics`."""

@@ -160,8 +160,8 @@ def audit_images(
     issues += _bit_depth(images)
     external_near_duplicates = np.zeros(0, np.bool_)
     if external is not None:
-        issues += [replace(issue, image=EXTERNAL + issue.image) for issue in external.issues]
-        issues += (replace(issue, image=EXTERNAL + issue.image) for issue in _odd_levels(external))
+        theirs = (*external.issues, *_odd_levels(external))
+        issues += [replace(issue, image=EXTERNAL + issue.image) for issue in theirs]
         issues += _external_duplicates(links, n)
         external_near_duplicates = np.array(
             [any(other < n for other in links.of(row)) for row in range(n, len(links.names))],

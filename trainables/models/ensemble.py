@@ -87,9 +87,7 @@ class Ensemble(nn.Module):
             if frozen.missing_keys:
                 raise ModelError(f"the prefix lacks {', '.join(frozen.missing_keys[:3])}")
             first.load_member_weights(members[0])
-            for weights in members[
-                1:
-            ]:  # loaded one by one: the first that does not fit is the last
+            for weights in members[1:]:  # one by one: the first that does not fit is the last
                 self.classifiers.append(copy.deepcopy(first, dict(shared)))
                 self.classifiers[-1].load_member_weights(weights)
             self.center_crop = (

@@ -103,7 +103,13 @@ def _add_interface(
         """Describe the model and list its classes."""
         return info
 
-    @app.get("/healthz", responses={n: ERROR_RESPONSES[n] for n in (400, 408, 429, 503)})
+    @app.get(
+        "/healthz",
+        responses={
+            **{n: ERROR_RESPONSES[n] for n in (400, 408, 429)},
+            503: {**ERROR_RESPONSES[503], "model": Health},  # as `Startup` answers
+        },
+    )
     async def healthz() -> Health:
         """Report that the model is loaded."""
         return Health(status="ready")

@@ -48,7 +48,7 @@ def limited_protocol(seconds: float, most: int) -> type[asyncio.Protocol]:
         """One connection. `connections`, `cycle` and `client` are what uvicorn's own code uses."""
 
         def connection_made(self, transport: Any) -> None:
-            """Close the connection that has waited longest where there are too many."""
+            """Close the oldest connection that waits where there are too many."""
             super().connection_made(transport)
             self._timer = self.loop.call_later(seconds, self._check)
             self._last_cycle: object = None

@@ -139,6 +139,19 @@ def test_the_grad_cam_heat_map_is_shown_and_hidden(url, page: Page, colour_image
     expect(page.locator("canvas.heat-map")).to_be_hidden()
 
 
+def test_a_heat_map_that_fails_can_be_asked_for_again(url, page: Page, colour_images):
+    page.goto(url)
+    page.set_input_files("#files", colour_images / "blue" / "012.png")
+    box = page.get_by_label("Show the Grad-CAM heat map")
+    busy = {"status": 429, "json": {"detail": "too busy"}}
+    page.route("**/predict?*", lambda route: route.fulfill(**busy), times=1)
+    box.click()
+    expect(page.get_by_role("status")).to_have_text("012.png: too busy")
+    expect(box).not_to_be_checked()
+    box.check()
+    expect(page.locator("canvas.heat-map")).to_be_visible()
+
+
 def test_dropped_and_pasted_images_are_predicted(url, page: Page, colour_images):
     page.goto(url)
     content = list((colour_images / "red" / "013.png").read_bytes())

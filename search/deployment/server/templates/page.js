@@ -1,7 +1,7 @@
 const status = document.getElementById("status");
 const results = document.getElementById("results");
 const drop = document.getElementById("drop");
-let model = null; // which part of an image it sees, from the server
+let model = null; // what the server says of it
 let queue = Promise.resolve();
 
 function headers() {
@@ -60,11 +60,14 @@ async function classify(file) {
     const note = content.predictions[0].is_ood ? ", but out of distribution" : "";
     status.textContent = `${name}: ${first.class}, ${percent(first.probability)}${note}`;
   } catch (error) {
-    const reason = error instanceof TypeError ? "The server does not answer." : error.message;
-    const what = reason.replace(`no image can be read: ${name}: `, "This file ");
+    const what = reasonOf(error).replace(`no image can be read: ${name}: `, "This file ");
     showFailure(name, what);
     status.textContent = `${name}: ${what}`;
   }
+}
+
+function reasonOf(error) {
+  return error instanceof TypeError ? "The server does not answer." : error.message;
 }
 
 function send(file, name, path) {
@@ -150,14 +153,16 @@ async function draw(card, name, file, result, label) {
       try {
         const content = await send(file, name, "predict?top=1&grad_cam=true");
         rows = content.predictions[0].grad_cam;
-        if (rows) drawHeatMap(heatMap, rows, part);
-      } catch {
-        rows = null;
+      } catch (error) {
+        box.checked = false; // it can be asked for again
+        status.textContent = `${name}: ${reasonOf(error)}`;
+        return;
       }
       if (!rows) {
         toggle.textContent = "There is no heat map of this model.";
         return;
       }
+      drawHeatMap(heatMap, rows, part);
     }
     heatMap.hidden = !box.checked;
     image.classList.toggle("gray", box.checked); // as in the report
@@ -166,7 +171,6 @@ async function draw(card, name, file, result, label) {
   };
   box.addEventListener("change", update);
   toggle.hidden = false;
-  update();
 }
 
 // matplotlib's "inferno" at nine levels, as in the report.

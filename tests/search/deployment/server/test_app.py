@@ -18,6 +18,8 @@ from PIL import Image
 
 from search.deployment.predictor import load
 from search.deployment.server.middleware import PUBLIC_PATHS, Limits
+from search.runs.summary import RunSummary
+from tests.fixtures.handmade_run import scores
 from trainables.models.ood import OODScorer
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
@@ -370,6 +372,11 @@ def test_a_model_is_described_by_its_run(service, tmp_path):
     run.mkdir()
     assert describe_model(run / "model.pt", service.card).name == "model"
     assert describe_model(run, service.card).accuracy is None
+    test = scores([[2, 1], [0, 1]], ("a", "b"), (0.5, 0.9))
+    (run / "summary.json").write_text(json.dumps(RunSummary(test=test).as_dict()))
+    found = describe_model(run, service.card)
+    assert (found.accuracy, found.accuracy_ci95, found.n_test) == (0.75, [0.5, 0.9], 4)
+    assert describe_model(run / "model.pt", service.card).accuracy is None
     (run / "summary.json").write_text("[]")
     assert describe_model(run, service.card).name == "photos", "damage keeps nothing from serving"
 

@@ -62,12 +62,13 @@ def test_connections_whose_headers_do_not_arrive_are_closed(
 ) -> None:
     with server(monkeypatch, Limits(), SECONDS) as port:
         with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.sendall(sent)
             until = time.monotonic() + 10
             while not is_closed(slow):
                 assert time.monotonic() < until
                 if sent:  # a byte now and then does not help
                     try:
-                        slow.sendall(sent[:1] if time.monotonic() % 2 < 1 else b"y")
+                        slow.sendall(b"y")
                     except ConnectionError:
                         break
         assert health(port) == 200
@@ -78,8 +79,9 @@ def test_slow_headers_of_a_second_request_are_closed_too(monkeypatch: pytest.Mon
         server(monkeypatch, Limits(), SECONDS) as port,
         socket.create_connection(("127.0.0.1", port)) as slow,
     ):
-        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /")
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert slow.recv(1000).startswith(b"HTTP/1.1 200")
+        slow.sendall(b"GET /")  # ends uvicorn's own clock of idle connections
         until = time.monotonic() + 10
         while not is_closed(slow):
             assert time.monotonic() < until
@@ -95,6 +97,24 @@ def test_idle_connections_keep_nobody_out(monkeypatch: pytest.MonkeyPatch, n: in
         time.sleep(0.2)
         closed = [is_closed(one) for one in opened[:3] + opened[-3:]]
         assert closed == [True] * 3 + [False] * 3, "the oldest make room"
+
+
+def test_one_address_has_half_of_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(stack: ExitStack, port: int, address: str, n: int) -> list[socket.socket]:
+        opened = (
+            socket.create_connection(("127.0.0.1", port), source_address=(address, 0))
+            for _ in range(n)
+        )
+        return [stack.enter_context(one) for one in opened]
+
+    with server(monkeypatch, Limits(), 30.0) as port, ExitStack() as stack:
+        first = connect(stack, port, "127.0.0.2", MOST // 2)
+        many = connect(stack, port, "127.0.0.3", MOST // 2 + 1)
+        time.sleep(0.2)
+        assert [is_closed(one) for one in (first[0], many[0], many[1])] == [False, True, False]
+        connect(stack, port, "127.0.0.4", 1)
+        time.sleep(0.2)
+        assert [is_closed(one) for one in (*first[:2], many[1])] == [True, False, False]
 
 
 def test_bodies_that_never_come_keep_neither_health_nor_others_waiting(
