@@ -10,8 +10,11 @@ chooses nothing, both are compared. Where no ensemble is chosen the gain is 0.
 
 from __future__ import annotations
 
+import argparse
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,10 +26,13 @@ from benchmarks.harness.reporting import (
     bootstrap_interval,
     command_line,
     log_progress,
+    stop,
 )
 from benchmarks.harness.workbench import (
+    ImageFiles,
     choose_stratified,
     find_weights_folder,
+    generate_images,
     image_sets,
     need_data,
     new_backbone,
@@ -38,6 +44,7 @@ from search.pipeline.backbones.probe_ensemble import choose_probes
 from search.pipeline.backbones.selection import RankedProbe
 from search.pipeline.retraining.ensemble_selection import mix, select_weights
 from spaces.portfolio import portfolio_backbones
+from trainables.models.classifier import Weights
 from trainables.models.linear_probe import fit_probe
 
 _TRAIN_FRACTION = 0.7
@@ -75,33 +82,51 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="divisions of each set")
     arguments = parser.parse_args()
     report = Report("probe_ensembles", "Linear probes of several backbones, together and alone.")
-    data = need_data(arguments)
-    weights = find_weights_folder(arguments, data)
-    sets = image_sets(data)
-    names = arguments.sets or list(sets)
-    n_seeds = arguments.seeds
-    if arguments.mode != "full":
-        names, n_seeds = ["tools"], 2
-    backbones = [b for b in portfolio_backbones(weights) if read_state(b, weights) is not None]
     rows, gains = [], []
-    for name in names:
-        images = sets[name]
+    with tempfile.TemporaryDirectory() as scratch:
         if arguments.mode == "smoke":
-            images = images.take(choose_stratified(images.labels, 60, 0))
-        features = {}
-        for backbone in backbones:
-            log_progress(f"{name}: features of {backbone}")
-            network = new_backbone(backbone, read_state(backbone, weights))
-            features[backbone] = pooled_features(images, network, _IMAGE_SIZE)
-        divided = [divide(features, images.labels, seed) for seed in range(n_seeds)]
-        rows.append({"set": name, **summarize(divided)})
-        gains.append([100 * one.gain for one in divided])
+            sets = {"generated": generate_images(Path(scratch), 60)}
+            states = {"tinynet": read_state("tinynet", None), "squeezenet1_1": None}
+            image_size, n_seeds = 64, 2
+        else:
+            sets, states = _real_sets(arguments)
+            image_size = _IMAGE_SIZE
+            n_seeds = arguments.seeds if arguments.mode == "full" else 2
+        for name, images in sets.items():
+            features = {}
+            for backbone, state in states.items():
+                log_progress(f"{name}: features of {backbone}")
+                network = new_backbone(backbone, state)
+                features[backbone] = pooled_features(images, network, image_size)
+            divided = [divide(features, images.labels, seed) for seed in range(n_seeds)]
+            rows.append({"set": name, **summarize(divided)})
+            gains.append([100 * one.gain for one in divided])
     report.tables["The other 30% of each set, means over the divisions"] = rows
     mean, low, high = bootstrap_interval(gains)
     report.ratios.append(Ratio("points of accuracy gained, mean of all sets", mean))
     report.ratios.append(Ratio("lower end of its 95% interval over sets and seeds", low, 0.0))
     report.ratios.append(Ratio("upper end", high))
     report.publish(arguments)
+
+
+def _real_sets(
+    arguments: argparse.Namespace,
+) -> tuple[dict[str, ImageFiles], dict[str, Weights | None]]:
+    """Return the sets that were asked for, and the weights of each backbone of the portfolio."""
+    data = need_data(arguments)
+    sets = image_sets(data)
+    names = arguments.sets or list(sets)
+    unknown = sorted(set(names) - set(sets))
+    if unknown:
+        stop(f"--sets: there is no {', '.join(unknown)}; choose from {', '.join(sets)}")
+    if arguments.mode == "quick":
+        names = ["tools"]
+    folder = find_weights_folder(arguments, data)
+    states = {name: read_state(name, folder) for name in portfolio_backbones(folder)}
+    known: dict[str, Weights | None] = {
+        name: state for name, state in states.items() if state is not None
+    }
+    return {name: sets[name] for name in names}, known
 
 
 def divide(features: Mapping[str, torch.Tensor], labels: np.ndarray, seed: int) -> Division:

@@ -332,14 +332,12 @@ def test_real_images_of_all_kinds(shared_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_decoding_caltech_takes_seconds(shared_data: Path, tmp_path: Path) -> None:
+def test_workers_decode_all_of_caltech(shared_data: Path, tmp_path: Path) -> None:
     six = ("camera", "brain", "Faces", "watch", "ketch", "dollar_bill")
     manifest = scan(caltech101(six), shared_data / "caltech101", tmp_path, 5, None, 0)
-    start = time.perf_counter()
     decoded = decode_images(manifest, ResizeSpec(256, 224), ray_map)
-    seconds = time.perf_counter() - start
+    assert decoded.issues == ()
     assert len(decoded) == 988
-    assert seconds < 15  # 1.0 to 1.5 s on two free cores
 
 
 def test_headers_of_a_few_images_are_read(tmp_path: Path) -> None:

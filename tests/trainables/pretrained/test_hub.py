@@ -162,6 +162,7 @@ def test_a_server_that_is_no_hub(server, local_hub):
 
 
 def test_a_hub_that_is_away_costs_no_more_than_the_limit(tmp_path, monkeypatch):
+    hub_patience = hub.ANSWER_SECONDS
     monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.3)
     started = monotonic()
     with (
@@ -169,7 +170,7 @@ def test_a_hub_that_is_away_costs_no_more_than_the_limit(tmp_path, monkeypatch):
         pytest.raises(HubUnreachableError, match=r"no answer from http://127\.0\.0\.1:\d+"),
     ):
         Hub(f"http://127.0.0.1:{mute.getsockname()[1]}", tmp_path).fetch(REPO)
-    assert monotonic() - started < 2
+    assert monotonic() - started < hub_patience / 2
     close_session()
     with pytest.raises(HubUnreachableError, match=r"no answer from .*:1: .*refused"):
         Hub("http://127.0.0.1:1", tmp_path).fetch(REPO)
@@ -183,7 +184,7 @@ def test_a_silent_name_server_costs_no_more_than_the_limit(tmp_path, monkeypatch
     started = monotonic()
     with pytest.raises(HubUnreachableError, match=r"no answer from http://hub\.invalid within"):
         Hub("http://hub.invalid", tmp_path).fetch(REPO)
-    assert monotonic() - started < 2
+    assert monotonic() - started < 8
     asleep.set()
     close_session()
 
