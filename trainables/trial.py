@@ -6,6 +6,8 @@ The one module of this package that imports Ray.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,16 @@ from trainables.worker import TrainingContext, TrialCheckpoints, create_trainer,
 
 _MAX_REASON = 500  # characters
 
+LEAVES_NODE = "this node is being drained"
+"""Ends a trial on a node that will be taken away; it is continued on another one."""
+
+_DRAIN_CHECK_SECONDS = 1.0
+"""How long a worker trusts that its node stays: asking is a call to the head node."""
+
+
+class NodeDrainedError(RuntimeError):
+    """The node of a trial will be taken away: a spot instance, a pod that moves."""
+
 
 class ImageTrial(tune.Trainable):
     """Train one configuration, one epoch per `step`.
@@ -32,7 +44,8 @@ class ImageTrial(tune.Trainable):
     Workers go from one trial to the next (`reuse_actors`). A checkpoint is saved after each epoch,
     before its result is reported. So a trial that is continued elsewhere, after its worker or the
     whole run was lost, reports its last epoch once more and trains only that one again which it was
-    in.
+    in. On a node that is being drained no epoch begins: the trial ends there with an error, which
+    loses no epoch, and ends the worker.
     """
 
     _number: int
@@ -51,6 +64,7 @@ class ImageTrial(tune.Trainable):
         val_rows: np.ndarray | None = None,
         checkpoints: TrialCheckpoints | None = None,
         n_threads: int = 1,
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         """Begin the worker's first trial.
 
@@ -61,6 +75,7 @@ class ImageTrial(tune.Trainable):
             val_rows: int64, table rows to validate on.
             checkpoints: Where checkpoints and the best weights are kept.
             n_threads: Threads that PyTorch computes with.
+            is_draining: Returns whether the node of this worker will be taken away.
         """
         if context is None or train_rows is None or val_rows is None or checkpoints is None:
             raise ValueError("ImageTrial needs its arguments by `tune.with_parameters`")
@@ -68,6 +83,7 @@ class ImageTrial(tune.Trainable):
         self._train_rows = torch.as_tensor(train_rows.copy())
         self._val_rows = torch.as_tensor(val_rows.copy())
         self._node = str(ray.util.get_node_ip_address())
+        self._is_draining, self._stays_until = is_draining, 0.0
         configure_cpu(n_threads)
         self._begin(config)
 
@@ -79,17 +95,29 @@ class ImageTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Train for one epoch and return a `TrialResult` as a dict.
 
-        A failure is a result, too: only for lost workers a trial is tried again.
+        A failure is a result, too: only for lost workers, and on a node that is drained, a trial is
+        tried again.
+
+        Raises:
+            NodeDrainedError: the node is drained.
         """
         if self._pending_result is not None:
             result, self._pending_result = self._pending_result, None
             return result.as_dict()
+        self._check_node()
         if self._failure is None:
             try:
                 return self._run_epoch().as_dict()
             except Exception as error:
                 self._failure = self._describe_failure(error)
         return self._failure.as_dict()
+
+    def _check_node(self) -> None:
+        if monotonic() < self._stays_until:
+            return
+        if self._is_draining():
+            raise NodeDrainedError(LEAVES_NODE)
+        self._stays_until = monotonic() + _DRAIN_CHECK_SECONDS
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Do nothing: a checkpoint of every epoch is saved elsewhere."""

@@ -54,11 +54,15 @@ _known: set[str] = set()
 
 
 def nodes() -> list[Node]:
-    """Return the nodes that are alive, and log which of them joined or left since the last call."""
+    """Return the nodes that take work, and log which of them joined or left since the last call.
+
+    A node that is drained, since it will be taken away, takes none.
+    """
+    draining = draining_nodes()
     alive = [
         _node(node["Resources"], str(node["NodeManagerAddress"]))
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in draining
     ]
     addresses = {node.address for node in alive}
     for node in alive:
@@ -69,6 +73,18 @@ def nodes() -> list[Node]:
     _known.clear()
     _known.update(addresses)
     return alive
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of the nodes that are drained: `ray drain-node`, SIGTERM, the autoscaler."""
+    # Private, but the only way: Ray Train asks in the same way, and `ray.nodes()` does not say.
+    # tests/system/cluster/test_two_nodes.py drains a node, and fails if this changes.
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def is_draining() -> bool:
+    """Return whether the node of this worker is drained."""
+    return ray.get_runtime_context().get_node_id() in draining_nodes()
 
 
 def _node(resources: Mapping[str, float], address: str = "") -> Node:

@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune import Callback as Callback
 from ray.tune.experiment import Trial
 
+from search.cluster.nodes import is_draining
 from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
 from search.tuning.asha import NoEarlyStopping, PastTrial, ResumableASHA
 from search.tuning.checkpoints import CheckpointClient
@@ -26,7 +27,7 @@ from search.tuning.study import append_epoch, open_study, trial_length, trial_pa
 from search.tuning.trial_events import TrialCallback, TrialEvents
 from spaces.base import Space
 from trainables.atomic_write import write_atomically
-from trainables.trial import ImageTrial
+from trainables.trial import LEAVES_NODE, ImageTrial
 from trainables.trial_result import TrialResult
 from trainables.worker import TrainingContext, resolve_config
 
@@ -138,6 +139,7 @@ def run_trials(
             val_rows=rows["val"],
             checkpoints=checkpoints,
             n_threads=int(CPUS_PER_TRIAL),
+            is_draining=is_draining,
         ),
         lambda config: tune.PlacementGroupFactory(
             [{"CPU": CPUS_PER_TRIAL, "GPU": fractions[config["params"]["backbone"]]}]
@@ -268,7 +270,10 @@ class _TuneCallback(Callback):
         error = Path(trial.error_file) if trial.error_file else None
         reason = error.read_text(encoding="utf-8") if error and error.is_file() else ""
         about = {"node": node} if node else None
-        _log.warning("trial %d lost its worker: %s", number, reason.strip(), extra=about)
+        if LEAVES_NODE in reason:
+            _log.info("trial %d leaves a node that is being drained", number, extra=about)
+        else:
+            _log.warning("trial %d lost its worker: %s", number, reason.strip(), extra=about)
         if not self._searcher.will_retry(number):
             self._end(number, "failed", TrialResult(failure=LOST))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.fixtures.prepared_data import InMemory
 from trainables import trial
 from trainables.models.classifier import Weights
 from trainables.trainer import Trainer
-from trainables.trial import ImageTrial
+from trainables.trial import ImageTrial, NodeDrainedError
 from trainables.trial_files import TrialIdentity, pack, unpack
 from trainables.worker import TrainingContext
 
@@ -103,12 +104,13 @@ def begin(
     number: int = 7,
     context: TrainingContext = CONTEXT,
     epochs: int = N_EPOCHS,
+    is_draining: Callable[[], bool] = lambda: False,
     **params: Any,
 ) -> ImageTrial:
     made = ImageTrial.__new__(ImageTrial)  # as an actor, without Tune's folders
     config = {"number": number, "params": {**PARAMS, **params}, "epochs": epochs}
     rows = np.arange(N_IMAGES)
-    made.setup(config, context, rows[:18], rows[18:], checkpoints)
+    made.setup(config, context, rows[:18], rows[18:], checkpoints, is_draining=is_draining)
     return made
 
 
@@ -170,6 +172,26 @@ def test_a_trial_continues_from_its_checkpoint_with_the_epoch_it_reported() -> N
     assert last["trained_seconds"] == pytest.approx(
         reported[1]["trained_seconds"] + last["seconds"]
     )
+
+
+def test_a_trial_leaves_a_node_that_is_drained_without_losing_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trial, "_DRAIN_CHECK_SECONDS", 0.0)
+    checkpoints = Checkpoints()
+    is_drained = False
+    first = begin(checkpoints, is_draining=lambda: is_drained)
+    reported = [first.step() for _ in range(2)]
+    is_drained = True
+    with pytest.raises(NodeDrainedError, match="drained"):
+        first.step()
+    # Nor does the worker begin another trial there.
+    first.reset_config({"number": 8, "params": PARAMS, "epochs": N_EPOCHS})
+    with pytest.raises(NodeDrainedError):
+        first.step()
+    elsewhere = begin(checkpoints)
+    assert elsewhere.step() == reported[1]
+    assert elsewhere.step()["epoch"] == 3
 
 
 @pytest.mark.parametrize(

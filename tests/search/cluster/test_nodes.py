@@ -33,13 +33,13 @@ GPU = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:A10G": 1.0, "object_store_memor
 
 
 def alive(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
-    """Stand in for a cluster of such nodes, and one that was lost."""
+    """Stand in for a cluster of such nodes, one that was lost, and one that is drained."""
     listed = [
-        {"Alive": True, "NodeManagerAddress": f"10.0.0.{i}", "Resources": r}
-        for i, r in enumerate(resources)
+        {"Alive": i != 9, "NodeManagerAddress": f"10.0.0.{i}", "Resources": r, "NodeID": str(i)}
+        for i, r in [*enumerate(resources), (8, GPU), (9, GPU)]
     ]
-    lost = {"Alive": False, "NodeManagerAddress": "10.0.0.9", "Resources": GPU}
-    monkeypatch.setattr("ray.nodes", lambda: [*listed, lost])
+    monkeypatch.setattr("ray.nodes", lambda: listed)
+    monkeypatch.setattr("search.cluster.nodes.draining_nodes", lambda: {"8"})
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_nodes_are_those_that_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_are_those_that_are_alive_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     alive(monkeypatch, HEAD, GPU)
     assert nodes() == [
         Node("10.0.0.0", 8, 0, "", 10**9),

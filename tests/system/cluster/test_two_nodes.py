@@ -41,6 +41,38 @@ with ray_session(sys.argv[1]):
         print(*paths)
 """
 
+DRAIN = """
+import subprocess, sys
+from search.cluster.session import configure_ray, ray_session
+configure_ray()
+import ray
+from search.cluster.nodes import draining_nodes, is_draining, nodes
+
+reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+limit = ["--deadline-remaining-seconds", "60"]
+
+@ray.remote(num_cpus=1)
+class Worker:
+    def is_draining(self):
+        return is_draining()
+
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+with ray_session(sys.argv[1]):
+    workers = [Worker.options(scheduling_strategy="SPREAD").remote() for _ in range(2)]
+    before = ray.get([worker.is_draining.remote() for worker in workers])
+    assert len(nodes()) == 2 and not draining_nodes() and before == [False, False]
+    (second,) = [n["NodeID"] for n in ray.nodes() if n["NodeManagerAddress"] == sys.argv[2]]
+    command = ["ray", "drain-node", "--address", sys.argv[1], "--node-id", second]
+    subprocess.run([*command, *reason, *limit], check=True)
+    assert draining_nodes() == {second} and len(nodes()) == 1
+    assert not is_draining()
+    for worker in workers:
+        drained = ray.get(worker.node.remote()) == second
+        assert ray.get(worker.is_draining.remote()) == drained
+"""
+
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
@@ -120,3 +152,10 @@ def test_another_token_is_refused(address: str, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].endswith("1,797 images"), "the images, and nothing more"
     assert "refuses this machine" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_workers_see_that_their_node_is_drained(address: str, tmp_path: Path) -> None:
+    """The last test, since the node is gone after it."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = python("-c", DRAIN, address, SECOND_ADDRESS, cwd=tmp_path, PATH=path)
+    assert done.returncode == 0, done.stderr
