@@ -75,7 +75,7 @@ class Run:
         self.folder = head.home / "results" / name
         self._log = (BASE / f"{name}.log").open("w+")
         self._started = time.monotonic()
-        self.process = self._begin("--out ~/results --name", name, *options)
+        self.process = self._begin(*self._first_options(), *options)
 
     def resume(self, n_trials: int) -> None:
         """Resume it after `stop`, with another number of trials."""
@@ -94,6 +94,10 @@ class Run:
         if self.process.poll() is None:
             self.head.run(f"kill -KILL $(cat ~/{self.name}.pid)", check=False)
             self.process.wait(60)
+
+    def _first_options(self) -> tuple[str, ...]:
+        """Return the options that name a new run."""
+        return ("--out ~/results --name", self.name)
 
     def _begin(self, *options: str) -> subprocess.Popen[bytes]:
         command = (
