@@ -37,9 +37,10 @@ test-long: $(INSTALLED)
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.system.faults.injection
 
-# Searches on three hosts made of network namespaces; root needed; about 20 minutes on 2 cores.
+# Searches on three hosts made of network namespaces; root needed; about 30 minutes on 2 cores.
 cluster-test: $(INSTALLED)
 	$(BIN)/python -m tests.system.cluster.scenarios
+	$(BIN)/python -m tests.system.cluster.places
 
 # A search on two of these hosts with a core each, against one; 15 minutes with nothing else running.
 cluster-speed: $(INSTALLED)

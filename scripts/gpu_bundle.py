@@ -7,8 +7,8 @@ tar xzf gpu-bundle.tgz && bash gpu-bundle/run.sh     # there; `run.sh --dry-run`
 
 The archive has the project as it is here, weights, images as far as there is room (the same number
 of each class), wheels that are given, a list of those that have to be at hand where there is no
-network, and `scripts/gpu_run.sh` as `run.sh`: every step in the order of its worth, with a time limit
-and a log. `results.tgz` is what to bring home.
+network, and `scripts/gpu_run.sh` as `run.sh`: every step in the order of its worth, with a time
+limit and a log. `results.tgz` is what to bring home.
 """
 
 from __future__ import annotations

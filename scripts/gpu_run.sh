@@ -38,15 +38,15 @@ else
   step machine 60 nvidia-smi
 fi
 
-step versions 120 "$python" -m torch.utils.collect_env
-step gpu_tests 480 "$python" -m pytest -m gpu -rs tests
-step gpu_sharing 540 "$python" -m benchmarks.speed.gpu_sharing "${short[@]}" \
+step versions 60 "$python" -m torch.utils.collect_env
+step gpu_tests 300 "$python" -m pytest -m gpu -rs tests
+step gpu_sharing 420 "$python" -m benchmarks.speed.gpu_sharing "${short[@]}" \
   --out "$results/gpu_sharing.json"
-searching caltech_gpu 300 caltech caltech101 "${search[@]}"
-searching grocery_gpu 300 photos grocery "${search[@]}"
+searching caltech_gpu 240 caltech caltech101 "${search[@]}"
+searching grocery_gpu 240 photos grocery "${search[@]}"
 if [[ -z $dry ]]; then # the same search on the CPUs of the same machine
   export CUDA_VISIBLE_DEVICES=
-  searching caltech_cpu 600 caltech caltech101 "${search[@]}"
+  searching caltech_cpu 420 caltech caltech101 "${search[@]}"
 fi
 tar czf ../results.tgz -C .. --exclude '*.pt' results
 echo "bring home: $(cd .. && pwd)/results.tgz"
