@@ -13,7 +13,7 @@ import csv
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -148,12 +148,14 @@ class SimulatedTrial(tune.Trainable):
         val_rows: Any = None,
         checkpoints: Any = None,
         n_threads: int = 1,
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         """Begin the worker's first trial."""
         if context is None or checkpoints is None:
             raise ValueError("SimulatedTrial needs its arguments by `tune.with_parameters`")
         self._context, self._checkpoints = context, checkpoints
         self._node = str(ray.util.get_node_ip_address())
+        self._is_draining, self._asked_at = is_draining, 0.0
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -165,6 +167,9 @@ class SimulatedTrial(tune.Trainable):
         """Sleep through one epoch."""
         if self._epoch == 0:
             self._wait_at_barrier()
+        if time.monotonic() - self._asked_at > 1.0:  # as `ImageTrial` does
+            self._is_draining()
+            self._asked_at = time.monotonic()
         time.sleep(self._seconds)
         self._epoch += 1
         accuracy = self._curve.accuracy[self._epoch - 1]

@@ -154,8 +154,8 @@ def test_another_token_is_refused(address: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_workers_see_that_their_node_is_drained(address: str, tmp_path: Path) -> None:
+def test_workers_see_that_their_node_is_drained(address: str) -> None:
     """The last test, since the node is gone after it."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = python("-c", DRAIN, address, SECOND_ADDRESS, cwd=tmp_path, PATH=path)
+    done = python("-c", DRAIN, address, SECOND_ADDRESS, PATH=path)
     assert done.returncode == 0, done.stderr
