@@ -28,12 +28,13 @@ searching() {
   shift 4
   [[ -d $data/$folder ]] || return 0
   step "$name" "$seconds" "$python" -m search.run --space "spaces/$space.py" --data "$data/$folder" \
-    --weights "$weights" --out "$results" --name "$name" "$@"
+    --weights "$weights" --backbones "$backbones" --out "$results" --name "$name" "$@"
 }
+backbones=$(find "$weights" -type f -printf '%f\n' | sed 's/\.[^.]*$//' | sort | paste --serial --delimiters ,)
 short=(--quick) search=(--trials 24)
 if [[ -n $dry ]]; then
   export CUDA_VISIBLE_DEVICES=
-  short=(--smoke --device cpu) search=(--trials 1 --epochs 1 --folds 2 --limit 120)
+  short=(--smoke --device cpu) search=(--trials 1 --epochs 1 --folds 2 --limit 300)
 else
   step machine 60 nvidia-smi
 fi
