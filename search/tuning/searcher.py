@@ -10,7 +10,7 @@ import math
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import optuna
@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from search.runs.journal import StudyStorage
 from search.tuning.ranking import ranking_value
 from search.tuning.samplers import (
     BudgetedSampler,
@@ -322,8 +323,14 @@ class StudySearcher(Searcher):
     @contextmanager
     def _recording(self) -> Iterator[None]:
         """Keep the first error of writing the study; nothing is recorded after it."""
+        storage = self._storage
         try:
-            yield
+            with (
+                storage.journal.synced_once()
+                if isinstance(storage, StudyStorage)
+                else nullcontext()
+            ):
+                yield
         except (OSError, StorageInternalError) as error:
             _log.error("the study cannot be written: %s", error)
             self.storage_error = error

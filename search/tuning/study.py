@@ -24,7 +24,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from search.runs.journal import Journal
+from search.runs.journal import Journal, StudyStorage
 from search.runs.run_folder import STUDY
 from search.runs.tables import write_csv
 from search.runs.validation import FolderError
@@ -74,7 +74,7 @@ class _NoLock(JournalFileOpenLock):
         pass
 
 
-def open_storage(run_folder: Path, warn: Callable[[str], None] = _log.warning) -> JournalStorage:
+def open_storage(run_folder: Path, warn: Callable[[str], None] = _log.warning) -> StudyStorage:
     """Open the journal of a run's study to write to it; a torn last line is cut off.
 
     A line is torn where an earlier session was killed, or its disk was full, while it wrote.
@@ -90,7 +90,7 @@ def open_storage(run_folder: Path, warn: Callable[[str], None] = _log.warning) -
     if path.exists():
         os.truncate(path, _whole_bytes(path.read_bytes()))
     try:
-        return JournalStorage(Journal(path, warn))
+        return StudyStorage(Journal(path, warn))
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise FolderError(
             f"{path} is damaged ({error}): put a copy of it back, or begin a new run"

@@ -94,3 +94,20 @@ def test_waiting_has_an_end(study, warnings, monkeypatch, number):
     with pytest.raises(OSError, match=os.strerror(number)):
         study.ask()
     assert len(warnings) == (number == errno.EACCES)
+
+
+def test_several_logs_wait_for_the_disk_once(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "other.journal")
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    with journal.synced_once():
+        for n in range(3):
+            journal.append_logs([{"n": n}])
+            # A process that is killed here has lost none.
+            assert len((tmp_path / "other.journal").read_bytes().splitlines()) == n + 1
+    assert synced == [(tmp_path / "other.journal").stat().st_size]
+    with journal.synced_once():
+        pass
+    assert len(synced) == 1
+    journal.append_logs([{"n": 3}])
+    assert len(synced) == 2
