@@ -74,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = some(map(printable_name, skipped))
         print(f"{count(len(skipped), 'file')} skipped as no image: {named}", file=sys.stderr)
     # Imported here, as PyTorch takes seconds: mistakes in the arguments are reported before.
+    from trainables.compute import keep_freed_memory
     from trainables.models.model_card import ModelError
 
+    keep_freed_memory()
     try:
         predictor = load(run)
     except ModelError as error:

@@ -36,6 +36,7 @@ from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import BackboneWeights, Settings
 from search.tuning.study import BASELINE_TRIAL
 from spaces.conditions import in_words
+from trainables.compute import keep_freed_memory, release_memory
 from trainables.pretrained.licences import Licence, weights_licence
 from trainables.pretrained.weight_files import describe_source
 
@@ -51,10 +52,12 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
     """
     request, folder = run_plan.request, run_plan.folder
     startup_seconds = progress.elapsed_seconds
+    keep_freed_memory()  # networks are measured in this process, and evaluated
     # 1. Images are decoded once, and features of frozen stages are computed once.
     with _stage("data", folder):
         candidates = check_candidates(run_plan)
         run_plan, unsuitable = exclude_unsuitable(run_plan, candidates, progress)
+        release_memory()
         prepared = prepare_data(run_plan, progress)
         run_plan.accept()  # before it, nothing is written into a run that is resumed
         _describe_weights(run_plan, progress)
@@ -88,7 +91,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         board.show_augmentation(prepared.image_rows(train), context.labels[train], space)
     # 2. Trials are compared on the validation set, finalists by k-fold on training and validation.
     with _stage("search", folder), _report_if_interrupted(folder, progress):
-        searched = run_search(run_plan, prepared, context, progress, shutdown)
+        searched = run_search(run_plan, prepared, context, candidates, progress, shutdown)
     cache.log_lost_blocks()
     with _stage("cross_validation", folder):
         finalists = _choose_finalists(run_plan, searched, probes, progress)
@@ -132,6 +135,7 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
     progress.begin("tensorboard")
     with _stage("tensorboard", folder), progress.tolerating("TensorBoard's overview of the model"):
         board.show_model(retrained.model, test, retrained.out_of_fold.predictions, external)
+    release_memory()
     # 4. What takes no part in the result comes last.
     if space.ablation:
         with _stage("ablation", folder), progress.tolerating("the ablation"):

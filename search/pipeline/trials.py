@@ -17,6 +17,7 @@ from search.console.formatting import count, describe
 from search.console.progress import Progress
 from search.console.signals import GracefulShutdown
 from search.evaluation.mcnemar import ALPHA, p_value
+from search.pipeline.backbones.candidates import Candidate
 from search.pipeline.finalists import finalist_probes
 from search.pipeline.model_file import save_best_trial
 from search.pipeline.preflight import RunPlan
@@ -68,6 +69,7 @@ def run_search(
     run_plan: RunPlan,
     prepared: PreparedData,
     context: TrainingContext,
+    candidates: Mapping[str, Candidate],
     progress: Progress,
     shutdown: GracefulShutdown,
 ) -> SearchResult:
@@ -115,7 +117,7 @@ def run_search(
             gpu_fraction,
             prepared.count_evaluated(),
             finalist_probes(probed),
-            {name: score.latency_ms / 1000 for name, score in recorded.items()},
+            {name: one.batch_latency_ms / 1000 for name, one in candidates.items()},
             progress,
         )
         budget.catch_up(study)
@@ -128,7 +130,7 @@ def run_search(
         max_concurrent=request.max_concurrent,
         gpu_fraction=gpu_fraction,
         lengths=budget.lengths if budget is not None else None,
-        may_begin=_may_begin(run_plan, prepared, study, budget, progress),
+        may_begin=_may_begin(run_plan, prepared, study, progress),
         patience_trials=request.patience_trials,
     )
     trials = folder.path / "trials"
@@ -145,7 +147,7 @@ def run_search(
         None if plan.n_trials is None else plan.n_trials - n_ended,
         TrialSlots(CPUS_PER_TRIAL, list(gpu_fraction.values())),
         fold_growth(len(rows["train"]), len(rows["val"]), space.folds),
-        closing_seconds(prepared.count_evaluated(), _latency_ms(folder)),
+        closing_seconds(prepared.count_evaluated(), _latency_ms(candidates)),
         None if budget is None else _as_budget(budget, request, progress),
     )
     boards = TrialBoards(folder.path / "tensorboard", space)
@@ -202,30 +204,28 @@ def _as_budget(budget: TimeBudget, request: Request, progress: Progress) -> Budg
     return Budget(lambda: seconds - progress.elapsed_seconds, budget.reserved_seconds)
 
 
-def _latency_ms(folder: RunFolder) -> float:
+def _latency_ms(candidates: Mapping[str, Candidate]) -> float:
     """Return the milliseconds an image of the fastest backbone; NaN where none was measured.
 
     Its time was least disturbed by other programs, which only add to one.
     """
-    scores = (folder.summary.linear_probe or {}).values()
-    return min((one.latency_ms for one in scores if one.latency_ms > 0), default=math.nan)
+    return min((one.batch_latency_ms for one in candidates.values()), default=math.nan)
 
 
 def _may_begin(
     run_plan: RunPlan,
     prepared: PreparedData,
     study: optuna.Study,
-    budget: TimeBudget | None,
     progress: Progress,
 ) -> Callable[[], bool]:
     """Return whether another trial may begin, where their number is not given."""
-    if budget is None or not run_plan.request.has_open_end:
+    if not run_plan.request.has_open_end:
         return lambda: True
     space, scores = prepared.space, run_plan.folder.summary.linear_probe or {}
     best = next(iter(scores.values()), ProbeScore())
     n_images, n_first = len(prepared.rows("train", "val")), max(1, len(space.first_trials))
     if space.metric != "accuracy" or not nothing_to_gain(best.accuracy, n_images):
-        return budget.may_begin
+        return lambda: True
     n_wrong = round((1 - best.accuracy) * n_images)
     progress.say(
         f"the linear probe is wrong on {n_wrong} of {n_images} images, too few for a better model"
@@ -234,7 +234,7 @@ def _may_begin(
 
     def may_begin() -> bool:
         trials = study.get_trials(deepcopy=False)
-        return budget.may_begin() and sum(t.state != TrialState.WAITING for t in trials) < n_first
+        return sum(trial.state != TrialState.WAITING for trial in trials) < n_first
 
     return may_begin
 

@@ -38,6 +38,12 @@ FORWARD_FRACTION = 1 / 3
 CLOSING_SECONDS = 12.0
 """Seconds of boards and report, measured on two cores."""
 
+SAMPLE_PASSES = 600
+"""Images through a network that heat maps and the measured cost of a model take, measured."""
+
+MAX_PROJECTED = 1000
+"""Test images whose features TensorBoard's projector shows."""
+
 MAX_RESERVED = 0.5
 """Fraction of the time left when the search begins that is reserved at most for folds. Where those
 of the best trial would take longer, it is retrained on fewer of them."""
@@ -49,8 +55,8 @@ MIN_EPOCHS = 5
 """Epochs of the shortest trial, unless the space's own are fewer."""
 
 MAX_HEAD_TRIALS = 8
-"""Trials of the head alone, as long as there is time for others: they cost little, and soon are as
-good as they get."""
+"""Trials of the head alone while there is time for others: they cost little, and soon are as good
+as they get. Where there is no time for others, heads take what is left."""
 
 TRIALS_PLANNED = 8
 """When the length of trials of one backbone at one freeze depth is chosen, so many of them are to
@@ -119,7 +125,7 @@ class TimeBudget:
             n_train: Images that a trial trains on.
             probes: Backbones of the linear probes that may be finalists, the best first.
             latencies: By backbone, seconds that one view of an image takes to be predicted by a
-                model of one member, on all cores; NaN where that was not measured.
+                model of one member, in a batch and on all cores; NaN where that was not measured.
             n_evaluated: Test images and external images that the model is evaluated on.
         """
         self._seconds = seconds
@@ -189,7 +195,8 @@ class TimeBudget:
         """Return the seconds of folds and evaluation of the best probe, and of others in time."""
         affordable: dict[str, float] = {}
         for name in probes:
-            needed = self._rounds(name) * FOLD_SECONDS + self._n_evaluated * self._latencies[name]
+            latency = self._latencies.get(name, 0.0)
+            needed = self._rounds(name) * FOLD_SECONDS + self._n_evaluated * latency
             others = sum(list(affordable.values())[1:])
             if not affordable or others + needed <= MAX_MORE_PROBES * self._seconds:
                 affordable[name] = needed
@@ -198,12 +205,6 @@ class TimeBudget:
     def is_up(self) -> bool:
         """Return whether the time left is needed for cross-validation and evaluation."""
         return self._elapsed() + self.reserved_seconds() > self._seconds
-
-    def may_begin(self) -> bool:
-        """Return whether another trial is worth its time: a fine-tuned one, or an early head."""
-        if self._n_heads() < MAX_HEAD_TRIALS or self._space.freeze_depths == (MAX_DEPTH,):
-            return True
-        return any(min(self.lengths(backbone)) < MAX_DEPTH for backbone in self._space.backbones)
 
     def lengths(self, backbone: str) -> dict[int, int]:
         """Return the freeze depths that there is time to train, with the epochs of a trial.
@@ -349,29 +350,39 @@ class TimeBudget:
         return probe + crops + evaluation + CLOSING_SECONDS
 
     def _evaluation_seconds(self, kinds: Collection[tuple[str, int]]) -> float:
-        """Return what the model takes to be evaluated: one finalist, or several together.
+        """Return what the model takes to be evaluated, one finalist or several together.
 
-        Of linear probes beside the best one that is with their folds.
+        Heat maps, the measured cost and the features of TensorBoard's projector are part of it, and
+        the baseline that it is compared with. Linear probes beside the best one have theirs with
+        their folds.
         """
+        if not self._n_evaluated:
+            return 0.0
         by_kind = [self._part_seconds(*kind) for kind in kinds]
         more_probes = list(self._probes.values())[1:]
-        if not more_probes:
-            return max(by_kind)
+        model = sum(by_kind) + sum(more_probes) if more_probes else max(by_kind)
+        passes = SAMPLE_PASSES + min(MAX_PROJECTED, self._n_evaluated)
+        samples = passes * max(self._latency(backbone) for backbone, _ in kinds)
         baseline = self._configs.get(BASELINE_TRIAL)
-        if baseline is not None and self._retrains_baseline():  # once more, to be compared with
-            by_kind.append(self._part_seconds(baseline.backbone, baseline.freeze_depth))
-        return sum(by_kind) + sum(more_probes)
+        is_best = self._likely_finalists()[:1] == [BASELINE_TRIAL]
+        if baseline is None or is_best or not self._retrains_baseline():
+            return model + samples
+        return model + samples + self._part_seconds(baseline.backbone, baseline.freeze_depth)
+
+    def _latency(self, backbone: str) -> float:
+        """Return the seconds of one view of an image through a network, in a batch."""
+        latency = self._latencies.get(backbone, math.nan)
+        if math.isnan(latency):
+            return FORWARD_FRACTION * sum(self._seconds_per_image[backbone])
+        return latency
 
     def _part_seconds(self, backbone: str, depth: int) -> float:
         """Return what an ensemble of all folds, frozen to a depth, takes to be evaluated."""
         seconds = self._seconds_per_image[backbone]
-        latency = self._latencies.get(backbone, math.nan)
-        if math.isnan(latency):
-            latency = FORWARD_FRACTION * sum(seconds)
         n_networks = sum(seconds[:depth]) + self._space.folds * sum(seconds[depth:])
         n_networks /= max(sum(seconds), 1e-9)  # the frozen stages are computed once
         n_views = 2 if self._uses_center_crop() else 1
-        return self._n_evaluated * n_views * n_networks * latency
+        return self._n_evaluated * n_views * n_networks * self._latency(backbone)
 
     def _center_crop_seconds(self, backbone: str) -> float:
         """Return what the centre-crop branch takes for all images of the folds."""

@@ -49,7 +49,7 @@ class SearchPlan:
         gpu_fraction: By backbone, the fraction of a GPU that a trial takes; 0 without GPUs.
         lengths: Returns, for a backbone, the epochs that there is time for, by the freeze depth
             that there is time to train; None without a time budget.
-        may_begin: Returns whether another trial is worth its time.
+        may_begin: Returns whether another trial may begin.
         patience_trials: Trials in a row without a better one after which the search ends; None
             goes on.
     """

@@ -32,8 +32,10 @@ COMMANDS = (
 LONG = {
     *("speed.gpu_sharing", "speed.many_images", "speed.memory", "speed.scale", "speed.serving"),
     *("speed.trial_overhead", "speed.vs_ray_tutorial", "tuning.versus", "models.intervals"),
+    *("speed.epoch", "speed.ensemble_inference", "models.tinynet", "models.center_crop"),
+    *("models.probe_ensembles", "tuning.search_quality"),
 }
-"""Left to `make test-long`, as each takes twenty seconds and more."""
+"""Left to `make test-long`, as each takes seven seconds and more."""
 
 
 def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:

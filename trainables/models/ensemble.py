@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainables.compute import mixed_precision
+from trainables.compute import inference_batch_size, mixed_precision
 from trainables.images import ImageRows, crop_pixels
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.center_crop import CenterCropBranch
@@ -28,8 +28,6 @@ from trainables.models.model_content import check_heads
 from trainables.models.network_cut import N_STAGES
 from trainables.models.normalisation import Normalise
 from trainables.models.ood import OODScorer
-
-_BATCH_SIZE = 64
 
 
 class Ensemble(nn.Module):
@@ -172,25 +170,26 @@ class Ensemble(nn.Module):
             logits = logits + self.center_crop(x)
         return features, logits
 
-    def logits(self, images: Tensor | ImageRows, batch_size: int = _BATCH_SIZE) -> Tensor:
+    def logits(self, images: Tensor | ImageRows, batch_size: int | None = None) -> Tensor:
         """Return each member's logits for decoded images; see `predict_with_ood`."""
         return self.predict_with_ood(images, batch_size)[0]
 
     @torch.no_grad()
     def predict_with_ood(
-        self, images: Tensor | ImageRows, batch_size: int = _BATCH_SIZE
+        self, images: Tensor | ImageRows, batch_size: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return each member's logits and the OOD scores of decoded images.
 
         Args:
             images: uint8 [N, S, S, 3] with S the card's `cache_size`.
-            batch_size: Images that are computed together.
+            batch_size: Images that are computed together; None: see `inference_batch_size`.
 
         Returns:
             Logits, float32 [members, N, classes], and OOD scores, float32 [N] or None if the model
             has no scorer; both on the CPU.
         """
         device = next(self.parameters()).device
+        batch_size = batch_size or inference_batch_size(device, self.card.image_size)
         parts = [torch.empty(len(self.classifiers), 0, len(self.card.classes))]
         ood_scores = [torch.empty(0)]
         for start in range(0, len(images), batch_size):

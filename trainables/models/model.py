@@ -31,8 +31,6 @@ FORMAT = "classifier-search model 5"
 MAX_PARTS = 20
 """Ensembles that a model consists of, at most."""
 
-_BATCH_SIZE = 64
-_BATCH_PIXELS = _BATCH_SIZE * 512**2
 _COMMON = ("classes", "image_size", "cache_size", "resize_mode", "levels")
 """What the cards of all parts must have in common."""
 
@@ -110,21 +108,17 @@ class ModelOutputs:
     ood_score: Tensor | None
 
 
-def predict(
-    model: Model, images: Tensor | ImageRows, batch_size: int = _BATCH_SIZE
-) -> ModelOutputs:
+def predict(model: Model, images: Tensor | ImageRows) -> ModelOutputs:
     """Predict decoded images.
 
     Args:
         model: The model.
         images: uint8 [n, S, S, 3] with S the card's `cache_size`.
-        batch_size: Images that are computed together; fewer where they are large.
 
     Raises:
         ModelError: a probability is no number, as damaged weights make it.
     """
-    batch_size = max(1, min(batch_size, _BATCH_PIXELS // model.card.image_size**2))
-    outputs = [part.predict_with_ood(images, batch_size) for part in model.parts]
+    outputs = [part.predict_with_ood(images) for part in model.parts]
     logits = [logits for logits, _ in outputs]
     probabilities = mix_probabilities(model, logits)
     if not bool(torch.isfinite(probabilities).all()):

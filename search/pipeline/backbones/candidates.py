@@ -5,11 +5,13 @@ One network is in memory at once, however many there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
+import torch
 
 from search.cluster.nodes import on_driver_node
 from search.cluster.shared_file import StoredObject
@@ -19,8 +21,9 @@ from search.pipeline.request import RequestError
 from search.runs.summary import ProbeScore
 from spaces.base import Space
 from spaces.rules import is_own_network
+from trainables.compute import inference_batch_size
 from trainables.feature_cache import bytes_per_image
-from trainables.models.backbones import create_backbone
+from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.latency import measure_latency
 from trainables.models.own_networks import register_module
 from trainables.pretrained.weights import WeightsError, load_weights
@@ -34,11 +37,13 @@ class Candidate:
     Attributes:
         image_bytes: Bytes of the cached features of one image at stage outputs 1 to 5.
         latency_ms: Milliseconds of one image on this machine, in a batch of one.
+        batch_latency_ms: Of one image in batches as predictions have them.
         is_trunk: Whether the backbone cannot be cut into stages.
     """
 
     image_bytes: tuple[int, ...]
     latency_ms: float
+    batch_latency_ms: float = math.nan
     is_trunk: bool = False
 
 
@@ -62,20 +67,31 @@ def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
             raise RequestError(f"{name}: {error}") from None
         if device.type == "cuda":  # not in this process, whose context would take GPU memory
             task = _measure_on_gpu.options(scheduling_strategy=on_driver_node())
-            latency = ray.get(task.remote(name, size, run_plan.modules))
+            latencies = ray.get(task.remote(name, size, run_plan.modules))
         else:
-            latency = measure_latency(backbone, size, device)
-        found[name] = Candidate(sizes, latency, backbone.is_trunk)
+            latencies = _measure_latencies(backbone, size, device)
+        found[name] = Candidate(sizes, *latencies, is_trunk=backbone.is_trunk)
     return found
 
 
 @ray.remote(num_gpus=0.5, max_retries=3)
-def _measure_on_gpu(name: str, image_size: int, modules: Mapping[str, str]) -> float:
-    """Measure a backbone's latency, with random weights; see `FeatureContext.modules`."""
+def _measure_on_gpu(name: str, image_size: int, modules: Mapping[str, str]) -> tuple[float, float]:
+    """Measure a backbone's latencies, with random weights; see `FeatureContext.modules`."""
     for module, source in modules.items():
         register_module(module, source)
     backbone = create_backbone(name, image_size=image_size)
-    return measure_latency(backbone, image_size, training_device())
+    return _measure_latencies(backbone, image_size, training_device())
+
+
+def _measure_latencies(
+    backbone: Backbone, image_size: int, device: torch.device
+) -> tuple[float, float]:
+    """Return the milliseconds of one image, in a batch of one and in one of many."""
+    n = inference_batch_size(device, image_size)
+    return (
+        measure_latency(backbone, image_size, device),
+        measure_latency(backbone, image_size, device, n),
+    )
 
 
 def find_slow(

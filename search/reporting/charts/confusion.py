@@ -12,7 +12,9 @@ from search.console.formatting import percent
 from search.reporting.run_record import Record
 from search.reporting.style import ACCENT, BAD, INK, ON_ACCENT, SMALL, WIDTH, Chart, shorten
 
-_MAX_CLASSES = 40  # of a confusion matrix that can still be read
+MAX_CLASSES = 40
+"""Classes of a confusion matrix that can still be read; of more, the most confused are drawn."""
+
 _MAX_NUMBERED_CLASSES = 30  # cells of larger confusion matrices are too small for numbers
 
 
@@ -26,7 +28,7 @@ def chart_confusions(record: Record) -> Iterator[Chart]:
         if scores is None:
             continue
         classes = [row.name for row in scores.per_class]
-        shown = most_confused_classes(scores.confusion, _MAX_CLASSES)
+        shown = most_confused_classes(scores.confusion, MAX_CLASSES)
         n_others = len(classes) - len(shown)
         title = f"Confusion matrix, {name}"
         others = f" {n_others} classes with fewer confusions are not shown." if n_others else ""
@@ -47,9 +49,9 @@ def chart_confusions(record: Record) -> Iterator[Chart]:
             )
 
 
-def most_confused_classes(confusion: Sequence[Sequence[int]], n: int) -> list[int]:
+def most_confused_classes(confusion: Sequence[Sequence[int]] | np.ndarray, n: int) -> list[int]:
     """Return the n classes with the most confusions, as row or as column, in their own order."""
-    counts = np.array(confusion)
+    counts = np.array(confusion)  # a copy
     np.fill_diagonal(counts, 0)
     order = np.argsort(-(counts.sum(0) + counts.sum(1)), kind="stable")
     return sorted(order[:n].tolist())

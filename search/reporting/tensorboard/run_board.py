@@ -41,14 +41,13 @@ from search.runs.run_folder import RunFolder
 from search.runs.summary import Settings
 from spaces.base import Space
 from trainables.atomic_write import write_atomically
-from trainables.compute import mixed_precision
+from trainables.compute import inference_batch_size, mixed_precision
 from trainables.images import ImageRows, crop_pixels
 from trainables.models.model import Model
 
 _N_AUGMENTED = 6  # images in a grid of augmentation, a row each
 _COLUMNS = 8  # of the other grids
 _MAX_CURVES = 50  # precision-recall curves of a set, a class each
-_FEATURES_BATCH = 64
 _CONFUSION_DPI = 110
 _MAX_POINTS = 1000  # in the projector; more are slow to turn in a browser
 _MAX_DIMENSIONS = 64  # principal components that the projector works on
@@ -197,7 +196,7 @@ def pooled_features(model: Model, images: Tensor) -> np.ndarray:
     backbone = model.parts[0].classifiers[0].backbone
     device = next(backbone.parameters()).device
     parts = []
-    for batch in images.split(_FEATURES_BATCH):
+    for batch in images.split(inference_batch_size(device, model.card.image_size)):
         pixels = crop_pixels(batch.to(device), model.card.image_size)
         with mixed_precision(device):
             parts.append(backbone(pixels, 0, 5).float().cpu())
@@ -237,13 +236,20 @@ def _draw_confusion(
 ) -> bytes:
     """Draw a confusion matrix as PNG."""
     from search.reporting import style  # Matplotlib takes a while, and is needed last.
-    from search.reporting.charts.confusion import draw_confusion
+    from search.reporting.charts.confusion import (
+        MAX_CLASSES,
+        draw_confusion,
+        most_confused_classes,
+    )
 
-    counts = confusion_matrix(labels, predicted, labels=range(len(classes))).tolist()
+    counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
+    shown = most_confused_classes(counts, MAX_CLASSES)
     title = {"test": "Test set", "out_of_fold": "Out-of-fold", "external": "External test set"}
     buffer = io.BytesIO()
     with style.style():
-        figure = draw_confusion(counts, classes, title[part])
+        figure = draw_confusion(
+            counts[np.ix_(shown, shown)].tolist(), [classes[i] for i in shown], title[part]
+        )
         figure.savefig(buffer, dpi=_CONFUSION_DPI, facecolor="white")
     return buffer.getvalue()
 

@@ -20,9 +20,9 @@ from trainables.models.grad_cam import GradCamError, grad_cam
 from trainables.models.model import load_model, save_model
 from trainables.models.model_card import ModelCard
 
-SIZES = {"tf_efficientnet_lite0": 64}
+SIZES = {"vit_small_patch14_dinov2": 28}
 MORE_SIZES = {
-    "vit_small_patch14_dinov2": 28,
+    "tf_efficientnet_lite0": 64,
     "vit_small_patch16_dinov3": 32,
     "swin_tiny_patch4_window7_224": 64,
     "convnext_atto": 64,

@@ -53,9 +53,7 @@ class Oracle:
         values = images[:][:, 0, 0, 0].long()
         return torch.eye(4)[None, torch.where(values == 9, 0, values)] * 4
 
-    def predict_with_ood(
-        self, images: torch.Tensor, batch_size: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict_with_ood(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return half of the pixels' value as the OOD score."""
         return self.logits(images), images[:][:, 0, 0, 0].float() / 2
 
@@ -252,7 +250,7 @@ def test_every_other_model_that_predicts_the_test_set_counts(tmp_path, saved):
 
 def test_an_evaluation_that_is_cut_short_counts(tmp_path):
     class Killed(Oracle):
-        def predict_with_ood(self, images: torch.Tensor, batch_size: int) -> Any:
+        def predict_with_ood(self, images: torch.Tensor) -> Any:
             raise KeyboardInterrupt
 
     folder = RunFolder(tmp_path)

@@ -106,6 +106,12 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search.reporting.page.draw_figures", lambda record, folder: ({}, []))
 
 
+@pytest.fixture
+def unsaved_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the figures, but do not save them, which takes most of their time."""
+    monkeypatch.setattr("search.reporting.style.save", lambda figure, folder, name: "")
+
+
 def words_of(run: Path) -> str:
     """Write the report of a run, and return its text."""
     write_report(RunFolder.open(run))
@@ -236,6 +242,7 @@ def test_the_optimism_of_the_search_is_shown(finished: Path) -> None:
     assert "Cross-validation accuracy 94.50%, 95% CI 90.00–98.00%." in page.words
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_linear_probe_has_no_optimism(run: Path) -> None:
     summary = RunFolder.open(run).summary
     assert summary.best is not None
@@ -258,6 +265,7 @@ def test_confident_answers_are_counted_with_their_accuracy(finished: Path) -> No
     assert "0.99 0 0.0%" in page.words
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_the_model_costs_is_shown(run: Path) -> None:
     cost = ModelCost(
         parameters=1234567, megabytes=5.04, latency_ms=12.34, latency_ms_batch_32=3.21, device="cpu"
@@ -276,6 +284,7 @@ def test_top_losses_come_most_confident_first(finished: Path) -> None:
     assert "cat predicted as <b>&: 2 of 10" in page.words
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_images_are_shown_where_they_are_saved(run: Path) -> None:
     page = Page(run / "report.html")
     assert page.find("img") == []
@@ -300,6 +309,7 @@ def test_images_are_shown_where_they_are_saved(run: Path) -> None:
     assert page.words.count("This run saved no images") == 1  # of the external test set
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_why_there_is_no_heat_map_is_shown(run: Path) -> None:
     failed = Samples(images=0, n_with_gradcam=0, error="out of <memory>")
     set_sections(run, samples={"data": failed})
@@ -388,6 +398,7 @@ def test_the_same_run_gives_the_same_page(finished: Path) -> None:
     assert (finished / "report.html").read_bytes() == before
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 @pytest.mark.parametrize(
     ("gone", "there", "not_there"),
     [
@@ -441,6 +452,7 @@ def test_any_part_may_be_missing(
     assert not_there not in words
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_an_interrupted_search_has_no_final_model_yet(run: Path) -> None:
     for section in ("kfold", "test", "external"):
         remove(run, f"summary:{section}")
@@ -471,6 +483,7 @@ def test_a_run_that_was_killed_at_once_has_a_report(tmp_path: Path) -> None:
     assert (folder / STUDY).read_bytes() == b""
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_torn_line_of_a_curve_is_ignored(run: Path) -> None:
     with (run / "trials" / "0" / "progress.csv").open("a") as file:
         file.write("7,0.1,0.")
@@ -478,6 +491,7 @@ def test_a_torn_line_of_a_curve_is_ignored(run: Path) -> None:
     assert "0 complete, final model 99.00% 6 6 3.0" in Page(run / "report.html").words
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_images_without_labels_are_listed(run: Path) -> None:
     unlabelled = ExternalScores(n=2, n_labelled=0, n_near_duplicates=0, n_ood=None, scores=None)
     set_sections(run, external=unlabelled)
@@ -490,6 +504,7 @@ def test_images_without_labels_are_listed(run: Path) -> None:
     assert "a.jpg confident cat 90.0%" in page.words
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_ood_images_are_counted_and_marked(run: Path) -> None:
     write_predictions(run / "external_predictions.csv", EXTERNAL, [1.5, 0.5, 0.5, 0.5])
     external = RunFolder.open(run).summary.external
@@ -543,6 +558,7 @@ def test_sections_without_results_are_not_shown(finished: Path) -> None:
         assert words not in page.words
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_model_is_compared_with_the_baseline(run: Path) -> None:
     labels = np.zeros(40, np.int64)
     model, baseline = np.repeat([0, 1], [38, 2]), np.repeat([0, 1], [30, 10])
@@ -560,6 +576,7 @@ def test_the_model_is_compared_with_the_baseline(run: Path) -> None:
     assert "from out-of-fold predictions" not in words
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("restriction", "text"),
     [
@@ -576,10 +593,12 @@ def test_the_licence_of_the_weights_is_shown(run: Path, restriction: str, text: 
     assert ("commercial use" in words) == (restriction == "non-commercial")
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_baseline_may_be_the_best(run: Path) -> None:
     assert "No gain: the baseline, trial 0, is the best finalist." in written(run).words
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_calibration_is_shown_before_and_after(run: Path) -> None:
     before = CalibrationScores(ece=0.05, log_loss=0.3, bins=[])
     after = CalibrationScores(ece=0.0123, log_loss=0.2, bins=[])
@@ -605,6 +624,7 @@ def test_calibration_is_shown_before_and_after(run: Path) -> None:
     assert "test set 40 5.00% 5.00% 0.3000 0.3000" in words
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(("enabled", "text"), [(True, "two views;"), (False, "one view:")])
 def test_the_centre_crop_is_shown_with_its_log_loss(run: Path, enabled: bool, text: str) -> None:
     kfold = RunFolder.open(run).summary.kfold
@@ -623,6 +643,7 @@ def test_the_centre_crop_is_shown_with_its_log_loss(run: Path, enabled: bool, te
     assert ("(94.00% with one view, as in the search)" in words) == enabled
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_possible_label_errors_are_listed(run: Path) -> None:
     issues = [LabelIssue("train/<i>.jpg", "cat", "<b>&", 0.03)]
     write_issues(run / "folds" / "label_issues.csv", issues)

@@ -21,6 +21,7 @@ from search.tuning.time_budget import (
     MAX_MORE_PROBES,
     MAX_RESERVED,
     MIN_EPOCHS,
+    SAMPLE_PASSES,
     TRIALS_PLANNED,
     TimeBudget,
     fold_growth,
@@ -364,29 +365,27 @@ def test_time_is_reserved_for_the_best_fine_tuned_trial_beside_the_best() -> Non
 
 
 def test_evaluation_is_reserved_for_by_what_it_computes() -> None:
-    """Five members of the trained stages and one of the frozen, forward alone."""
+    """Five members of the trained stages and one of the frozen, forward alone; and samples."""
     alone, evaluated = make(1000, Clock()), make(1000, Clock(), n_evaluated=600)
     for budget in (alone, evaluated):
         budget.trial_started(0, {"freeze_depth": 3})
         budget.trial_epoch(0, epoch(1, 0.8, 2.0))
     per_image = sum(SECONDS_PER_IMAGE[:3]) + FOLDS * sum(SECONDS_PER_IMAGE[3:])
+    per_image += (600 + SAMPLE_PASSES) / 600 * sum(SECONDS_PER_IMAGE)
     seconds = 600 * FORWARD_FRACTION * per_image
     assert evaluated.reserved_seconds() - alone.reserved_seconds() == pytest.approx(seconds)
     assert alone.seconds_left() - evaluated.seconds_left() == pytest.approx(seconds)
 
 
-def test_no_more_heads_begin_where_there_is_no_time_for_fine_tuning() -> None:
+def test_heads_take_the_time_in_which_nothing_else_can_be_trained() -> None:
     clock = Clock()
     budget = make(1000, clock)
-    assert budget.may_begin()
     for number in range(MAX_HEAD_TRIALS):
+        assert 5 in budget.lengths("tinynet")
         budget.trial_started(number, {"freeze_depth": 5})
-    assert budget.may_begin()
-    assert MAX_HEAD_TRIALS > 1
     assert 5 not in budget.lengths("tinynet")
     clock.now = 1000 - CLOSING_SECONDS - 5
     assert set(budget.lengths("tinynet")) == {5}
-    assert not budget.may_begin()
 
 
 def test_more_probes_are_finalists_where_they_cost_little() -> None:

@@ -244,6 +244,7 @@ class FullDisk(Events):
         (self._trials / "full").touch()
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_search_and_fails_no_trial(
     context: TrainingContext, tmp_path: Path
 ) -> None:

@@ -221,6 +221,7 @@ def test_controls_are_not_printed(page: Page, written: Path) -> None:
     assert page.get_by_text("Only the first 30 rows are printed.").is_visible()
 
 
+@pytest.mark.long
 def test_a_thousand_classes_and_ten_thousand_wrong_predictions_stay_small(
     page: Page, complaints: list[str], tmp_path: Path
 ) -> None:

@@ -156,7 +156,7 @@ def test_one_member_keeps_its_center_crop_head(depth: int) -> None:
     torch.testing.assert_close(alone.logits(images())[0], model.logits(images())[1])
 
 
-@pytest.mark.parametrize("depth", [3, 5])
+@pytest.mark.parametrize("depth", [3, pytest.param(5, marks=pytest.mark.long)])
 def test_exported_models_include_the_center_crop_branch(depth: int, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra: export")
     model = build(replace(CARD, freeze_depth=depth))

@@ -68,7 +68,7 @@ def build():
 def test_a_worker_measures_a_network_of_the_users_own_from_its_text() -> None:
     """On a GPU latency is measured by a worker, which may not find the module's file."""
     task: Any = _measure_on_gpu.options(num_gpus=0)
-    assert ray.get(task.remote("measured_net:build", 32, {"measured_net": OWN})) > 0
+    assert min(ray.get(task.remote("measured_net:build", 32, {"measured_net": OWN}))) > 0
 
 
 CANDIDATES = {name: Candidate((1,) * 5, ms) for name, ms in (("a", 12.34), ("b", 30.0))}
