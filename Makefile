@@ -64,7 +64,7 @@ $(DEMO): pyproject.toml constraints.txt
 	@touch $@
 
 $(INSTALLED): $(DEMO)
-	$(PIP_INSTALL) '.[dev,fuzz,dashboard,export,serve,heif]'
+	$(PIP_INSTALL) '.[dev,fuzz,dashboard,export,serve,heif,mlflow,wandb]'
 	@touch $@
 
 clean:

@@ -69,6 +69,8 @@ def show_best_so_far(run_plan: RunPlan | None) -> None:
     if run_plan is not None and not run_plan.folder.path.exists():
         print("interrupted before anything was finished; nothing is kept", file=sys.stderr)
         return
+    # A script reads the result of a finished run from the standard output.
+    output = sys.stderr if run_plan is not None and run_plan.request.is_quiet else sys.stdout
     print("interrupted; all that was finished is saved", file=sys.stderr)
     if run_plan is None:
         return
@@ -78,10 +80,12 @@ def show_best_so_far(run_plan: RunPlan | None) -> None:
         metric = folder.summary.metric
         score = best.val_accuracy if metric == "accuracy" else best.val_score
         value = f"{METRIC_NAMES[metric]} {describe_score(metric, score, 2)}"
-        print(f"best so far: validation {value}: {describe(best.config)}")
+        print(f"best so far: validation {value}: {describe(best.config)}", file=output)
     if (folder.path / MODEL).is_file():
-        print(as_called(f"model saved: python -m search.predict {quote_path(folder.path)} IMAGE…"))
-    print(as_called(f"resume: python -m search.run --resume {quote_path(folder.path)}"))
+        model = as_called(f"python -m search.predict {quote_path(folder.path)} IMAGE…")
+        print(f"model saved: {model}", file=output)
+    resume = as_called(f"python -m search.run --resume {quote_path(folder.path)}")
+    print(f"resume: {resume}", file=output)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _execute(
         Thread(target=import_module, args=("search.pipeline.flow",), daemon=True).start()
         with (
             shutdown.watching(),
-            Progress(request.quiet) as progress,
+            Progress(request.is_quiet) as progress,
             synced(run_plan.folder.path, run_plan.request.shared, progress.warn),
             _unchanged_if_refused(run_plan.folder, is_resumed=request.resume is not None),
             start_run_log(run_plan.folder.path / RUN_LOG, request.verbose, arguments),

@@ -50,6 +50,7 @@ exit codes: 0 finished, 1 failed, 2 wrong request, 130 interrupted""",
     _add_length(parser)
     _add_policy(parser)
     _add_places(parser)
+    _add_dashboards(parser)
     _add_output(parser)
     return parser
 
@@ -267,10 +268,34 @@ def _add_places(parser: Parser) -> None:
     )
 
 
+def _add_dashboards(parser: Parser) -> None:
+    group = parser.add_argument_group("dashboards")
+    group.add_argument(
+        "--log",
+        type=_trackers,
+        action="extend",
+        metavar="TRACKER",
+        help="log the run and every trial as well: mlflow, mlflow=URI, wandb or wandb=offline; may"
+        " be repeated",
+    )
+    group.add_argument(
+        "--study",
+        type=_database_url,
+        metavar="URL",
+        help="copy the study into a database, live and beside those of other runs, for"
+        " optuna-dashboard: sqlite:///studies.db, postgresql://host/name …",
+    )
+
+
 def _add_output(parser: Parser) -> None:
     group = parser.add_argument_group("what is shown").add_mutually_exclusive_group()
     group.add_argument(
         "-q", "--quiet", action="store_true", help="print only the result, as one line"
+    )
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print only the summary of the finished run, as JSON; warnings go to the error output",
     )
     group.add_argument(
         "-v", "--verbose", action="store_true", help="print the run log as well, as it is written"
@@ -294,6 +319,36 @@ def _backbones(text: str) -> tuple[str, ...]:
     if problems := [problem for name in named if (problem := backbone_problem(name))]:
         raise argparse.ArgumentTypeError(f"{'; '.join(problems)} (there are: {BACKBONE_NAMES})")
     return names
+
+
+def _trackers(text: str) -> tuple[str, ...]:
+    """Read "mlflow", "mlflow=URI", "wandb" or "wandb=offline", or several with commas."""
+    names = split_names(text)
+    for name in names:
+        is_mlflow = name == "mlflow" or (name.startswith("mlflow=") and name != "mlflow=")
+        if not is_mlflow and name not in ("wandb", "wandb=offline"):
+            raise argparse.ArgumentTypeError(
+                f"must be mlflow, mlflow=URI, wandb or wandb=offline, but got {name!r}"
+            )
+    if not names:
+        raise argparse.ArgumentTypeError("must name a tracker: mlflow or wandb")
+    return names
+
+
+def _database_url(text: str) -> str:
+    """Read the URL of a database; that of an SQLite file becomes absolute."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise argparse.ArgumentTypeError(
+            f"must be the URL of a database, such as sqlite:///studies.db, but got {text!r}"
+        ) from None
+    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        url = url.set(database=str(Path(str(url.database)).expanduser().absolute()))
+    return url.render_as_string(hide_password=False)
 
 
 def _batch_size(text: str) -> tuple[str, Value]:

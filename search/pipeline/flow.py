@@ -32,6 +32,8 @@ from search.pipeline.retraining.retrain import retrain_finalists
 from search.pipeline.trials import SearchResult, run_search
 from search.reporting.tensorboard.run_board import RunBoard
 from search.reporting.terminal import show_result
+from search.reporting.trackers.choice import create_trackers
+from search.reporting.trackers.worker import Trackers
 from search.runs.run_folder import MODEL, RunFolder
 from search.runs.summary import BackboneWeights, Settings
 from search.tuning.study import BASELINE_TRIAL
@@ -50,6 +52,14 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         DataError, WeightsError, RequestError: mistakes that only the images and the weights show.
         KeyboardInterrupt: the user stopped the run; all that was finished is saved.
     """
+    trackers = Trackers(create_trackers(run_plan.request), progress.tolerating, progress.say)
+    with trackers:
+        return _run(run_plan, progress, shutdown, trackers)
+
+
+def _run(
+    run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown, trackers: Trackers
+) -> int:
     request, folder = run_plan.request, run_plan.folder
     startup_seconds = progress.elapsed_seconds
     keep_freed_memory()  # networks are measured in this process, and evaluated
@@ -91,7 +101,11 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
         board.show_augmentation(prepared.image_rows(train), context.labels[train], space)
     # 2. Trials are compared on the validation set, finalists by k-fold on training and validation.
     with _stage("search", folder), _report_if_interrupted(folder, progress):
+<<<<<<< HEAD
         searched = run_search(run_plan, prepared, context, candidates, progress, shutdown)
+=======
+        searched = run_search(run_plan, prepared, context, progress, shutdown, trackers)
+>>>>>>> 9d9e3df (A run is logged to MLflow and Weights & Biases, its study copied into a database; --json prints the summary)
     cache.log_lost_blocks()
     with _stage("cross_validation", folder):
         finalists = _choose_finalists(run_plan, searched, probes, progress)
@@ -153,8 +167,12 @@ def run(run_plan: RunPlan, progress: Progress, shutdown: GracefulShutdown) -> in
                 progress,
             )
     _write_report(folder, progress)
+    trackers.finish(folder.summary)
     with progress.tolerating("the closing summary"):
-        show_result(folder.summary, folder.path, progress.console, in_one_line=request.quiet)
+        if request.json:
+            progress.console.print(folder.summary_json(), markup=False, soft_wrap=True)
+        else:
+            show_result(folder.summary, folder.path, progress.console, in_one_line=request.quiet)
     return 0
 
 

@@ -30,6 +30,7 @@ from search.pipeline.request import (
     with_table,
 )
 from search.pipeline.resume import EXCLUDED_FILE, fetched, open_run
+from search.reporting.trackers.choice import check_study, check_trackers
 from search.runs.environment import Request
 from search.runs.run_folder import ENVIRONMENT, RunFolder
 from search.runs.validation import FolderError
@@ -114,7 +115,8 @@ def prepare_run(request: Request) -> RunPlan:
     """Check a request, download what it needs, and create the run's folder.
 
     Raises:
-        SpaceError, SourceError, DataError, WeightsError, FolderError, StorageError, RequestError:
+        SpaceError, SourceError, DataError, WeightsError, FolderError, StorageError, RequestError,
+        TrackerError, DatabaseError:
             each with the rule, the value, and the way out.
     """
     check_output_path(request)
@@ -133,6 +135,9 @@ def _prepare(request: Request) -> RunPlan:
         _check_free(request)
         exclusion = None if request.exclude is None else read_exclusion(request.exclude)
     warm_start = read_warm_start(folder.path) if folder is not None else _best_configs(request)
+    check_trackers(request)
+    if folder is not None:
+        check_study(request, folder.environment)
     request = with_table(request)
     space = load_requested_space(request)
     request = replace(request, metric=space.metric)  # on resuming, that one may be named again
@@ -235,6 +240,7 @@ def _create_run(
             request = replace(request, name=folder.path.name)
             _check_storage(request)
         folder.write_origin(request, version())
+        check_study(request, folder.environment)
         if exclusion is not None:
             write_exclusion(folder.path / EXCLUDED_FILE, exclusion)
         if warm_start:

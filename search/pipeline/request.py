@@ -25,7 +25,7 @@ _KEPT = (
     *("classes", "image_size", "constants", "max_latency_ms", "metric"),
     *("image_column", "label_column", "group_column", "group_by", "warm_start"),
     *("trials", "epochs", "folds", "finalists", "patience_trials"),
-    *("time_budget_seconds", "max_concurrent", "storage"),
+    *("time_budget_seconds", "max_concurrent", "storage", "log", "study"),
 )
 """Options that a run keeps when it is resumed, unless the command line gives them again."""
 _SAME = (
@@ -60,6 +60,7 @@ def parse_request(arguments: Sequence[str] | None = None, exits: bool = True) ->
     parser.raises = None if exits else RequestError
     options = {name: _expanded(one) for name, one in vars(parser.parse_args(arguments)).items()}
     options["constants"] = _constants(options.pop("settings"), options["backbones"], parser)
+    options["log"] = options["log"] and tuple(dict.fromkeys(options["log"]))
     options["names_space"] = options["space"] is not None
     own = options["resume"] and options["resume"] / "space.py"
     if options["labels"] is not None and options["data"] is None and options["resume"] is None:

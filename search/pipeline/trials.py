@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from time import monotonic
 
@@ -23,6 +23,8 @@ from search.pipeline.model_file import save_best_trial
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.reporting.tensorboard.trial_boards import TrialBoards
+from search.reporting.trackers.base import TrackedSearch, flat
+from search.reporting.trackers.worker import Trackers
 from search.runs.environment import Request
 from search.runs.run_folder import RunFolder
 from search.runs.summary import ProbeScore, SearchCounts
@@ -72,6 +74,7 @@ def run_search(
     candidates: Mapping[str, Candidate],
     progress: Progress,
     shutdown: GracefulShutdown,
+    trackers: Trackers,
 ) -> SearchResult:
     """Run the trials of the study that have not ended, and new ones.
 
@@ -86,7 +89,7 @@ def run_search(
     context = replace(context, run_id=folder.environment.run_id)
     rows = {name: prepared.rows(name) for name in ("train", "val")}
     storage = open_storage(folder.path, progress.warn)
-    study = open_study(storage)
+    study = open_study(storage, folder.path.name)
     name_metric(study, space.metric)
     gpu_fraction = measure_gpu_fractions(space, context, rows["train"])
     if any(gpu_fraction.values()):
@@ -159,7 +162,19 @@ def run_search(
         TolerantCallback(progress, partial(progress.tolerating, "a line of progress")),
         *([budget] if budget is not None else []),
         TolerantCallback(time_left, partial(progress.tolerating, "the time left")),
+        trackers,
     ]
+    environment = folder.environment
+    trackers.begin(
+        TrackedSearch(
+            environment.request.name,
+            environment.run_id,
+            folder.path,
+            study,
+            space,
+            flat(asdict(folder.summary.settings) if folder.summary.settings is not None else {}),
+        )
+    )
     ranked = ranked_trials(study)
     best = None
     if ranked:

@@ -40,6 +40,9 @@ class Request:
         labels: The table of the images and their labels.
         image_column: Its column of images; likewise `label_column` and `group_column`.
         group_by: Regular expression that finds the group in an image's name.
+        json: Whether the summary alone is printed.
+        log: The trackers that the run is logged to, such as "mlflow=http://host:5000".
+        study: URL of a database that gets a copy of the study.
         names_space: Whether --space was given; without it, a resumed run uses its own.
         names_run: Whether --name was given; without it, one that is taken gets a number.
     """
@@ -82,6 +85,9 @@ class Request:
     warm_start: tuple[str, ...] | None = None
     metric: Metric | None = None
     patience_trials: int | None = None
+    json: bool = False
+    log: tuple[str, ...] | None = None
+    study: str | None = None
 
     @property
     def shared(self) -> SharedFiles | None:
@@ -92,6 +98,11 @@ class Request:
     def folder(self) -> Path:
         """The run's folder."""
         return self.resume or self.out / self.name
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the standard output has the result of a finished run alone."""
+        return self.quiet or self.json
 
     @property
     def has_open_end(self) -> bool:

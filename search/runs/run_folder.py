@@ -152,6 +152,10 @@ class RunFolder:
         """Write a JSON file of the run; NaN and infinities become null."""
         self.write_text(name, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
+    def summary_json(self) -> str:
+        """Return what `summary.json` holds, for a terminal: in ASCII."""
+        return json.dumps(_finite(self._summary.as_dict()), indent=2)
+
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run."""
         with write_atomically(self.path / name) as partial:

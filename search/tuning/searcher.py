@@ -37,7 +37,6 @@ from search.tuning.study import (
     REASON,
     SECONDS,
     STATES,
-    STUDY_NAME,
     open_study,
     trial_length,
     trial_params,
@@ -206,7 +205,7 @@ class StudySearcher(Searcher):
     def _resume(self, number: int) -> optuna.Trial:
         """Continue an interrupted trial, maybe one of which not all parameters were drawn."""
         self._set_sampler(number)
-        study_id = self._storage.get_study_id_from_name(STUDY_NAME)
+        study_id = self._storage.get_study_id_from_name(self._study.study_name)
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
         trial = optuna.Trial(self._study, trial_id)
         draw_params(trial, self._space)

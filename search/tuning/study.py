@@ -35,8 +35,6 @@ from trainables.trial_result import EpochResult, TrialResult
 
 _log = logging.getLogger(__name__)
 
-STUDY_NAME = "search"
-
 BASELINE_TRIAL = 0
 """Number of the space's first trial, which the best trial is compared with."""
 
@@ -108,12 +106,13 @@ def _whole_bytes(content: bytes) -> int:
     return end
 
 
-def open_study(storage: BaseStorage) -> optuna.Study:
-    """Load a run's study, or create it."""
+def open_study(storage: BaseStorage, name: str = "search") -> optuna.Study:
+    """Load a run's study, whatever its name, or create it by this name."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
-        storage=storage, study_name=STUDY_NAME, direction="maximize", load_if_exists=True
-    )
+    names = optuna.get_all_study_names(storage)
+    if names:
+        return optuna.load_study(study_name=names[0], storage=storage)
+    return optuna.create_study(storage=storage, study_name=name, direction="maximize")
 
 
 def name_metric(study: optuna.Study, metric: Metric) -> None:
@@ -137,7 +136,9 @@ def load_study(run_folder: Path) -> optuna.Study | None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         backend = JournalFileBackend(str(path), lock_obj=_NoLock(str(path)))
-        return optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(backend))
+        storage = JournalStorage(backend)
+        names = optuna.get_all_study_names(storage)
+        return optuna.load_study(study_name=names[0], storage=storage) if names else None
     except (ValueError, KeyError, TypeError, AssertionError):
         return None
 
