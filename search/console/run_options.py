@@ -1,4 +1,4 @@
-"""Define the options of `python -m search.run`."""
+"""Define the options of `python -m search.run`; long, as it has the help of each."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""The search stage: run trials until the study has as many as were requested, or time is up."""
+"""The search stage: run trials until the study has as many as were requested, or time is up.
+
+The module is long because one function brings together all that follows the trials.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
 
@@ -23,7 +26,7 @@ from search.pipeline.model_file import save_best_trial
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
 from search.reporting.tensorboard.trial_boards import TrialBoards
-from search.reporting.trackers.base import TrackedSearch, flat
+from search.reporting.trackers.base import TrackedSearch
 from search.reporting.trackers.worker import Trackers
 from search.runs.environment import Request
 from search.runs.run_folder import RunFolder
@@ -164,20 +167,9 @@ def run_search(
         TolerantCallback(time_left, partial(progress.tolerating, "the time left")),
         trackers,
     ]
-    environment = folder.environment
-    trackers.begin(
-        TrackedSearch(
-            environment.request.name,
-            environment.run_id,
-            folder.path,
-            study,
-            space,
-            flat(asdict(folder.summary.settings) if folder.summary.settings is not None else {}),
-        )
-    )
-    ranked = ranked_trials(study)
+    trackers.begin(TrackedSearch.of(folder, study, space))
     best = None
-    if ranked:
+    if ranked := ranked_trials(study):
         best = best_epoch(ranked[0]).val_score, ranked[0].number, ranked[0].params
     progress.begin_trials(
         plan.n_trials or 0,

@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 import pytest
 from PIL import Image
+from sqlalchemy.engine import make_url
 
 from search.console.commands import COMMANDS as SEARCH_COMMANDS
 
@@ -144,7 +145,20 @@ def check_tensorboard(words: Sequence[str], place: Path) -> None:
 
 def check_dashboard(words: Sequence[str], place: Path) -> None:
     pytest.importorskip("optuna_dashboard", reason="the extra 'dashboard' is not installed")
+    if words[-1].startswith("sqlite:"):
+        assert make_url(words[-1]).database  # `--study` creates it
+        return
     check_present(words[-1], place)
+
+
+def check_mlflow(words: Sequence[str], place: Path) -> None:
+    """Check the options; `test_mlflow_tracker` runs a server, and loads a model."""
+    cli = pytest.importorskip("mlflow.cli", reason="the extra 'mlflow' is not installed").cli
+    with cli.make_context("mlflow", list(words), resilient_parsing=True) as context:
+        command, rest = context.command, list(words)
+        while hasattr(command, "commands"):
+            command = command.commands[rest.pop(0)]
+        command.make_context(words[0], rest)
 
 
 def check_present(name: str, place: Path) -> None:
@@ -197,6 +211,9 @@ def check_curl(words: Sequence[str], place: Path) -> None:
     from search.deployment.server.middleware import Limits
     from tests.fixtures.serving import serving
 
+    if any(":5001/invocations" in word for word in words):  # of `mlflow models serve`
+        json.loads(words[-1])
+        return
     if shutil.which("curl") is None:
         check_plain(words, place)
         return
@@ -240,6 +257,7 @@ CHECKS: dict[str, Callable[[Sequence[str], Path], None]] = {
     "make": check_make,
     "tensorboard": check_tensorboard,
     "optuna-dashboard": check_dashboard,
+    "mlflow": check_mlflow,
     "pip": check_pip,
     "ray": check_ray,
     "aws": check_aws,

@@ -6,13 +6,14 @@ import csv
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from search.runs.run_folder import RunFolder
 from search.runs.summary import RunSummary
 from search.tuning.study import BEST, REASON, SECONDS, STATES, trial_params
 from spaces.base import Space
@@ -75,6 +76,19 @@ class TrackedSearch:
     study: optuna.Study
     space: Space
     settings: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: RunFolder, study: optuna.Study, space: Space) -> TrackedSearch:
+        """Return the search of a run whose settings are in its summary."""
+        environment, settings = folder.environment, folder.summary.settings
+        return cls(
+            environment.request.name,
+            environment.run_id,
+            folder.path,
+            study,
+            space,
+            {} if settings is None else _flat(asdict(settings)),
+        )
 
     def begun_trials(self) -> Iterator[FrozenTrial]:
         """Yield the trials that have begun, up to the first that has not."""
@@ -154,12 +168,12 @@ def figures(summary: RunSummary) -> dict[str, float]:
     return _finite(found)
 
 
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the values of nested dicts as texts, each by its path with dots."""
     found: dict[str, str] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            found |= _flat(value, f"{prefix}{key}.")
         elif value is not None:
             found[f"{prefix}{key}"] = str(value)
     return found

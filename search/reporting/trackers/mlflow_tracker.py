@@ -9,23 +9,28 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import mlflow
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import save_model
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from search.console.commands import version
 from search.reporting.trackers.base import FILES, TrackedSearch, TrackedTrial, Tracker, figures
 from search.reporting.trackers.tracking_state import SentTrial, TrackingState
 from search.runs.run_folder import MODEL
 from search.runs.summary import RunSummary
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # of MLflow about its own type hints
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import save_model
+    from mlflow.types import ParamSchema, ParamSpec
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 EXPERIMENT = "classifier-search"
 """The experiment that runs belong to, unless MLFLOW_EXPERIMENT_NAME names another."""
@@ -166,6 +171,8 @@ def write_mlflow_model(model: Path, folder: Path) -> None:
         loader_module="search.deployment.mlflow_model",
         data_path=str(model),
         pip_requirements=["classifier-search"],
+        # Without it MLflow drops what is given.
+        signature=ModelSignature(params=ParamSchema([ParamSpec("top", "long", 3)])),
     )
 
 

@@ -22,7 +22,7 @@ _MAX_END_SECONDS = 300.0
 
 
 class Trackers:
-    """Tells trackers of trials; a `search.tuning.trial_events.TrialCallback`.
+    """Passes trials on to trackers; a `search.tuning.trial_events.TrialCallback`.
 
     Each has a thread of its own. What one could not take is given to it again, at the latest when
     the run is resumed: everything is in the run's folder.

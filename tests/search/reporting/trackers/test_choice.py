@@ -24,7 +24,7 @@ def test_trackers_are_named_once_or_repeatedly_and_in_python() -> None:
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow=", "wandb=away", ","])
 def test_an_unknown_tracker_is_refused(name: str) -> None:
-    with pytest.raises(RequestError, match="^log: must"):
+    with pytest.raises(RequestError, match="log: must"):
         request_of(["--log", name])
 
 

@@ -19,10 +19,15 @@ import pytest
 
 pytest.importorskip("mlflow", reason="MLflow is not installed: pip install '.[mlflow]'")
 
-import mlflow.pyfunc
-from mlflow import MlflowClient
+from search.reporting.trackers.mlflow_tracker import (  # before MLflow, whose warnings it hides
+    EXPERIMENT,
+    MlflowTracker,
+    write_mlflow_model,
+)
 
-from search.reporting.trackers.mlflow_tracker import EXPERIMENT, MlflowTracker, write_mlflow_model
+import mlflow.pyfunc  # isort: skip
+from mlflow import MlflowClient  # isort: skip
+
 from tests.fixtures.tracked_search import SUMMARY, HandDrivenSearch, four_trials
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -160,6 +165,6 @@ def test_mlflow_loads_the_model_and_predicts_files_bytes_and_base64(
     found = model.predict(pd.DataFrame({"image": given}))
     assert set(found["prediction_1"][:3]) == {image.parent.name}
     assert found["error"][:3].isna().all()
-    assert "0 bytes" in found["error"][3]
+    assert "zero bytes" in found["error"][3]
     top = model.predict(pd.DataFrame({"image": given[:1]}), params={"top": 1})
     assert "prediction_2" not in top

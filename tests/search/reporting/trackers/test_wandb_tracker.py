@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,6 @@ import pytest
 pytest.importorskip("wandb", reason="W&B is not installed: pip install '.[wandb]'")
 
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from search.reporting.trackers.wandb_tracker import WandbTracker
 from tests.fixtures.tracked_search import SUMMARY, HandDrivenSearch, four_trials
@@ -28,14 +30,33 @@ def follow(search: HandDrivenSearch) -> WandbTracker:
     return tracker
 
 
+def records(content: bytes) -> Iterator[bytes]:
+    """Yield the records of a file of LevelDB's log format, behind W&B's header of 7 bytes."""
+    block, header, place, parts = 32_768, 7, 7, b""
+    while place + header <= len(content):
+        if block - place % block < header:
+            place += block - place % block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        parts += content[place + header : place + header + length]
+        place += header + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
 def read(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the runs in the files that `wandb sync` sends, by name."""
+    while not (runs := _read(folder)) or not all("exit" in one for one in runs.values()):
+        time.sleep(0.1)  # another process writes the files
+    return runs
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("offline-run-*/*.wandb")):
         name, history, last = "", [], {}
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
+        for data in records(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             match record.WhichOneof("record_type"):

@@ -1,4 +1,4 @@
-"""Trackers are told of everything, and the search waits for none of them."""
+"""Trackers get everything, and the search waits for none of them."""
 
 from __future__ import annotations
 
