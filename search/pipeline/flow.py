@@ -101,11 +101,7 @@ def _run(
         board.show_augmentation(prepared.image_rows(train), context.labels[train], space)
     # 2. Trials are compared on the validation set, finalists by k-fold on training and validation.
     with _stage("search", folder), _report_if_interrupted(folder, progress):
-<<<<<<< HEAD
-        searched = run_search(run_plan, prepared, context, candidates, progress, shutdown)
-=======
-        searched = run_search(run_plan, prepared, context, progress, shutdown, trackers)
->>>>>>> 9d9e3df (A run is logged to MLflow and Weights & Biases, its study copied into a database; --json prints the summary)
+        searched = run_search(run_plan, prepared, context, candidates, progress, shutdown, trackers)
     cache.log_lost_blocks()
     with _stage("cross_validation", folder):
         finalists = _choose_finalists(run_plan, searched, probes, progress)

@@ -35,7 +35,7 @@ class WandbTracker(Tracker):
         Args:
             offline: Whether files are written that `wandb sync` sends later.
         """
-        self._mode = "offline" if offline else None
+        self._mode: Any = "offline" if offline else None
         self._search: TrackedSearch | None = None
         self._state = TrackingState(Path())
         self._parent: Any = None
@@ -107,7 +107,7 @@ class WandbTracker(Tracker):
             group=self._search.name,
             job_type=kind,
             config=config,
-            mode=self._mode,  # type: ignore[arg-type]
+            mode=self._mode,
             resume=None if self._mode == "offline" else "allow",
             reinit="create_new",
             settings=settings,
