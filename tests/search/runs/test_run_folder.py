@@ -281,3 +281,11 @@ def test_runs_that_begin_in_one_second_get_numbers(tmp_path):
     assert names == ["digits-1", "digits-1-2", "digits-1-3"]
     with pytest.raises(FolderError, match="there is a run called 'digits-1'"):
         RunFolder.create(tmp_path, "digits-1")
+
+
+def test_the_summary_for_the_terminal_is_what_the_file_holds(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_summary(RunSummary(stages={"données": float("nan"), "search": 1.5}))
+    shown = folder.summary_json()
+    assert shown.isascii()
+    assert json.loads(shown) == json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))

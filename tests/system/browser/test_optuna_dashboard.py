@@ -46,9 +46,9 @@ def address(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_it_shows_the_study_and_its_trials(page: Page, address: str) -> None:
     (study,) = page.request.get(f"{address}/api/studies").json()["study_summaries"]
-    assert study["study_name"] == "search"
+    assert study["study_name"] == "digits"
     shown = page.request.get(f"{address}/api/studies/{study['study_id']}").json()
     assert [trial["number"] for trial in shown["trials"]] == [0, 1, 2, 3]
     page.goto(f"{address}/dashboard/studies/{study['study_id']}")
-    expect(page.get_by_text("search").first).to_be_visible()
+    expect(page.get_by_text("digits").first).to_be_visible()
     expect(page.get_by_text("Hyperparameter Importance").first).to_be_visible()
