@@ -62,6 +62,9 @@ TRIALS_PLANNED = 8
 """When the length of trials of one backbone at one freeze depth is chosen, so many of them are to
 fit into the time left, beside the folds of one."""
 
+MAX_MISSING = 0.25
+"""Fraction of a trial's epochs that it may still have to train to be waited for."""
+
 MAX_MORE_PROBES = 0.1
 """Fraction of the budget that the linear probes beside the best one may take, as finalists and in
 the evaluation of a model that has them as parts."""
@@ -142,6 +145,7 @@ class TimeBudget:
         self._probes = self._affordable(probes)
         self._costs: dict[int, TrialCost] = {}
         self._configs: dict[int, TrialConfig] = {}
+        self._epochs: dict[int, int] = {}  # that each trial has trained
         self._ended: set[int] = set()
         self._fitting: dict[tuple[str, int], int] = {}  # epochs, by backbone and freeze depth
         # By backbone: the seconds of an epoch as predicted and as seen, of the trial that trained
@@ -158,6 +162,7 @@ class TimeBudget:
                 self._fitting[key] = trial_length(trial, self._space)
                 seconds = trial.user_attrs[SECONDS] / len(trial.intermediate_values)
                 best = best_epoch(trial)
+                self._epochs[trial.number] = len(trial.intermediate_values)
                 self._observe(trial.number, best.val_score, seconds)
                 result = TrialResult(best_epoch=best.epoch)
                 self.trial_ended(trial.number, STATES[trial.state], result)
@@ -168,6 +173,7 @@ class TimeBudget:
 
     def trial_epoch(self, number: int, result: TrialResult) -> None:
         """See `search.tuning.trial_events.TrialCallback`."""
+        self._epochs[number] = result.epoch
         seconds = result.trained_seconds / result.epoch
         self._observe(number, result.best_val_score, seconds)
 
@@ -203,8 +209,25 @@ class TimeBudget:
         return affordable
 
     def is_up(self) -> bool:
-        """Return whether the time left is needed for cross-validation and evaluation."""
-        return self._elapsed() + self.reserved_seconds() > self._seconds
+        """Return whether the time left is needed for cross-validation and evaluation.
+
+        A trial that has nearly ended is waited for, as long as there is time for it and the first
+        of its folds: without its end all of it would be lost.
+        """
+        if self._elapsed() + self.reserved_seconds() <= self._seconds:
+            return False
+        return not any(self._is_waited_for(number) for number in self._costs.keys() - self._ended)
+
+    def _is_waited_for(self, number: int) -> bool:
+        """Return whether a trial that runs may end, though the time for trials is up."""
+        cost, config = self._costs[number], self._configs[number]
+        missing = cost.epochs - self._epochs[number]
+        if missing > MAX_MISSING * cost.epochs:
+            return False
+        folds = self._folds_seconds(cost) / self._rounds(cost.backbone)
+        closing = self._closing_seconds({(config.backbone, config.freeze_depth)})
+        needed = missing * cost.epoch_seconds + folds + closing
+        return self._elapsed() + needed <= self._seconds
 
     def lengths(self, backbone: str) -> dict[int, int]:
         """Return the freeze depths that there is time to train, with the epochs of a trial.

@@ -18,6 +18,7 @@ from search.tuning.time_budget import (
     FORWARD_FRACTION,
     MAX_BASELINE,
     MAX_HEAD_TRIALS,
+    MAX_MISSING,
     MAX_MORE_PROBES,
     MAX_RESERVED,
     MIN_EPOCHS,
@@ -180,6 +181,27 @@ def test_runs_end_in_time_and_use_it() -> None:
         assert 0.85 * seconds <= clock.now <= seconds, (seconds, finalists, factor)
         used.append(clock.now / seconds)
     assert np.mean(used) >= 0.93
+
+
+def test_a_trial_that_has_nearly_ended_is_waited_for() -> None:
+    clock = Clock()
+    budget = make(1000, clock)
+    for number in (0, 1):
+        budget.trial_started(number, {"freeze_depth": 3})
+    for at in range(1, EPOCHS + 1):
+        budget.trial_epoch(0, epoch(at, 0.8, 1.0))
+    budget.trial_ended(0, "complete", TrialResult(best_epoch=EPOCHS))
+    clock.now = 1000 - budget.reserved_seconds() + 0.1
+    assert budget.is_up(), "nothing else runs"
+    waited_from = EPOCHS - int(MAX_MISSING * EPOCHS)
+    for at in range(1, EPOCHS + 1):
+        budget.trial_epoch(1, epoch(at, 0.7, 1.0))
+        assert budget.is_up() == (at < waited_from)
+    fold = FOLD_SECONDS + EPOCHS * fold_growth(N_TRAIN, 200, FOLDS)
+    clock.now = 1000 - N_ROUNDS * FOLD_SECONDS - CLOSING_SECONDS - fold + 0.1
+    assert budget.is_up(), "there is no time for the first of its folds"
+    budget.trial_ended(1, "complete", TrialResult(best_epoch=EPOCHS))
+    assert budget.is_up()
 
 
 def test_what_is_reserved_follows_from_what_trials_took() -> None:
