@@ -104,7 +104,7 @@ def project_files() -> list[str]:
         text=True,
         check=True,
     ).stdout.split("\0")
-    return sorted(path for path in listed if path and (ROOT / path).is_file() and path != ".venv")
+    return sorted(path for path in listed if path and (ROOT / path).is_file())
 
 
 def wheel_list(given: list[Path]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +132,21 @@ def shorten(name: str) -> str:
     """Shorten a name that is too long for an axis, and escape its control characters."""
     name = printable_name(name)
     return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
+
+
+def shorten_apart(names: Sequence[str]) -> list[str]:
+    """Shorten names so that no two of them look the same, by their ends where their starts agree.
+
+    Args:
+        names: All different.
+    """
+    short = [shorten(name) for name in names]
+    if len(set(short)) == len(short):
+        return short
+    whole = [printable_name(name) for name in names]
+    ends = [name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :] for name in whole]
+    apart = [end if short.count(s) > 1 else s for s, end in zip(short, ends, strict=True)]
+    return apart if len(set(apart)) == len(apart) else whole
 
 
 def save(figure: Figure, folder: Path, name: str) -> str:

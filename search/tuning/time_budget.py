@@ -271,12 +271,19 @@ class TimeBudget:
         cost = None if number is None else self._costs.get(number)
         if cost is None:
             return True
-        n_rounds = self._rounds(cost.backbone) if not all_folds else 1
-        return self._folds_seconds(cost) / n_rounds <= self.seconds_left()
+        if all_folds:
+            return self._folds_seconds(cost) <= self.seconds_left()
+        n_first = min(self._space.folds, max(1, self._slots(cost.backbone)))
+        seconds = self._folds_seconds(cost) / self._rounds(cost.backbone)
+        return seconds <= self.seconds_left(n_first)
 
-    def seconds_left(self) -> float:
-        """Return the seconds that are left before evaluation and report have to begin."""
-        evaluation = self._evaluation_seconds(self._likely_kinds())
+    def seconds_left(self, n_folds: int | None = None) -> float:
+        """Return the seconds that are left before evaluation and report have to begin.
+
+        Args:
+            n_folds: Folds of a fine-tuned model that is evaluated; None is all of them.
+        """
+        evaluation = self._evaluation_seconds(self._likely_kinds(), n_folds)
         return self._seconds - self._elapsed() - CLOSING_SECONDS - evaluation
 
     def skips_baseline(self) -> bool:
@@ -372,7 +379,9 @@ class TimeBudget:
         probe = self._rounds(self._space.backbones[0]) * FOLD_SECONDS
         return probe + crops + evaluation + CLOSING_SECONDS
 
-    def _evaluation_seconds(self, kinds: Collection[tuple[str, int]]) -> float:
+    def _evaluation_seconds(
+        self, kinds: Collection[tuple[str, int]], n_folds: int | None = None
+    ) -> float:
         """Return what the model takes to be evaluated, one finalist or several together.
 
         Heat maps, the measured cost and the features of TensorBoard's projector are part of it, and
@@ -381,7 +390,7 @@ class TimeBudget:
         """
         if not self._n_evaluated:
             return 0.0
-        by_kind = [self._part_seconds(*kind) for kind in kinds]
+        by_kind = [self._part_seconds(*kind, n_folds) for kind in kinds]
         more_probes = list(self._probes.values())[1:]
         model = sum(by_kind) + sum(more_probes) if more_probes else max(by_kind)
         passes = SAMPLE_PASSES + min(MAX_PROJECTED, self._n_evaluated)
@@ -390,7 +399,8 @@ class TimeBudget:
         is_best = self._likely_finalists()[:1] == [BASELINE_TRIAL]
         if baseline is None or is_best or not self._retrains_baseline():
             return model + samples
-        return model + samples + self._part_seconds(baseline.backbone, baseline.freeze_depth)
+        part = self._part_seconds(baseline.backbone, baseline.freeze_depth, n_folds)
+        return model + samples + part
 
     def _latency(self, backbone: str) -> float:
         """Return the seconds of one view of an image through a network, in a batch."""
@@ -399,10 +409,10 @@ class TimeBudget:
             return FORWARD_FRACTION * sum(self._seconds_per_image[backbone])
         return latency
 
-    def _part_seconds(self, backbone: str, depth: int) -> float:
-        """Return what an ensemble of all folds, frozen to a depth, takes to be evaluated."""
-        seconds = self._seconds_per_image[backbone]
-        n_networks = sum(seconds[:depth]) + self._space.folds * sum(seconds[depth:])
+    def _part_seconds(self, backbone: str, depth: int, n_folds: int | None = None) -> float:
+        """Return what an ensemble of the folds, frozen to a depth, takes to be evaluated."""
+        seconds, n_folds = self._seconds_per_image[backbone], n_folds or self._space.folds
+        n_networks = sum(seconds[:depth]) + n_folds * sum(seconds[depth:])
         n_networks /= max(sum(seconds), 1e-9)  # the frozen stages are computed once
         n_views = 2 if self._uses_center_crop() else 1
         return self._n_evaluated * n_views * n_networks * self._latency(backbone)

@@ -110,7 +110,7 @@ def retrain(
     resources: dict[str, float],
     on_fold: Callable[[int, Fold], None],
     before: Mapping[int, Fold],
-    has_time: Callable[[float], bool] = lambda seconds: True,
+    has_time: Callable[[float, int], bool] = lambda seconds, n_folds: True,
 ) -> list[Fold]:
     """Train a configuration once per fold, in parallel; on fewer folds where time is up.
 
@@ -123,8 +123,8 @@ def retrain(
         resources: `num_cpus` and `num_gpus` of each training.
         on_fold: Called with each fold, counted from 0, as it ends.
         before: Folds of an earlier session; those that left out the same images are reused.
-        has_time: Returns whether there is time for a fold that takes so many seconds. At least one
-            fold is trained.
+        has_time: Returns whether there is time for a fold that takes so many seconds, given the
+            number of folds that there would be with it. At least one fold is trained.
 
     Returns:
         The folds that were trained, at least one, in order.
@@ -145,7 +145,8 @@ def retrain(
         while waiting and len(pending) < slots():
             longest = max((fold.seconds for fold in done.values()), default=0.0)
             is_gap = any(other > waiting[0] for other in done)  # finalists share their first folds
-            if (done or pending) and not is_gap and not has_time(longest):
+            n_with_it = len(done) + len(pending) + 1
+            if n_with_it > 1 and not is_gap and not has_time(longest, n_with_it):
                 waiting.clear()
                 break
             index = waiting.pop(0)

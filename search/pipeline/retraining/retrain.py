@@ -65,7 +65,8 @@ class Retrained:
     """The model and what it is compared with.
 
     Attributes:
-        winner: The finalist that was chosen: see `choose_winner`.
+        winner: The finalist that was chosen: see `choose_winner`; or where the ensemble selection
+            takes one other alone, and that is clearly better, this one.
         model: Its folds, or where that is clearly better an ensemble of several finalists' folds.
         out_of_fold: The model's out-of-fold predictions.
         baseline: Trial 0, retrained on the same folds; None where that is the model, or was not
@@ -174,7 +175,6 @@ def retrain_finalists(
     rows = np.sort(np.concatenate([fold.rows for fold in compared[0].members]))
     groups = None if context.groups is None else context.groups[rows]
     winner = results[compared.index(choose_winner(compared, groups, metric))]
-    write_scores(results, compared, winner, groups, metric, labels, dropped, folder)
     predicted = [predict_out_of_fold(prepared, result.folds) for result in results]
     temperatures = [one.scaling.temperature for one in predicted]
     parts = possible_parts(results, winner)
@@ -186,8 +186,12 @@ def retrain_finalists(
         labels,
         context.groups,
     )
-    weights = np.array([float(result is winner) for result in results])
+    if selection is not None and selection.enabled and np.count_nonzero(selection.weights) == 1:
+        winner, selection = results[parts[int(selection.weights.argmax())]], None
+        progress.say(f"{winner.finalist.name} is the model: alone, it has the lowest log loss")
+    write_scores(results, compared, winner, groups, metric, labels, dropped, folder)
     write_selection(selection, [results[i] for i in parts], folder, progress)
+    weights = np.array([float(result is winner) for result in results])
     if selection is not None and selection.enabled:
         weights[parts] = selection.weights
     model, chosen = _join(prepared, results, weights, probes, temperatures)
@@ -271,9 +275,14 @@ def _has_time(
     return budget.has_time_for_folds(finalist.trial, all_folds=needs_all)
 
 
-def _has_time_for_fold(finalist: Finalist, budget: TimeBudget | None, seconds: float) -> bool:
-    """Return whether there is time for one more fold; those of a linear probe take next to none."""
-    return budget is None or finalist.trial is None or seconds <= budget.seconds_left()
+def _has_time_for_fold(
+    finalist: Finalist, budget: TimeBudget | None, seconds: float, n_folds: int
+) -> bool:
+    """Return whether there is time for one more fold, which would make them so many.
+
+    Those of a linear probe take next to none.
+    """
+    return budget is None or finalist.trial is None or seconds <= budget.seconds_left(n_folds)
 
 
 def _retrain(
@@ -285,7 +294,7 @@ def _retrain(
     folder: RunFolder,
     progress: Progress,
     n_folds_before: int,
-    has_time: Callable[[float], bool],
+    has_time: Callable[[float, int], bool],
 ) -> list[Fold]:
     """Train the folds of a finalist that an earlier session did not."""
     n_folds, retrain_config = prepared.space.folds, finalist.retrain_config

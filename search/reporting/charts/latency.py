@@ -18,7 +18,7 @@ from search.reporting.style import (
     Chart,
     add_legend,
     create_axes,
-    shorten,
+    shorten_apart,
     use_percent_ticks,
 )
 
@@ -66,6 +66,8 @@ def draw_latency(
     """
     of_model = {} if model is None else {"model": model}
     figure, axes = create_axes("Accuracy against latency", "ms an image", "accuracy")
+    points_of_all = {**searched, **others}
+    shown = dict(zip(points_of_all, shorten_apart([*points_of_all]), strict=True))
     for points, colour, label in (
         (others, MUTED, "not searched"),
         (searched, ACCENT, "linear probe"),
@@ -76,7 +78,7 @@ def draw_latency(
             axes.plot(x, y, "o", color=colour, markersize=7, label=label)
         for name, place in points.items():
             axes.annotate(
-                shorten(name),
+                shown.get(name, name),
                 place,
                 (0, 8),
                 textcoords="offset points",

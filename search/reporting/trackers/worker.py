@@ -173,6 +173,8 @@ class _Worker:
 
     def _next_changed(self) -> int | None:
         with self._woken:
-            number = min(self._changed, default=None)
-            self._changed.discard(-1 if number is None else number)
-        return number
+            if not self._changed:
+                return None
+            number = min(self._changed)
+            self._changed.remove(number)
+            return number

@@ -41,6 +41,14 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     assert page_svg(tmp_path, "title") == page_svg(tmp_path, "title")
 
 
+def test_long_names_that_start_alike_stay_different() -> None:
+    names = ["timm/convnextv2_tiny.fcmae", "timm/convnextv2_tiny.fb_in1k", "resnet18"]
+    assert style.shorten_apart(names) == [f"…{names[0][-15:]}", f"…{names[1][-15:]}", "resnet18"]
+    assert style.shorten_apart(names[1:]) == ["timm/convnextv2…", "resnet18"]
+    same_ends = [f"timm/convnextv2_{size}.fcmae_ft_in22k" for size in ("tiny", "base")]
+    assert style.shorten_apart(same_ends) == same_ends
+
+
 def test_long_names_are_shortened() -> None:
     assert style.shorten("sixteen letters!") == "sixteen letters!"
     assert style.shorten("seventeen letters") == "seventeen lette…"

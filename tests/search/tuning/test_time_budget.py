@@ -162,7 +162,7 @@ class Simulated:
         """Train folds as `search.pipeline.retraining.kfold.retrain` does."""
         fold = FOLD_SECONDS + self.scores[number][1] * self.epoch_seconds(number)
         n_done = 0
-        while n_done < FOLDS and (n_done == 0 or fold <= self.budget.seconds_left()):
+        while n_done < FOLDS and (n_done == 0 or fold <= self.budget.seconds_left(n_done + 1)):
             n_done += min(SLOTS, FOLDS - n_done)
             self.clock.now += fold
         self.folds[number] = n_done
@@ -397,6 +397,8 @@ def test_evaluation_is_reserved_for_by_what_it_computes() -> None:
     seconds = 600 * FORWARD_FRACTION * per_image
     assert evaluated.reserved_seconds() - alone.reserved_seconds() == pytest.approx(seconds)
     assert alone.seconds_left() - evaluated.seconds_left() == pytest.approx(seconds)
+    fewer = 600 * FORWARD_FRACTION * (FOLDS - 2) * sum(SECONDS_PER_IMAGE[3:])
+    assert evaluated.seconds_left(2) - evaluated.seconds_left() == pytest.approx(fewer)
 
 
 def test_heads_take_the_time_in_which_nothing_else_can_be_trained() -> None:

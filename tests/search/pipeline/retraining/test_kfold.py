@@ -72,7 +72,7 @@ def run(
     before: dict[int, Fold] | None = None,
     ended: list[int] | None = None,
     n_folds: int = N_FOLDS,
-    has_time: Callable[[float], bool] = lambda seconds: True,
+    has_time: Callable[[float, int], bool] = lambda seconds, n_folds: True,
 ) -> list[Fold]:
     """Retrain; the indices of the folds that end are appended to `ended`."""
 
@@ -164,7 +164,7 @@ def test_as_many_folds_are_trained_as_there_is_time_for(
     """The first of them, and one at least."""
     monkeypatch.setattr(kfold.TrialSlots, "__call__", lambda self: 1)
     ended: list[int] = []
-    folds = run(context, ended=ended, has_time=lambda seconds: len(ended) < n_in_time)
+    folds = run(context, ended=ended, has_time=lambda seconds, n_folds: n_folds <= n_in_time)
     assert ended == trained
     assert len(folds) == len(trained)
 
@@ -176,7 +176,7 @@ def test_folds_before_one_of_an_earlier_session_are_trained_without_time(
     before, ended = {2: run(context)[2]}, list[int]()
     seen: list[float] = []
 
-    def has_time(seconds: float) -> bool:
+    def has_time(seconds: float, n_folds: int) -> bool:
         seen.append(seconds)
         return False
 

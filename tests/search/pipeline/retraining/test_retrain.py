@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,10 +43,12 @@ def validated(
     margin: float = 3.0,
     freeze_depth: int = 5,
     wrong_class: int = 0,
+    also_wrong: Sequence[int] = (),
 ) -> CrossValidation:
     """Return a finalist whose first `wrong` images of a class are predicted as the next class."""
     of_class = np.equal(LABELS, wrong_class)
     is_wrong = of_class & (np.cumsum(of_class) <= wrong)
+    is_wrong[list(also_wrong)] = True
     predicted = np.where(is_wrong, (LABELS + 1) % N_CLASSES, LABELS)
     logits = (margin * np.eye(N_CLASSES)[predicted]).astype(np.float32)
     folds = [
@@ -65,6 +67,15 @@ def validated(
     config = TrialConfig("tinynet", freeze_depth=freeze_depth)
     finalist = Finalist(trial, RetrainConfig(config, 1, 1), 0.9)
     return CrossValidation(finalist, folds, Candidate(score_images(folds, LABELS)))
+
+
+def unsure_where_wrong(one: CrossValidation) -> CrossValidation:
+    """Lower the confidence of a finalist's mistakes."""
+    folds = []
+    for fold in one.members:
+        is_wrong = fold.logits.argmax(1) != LABELS[fold.rows]
+        folds.append(replace(fold, logits=np.where(is_wrong[:, None], 0.1, 1.0) * fold.logits))
+    return CrossValidation(one.finalist, folds, Candidate(score_images(folds, LABELS)))
 
 
 def with_losses(one: CrossValidation, seed: int) -> CrossValidation:
@@ -160,12 +171,7 @@ def retrain_known(
 def test_the_metric_rules_the_winner_and_stands_beside_the_accuracy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accurate, unsure = validated(0, wrong=4), validated(1, wrong=5)
-    folds = []
-    for fold in unsure.members:  # its mistakes are unsure
-        is_wrong = fold.logits.argmax(1) != LABELS[fold.rows]
-        folds.append(replace(fold, logits=np.where(is_wrong[:, None], 0.1, 1.0) * fold.logits))
-    unsure = CrossValidation(unsure.finalist, folds, Candidate(score_images(folds, LABELS)))
+    accurate, unsure = validated(0, wrong=4), unsure_where_wrong(validated(1, wrong=5))
     assert choose_winner([accurate, unsure]) is accurate
     folder = RunFolder(tmp_path)
     retrained = retrain_known({0: accurate, 1: unsure}, folder, monkeypatch, metric="log_loss")
@@ -293,6 +299,24 @@ def test_the_model_is_an_ensemble_where_finalists_make_different_mistakes(
     # Where both are right, they are sure of it; where one is wrong, the ensemble is not.
     wrong = results[1].candidate.without_crop.correct == 0
     assert (predictions.probabilities[wrong].max(1) < 0.8).all() == differ
+
+
+def test_a_finalist_that_is_clearly_better_alone_is_the_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accurate = validated(0, wrong=12, also_wrong=[58])
+    better = unsure_where_wrong(validated(1, wrong=12, freeze_depth=3, also_wrong=[55, 56]))
+    assert choose_winner([accurate, better]) is accurate
+    folder = RunFolder(tmp_path)
+    retrained = retrain_known({0: accurate, 1: better}, folder, monkeypatch)
+    summary = folder.summary
+    assert retrained.winner.finalist is better.finalist
+    assert retrained.model.weights == [1.0]
+    assert summary.weighted_ensemble is None
+    assert summary.best is not None
+    assert summary.kfold is not None
+    assert (summary.best.trial, summary.kfold.accuracy_mean) == (1, 46 / 60)
+    assert "trial 1, 1 epoch is the model: alone, it has the lowest log" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("bound", "n_parts"), [(29.0, 1), (31.0, 3), (None, 3)])
