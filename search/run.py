@@ -69,8 +69,8 @@ def show_best_so_far(run_plan: RunPlan | None) -> None:
     if run_plan is not None and not run_plan.folder.path.exists():
         print("interrupted before anything was finished; nothing is kept", file=sys.stderr)
         return
-    # A script reads the result of a finished run from the standard output.
-    output = sys.stderr if run_plan is not None and run_plan.request.is_quiet else sys.stdout
+    # A script reads the summary of a finished run from the standard output.
+    output = sys.stderr if run_plan is not None and run_plan.request.json else sys.stdout
     print("interrupted; all that was finished is saved", file=sys.stderr)
     if run_plan is None:
         return
