@@ -92,7 +92,7 @@ def _run(
         folder.write_summary(replace(folder.summary, settings=settings, linear_probe=scores))
     space, board = run_plan.space, RunBoard(folder, run_plan.space.trials)
     with progress.tolerating("TensorBoard's description of the run"):
-        board.describe(settings)
+        board.describe(settings, space)
     with _stage("feature_cache", folder):
         build_feature_cache(space, cache_plan, cache, progress)
     context = prepared.training_context(probes.heads, cache)

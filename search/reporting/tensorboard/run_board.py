@@ -37,6 +37,7 @@ from search.reporting.tensorboard.image_grid import (
     stratified_rows,
     top_loss_tiles,
 )
+from search.reporting.tensorboard.trial_boards import experiment_summary
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Settings
 from spaces.base import Space
@@ -71,12 +72,13 @@ class RunBoard:
         self._step = n_trials
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def describe(self, settings: Settings) -> None:
-        """Write the run's configuration, environment and space as text."""
+    def describe(self, settings: Settings, space: Space) -> None:
+        """Write the run's configuration, environment and space as text, and HParams' columns."""
         self._write(text_pb("configuration", _table(_flat(asdict(settings)))))
         self._write(text_pb("environment", _table(_flat(self._run.environment.as_dict()))))
-        space = (self._run.path / "space.py").read_text(encoding="utf-8", errors="replace")
-        self._write(text_pb("space", "".join(f"    {line}\n" for line in space.splitlines())))
+        source = (self._run.path / "space.py").read_text(encoding="utf-8", errors="replace")
+        self._write(text_pb("space", "".join(f"    {line}\n" for line in source.splitlines())))
+        self._write(experiment_summary(space))  # here, as a run of its own would have no curve
 
     def show_augmentation(self, images: ImageRows, labels: np.ndarray, space: Space) -> None:
         """Show augmented samples of a few images at three strengths, up to the space's strongest.

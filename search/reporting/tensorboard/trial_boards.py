@@ -66,9 +66,9 @@ _METRIC_TITLES = {
     "trial/best_validation_accuracy": "best validation accuracy",
     "trial/best_epoch": "best epoch",
     "trial/seconds": "seconds",
-    _STATUS: "status",
+    _STATUS: "status: 1 complete, 2 pruned, 3 failed, 0 running",
 }
-_STATUS_MEANING = "0 running or interrupted, 1 complete, 2 pruned, 3 failed"
+"""Titles of the columns. TensorBoard's metrics are numbers, so one title says what they mean."""
 
 _MAX_POINTS = 350
 """Points of a curve; longer trials skip epochs, which keeps their files below 200 kB."""
@@ -91,9 +91,6 @@ class TrialBoards:
         self._run = folder.absolute().parent.name
         self._stride = math.ceil(space.epochs / _MAX_POINTS)
         self._last: dict[int, TrialResult] = {}  # of each running trial
-        experiment = self._folder / "events.out.tfevents.experiment"
-        if not experiment.exists():
-            append_summary(experiment, 0, _experiment(space))
         for path in self._folder.glob("*/events.out.tfevents.trial"):
             cut_torn_end(path)
 
@@ -161,14 +158,11 @@ class TrialBoards:
         return self._folder / str(number) / "events.out.tfevents.trial"
 
 
-def _experiment(space: Space) -> Summary:
-    """Describe the searched parameters with their domains, and the metrics."""
+def experiment_summary(space: Space) -> Summary:
+    """Describe the searched parameters with their domains, and the metrics, for HParams."""
     return hparams_config_pb(
         hparams=[HParam(name, _domain(d)) for name, d in space.distributions.items()],
-        metrics=[
-            Metric(tag, display_name=title, description=_STATUS_MEANING if tag == _STATUS else None)
-            for tag, title in _METRIC_TITLES.items()
-        ],
+        metrics=[Metric(tag, display_name=title) for tag, title in _METRIC_TITLES.items()],
         time_created_secs=time.time(),
     )
 

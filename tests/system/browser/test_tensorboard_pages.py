@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[3]
 PARAMETERS = {"augment", "backbone", "dropout", "freeze_depth", "lr", "weight_decay"}
-METRICS = ("best validation accuracy", "best epoch", "seconds", "status")
+STATUS = "status: 1 complete, 2 pruned, 3 failed, 0 running"
+METRICS = ("best validation accuracy", "best epoch", "seconds", STATUS)
 PARTS = ("test", "out_of_fold", "external")
 STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
 
@@ -99,6 +100,8 @@ def test_hparams_shows_each_trial(
     trials = {f"{trial.number:04d}/digits": trial for trial in trials_of(digits_run)}
     groups = {group["name"]: group for group in session_groups(page, address)}
     assert groups.keys() == trials.keys()
+    runs = page.request.get(f"{address}/data/runs").json()
+    assert set(runs) == {"overview", *(f"trials/{one.number}" for one in trials.values())}
     for name, trial in trials.items():
         assert groups[name]["hparams"] == trial.params
         shown = [metric["value"] for metric in groups[name]["metricValues"]]

@@ -19,7 +19,8 @@ from tensorboard.plugins.hparams.api_pb2 import (
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
-from search.reporting.tensorboard.trial_boards import TrialBoards
+from search.reporting.tensorboard.event_file import append_summary
+from search.reporting.tensorboard.trial_boards import TrialBoards, experiment_summary
 from spaces.base import Space
 from spaces.sources import digits
 from trainables.trial_result import TrialResult
@@ -42,6 +43,7 @@ PARAMS = {
     "class_weights": True,
     "mixup": 0.2,
 }
+STATUS = "status: 1 complete, 2 pruned, 3 failed, 0 running"
 ALL_STATUSES = (
     Status.STATUS_UNKNOWN,
     Status.STATUS_SUCCESS,
@@ -85,7 +87,8 @@ def run_trial(boards: TrialBoards, number: int, n_epochs: int, state: str) -> No
 
 
 def read_hparams(folder: Path) -> tuple[Experiment, ListSessionGroupsResponse]:
-    """Read what TensorBoard's HParams page shows of a folder."""
+    """Read what TensorBoard's HParams page shows of a folder, beside the board of its run."""
+    append_summary(folder / "overview" / "events.out.tfevents.0", 0, experiment_summary(SPACE))
     multiplexer = EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(folder))
     multiplexer.Reload()
@@ -157,6 +160,7 @@ def _value(value: Any) -> Any:
 
 def test_parameters_have_their_domains_and_metrics_their_names(folder: Path) -> None:
     TrialBoards(folder, SPACE).close()
+    assert not folder.exists(), "no run without a trial"
 
     experiment, _ = read_hparams(folder)
 
@@ -177,7 +181,7 @@ def test_parameters_have_their_domains_and_metrics_their_names(folder: Path) -> 
         "mixup": [0.0, 0.2],
     }
     titles = [info.display_name for info in experiment.metric_infos]
-    assert titles == ["best validation accuracy", "best epoch", "seconds", "status"]
+    assert titles == ["best validation accuracy", "best epoch", "seconds", STATUS]
 
 
 def test_curves_have_a_point_an_epoch_as_soon_as_it_ends(folder: Path) -> None:
