@@ -5,6 +5,8 @@ python -m search.compare results/photos-1 results/photos-2
 python -m search.compare results/photos-1 results/photos-2 --csv > only_one_correct.csv
 ```
 
+A page, `comparison.html`, shows both side by side.
+
 Images are the same where their bytes are: by the digests in `split.csv`, whatever their names are.
 """
 
@@ -12,135 +14,40 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from search.console.arguments import Parser
-from search.console.formatting import count, interval, percent, printable_name, quote_path, some
+from search.console.formatting import (
+    count,
+    interval,
+    percent,
+    printable,
+    printable_name,
+)
 from search.console.output import command, csv_output, print_error, table_console
-from search.evaluation.comparison import compare_models
 from search.evaluation.predictions import TOP_K
-from search.reporting.sentences import describe_evaluations
+from search.reporting.comparison.tested_run import (
+    CompareError,
+    TestedRun,
+    check_same_images,
+    compare_runs,
+    read_tested_run,
+)
 from search.runs.listing import find_run
 from search.runs.run_folder import RunFolder
-from search.runs.summary import Comparison, Scores
-from search.runs.tables import prediction_columns, read_rows
-from search.runs.validation import FolderError
+from search.runs.summary import Comparison
+from search.runs.tables import prediction_columns
 from spaces.errors import SearchError
 
 _LETTERS = "AB"
 
-
-class CompareError(SearchError):
-    """Two runs cannot be compared image by image."""
-
-
-@dataclass(frozen=True, eq=False)
-class TestedRun:
-    """A run that was evaluated on its test set.
-
-    Attributes:
-        path: The run's folder.
-        scores: The metrics of its test set.
-        rows: The lines of its table of predictions, each with the image's digest as `digest`, in
-            the order of digests: the same for two runs on the same images.
-        note: What more than one evaluation of the test set means; None where there was one.
-    """
-
-    path: Path
-    scores: Scores
-    rows: Sequence[Mapping[str, str]]
-    note: str | None
-
-    def column(self, name: str) -> list[str]:
-        """Return one column of the table."""
-        return [row[name] for row in self.rows]
-
-
-def read_tested_run(path: Path) -> TestedRun:
-    """Read a run's test set and what its model predicted.
-
-    Raises:
-        FolderError: it is no run, or a damaged one.
-        CompareError: it was not evaluated yet.
-    """
-    folder = RunFolder.open(path)
-    scores, table = folder.summary.test, path / "test_predictions.csv"
-    if scores is None or not table.is_file():
-        raise CompareError(
-            f"{path} must be a finished run, but its test set is not evaluated: python -m"
-            f" search.run --resume {quote_path(path)}"
-        )
-    try:
-        digests = {row["image"]: row["digest"] for row in read_rows(path / "split.csv")}
-        rows = [{**row, "digest": digests[row["image"]]} for row in read_rows(table)]
-        n_correct = sum(row["label"] == row["prediction_1"] for row in rows)
-    except (KeyError, ValueError, OSError) as error:
-        raise FolderError(
-            f"{path} is damaged: test_predictions.csv and split.csv must list the same images, but"
-            f" {error!r}; put copies of them back"
-        ) from None
-    if (len(rows), n_correct) != (scores.n, round(scores.accuracy * scores.n)):
-        raise FolderError(
-            f"{path} is damaged: summary.json counts {round(scores.accuracy * scores.n)} of"
-            f" {scores.n} test images as correct, test_predictions.csv {n_correct} of {len(rows)};"
-            " put copies of them back, or resume the run"
-        )
-    rows.sort(key=lambda row: (row["digest"], row["label"], row["image"]))
-    return TestedRun(path, scores, rows, describe_evaluations(folder.summary.evaluation))
-
-
-def check_same_images(first: TestedRun, second: TestedRun) -> None:
-    """Check that two runs have the same test images, with the same labels.
-
-    Raises:
-        CompareError: they have not; the message says what differs.
-    """
-    differences = _alone(first, second) + _alone(second, first)
-    if not differences:
-        pairs = zip(first.rows, second.rows, strict=True)
-        relabelled = [(a, b) for a, b in pairs if a["label"] != b["label"]]
-        differences = [
-            f"{count(len(relabelled), 'image')} with another label, such as {a['image']}:"
-            f" {a['label']!r} in {first.path}, {b['label']!r} in {second.path}"
-            for a, b in relabelled[:1]
-        ]
-    if differences:
-        raise CompareError(
-            f"{first.path} and {second.path} must have the same test images to be compared, but"
-            f" there are {'; '.join(differences)}. Runs on the same images with the same --seed and"
-            " --limit have the same test set, and so have all runs on a data set that brings one"
-        )
-
-
-def _alone(run: TestedRun, other: TestedRun) -> list[str]:
-    """Return, in words, the test images that only one run has; nothing where there are none."""
-    missing = Counter(run.column("digest")) - Counter(other.column("digest"))
-    names = [row["image"] for row in run.rows if row["digest"] in missing]
-    if not names:
-        return []
-    return [f"{missing.total()} of {len(run.rows)} in {run.path} alone ({some(names, 2)})"]
-
-
-def compare_runs(first: TestedRun, second: TestedRun) -> Comparison:
-    """Compare two runs on the same test images: the first is the model, the second the baseline."""
-    numbers: dict[str, int] = {}
-    columns = (
-        first.column("label"),
-        first.column("prediction_1"),
-        second.column("prediction_1"),
-    )
-    labels, model, baseline = (
-        np.array([numbers.setdefault(name, len(numbers)) for name in names]) for names in columns
-    )
-    return compare_models(labels, model, baseline)
+PAGE = Path("comparison.html")
+"""Where the page is written unless `--out` says so."""
 
 
 @command()
@@ -152,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             read_tested_run(find_run(path)) for path in (options.first, options.second)
         )
         check_same_images(first, second)
+        page = _page(options.out, options.format)
     except SearchError as error:
         print_error(error)
         return 2
@@ -162,7 +70,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write_csv(first, second)
     else:
         _show(first, second, compared)
+    if page is None:
+        return 0
+    try:
+        _write_page(page, first, second, compared)
+    except OSError as error:
+        print_error(
+            CompareError(f"--out {page} cannot be written to: {error.strerror}; give another --out")
+        )
+        return 2
+    if options.format is None:
+        print(printable_name(page))
     return 0
+
+
+def _page(out: Path | None, shape: str | None) -> Path | None:
+    """Return the page to write: `--out`, else one beside the printed table; None for none.
+
+    Raises:
+        CompareError: its folder is missing.
+    """
+    page = out or (PAGE if shape is None else None)
+    if page is not None and not page.absolute().parent.is_dir():
+        raise CompareError(f"--out must lie in a folder that exists, but got {page}")
+    return page
+
+
+def _write_page(page: Path, first: TestedRun, second: TestedRun, compared: Comparison) -> None:
+    """Write the page, and print what it lacks.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # They load matplotlib, which JSON and CSV do not need.
+    from search.reporting.comparison.page import OneCorrect, write_comparison
+    from search.reporting.run_record import read_record
+
+    records = tuple(read_record(RunFolder.open(run.path)) for run in (first, second))
+    gaps = write_comparison(
+        page,
+        (records[0], records[1]),
+        compared,
+        _describe(compared),
+        [
+            OneCorrect(
+                a["image"],
+                a["label"],
+                (_prediction(a), _prediction(b)),
+                is_first=a["label"] == a["prediction_1"],
+            )
+            for a, b in zip(first.rows, second.rows, strict=True)
+            if (a["label"] == a["prediction_1"]) != (b["label"] == b["prediction_1"])
+        ],
+    )
+    for gap in gaps:
+        print(f"warning: {printable(gap)}", file=sys.stderr)
+
+
+def _prediction(row: Mapping[str, str]) -> tuple[str, float]:
+    return row["prediction_1"], float(row["probability_1"])
 
 
 def as_json(first: TestedRun, second: TestedRun, compared: Comparison) -> dict[str, Any]:
@@ -248,12 +214,19 @@ def create_parser() -> Parser:
     parser = Parser(
         prog="python -m search.compare",
         description="Compare two finished runs on the same test images: the difference of their"
-        " accuracies with its 95% confidence interval, and McNemar's test (mid-p-value).",
+        " accuracies with its 95% confidence interval, and McNemar's test (mid-p-value). A page"
+        " shows both side by side.",
         epilog="Of several runs that are compared, the best one's accuracy is optimistic: its test"
         " set has chosen it.",
     )
     for name, letter in (("first", "A"), ("second", "B")):
         parser.add_argument(name, type=Path, metavar=letter, help="a run's folder, or latest")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="HTML",
+        help=f"page that shows both runs side by side (default: {PAGE}; with --json or --csv none)",
+    )
     shape = parser.add_mutually_exclusive_group()
     for name, what in (
         ("json", "write JSON"),

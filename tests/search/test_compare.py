@@ -3,13 +3,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from search.compare import main
 from search.evaluation.mcnemar import difference_interval, p_value
-from search.runs.summary import Evaluations
+from search.runs.summary import Evaluations, ModelCost
 from search.runs.tables import SPLIT_COLUMNS, write_csv
 from tests.fixtures.handmade_run import CLASSES, make_run, scores, set_sections, write_predictions
 
@@ -53,6 +54,20 @@ def second(tmp_path: Path) -> Path:
     return make_tested_run(tmp_path / "b", wrong, "other/{:>05}.png", images=range(N)[::-1])
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder, where the page is written."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture
+def without_page(monkeypatch):
+    """Write no page, which takes seconds."""
+    monkeypatch.setattr("search.compare._write_page", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("without_page")
 def test_a_comparison(first, second, capsys):
     assert main([str(first), str(second)]) == 0
     out, err = capsys.readouterr()
@@ -98,6 +113,7 @@ def test_the_images_that_one_run_alone_predicts_correctly(first, second, capsys)
     assert list(rows[0])[-4:] == ["ood_score", "is_ood", "run", "is_correct"]
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_test_set_that_was_evaluated_more_than_once_is_said(first, second, capsys):
     set_sections(second, evaluation=Evaluations(times=3, models=["x", "y"]))
     assert main([str(first), str(second)]) == 0
@@ -106,10 +122,11 @@ def test_a_test_set_that_was_evaluated_more_than_once_is_said(first, second, cap
     )
 
 
+@pytest.mark.usefixtures("without_page")
 def test_equal_runs(first, capsys):
     assert main([str(first), str(first)]) == 0
     assert "+0.0 points" in (out := capsys.readouterr().out)
-    assert out.endswith("p = 1: both predict the same images correctly\n")
+    assert out.endswith("p = 1: both predict the same images correctly\ncomparison.html\n")
 
 
 def test_other_images_are_refused(first, tmp_path, capsys):
@@ -152,3 +169,75 @@ def test_a_damaged_table_is_named(first, second, name, content, capsys):
     err = capsys.readouterr().err
     assert err.startswith(f"error: {second} is damaged: ")
     assert name in err
+
+
+def words_of(path):
+    return re.sub(
+        r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]*>", " ", path.read_text(), flags=re.S)
+    )
+
+
+def test_the_page_shows_both_runs_side_by_side(first, second, capsys):
+    environment = json.loads((second / "environment.json").read_text())
+    environment["request"]["seed"] = 5
+    (second / "environment.json").write_text(json.dumps(environment))
+    cost = ModelCost(
+        parameters=1234567, megabytes=5.04, latency_ms=12.34, latency_ms_batch_32=3.2, device="cpu"
+    )
+    set_sections(first, model_cost=cost)
+    assert main([str(first), str(second)]) == 0
+    assert capsys.readouterr().out.endswith("\ncomparison.html\n")
+    page = Path("comparison.html").read_text()
+    words = words_of(Path("comparison.html"))
+    low, high = difference_interval(7, 1, N)
+    assert " A is better beyond chance A - B on the same 40 test images: +15.0 points" in words
+    assert f"95% CI {100 * low:+.1f} to {100 * high:+.1f}" in words
+    assert "Only A correct 7 images Only B correct 1 image" in words
+    assert "test accuracy 95.0%, 83.5–98.6% 80.0%, 83.5–98.6%" in words
+    assert "Settings that differ A: a run B: b seed 7 5 " in words
+    assert "parameters 1,234,567 one image 12.3 ms, cpu" not in words
+    assert "parameters 1,234,567 model.pt 5.0 MB one image 12.3 ms, cpu" in words
+    assert "tinynet 97.00% yes 97.00% yes" in words
+    assert "test/0.jpg cat &lt;b&gt;&amp; 70.0% cat 70.0% B" in words
+    for name in ("Accuracy, 95% CI", "Confusion matrix, test set", "Reliability diagram"):
+        assert page.count(f">{name}</text>") == 2, name
+    assert not re.search(r"(src|href|url\()[\s=\"']*(https?:)?//", page)
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_two_runs_that_are_alike_have_no_differing_settings(first, tmp_path):
+    assert main([str(first), str(first), "--out", str(tmp_path / "a.html")]) == 0
+    words = words_of(tmp_path / "a.html")
+    assert "None: both runs have the same options, settings and versions." in words
+    assert " Both predict the same images correctly A - B on" in words
+    assert "Images that one run alone" not in words
+    assert not Path("comparison.html").exists()
+
+
+def test_no_page_is_written_beside_json_unless_it_is_asked_for(first, second, capsys, without_page):
+    assert main([str(first), str(second), "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert main([str(first), str(second), "--json", "--out", "a.html"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_warning(first, second, capsys, monkeypatch):
+    monkeypatch.setattr("search.reporting.comparison.page._CHARTS", {"<curves>": lambda _: 1 / 0})
+    assert main([str(first), str(second)]) == 0
+    assert (
+        "warning: the figure of the <curves> of A is missing: division" in capsys.readouterr().err
+    )
+    assert "The figure of the &lt;curves&gt; of B is missing" in words_of(Path("comparison.html"))
+
+
+def test_a_page_that_cannot_be_written_is_an_error(first, second, tmp_path, capsys):
+    assert main([str(first), str(second), "--out", str(tmp_path / "no" / "a.html")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --out must lie in a folder that exists, but got {tmp_path / 'no' / 'a.html'}\n"
+    )
+    assert main([str(first), str(second), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --out {tmp_path} cannot be written to: Is a directory; give another --out\n"
+    )
