@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.runs.tables import ood_cells, prediction_columns, ranked_cells, read_records, write_csv
+from search.runs.tables import (
+    PROBABILITY,
+    ood_cells,
+    prediction_columns,
+    ranked_cells,
+    read_csv,
+    read_records,
+    write_csv,
+)
+from search.runs.validation import FolderError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,3 +155,39 @@ def _read_prediction(row: dict[str, str]) -> PredictedImage:
         if row.get(f"prediction_{k}")
     ]
     return PredictedImage(row["image"], row["label"] or None, tuple(ranked), row["is_ood"] == "1")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledProbabilities:
+    """What a table of predictions holds of the images whose class is known.
+
+    Attributes:
+        classes: Names of the classes.
+        labels: int64 [n], in [0, len(classes)).
+        probabilities: float64 [n, classes].
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+
+def read_probabilities(path: Path) -> LabelledProbabilities:
+    """Read the probabilities of all classes for the labelled images; no class without the file.
+
+    Raises:
+        FolderError: it is damaged.
+    """
+    try:
+        table = read_csv(path, errors="replace")
+        columns = [name for name in table.columns if name.startswith(PROBABILITY)]
+        classes = tuple(name.removeprefix(PROBABILITY) for name in columns)
+        known = table[table["label"] != ""] if classes else table
+        places = {name: place for place, name in enumerate(classes)}
+        labels = [places[label] for label in known["label"]] if classes else []
+        probabilities = known[columns].to_numpy(np.float64)
+    except (KeyError, ValueError, OSError) as error:
+        raise FolderError(
+            f"{path} is damaged: its probabilities cannot be read ({error}); put a copy of it back"
+        ) from None
+    return LabelledProbabilities(classes, np.array(labels, np.int64), probabilities)

@@ -15,6 +15,8 @@ from search.reporting.charts.class_balance import chart_class_balance
 from search.reporting.charts.confusion import chart_confusions
 from search.reporting.charts.coverage import chart_coverage
 from search.reporting.charts.latency import chart_latency
+from search.reporting.charts.one_vs_rest import chart_one_vs_rest
+from search.reporting.charts.slices import chart_slices
 from search.reporting.charts.trial_curves import chart_trial_curves
 from search.reporting.model_figures import (
     chart_ablation,
@@ -37,12 +39,14 @@ CHARTS: dict[str, Callable[[Record], Iterator[style.Chart]]] = {
     "history of the trials": chart_history,
     "curves of the trials": chart_trial_curves,
     "parallel coordinates": chart_parameters,
+    "slices": chart_slices,
     "hyperparameter importance": chart_importances,
     "time of the stages": chart_stages,
     "learning curves": chart_curves,
     "accuracies": chart_accuracies,
     "confusion matrices": chart_confusions,
     "reliability diagram": chart_reliability,
+    "ROC and precision-recall curves": chart_one_vs_rest,
     "accuracy against coverage": chart_coverage,
     "accuracy against latency": chart_latency,
     "class balance": chart_class_balance,

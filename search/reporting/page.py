@@ -14,6 +14,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
@@ -66,7 +67,10 @@ from search.reporting.sentences import (
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Scores
 
-_TABLES = ("trials.csv", "test_predictions.csv", "split.csv", "folds/label_issues.csv")
+_TABLES = (
+    *("trials.csv", "test_predictions.csv", "external_predictions.csv", "split.csv", "audit.csv"),
+    *("folds/folds.csv", "folds/oof_predictions.csv", "folds/label_issues.csv", "ablation.csv"),
+)
 """Tables that the page links to; they stand beside it in the run's folder."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -115,27 +119,29 @@ def write_report(folder: RunFolder) -> tuple[str, ...]:
 def _draw_page(record: Record, figures: Mapping[str, Figure], gaps: list[str]) -> Markup:
     """Draw the page; what is missing in it is added to `gaps`."""
     summary = record.summary
-    css, script = (
-        Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - our own files
-        for name in ("report.css", "report.js")
-    )
+    probes = summary.linear_probe or {}
+    probed = {
+        name: one
+        for name, one in probes.items()
+        if math.isfinite(one.accuracy) or math.isfinite(one.val_accuracy)
+    }
     return Markup(  # noqa: S704 - Jinja escapes
-        _templates(gaps)
+        create_templates(gaps)
         .get_template("report.html")
         .render(
+            **page_assets(),
             record=record,
             summary=summary,
             audit=arrange_audit(record.audit),
             figures=figures,
             images=EmbeddedImages(Gallery(record.folder), _IMAGE_BYTES),
-            css=css,
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             run=record.folder.absolute().name,
             path=shlex.quote(str(record.folder)),
             command=[shlex.quote(word) for word in record.environment.command],
             model_megabytes=_megabytes(record.folder / "model.pt"),
             missing=missing_stages(record),
+            probed=probed,
+            unprobed={name: one for name, one in probes.items() if name not in probed},
             notices=[*notices(record), *(f"{gap[0].upper()}{gap[1:]}." for gap in gaps)],
             failures=Counter(t.reason for t in record.trials if t.state == "failed").most_common(5),
             trials=best_first(record.trials)[:_MAX_TRIALS],
@@ -298,7 +304,17 @@ def majority_fraction(scores: Scores) -> float:
     return max(sizes) / sum(sizes)
 
 
-def _templates(gaps: list[str]) -> Environment:
+def page_assets() -> dict[str, str]:
+    """Return what each page embeds: `css`, `script`, and its `script_hash` for the policy."""
+    css, script = (
+        Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - our own files
+        for name in ("report.css", "report.js")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"css": css, "script": script, "script_hash": digest}
+
+
+def create_templates(gaps: list[str]) -> Environment:
     """Return the templates; `section(name)` draws a section, or says why it is missing."""
     templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -313,6 +329,7 @@ def _templates(gaps: list[str]) -> Environment:
         "duration": duration,
         "compact": compact,
         "count": count,
+        "zip": partial(zip, strict=True),
     }
     templates.globals |= {
         "describe_score": describe_score,

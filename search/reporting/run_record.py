@@ -13,10 +13,16 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from search.console.formatting import describe, percent
 from search.data.audit import read_audit_csv
 from search.data.manifest import Issue
 from search.evaluation.label_issues import LabelIssue, read_issues
-from search.evaluation.predictions import PredictedImage, read_predictions
+from search.evaluation.predictions import (
+    LabelledProbabilities,
+    PredictedImage,
+    read_predictions,
+    read_probabilities,
+)
 from search.runs.environment import Environment
 from search.runs.run_folder import STUDY, RunFolder
 from search.runs.summary import RunSummary
@@ -85,6 +91,7 @@ class Record:
         class_counts: By class, then by split, the number of images.
         label_issues: Possible label errors, the lowest quality first.
         ablation: By step, its learning curve.
+        test_probabilities: Those of the test set; None where they are missing.
         problems: Files that are damaged, in words; what they hold counts as missing.
     """
 
@@ -101,6 +108,7 @@ class Record:
     class_counts: Mapping[str, Mapping[str, int]]
     label_issues: tuple[LabelIssue, ...] = ()
     ablation: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
+    test_probabilities: LabelledProbabilities | None = None
     problems: tuple[str, ...] = ()
 
     @property
@@ -118,6 +126,14 @@ class Record:
         """The trial that the final model was retrained from, or the best so far."""
         number = None if self.summary.best is None else self.summary.best.trial
         return next((trial for trial in self.trials if trial.number == number), None)
+
+
+def describe_trial(trial: TrialRecord) -> str:
+    """Describe a trial: "trial 3, complete: 95.2% at epoch 4; backbone resnet18, lr 0.001"."""
+    reached = "no epoch"
+    if trial.accuracy is not None:
+        reached = f"{percent(trial.accuracy, 2)} at epoch {trial.best_epoch}"
+    return f"trial {trial.number}, {trial.state}: {reached}; {describe(trial.params)}"
 
 
 def read_record(folder: RunFolder) -> Record:
@@ -142,6 +158,11 @@ def read_record(folder: RunFolder) -> Record:
     folds: dict[str, tuple[float, ...]] = {}
     for trial, accuracy in read(_read_folds, "folds/folds.csv"):
         folds[trial] = (*folds.get(trial, ()), accuracy)
+    test = tuple(read(read_predictions, "test_predictions.csv"))
+    probabilities = None
+    if test:  # else its damage is known already
+        found = read(lambda table: [read_probabilities(table)], "test_predictions.csv")
+        probabilities = found[0] if found else None
     ablation: dict[str, tuple[Epoch, ...]] = {}
     for step, epoch in read(_read_ablation, "ablation.csv"):
         ablation[step] = (*ablation.get(step, ()), epoch)
@@ -157,12 +178,13 @@ def read_record(folder: RunFolder) -> Record:
             if trial.state != TrialState.WAITING
         ),
         folds=folds,
-        test=tuple(read(read_predictions, "test_predictions.csv")),
+        test=test,
         external=tuple(read(read_predictions, "external_predictions.csv")),
         audit=tuple(read(partial(read_audit_csv, errors="replace"), "audit.csv")),
         class_counts=counts,
         label_issues=tuple(read(read_issues, "folds/label_issues.csv")),
         ablation=ablation,
+        test_probabilities=probabilities,
         problems=tuple(problems),
     )
 

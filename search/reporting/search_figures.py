@@ -8,19 +8,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optuna
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 
 from search.console.formatting import duration, percent
-from search.reporting.run_record import Record, TrialRecord
+from search.reporting.charts.parameter_axis import (
+    MISSING_POSITION,
+    Axis,
+    focus,
+    parameter_axes,
+)
+from search.reporting.run_record import Record, TrialRecord, describe_trial
 from search.reporting.style import (
     ACCENT,
     BAD,
@@ -33,6 +38,7 @@ from search.reporting.style import (
     Chart,
     add_legend,
     create_axes,
+    set_titles,
     shorten,
     use_integer_ticks,
     use_percent_ticks,
@@ -49,70 +55,7 @@ _MAX_TRIALS_FOR_IMPORTANCE = 200  # trials; many more take minutes and give abou
 _TREES = 32  # of the forest that importances are computed from
 _SURE_PER_PARAMETER = 10  # complete trials a parameter, below which importances are a guess
 _MAX_LINES = 400  # in parallel coordinates; more would hide one another
-_MAX_WHOLE_TICKS = 8
 _MIN_TRIALS_FOR_QUARTER = 8  # below it, the best quarter is the bold line
-_MIN_TICK_DISTANCE = 0.07  # of an axis's length, below which labels would touch
-_MISSING_POSITION = -0.12  # of trials that do not have a parameter, below its axis
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis of parallel coordinates.
-
-    Attributes:
-        name: Name of the parameter.
-        values: One per trial; None where it does not have the parameter.
-        choices: Choices of a categorical parameter; empty for a number.
-        low: Lower end of a number's range.
-        high: Upper end of a number's range.
-        log: Whether the range is logarithmic.
-        integer: Whether the values are whole numbers.
-        percent: Whether the values are fractions that are shown as percentages.
-    """
-
-    name: str
-    values: Sequence[object]
-    choices: tuple[object, ...] = ()
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
-    integer: bool = False
-    percent: bool = False
-
-    def position(self, value: object) -> float:
-        """Return the position of a value, in [0, 1]; that of None is below."""
-        if value is None:
-            return _MISSING_POSITION
-        if self.choices:
-            last = len(self.choices) - 1
-            return self.choices.index(value) / last if last else 0.5
-        low, high, number = self.low, self.high, float(str(value))
-        if self.log:
-            low, high, number = math.log(low), math.log(high), math.log(number)
-        return (number - low) / (high - low) if high > low else 0.5
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Return a few positions with their labels."""
-        placed = [(_MISSING_POSITION, "none")] if None in self.values else []
-        if self.choices:
-            choices = [(self.position(choice), shorten(str(choice))) for choice in self.choices]
-            return [*placed, *choices]
-        for mark in self._marks():
-            if not placed or self.position(mark) - placed[-1][0] > _MIN_TICK_DISTANCE:
-                text = f"{mark:.1%}" if self.percent else f"{mark:.3g}"
-                placed.append((self.position(mark), text))
-        return placed
-
-    def _marks(self) -> list[float]:
-        """Return the values of the ticks, ascending: both ends and a few between them."""
-        low, high = self.low, self.high
-        if self.log:
-            powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-            return sorted({low, *(10.0**power for power in powers), high})
-        if self.integer and high - low <= _MAX_WHOLE_TICKS:
-            return [float(number) for number in range(int(low), int(high) + 1)]
-        middle = (low + high) / 2
-        return [low, round(middle) if self.integer else middle, high]
 
 
 def chart_history(record: Record) -> Iterator[Chart]:
@@ -124,7 +67,14 @@ def chart_history(record: Record) -> Iterator[Chart]:
         best = max(accuracies, key=lambda number: accuracies[number])
         yield Chart(
             "history",
-            draw_history(accuracies, complete, failed, _final_trial(record), chosen_name(record)),
+            draw_history(
+                accuracies,
+                complete,
+                failed,
+                _final_trial(record),
+                chosen_name(record),
+                {trial.number: describe_trial(trial) for trial in trials},
+            ),
             f"Best validation accuracy of {len(accuracies)} trials in their order."
             f" The highest is {percent(accuracies[best], 2)}, of trial {best}.",
             "Each point is a trial at its best epoch. Only complete trials count for the best"
@@ -138,7 +88,7 @@ def chart_parameters(record: Record) -> Iterator[Chart]:
     accuracies = _accuracies(record)
     if accuracies and record.distributions:
         shown = [t for t in record.trials if t.accuracy is not None]
-        columns = _columns(record, shown)
+        columns = parameter_axes(record.distributions, [t.params for t in shown])
         final = _final_trial(record)
         place = next((i for i, t in enumerate(shown) if t.number == final), None)
         yield Chart(
@@ -250,28 +200,13 @@ def _chart_survival(trials: Sequence[TrialRecord]) -> Iterator[Chart]:
     )
 
 
-def _columns(record: Record, trials: Sequence[TrialRecord]) -> list[Axis]:
-    """Return an axis for each parameter."""
-    columns = []
-    for name, distribution in record.distributions.items():
-        values = [trial.params.get(name) for trial in trials]
-        if isinstance(distribution, CategoricalDistribution):
-            columns.append(Axis(name, values, choices=tuple(distribution.choices)))
-        else:
-            bounds: Any = distribution
-            integer = isinstance(distribution, IntDistribution)
-            columns.append(
-                Axis(name, values, (), bounds.low, bounds.high, bounds.log, integer=integer)
-            )
-    return columns
-
-
 def draw_history(
     accuracies: Mapping[int, float],
     complete: Sequence[int],
     failed: Sequence[int],
     final: int | None,
     final_name: str = FINAL,
+    titles: Mapping[int, str] | None = None,
 ) -> Figure:
     """Draw each trial's best validation accuracy, and the best complete one so far.
 
@@ -281,9 +216,11 @@ def draw_history(
         failed: Numbers of the failed trials.
         final: Number of the trial that the final model was retrained from.
         final_name: What the legend calls it.
+        titles: By trial number, what the pointer shows.
     """
+    titles = titles or {}
     figure, axes = create_axes("Best validation accuracy of each trial", "trial", "accuracy")
-    low = _focus(list(accuracies.values()))
+    low = focus(list(accuracies.values()))
     others = sorted(set(accuracies) - set(complete) - set(failed))
     for label, numbers, colour, face in (
         ("pruned", others, MUTED, "none"),
@@ -291,11 +228,15 @@ def draw_history(
     ):
         shown = [n for n in numbers if accuracies[n] >= low]
         heights = [accuracies[n] for n in shown]
-        axes.plot(shown, heights, "o", color=colour, markerfacecolor=face, ms=5.5, label=label)
+        points = axes.plot(shown, heights, "o", color=colour, mfc=face, ms=5.5, label=label)
+        _name_trials(points, shown, titles)
     if below := [n for n in accuracies if accuracies[n] < low]:
-        axes.plot(below, [low] * len(below), "v", color=MUTED, ms=5, label="below the scale")
+        heights = [low] * len(below)
+        points = axes.plot(below, heights, "v", color=MUTED, ms=5, label="below the scale")
+        _name_trials(points, below, titles)
     if failed:
-        axes.plot(failed, [low] * len(failed), "x", color=BAD, label="failed")
+        points = axes.plot(failed, [low] * len(failed), "x", color=BAD, label="failed")
+        _name_trials(points, failed, titles)
     if complete:
         running = np.maximum.accumulate([accuracies[n] for n in complete]).tolist()
         steps = [*complete, max([*accuracies, *failed])], [*running, running[-1]]
@@ -303,7 +244,7 @@ def draw_history(
     if final is not None and final in accuracies:
         spot = [final], [accuracies[final]]
         ring: Any = {"color": WARM, "markerfacecolor": "none", "ms": 11, "mew": 1.8}
-        axes.plot(*spot, "o", label=final_name, **ring)
+        _name_trials(axes.plot(*spot, "o", label=final_name, **ring), [final], titles)
     top = max(accuracies.values(), default=1.0)
     pad = (top - low) * 0.06
     # Where all are alike, there is more to see below than above, which may be beyond 100%.
@@ -312,6 +253,15 @@ def draw_history(
     use_percent_ticks(axes.yaxis)
     add_legend(figure)
     return figure
+
+
+def _name_trials(
+    points: Sequence[Line2D], numbers: Sequence[int], titles: Mapping[int, str]
+) -> None:
+    """Give the points of trials their titles."""
+    for line in points:
+        if numbers and titles:
+            set_titles(line, [titles[number] for number in numbers])
 
 
 def draw_survival(epochs: Sequence[int], full_length: int) -> Figure:
@@ -340,7 +290,7 @@ def draw_parallel_coordinates(
         final: Index of the trial that the final model was retrained from.
         final_name: What the legend calls it.
     """
-    low, high = _focus(list(accuracies)), max(accuracies)
+    low, high = focus(list(accuracies)), max(accuracies)
     seen = [max(low, accuracy) for accuracy in accuracies]
     accuracy = Axis("validation\naccuracy", seen, low=low, high=high, percent=True)
     columns = [*columns, accuracy]
@@ -368,7 +318,7 @@ def draw_parallel_coordinates(
             axes.text(x - 0.04, y, text, ha="right", va="center", color=MUTED, gid=HALO, **small)
     axes.set_xlim(-0.5, len(columns) - 0.9)
     has_missing = any(None in column.values for column in columns)
-    axes.set_ylim(_MISSING_POSITION - 0.05 if has_missing else -0.05, 1.05)
+    axes.set_ylim(MISSING_POSITION - 0.05 if has_missing else -0.05, 1.05)
     add_legend(figure)
     return figure
 
@@ -418,11 +368,3 @@ def _bars(title: str, values: Mapping[str, float], label: Callable[[float], str]
     axes.grid(visible=False)
     axes.tick_params(length=0)
     return figure
-
-
-def _focus(accuracies: Sequence[float]) -> float:
-    """Return the lower end of a scale, so that a few poor trials do not flatten the good ones."""
-    if not accuracies:
-        return 0.0
-    quarter, best = float(np.quantile(accuracies, 0.25)), max(accuracies)
-    return max(min(accuracies), quarter - 1.5 * (best - quarter))

@@ -12,8 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
+from markupsafe import escape
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -81,12 +84,20 @@ class Chart(NamedTuple):
 HALO = "halo"
 """Group id of a text that lines may cross: the report draws it with an outline."""
 
+_TITLES = "titles:"
+"""Begin of the group id of marks that have titles, which follow it."""
+
 _ROUNDING = 1e-9
 _PNG_DPI = 160
 SMALL = 11
 """Font size of numbers beside marks, in points."""
 
 _MAX_NAME = 16  # characters
+
+# Up to the next group that matplotlib names: the groups within a mark have no id.
+_TITLED_GROUP = re.compile(
+    r'<g class="titled" data-titles="([^"]*)">(.*?)(?=<g id=|<g class=|<g>|</svg>)', re.DOTALL
+)
 
 
 @contextmanager
@@ -128,6 +139,16 @@ def add_legend(figure: Figure) -> None:
     figure.legend(loc="outside lower center", ncols=3, fontsize=SMALL, handlelength=1.4)
 
 
+def set_titles(artist: Artist, titles: Sequence[str]) -> None:
+    """Give marks titles: what a browser shows where the pointer rests on one.
+
+    Args:
+        artist: A line, or points drawn by `Axes.plot`.
+        titles: One of the line, or one of each point in their order.
+    """
+    artist.set_gid(_TITLES + quote("\n".join(printable_name(title) for title in titles), safe=""))
+
+
 def shorten(name: str) -> str:
     """Shorten a name that is too long for an axis, and escape its control characters."""
     name = printable_name(name)
@@ -149,17 +170,45 @@ def shorten_apart(names: Sequence[str]) -> list[str]:
     return apart if len(set(apart)) == len(apart) else whole
 
 
+def embed(figure: Figure, name: str) -> str:
+    """Return a figure's SVG for a page in which no other has this name."""
+    return _write_titles(_embeddable(_draw(figure), name))
+
+
 def save(figure: Figure, folder: Path, name: str) -> str:
     """Save a figure as `<name>.png` and `<name>.svg`; return its SVG for the report."""
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = _draw(figure)
     with write_atomically(folder / f"{name}.svg") as partial:
-        partial.write_text(buffer.getvalue(), encoding="utf-8")
+        partial.write_text(_write_titles(svg), encoding="utf-8")
     figure.set_layout_engine("none")  # it is laid out by now, and that is slow
     with write_atomically(folder / f"{name}.png") as partial:
         figure.savefig(partial, format="png", dpi=_PNG_DPI, facecolor="white")
-    return _embeddable(buffer.getvalue(), name)
+    return _write_titles(_embeddable(svg, name))
+
+
+def _draw(figure: Figure) -> str:
+    """Return a figure's SVG, in which the titles of marks are not elements yet."""
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    # No id, as ids are renamed in the page.
+    return buffer.getvalue().replace(f'<g id="{_TITLES}', '<g class="titled" data-titles="')
+
+
+def _write_titles(svg: str) -> str:
+    """Give marks that have titles an SVG `<title>` each: a group one, or each of its points."""
+
+    def write(group: re.Match[str]) -> str:
+        titles = [f"<title>{escape(title)}</title>" for title in unquote(group[1]).split("\n")]
+        if len(titles) == 1:
+            return f'<g class="titled">{titles[0]}{group[2]}'
+        left = iter(titles)
+        points = re.sub(
+            r"<use ([^>]*)/>", lambda use: f"<use {use[1]}>{next(left, '')}</use>", group[2]
+        )
+        return f'<g class="titled">{points}'
+
+    return _TITLED_GROUP.sub(write, svg)
 
 
 def _embeddable(svg: str, name: str) -> str:

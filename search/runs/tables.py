@@ -23,6 +23,9 @@ _T = TypeVar("_T")
 SPLITS = ("train", "val", "test", "excluded")
 """Splits of `split.csv`."""
 
+PROBABILITY = "prob_"
+"""Begin of the columns that hold the probability of a class, whose name follows."""
+
 SPLIT_COLUMNS = ("image", "label", "split", "group", "digest")
 AUDIT_COLUMNS = ("image", "issue", "detail", "duplicate_of", "similarity")
 EXCLUDED_COLUMNS = ("image",)
@@ -42,11 +45,11 @@ def prediction_columns(
         top: The most probable classes that are listed for each image.
         label: Whether there is a column with the image's class.
         extra: Columns that this table has beside the others.
-        classes: Those whose probability has a column `prob_<class>`.
+        classes: Those whose probability has a column, `PROBABILITY` and the name.
     """
     return [
         *("image", *(["label"] if label else []), *ranked_columns(top), "ood_score", "is_ood"),
-        *(*extra, *(f"prob_{name}" for name in classes)),
+        *(*extra, *(f"{PROBABILITY}{name}" for name in classes)),
     ]
 
 

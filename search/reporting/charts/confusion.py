@@ -15,6 +15,7 @@ from search.reporting.style import ACCENT, BAD, INK, ON_ACCENT, SMALL, WIDTH, Ch
 MAX_CLASSES = 40
 """Classes of a confusion matrix that can still be read; of more, the most confused are drawn."""
 
+_MAX_FLAT_CLASSES = 6  # their cells may be wider than high, which keeps the page short
 _MAX_NUMBERED_CLASSES = 30  # cells of larger confusion matrices are too small for numbers
 
 
@@ -75,7 +76,8 @@ def draw_confusion(
     n = len(classes)
     numbered = n <= _MAX_NUMBERED_CLASSES
     side = min(14.0, max(WIDTH, 1.6 + n * (0.36 if numbered else 0.16)))
-    figure = Figure(figsize=(side, 0.9 * side), layout="constrained")
+    height = 0.9 * side if n > _MAX_FLAT_CLASSES else 0.72 * side
+    figure = Figure(figsize=(side, height), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from matplotlib.figure import Figure
 
 from search.console.formatting import percent
-from search.reporting.run_record import Record, TrialRecord
+from search.reporting.run_record import Record, TrialRecord, describe_trial
 from search.reporting.style import (
     ACCENT,
     MUTED,
@@ -15,6 +15,7 @@ from search.reporting.style import (
     Chart,
     add_legend,
     create_axes,
+    set_titles,
     use_integer_ticks,
     use_percent_ticks,
 )
@@ -38,7 +39,8 @@ def chart_trial_curves(record: Record) -> Iterator[Chart]:
         draw_trial_curves(shown, number),
         f"Validation accuracy by epoch of {len(shown)} trials, {n_pruned} of them pruned; the"
         f" highest is {percent(max(trial.accuracy or 0.0 for trial in shown))}.",
-        f"A curve is a trial; gray ones were pruned or did not finish.{bold}{left_out}",
+        f"A curve is a trial; gray ones were pruned or did not finish; the"
+        f" pointer shows which trial.{bold}{left_out}",
     )
 
 
@@ -57,7 +59,7 @@ def draw_trial_curves(trials: Sequence[TrialRecord], best: int | None) -> Figure
             kind, colour, width = f"trial {best}", WARM, 2.6
         elif trial.state == "complete":
             kind, colour, width = "complete", ACCENT, 1.2
-        axes.plot(
+        (line,) = axes.plot(
             [epoch.epoch for epoch in trial.curve],
             [epoch.val_accuracy for epoch in trial.curve],
             marker="o" if len(trial.curve) == 1 else "",
@@ -67,6 +69,7 @@ def draw_trial_curves(trials: Sequence[TrialRecord], best: int | None) -> Figure
             alpha=1.0 if trial.number == best else 0.7,
             label=None if kind in labelled else kind,
         )
+        set_titles(line, [describe_trial(trial)])
         labelled.add(kind)
     use_integer_ticks(axes)
     use_percent_ticks(axes.yaxis)

@@ -1,5 +1,5 @@
 "use strict";
-// Sort tables by their headings, and filter the table of trials. The page is complete without it.
+// Sort tables by their headings, filter the table of trials, name the curves under the pointer. The page is complete without it.
 const text = (cell) => cell.dataset.value ?? cell.textContent.trim();
 
 function sortBy(heading) {
@@ -26,6 +26,28 @@ for (const heading of document.querySelectorAll("table.sortable th[scope=col]"))
   heading.append(button);
   button.addEventListener("click", () => sortBy(heading));
 }
+
+// A thin curve is hard to point at: widen what shows its title.
+for (const curve of document.querySelectorAll(".titled > path")) {
+  const reach = curve.cloneNode();
+  reach.removeAttribute("style");
+  reach.classList.add("reach");
+  curve.after(reach);
+}
+
+// Browsers without ::details-content print only what is open.
+addEventListener("beforeprint", () => {
+  for (const fold of document.querySelectorAll("details:not([open])")) {
+    fold.open = true;
+    fold.dataset.printed = "";
+  }
+});
+addEventListener("afterprint", () => {
+  for (const fold of document.querySelectorAll("details[data-printed]")) {
+    fold.open = false;
+    delete fold.dataset.printed;
+  }
+});
 
 const filters = document.getElementById("trial-filters");
 if (filters) {

@@ -9,9 +9,11 @@ from search.evaluation.predictions import (
     PredictedImage,
     Predictions,
     read_predictions,
+    read_probabilities,
     write_predictions,
 )
 from search.runs.tables import read_rows
+from search.runs.validation import FolderError
 
 CLASSES = ("ant", "bee", "cow", "dog")
 
@@ -107,3 +109,25 @@ def test_two_classes_have_two_predictions(tmp_path):
 
 def test_images_are_taken_from_the_table(three):
     assert three.images(np.array([2, 0]))[:, 0, 0, 0].tolist() == [4, 0]
+
+
+def test_all_probabilities_of_labelled_images_are_read(tmp_path, three):
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, three)
+    found = read_probabilities(path)
+    known = three.labels >= 0
+    assert found.classes == tuple(three.classes)
+    np.testing.assert_array_equal(found.labels, three.labels[known])
+    np.testing.assert_allclose(found.probabilities, three.probabilities[known], atol=1e-6)
+    assert read_probabilities(tmp_path / "missing.csv").classes == ()
+
+
+@pytest.mark.parametrize("old", [",prob_dog", ",0.700000"])
+def test_a_table_whose_probabilities_cannot_be_read_is_damaged(tmp_path, old):
+    path = tmp_path / "predictions.csv"
+    path.write_text(
+        "image,label,prediction_1,probability_1,is_ood,prob_cat,prob_dog\n"
+        "a.jpg,dog,dog,0.700000,0,0.300000,0.700000\n".replace(old, ",x")
+    )
+    with pytest.raises(FolderError, match=r"predictions\.csv is damaged: its probabilities"):
+        read_probabilities(path)

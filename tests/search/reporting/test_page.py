@@ -362,7 +362,7 @@ def test_figures_have_text_alternatives_and_files(finished: Path) -> None:
         *("accuracy", "history", "survival", "parallel_coordinates", "importances", "stages"),
         *("model_loss", "model_accuracy", "confusion_test", "confusion_external", "reliability"),
         *("confusion_test_normalised", "confusion_external_normalised"),
-        *("trial_curves", "coverage", "class_balance"),
+        *("trial_curves", "coverage", "class_balance", "slices", "roc", "precision_recall"),
     }
     assert len(images) == len(names)
     assert all(image["aria-label"] for image in images)

@@ -6,9 +6,9 @@ import pytest
 from matplotlib.figure import Figure
 from optuna.distributions import FloatDistribution, IntDistribution
 
+from search.reporting.charts.parameter_axis import Axis
 from search.reporting.run_record import read_record
 from search.reporting.search_figures import (
-    Axis,
     chart_history,
     chart_importances,
     chart_parameters,

@@ -1,4 +1,5 @@
 import re
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from search.reporting import style
@@ -21,6 +22,24 @@ def test_a_figure_is_saved_as_files_and_for_the_page(tmp_path: Path) -> None:
     assert "var(--accent)" in svg
     assert "http" not in svg
     assert '<g class="halo"' in svg
+
+
+def test_marks_have_titles_in_the_page_and_in_the_file(tmp_path: Path) -> None:
+    with style.style():
+        figure, axes = style.create_axes("title", "x", "y")
+        (line,) = axes.plot([1, 2], [1, 2])
+        style.set_titles(line, ["curve 'a' \"<b>&\" $x$"])
+        (points,) = axes.plot([1, 2, 3], [3, 2, 1], "o")
+        style.set_titles(points, ["first", "url(#second)", "third"])
+        svg = style.save(figure, tmp_path, "one")
+    for text in (svg, (tmp_path / "one.svg").read_text()):
+        ElementTree.fromstring(f'<r xmlns:xlink="x">{text[text.index("<svg") :]}</r>')
+        assert re.findall(r"<title>(.*?)</title>", text) == [
+            "curve &#39;a&#39; &#34;&lt;b&gt;&amp;&#34; $x$",
+            *("first", "url(#second)", "third"),
+        ]
+        assert len(re.findall(r"<use [^/>]*><title>", text)) == 3
+        assert "data-titles" not in text
 
 
 def test_ids_are_unique_and_references_are_found(tmp_path: Path) -> None:

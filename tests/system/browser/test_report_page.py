@@ -67,6 +67,10 @@ def open_report(page: Page, folder: Path) -> None:
     page.goto((folder / "report.html").absolute().as_uri())
 
 
+def open_folds(page: Page) -> None:
+    page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+
+
 def column(page: Page, table: str, index: int) -> list[str]:
     """Return the text of a table's column in the rows that are shown."""
     rows = page.locator(f"{table} tbody tr:not([hidden])")
@@ -120,7 +124,7 @@ def test_axe_finds_nothing_serious(
     )
     page = context.new_page()
     open_report(page, request.getfixturevalue(name))
-    page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+    open_folds(page)
     found = serious(page)
     context.close()
     assert found == []
@@ -138,12 +142,53 @@ def test_no_page_is_wider_than_its_screen(
 ) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     open_report(page, request.getfixturevalue(name))
-    page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+    open_folds(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def title_at(page: Page, mark: Locator) -> str:
+    """Return the title that a browser shows where the pointer rests on the middle of a mark."""
+    mark.scroll_into_view_if_needed()
+    return str(
+        mark.evaluate(
+            """mark => {
+              const box = mark.getBoundingClientRect();
+              const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+              const hit = document.elementFromPoint(x, y).closest("use, .titled");
+              return hit?.querySelector("title")?.textContent ?? "";
+            }"""
+        )
+    )
+
+
+def test_the_pointer_names_trials_and_curves(page: Page, written: Path) -> None:
+    open_report(page, written)
+    points = page.locator("#search figure").first.locator(".titled use")
+    assert title_at(page, points.nth(3)).startswith("trial ")
+    assert points.count() == 41, "each trial, and the ring of the final model"
+    curve = page.locator("#search figure").nth(1).locator(".titled").last
+    assert title_at(page, curve.locator(".reach")) == (
+        "trial 0, complete: 99.00% at epoch 6; backbone tinynet, "
+        + curve.locator("title").text_content().split("tinynet, ")[1]  # type: ignore[union-attr]
+    )
+
+
+def test_folds_are_open_in_print(page: Page, written: Path) -> None:
+    open_report(page, written)
+    folded = page.locator("#trials-table")
+    assert not folded.is_visible()
+    page.emulate_media(media="print")
+    assert folded.is_visible()
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not folded.is_visible()
 
 
 def test_trials_are_sorted_by_a_click_or_a_key(page: Page, written: Path) -> None:
     open_report(page, written)
+    open_folds(page)
     table = "#trials-table"
     heading = page.locator(f"{table} th[scope=col]").filter(has_text="lr")
     heading.get_by_role("button").click()
@@ -160,6 +205,7 @@ def test_trials_are_sorted_by_a_click_or_a_key(page: Page, written: Path) -> Non
 
 def test_missing_values_are_sorted_last(page: Page, written: Path) -> None:
     open_report(page, written)
+    open_folds(page)
     for _ in range(2):
         page.locator("#trials-table th[scope=col]").filter(has_text="accuracy").click()
         accuracies = column(page, "#trials-table", 2)
@@ -178,6 +224,7 @@ def test_trials_are_filtered(
     page: Page, written: Path, fill: Callable[[Page], object], fits: str
 ) -> None:
     open_report(page, written)
+    open_folds(page)
     rows: Locator = page.locator("#trials-table tbody tr:visible")
     assert rows.count() == 40
     fill(page)
