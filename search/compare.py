@@ -41,7 +41,7 @@ from search.reporting.comparison.tested_run import (
 from search.runs.listing import find_run
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Comparison
-from search.runs.tables import prediction_columns
+from search.runs.tables import prediction_columns, spreadsheet_text
 from spaces.errors import SearchError
 
 _LETTERS = "AB"
@@ -168,7 +168,11 @@ def _write_csv(first: TestedRun, second: TestedRun) -> None:
         if correct[0] == correct[1]:
             continue
         for run, row, is_correct in zip((first, second), pair, correct, strict=True):
-            cells = {**row, "run": str(run.path), "is_correct": str(int(is_correct))}
+            cells = {
+                **row,
+                "run": spreadsheet_text(str(run.path)),
+                "is_correct": str(int(is_correct)),
+            }
             write(cells.get(name, "") for name in columns)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
@@ -63,15 +64,19 @@ def execute(
     with ExitStack() as lock:
         run = request.resume
         is_here = run is not None and (run / ENVIRONMENT).is_file()
+
+        def hold(folder: Path) -> bool:
+            return lock.enter_context(locked(folder, _warn))
+
         if run is not None and is_here:  # it is read when no other command writes it any more
-            lock.enter_context(locked(run, _warn))
+            hold(run)
 
         def prepared(run_plan: RunPlan) -> None:
-            if not is_here:
-                lock.enter_context(locked(run_plan.folder.path, _warn))
+            if run is not None and not is_here:
+                hold(run)
             on_prepared(run_plan)
 
-        return _execute(request, shutdown, prepared, arguments, callbacks)
+        return _execute(request, shutdown, hold, prepared, arguments, callbacks)
 
 
 def _warn(text: str) -> None:
@@ -81,14 +86,15 @@ def _warn(text: str) -> None:
 def _execute(
     request: Request,
     shutdown: GracefulShutdown,
+    hold: Callable[[Path], bool],
     on_prepared: Callable[[RunPlan], None],
     arguments: Sequence[str] | None,
     callbacks: Sequence[Callback],
 ) -> int:
-    """Run a request whose run is locked, or will be by `on_prepared`."""
+    """Run a request whose run is locked, or will be by `hold` or `on_prepared`."""
     run_plan = None
     try:
-        run_plan = replace(prepare_run(request), callbacks=tuple(callbacks))
+        run_plan = replace(prepare_run(request, hold), callbacks=tuple(callbacks))
         on_prepared(run_plan)
         # The flow imports PyTorch, which takes seconds, and Ray starts in parallel.
         Thread(target=import_module, args=("search.pipeline.flow",), daemon=True).start()

@@ -41,8 +41,8 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
-def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a run.
+def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[bool]:
+    """Hold the lock of a run; yields whether the file system can lock.
 
     Args:
         folder: The run's folder.
@@ -53,13 +53,13 @@ def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """
     path, owner = folder / LOCK, _describe_owner()
     if not _acquire(path, owner, warn):
-        yield
+        yield False
         return
     ended = Event()
     thread = Thread(target=_beat, args=(path, owner, ended), daemon=True)
     thread.start()
     try:
-        yield
+        yield True
     finally:
         ended.set()
         thread.join()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from search.console.formatting import printable, printable_name
 from search.console.output import csv_output
-from search.runs.tables import ood_cells, prediction_columns, ranked_cells
+from search.runs.tables import ood_cells, prediction_columns, ranked_cells, spreadsheet_text
 from trainables.images import ImageError
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def csv_writer(top: int, threshold: float | None = None) -> Writer:
 
     def write(result: Prediction | ImageError | None) -> None:
         if isinstance(result, ImageError):
-            write_row([result.path, *[""] * (2 * top + 2 + len(review)), result.reason])
+            write_row(
+                [result.path, *[""] * (2 * top + 2 + len(review)), spreadsheet_text(result.reason)]
+            )
         elif result is not None:
             pairs = zip(result.classes, result.probabilities, strict=True)
             cells = [result.image, *ranked_cells(pairs)]

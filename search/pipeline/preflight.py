@@ -6,14 +6,13 @@ second, and with a correct request both start in parallel to what follows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
 from search.console.commands import version
-from search.console.formatting import quote_path
 from search.data.decoding import read_headers
 from search.data.exclusion import Exclusion, read_exclusion, write_exclusion
 from search.data.manifest import Manifest
@@ -29,10 +28,10 @@ from search.pipeline.request import (
     load_requested_space,
     with_table,
 )
-from search.pipeline.resume import EXCLUDED_FILE, fetched, open_run
+from search.pipeline.resume import EXCLUDED_FILE, check_free, check_storage, fetched, open_run
 from search.reporting.trackers.choice import check_study, check_trackers
 from search.runs.environment import Request
-from search.runs.run_folder import ENVIRONMENT, RunFolder
+from search.runs.run_folder import RunFolder
 from search.runs.validation import FolderError
 from search.runs.warm_start import read_warm_start, write_warm_start
 from search.tuning.study import load_study, ranked_trials
@@ -111,8 +110,18 @@ class RunPlan:
             self.folder.save_request(replace(self.request.with_absolute_paths(), **fixed))
 
 
-def prepare_run(request: Request) -> RunPlan:
+def _cannot_lock(_folder: Path) -> bool:
+    return False
+
+
+def prepare_run(request: Request, hold: Callable[[Path], bool] = _cannot_lock) -> RunPlan:
     """Check a request, download what it needs, and create the run's folder.
+
+    Args:
+        request: The request.
+        hold: Takes the lock of a new run's folder, and returns whether its file system can lock:
+            without locks the name of a run that was killed before its first result stays taken.
+            Raises `FolderError` where another command has it.
 
     Raises:
         SpaceError, SourceError, DataError, WeightsError, FolderError, StorageError, RequestError,
@@ -124,15 +133,16 @@ def prepare_run(request: Request) -> RunPlan:
     if request.shared is not None:
         request.shared.try_out()
     with fetched(request):
-        return _prepare(request)
+        return _prepare(request, hold)
 
 
-def _prepare(request: Request) -> RunPlan:
+def _prepare(request: Request, hold: Callable[[Path], bool]) -> RunPlan:
+    used_again = False
     if request.resume is not None:
         folder, request, exclusion = open_run(request, request.resume)
     else:
         folder = None
-        _check_free(request)
+        used_again = check_free(request, hold)
         exclusion = None if request.exclude is None else read_exclusion(request.exclude)
     warm_start = read_warm_start(folder.path) if folder is not None else _best_configs(request)
     check_trackers(request)
@@ -149,6 +159,8 @@ def _prepare(request: Request) -> RunPlan:
         space.source, request.data, cache, space.folds, request.limit, request.seed, exclusion
     )
     warnings = () if folder is not None else check_fit(request, space, manifest)
+    if used_again:
+        warnings = (f"{request.folder}, which had no result, is used again", *warnings)
     external, chosen = None, request.classes is not None
     if request.external is not None:
         found = open_folder(request.external, cache, "--external")
@@ -160,7 +172,11 @@ def _prepare(request: Request) -> RunPlan:
     recorded = None if folder is None else folder.summary.linear_probe
     available = find_available(space, request, recorded, cache)
     if folder is None:
-        folder, request = _create_run(request, exclusion, modules, warm_start)
+        folder = RunFolder(request.folder)
+        if not used_again:
+            folder = RunFolder.create(request.out, request.name, renames=not request.names_run)
+            hold(folder.path)
+        request = _begin_run(folder, request, exclusion, modules, warm_start)
     return RunPlan(
         request,
         available.space,
@@ -194,51 +210,26 @@ def _best_configs(request: Request) -> tuple[Config, ...]:
     return tuple(found)
 
 
-def _check_free(request: Request) -> None:
-    """Check that the name of a new run is free, in the folder of all runs and in storage.
-
-    Raises:
-        FolderError: it is not, or no run can be created.
-    """
-    if request.names_run or not request.folder.exists():
-        RunFolder.check_free(request.out, request.name)
-    _check_storage(request)
-
-
-def _check_storage(request: Request) -> None:
-    """Check that the name of a new run is free in storage."""
-    if request.shared is not None and request.shared.has(ENVIRONMENT):
-        raise FolderError(
-            f"there is a run called {request.name!r} in {request.storage}: give another --name, or"
-            f" resume it with --resume {quote_path(request.folder)}"
-            f" --storage {quote_path(str(request.storage))}"
-        )
-    # A run that is refused later is deleted there with its folder.
-    if request.shared is not None and not request.shared.is_empty():
-        raise FolderError(
-            f"the folder {request.name!r} in {request.storage} must be empty or new, but it has"
-            " files that are of no run: give another --name or --storage"
-        )
-
-
 def _write_modules(folder: RunFolder, modules: Mapping[str, str]) -> None:
     """Write copies of the modules of the user's own networks."""
     for name, source in modules.items():
         (folder.path / f"{name}.py").write_text(source, encoding="utf-8")
 
 
-def _create_run(
+def _begin_run(
+    folder: RunFolder,
     request: Request,
     exclusion: Exclusion | None,
     modules: Mapping[str, str],
     warm_start: Sequence[Config],
-) -> tuple[RunFolder, Request]:
-    """Create a run; return its folder, and its request with the name that was free."""
-    folder = RunFolder.create(request.out, request.name, renames=not request.names_run)
+) -> Request:
+    """Write what a run begins with; return its request with the name that was free."""
     try:
-        if folder.path.name != request.name:
-            request = replace(request, name=folder.path.name)
-            _check_storage(request)
+        request = replace(request, name=folder.path.name)
+        check_storage(request)
+        if request.shared is not None:
+            request.shared.delete()
+        folder.clear()
         folder.write_origin(request, version())
         check_study(request, folder.environment)
         if exclusion is not None:
@@ -249,7 +240,7 @@ def _create_run(
     except BaseException:
         folder.delete()
         raise
-    return folder, request
+    return request
 
 
 def check_fit(request: Request, space: Space, manifest: Manifest) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
-"""Check that an earlier run can be resumed, before anything costly starts.
+"""Check that an earlier run can be resumed, or its name used again, before anything costly starts.
 
 A run that is refused stays as it was: nothing here writes into its folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,14 +15,61 @@ from search.console.formatting import quote_path
 from search.data.exclusion import Exclusion, read_exclusion
 from search.pipeline.request import RequestError, merge_with_saved
 from search.runs.environment import Request
-from search.runs.run_folder import RunFolder, digest
-from search.runs.sync import fetch
+from search.runs.run_folder import ENVIRONMENT, RunFolder, digest
+from search.runs.sync import fetch, is_abandoned
 from search.runs.validation import FolderError
 from search.tuning.study import check_readable
 from spaces.base import Space, load_space
 
 EXCLUDED_FILE = "excluded.csv"
 """In the run's folder: the names of the images that were excluded by request."""
+
+
+def check_free(request: Request, hold: Callable[[Path], bool]) -> bool:
+    """Check that the name of a new run is free, in the folder of all runs and in storage.
+
+    Returns:
+        Whether the folder is there, of a run that was killed before its first result: it can be
+        cleared, and is locked.
+
+    Raises:
+        FolderError: the name is taken, or no run can be created.
+    """
+    RunFolder.check_name(request.name)
+    used_again = False
+    if request.names_run and RunFolder(request.folder).ended_without_result:
+        try:
+            used_again = hold(request.folder)
+        except FolderError as error:
+            raise FolderError(f"{error}, or give another --name") from None
+        except OSError:
+            pass  # it cannot be written to
+    if not used_again and (request.names_run or not request.folder.exists()):
+        RunFolder.check_free(request.out, request.name)
+    check_storage(request)
+    return used_again
+
+
+def check_storage(request: Request) -> None:
+    """Check that the name of a new run is free in storage, or can be cleared.
+
+    Raises:
+        FolderError: it is taken.
+    """
+    shared = request.shared
+    if shared is None or shared.is_empty() or is_abandoned(shared, request.folder):
+        return
+    if shared.has(ENVIRONMENT):
+        raise FolderError(
+            f"there is a run called {request.name!r} in {request.storage}: give another --name, or"
+            f" resume it with --resume {quote_path(request.folder)}"
+            f" --storage {quote_path(str(request.storage))}"
+        )
+    # A run that is refused later is deleted there with its folder.
+    raise FolderError(
+        f"the folder {request.name!r} in {request.storage} must be empty or new, but it has"
+        " files that are of no run: give another --name or --storage"
+    )
 
 
 @contextmanager

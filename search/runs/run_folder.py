@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -35,6 +35,15 @@ LOCK = "run.lock"
 
 _SUMMARY = "summary.json"
 
+_FIRST_FILES = frozenset(
+    (
+        *("space.py", ENVIRONMENT, RUN_LOG, LOCK, _SUMMARY, "excluded.csv", "warm_start.json"),
+        *("split.csv", "audit.csv", "cache", "gallery", "tensorboard"),
+        *("mlflow.json", "wandb.json", "wandb"),
+    )
+)
+"""What a run writes before its first result, beside the modules of the user's own networks."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,17 +57,26 @@ class RunFolder:
         self._has_saved_request = False
 
     @staticmethod
-    def check_free(out: Path, name: str) -> None:
-        """Check that a run of this name can be created, without creating it.
+    def check_name(name: str) -> None:
+        """Check that a folder can have the name of a run.
 
         Raises:
-            FolderError: the name is taken or unusable, or `out` cannot be written to.
+            FolderError: it cannot.
         """
         if not re.fullmatch(r"[\w.\-]{1,60}", name) or name in (".", ".."):
             raise FolderError(
                 "a run's name is made of at most 60 letters, digits, '.', '_' and '-',"
                 f" but got {name!r}"
             )
+
+    @staticmethod
+    def check_free(out: Path, name: str) -> None:
+        """Check that a run of this name can be created, without creating it.
+
+        Raises:
+            FolderError: the name is taken or unusable, or `out` cannot be written to.
+        """
+        RunFolder.check_name(name)
         if (out / name).exists():
             raise FolderError(
                 f"there is a run called {name!r} in {out}: give another --name, or resume it with"
@@ -98,6 +116,24 @@ class RunFolder:
                 ) from None
             return cls(out / one)
         raise FolderError(f"there is a run called {name!r} in {out}: give another --name")
+
+    @property
+    def ended_without_result(self) -> bool:
+        """Whether a run began here and has no result, unless a command still works on it.
+
+        False for a folder with any other file: it is of no run, or somebody's own.
+        """
+        if self.path.is_symlink() or not self.path.is_dir():
+            return False
+        return is_without_result([path.name for path in self.path.iterdir()])
+
+    def clear(self) -> None:
+        """Remove all files but the lock, for a new run of the same name."""
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     @classmethod
     def open(cls, path: Path, *, resumes: bool = False) -> RunFolder:
@@ -215,6 +251,16 @@ class RunFolder:
         """Write `environment.json` over the earlier one."""
         self._environment = environment
         self.write_json(ENVIRONMENT, environment.as_dict())
+
+
+def is_without_result(names: Collection[str]) -> bool:
+    """Return whether files are those of a run before its first result, by their names.
+
+    Args:
+        names: Of the files and folders at the top of the run's folder.
+    """
+    known = (name in _FIRST_FILES or name.endswith((".partial", ".py")) for name in names)
+    return all(known) and (not names or ENVIRONMENT in names or LOCK in names)
 
 
 def digest(path: Path) -> str:

@@ -131,6 +131,23 @@ class SharedFiles:
         system, path = self._opened
         return not system.get_file_info(FileSelector(path, allow_not_found=True))
 
+    def seconds_unchanged(self) -> float:
+        """Return how long ago a file of the folder was written last, by the clock of the storage.
+
+        0 where the storage does not say.
+        """
+        from pyarrow.fs import FileSelector
+
+        system, path = self._opened
+        found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
+        last = max((info.mtime_ns or 0 for info in found if info.is_file), default=0)
+        top, name = SharedFiles(self.url), f"{_PROBE_FILE}-{uuid4().hex}"
+        top.write(name, b"now")
+        system, path = top._opened
+        now = system.get_file_info(f"{path}/{name}").mtime_ns or 0
+        top.remove(name)
+        return (now - last) / 1e9 if now and last else 0.0
+
     def delete(self) -> None:
         """Remove the folder and all its files, if it exists."""
         from pyarrow.fs import FileType

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
-from search.runs.run_folder import CHECKPOINT, LOCK, STUDY
+from search.runs.run_folder import CHECKPOINT, ENVIRONMENT, LOCK, STUDY, is_without_result
 from search.runs.storage import LocalFiles, SharedFiles
 
 EVERY_SECONDS = 60.0
 """Seconds between two updates of the copy."""
 
-_SKIPPED_FOLDER, _SKIPPED_SUFFIXES = "cache/", (".partial", LOCK, CHECKPOINT)
-"""Files that can be made again, that are of this machine or being written, and that trials save in
-storage."""
+_SKIPPED_FOLDER, _SKIPPED_SUFFIXES = "cache/", (".partial", CHECKPOINT)
+"""Files that can be made again, that are being written, and that trials save in storage."""
+
+_MAX_SILENT_UPDATES = 3
+"""After this many times without an update a run without result counts as ended."""
 
 
 @contextmanager
@@ -50,13 +52,34 @@ def synced(
         ended.set()
         thread.join()
         sync.update()
+        with suppress(OSError):  # that storage cannot be written to was a warning
+            shared.remove(LOCK)
+
+
+def is_abandoned(shared: SharedFiles, local: Path) -> bool:
+    """Return whether a copy is that of a run that was killed before its first result.
+
+    A command that works on a run writes its lock's heartbeat to storage as often as all else.
+
+    Args:
+        shared: The run's folder in storage.
+        local: A run's folder that no command works on; may be missing. Where it is that of the same
+            run, the copy is abandoned as well.
+    """
+    names = shared.names()
+    if ENVIRONMENT not in names or not is_without_result({name.split("/")[0] for name in names}):
+        return False
+    environment = LocalFiles(local).read(ENVIRONMENT)
+    if environment is not None and environment == shared.read(ENVIRONMENT):
+        return True
+    return shared.seconds_unchanged() > _MAX_SILENT_UPDATES * EVERY_SECONDS
 
 
 def fetch(shared: SharedFiles, folder: Path) -> None:
     """Copy a run from storage into a folder."""
     local = LocalFiles(folder)
     for name in shared.names():
-        content = None if _is_skipped(name) else shared.read(name)
+        content = None if name == LOCK or _is_skipped(name) else shared.read(name)
         if content is not None:
             local.write(name, content)
 

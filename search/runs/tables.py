@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""How a cell begins that spreadsheets take for a formula."""
+
 SPLITS = ("train", "val", "test", "excluded")
 """Splits of `split.csv`."""
 
@@ -66,6 +69,22 @@ def ranked_cells(ranked: Iterable[tuple[str, float]]) -> list[str]:
 def ood_cells(ood_score: float | None, is_ood: bool) -> list[str]:
     """Return the cells in the columns `ood_score` and `is_ood`; empty without a score."""
     return ["", ""] if ood_score is None else [f"{ood_score:.4f}", str(int(is_ood))]
+
+
+def spreadsheet_text(cell: str) -> str:
+    """Return a cell that only people read, with an apostrophe before what would be a formula.
+
+    Texts of other people, such as a file's name in an error, may be formulas to a spreadsheet that
+    opens the table. Numbers stay. The names of images and classes are not for this function: they
+    lead to the files, and are compared.
+    """
+    if not cell.startswith(_FORMULA_STARTS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

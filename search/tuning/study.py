@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.runs.journal import Journal, StudyStorage
 from search.runs.run_folder import STUDY
-from search.runs.tables import write_csv
+from search.runs.tables import spreadsheet_text, write_csv
 from search.runs.validation import FolderError
 from spaces.base import Space, TrialConfig
 from spaces.rules import Metric, Value
@@ -282,8 +282,10 @@ def append_epoch(path: Path, result: TrialResult) -> bool:
 
 
 def write_trials(path: Path, study: optuna.Study, space: Space) -> None:
-    """Write `trials.csv`: see `trial_table`."""
-    write_csv(path, *trial_table(study, space))
+    """Write `trials.csv`, which only people read: see `trial_table`."""
+    columns, rows = trial_table(study, space)
+    safe = [[spreadsheet_text(c) if isinstance(c, str) else c for c in row] for row in rows]
+    write_csv(path, columns, safe)
 
 
 def trial_table(

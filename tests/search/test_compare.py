@@ -113,6 +113,14 @@ def test_the_images_that_one_run_alone_predicts_correctly(first, second, capsys)
     assert list(rows[0])[-4:] == ["ood_score", "is_ood", "run", "is_correct"]
 
 
+def test_a_path_is_no_formula_to_a_spreadsheet(first, second, capsys, monkeypatch):
+    first.rename(first.parent / "=1+1")
+    monkeypatch.chdir(first.parent)
+    assert main(["=1+1", str(second), "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["run"] for row in rows} == {"'=1+1", str(second)}
+
+
 @pytest.mark.usefixtures("without_page")
 def test_a_test_set_that_was_evaluated_more_than_once_is_said(first, second, capsys):
     set_sections(second, evaluation=Evaluations(times=3, models=["x", "y"]))

@@ -188,6 +188,7 @@ def test_unwritable_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_name_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r" / "mine").mkdir(parents=True)
+    (tmp_path / "r" / "mine" / "diary.txt").touch()
     arguments = ["--out", str(tmp_path / "r"), "--name", "mine"]
     check_refused(arguments, "there is a run called 'mine'", tmp_path, capsys)
 

@@ -10,10 +10,12 @@ def test_csv_of_predictions_and_errors(capsys):
     write(Prediction("a.jpg", ("red",), (0.9,), 3.5))
     write(Prediction("b.jpg", ("red",), (0.9,)))
     write(ImageError("c.jpg", "is empty (zero bytes)"))
+    write(ImageError("=d.jpg", "=d.jpg is empty"))
     assert capsys.readouterr().out.splitlines()[1:] == [
         "a.jpg,red,0.900000,3.5000,1,",
         "b.jpg,red,0.900000,,,",
         "c.jpg,,,,,is empty (zero bytes)",
+        "=d.jpg,,,,,'=d.jpg is empty",
     ]
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from search.runs.tables import read_csv, read_rows, write_csv
+from search.runs.tables import read_csv, read_rows, spreadsheet_text, write_csv
 
 
 def test_cells_are_read_as_they_were_written(tmp_path):
@@ -59,3 +59,14 @@ def test_what_is_no_table(tmp_path, content):
 def test_pandas_is_imported_when_a_table_is():
     code = "import sys, search.runs.tables; assert 'pandas' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_a_text_that_a_spreadsheet_takes_for_a_formula_is_quoted(start):
+    assert spreadsheet_text(f"{start}cmd|'/C calc'!A0") == f"'{start}cmd|'/C calc'!A0"
+    assert spreadsheet_text(start) == f"'{start}"
+
+
+@pytest.mark.parametrize("cell", ["", "a=1", "'=1", "-1", "+1.5e-3", "-inf", " =1", "\xe4"])
+def test_numbers_and_other_texts_stay_as_they_are(cell):
+    assert spreadsheet_text(cell) is cell

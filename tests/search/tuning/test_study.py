@@ -319,3 +319,13 @@ def test_a_parameter_that_a_trial_does_not_have_is_blank(storage: BaseStorage):
     columns, rows = trial_table(open_study(storage), space)
     assert columns[-4:-1] == ("backbone", "hidden_units", "lr")
     assert [row[-4:-1] for row in rows] == [["cnn", 8, 0.1], ["resnet18", None, 0.25]]
+
+
+def test_a_reason_is_no_formula_to_a_spreadsheet(
+    study: optuna.Study, storage: BaseStorage, tmp_path: Path
+):
+    searcher = searching(storage)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", failure_result("=HYPERLINK(0)"))
+    write_trials(tmp_path / "trials.csv", study, SPACE)
+    assert (tmp_path / "trials.csv").read_text().endswith(",'=HYPERLINK(0)\n")

@@ -7,8 +7,10 @@ python -m tests.system.faults.injection disk clock    # those whose name has one
 
 prints a line per fault: how often it was injected; trials lost and doubled; epochs trained again,
 and those beyond one per trial and interruption; processes and segments of shared memory left
-behind. The exit code is 1 if anything but the epochs trained again is not zero. Only a damaged
-checkpoint makes a trial train its epochs again from the first. `--out` writes the table as JSON.
+behind. The exit code is 1 if anything but the epochs trained again is not zero, or a fault cannot
+be injected; what takes rights that are missing is skipped, with the reason. Only a damaged
+checkpoint makes a trial train its epochs again from the first. `--out` writes the table as JSON,
+after each line.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,27 +50,35 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         for fault in (*FAULTS, *SURROUNDINGS, server_terminated):
             name = fault.__name__
-            if not words or any(word in name for word in words):
-                rows += _inject(fault, Path(scratch) / name)
-    seconds = time.monotonic() - started
-    n_harmful = sum(row["verdict"] != "ok" for row in rows)
-    print(f"{n_harmful} of the faults did harm; {seconds / 60:.0f} minutes")
-    if arguments.out is not None:
-        setting = describe_setting("faults", "full" if not words else "quick", round(seconds, 1))
-        write_result(arguments.out, {**setting, "tables": {"faults": rows}})
+            if words and not any(word in name for word in words):
+                continue
+            rows.append(inject(fault, Path(scratch) / name))
+            if arguments.out is not None:
+                seconds = round(time.monotonic() - started, 1)
+                setting = describe_setting("faults", "full" if not words else "quick", seconds)
+                write_result(arguments.out, {**setting, "tables": {"faults": rows}})
+    n_harmful = sum(row["verdict"] not in ("ok", "skipped") for row in rows)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{n_harmful} of the faults did harm; {minutes:.0f} minutes")
     return int(n_harmful > 0)
 
 
-def _inject(fault: Callable[[Path], Outcome], folder: Path) -> list[dict[str, Any]]:
-    """Inject one fault, print its line, and return its row; none where it was skipped."""
+def inject(fault: Callable[[Path], Outcome], folder: Path) -> dict[str, Any]:
+    """Inject one fault, print its line, and return its row.
+
+    Whatever goes wrong in one is a problem of its row: the other faults are injected all the same.
+    """
     started = time.monotonic()
     try:
         outcome = fault(folder)
     except MissingRightsError as reason:
         print(f"{fault.__name__}: skipped: {reason}", flush=True)
-        return []
+        none = dict.fromkeys(_HEAD, 0)
+        return {"fault": fault.__name__, **none, "verdict": "skipped", "reason": str(reason)}
     except AssertionError as error:
         outcome = Outcome(fault.__name__, problems=[str(error)])
+    except Exception:
+        outcome = Outcome(fault.__name__, problems=[traceback.format_exc()])
     counts = (outcome.injected, outcome.lost, outcome.doubled, outcome.again, outcome.beyond)
     left = (outcome.processes, outcome.segments)
     verdict = "ok" if outcome.is_clean else "HARM"
@@ -76,7 +87,7 @@ def _inject(fault: Callable[[Path], Outcome], folder: Path) -> list[dict[str, An
     for problem in outcome.problems:
         print(f"    {problem}", flush=True)
     figures = dict(zip(_HEAD, (*counts, *left), strict=True))
-    return [{"fault": outcome.fault, **figures, "verdict": verdict}]
+    return {"fault": outcome.fault, **figures, "verdict": verdict}
 
 
 if __name__ == "__main__":
