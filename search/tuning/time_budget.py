@@ -62,7 +62,7 @@ TRIALS_PLANNED = 8
 """When the length of trials of one backbone at one freeze depth is chosen, so many of them are to
 fit into the time left, beside the folds of one."""
 
-MAX_MISSING = 0.25
+MAX_MISSING = 0.5
 """Fraction of a trial's epochs that it may still have to train to be waited for."""
 
 MAX_MORE_PROBES = 0.1
@@ -254,7 +254,7 @@ class TimeBudget:
         folds = self._folds_seconds(TrialCost(0.0, epochs, seconds, backbone))
         reserved = self._reserved_for_folds(self._costs.keys())
         needed = max(folds / self._rounds(backbone), reserved)
-        closing = self._closing_seconds({(backbone, depth)})
+        closing = self._closing_seconds({(backbone, depth), *self._likely_kinds()})
         return epochs * seconds + needed + closing <= self._seconds - self._elapsed()
 
     def reserved_seconds(self) -> float:
