@@ -152,7 +152,13 @@ def describe_calibration(summary: RunSummary) -> str | None:
             f" {_change(out_of_fold.before.log_loss, out_of_fold.after.log_loss, 4)},"
             f" standard error {calibration.log_loss_gain_se:.4f}"
         )
-    return f"no temperature scaling: {reason}; on the test set the ECE is {test.before.ece:.2%}"
+    before, after = test.before.ece, test.after.ece
+    if not summary.is_ensemble or before == after:
+        return f"no temperature scaling: {reason}; on the test set the ECE is {before:.2%}"
+    return (
+        f"no temperature scaling of the finalist with the highest weight: {reason}; by those of"
+        f" other finalists the ECE on the test set {_change(100 * before, 100 * after, 2, '%')}"
+    )
 
 
 def _change(before: float, after: float, digits: int = 3, unit: str = "") -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from search.console.formatting import percent
 from search.reporting.run_record import Record
@@ -88,7 +88,9 @@ def draw_latency(
     milliseconds = [x for points in (searched, others, of_model) for x, _ in points.values()]
     if max(milliseconds) > 10 * min(milliseconds):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(0, 1.15 * max(milliseconds))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))

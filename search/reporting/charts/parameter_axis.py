@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from search.reporting.style import shorten
+from search.reporting.style import shorten_apart
 from spaces.rules import Value
 
 MISSING_POSITION = -0.12
@@ -60,8 +60,8 @@ class Axis:
         """Return a few positions with their labels."""
         placed = [(MISSING_POSITION, "none")] if None in self.values else []
         if self.choices:
-            choices = [(self.position(choice), shorten(str(choice))) for choice in self.choices]
-            return [*placed, *choices]
+            names = shorten_apart([str(choice) for choice in self.choices])
+            return [*placed, *zip(map(self.position, self.choices), names, strict=True)]
         for mark in self._marks():
             if not placed or self.position(mark) - placed[-1][0] > _MIN_TICK_DISTANCE:
                 text = f"{mark:.1%}" if self.percent else f"{mark:.3g}"

@@ -17,6 +17,7 @@ from spaces.rules import Metric
 
 _MAX_PANELS = 4  # in a row
 _MAX_TRIALS = 400  # the best ones; more would hide one another
+_MAX_TICKS = 4  # of a number that is not whole: its labels are long
 _PANEL_HEIGHT = 2.3  # inches
 
 
@@ -87,7 +88,11 @@ def draw_slices(
                 ring = {"color": WARM, "markerfacecolor": "none", "markersize": 10}
                 (points,) = panel.plot([place], [max(low, trial.score)], "o", **ring)
                 set_titles(points, [describe_trial(trial)])
-        places, texts = zip(*axis.ticks(), strict=True)
+        ticks = axis.ticks()
+        if not axis.choices and not axis.integer and len(ticks) > _MAX_TICKS:
+            middle = len(ticks) // 2
+            ticks = [ticks[0], ticks[middle], ticks[-1]]
+        places, texts = zip(*ticks, strict=True)
         panel.set_xticks(places, texts, fontsize=SMALL)
         if axis.choices:
             panel.set_xticks(places, texts, rotation=20, ha="right", rotation_mode="anchor")

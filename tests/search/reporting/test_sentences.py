@@ -275,3 +275,36 @@ def test_the_gain_of_the_search_names_the_ensemble(summary: RunSummary) -> None:
     assert str(describe_search_gain(together)) == alone + text
     single = replace(ensemble, enabled=False)
     assert describe_ensemble(single).endswith("a lower log loss than trial 0, 6 epochs alone")
+
+
+def test_an_ensemble_may_be_scaled_where_its_first_finalist_is_not() -> None:
+    """Its figures on the test set are those of the model, not those before."""
+
+    def change(ece: float, after: float) -> CalibrationChange:
+        scores = (CalibrationScores(ece=e, log_loss=0.5, bins=[]) for e in (ece, after))
+        return CalibrationChange(n=400, before=next(scores), after=next(scores))
+
+    calibration = Calibration(
+        temperature=1.0,
+        applied=False,
+        fitted_temperature=1.1,
+        log_loss_gain_se=0.01,
+        out_of_fold=change(0.03, 0.03),
+        test=change(0.0826, 0.1032),
+    )
+    ensemble = WeightedEnsembleScores(
+        enabled=True,
+        parts=[EnsemblePart(name="trial 0, 6 epochs", weight=1.0, members=3)],
+        log_loss=0.1,
+        log_loss_baseline=0.2,
+        log_loss_gain_se=0.01,
+        score=0.9,
+        score_baseline=0.9,
+        score_gain_se=0.01,
+    )
+    model = RunSummary(calibration=calibration, weighted_ensemble=ensemble)
+    assert str(describe_calibration(model)).endswith(
+        "by those of other finalists the ECE on the test set rises from 8.26% to 10.32%"
+    )
+    alone = replace(model, weighted_ensemble=None)
+    assert str(describe_calibration(alone)).endswith("; on the test set the ECE is 8.26%")
