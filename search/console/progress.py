@@ -43,6 +43,7 @@ _LINES_BESIDE_TRIALS = 8  # of the display's height
 _TABLE_INDENT = 7  # of the time stamp
 _MAX_BAR_WIDTH = 40
 _MIN_WIDTH_FOR_BAR = 60
+_MIN_DONE = 0.02  # of a stage, before it tells how long the rest takes: workers start meanwhile
 
 
 class Progress:
@@ -290,7 +291,7 @@ class Progress:
         if parts := self._parts():
             return describe_time_left(parts)
         done = self._done - self._done_before
-        if self._total is None or done <= 0:
+        if self._total is None or done <= _MIN_DONE * self._total:
             return ""
         pace = (monotonic() - self._stage_began) / done
         return describe_time_left({self._stage: pace * (self._total - self._done)})

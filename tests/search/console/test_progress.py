@@ -227,6 +227,11 @@ def test_time_left_of_a_stage_is_what_the_rest_takes_at_this_pace(clock):
     assert "1:00:00" in drawn(shown)
     shown.advance(4, 4)
     assert "about 0 s left" in drawn(shown)
+    shown.begin("feature_cache", 112, "blocks")
+    for done, is_known in ((2, False), (3, True)):
+        clock.now += 10
+        shown.advance(done)
+        assert ("left" in drawn(shown)) == is_known
 
 
 def test_time_left_of_the_whole_run_takes_its_place(clock):
