@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from search.api.run_lock import locked
 from search.cluster.session import SessionError, configure_ray, ray_session
+from search.cluster.watch import end_marked_processes
 from search.console.formatting import printable
 from search.console.output import print_error
 from search.console.progress import Progress
@@ -114,7 +115,7 @@ def _execute(
                 _log.error("%s has ended", what)
                 print_error(f"{what} has ended, killed or out of memory")
                 _delete_without_result(run_plan)
-                shutdown.end_program(FAILED)
+                shutdown.end_program(FAILED, end_marked_processes)
 
             with ray_session(request.address, on_lost=end):
                 shutdown.watch()

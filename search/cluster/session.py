@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any
 
 from search.cluster.token_file import make_private
-from search.cluster.watch import watching_services
+from search.cluster.watch import marking_processes, watching_services
 from spaces.errors import SearchError
 from trainables.disk_full import is_disk_full
 
@@ -144,7 +144,9 @@ def ray_session(
     make_private()
     logging.getLogger("ray").setLevel(logging.ERROR)
     started = monotonic()
-    with warnings.catch_warnings():
+    # A cluster that is joined is another one's: none of its processes is ours to end.
+    marking = marking_processes() if address is None else nullcontext()
+    with warnings.catch_warnings(), marking:
         warnings.simplefilter("ignore")
         try:
             context: Any = ray.init(

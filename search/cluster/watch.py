@@ -6,15 +6,48 @@ Ray's library ends the program some time after its raylet or its GCS, without a 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
+from uuid import uuid4
 
 _SERVICES = {"raylet": "the raylet, which runs Ray's workers", "gcs_server": "Ray's control store"}
 """What Ray's processes are, by their names."""
 
 _LOOK_EVERY_SECONDS = 0.2
+
+_MARK = "CLASSIFIER_SEARCH_SESSION"
+"""Environment variable of the processes of a Ray session that this process has started."""
+
+_marks: list[str] = []
+"""Its values, for the sessions that this process has started."""
+
+
+@contextmanager
+def marking_processes() -> Iterator[None]:
+    """Mark the processes that are started within the block, and those that they start."""
+    mark = uuid4().hex
+    _marks.append(mark)
+    os.environ[_MARK] = mark
+    try:
+        yield
+    finally:
+        os.environ.pop(_MARK, None)
+
+
+def end_marked_processes() -> None:
+    """End what is left of the Ray sessions that this process has started, on Linux.
+
+    Where the raylet or the control store was killed, the others notice it late: some after minutes.
+    """
+    marks = {f"{_MARK}={mark}".encode() for mark in _marks}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        pid = int(path.parent.name)
+        with suppress(OSError):  # it has ended, or is another user's
+            if pid != os.getpid() and not marks.isdisjoint(path.read_bytes().split(b"\0")):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -102,11 +102,16 @@ class GracefulShutdown:
         if self._requested:
             raise KeyboardInterrupt
 
-    def end_program(self, exit_code: int) -> None:
-        """End the program at once, if it is this one's to end: all that was finished is on disk."""
+    def end_program(self, exit_code: int, last: Callable[[], None] = lambda: None) -> None:
+        """End the program at once, if it is this one's to end: all that was finished is on disk.
+
+        Args:
+            exit_code: The program's.
+            last: Called before the end, when everything is printed.
+        """
         if self._ends_program:
             self.exit_code = exit_code
-            self._end_at_once()
+            self._end_at_once(last)
 
     def requested(self) -> bool:
         """Return whether a stop was requested."""
@@ -143,10 +148,11 @@ class GracefulShutdown:
         else:
             hook(ignored)
 
-    def _end_at_once(self) -> None:
+    def _end_at_once(self, last: Callable[[], None] = lambda: None) -> None:
         try:
             self._on_timeout()
             sys.stdout.flush()
+            last()
         finally:
             os._exit(self.exit_code)
 

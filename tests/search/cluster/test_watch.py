@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from threading import Event
 
+import psutil
 import pytest
 from ray.exceptions import (
     NodeDiedError,
@@ -20,7 +21,12 @@ from ray.exceptions import (
 )
 
 from search.cluster.session import configure_ray
-from search.cluster.watch import describe_loss, watching_services
+from search.cluster.watch import (
+    describe_loss,
+    end_marked_processes,
+    marking_processes,
+    watching_services,
+)
 
 LIMITS = (
     "RAY_min_memory_free_bytes",
@@ -59,6 +65,33 @@ def test_nothing_is_said_when_the_block_ends_first(raylet: subprocess.Popen[byte
     raylet.kill()
     raylet.wait()
     assert lost == []
+
+
+def start_two() -> tuple[subprocess.Popen[str], int]:
+    """Start a process that starts another, which goes on without it; return both."""
+    starts = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", starts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    return parent, int(parent.stdout.readline())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_processes_of_the_own_session_end_and_no_others() -> None:
+    with marking_processes():
+        ours, our_child = start_two()
+    assert "CLASSIFIER_SEARCH_SESSION" not in os.environ
+    other, other_child = start_two()
+    with ours, other:
+        ours.kill()  # its child is nobody's now
+        child = psutil.Process(our_child)
+        end_marked_processes()
+        assert psutil.wait_procs([child], 10)[0] == [child]
+        assert other.poll() is None
+        assert psutil.Process(other_child).is_running()
+        other.kill()
+        os.kill(other_child, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

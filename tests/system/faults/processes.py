@@ -98,11 +98,12 @@ class Process:
         return next(found, None)
 
     def left_over(self, patience_seconds: float = 60.0) -> int:
-        """Count the command's processes that still run after a while, and end them."""
+        """Count the command's processes that still run after a while; name and end them."""
         until = time.monotonic() + patience_seconds
         while (found := self._ours()) and time.monotonic() < until:
             time.sleep(0.2)
         for process in found:
+            print(f"    left behind: {process.pid} {' '.join(_command_line(process))[:300]}")
             process.kill()
         return len(found)
 
