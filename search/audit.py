@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.cluster.parallel import thread_map
-from search.console.arguments import Parser, add_labels
+from search.console.arguments import Parser, add_labels, add_max_megapixels
 from search.console.output import SafeConsole, command, print_error
 from search.console.progress import Progress
 from search.console.signals import INTERRUPTED
@@ -37,6 +37,7 @@ from spaces.base import find_space, load_space
 from spaces.downloads import cache_folder
 from spaces.rules import SpaceError
 from spaces.sources import SourceError, folder
+from trainables.images import pixel_limit
 
 _N_EXAMPLES = 3
 """Images that are named for each kind of issue."""
@@ -84,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = create_parser().parse_args(arguments)
     try:
-        return _run(options)
+        with pixel_limit(options.max_megapixels):
+            return _run(options)
     except (DataError, SourceError, SpaceError) as error:
         print_error(error)
         return 2
@@ -172,6 +174,7 @@ Then remove the lines of the table that you disagree with, and give it to a run:
     parser.add_argument(
         "--exclude", type=Path, metavar="FILE", help="images to exclude, as in search.run"
     )
+    add_max_megapixels(parser)
     parser.add_argument(
         "--out",
         type=Path,

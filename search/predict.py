@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from search.console.arguments import Parser, add_run, probability, whole_number
+from search.console.arguments import Parser, add_max_megapixels, add_run, probability, whole_number
 from search.console.formatting import count, printable_name, some
 from search.console.output import SafeConsole, command, print_error
 from search.console.signals import INTERRUPTED
@@ -35,7 +35,7 @@ from search.deployment.prediction_writers import (
 from search.runs.listing import find_run
 from search.runs.validation import FolderError
 from trainables.image_inputs import is_url, refuse_url
-from trainables.images import ImageError
+from trainables.images import ImageError, pixel_limit
 
 if TYPE_CHECKING:
     from search.deployment.predictor import Predictor
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(error)
         return 2
     try:
-        counts = _write(options, paths, predictor)
+        with pixel_limit(options.max_megapixels):
+            counts = _write(options, paths, predictor)
     except KeyboardInterrupt:
         return INTERRUPTED
     if counts["needs_review"]:
@@ -215,6 +216,7 @@ def create_parser() -> Parser:
         help="mark images whose first class has a probability below P: they need review by a"
         " person",
     )
+    add_max_megapixels(parser)
     shape = parser.add_mutually_exclusive_group()
     for name, what in (("json", "a JSON array"), ("csv", "CSV with a header")):
         shape.add_argument(

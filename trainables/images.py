@@ -7,6 +7,7 @@ it is used, which saves a second in processes that only decode.
 
 from __future__ import annotations
 
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ MAX_SQUEEZED = 2.0
 Photos of 4:3 and 3:2 then need no padding, and a screwdriver stays long (docs/benchmarks.md)."""
 
 MAX_FILE_BYTES = 2**30
-"""Largest image file that is read; an uncompressed one of all pixels that Pillow takes is less."""
+"""Largest image file that is read; an uncompressed one of Pillow's most pixels is smaller."""
 
 MAX_SIDE = 2**16 - 1
 """Longest side in pixels of an image that is read, as JPEG has it: what resizing takes grows with
@@ -68,6 +69,25 @@ of 256, would take gigabytes."""
 # What Pillow warns of (damaged metadata, very many pixels) does not keep an image from being read.
 # A filter that is set once is thread-safe; `warnings.catch_warnings` is not.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@contextmanager
+def pixel_limit(megapixels: int | None) -> Iterator[None]:
+    """Set how many million pixels an image may have within the block, in this whole process.
+
+    Pillow refuses larger ones before it decodes them, also an image inside a file: a small file can
+    hold one that takes all memory. Its own limit is 178,956,970 pixels.
+
+    Args:
+        megapixels: The limit; None leaves the one that holds.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    if megapixels is not None:
+        Image.MAX_IMAGE_PIXELS = megapixels * 500_000  # it refuses twice this number
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 class ImageError(SearchError):
@@ -386,7 +406,12 @@ def _reason(error: Exception, path_or_file: ImageSource) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is not an image, or of a format that cannot be read"
     if isinstance(error, Image.DecompressionBombError):
-        return f"has too many pixels: {error}"
+        numbers = [f"{int(number):,}" for number in re.findall(r"\d+", str(error))]
+        if len(numbers) != 2:  # it says "Image size (N pixels) exceeds limit of N pixels …"
+            return f"has too many pixels: {error}"
+        return (
+            f"has too many pixels: {numbers[0]}, and {numbers[1]} are the most (--max-megapixels)"
+        )
     if "truncated" in str(error).lower():
         return f"is cut short: {error}"
     return f"cannot be decoded: {str(error) or type(error).__name__}"

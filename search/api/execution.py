@@ -26,6 +26,7 @@ from search.runs.environment import Request
 from search.runs.run_folder import ENVIRONMENT, RUN_LOG, RunFolder
 from search.runs.sync import synced
 from spaces.errors import SearchError
+from trainables.images import pixel_limit
 
 if TYPE_CHECKING:
     from search.tuning.tune import Callback
@@ -101,6 +102,7 @@ def _execute(
         Thread(target=import_module, args=("search.pipeline.flow",), daemon=True).start()
         with (
             shutdown.watching(),
+            pixel_limit(run_plan.request.max_megapixels),
             Progress(request.is_quiet) as progress,
             synced(run_plan.folder.path, run_plan.request.shared, progress.warn),
             _unchanged_if_refused(run_plan.folder, is_resumed=request.resume is not None),

@@ -115,6 +115,17 @@ def add_labels(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_max_megapixels(parser: argparse._ActionsContainer) -> None:
+    """Add the option that says how many pixels an image may have."""
+    parser.add_argument(
+        "--max-megapixels",
+        type=whole_number(1),
+        metavar="N",
+        help="read images of up to N million pixels (default: 178); 100 million take up to 1.6 GB"
+        " of memory while they are read, however small the file is",
+    )
+
+
 def model_path(run: Path) -> Path:
     """Return the path of a run's model, given the run's folder or the file itself."""
     return run / "model.pt" if run.is_dir() else run

@@ -10,6 +10,7 @@ from search.console.arguments import (
     Parser,
     Show,
     add_labels,
+    add_max_megapixels,
     positive_number,
     run_folders,
     seconds,
@@ -90,6 +91,7 @@ def _add_images(parser: Parser) -> None:
         metavar="N",
         help="use at most N images, the same fraction of every class: for a quick try",
     )
+    add_max_megapixels(group)
 
 
 def _add_search(parser: Parser) -> None:

@@ -202,7 +202,9 @@ def decode_images(
     on_progress(0)
     extremes: dict[int, Extremes] = {}
     known = levels or DEFAULT_LEVELS
-    for block in parallel_map(_decode_block, (resize, known), _blocks(manifest, size, send_files)):
+    for block in parallel_map(
+        _decode_block, (resize, known, Image.MAX_IMAGE_PIXELS), _blocks(manifest, size, send_files)
+    ):
         start = len(digests)
         pixels[start : start + len(block.digests)] = block.pixels
         thumbnails.put(start, block.thumbnails)
@@ -214,7 +216,7 @@ def decode_images(
         known = set_levels(one for i, one in extremes.items() if manifest.splits[i] != "test")
     rows = [i for i, one in extremes.items() if levels is None and known != DEFAULT_LEVELS]
     again = _blocks(manifest.take(np.array(rows, np.int64)), size, send_files)
-    for block in parallel_map(_decode_block, (resize, known), again):
+    for block in parallel_map(_decode_block, (resize, known, Image.MAX_IMAGE_PIXELS), again):
         block_rows, rows = rows[: len(block.digests)], rows[len(block.digests) :]
         pixels[block_rows] = block.pixels
         thumbnails.put(block_rows, block.thumbnails)
@@ -260,8 +262,9 @@ class _Block(NamedTuple):
     extremes: dict[int, Extremes]
 
 
-def _decode_block(how: tuple[ResizeSpec | None, Levels], contents: _Contents) -> _Block:
-    resize, levels = how
+def _decode_block(how: tuple[ResizeSpec | None, Levels, int | None], contents: _Contents) -> _Block:
+    # The limit of the process that asks: see `trainables.images.pixel_limit`.
+    resize, levels, Image.MAX_IMAGE_PIXELS = how
     n, side = len(contents), 0 if resize is None else resize.cache_size
     block = _Block(np.zeros((n, side, side, 3), np.uint8), Thumbnails.empty(n), [], {}, {})
     for row, image, digest, extremes in read_images(contents, levels):

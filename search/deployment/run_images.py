@@ -19,7 +19,7 @@ from search.runs.tables import read_rows
 from spaces.base import load_space
 from spaces.downloads import cache_folder
 from spaces.sources import Arrays
-from trainables.images import ImageError
+from trainables.images import ImageError, pixel_limit
 from trainables.models.model_card import ModelCard
 
 
@@ -84,11 +84,12 @@ def read_split(
     read: list[_Row] = []
     decoded: list[np.ndarray] = []
     n_changed = 0
-    for index, image, digest, _ in read_images(contents, card.levels):
-        if not isinstance(image, ImageError):
-            read.append(present[index])
-            decoded.append(card.to_square(image))
-            n_changed += digest != present[index].digest
+    with pixel_limit(request.max_megapixels):
+        for index, image, digest, _ in read_images(contents, card.levels):
+            if not isinstance(image, ImageError):
+                read.append(present[index])
+                decoded.append(card.to_square(image))
+                n_changed += digest != present[index].digest
     if not read:
         raise DataError(
             f"none of the {len(rows)} {split} images of {run} is in"

@@ -22,14 +22,23 @@ DEFAULT_SPACE, DEMO_SPACE = "photos", "digits"
 
 _KEPT = (
     *("data", "labels", "external", "exclude", "weights", "backbones", "limit"),
-    *("classes", "image_size", "constants", "max_latency_ms", "metric"),
+    *("classes", "image_size", "constants", "max_latency_ms", "max_megapixels", "metric"),
     *("image_column", "label_column", "group_column", "group_by", "warm_start"),
     *("trials", "epochs", "folds", "finalists", "patience_trials"),
     *("time_budget_seconds", "max_concurrent", "storage", "log", "study"),
 )
 """Options that a run keeps when it is resumed, unless the command line gives them again."""
 _SAME = (
-    *("backbones", "limit", "classes", "image_size", "constants", "max_latency_ms", "metric"),
+    *(
+        "backbones",
+        "limit",
+        "classes",
+        "image_size",
+        "constants",
+        "max_latency_ms",
+        "max_megapixels",
+        "metric",
+    ),
     *("image_column", "label_column", "group_column", "group_by", "warm_start"),
 )
 """Those of them that cannot change: trials would be of another space, of other images, or compared

@@ -40,6 +40,7 @@ class Request:
         labels: The table of the images and their labels.
         image_column: Its column of images; likewise `label_column` and `group_column`.
         group_by: Regular expression that finds the group in an image's name.
+        max_megapixels: Million pixels of an image, at most; None is Pillow's own limit.
         json: Whether the summary alone is printed.
         log: The trackers that the run is logged to, such as "mlflow=http://host:5000".
         study: URL of a database that gets a copy of the study.
@@ -82,6 +83,7 @@ class Request:
     group_column: str | None = None
     group_by: str | None = None
     max_latency_ms: float | None = None
+    max_megapixels: int | None = None
     warm_start: tuple[str, ...] | None = None
     metric: Metric | None = None
     patience_trials: int | None = None

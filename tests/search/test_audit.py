@@ -158,3 +158,16 @@ def test_names_in_an_audit_are_read_as_exclusions(photos, tmp_path):
     out = tmp_path / "audit.csv"
     main([str(photos / "in"), "--external", str(photos / "out"), "--out", str(out)])
     assert "external:cat/taken.jpg" in read_exclusion(out).names
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_of_too_many_pixels_names_the_option_that_reads_it(tmp_path, capsys):
+    for seed in range(12):
+        save(draw(seed), tmp_path / "in" / ("cat", "dog")[seed % 2] / f"{seed}.png")
+    save(draw(12, 1500, 1000), tmp_path / "in" / "cat" / "large.png")
+    out = tmp_path / "audit.csv"
+    for limit, expected in ((1, ["cat/large.png"]), (2, [])):
+        assert main([str(tmp_path / "in"), "--out", str(out), f"--max-megapixels={limit}"]) == 0
+        unreadable = [one for one in read_audit_csv(out) if one.issue == "unreadable"]
+        assert [one.image for one in unreadable] == expected
+        assert all("are the most (--max-megapixels)" in one.detail for one in unreadable)

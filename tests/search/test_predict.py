@@ -296,3 +296,13 @@ def test_a_reader_that_ends_early(colour_run, folder):
         ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, check=False
     )
     assert (piped.returncode, piped.stderr) == (0, b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_of_too_many_pixels_names_the_option_that_reads_it(colour_run, tmp_path, capsys):
+    Image.new("RGB", (1500, 1000)).save(tmp_path / "large.png")
+    command = [str(colour_run), str(tmp_path / "large.png"), "--max-megapixels"]
+    assert main([*command, "1"]) == 1
+    assert "1,000,000 are the most (--max-megapixels)" in capsys.readouterr().err
+    assert main([*command, "2"]) == 0
+    assert main(command[:-1]) == 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.images import MAX_SIDE, ImageError, read_image, to_square
+from trainables.images import MAX_SIDE, ImageError, pixel_limit, read_image, to_square
 from trainables.levels import Levels
 
 ROOT = Path(__file__).parents[2]
@@ -79,3 +79,19 @@ def encoded(image: Image.Image) -> io.BytesIO:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_pixel_limit_can_be_raised_and_holds_within_its_block() -> None:
+    def read() -> tuple[int, int]:
+        return read_image(encoded(Image.new("1", (1500, 1000)))).size
+
+    with pixel_limit(1):
+        with pytest.raises(ImageError, match=r"1,500,000, and 1,000,000 are the most \(--max-meg"):
+            read()
+        with pixel_limit(2), pixel_limit(None):
+            assert read() == (1500, 1000)
+        with pytest.raises(ImageError, match="has too many pixels"):
+            read()
+    assert read() == (1500, 1000)
+    assert Image.MAX_IMAGE_PIXELS == 1024**3 // 4 // 3, "Pillow's own, which --help names"

@@ -259,3 +259,21 @@ def test_all_files_before_the_first_result_are_known(
     assert run.main(words(images, tmp_path)) == 130
     assert {"audit.csv", "split.csv", "summary.json", LOCK} <= names
     assert is_without_result(names)
+
+
+def test_a_run_decodes_within_its_pixel_limit(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+
+    @contextmanager
+    def end(*_: object, **__: object) -> Iterator[None]:
+        limits.append(Image.MAX_IMAGE_PIXELS)
+        raise SessionError("the run began")
+        yield
+
+    before = Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(execution, "ray_session", end)
+    assert run.main([*words(images, tmp_path), "--max-megapixels=300"]) == 2
+    assert limits == [150_000_000], "Pillow refuses twice this number"
+    assert before == Image.MAX_IMAGE_PIXELS

@@ -25,7 +25,7 @@ from search.data.image_files import DataError
 from search.data.manifest import Manifest, check_counts
 from search.data.scan import scan
 from spaces.sources import caltech101, digits, folder
-from trainables.images import ImageError, read_image, to_square
+from trainables.images import ImageError, pixel_limit, read_image, to_square
 from trainables.levels import Levels
 
 
@@ -405,3 +405,31 @@ def test_images_are_decoded_with_given_levels(tmp_path: Path) -> None:
     images = decode_images(manifest, ResizeSpec(24, 24), serial_map, levels=levels)
     assert images.levels == levels
     assert images.pixels.max() == 127
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_pixel_limit_holds_in_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers decode with the limit of the process that asks them, whatever theirs was before."""
+    manifest = scanned(save_images(tmp_path, count=12))
+    Image.new("L", (1500, 1000)).save(tmp_path / "class 0" / "0.png")
+
+    def elsewhere(megapixels: int) -> ParallelMap:
+        def run(function: Any, how: Any, blocks: Iterable[Any]) -> Iterator[Any]:
+            for block in blocks:
+                with pixel_limit(megapixels):
+                    yield function(how, block)
+
+        return run
+
+    for ours, theirs, expected in ((2, 1, 24), (1, 2, 23)):
+        with pixel_limit(ours):
+            decoded = decode_images(manifest, None, elsewhere(theirs))
+        assert len(decoded) == expected
+    (issue,) = decoded.issues
+    assert (issue.image, issue.issue) == ("class 0/0.png", "unreadable")
+    assert (
+        issue.detail
+        == "has too many pixels: 1,500,000, and 1,000,000 are the most (--max-megapixels)"
+    )

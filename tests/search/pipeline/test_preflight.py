@@ -283,3 +283,12 @@ def test_external_images_in_an_archive(shop: Path, tmp_path: Path) -> None:
     assert plan.external.labels.tolist() == [0]
     with pytest.raises(SourceError, match="--external must name a folder, but there is no none"):
         prepare_run(parse_request([*words.split()[:-1], "none", "--name", "y", "--folds", "3"]))
+
+
+def test_a_resumed_run_keeps_the_pixel_limit(tmp_path: Path) -> None:
+    words = ["--max-megapixels", "300", "--out", str(tmp_path), "--name", "run"]
+    assert prepare_run(parse_request(words)).request.max_megapixels == 300
+    resumed = ["--resume", str(tmp_path / "run")]
+    assert prepare_run(parse_request(resumed)).request.max_megapixels == 300
+    with pytest.raises(RequestError, match="--max-megapixels of a run cannot change: it began wi"):
+        prepare_run(parse_request([*resumed, "--max-megapixels", "200"]))
