@@ -10,13 +10,31 @@ import difflib
 import functools
 import importlib.util
 import re
+import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 PREFIX = "timm/"
 """What the name of a backbone of timm begins with."""
 
 _FUNCTION = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
 _TAGGED = re.compile(r"""['"](\w+)\.(\w+)['"]""")
+
+
+def load_timm() -> Any:
+    """Import timm, without Weights & Biases, which it imports where it is installed.
+
+    No function of timm's that is used here needs that, and it takes two seconds.
+    """
+    is_hidden = "timm" not in sys.modules and "wandb" not in sys.modules
+    if is_hidden:
+        sys.modules["wandb"] = None  # type: ignore[assignment]  # so Python finds no such package
+    try:
+        return import_module("timm")
+    finally:
+        if is_hidden:
+            del sys.modules["wandb"]
 
 
 @functools.cache
@@ -60,8 +78,7 @@ def timm_problem(backbone: str) -> str | None:
 
 def _is_registered(name: str) -> bool:
     """Ask timm itself, which also has networks that other packages register."""
-    import timm
-
+    timm = load_timm()
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         return False

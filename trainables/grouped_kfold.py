@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
 
 
 def grouped_folds(
@@ -26,6 +25,8 @@ def grouped_folds(
         The positions in each fold, ascending; every position is in one fold. A class is in every
         fold if it has at least K groups without another class.
     """
+    from sklearn.model_selection import StratifiedKFold  # takes a second
+
     shuffled = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     fold_of = np.empty(len(labels), np.int64)
     for fold, (_, positions) in enumerate(shuffled.split(labels, labels)):

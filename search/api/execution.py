@@ -14,6 +14,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 from search.api.run_lock import locked
+from search.cluster.parallel import start_workers
 from search.cluster.session import SessionError, configure_ray, ray_session
 from search.cluster.watch import end_marked_processes
 from search.console.formatting import printable
@@ -26,6 +27,7 @@ from search.runs.environment import Request
 from search.runs.run_folder import ENVIRONMENT, RUN_LOG, RunFolder
 from search.runs.sync import synced
 from spaces.errors import SearchError
+from spaces.timm_names import PREFIX, load_timm
 from trainables.images import pixel_limit
 
 if TYPE_CHECKING:
@@ -98,8 +100,7 @@ def _execute(
     try:
         run_plan = replace(prepare_run(request, hold), callbacks=tuple(callbacks))
         on_prepared(run_plan)
-        # The flow imports PyTorch, which takes seconds, and Ray starts in parallel.
-        Thread(target=import_module, args=("search.pipeline.flow",), daemon=True).start()
+        Thread(target=_import_networks, args=(run_plan.backbones,), daemon=True).start()
         with (
             shutdown.watching(),
             pixel_limit(run_plan.request.max_megapixels),
@@ -121,12 +122,32 @@ def _execute(
 
             with ray_session(request.address, on_lost=end):
                 shutdown.watch()
+                if not _probes_here(run_plan):
+                    start_workers("trainables.worker")
                 from search.pipeline import flow
 
                 return flow.run(run_plan, progress, shutdown)
     except BaseException:
         _delete_without_result(run_plan)
         raise
+
+
+def _import_networks(backbones: Sequence[str]) -> None:
+    """Import what takes seconds, PyTorch with its networks, while Ray starts."""
+    import_module("search.pipeline.flow")
+    if any(name.startswith(PREFIX) for name in backbones):
+        load_timm()
+
+
+def _probes_here(run_plan: RunPlan) -> bool:
+    """Return whether this process will probe the first backbone, so that workers may start later.
+
+    See `search.pipeline.backbones.ranking`.
+    """
+    from search.cluster.nodes import is_one_cpu_node  # it imports Ray
+
+    is_ranking = len(run_plan.backbones) > 1 and run_plan.folder.summary.linear_probe is None
+    return is_ranking and run_plan.request.probe and is_one_cpu_node()
 
 
 @contextmanager

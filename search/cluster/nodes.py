@@ -75,6 +75,14 @@ def nodes() -> list[Node]:
     return alive
 
 
+def is_one_cpu_node() -> bool:
+    """Return whether this machine is the only node, and has no GPU for work.
+
+    Then this process, which has imported PyTorch, computes a little sooner than workers start.
+    """
+    return [node.gpus for node in nodes()] == [0.0]
+
+
 def draining_nodes() -> set[str]:
     """Return the ids of the nodes that are drained: `ray drain-node`, SIGTERM, the autoscaler."""
     # Private, but the only way: Ray Train asks in the same way, and `ray.nodes()` does not say.

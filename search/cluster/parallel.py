@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -38,6 +39,22 @@ def thread_map(work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any
     """Apply a function in threads; see `ParallelMap`. NumPy and Pillow release the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         yield from threads.map(partial(work, shared), parts)
+
+
+def start_workers(module: str) -> None:
+    """Let a worker for each CPU import a module that later tasks need, and wait for none of them.
+
+    What is meant is PyTorch, which takes seconds in each worker, while this process has other work.
+    """
+    import ray
+
+    task: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=0)(_import)
+    for _ in range(int(ray.cluster_resources().get("CPU", 1))):
+        task.remote(module)
+
+
+def _import(module: str) -> None:
+    import_module(module)
 
 
 def ray_map(work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]) -> Iterator[Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import betainc, betaincinv
-from scipy.stats import binom
 
 from search.runs.summary import Interval
 
@@ -34,6 +33,8 @@ def p_value(n_first_only: int, n_second_only: int) -> float:
         n_first_only: Images that only the first model predicts correctly.
         n_second_only: Images that only the second model predicts correctly.
     """
+    from scipy.stats import binom  # takes half a second
+
     fewer, n_discordant = min(n_first_only, n_second_only), n_first_only + n_second_only
     tails = 2 * binom.cdf(fewer, n_discordant, 0.5) - binom.pmf(fewer, n_discordant, 0.5)
     return min(1.0, float(tails))
@@ -97,6 +98,8 @@ def fewest_wins(n_discordant: np.ndarray) -> np.ndarray:
     Returns:
         int64 [k]; more than there are where no outcome gives a verdict.
     """
+    from scipy.stats import binom  # takes half a second
+
     wins = np.asarray(binom.isf(ALPHA / 2, n_discordant, 0.5), np.int64)
     # The mid-p-value counts half of the outcome itself: the tail of the next count may suffice.
     for _ in range(2):
@@ -114,6 +117,8 @@ def power(n: int, discordance: float, difference: float) -> float:
         difference: The better model's accuracy minus the other's, in (0, 1]. It takes at least as
             many discordant images: where it exceeds `discordance` it stands for that too.
     """
+    from scipy.stats import binom  # takes half a second
+
     discordance = max(discordance, difference)
     centre, reach = n * discordance, _REACH * (n * discordance * (1 - discordance)) ** 0.5 + 1
     n_discordant = np.arange(max(0, int(centre - reach)), min(n, int(centre + reach)) + 1)

@@ -5,12 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import (
-    confusion_matrix,
-    log_loss,
-    precision_recall_fscore_support,
-    top_k_accuracy_score,
-)
 
 from search.evaluation.calibration import expected_calibration_error
 from search.evaluation.intervals import macro_intervals, metric_interval, wilson_interval
@@ -29,6 +23,8 @@ def score_predictions(
         probabilities: [n, classes], rows sum to 1.
         classes: Their names.
     """
+    from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+
     n, predicted = len(labels), probabilities.argmax(1)
     every = list(range(len(classes)))
     present = np.unique(labels)
@@ -78,6 +74,8 @@ def top_k_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     n_classes = probabilities.shape[1]
     if n_classes <= TOP_K:
         return 1.0
+    from sklearn.metrics import top_k_accuracy_score
+
     every = list(range(n_classes))
     return float(top_k_accuracy_score(labels, probabilities, k=TOP_K, labels=every))
 

@@ -48,7 +48,6 @@ from search.tuning.throughput import measure_throughput
 from search.tuning.time_budget import TimeBudget, fold_growth
 from search.tuning.timing.time_left import Budget, TimeLeft, closing_seconds
 from search.tuning.trial_events import TolerantCallback, TrialCallback
-from search.tuning.tune import SearchPlan, run_trials
 from spaces.base import Space
 from trainables.worker import TrainingContext
 
@@ -87,6 +86,8 @@ def run_search(
     Raises:
         KeyboardInterrupt: the user stopped the search; all that was finished is saved.
     """
+    from search.tuning.tune import SearchPlan, run_trials  # Ray Tune takes half a second
+
     request, space, folder = run_plan.request, prepared.space, run_plan.folder
     started = monotonic()
     context = replace(context, run_id=folder.environment.run_id)
@@ -111,6 +112,7 @@ def run_search(
             external=None,
         )
     )
+    latencies = {name: candidates[name].batch_latency_ms for name in run_plan.backbones}
     budget, recorded = None, folder.summary.linear_probe or {}
     probed = {name: score for name, score in recorded.items() if name in context.heads}
     if request.time_budget_seconds is not None:
@@ -123,7 +125,7 @@ def run_search(
             gpu_fraction,
             prepared.count_evaluated(),
             finalist_probes(probed),
-            {name: one.batch_latency_ms / 1000 for name, one in candidates.items()},
+            {name: ms / 1000 for name, ms in latencies.items()},
             progress,
         )
         budget.catch_up(study)
@@ -153,7 +155,8 @@ def run_search(
         None if plan.n_trials is None else plan.n_trials - n_ended,
         TrialSlots(CPUS_PER_TRIAL, list(gpu_fraction.values())),
         fold_growth(len(rows["train"]), len(rows["val"]), space.folds),
-        closing_seconds(prepared.count_evaluated(), _latency_ms(candidates)),
+        # The fastest one's was least disturbed by other programs, which only add to a time.
+        closing_seconds(prepared.count_evaluated(), min(latencies.values(), default=math.nan)),
         None if budget is None else _as_budget(budget, request, progress),
     )
     boards = TrialBoards(folder.path / "tensorboard", space)
@@ -209,14 +212,6 @@ def run_search(
 def _as_budget(budget: TimeBudget, request: Request, progress: Progress) -> Budget:
     seconds = request.time_budget_seconds or 0.0
     return Budget(lambda: seconds - progress.elapsed_seconds, budget.reserved_seconds)
-
-
-def _latency_ms(candidates: Mapping[str, Candidate]) -> float:
-    """Return the milliseconds an image of the fastest backbone; NaN where none was measured.
-
-    Its time was least disturbed by other programs, which only add to one.
-    """
-    return min((one.batch_latency_ms for one in candidates.values()), default=math.nan)
 
 
 def _may_begin(

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import heapq
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import FrozenTrial, TrialState
 
 from trainables.atomic_write import write_atomically, write_patiently
 
 _log = logging.getLogger(__name__)
+
+MAX_TRIALS_SEEN = 1000
+"""Trials that a sampler reads at most, beside those that run: all of them in nearly every search.
+TPE's time for a proposal grows with their number."""
+N_BEST_SEEN = 100
+"""The best ones of these, whenever they ended: TPE's better group has 25 at most."""
 
 
 class Journal(BaseJournalBackend):
@@ -119,3 +128,36 @@ class StudyStorage(JournalStorage):
         """Read the study, or begin one."""
         super().__init__(journal)
         self.journal = journal
+        self._is_bounded = False
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Return `MAX_TRIALS_SEEN` trials and those that run, where all are asked for."""
+        self._is_bounded = True
+        try:
+            yield
+        finally:
+            self._is_bounded = False
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """Return the trials in these states, by number; see `bounded`."""
+        trials = super().get_all_trials(study_id, deepcopy=False, states=states)
+        if self._is_bounded and len(trials) > MAX_TRIALS_SEEN:
+            trials = best_and_latest(trials)
+        return copy.deepcopy(trials) if deepcopy else trials
+
+
+def best_and_latest(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the best and the latest `MAX_TRIALS_SEEN` trials, and all that run, by number."""
+    n_latest = MAX_TRIALS_SEEN - N_BEST_SEEN
+    earlier, latest = trials[:-n_latest], trials[-n_latest:]
+    complete = [trial for trial in earlier if trial.state == TrialState.COMPLETE]
+    best = heapq.nlargest(N_BEST_SEEN, complete, key=lambda trial: trial.value or 0.0)
+    kept = {trial.number for trial in best}
+    running = TrialState.RUNNING
+    return [t for t in earlier if t.number in kept or t.state == running] + latest

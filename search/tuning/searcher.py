@@ -10,7 +10,7 @@ import math
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import optuna
@@ -207,9 +207,14 @@ class StudySearcher(Searcher):
         self._set_sampler(number)
         study_id = self._storage.get_study_id_from_name(self._study.study_name)
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
-        trial = optuna.Trial(self._study, trial_id)
-        draw_params(trial, self._space)
+        with self._bounded():
+            trial = optuna.Trial(self._study, trial_id)
+            draw_params(trial, self._space)
         return trial
+
+    def _bounded(self) -> AbstractContextManager[None]:
+        """Let samplers read a bounded number of trials."""
+        return self._storage.bounded() if isinstance(self._storage, StudyStorage) else nullcontext()
 
     def _length(self, trial: optuna.Trial) -> int:
         """Return the full length of a trial, which is chosen once."""
@@ -228,7 +233,7 @@ class StudySearcher(Searcher):
         elif self._sampler == "grid" and not self._enqueue_grid_point():
             return None
         self._set_sampler(self._n_begun)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._bounded():
             warnings.simplefilter("ignore", ExperimentalWarning)
             trial = self._study.ask()
             draw_params(trial, self._space)

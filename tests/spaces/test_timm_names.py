@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -50,3 +51,19 @@ def test_names_of_backbones(name: str) -> None:
 @pytest.mark.parametrize("name", ["mynets:", ":build", "my nets:build", "a/b:c", "timm/", 3])
 def test_names_of_no_backbones(name: object) -> None:
     assert RULES["backbone"].broken_by("backbone", name) is not None
+
+
+LOAD = """
+import sys
+from spaces.timm_names import load_timm
+print(load_timm().__name__, "wandb" in sys.modules)
+"""
+
+
+def test_timm_is_imported_without_weights_and_biases() -> None:
+    """It imports that to write summaries, which takes two seconds, here and in each worker."""
+    pytest.importorskip("wandb")
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD], capture_output=True, text=True, check=True
+    ).stdout
+    assert loaded == "timm False\n"

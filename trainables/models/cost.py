@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spaces.timm_names import PREFIX
+from spaces.timm_names import PREFIX, load_timm
 from trainables.models.backbones import create_backbone
 
 
@@ -63,8 +63,7 @@ def _on_meta_device(backbone: str, image_size: int) -> nn.Module:
     """Build a network whose tensors have shapes and no data."""
     if backbone.startswith(PREFIX):
         # timm's own network, not our five stages: finding them takes longer than building it.
-        import timm
-
+        timm = load_timm()
         name = backbone.removeprefix(PREFIX)
         published = timm.get_pretrained_cfg(name)
         size: dict[str, Any] = (

@@ -16,24 +16,29 @@ _MAX_SECONDS = 1.0
 
 @torch.no_grad()
 def measure_latency(
-    network: nn.Module, image_size: int, device: torch.device, batch_size: int = 1
+    network: nn.Module,
+    image_size: int,
+    device: torch.device,
+    batch_size: int = 1,
+    passes: int = _PASSES,
 ) -> float:
     """Return the milliseconds an image of a forward pass: of the fastest of several passes.
 
     Other programs on the machine only add to a time, so the fastest is closest to the network's
-    own. There are seven, or as many as a second suffices for, but three at least.
+    own. There are as many as a second suffices for, but three at least.
 
     Args:
         network: A backbone or a model; is moved to the device, and set to eval mode.
         image_size: Side in pixels that it sees.
         device: Where to compute: on the CPU with all of PyTorch's threads.
         batch_size: Images of a pass.
+        passes: Passes at most.
     """
     network = network.to(device).to(memory_format=torch.channels_last).eval()
     x = torch.zeros(batch_size, 3, image_size, image_size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     seconds: list[float] = []
-    while len(seconds) < _PASSES and (len(seconds) < _MIN_PASSES or sum(seconds) < _MAX_SECONDS):
+    while len(seconds) < passes and (len(seconds) < _MIN_PASSES or sum(seconds) < _MAX_SECONDS):
         started = perf_counter()
         with mixed_precision(device):
             network(x)

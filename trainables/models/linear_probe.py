@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from spaces.base import Space
 from trainables.grouped_kfold import grouped_folds
 from trainables.models.classifier import Weights
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 _FOLDS = 5
 PROBE_C = 0.03
@@ -91,8 +93,7 @@ def fit_probe(
     n_folds = min(_FOLDS, min(len(np.unique(groups[y == label])) for label in np.unique(y)))
     accuracy, logits = float("nan"), np.empty((0, n_classes), np.float32)
     model = _create_model()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # precise enough to rank
+    with _ignoring_convergence():
         if n_folds >= 2 and cross_validate:
             logits = np.empty((len(y), n_classes), np.float32)
             for part in grouped_folds(y, groups, n_folds, seed):
@@ -111,13 +112,27 @@ def fit_probe(
 def fit_head(features: Tensor, labels: Tensor, n_classes: int) -> Weights:
     """Fit a probe's head alone: `weight` [classes, feature_size] and `bias` [classes]."""
     model = _create_model()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with _ignoring_convergence():
         model.fit(features.float().numpy(), labels.numpy())
     return _as_head(model, features.shape[1], n_classes)
 
 
+@contextmanager
+def _ignoring_convergence() -> Iterator[None]:
+    """Ignore that a regression has not converged: it is precise enough to rank."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
 def _create_model() -> Pipeline:
+    """Return a model to be fitted; scikit-learn takes a second to import."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=200))
 
 

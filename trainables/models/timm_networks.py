@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spaces.timm_names import PREFIX, timm_problem
+from spaces.timm_names import PREFIX, load_timm, timm_problem
 from trainables.models.network_cut import find_cut
 from trainables.models.timm_stages import cut_network
 from trainables.pretrained.weights import WeightsError, copy_weights
@@ -52,8 +52,7 @@ def create_timm(
         ValueError: timm has no such network, or it cannot take images of this size.
         WeightsError: the weights do not fit; the message names the keys.
     """
-    import timm
-
+    timm = load_timm()
     if problem := timm_problem(backbone):
         raise ValueError(problem)
     name = backbone.removeprefix(PREFIX)
@@ -100,8 +99,7 @@ def _pretrained(
     timm itself converts them: it renames keys of older files and of other authors, and resamples
     what depends on the size of the images.
     """
-    import timm
-
+    timm = load_timm()
     classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     ignored = tuple(f"{classifier}." for classifier in classifiers)
     weights = {key: value for key, value in state_dict.items() if not key.startswith(ignored)}

@@ -11,7 +11,7 @@ from time import monotonic
 
 from spaces.portfolio import PORTFOLIO
 from spaces.rules import BACKBONES
-from spaces.timm_names import PREFIX
+from spaces.timm_names import PREFIX, load_timm
 from trainables.pretrained.hub import Hub
 from trainables.pretrained.imagenet_accuracy import published_accuracy
 from trainables.pretrained.licences import Licence, weights_licence
@@ -62,8 +62,7 @@ def find_names(pattern: str | None) -> list[str]:
     found = [name for name in BACKBONES if fnmatchcase(name, pattern)]
     if not pattern.startswith((PREFIX, *"*?[")):
         return found
-    import timm
-
+    timm = load_timm()
     if timm.is_model(pattern.removeprefix(PREFIX)) and "." not in pattern:
         return [pattern]
     tagged = [PREFIX + name for name in timm.list_models(pretrained=True)]
@@ -74,8 +73,7 @@ def find_names(pattern: str | None) -> list[str]:
 
 def similar_names(pattern: str) -> list[str]:
     """Return the three names that are most similar to a pattern that matches none."""
-    import timm
-
+    timm = load_timm()
     bare = pattern.strip("*?")
     has_tag = "." in bare
     known = [*BACKBONES, *(PREFIX + name for name in timm.list_models(pretrained=has_tag))]

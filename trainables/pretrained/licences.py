@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spaces.timm_names import PREFIX
+from spaces.timm_names import PREFIX, load_timm
 from trainables.pretrained.weight_files import FROM_SCRATCH
 from trainables.pretrained.weights import PACKAGED
 
@@ -64,10 +64,8 @@ def weights_licence(backbone: str) -> Licence:
     if not backbone.startswith(PREFIX):
         # torchvision's code and weights; timm names the same for its copies of them (tv_in1k).
         return Licence("bsd-3-clause")
-    from timm import get_pretrained_cfg
-
     try:
-        published = get_pretrained_cfg(backbone.removeprefix(PREFIX))
+        published = load_timm().get_pretrained_cfg(backbone.removeprefix(PREFIX))
     except RuntimeError:  # there is no such tag
         published = None
     return licence_named(published.license if published else None)

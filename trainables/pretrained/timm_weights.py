@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spaces.timm_names import PREFIX
+from spaces.timm_names import PREFIX, load_timm
 from trainables.pretrained.hub import WEIGHT_FILES
 from trainables.pretrained.weights import WeightsError
 
@@ -36,11 +36,9 @@ def timm_source(backbone: str) -> TimmSource:
     Raises:
         WeightsError: they are not.
     """
-    from timm import get_pretrained_cfg
-
     name = backbone.removeprefix(PREFIX)
     try:
-        published = get_pretrained_cfg(name)
+        published = load_timm().get_pretrained_cfg(name)
     except RuntimeError:  # there is no such tag
         published = None
     if published is None or not (published.hf_hub_id or published.url):

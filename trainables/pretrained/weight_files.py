@@ -7,9 +7,11 @@ timm are imported where they are used, so that a missing file is reported at onc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from spaces.timm_names import PREFIX
+from spaces.rules import BACKBONES
+from spaces.timm_names import PREFIX, timm_names
 from trainables.pretrained.hub import (
     WEIGHT_FILES,
     Hub,
@@ -23,6 +25,9 @@ from trainables.pretrained.weights import PACKAGED, WeightsError
 
 FROM_SCRATCH = ("cnn",)
 """Backbones without pretrained weights."""
+
+Reason = Callable[[], str]
+"""Returns why a backbone has no weights; may import timm or torchvision, which publish them."""
 
 
 def pretrained_url(backbone: str) -> str:
@@ -74,14 +79,14 @@ def find_available_weights(
     url_of: Callable[[str], str] = pretrained_url,
     hub: Hub = Hub(),  # noqa: B008 (immutable)
     show: ShowDownload = lambda *_: None,
-) -> tuple[dict[str, Path], dict[str, str]]:
+) -> tuple[dict[str, Path], dict[str, Reason]]:
     """Find or download what weights there are: as `find_weights`, but without an error.
 
     Returns:
         The file of each backbone that has one; and why there is none, by each other backbone.
     """
     found: dict[str, Path] = {}
-    problems: dict[str, str] = {}
+    problems: dict[str, Reason] = {}
     unreachable: dict[str, str] = {}
     for backbone in dict.fromkeys(backbones):
         if backbone in FROM_SCRATCH or ":" in backbone:
@@ -93,24 +98,24 @@ def find_available_weights(
             elif backbone in PACKAGED:
                 found[backbone] = _in_package(backbone)
             elif weights_dir is not None:
-                raise WeightsError(_describe_lack(backbone, weights_dir, url_of))
+                problems[backbone] = partial(_describe_lack, backbone, weights_dir, url_of)
             elif backbone.startswith(PREFIX):
                 found[backbone] = _from_hub(backbone, cache, hub, show, unreachable)
             else:
                 found[backbone] = fetch_url(url_of(backbone), cache, unreachable)
         except WeightsError as error:
-            problems[backbone] = str(error)
+            problems[backbone] = partial(str, str(error))
     return found, problems
 
 
-def unavailable_weights(problems: Mapping[str, str], weights_dir: Path | None) -> WeightsError:
+def unavailable_weights(problems: Mapping[str, Reason], weights_dir: Path | None) -> WeightsError:
     """Return the error that weights are unavailable, with the ways out.
 
     Args:
         problems: By backbone, why there are none.
         weights_dir: The folder that was searched, if one was given.
     """
-    listed = "".join(f"\n  - {name}: {problem}" for name, problem in problems.items())
+    listed = "".join(f"\n  - {name}: {problem()}" for name, problem in problems.items())
     by_hub = weights_dir is None and any(name.startswith(PREFIX) for name in problems)
     return WeightsError(
         f"Pretrained weights are unavailable:{listed}\n"
@@ -200,7 +205,9 @@ def _candidates(backbone: str, folder: Path) -> Iterator[Path]:
         yield folder / f"{name}{suffix}"
     for file in WEIGHT_FILES:
         yield folder / name / file
-    if not folder.is_dir() or not has_weights(backbone) or backbone in PACKAGED:
+    if not folder.is_dir() or not _may_be_renamed(name, folder):
+        return
+    if not has_weights(backbone) or backbone in PACKAGED:
         return
     if not backbone.startswith(PREFIX):
         from torchvision.models import get_model_weights
@@ -220,6 +227,18 @@ def _candidates(backbone: str, folder: Path) -> Iterator[Path]:
         yield from _candidates(f"{backbone}.{default}", folder)
     elif tag == default:
         yield from (folder / f"{network}{suffix}" for suffix in SUFFIXES)
+
+
+def _may_be_renamed(name: str, folder: Path) -> bool:
+    """Return whether a folder may hold a backbone's weights under another name than its own.
+
+    Where all files are called as other backbones, timm or torchvision, which take seconds to
+    import, need not be asked for the names of theirs.
+    """
+    network = name.partition(".")[0]
+    known = timm_names().union(BACKBONES)
+    stems = [path.stem for path in folder.iterdir()]
+    return any(stem not in known or stem.partition(".")[0] == network for stem in stems)
 
 
 def _describe_lack(backbone: str, folder: Path, url_of: Callable[[str], str]) -> str:

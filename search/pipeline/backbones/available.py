@@ -15,7 +15,11 @@ from search.runs.environment import Request
 from search.runs.summary import ProbeScore
 from spaces.base import Space
 from spaces.portfolio import AUTO, is_portfolio
-from trainables.pretrained.weight_files import find_available_weights, unavailable_weights
+from trainables.pretrained.weight_files import (
+    Reason,
+    find_available_weights,
+    unavailable_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,13 @@ class Available:
         space: The space without those that have no weights, or left it in an earlier session.
             Of the latter, `weights` has those whose linear probes are finalists.
         weights: By backbone, the file of its pretrained weights.
-        unavailable: By backbone of the portfolio that has no weights, why.
+        unavailable: By backbone of the portfolio that has no weights, what returns why.
     """
 
     requested: Space
     space: Space
     weights: dict[str, Path] = field(default_factory=dict)
-    unavailable: dict[str, str] = field(default_factory=dict)
+    unavailable: dict[str, Reason] = field(default_factory=dict)
 
 
 def find_available(

@@ -1,13 +1,13 @@
-"""Check the backbones of a run before it decodes images: weights, image size, memory, latency.
+"""Check the backbones of a run before it decodes images: weights, image size, memory.
 
 One network is in memory at once, however many there are.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import ray
@@ -23,38 +23,55 @@ from spaces.base import Space
 from spaces.rules import is_own_network
 from trainables.compute import inference_batch_size
 from trainables.feature_cache import bytes_per_image
-from trainables.models.backbones import Backbone, create_backbone
+from trainables.models.backbones import create_backbone
 from trainables.models.latency import measure_latency
 from trainables.models.own_networks import register_module
 from trainables.pretrained.weights import WeightsError, load_weights
 from trainables.worker import training_device
+
+_PASSES_OF_ESTIMATE = 2
 
 
 @dataclass(frozen=True)
 class Candidate:
     """What a backbone costs.
 
+    The latencies are measured when they are first read, which takes a second or so: read them
+    while nothing else computes.
+
     Attributes:
         image_bytes: Bytes of the cached features of one image at stage outputs 1 to 5.
-        latency_ms: Milliseconds of one image on this machine, in a batch of one.
-        batch_latency_ms: Of one image in batches as predictions have them.
+        measure: Returns the milliseconds of one image on this machine: in a batch of one, or, for
+            True, in batches as predictions have them.
+        estimated_ms: The first of these roughly, which tells which backbone is the fastest: other
+            programs may have disturbed it.
         is_trunk: Whether the backbone cannot be cut into stages.
     """
 
     image_bytes: tuple[int, ...]
-    latency_ms: float
-    batch_latency_ms: float = math.nan
+    measure: Callable[[bool], float]
+    estimated_ms: float
     is_trunk: bool = False
+
+    @cached_property
+    def latency_ms(self) -> float:
+        """Milliseconds of one image on this machine, in a batch of one."""
+        return self.measure(False)
+
+    @cached_property
+    def batch_latency_ms(self) -> float:
+        """Milliseconds of one image in batches as predictions have them."""
+        return self.measure(True)
 
 
 def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
-    """Check that weights and images' size fit each backbone, and measure what it costs.
+    """Check that weights and images' size fit each backbone, and learn what it costs.
 
     Raises:
         WeightsError: weights cannot be read, or do not fit.
         RequestError: a backbone cannot take images of the space's size.
     """
-    found, device = {}, training_device()
+    found = {}
     for name in run_plan.backbones:
         path, size = run_plan.weights.get(name), run_plan.space.image_size
         try:
@@ -65,33 +82,40 @@ def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
             raise WeightsError(f"{path}: {error}") from None
         except ValueError as error:
             raise RequestError(f"{name}: {error}") from None
-        if device.type == "cuda":  # not in this process, whose context would take GPU memory
-            task = _measure_on_gpu.options(scheduling_strategy=on_driver_node())
-            latencies = ray.get(task.remote(name, size, run_plan.modules))
-        else:
-            latencies = _measure_latencies(backbone, size, device)
-        found[name] = Candidate(sizes, *latencies, is_trunk=backbone.is_trunk)
+        found[name] = Candidate(
+            sizes,
+            partial(_measure, name, size, run_plan.modules),
+            measure_latency(backbone, size, torch.device("cpu"), passes=_PASSES_OF_ESTIMATE),
+            is_trunk=backbone.is_trunk,
+        )
     return found
 
 
+def _measure(name: str, image_size: int, modules: Mapping[str, str], is_in_batches: bool) -> float:
+    """Measure a backbone's latency, with random weights, on the device of this machine."""
+    if training_device().type != "cuda":
+        return _measure_here(name, image_size, is_in_batches)
+    # Not in this process, whose context would take GPU memory.
+    task = _measure_on_gpu.options(scheduling_strategy=on_driver_node())
+    latency: float = ray.get(task.remote(name, image_size, modules, is_in_batches))
+    return latency
+
+
 @ray.remote(num_gpus=0.5, max_retries=3)
-def _measure_on_gpu(name: str, image_size: int, modules: Mapping[str, str]) -> tuple[float, float]:
-    """Measure a backbone's latencies, with random weights; see `FeatureContext.modules`."""
+def _measure_on_gpu(
+    name: str, image_size: int, modules: Mapping[str, str], is_in_batches: bool
+) -> float:
+    """Measure a backbone's latency in a worker; see `FeatureContext.modules`."""
     for module, source in modules.items():
         register_module(module, source)
+    return _measure_here(name, image_size, is_in_batches)
+
+
+def _measure_here(name: str, image_size: int, is_in_batches: bool) -> float:
+    device = training_device()
     backbone = create_backbone(name, image_size=image_size)
-    return _measure_latencies(backbone, image_size, training_device())
-
-
-def _measure_latencies(
-    backbone: Backbone, image_size: int, device: torch.device
-) -> tuple[float, float]:
-    """Return the milliseconds of one image, in a batch of one and in one of many."""
-    n = inference_batch_size(device, image_size)
-    return (
-        measure_latency(backbone, image_size, device),
-        measure_latency(backbone, image_size, device, n),
-    )
+    n = inference_batch_size(device, image_size) if is_in_batches else 1
+    return measure_latency(backbone, image_size, device, n)
 
 
 def find_slow(

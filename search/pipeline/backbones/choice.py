@@ -45,11 +45,11 @@ def exclude_unsuitable(
     if run_plan.folder.summary.linear_probe is not None:
         return run_plan, {}
     missing = {
-        name: ProbeScore(excluded=f"no weights: {reason}")
+        name: ProbeScore(excluded=f"no weights: {reason()}")
         for name, reason in run_plan.available.unavailable.items()
     }
     if missing:
-        reason = next(iter(run_plan.available.unavailable.values()))
+        reason = next(iter(run_plan.available.unavailable.values()))()
         progress.warn(
             f"no weights of {', '.join(missing)}, such as: {reason}; the search goes on with"
             f" {', '.join(run_plan.space.backbones)}"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from threadpoolctl import threadpool_limits
 
 from search.cluster.feature_cache_client import FeatureCacheClient
 from search.cluster.feature_cache_plan import FeatureCachePlan
@@ -85,6 +86,7 @@ def probe_backbones(
         heads[name] = probe.head
         if name not in scores:
             score = score_probe(probe, prepared.space.metric)
+            saved = save_if_given(prepared, name, probe, model_path)
             scores[name] = ProbeScore(
                 accuracy=probe.accuracy,
                 score=score,
@@ -94,7 +96,6 @@ def probe_backbones(
                 seconds=perf_counter() - started,
                 latency_ms=candidates[name].latency_ms,
             )
-            saved = save_if_given(prepared, name, probe, model_path)
             progress.say(f"{name}: {describe(probe, prepared.space.metric, score)}{saved}")
         progress.advance(n_probes - len(pending), n_probes)
     scores = dict(sorted(scores.items(), key=lambda item: item[1].excluded is not None))
@@ -152,7 +153,20 @@ def start_probe(
     max_images: int | None,
 ) -> Any:
     """Start fitting a probe on the features of images, given by their rows; see `fit_probe`."""
-    return _fit_probe.remote(
+    arguments = _arguments(prepared, rows, cross_validate, max_images)
+    return _fit_in_worker.remote(*arguments, *blocks)
+
+
+def fit_here(prepared: PreparedData, rows: np.ndarray, blocks: Sequence[np.ndarray]) -> Probe:
+    """Fit and cross-validate a probe in this process, exactly as a worker does, on all rows."""
+    with threadpool_limits(1):
+        return _fit(*_arguments(prepared, rows, cross_validate=True, max_images=None), *blocks)
+
+
+def _arguments(
+    prepared: PreparedData, rows: np.ndarray, cross_validate: bool, max_images: int | None
+) -> tuple[Any, ...]:
+    return (
         prepared.images.labels[rows],
         prepared.groups[rows],
         prepared.splits[rows] == "train",
@@ -160,12 +174,10 @@ def start_probe(
         prepared.features.seed,
         cross_validate,
         max_images,
-        *blocks,
     )
 
 
-@ray.remote(max_retries=3)
-def _fit_probe(
+def _fit(
     labels: np.ndarray,
     groups: np.ndarray,
     is_train: np.ndarray,
@@ -178,3 +190,6 @@ def _fit_probe(
     features = as_features(np.concatenate(blocks))
     y = torch.from_numpy(labels.copy())
     return fit_probe(features, y, n_classes, seed, groups, is_train, cross_validate, max_images)
+
+
+_fit_in_worker: Any = ray.remote(max_retries=3)(_fit)

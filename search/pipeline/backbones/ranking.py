@@ -18,7 +18,7 @@ import ray
 
 from search.cluster.feature_cache_actor import BuiltBlock, build_block_task
 from search.cluster.feature_cache_plan import block_size
-from search.cluster.nodes import EVERYWHERE
+from search.cluster.nodes import EVERYWHERE, is_one_cpu_node
 from search.cluster.resources import CPUS_PER_TRIAL, TrialSlots
 from search.console.formatting import duration
 from search.console.progress import Progress
@@ -33,6 +33,7 @@ from search.pipeline.backbones.probe import (
     ProbeResult,
     calibrated_logits,
     describe,
+    fit_here,
     save_if_given,
     start_probe,
 )
@@ -48,6 +49,7 @@ from search.runs.summary import ProbeScore
 from trainables.metrics import compute_score
 from trainables.models.classifier import Weights
 from trainables.models.linear_probe import MAX_IMAGES, Probe, stratified_subset
+from trainables.worker import build_block
 
 MIN_RANKING_IMAGES = 500
 """Images that backbones are ranked on at least, however short the time, unless there are fewer."""
@@ -73,34 +75,36 @@ def rank_backbones(
     """
     started = perf_counter()
     probed = pretrained_backbones(prepared.space, files)
-    latencies = {name: candidates[name].latency_ms for name in probed}
-    names = sorted(latencies, key=latencies.__getitem__)
+    estimates = {name: candidates[name].estimated_ms for name in probed}
     seconds = None if budget_seconds is None else RANKING_FRACTION * budget_seconds
-    rows = choose_rows(prepared, sum(latencies.values()) / 1000, seconds)
-    progress.begin("linear_probe", len(names), "backbones")
+    rows = choose_rows(prepared, sum(estimates.values()) / 1000, seconds)
+    progress.begin("linear_probe", len(probed), "backbones")
     labels = prepared.images.labels[rows]
     ranking = _Ranking(model_path, progress, started)
-    skipped: dict[str, ProbeScore] = {}
-    # The first one's workers start as well, so it tells little, and is not part of the time.
-    first_ended = started
+    # Nothing else computes until the run's first model is saved, of the fastest backbone. It is
+    # not part of the time, since its workers may have to start.
+    first = min(estimates, key=estimates.__getitem__)
+    start_first = _fit_here if is_one_cpu_node() else _start_fit
+    fit = start_first(prepared, files, candidates[first], first, rows)
+    ranking.add(fit)
+    ranking.collect()
+    latencies = {name: candidates[name].latency_ms for name in probed}
     pace = 1.0  # seconds that features take, over those of as many single images; at most
-    for name in names:
+    first_ended = perf_counter()
+    skipped: dict[str, ProbeScore] = {}
+    for name in sorted(set(probed) - {first}, key=latencies.__getitem__):
+        pace = min(pace, fit.image_seconds / (fit.candidate.latency_ms / 1000))
         left = None if seconds is None else max(0.0, seconds - (perf_counter() - first_ended))
         expected = pace * latencies[name] / 1000 * len(rows)
-        if left is not None and expected > left and name != names[0]:
+        if left is not None and expected > left:
             excluded = (
                 f"its features would take {duration(expected)}, and {duration(left)} are left of"
                 f" what the ranking may take of the time budget"
             )
             skipped[name] = ProbeScore(latency_ms=latencies[name], excluded=excluded)
             continue
-        one = share_weights(prepared, files, [name])
-        blocks, image_seconds = compute_features(one, name, rows)
-        pace = min(pace, image_seconds / (latencies[name] / 1000))
-        first_ended = perf_counter() if name == names[0] else first_ended
-        # The rows are the subset already, a few more than MAX_IMAGES where classes are rare.
-        task = start_probe(prepared, rows, blocks, cross_validate=True, max_images=None)
-        ranking.add(_Fit(task, name, one, image_seconds, latencies[name]))
+        fit = _start_fit(prepared, files, candidates[name], name, rows)
+        ranking.add(fit)
     ranking.collect()
     n_views = count_drawn_views(prepared.space) if frozen_depths(prepared.space) else 1
     cached = prepared.rows("train", "val")
@@ -157,7 +161,40 @@ class _Fit:
     name: str
     prepared: PreparedData
     image_seconds: float
-    latency_ms: float
+    candidate: Candidate
+
+
+def _start_fit(
+    prepared: PreparedData,
+    files: Mapping[str, Path],
+    candidate: Candidate,
+    name: str,
+    rows: np.ndarray,
+) -> _Fit:
+    """Compute a backbone's features of some images, and start fitting its probe."""
+    one = share_weights(prepared, files, [name])
+    blocks, image_seconds = compute_features(one, name, rows)
+    # The rows are the subset already, a few more than MAX_IMAGES where classes are rare.
+    task = start_probe(prepared, rows, blocks, cross_validate=True, max_images=None)
+    return _Fit(task, name, one, image_seconds, candidate)
+
+
+def _fit_here(
+    prepared: PreparedData,
+    files: Mapping[str, Path],
+    candidate: Candidate,
+    name: str,
+    rows: np.ndarray,
+) -> _Fit:
+    """Do the same in this process, which has imported PyTorch: in workers that takes seconds."""
+    one, size = share_weights(prepared, files, [name]), block_size(len(rows))
+    blocks, seconds = [], []
+    for start in range(0, len(rows), size):
+        part, started = rows[start : start + size], perf_counter()
+        blocks += build_block(one.features, name, part, 0, prepared.space.views, (5,), 0)
+        seconds.append((perf_counter() - started) / len(part))
+    probe = ray.put(fit_here(one, rows, blocks))
+    return _Fit(probe, name, one, float(np.median(seconds)), candidate)
 
 
 class _Ranking:
@@ -183,6 +220,8 @@ class _Ranking:
         logits, metric = calibrated_logits(probe), fit.prepared.space.metric
         score = compute_score(metric, logits, probe.labels)
         is_best = all(score > other.score for other in self.probes)
+        saved = save_if_given(fit.prepared, fit.name, probe, self._model_path) if is_best else ""
+        latency = fit.candidate.latency_ms  # measured here, if it is the first one's
         ranked = RankedProbe(
             name=fit.name,
             score=score,
@@ -193,14 +232,11 @@ class _Ranking:
             log_losses=log_losses(logits, probe.labels, 1.0),
             seconds=perf_counter() - self._started,
             image_seconds=fit.image_seconds,
-            latency_ms=fit.latency_ms,
+            latency_ms=latency,
         )
         self.probes.append(ranked)
         self.heads[fit.name] = probe.head
-        saved = save_if_given(fit.prepared, fit.name, probe, self._model_path) if is_best else ""
-        self._progress.say(
-            f"{fit.name}: {describe(probe, metric, score)}, {fit.latency_ms:.1f} ms{saved}"
-        )
+        self._progress.say(f"{fit.name}: {describe(probe, metric, score)}, {latency:.1f} ms{saved}")
         self._progress.advance(len(self.probes))
 
 

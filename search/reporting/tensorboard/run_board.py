@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.decomposition import PCA
-from sklearn.metrics import confusion_matrix
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.plugins.text.summary_v2 import text_pb
 from torch import Tensor
@@ -214,6 +212,8 @@ def principal_components(features: np.ndarray) -> np.ndarray:
     Returns:
         float64 [n, at most 64].
     """
+    from sklearn.decomposition import PCA  # takes a second
+
     n_components = min(_MAX_DIMENSIONS, *features.shape)
     if n_components < features.shape[1]:
         features = PCA(n_components, random_state=0).fit_transform(features)
@@ -237,6 +237,8 @@ def _draw_confusion(
     labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], part: str
 ) -> bytes:
     """Draw a confusion matrix as PNG."""
+    from sklearn.metrics import confusion_matrix
+
     from search.reporting import style  # Matplotlib takes a while, and is needed last.
     from search.reporting.charts.confusion import (
         MAX_CLASSES,

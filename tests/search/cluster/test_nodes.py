@@ -13,6 +13,7 @@ from search.cluster.nodes import (
     AUTOSCALING_FILE,
     Node,
     autoscaler_nodes,
+    is_one_cpu_node,
     nodes,
     object_store_bytes,
     wait_for_gpu,
@@ -40,6 +41,16 @@ def alive(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None
     ]
     monkeypatch.setattr("ray.nodes", lambda: listed)
     monkeypatch.setattr("search.cluster.nodes.draining_nodes", lambda: {"8"})
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"), [([HEAD], True), ([GPU], False), ([HEAD, HEAD], False)]
+)
+def test_one_node_without_a_gpu_is_distinguished_from_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, resources: list[dict[str, float]], expected: bool
+) -> None:
+    alive(monkeypatch, *resources)
+    assert is_one_cpu_node() is expected
 
 
 @pytest.fixture

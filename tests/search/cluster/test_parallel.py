@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from search.cluster.parallel import ParallelMap, ray_map, serial_map, thread_map
+from search.cluster.parallel import (
+    ParallelMap,
+    ray_map,
+    serial_map,
+    start_workers,
+    thread_map,
+)
 
 MAPS: tuple[ParallelMap, ...] = (serial_map, thread_map, ray_map)
 PARTS = [5, 3, 8, 1, 9, 2, 7, 4, 6, 0]
@@ -75,3 +83,17 @@ def test_many_parts_are_done_by_workers_and_read_little_ahead() -> None:
     assert next(results) != os.getpid()
     assert n_read <= 10, "two parts for each of the session's two CPUs, and the first eight"
     assert len(list(results)) == 39
+
+
+def wait_until_loaded(module: str, _: int) -> bool:
+    deadline = time.monotonic() + 60
+    while module not in sys.modules and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return module in sys.modules
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_import_a_module_before_they_are_asked_to() -> None:
+    module = "xml.sax.saxutils"  # which nothing here needs
+    start_workers(module)
+    assert all(ray_map(wait_until_loaded, module, range(10)))

@@ -127,7 +127,7 @@ def test_a_portfolio_goes_on_with_the_weights_that_there_are(
     assert set(plan.space.backbones) == plan.weights.keys() == found
     assert plan.space.first_trials[0]["backbone"] in found
     assert plan.available.unavailable.keys() == PORTFOLIO.keys() - found
-    assert "no mobilenet_v2.pth in it" in plan.available.unavailable["mobilenet_v2"]
+    assert "no mobilenet_v2.pth in it" in plan.available.unavailable["mobilenet_v2"]()
 
 
 def test_a_portfolio_without_any_weights_is_an_error(tmp_path: Path) -> None:

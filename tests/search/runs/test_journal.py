@@ -10,8 +10,10 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.storages import JournalStorage
+from optuna.trial import TrialState
 
-from search.runs.journal import Journal
+from search.runs import journal
+from search.runs.journal import Journal, StudyStorage
 from trainables import atomic_write
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -111,3 +113,30 @@ def test_several_logs_wait_for_the_disk_once(tmp_path, monkeypatch):
     assert len(synced) == 1
     journal.append_logs([{"n": 3}])
     assert len(synced) == 2
+
+
+def test_a_bounded_storage_returns_the_best_and_the_latest_trials_and_those_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "MAX_TRIALS_SEEN", 8)
+    monkeypatch.setattr(journal, "N_BEST_SEEN", 3)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = StudyStorage(Journal(tmp_path / "study.journal"))
+    study = optuna.create_study(storage=storage, direction="maximize")
+    trials = [study.ask() for _ in range(20)]
+    for trial in trials[:8]:
+        study.tell(trial, float(trial.number % 5))
+    for trial in trials[9:18]:
+        study.tell(trial, state=TrialState.PRUNED)
+
+    def numbers(*states: TrialState) -> list[int]:
+        found = storage.get_all_trials(0, deepcopy=False, states=states or None)
+        return [trial.number for trial in found]
+
+    everything = list(range(20))
+    assert numbers() == everything
+    with storage.bounded():
+        assert numbers() == [2, 3, 4, 8, 15, 16, 17, 18, 19], "8 and 18 run, too"
+        assert numbers(TrialState.COMPLETE) == list(range(8)), "as many as may be are all read"
+        assert numbers(TrialState.COMPLETE, TrialState.PRUNED) == [2, 3, 4, 13, 14, 15, 16, 17]
+    assert numbers() == everything

@@ -10,9 +10,10 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from search.runs import journal
 from search.tuning.ranking import ranking_value
 from search.tuning.samplers import create_sampler
 from search.tuning.searcher import MAX_LOST_WORKERS, StudySearcher
@@ -590,3 +591,24 @@ def test_the_length_of_a_trial_is_chosen_once():
 def test_a_first_trial_that_there_is_no_time_for_is_as_long_as_the_shortest():
     searcher = searching(InMemoryStorage(), 9, lengths=lambda backbone: {3: 6, 4: 8, 5: 20})
     assert searcher.suggest("a")["epochs"] == 6
+
+
+def test_a_proposal_of_tpe_reads_a_bounded_number_of_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_read: list[int] = []
+    best_and_latest = journal.best_and_latest
+
+    def counted(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        chosen = best_and_latest(trials)
+        n_read.append(len(chosen))
+        return chosen
+
+    monkeypatch.setattr(journal, "MAX_TRIALS_SEEN", 20)
+    monkeypatch.setattr(journal, "N_BEST_SEEN", 5)
+    monkeypatch.setattr(journal, "best_and_latest", counted)
+    run_all(searching(open_storage(tmp_path), 20, sampler="tpe"))
+    assert n_read == []
+    run_all(searching(open_storage(tmp_path), 40, sampler="tpe"))
+    assert len(n_read) >= 15, "all but the random proposals"
+    assert set(n_read) == {20}

@@ -134,7 +134,7 @@ def test_a_regression_that_has_not_converged_does_not_warn(monkeypatch):
 
     with pytest.warns(ConvergenceWarning):
         Impatient().fit(features.numpy(), labels.numpy())
-    monkeypatch.setattr(linear_probe, "LogisticRegression", Impatient)
+    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Impatient)
     fit_probe(features, labels, 3, seed=0)
     fit_head(features, labels, 3)
 

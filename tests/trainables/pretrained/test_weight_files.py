@@ -1,6 +1,7 @@
 import hashlib
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -242,11 +243,23 @@ def test_a_file_without_a_tag_has_the_default_weights_and_no_others(tmp_path):
     names = ["timm/resnet50", "timm/resnet50.a1_in1k", "timm/resnet50.ram_in1k"]
     found, problems = find_available_weights(names, tmp_path, tmp_path)
     assert list(found) == names[:2]
-    assert problems == {
+    assert {name: reason() for name, reason in problems.items()} == {
         "timm/resnet50.ram_in1k": f"looked in {tmp_path}: no resnet50.ram_in1k.safetensors or"
         " resnet50.ram_in1k.pth in it; put the file there, timm's is at"
         " https://huggingface.co/timm/resnet50.ram_in1k"
     }
+
+
+def test_timm_is_not_asked_for_names_that_no_file_has(tmp_path, monkeypatch):
+    """Importing it takes seconds, with which a run would begin."""
+    monkeypatch.setattr(weight_files, "timm_source", None)
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    (tmp_path / "mobilenet_v2.pth").touch()
+    (tmp_path / "resnet50.a1_in1k.safetensors").touch()
+    names = ["mobilenet_v2", "resnet18", "timm/resnet50.a1_in1k", "timm/convnext_nano.in12k"]
+    found, problems = find_available_weights(names, tmp_path, tmp_path)
+    assert list(found) == ["mobilenet_v2", "timm/resnet50.a1_in1k"]
+    assert list(problems) == ["resnet18", "timm/convnext_nano.in12k"]
 
 
 @pytest.fixture

@@ -39,7 +39,9 @@ def plan_of(tmp_path: Path, *words: str) -> RunPlan:
     request = parse_request(["--out", str(tmp_path), "--name", "run", *words])
     run_folder = RunFolder.create(request.out, request.name)
     space = REQUESTED.without_backbones(["resnet18"])
-    available = Available(REQUESTED, space, FILES, {"resnet18": "looked for it; no such file"})
+    available = Available(
+        REQUESTED, space, FILES, {"resnet18": lambda: "looked for it; no such file"}
+    )
     nothing = Manifest((), (), np.empty(0, np.int64), (), None, None)
     return RunPlan(request, space, nothing, None, available, run_folder)
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from search.cluster.shared_file import StoredObject
-from search.pipeline.backbones.candidates import Candidate
 from search.pipeline.backbones.feature_cache import plan_feature_cache
 from search.pipeline.prepare import PreparedData
 from search.pipeline.retraining import kfold
 from search.pipeline.retraining.kfold import Fold, FoldError, FoldStore, RetrainConfig, retrain
 from spaces.base import Space, TrialConfig
 from spaces.sources import folder
+from tests.fixtures.channel_noise import candidate
 from tests.fixtures.prepared_data import prepared_data, started_cache
 from trainables.pretrained.weights import PACKAGED, load_weights
 from trainables.worker import TrainingContext
@@ -57,7 +57,7 @@ def prepare(pixels: np.ndarray) -> PreparedData:
 
 def context_of(prepared: PreparedData) -> TrainingContext:
     """Return the context of trainings that read the cache, and begin with a probe's head."""
-    cache = started_cache(plan_feature_cache(prepared, {"tinynet": Candidate((512,) * 5, 1.0)}))
+    cache = started_cache(plan_feature_cache(prepared, {"tinynet": candidate(1.0, 512)}))
     return prepared.training_context({"tinynet": {}}, cache)
 
 
