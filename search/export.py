@@ -13,7 +13,6 @@ The graph takes `images`, uint8 [N, H, W, 3], and returns `probabilities` [N, cl
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from spaces.errors import SearchError
 from spaces.rules import SpaceError
 from spaces.sources import SourceError
 from trainables.atomic_write import write_atomically
+from trainables.json_text import parse_json
 
 if TYPE_CHECKING:
     from search.deployment.parity import Outputs, Parity
@@ -170,7 +170,7 @@ def _record(run: Path, path: Path, result: Parity, n_members: int) -> None:
     """Write the comparison into the record beside the exported files."""
     record = run / "export" / RECORD
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
+        content = parse_json(record.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         content = {}
     if not isinstance(content, dict):

@@ -25,6 +25,7 @@ from uuid import uuid4
 from search.runs.run_folder import LOCK
 from search.runs.validation import FolderError
 from trainables.atomic_write import write_atomically
+from trainables.json_text import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def _describe_owner() -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """Read a lock; empty where there is none, or a damaged one."""
     with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             return content
     return {}

@@ -6,7 +6,6 @@ on run there. All other nodes may join and leave.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.cluster.session import SessionError
+from trainables.json_text import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def autoscaler_nodes(home: Path | None = None) -> list[Node]:
         home: Folder of `AUTOSCALING_FILE`; None is the user's.
     """
     try:
-        config = json.loads(((home or Path.home()) / AUTOSCALING_FILE).read_text(encoding="utf-8"))
+        config = parse_json(((home or Path.home()) / AUTOSCALING_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     n_left = int(config.get("max_workers", 0)) - (len(nodes()) - 1)

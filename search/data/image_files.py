@@ -31,6 +31,9 @@ class ImageFiles(NamedTuple):
 NOT_AN_IMAGE = "its name is not that of an image"
 """Reason of a file that is neither an image nor of a format with a reason of its own."""
 
+LINK_UP = "is a link to a folder that it lies in"
+"""Reason of a link that is not followed: it would bring the images of other classes."""
+
 _LITTER = frozenset(
     (
         *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "__pycache__"),
@@ -61,8 +64,8 @@ def find_image_files(folder: Path) -> ImageFiles:
     """
     images: list[Path] = []
     others: list[tuple[Path, str]] = []
-    for path, is_special in sorted(_walk(folder, set())):
-        reason = SPECIAL_FILE if is_special else why_no_image(path.name)
+    for path, problem in sorted(_walk(folder, set(), folder.resolve())):
+        reason = problem or why_no_image(path.name)
         if reason is None:
             images.append(path)
         else:
@@ -138,17 +141,28 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, bool]]:
-    """Yield the files below a folder, and whether each is neither a file nor a link."""
-    if (real := folder.resolve()) in seen:  # a link may point to a parent
+def _walk(folder: Path, seen: set[Path], top: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files below a folder, and why each is not to be opened; "" where it may be.
+
+    Args:
+        folder: The folder.
+        seen: What it and its links led to so far.
+        top: The folder that the walk began with, without links in its path.
+    """
+    real = folder.resolve()
+    if seen and top.is_relative_to(real):
+        yield folder, LINK_UP
+        return
+    if real in seen:
         return
     seen.add(real)
     for entry in _scan(folder):
         path = folder / entry.name
         if _is_folder(entry):
-            yield from _walk(path, seen)
+            yield from _walk(path, seen, top)
         else:  # a link to a file that is gone is reported when it is decoded
-            yield path, not entry.is_symlink() and not entry.is_file()
+            is_special = not entry.is_symlink() and not entry.is_file()
+            yield path, SPECIAL_FILE if is_special else ""
 
 
 def _is_hidden(name: str) -> bool:

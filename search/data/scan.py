@@ -13,7 +13,7 @@ import numpy as np
 
 from search.console.formatting import some
 from search.data.exclusion import Exclusion
-from search.data.image_files import NOT_AN_IMAGE, DataError, find_image_files
+from search.data.image_files import LINK_UP, NOT_AN_IMAGE, DataError, find_image_files
 from search.data.layouts import class_folders
 from search.data.layouts.class_folders import (
     ClassFolder,
@@ -219,7 +219,7 @@ def _list_labelled(
 
 def _kind(reason: str) -> str:
     """Return the issue of a file that is not used for a reason."""
-    if reason == UNLISTED:
+    if reason in (UNLISTED, LINK_UP):
         return "not used"
     return "not an image" if reason == NOT_AN_IMAGE else "unreadable"
 

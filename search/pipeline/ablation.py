@@ -6,7 +6,6 @@ trained to full length on the same split. The result of the search does not depe
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from search.runs.tables import ABLATION_COLUMNS, CURVE_COLUMNS, write_csv
 from search.tuning.throughput import measure_throughput
 from spaces.base import Space, TrialConfig
 from trainables.compute import configure_cpu
+from trainables.json_text import parse_json
 from trainables.trial_result import EpochResult
 from trainables.worker import TrainingContext, create_trainer
 
@@ -173,7 +173,7 @@ def _gpu_fraction(backbone: str, gpu_fraction: Mapping[str, float]) -> float:
 def _load(path: Path, step: AblationStep, epochs: int) -> AblationResult | None:
     """Read a result of an earlier session; None where the step was not finished, or has changed."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         config = content["step"]["config"]
         curve = tuple(_read_epoch(epoch) for epoch in content["curve"])
     except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -17,6 +16,7 @@ from search.runs.storage import SharedFiles
 from search.runs.validation import FolderError, validate
 from spaces.rules import Metric, Value
 from spaces.sources import Source
+from trainables.json_text import parse_json
 
 RUN_FORMAT = 3
 """Version of the run folder's files; a folder of another version is not read."""
@@ -214,7 +214,7 @@ def read_environment(path: Path) -> Environment:
     """
     way_out = "put a copy of it back, or begin a new run"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         raise FolderError(f"{path} is damaged: it is not JSON; {way_out}") from None
     has_request = isinstance(content, dict) and "request" in content

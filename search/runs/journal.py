@@ -17,6 +17,7 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from trainables.atomic_write import write_atomically, write_patiently
+from trainables.json_text import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Journal(BaseJournalBackend):
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Yield the logs from a number on."""
         for line in self._lines[log_number_from:]:
-            yield json.loads(line)
+            yield parse_json(line)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append logs; waits while the file cannot be written: see `write_patiently`."""

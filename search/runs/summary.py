@@ -6,7 +6,6 @@ module is long because it declares every key of the file.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from pydantic import BeforeValidator
 
 from search.runs.validation import FolderError, validate
 from spaces.rules import Metric
+from trainables.json_text import parse_json
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """JSON has no NaN and no infinity: both are written as null, which is read back as NaN."""
@@ -600,7 +600,7 @@ def read_summary(path: Path, *, resumes: bool = False) -> RunSummary:
     """
     way_out = "put a copy of it back, or remove it and resume the run"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return RunSummary()
     except ValueError:

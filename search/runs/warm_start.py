@@ -10,6 +10,7 @@ from search.runs.validation import FolderError, validate
 from spaces.first_trials import Config
 from spaces.rules import Value
 from trainables.atomic_write import write_atomically
+from trainables.json_text import parse_json
 
 WARM_START_FILE = "warm_start.json"
 """In the run's folder; of a run that was started with `--warm-start`."""
@@ -32,7 +33,7 @@ def read_warm_start(run_folder: Path) -> tuple[Config, ...]:
         return ()
     way_out = "put a copy of it back, or begin a new run"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         raise FolderError(f"{path} is damaged: it is not JSON; {way_out}") from None
     return tuple(validate(content, list[dict[str, Value]], path, way_out))

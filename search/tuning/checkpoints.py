@@ -20,6 +20,7 @@ from search.cluster.nodes import on_driver_node
 from search.cluster.session import ends_with_session
 from search.runs.run_folder import BEST_WEIGHTS, CHECKPOINT
 from search.runs.storage import Files, LocalFiles, SharedFiles
+from trainables.json_text import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class CheckpointStore:
     def _read_kept(self) -> dict[int, Score] | None:
         """Return what this store had kept before Ray restarted it; None for another run's."""
         try:
-            record = json.loads(self._files.read(_KEPT) or b"")
+            record = parse_json(self._files.read(_KEPT) or b"")
             kept = {int(number): (float(a), float(b)) for number, (a, b) in record["kept"]}
         except (ValueError, TypeError, KeyError):  # missing, or damaged
             return {}

@@ -8,7 +8,6 @@ that knows the form of the record is in one place.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -31,6 +30,7 @@ from search.runs.validation import FolderError
 from spaces.base import Space, TrialConfig
 from spaces.rules import Metric, Value
 from trainables.atomic_write import write_patiently
+from trainables.json_text import parse_json
 from trainables.trial_result import EpochResult, TrialResult
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _whole_bytes(content: bytes) -> int:
     end = content.rfind(b"\n") + 1
     start = content.rfind(b"\n", 0, max(0, end - 1)) + 1
     try:
-        json.loads(content[start:end])
+        parse_json(content[start:end])
     except ValueError:
         return start
     return end
@@ -139,7 +139,7 @@ def load_study(run_folder: Path) -> optuna.Study | None:
         storage = JournalStorage(backend)
         names = optuna.get_all_study_names(storage)
         return optuna.load_study(study_name=names[0], storage=storage) if names else None
-    except (ValueError, KeyError, TypeError, AssertionError):
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, fields
 from typing import get_args
@@ -13,6 +12,7 @@ from PIL import Image
 from spaces.errors import SearchError
 from spaces.rules import MAX_RESIZE_SIZE, ResizeMode
 from trainables.images import MEAN, STD, to_square
+from trainables.json_text import parse_json
 from trainables.levels import DEFAULT_LEVELS, Levels
 from trainables.models.normalisation import Colour
 
@@ -61,7 +61,7 @@ def read_card(text: str) -> ModelCard:
     Raises:
         ModelError: a field is missing or out of range.
     """
-    content = json.loads(text)
+    content = parse_json(text)
     if missing := [field.name for field in fields(ModelCard) if field.name not in content]:
         raise ModelError(f"its card lacks {', '.join(missing)}")
     sequences = {name: tuple(content[name]) for name in ("classes", "mean", "std")}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from search.data.image_files import DataError
 from spaces.archives import TABLE_SUFFIXES
 from spaces.label_tables import LabelTable, cell_text
 from spaces.sources import did_you_mean
+from trainables.json_text import parse_json
 
 
 class MissingColumnError(DataError):
@@ -276,7 +276,7 @@ def _read_json_lines(path: Path) -> _Table:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError:
             value = None
         if not isinstance(value, dict):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from trainables.atomic_write import write_atomically
+from trainables.json_text import parse_json
 
 
 @dataclass
@@ -36,7 +37,7 @@ class TrackingState:
     def read(cls, path: Path) -> TrackingState:
         """Read the file; one that is missing or damaged has nothing."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             sent = {int(number): SentTrial(**one) for number, one in content["trials"].items()}
             return cls(path, str(content["key"]), sent)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -47,6 +47,20 @@ def test_links_are_followed_but_not_in_a_cycle(tmp_path: Path) -> None:
     assert [path.name for path in found] == ["2.jpg", "1.jpg"]
 
 
+@pytest.mark.parametrize("target", ["..", ".", "../..", "../more"])
+def test_a_link_to_a_folder_that_it_lies_in_brings_no_images(tmp_path: Path, target: str) -> None:
+    """Those of the other classes would be this one's, too."""
+    make(tmp_path, "photos/cat/1.jpg", "photos/dog/2.jpg")
+    (tmp_path / "photos" / "more").mkdir()
+    (tmp_path / "photos" / "more" / "up").symlink_to(tmp_path / "photos")
+    up = tmp_path / "photos" / "cat" / "up"
+    up.symlink_to(target)
+    found = find_image_files(tmp_path / "photos" / "cat")
+    assert found.images == [tmp_path / "photos" / "cat" / "1.jpg"]
+    reported = up / "up" if target == "../more" else up
+    assert found.others == [(reported, "is a link to a folder that it lies in")]
+
+
 def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
     make(tmp_path, "cat/1.jpg")
     (tmp_path / "dog").symlink_to("moved/dog")
