@@ -13,10 +13,9 @@ from typing import Any
 from uuid import uuid4
 
 from search.runs.storage import SharedFiles
-from search.runs.validation import FolderError, validate
+from search.runs.validation import FolderError, read_json, validate
 from spaces.rules import Metric, Value
 from spaces.sources import Source
-from trainables.json_text import parse_json
 
 RUN_FORMAT = 3
 """Version of the run folder's files; a folder of another version is not read."""
@@ -213,10 +212,7 @@ def read_environment(path: Path) -> Environment:
         FolderError: it is damaged, or of another `RUN_FORMAT`.
     """
     way_out = "put a copy of it back, or begin a new run"
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise FolderError(f"{path} is damaged: it is not JSON; {way_out}") from None
+    content = read_json(path, way_out)
     has_request = isinstance(content, dict) and "request" in content
     if has_request and (found := content.get("format", 1)) != RUN_FORMAT:
         raise FolderError(

@@ -14,9 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from search.runs.validation import FolderError, validate
+from search.runs.validation import NoJSONError, read_json, validate
 from spaces.rules import Metric
-from trainables.json_text import parse_json
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """JSON has no NaN and no infinity: both are written as null, which is read back as NaN."""
@@ -600,11 +599,11 @@ def read_summary(path: Path, *, resumes: bool = False) -> RunSummary:
     """
     way_out = "put a copy of it back, or remove it and resume the run"
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = read_json(path, way_out)
     except FileNotFoundError:
         return RunSummary()
-    except ValueError:
+    except NoJSONError:
         if resumes:
             return RunSummary()
-        raise FolderError(f"{path} is damaged: it is not JSON; {way_out}") from None
+        raise
     return validate(content, RunSummary, path, way_out)

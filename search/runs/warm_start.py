@@ -6,11 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.runs.validation import FolderError, validate
+from search.runs.validation import read_json, validate
 from spaces.first_trials import Config
 from spaces.rules import Value
 from trainables.atomic_write import write_atomically
-from trainables.json_text import parse_json
 
 WARM_START_FILE = "warm_start.json"
 """In the run's folder; of a run that was started with `--warm-start`."""
@@ -29,11 +28,9 @@ def read_warm_start(run_folder: Path) -> tuple[Config, ...]:
         FolderError: the file is damaged.
     """
     path = run_folder / WARM_START_FILE
-    if not path.is_file():
-        return ()
     way_out = "put a copy of it back, or begin a new run"
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise FolderError(f"{path} is damaged: it is not JSON; {way_out}") from None
+        content = read_json(path, way_out)
+    except FileNotFoundError:
+        return ()
     return tuple(validate(content, list[dict[str, Value]], path, way_out))

@@ -12,6 +12,7 @@ from search.pipeline.request import parse_request
 from search.runs.run_folder import RunFolder, digest
 from search.runs.summary import RunSummary, SearchCounts
 from search.runs.validation import FolderError
+from search.runs.warm_start import read_warm_start, write_warm_start
 from trainables import atomic_write
 
 SEARCH = SearchCounts(trials=4, complete=2, pruned=1, failed=1, unfinished=0, seconds=7.5)
@@ -289,3 +290,31 @@ def test_the_summary_for_the_terminal_is_what_the_file_holds(tmp_path):
     shown = folder.summary_json()
     assert shown.isascii()
     assert json.loads(shown) == json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [as_folder, as_link_to_itself, as_pipe])
+@pytest.mark.parametrize("name", ["summary.json", "environment.json", "warm_start.json"])
+@pytest.mark.parametrize("resumes", [True, False])
+def test_what_is_no_file_is_named(tmp_path, damage, name, resumes):
+    """A pipe in the place of a file would be waited for without end."""
+    folder = begun(tmp_path)
+    folder.write_summary(RunSummary(search=SEARCH))
+    write_warm_start(folder.path, [{"lr": 0.1}])
+    damage(folder.path / name)
+    with pytest.raises(FolderError, match=f"^{folder.path}"):
+        read_warm_start(RunFolder.open(folder.path, resumes=resumes).path)
