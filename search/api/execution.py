@@ -100,7 +100,8 @@ def _execute(
     try:
         run_plan = replace(prepare_run(request, hold), callbacks=tuple(callbacks))
         on_prepared(run_plan)
-        Thread(target=_import_networks, args=(run_plan.backbones,), daemon=True).start()
+        imports = Thread(target=_import_networks, args=(run_plan.backbones,), daemon=True)
+        imports.start()
         with (
             shutdown.watching(),
             pixel_limit(run_plan.request.max_megapixels),
@@ -124,6 +125,7 @@ def _execute(
                 shutdown.watch()
                 if not _probes_here(run_plan):
                     start_workers("trainables.worker")
+                imports.join()  # meanwhile nothing could import Weights & Biases
                 from search.pipeline import flow
 
                 return flow.run(run_plan, progress, shutdown)
