@@ -1,6 +1,7 @@
 """Measure seconds and memory of each stage of a run with 100,000 images.
 
     python -m benchmarks.speed.many_images [--quick] [--images 100000] [--side 64] [--mapped]
+    python -m benchmarks.speed.many_images --images 4000 --side 32 --classes 1000
 
 The images are generated: each mixes a dozen scenes of pink noise, common to all of them, with its
 own, tinted by its class. So they are about as similar as photographs are, and the audit compares as
@@ -42,7 +43,8 @@ import search.pipeline.prepare  # noqa: E402
 import search.reporting.page  # noqa: E402
 
 _IMAGES = {"full": 100_000, "quick": 5_000, "smoke": 200}
-_N_CLASSES, _N_SCENES = 20, 12
+_N_SCENES = 12
+_MIN_IMAGES_PER_CLASS = 4
 _BATCH = 1000
 _SPACE = """
 from optuna.distributions import FloatDistribution
@@ -153,7 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="many-images-") as name, ExitStack() as patched:
         folder = Path(name)
         log_progress(f"generating {n:,} images of {side} × {side}")
-        n_bytes = generate(folder / "images", n, side)
+        n_bytes = generate(folder / "images", n, side, arguments.classes)
         (folder / "space.py").write_text(_SPACE.format(side=side))
         for step, (where, function) in STEPS.items():
             timed = watch.timed(step, getattr(where, function))
@@ -173,9 +175,13 @@ def main() -> None:
         if code:
             stop(f"the search ended with {code}", code)
         mapped = (folder / "out" / "run" / "cache" / "images.npy").is_file()
+        files = {name: folder / "out" / "run" / name for name in ("summary.json", "report.html")}
+        sizes = {name: path.stat().st_size / 2**20 for name, path in files.items()}
     fill_report(report, watch, n)
+    report.notes.append(", ".join(f"{name} has {size:.1f} MB" for name, size in sizes.items()))
     report.notes.append(
-        f"{n:,} JPEG files of {side} × {side}, {n_bytes / 2**20:,.0f} MB; decoded"
+        f"{n:,} JPEG files of {side} × {side} in {arguments.classes:,} classes,"
+        f" {n_bytes / 2**20:,.0f} MB; decoded"
         f" {n * side * side * 3 / 2**20:,.0f} MB, "
         + ("in a memory-mapped file" if mapped else "in the object store")
     )
@@ -187,23 +193,26 @@ def parse() -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--images", type=int, metavar="N", help="(default: 100,000)")
     parser.add_argument("--side", type=int, default=64, metavar="PIXELS", help="(default: 64)")
+    parser.add_argument("--classes", type=int, default=20, metavar="K", help="(default: 20)")
     parser.add_argument("--mapped", action="store_true", help="map decoded images from a file")
     arguments = parser.parse_args()
-    if arguments.images is not None and arguments.images < 10 * _N_CLASSES:
-        parser.error(f"--images must be at least {10 * _N_CLASSES}, but got {arguments.images}")
+    n_least = _MIN_IMAGES_PER_CLASS * arguments.classes
+    n = arguments.images or _IMAGES[arguments.mode]
+    if n < n_least:
+        parser.error(f"--images must be at least {n_least}, four per class, but got {n}")
     return arguments
 
 
-def generate(folder: Path, n: int, side: int) -> int:
+def generate(folder: Path, n: int, side: int, n_classes: int) -> int:
     """Write n images into a folder per class; return their total size in bytes."""
     rng = np.random.default_rng(0)
     scenes = pink(rng, _N_SCENES, side)
-    tints = rng.uniform(-25, 25, (_N_CLASSES, 3))
-    for label in range(_N_CLASSES):
-        (folder / f"class-{label:02d}").mkdir(parents=True)
+    tints = rng.uniform(-25, 25, (n_classes, 3))
+    for label in range(n_classes):
+        (folder / f"class-{label:04d}").mkdir(parents=True)
 
     def write(place: int, pixels: np.ndarray) -> int:
-        path = folder / f"class-{place % _N_CLASSES:02d}" / f"{place:07d}.jpg"
+        path = folder / f"class-{place % n_classes:04d}" / f"{place:07d}.jpg"
         Image.fromarray(pixels).save(path, quality=90)
         return path.stat().st_size
 
@@ -213,7 +222,7 @@ def generate(folder: Path, n: int, side: int) -> int:
             places = range(start, min(start + _BATCH, n))
             mixed = np.tensordot(rng.normal(size=(len(places), _N_SCENES)), scenes, 1)
             mixed = mixed / np.sqrt(_N_SCENES) + 0.5 * pink(rng, len(places), side)
-            tint = tints[np.arange(start, places.stop) % _N_CLASSES]
+            tint = tints[np.arange(start, places.stop) % n_classes]
             pixels = np.clip(128 + 45 * mixed + tint[:, None, None], 0, 255).astype(np.uint8)
             n_bytes += sum(writers.map(write, places, pixels))
     return n_bytes

@@ -186,11 +186,11 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run; NaN and infinities become null."""
-        self.write_text(name, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, _as_json(content) + "\n")
 
     def summary_json(self) -> str:
         """Return what `summary.json` holds, for a terminal: in ASCII."""
-        return json.dumps(_finite(self._summary.as_dict()), indent=2)
+        return _as_json(self._summary.as_dict(), is_ascii=True)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run."""
@@ -268,12 +268,24 @@ def digest(path: Path) -> str:
     return blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def _finite(content: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, with None."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, Mapping):
-        return {str(key): _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return content
+def _as_json(content: Any, is_ascii: bool = False, margin: str = "\n") -> str:
+    """Return JSON with a line for each value, but with lists of numbers each on one line.
+
+    So a confusion matrix of 1,000 classes has 1,000 lines. NaN and infinities, which JSON does not
+    have, become null.
+    """
+    within = f"{margin}  "
+    if isinstance(content, Mapping) and content:
+        values = [
+            f"{json.dumps(str(key), ensure_ascii=is_ascii)}: {_as_json(value, is_ascii, within)}"
+            for key, value in content.items()
+        ]
+        return f"{{{within}{f',{within}'.join(values)}{margin}}}"
+    if isinstance(content, list | tuple) and content:
+        if all(isinstance(value, int | float) for value in content):
+            return json.dumps([value if math.isfinite(value) else None for value in content])
+        values = [_as_json(value, is_ascii, within) for value in content]
+        return f"[{within}{f',{within}'.join(values)}{margin}]"
+    if isinstance(content, float) and not math.isfinite(content):
+        return "null"
+    return json.dumps(content, ensure_ascii=is_ascii)

@@ -230,6 +230,30 @@ def test_nan_and_infinities_become_null(tmp_path):
     }
 
 
+def test_a_row_of_numbers_is_one_line(tmp_path):
+    """The confusion matrix of 1,000 classes would have a million."""
+    folder = RunFolder.create(tmp_path, "mine")
+    content = {"confusion": [[3, 0], [1, 2]], "ci95": (0.5, float("nan")), "classes": ["a", "b"]}
+    folder.write_json("numbers.json", {**content, "nothing": [], "none": {}})
+    assert (
+        (folder.path / "numbers.json").read_text(encoding="utf-8")
+        == """{
+  "confusion": [
+    [3, 0],
+    [1, 2]
+  ],
+  "ci95": [0.5, null],
+  "classes": [
+    "a",
+    "b"
+  ],
+  "nothing": [],
+  "none": {}
+}
+"""
+    )
+
+
 def test_seconds_of_a_stage_add_up_over_sessions(tmp_path):
     folder = begun(tmp_path)
     folder.add_stage_seconds("search", 1.25)
