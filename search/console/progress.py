@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,11 +133,17 @@ class Progress:
         self.console.print(line, soft_wrap=True)
 
     def _fold(self, text: str, used: int) -> str:
-        """Fold a text at the terminal's width; paths stay whole, so that they can be copied."""
+        """Fold a text between words at the terminal's width; paths stay whole, to be copied."""
         width = self.console.width
-        if not self.console.is_terminal or os.sep in text or width < 2 * _TABLE_INDENT:
+        if not self.console.is_terminal or width < 2 * _TABLE_INDENT:
             return text
-        filled = wrap("." * used + text, width, subsequent_indent=" " * _TABLE_INDENT)
+        filled = wrap(
+            "." * used + text,
+            width,
+            subsequent_indent=" " * _TABLE_INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         return "\n".join(filled)[used:]
 
     def warn(self, text: str) -> None:

@@ -44,7 +44,10 @@ class MlflowModel:
                 continue
             pairs = zip(result.classes, result.probabilities, strict=True)
             rows.append([*[cell for pair in pairs for cell in pair], result.ood_score, None])
-        return pd.DataFrame(rows, columns=[*ranked_columns(top), "ood_score", "error"])
+        columns = [*ranked_columns(top), "ood_score", "error"]
+        # As objects, what is missing stays None: NaN, which a server would write, is no JSON.
+        table = pd.DataFrame(rows, columns=pd.Index(columns, dtype="object"), dtype=object)
+        return table if any(row[-1] for row in rows) else table.infer_objects()
 
 
 def _load_pyfunc(path: str) -> MlflowModel:

@@ -56,7 +56,8 @@ def describe_search_gain(summary: RunSummary) -> str | None:
         f"{100 * compared.difference:+.1f} points out of fold, 95% CI {low:+.1f} to {high:+.1f},"
         f" p = {compared.p_value:.2g}"
     )
-    trials = "the trial" if searched.trials == 1 else f"the best of {searched.trials} trials"
+    n_trials = searched.trials or searched.unfinished  # one that did not end may be a finalist
+    trials = "the trial" if n_trials == 1 else f"the best of {n_trials} trials"
     together = "; an ensemble of finalists is better than each, and the model"
     together = together if summary.is_ensemble else ""
     if compared.p_value >= ALPHA:

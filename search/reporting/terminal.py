@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -25,6 +24,7 @@ from search.console.formatting import (
     metric_text,
     percent,
     quote_path,
+    some,
 )
 from search.reporting.sentences import (
     describe_calibration,
@@ -57,8 +57,21 @@ def show_result(
         console.print(Text(_fold(f"{gained[0].upper()}{gained[1:]}.", console, 0), style="bold"))
     console.print(_accuracies(summary))
     if summary.linear_probe is not None and len(summary.linear_probe) > 1:
-        console.print(_backbones(summary.linear_probe))
-    facts = (_fold(f"{label:<12}  {value}", console) for label, value in _facts(summary, path))
+        probed, others = {}, []
+        for name, score in summary.linear_probe.items():
+            if math.isfinite(score.accuracy):
+                probed[name] = score
+            else:
+                others.append(name)
+        if probed:
+            console.print(_backbones(probed))
+        if others:
+            line = f"without a linear probe, for reasons in the report: {some(others, 3)}"
+            console.print(Text(_fold(line, console, 2), style="dim"))
+            console.print()
+    facts = (
+        _fold(f"{label:<12}  {value}", console, path=path) for label, value in _facts(summary, path)
+    )
     for line in (*facts, "", *_next_steps(path)):
         # Not in a table, which would cut paths; not as markup, for their [ ].
         console.print(Text(line), soft_wrap=True)
@@ -80,11 +93,25 @@ def result_line(summary: RunSummary, path: Path) -> str:
     return " ".join([*words, f"n={test.n}", f"run={quote_path(path)}"])
 
 
-def _fold(line: str, console: Console, indent: int = 14) -> str:
-    """Fold a line at the terminal's width, unless it holds a path, which is to be copied whole."""
-    if not console.is_terminal or os.sep in line:
+def _fold(line: str, console: Console, indent: int = 14, path: Path | None = None) -> str:
+    """Fold a line between words at the terminal's width.
+
+    Args:
+        line: The line.
+        console: Where it is printed.
+        indent: Spaces before each further line.
+        path: A line that holds this path is not folded, as the path is to be copied whole.
+    """
+    if not console.is_terminal or (path is not None and str(path) in line):
         return line
-    return "\n".join(wrap(line, max(40, console.width), subsequent_indent=" " * indent))
+    lines = wrap(
+        line,
+        max(40, console.width),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines)
 
 
 def _accuracies(summary: RunSummary) -> Table:
@@ -132,15 +159,16 @@ def _accuracies(summary: RunSummary) -> Table:
 
 
 def _backbones(scores: Mapping[str, ProbeScore]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("backbone", overflow="fold")
-    for title in ("linear probe", "behind", "log loss", "latency", "searched"):
+    # Narrow gaps leave room for long names at 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("linear probe of", overflow="fold")
+    for title in ("accuracy", "behind", "log loss", "latency", "searched"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, score in scores.items():
         behind = f"{100 * score.behind:.1f} ± {100 * score.behind_se:.1f}"
         table.add_row(
             Text(name),
-            percent(score.accuracy, 2) if math.isfinite(score.accuracy) else "",
+            percent(score.accuracy, 2),
             behind if math.isfinite(score.behind) else "",
             f"{score.log_loss:.3f}" if math.isfinite(score.log_loss) else "",
             f"{score.latency_ms:.1f} ms" if math.isfinite(score.latency_ms) else "",

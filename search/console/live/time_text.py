@@ -15,6 +15,8 @@ def describe_time_left(parts: Mapping[str, float]) -> str:
             in the sum alone.
     """
     total = sum(parts.values())
+    if _round(total, 1) == "0":
+        return "a few seconds left"
     unit, size = ("s", 1) if total < _SECONDS_UP_TO else ("min", 60)
     if total >= 100 * 60:
         unit, size = "h", 3600

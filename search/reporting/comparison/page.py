@@ -40,7 +40,7 @@ _CHARTS: Mapping[str, Callable[[Record], Iterator[style.Chart]]] = {
     "accuracy against coverage": chart_coverage,
 }
 _SHOWN = ("accuracy", "history", "trial_curves", "confusion_test", "reliability", "coverage")
-_SAME_SCALE = ("history", "trial_curves", "coverage")  # by their y axis
+_ACCURACY_AXES = {"accuracy": "x", "history": "y", "trial_curves": "y", "coverage": "y"}
 _NOT_COMPARED = ("name", "out", "resume", "names_run", "names_space", "quiet", "verbose", "json")
 
 
@@ -232,11 +232,12 @@ def _draw_figures(records: tuple[Record, Record], gaps: list[str]) -> dict[str, 
                     charts[letter] |= {one.name: one for one in chart(record)}
                 except Exception as error:
                     gaps.append(describe_gap(f"figure of the {title} of {letter}", error))
-        for name in _SAME_SCALE:
+        for name, axis in _ACCURACY_AXES.items():  # on the same scale
             axes = [one[name].figure.axes[0] for one in charts.values() if name in one]
-            limits = [one.get_ylim() for one in axes]
+            limits = [one.get_xlim() if axis == "x" else one.get_ylim() for one in axes]
             for one in axes:
-                one.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+                common = min(low for low, _ in limits), max(high for _, high in limits)
+                one.set(**{f"{axis}lim": common})
         for letter, of_run in charts.items():
             for name in _SHOWN:
                 if name in of_run:

@@ -161,7 +161,7 @@ def test_the_backbones_are_listed_with_the_reason_of_those_that_left() -> None:
     lines = shown(Path("run"), width=100, linear_probe=ranked)
     assert "resnet18 81.00% 0.0 ± 0.0 20.0 ms yes" in lines
     assert "tinynet 60.00% 21.0 ± 2.0 1.234 1.0 ms no" in lines
-    assert "vgg16_bn no" in lines
+    assert "without a linear probe, for reasons in the report: vgg16_bn" in lines
     alone = shown(Path("run"), linear_probe={"resnet18": ranked["resnet18"]})
     assert not any("resnet18 81.00%" in line for line in alone), "there was nothing to choose"
 

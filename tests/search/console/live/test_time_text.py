@@ -13,7 +13,7 @@ from search.console.live.time_text import clock, describe_time_left
         ({"feature_cache": 42.0}, "about 40 s left"),
         ({"trials": 9000.0, "cross-validation": 1800.0},
          "about 3.0 h left (trials 2.5, cross-validation 0.5)"),
-        ({"trials": 0.0}, "about 0 s left"),
+        ({"trials": 0.0}, "a few seconds left"),
     ],
 )  # fmt: skip
 def test_time_left_is_no_more_exact_than_it_is_known(parts: dict[str, float], text: str) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -166,5 +170,46 @@ def test_mlflow_loads_the_model_and_predicts_files_bytes_and_base64(
     assert set(found["prediction_1"][:3]) == {image.parent.name}
     assert found["error"][:3].isna().all()
     assert "zero bytes" in found["error"][3]
+    assert found["prediction_1"][3] is None, "NaN would be no JSON"
     top = model.predict(pd.DataFrame({"image": given[:1]}), params={"top": 1})
     assert "prediction_2" not in top
+
+
+@pytest.mark.long
+def test_mlflow_serves_the_model(tmp_path: Path, colour_run: Path, colour_images: Path) -> None:
+    write_mlflow_model(colour_run / "model.pt", tmp_path / "mlflow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = ["models", "serve", "--model-uri", str(tmp_path / "mlflow"), "--env-manager", "local"]
+    scripts = Path(sys.executable).parent  # where MLflow finds uvicorn
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", port],
+        env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"},
+        cwd=Path(__file__).parents[4],
+        start_new_session=True,
+    )
+    try:
+        image = next(colour_images.rglob("*.png"))
+        inputs = [base64.b64encode(image.read_bytes()).decode(), str(tmp_path / "missing.png")]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"inputs": inputs, "params": {"top": 1}}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    content = answer.read().decode()
+                break
+            except urllib.error.URLError:
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+    first, second = json.loads(content, parse_constant=pytest.fail)["predictions"]
+    assert (first["prediction_1"], first["error"]) == (image.parent.name, None)
+    assert (second["prediction_1"], second["error"]) == (None, "there is no such file")
