@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import nan
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from benchmarks.harness.reporting import Ratio, Report, command_line
+from search.pipeline.trials import nothing_to_gain
 from search.reporting.run_record import Record, TrialRecord, read_record
 from search.runs.run_folder import RunFolder
+from search.runs.summary import ProbeScore, RunSummary
 from search.runs.tables import read_rows
-from search.tuning.time_budget import fold_growth
-from search.tuning.timing.time_left import Budget, TimeLeft, closing_seconds
-from spaces.base import load_space
+from search.tuning.timing.after_trials import AfterTrials, fold_growth
+from search.tuning.timing.time_left import Budget, TimeLeft
+from spaces.base import Space, load_space
 from trainables.trial_result import TrialResult
 
 TARGET = 0.25
@@ -97,23 +98,26 @@ def read_replay(path: Path) -> Replay:
     assert settings is not None
     space = replace(load_space(path / "space.py"), epochs=settings.epochs, folds=settings.folds)
     space = replace(space, params={**space.params, **settings.constants})
-    times = _trial_times(record)
+    times = _trial_times(record, stages["search"])
     slots = _most_at_once(list(times.values()))
     search_begins = sum(stages.get(name, 0.0) for name in _BEFORE)
     folds_begin = search_begins + stages["search"]
     folds_end = folds_begin + stages["cross_validation"]
     clock = Clock()
+    last_trial = _last_trial(record, space)
     replay = Replay(
         TimeLeft(
             space,
-            None if record.environment.request.has_open_end else len(record.trials),
+            last_trial,
             lambda: slots,
-            fold_growth(summary.data.train, summary.data.val, settings.folds),
-            closing_seconds(
-                summary.data.test + (0 if summary.external is None else summary.external.n),
-                min((one.latency_ms for one in (summary.linear_probe or {}).values()), default=nan),
-            ),
-            _budget(record, clock, stages),
+            _after_trials(summary, space, slots),
+            record.environment.request.n_finalists,
+            [
+                str(one.name).removeprefix("linear probe of ")
+                for one in summary.kfold.finalists
+                if one.trial is None
+            ],
+            _budget(record, clock, folds_begin, last_trial is None),
             clock,
         ),
         clock,
@@ -130,27 +134,64 @@ def read_replay(path: Path) -> Replay:
     return replay
 
 
-def _budget(record: Record, clock: Clock, stages: Mapping[str, float]) -> Budget | None:
-    """Return the run's time budget; what it reserved is taken to be what that took."""
+def _last_trial(record: Record, space: Space) -> int | None:
+    """Return how many trials the run was to have; None where only the time bounded them."""
+    summary = record.summary
+    if not record.environment.request.has_open_end:
+        return len(record.trials)
+    assert summary.data is not None
+    best = next(iter((summary.linear_probe or {}).values()), ProbeScore())
+    n_images = summary.data.train + summary.data.val
+    if summary.metric == "accuracy" and nothing_to_gain(best.accuracy, n_images):
+        return max(1, len(space.first_trials))
+    return None
+
+
+def _after_trials(summary: RunSummary, space: Space, slots: int) -> AfterTrials:
+    """Return the estimates of what followed the trials.
+
+    A run records each backbone's milliseconds of one image, and those of a batch of its model
+    alone: backbones are taken to gain as much by a batch as the model does.
+    """
+    data, cost, external = summary.data, summary.model_cost, summary.external
+    assert data is not None
+    by_batch = 1.0 if cost is None else cost.latency_ms_batch_32 / cost.latency_ms
+    probes = summary.linear_probe or {}
+    return AfterTrials(
+        space,
+        data.train,
+        fold_growth(data.train, data.val, space.folds),
+        lambda _: slots,
+        {name: one.latency_ms / 1000 * by_batch for name, one in probes.items()},
+        data.test + (0 if external is None else external.n),
+        has_probe=bool(probes),
+    )
+
+
+def _budget(record: Record, clock: Clock, folds_begin: float, is_open: bool) -> Budget | None:
+    """Return the run's time budget; what it reserved is what was left when its trials ended."""
     seconds = record.environment.request.time_budget_seconds
     if seconds is None:
         return None
-    reserved = sum(stages.get(name, 0.0) for name in ("cross_validation", *_AFTER))
+    reserved = seconds - folds_begin if is_open else 0.0
     return Budget(lambda: seconds - clock.now, lambda: reserved)
 
 
-def _trial_times(record: Record) -> dict[int, tuple[float, float]]:
-    """Return when each trial began and ended, in seconds since the first began."""
+def _trial_times(record: Record, search_seconds: float) -> dict[int, tuple[float, float]]:
+    """Return when each trial began and ended, in seconds since the first began.
+
+    One that did not end is taken to have ended with the search.
+    """
     assert record.study is not None
-    frozen = [one for one in record.study.get_trials(deepcopy=False) if one.datetime_complete]
-    first = min(one.datetime_start.timestamp() for one in frozen if one.datetime_start)
+    begun = {
+        one.number: (one.datetime_start.timestamp(), one.datetime_complete)
+        for one in record.study.get_trials(deepcopy=False)
+        if one.datetime_start is not None
+    }
+    first = min((begins for begins, _ in begun.values()), default=0.0)
     return {
-        one.number: (
-            one.datetime_start.timestamp() - first,
-            one.datetime_complete.timestamp() - first,
-        )
-        for one in frozen
-        if one.datetime_start and one.datetime_complete
+        number: (begins - first, search_seconds if ends is None else ends.timestamp() - first)
+        for number, (begins, ends) in begun.items()
     }
 
 

@@ -45,8 +45,9 @@ from search.tuning.study import (
     write_trials,
 )
 from search.tuning.throughput import measure_throughput
-from search.tuning.time_budget import TimeBudget, fold_growth
-from search.tuning.timing.time_left import Budget, TimeLeft, closing_seconds
+from search.tuning.time_budget import TimeBudget
+from search.tuning.timing.after_trials import AfterTrials, fold_growth
+from search.tuning.timing.time_left import Budget, TimeLeft
 from search.tuning.trial_events import TolerantCallback, TrialCallback
 from spaces.base import Space
 from trainables.worker import TrainingContext
@@ -112,23 +113,32 @@ def run_search(
             external=None,
         )
     )
-    latencies = {name: candidates[name].batch_latency_ms for name in run_plan.backbones}
     budget, recorded = None, folder.summary.linear_probe or {}
     probed = {name: score for name, score in recorded.items() if name in context.heads}
+    probes = finalist_probes(probed)
+    has_budget = request.time_budget_seconds is not None
+    after_trials = AfterTrials(
+        space,
+        len(rows["train"]),
+        fold_growth(len(rows["train"]), len(rows["val"]), space.folds),
+        _slots_by_backbone(gpu_fraction),
+        {name: candidates[name].batch_latency_ms / 1000 for name in run_plan.backbones},
+        prepared.count_evaluated(),
+        _throughput(context, space, rows, gpu_fraction) if has_budget else None,
+        bool(probes),
+    )
     if request.time_budget_seconds is not None:
-        budget = _create_budget(
+        budget = TimeBudget(
             request.time_budget_seconds,
+            lambda: progress.elapsed_seconds,
             space,
             request.n_finalists,
-            context,
-            rows,
-            gpu_fraction,
-            prepared.count_evaluated(),
-            finalist_probes(probed),
-            {name: ms / 1000 for name, ms in latencies.items()},
-            progress,
+            after_trials,
+            len(rows["train"]),
+            probes,
         )
         budget.catch_up(study)
+    last_trial = _last_trial(run_plan, prepared, progress)
     plan = SearchPlan(
         n_trials=None if request.has_open_end else space.trials,
         sampler=request.sampler,
@@ -138,7 +148,7 @@ def run_search(
         max_concurrent=request.max_concurrent,
         gpu_fraction=gpu_fraction,
         lengths=budget.lengths if budget is not None else None,
-        may_begin=_may_begin(run_plan, prepared, study, progress),
+        may_begin=partial(_may_begin, study, last_trial if request.has_open_end else None),
         patience_trials=request.patience_trials,
     )
     trials = folder.path / "trials"
@@ -152,11 +162,11 @@ def run_search(
     n_ended = sum(count_states(study).values())
     time_left = TimeLeft(
         space,
-        None if plan.n_trials is None else plan.n_trials - n_ended,
+        None if last_trial is None else max(0, last_trial - n_ended),
         TrialSlots(CPUS_PER_TRIAL, list(gpu_fraction.values())),
-        fold_growth(len(rows["train"]), len(rows["val"]), space.folds),
-        # The fastest one's was least disturbed by other programs, which only add to a time.
-        closing_seconds(prepared.count_evaluated(), min(latencies.values(), default=math.nan)),
+        after_trials,
+        request.n_finalists,
+        probes if budget is None else budget.probes,
         None if budget is None else _as_budget(budget, request, progress),
     )
     boards = TrialBoards(folder.path / "tensorboard", space)
@@ -214,31 +224,30 @@ def _as_budget(budget: TimeBudget, request: Request, progress: Progress) -> Budg
     return Budget(lambda: seconds - progress.elapsed_seconds, budget.reserved_seconds)
 
 
-def _may_begin(
-    run_plan: RunPlan,
-    prepared: PreparedData,
-    study: optuna.Study,
-    progress: Progress,
-) -> Callable[[], bool]:
-    """Return whether another trial may begin, where their number is not given."""
-    if not run_plan.request.has_open_end:
-        return lambda: True
+def _last_trial(run_plan: RunPlan, prepared: PreparedData, progress: Progress) -> int | None:
+    """Return how many trials may begin at most; None where only the time bounds them."""
     space, scores = prepared.space, run_plan.folder.summary.linear_probe or {}
+    if not run_plan.request.has_open_end:
+        return space.trials
     best = next(iter(scores.values()), ProbeScore())
-    n_images, n_first = len(prepared.rows("train", "val")), max(1, len(space.first_trials))
+    n_images = len(prepared.rows("train", "val"))
     if space.metric != "accuracy" or not nothing_to_gain(best.accuracy, n_images):
-        return lambda: True
+        return None
+    n_first = max(1, len(space.first_trials))
     n_wrong = round((1 - best.accuracy) * n_images)
     progress.say(
         f"the linear probe is wrong on {n_wrong} of {n_images} images, too few for a better model"
         f" to be distinguished from chance: the search ends after {count(n_first, 'trial')}"
     )
+    return n_first
 
-    def may_begin() -> bool:
-        trials = study.get_trials(deepcopy=False)
-        return sum(trial.state != TrialState.WAITING for trial in trials) < n_first
 
-    return may_begin
+def _may_begin(study: optuna.Study, last_trial: int | None) -> bool:
+    """Return whether another trial may begin, where there is a last one."""
+    if last_trial is None:
+        return True
+    trials = study.get_trials(deepcopy=False)
+    return sum(trial.state != TrialState.WAITING for trial in trials) < last_trial
 
 
 def nothing_to_gain(accuracy: float, n_images: int) -> bool:
@@ -253,38 +262,23 @@ def nothing_to_gain(accuracy: float, n_images: int) -> bool:
     return p_value(0, round((1 - accuracy) * n_images)) >= ALPHA
 
 
-def _create_budget(
-    seconds: float,
-    space: Space,
-    n_finalists: int,
-    context: TrainingContext,
-    rows: Mapping[str, np.ndarray],
-    gpu_fraction: Mapping[str, float],
-    n_evaluated: int,
-    probes: Sequence[str],
-    latencies: Mapping[str, float],
-    progress: Progress,
-) -> TimeBudget:
-    """Create the time budget, with the measured speed of each backbone's training."""
+def _slots_by_backbone(gpu_fraction: Mapping[str, float]) -> Callable[[str], int]:
+    """Return what tells how many trainings of a backbone run in parallel."""
     slots = {
         name: TrialSlots(CPUS_PER_TRIAL, [fraction]) for name, fraction in gpu_fraction.items()
     }
-    n_train, n_val = len(rows["train"]), len(rows["val"])
-    return TimeBudget(
-        seconds,
-        lambda: progress.elapsed_seconds,
-        space,
-        n_finalists,
-        lambda backbone: slots[backbone](),
-        fold_growth(n_train, n_val, space.folds),
-        measure_throughput(
-            context, rows["train"], {name: gpu_fraction[name] for name in space.backbones}
-        ),
-        n_train,
-        probes=probes,
-        latencies=latencies,
-        n_evaluated=n_evaluated,
-    )
+    return lambda backbone: slots[backbone]()
+
+
+def _throughput(
+    context: TrainingContext,
+    space: Space,
+    rows: Mapping[str, np.ndarray],
+    gpu_fraction: Mapping[str, float],
+) -> Mapping[str, Sequence[float]]:
+    """Measure the speed of each backbone's training."""
+    fractions = {name: gpu_fraction[name] for name in space.backbones}
+    return measure_throughput(context, rows["train"], fractions)
 
 
 def _write_results(study: optuna.Study, space: Space, folder: RunFolder, seconds: float) -> None:

@@ -23,26 +23,11 @@ from search.tuning.study import (
     retrain_epochs,
     trial_length,
 )
+from search.tuning.timing.after_trials import CLOSING_SECONDS, FOLD_SECONDS, AfterTrials
 from spaces.base import Space, TrialConfig
 from spaces.rules import Value
-from trainables.models.linear_probe import uses_center_crop
 from trainables.trial_result import TrialResult
 from trainables.worker import resolve_config
-
-FOLD_SECONDS = 1.0
-"""Seconds of a fold besides its epochs: a worker, weights, the probe's head, predictions."""
-
-FORWARD_FRACTION = 1 / 3
-"""Seconds that a forward pass takes per image, over those of training the same stages."""
-
-CLOSING_SECONDS = 12.0
-"""Seconds of boards and report, measured on two cores."""
-
-SAMPLE_PASSES = 600
-"""Images through a network that heat maps and the measured cost of a model take, measured."""
-
-MAX_PROJECTED = 1000
-"""Test images whose features TensorBoard's projector shows."""
 
 MAX_RESERVED = 0.5
 """Fraction of the time left when the search begins that is reserved at most for folds. Where those
@@ -107,13 +92,9 @@ class TimeBudget:
         elapsed: Callable[[], float],
         space: Space,
         n_finalists: int,
-        slots: Callable[[str], int],
-        growth: float,
-        seconds_per_image: Mapping[str, Sequence[float]],
+        after_trials: AfterTrials,
         n_train: int,
         probes: Sequence[str],
-        latencies: Mapping[str, float],
-        n_evaluated: int = 0,
     ) -> None:
         """Start with no trial.
 
@@ -122,26 +103,17 @@ class TimeBudget:
             elapsed: Returns how many seconds have passed.
             space: What is searched.
             n_finalists: Trials that are retrained by k-fold cross-validation.
-            slots: Returns how many folds of a backbone run in parallel.
-            growth: See `fold_growth`.
-            seconds_per_image: See `search.tuning.throughput.measure_throughput`.
+            after_trials: Estimates what follows the trials, by the measured throughput.
             n_train: Images that a trial trains on.
             probes: Backbones of the linear probes that may be finalists, the best first.
-            latencies: By backbone, seconds that one view of an image takes to be predicted by a
-                model of one member, in a batch and on all cores; NaN where that was not measured.
-            n_evaluated: Test images and external images that the model is evaluated on.
         """
         self._seconds = seconds
         self._seconds_at_start = max(0.0, seconds - elapsed() - CLOSING_SECONDS)
-        self._n_evaluated = n_evaluated
         self._elapsed = elapsed
         self._space = space
         self._n_finalists = n_finalists
-        self._slots = slots
-        self._growth = growth
-        self._seconds_per_image = seconds_per_image
+        self._after = after_trials
         self._n_train = n_train
-        self._latencies = latencies
         self._probes = self._affordable(probes)
         self._costs: dict[int, TrialCost] = {}
         self._configs: dict[int, TrialConfig] = {}
@@ -201,8 +173,7 @@ class TimeBudget:
         """Return the seconds of folds and evaluation of the best probe, and of others in time."""
         affordable: dict[str, float] = {}
         for name in probes:
-            latency = self._latencies.get(name, 0.0)
-            needed = self._rounds(name) * FOLD_SECONDS + self._n_evaluated * latency
+            needed = self._after.rounds(name) * FOLD_SECONDS + self._after.probe_seconds(name)
             others = sum(list(affordable.values())[1:])
             if not affordable or others + needed <= MAX_MORE_PROBES * self._seconds:
                 affordable[name] = needed
@@ -224,7 +195,7 @@ class TimeBudget:
         missing = cost.epochs - self._epochs[number]
         if missing > MAX_MISSING * cost.epochs:
             return False
-        folds = self._folds_seconds(cost) / self._rounds(cost.backbone)
+        folds = self._folds_seconds(cost) / self._after.rounds(cost.backbone)
         closing = self._closing_seconds({(config.backbone, config.freeze_depth)})
         needed = missing * cost.epoch_seconds + folds + closing
         return self._elapsed() + needed <= self._seconds
@@ -253,7 +224,7 @@ class TimeBudget:
         epochs, seconds = self._length(backbone, depth), self._expected(backbone, depth)
         folds = self._folds_seconds(TrialCost(0.0, epochs, seconds, backbone))
         reserved = self._reserved_for_folds(self._costs.keys())
-        needed = max(folds / self._rounds(backbone), reserved)
+        needed = max(folds / self._after.rounds(backbone), reserved)
         closing = self._closing_seconds({(backbone, depth), *self._likely_kinds()})
         return epochs * seconds + needed + closing <= self._seconds - self._elapsed()
 
@@ -273,8 +244,8 @@ class TimeBudget:
             return True
         if all_folds:
             return self._folds_seconds(cost) <= self.seconds_left()
-        n_first = min(self._space.folds, max(1, self._slots(cost.backbone)))
-        seconds = self._folds_seconds(cost) / self._rounds(cost.backbone)
+        n_first = min(self._space.folds, self._after.slots(cost.backbone))
+        seconds = self._folds_seconds(cost) / self._after.rounds(cost.backbone)
         return seconds <= self.seconds_left(n_first)
 
     def seconds_left(self, n_folds: int | None = None) -> float:
@@ -343,9 +314,9 @@ class TimeBudget:
     def _fitting_epochs(self, backbone: str, depth: int) -> int:
         """Return how many epochs fit, chosen when the first trial at a depth is planned."""
         if (backbone, depth) not in self._fitting:
-            rounds = self._rounds(backbone)
+            rounds = self._after.rounds(backbone)
             left = self.seconds_left() - rounds * FOLD_SECONDS
-            n_trainings = TRIALS_PLANNED / max(1, self._slots(backbone)) + rounds * self._growth
+            n_trainings = TRIALS_PLANNED / self._after.slots(backbone) + rounds * self._after.growth
             seconds = max(self._expected(backbone, depth) * n_trainings, 1e-9)
             self._fitting[backbone, depth] = math.floor(left / seconds)
         return self._fitting[backbone, depth]
@@ -366,7 +337,7 @@ class TimeBudget:
 
     def _predicted(self, backbone: str, depth: int) -> float:
         """Return the seconds of an epoch by the measured throughput."""
-        return self._n_train * sum(self._seconds_per_image[backbone][depth:])
+        return self._n_train * sum(self._after.stage_seconds(backbone)[depth:])
 
     def _closing_seconds(self, kinds: Collection[tuple[str, int]]) -> float:
         """Return what the probe's folds, centre crops, evaluation and report take.
@@ -374,9 +345,11 @@ class TimeBudget:
         Args:
             kinds: Backbone and freeze depth of each model that may be evaluated.
         """
-        crops = sum(self._center_crop_seconds(backbone) for backbone in {kind[0] for kind in kinds})
+        crops = sum(
+            self._after.center_crop_seconds(backbone) for backbone in {kind[0] for kind in kinds}
+        )
         evaluation = self._evaluation_seconds(kinds)
-        probe = self._rounds(self._space.backbones[0]) * FOLD_SECONDS
+        probe = self._after.rounds(self._space.backbones[0]) * FOLD_SECONDS
         return probe + crops + evaluation + CLOSING_SECONDS
 
     def _evaluation_seconds(
@@ -388,61 +361,17 @@ class TimeBudget:
         the baseline that it is compared with. Linear probes beside the best one have theirs with
         their folds.
         """
-        if not self._n_evaluated:
-            return 0.0
-        by_kind = [self._part_seconds(*kind, n_folds) for kind in kinds]
-        more_probes = list(self._probes.values())[1:]
-        model = sum(by_kind) + sum(more_probes) if more_probes else max(by_kind)
-        passes = SAMPLE_PASSES + min(MAX_PROJECTED, self._n_evaluated)
-        samples = passes * max(self._latency(backbone) for backbone, _ in kinds)
         baseline = self._configs.get(BASELINE_TRIAL)
         is_best = self._likely_finalists()[:1] == [BASELINE_TRIAL]
-        if baseline is None or is_best or not self._retrains_baseline():
-            return model + samples
-        part = self._part_seconds(baseline.backbone, baseline.freeze_depth, n_folds)
-        return model + samples + part
-
-    def _latency(self, backbone: str) -> float:
-        """Return the seconds of one view of an image through a network, in a batch."""
-        latency = self._latencies.get(backbone, math.nan)
-        if math.isnan(latency):
-            return FORWARD_FRACTION * sum(self._seconds_per_image[backbone])
-        return latency
-
-    def _part_seconds(self, backbone: str, depth: int, n_folds: int | None = None) -> float:
-        """Return what an ensemble of the folds, frozen to a depth, takes to be evaluated."""
-        seconds, n_folds = self._seconds_per_image[backbone], n_folds or self._space.folds
-        n_networks = sum(seconds[:depth]) + n_folds * sum(seconds[depth:])
-        n_networks /= max(sum(seconds), 1e-9)  # the frozen stages are computed once
-        n_views = 2 if self._uses_center_crop() else 1
-        return self._n_evaluated * n_views * n_networks * self._latency(backbone)
-
-    def _center_crop_seconds(self, backbone: str) -> float:
-        """Return what the centre-crop branch takes for all images of the folds."""
-        if not self._uses_center_crop():
-            return 0.0
-        per_image = FORWARD_FRACTION * sum(self._seconds_per_image[backbone])
-        return self._n_cross_validated() * per_image / max(1, self._slots(backbone))
-
-    def _uses_center_crop(self) -> bool:
-        return bool(self._probes) and uses_center_crop(self._space, self._n_cross_validated())
-
-    def _n_cross_validated(self) -> float:
-        return self._n_train * self._growth * self._space.folds / (self._space.folds - 1)
+        compared = None
+        if baseline is not None and not is_best and self._retrains_baseline():
+            compared = baseline.backbone, baseline.freeze_depth
+        more_probes = list(self._probes.values())[1:]
+        return self._after.evaluation_seconds(kinds, compared, more_probes, n_folds)
 
     def _retrains_baseline(self) -> bool:
         cost = self._costs.get(BASELINE_TRIAL)
         return cost is not None and self._folds_seconds(cost) <= MAX_BASELINE * self._seconds
 
     def _folds_seconds(self, cost: TrialCost) -> float:
-        epoch_seconds = cost.epoch_seconds * self._growth
-        return self._rounds(cost.backbone) * (FOLD_SECONDS + cost.epochs * epoch_seconds)
-
-    def _rounds(self, backbone: str) -> int:
-        """Return how often as many folds as there are slots run one after the other."""
-        return math.ceil(self._space.folds / max(1, self._slots(backbone)))
-
-
-def fold_growth(n_train: int, n_val: int, folds: int) -> float:
-    """Return the images that a fold trains on, over those that a trial does."""
-    return (n_train + n_val) * (folds - 1) / folds / max(1, n_train)
+        return self._after.folds_seconds(cost.backbone, cost.epochs, cost.epoch_seconds)

@@ -13,18 +13,21 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 
 from search.tuning.time_budget import (
-    CLOSING_SECONDS,
-    FOLD_SECONDS,
-    FORWARD_FRACTION,
     MAX_BASELINE,
     MAX_HEAD_TRIALS,
     MAX_MISSING,
     MAX_MORE_PROBES,
     MAX_RESERVED,
     MIN_EPOCHS,
-    SAMPLE_PASSES,
     TRIALS_PLANNED,
     TimeBudget,
+)
+from search.tuning.timing.after_trials import (
+    CLOSING_SECONDS,
+    FOLD_SECONDS,
+    FORWARD_FRACTION,
+    SAMPLE_PASSES,
+    AfterTrials,
     fold_growth,
 )
 from spaces.base import Space
@@ -71,18 +74,24 @@ def make(
         folds=FOLDS,
     )
     growth = fold_growth(N_TRAIN, 200, FOLDS)
+    after_trials = AfterTrials(
+        space,
+        N_TRAIN,
+        growth,
+        lambda _: SLOTS,
+        probes or {},
+        n_evaluated,
+        {"tinynet": SECONDS_PER_IMAGE},
+        bool(probes),
+    )
     return TimeBudget(
         seconds,
         lambda: clock.now,
         space,
         finalists,
-        lambda _: SLOTS,
-        growth,
-        {"tinynet": SECONDS_PER_IMAGE},
+        after_trials,
         N_TRAIN,
         probes=list(probes or {}),
-        latencies=probes or {},
-        n_evaluated=n_evaluated,
     )
 
 
