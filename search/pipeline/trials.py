@@ -159,6 +159,7 @@ def run_search(
         request.shared and request.shared.within("trials"),
         context.run_id,
     )
+    checkpoints.delete_left_over(trials, [number for number, *_ in ended_trials(study)])
     n_ended = sum(count_states(study).values())
     time_left = TimeLeft(
         space,

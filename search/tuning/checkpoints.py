@@ -148,6 +148,19 @@ class CheckpointClient:
         """See `CheckpointStore`; returns before it is done."""
         self.actor.delete_checkpoint.remote(number)
 
+    def delete_left_over(self, trials: Path, ended: Iterable[int]) -> None:
+        """Delete the checkpoints of ended trials, where a session was killed before it did.
+
+        Args:
+            trials: The run's own folder of trials.
+            ended: Numbers of the trials that have ended.
+        """
+        local = (f"{path.parent.name}/{path.name}" for path in trials.glob(f"*/{CHECKPOINT}"))
+        names = set(local if self.shared is None else self.shared.names())
+        for number in ended:
+            if f"{number}/{CHECKPOINT}" in names:
+                self.delete_checkpoint(number)
+
     def download_best(self, trials: Path) -> None:
         """Copy the kept weights from shared storage to the run's own folder."""
         if self.shared is None:

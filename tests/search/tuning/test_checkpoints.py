@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+import ray
 
 from search.runs.run_folder import BEST_WEIGHTS
 from search.runs.storage import SharedFiles
@@ -144,6 +145,21 @@ def test_a_running_trial_has_one_checkpoint_until_it_ends(tmp_path):
     checkpoints.delete_checkpoint(3)
     checkpoints.delete_checkpoint(3)
     assert checkpoints.load_last(3) is None
+
+
+@pytest.mark.parametrize("in_storage", [False, True])
+def test_checkpoints_of_ended_trials_that_a_killed_session_left_are_deleted(
+    tmp_path, ray_session, in_storage
+):
+    home = tmp_path / "run" / "trials"
+    shared = SharedFiles(str(tmp_path / "storage"), "run").within("trials") if in_storage else None
+    checkpoints = start_checkpoint_store(home, 1, {}, shared)
+    for number in (2, 3, 4):
+        checkpoints.save(number, b"epoch 1")
+    checkpoints.delete_left_over(home, [0, 2, 4])
+    ray.get(checkpoints.actor.kept.remote())  # after what it was asked before
+    found = [checkpoints.load_last(number) for number in range(5)]
+    assert found == [None, None, None, b"epoch 1", None]
 
 
 def test_weights_in_shared_storage_are_downloaded(tmp_path, ray_session):

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +21,7 @@ N_REQUESTS = 24
 N_IMAGES = 32
 """Images of a request: all together take longer than the 8 s in which a search ends."""
 DRAIN_SECONDS = 120.0
+_IN_PROGRESS, _ANSWERED = "classifier_requests_in_progress", "classifier_requests_total"
 
 
 def server_terminated(folder: Path) -> Outcome:
@@ -51,7 +51,7 @@ def server_terminated(folder: Path) -> Outcome:
 
 
 def _terminate_while_asking(process: Process, port: int) -> list[int]:
-    """Send requests, and SIGTERM once all have been sent; return their statuses."""
+    """Send requests, and SIGTERM once all have arrived; return their statuses."""
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
     Image.fromarray(pixels).save(file, "JPEG", quality=50)
@@ -64,6 +64,17 @@ def _terminate_while_asking(process: Process, port: int) -> list[int]:
 
     with ThreadPoolExecutor(N_REQUESTS) as pool:
         waiting = [pool.submit(ask, i) for i in range(N_REQUESTS)]
-        time.sleep(3.0)
+        process.wait_until(lambda: _count_arrived(port) == N_REQUESTS, DRAIN_SECONDS)
         os.kill(process.popen.pid, signal.SIGTERM)
         return [one.result() for one in waiting]
+
+
+def _count_arrived(port: int) -> int:
+    """Return how many requests for predictions the server has begun, by its metrics."""
+    text = httpx2.get(f"http://127.0.0.1:{port}/metrics", timeout=DRAIN_SECONDS).text
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    answered = sum(
+        float(value) for name, value in lines if name.startswith(_ANSWERED + '{path="/predict"')
+    )
+    in_progress = next(float(value) for name, value in lines if name == _IN_PROGRESS)
+    return round(answered + in_progress) - 1  # but for the one that asks
