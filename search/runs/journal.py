@@ -130,15 +130,20 @@ class StudyStorage(JournalStorage):
         super().__init__(journal)
         self.journal = journal
         self._is_bounded = False
+        self._seen: list[FrozenTrial] | None = None
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
-        """Return `MAX_TRIALS_SEEN` trials and those that run, where all are asked for."""
+        """Return `MAX_TRIALS_SEEN` trials and those that run, where more are asked for.
+
+        They are chosen once, so that a proposal looks through all trials once; no other trial than
+        the one that is proposed may change meanwhile.
+        """
         self._is_bounded = True
         try:
             yield
         finally:
-            self._is_bounded = False
+            self._is_bounded, self._seen = False, None
 
     def get_all_trials(
         self,
@@ -147,14 +152,18 @@ class StudyStorage(JournalStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         """Return the trials in these states, by number; see `bounded`."""
-        trials = super().get_all_trials(study_id, deepcopy=False, states=states)
-        if self._is_bounded and len(trials) > MAX_TRIALS_SEEN:
-            trials = best_and_latest(trials)
+        if not self._is_bounded or states == (TrialState.WAITING,):
+            return super().get_all_trials(study_id, deepcopy, states)
+        if self._seen is None:
+            self._seen = best_and_latest(super().get_all_trials(study_id, deepcopy=False))
+        trials = [trial for trial in self._seen if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
 
 def best_and_latest(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Return the best and the latest `MAX_TRIALS_SEEN` trials, and all that run, by number."""
+    if len(trials) <= MAX_TRIALS_SEEN:
+        return trials
     n_latest = MAX_TRIALS_SEEN - N_BEST_SEEN
     earlier, latest = trials[:-n_latest], trials[-n_latest:]
     complete = [trial for trial in earlier if trial.state == TrialState.COMPLETE]

@@ -316,6 +316,7 @@ def test_resume_that_is_refused_when_its_images_are_decoded(
         raise DataError("the images are not those that the run began with")
 
     monkeypatch.setattr("search.api.execution.ray_session", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("search.api.execution._probes_here", lambda run_plan: True)
     monkeypatch.setattr("search.pipeline.flow.prepare_data", find_other_images)
     assert "are not those" in refused(capsys, "--resume", run, "--trials", "9")
 

@@ -596,19 +596,22 @@ def test_a_first_trial_that_there_is_no_time_for_is_as_long_as_the_shortest():
 def test_a_proposal_of_tpe_reads_a_bounded_number_of_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n_read: list[int] = []
+    n_read: list[tuple[int, int]] = []
     best_and_latest = journal.best_and_latest
 
     def counted(trials: list[FrozenTrial]) -> list[FrozenTrial]:
         chosen = best_and_latest(trials)
-        n_read.append(len(chosen))
+        n_read.append((len(trials), len(chosen)))
         return chosen
 
     monkeypatch.setattr(journal, "MAX_TRIALS_SEEN", 20)
     monkeypatch.setattr(journal, "N_BEST_SEEN", 5)
     monkeypatch.setattr(journal, "best_and_latest", counted)
     run_all(searching(open_storage(tmp_path), 20, sampler="tpe"))
-    assert n_read == []
+    assert n_read
+    assert all(n_chosen == n for n, n_chosen in n_read)
+    n_read.clear()
     run_all(searching(open_storage(tmp_path), 40, sampler="tpe"))
+    assert [n for n, _ in n_read] == sorted({n for n, _ in n_read}), "once for each proposal"
     assert len(n_read) >= 15, "all but the random proposals"
-    assert set(n_read) == {20}
+    assert {n_chosen for _, n_chosen in n_read} == {20}
