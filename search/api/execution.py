@@ -123,7 +123,8 @@ def _execute(
 
             with ray_session(request.address, on_lost=end):
                 shutdown.watch()
-                if not _probes_here(run_plan):
+                # With --max-latency, a backbone is measured before anything else computes.
+                if run_plan.request.max_latency_ms is None and not _probes_here(run_plan):
                     start_workers("trainables.worker")
                 imports.join()  # meanwhile nothing could import Weights & Biases
                 from search.pipeline import flow

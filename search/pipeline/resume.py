@@ -36,10 +36,11 @@ def check_free(request: Request, hold: Callable[[Path], bool]) -> bool:
         FolderError: the name is taken, or no run can be created.
     """
     RunFolder.check_name(request.name)
-    used_again = False
-    if request.names_run and RunFolder(request.folder).ended_without_result:
+    used_again, folder = False, RunFolder(request.folder)
+    if request.names_run and folder.ended_without_result:
         try:
-            used_again = hold(request.folder)
+            # Before it had the lock, another command may have made a result.
+            used_again = hold(request.folder) and folder.ended_without_result
         except FolderError as error:
             raise FolderError(f"{error}, or give another --name") from None
         except OSError:

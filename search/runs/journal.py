@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from optuna.storages import JournalStorage
@@ -129,7 +130,7 @@ class StudyStorage(JournalStorage):
         """Read the study, or begin one."""
         super().__init__(journal)
         self.journal = journal
-        self._is_bounded = False
+        self._bounded_thread: int | None = None
         self._seen: list[FrozenTrial] | None = None
 
     @contextmanager
@@ -137,13 +138,14 @@ class StudyStorage(JournalStorage):
         """Return `MAX_TRIALS_SEEN` trials and those that run, where more are asked for.
 
         They are chosen once, so that a proposal looks through all trials once; no other trial than
-        the one that is proposed may change meanwhile.
+        the one that is proposed may change meanwhile. Other threads, such as those of trackers,
+        are given all trials.
         """
-        self._is_bounded = True
+        self._bounded_thread = get_ident()
         try:
             yield
         finally:
-            self._is_bounded, self._seen = False, None
+            self._bounded_thread, self._seen = None, None
 
     def get_all_trials(
         self,
@@ -152,7 +154,7 @@ class StudyStorage(JournalStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         """Return the trials in these states, by number; see `bounded`."""
-        if not self._is_bounded or states == (TrialState.WAITING,):
+        if self._bounded_thread != get_ident() or states == (TrialState.WAITING,):
             return super().get_all_trials(study_id, deepcopy, states)
         if self._seen is None:
             self._seen = best_and_latest(super().get_all_trials(study_id, deepcopy=False))

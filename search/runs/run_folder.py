@@ -125,7 +125,10 @@ class RunFolder:
         """
         if self.path.is_symlink() or not self.path.is_dir():
             return False
-        return is_without_result([path.name for path in self.path.iterdir()])
+        try:
+            return is_without_result([path.name for path in self.path.iterdir()])
+        except OSError:  # it is another user's
+            return False
 
     def clear(self) -> None:
         """Remove all files but the lock, for a new run of the same name."""
@@ -133,7 +136,7 @@ class RunFolder:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != LOCK:
-                path.unlink()
+                path.unlink(missing_ok=True)  # such as a heartbeat that has just been written
 
     @classmethod
     def open(cls, path: Path, *, resumes: bool = False) -> RunFolder:

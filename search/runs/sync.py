@@ -72,7 +72,8 @@ def is_abandoned(shared: SharedFiles, local: Path) -> bool:
     environment = LocalFiles(local).read(ENVIRONMENT)
     if environment is not None and environment == shared.read(ENVIRONMENT):
         return True
-    return shared.seconds_unchanged() > _MAX_SILENT_UPDATES * EVERY_SECONDS
+    # Where the run's file system cannot lock, there is no heartbeat that could have ended.
+    return LOCK in names and shared.seconds_unchanged() > _MAX_SILENT_UPDATES * EVERY_SECONDS
 
 
 def fetch(shared: SharedFiles, folder: Path) -> None:

@@ -182,7 +182,7 @@ class TimeBudget:
     def is_up(self) -> bool:
         """Return whether the time left is needed for cross-validation and evaluation.
 
-        A trial that has nearly ended is waited for, as long as there is time for it and the first
+        A trial that is half done is waited for, as long as there is time for it and the first
         of its folds: without its end all of it would be lost.
         """
         if self._elapsed() + self.reserved_seconds() <= self._seconds:

@@ -43,8 +43,8 @@ class Candidate:
         image_bytes: Bytes of the cached features of one image at stage outputs 1 to 5.
         measure: Returns the milliseconds of one image on this machine: in a batch of one, or, for
             True, in batches as predictions have them.
-        estimated_ms: The first of these roughly, which tells which backbone is the fastest: other
-            programs may have disturbed it.
+        estimated_ms: The first of these roughly, on the CPU, which tells which backbone is the
+            fastest: other programs may have disturbed it.
         is_trunk: Whether the backbone cannot be cut into stages.
     """
 

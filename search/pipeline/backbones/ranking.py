@@ -49,7 +49,7 @@ from search.runs.summary import ProbeScore
 from trainables.metrics import compute_score
 from trainables.models.classifier import Weights
 from trainables.models.linear_probe import MAX_IMAGES, Probe, stratified_subset
-from trainables.worker import build_block
+from trainables.worker import build_block, training_device
 
 MIN_RANKING_IMAGES = 500
 """Images that backbones are ranked on at least, however short the time, unless there are fewer."""
@@ -77,7 +77,7 @@ def rank_backbones(
     probed = pretrained_backbones(prepared.space, files)
     estimates = {name: candidates[name].estimated_ms for name in probed}
     seconds = None if budget_seconds is None else RANKING_FRACTION * budget_seconds
-    rows = choose_rows(prepared, sum(estimates.values()) / 1000, seconds)
+    rows = choose_rows(prepared, _image_seconds(candidates, probed, seconds), seconds)
     progress.begin("linear_probe", len(probed), "backbones")
     labels = prepared.images.labels[rows]
     ranking = _Ranking(model_path, progress, started)
@@ -131,6 +131,18 @@ def rank_backbones(
     # A head of fewer images than it may have is fitted again, from the feature cache.
     is_whole = len(rows) >= min(len(cached), MAX_IMAGES)
     return ProbeResult({**scores, **skipped}, heads if is_whole else {})
+
+
+def _image_seconds(
+    candidates: Mapping[str, Candidate], names: Sequence[str], seconds: float | None
+) -> float:
+    """Return the seconds that backbones together take for an image.
+
+    Estimates are the CPU's, by which a GPU would rank on too few images in its time.
+    """
+    is_measured = seconds is not None and training_device().type == "cuda"
+    chosen = (candidates[name] for name in names)
+    return sum(one.latency_ms if is_measured else one.estimated_ms for one in chosen) / 1000
 
 
 def choose_rows(prepared: PreparedData, image_seconds: float, seconds: float | None) -> np.ndarray:

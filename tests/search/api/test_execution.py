@@ -277,3 +277,44 @@ def test_a_run_decodes_within_its_pixel_limit(
     assert run.main([*words(images, tmp_path), "--max-megapixels=300"]) == 2
     assert limits == [150_000_000], "Pillow refuses twice this number"
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.usefixtures("begins")
+def test_a_result_that_is_made_before_the_lock_is_held_is_kept(
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command that had the lock may have ended while this one waited for its heartbeat."""
+    folder = tmp_path / "out" / "mine"
+    folder.mkdir(parents=True)
+    (folder / ENVIRONMENT).touch()
+
+    @contextmanager
+    def late(*_: object) -> Iterator[bool]:
+        (folder / MODEL).touch()
+        yield True
+
+    monkeypatch.setattr(execution, "locked", late)
+    assert run.main(words(images, tmp_path)) == 2
+    assert "there is a run called 'mine'" in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == {ENVIRONMENT, MODEL}
+
+
+@pytest.mark.parametrize("options", [[], ["--max-latency=5"]])
+def test_no_worker_starts_while_the_latency_that_excludes_is_measured(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    started: list[str] = []
+
+    @contextmanager
+    def running(*_: object, **__: object) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(execution, "ray_session", running)
+    monkeypatch.setattr(execution, "start_workers", started.append)
+    monkeypatch.setattr(execution, "_probes_here", lambda plan: False)
+    monkeypatch.setattr(flow, "run", lambda *_: 0)
+    assert run.main([*words(images, tmp_path), *options]) == 0
+    assert bool(started) == (not options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -139,4 +140,6 @@ def test_a_bounded_storage_returns_the_best_and_the_latest_trials_and_those_that
         assert numbers() == [2, 3, 4, 8, 15, 16, 17, 18, 19], "8 and 18 run, too"
         assert numbers(TrialState.COMPLETE) == [2, 3, 4]
         assert numbers(TrialState.COMPLETE, TrialState.PRUNED) == [2, 3, 4, 15, 16, 17]
+        with ThreadPoolExecutor(1) as tracker:  # it finds a trial by its place
+            assert tracker.submit(numbers).result() == everything
     assert numbers() == everything

@@ -342,3 +342,22 @@ def test_what_is_no_file_is_named(tmp_path, damage, name, resumes):
     damage(folder.path / name)
     with pytest.raises(FolderError, match=f"^{folder.path}"):
         read_warm_start(RunFolder.open(folder.path, resumes=resumes).path)
+
+
+def test_a_file_that_is_gone_meanwhile_stops_no_clearing(tmp_path, monkeypatch):
+    """A heartbeat is written beside the lock, and takes its place."""
+    folder = begun(tmp_path)
+    files = [folder.path / "run.lock.0a.partial", *folder.path.iterdir()]
+    monkeypatch.setattr(type(tmp_path), "iterdir", lambda path: iter(files))
+    folder.clear()
+    assert not any(path.exists() for path in files)
+
+
+def test_a_folder_that_cannot_be_read_is_no_run_without_result(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError
+
+    folder = begun(tmp_path)
+    assert folder.ended_without_result
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    assert not folder.ended_without_result

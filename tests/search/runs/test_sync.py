@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
-from search.runs.run_folder import CHECKPOINT, STUDY
+from search.runs.run_folder import CHECKPOINT, ENVIRONMENT, LOCK, STUDY
 from search.runs.storage import SharedFiles
-from search.runs.sync import fetch, synced
+from search.runs.sync import fetch, is_abandoned, synced
 
 
 @pytest.fixture
@@ -60,3 +61,15 @@ def test_a_run_continues_when_storage_fails(run: Path, tmp_path: Path) -> None:
 def test_without_storage_nothing_is_done(run: Path) -> None:
     with synced(run, None, never):
         pass
+
+
+@pytest.mark.parametrize("names", [[ENVIRONMENT], [ENVIRONMENT, LOCK]])
+def test_a_copy_without_a_heartbeat_is_not_abandoned(tmp_path: Path, names: list[str]) -> None:
+    """Where the file system of a run cannot lock, the run may go on in silence."""
+    copy = tmp_path / "storage" / "mine"
+    copy.mkdir(parents=True)
+    for name in names:
+        (copy / name).touch()
+        os.utime(copy / name, (1e9, 1e9))
+    shared = SharedFiles(str(tmp_path / "storage"), "mine")
+    assert is_abandoned(shared, tmp_path / "elsewhere") == (LOCK in names)

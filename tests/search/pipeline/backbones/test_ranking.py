@@ -11,7 +11,8 @@ from optuna.distributions import CategoricalDistribution
 
 from search.cluster.feature_cache_client import start_feature_cache
 from search.console.progress import Progress
-from search.pipeline.backbones.candidates import share_weights
+from search.pipeline.backbones import ranking
+from search.pipeline.backbones.candidates import Candidate, share_weights
 from search.pipeline.backbones.feature_cache import plan_feature_cache
 from search.pipeline.backbones.probe import ProbeResult, probe_backbones
 from search.pipeline.backbones.ranking import MIN_RANKING_IMAGES, choose_rows, rank_backbones
@@ -107,3 +108,35 @@ def test_large_sets_are_ranked_on_as_many_images_as_there_is_time_for(
     assert len(rows) == pytest.approx(n, abs=3)
     assert (splits[rows] == "train").all()
     assert np.bincount(labels[rows]).tolist() == pytest.approx([n / 3] * 3, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("device", "budget", "expected"),
+    [("cuda", 60.0, 0.02), ("cuda", None, 0.2), ("cpu", 60.0, 0.2)],
+)
+def test_what_a_gpu_has_time_for_is_not_estimated_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, budget: float | None, expected: float
+) -> None:
+    class ChosenError(Exception):
+        pass
+
+    def choose(_prepared: object, image_seconds: float, _seconds: object) -> None:
+        assert image_seconds == pytest.approx(expected)
+        raise ChosenError
+
+    monkeypatch.setattr(ranking, "training_device", lambda: torch.device(device))
+    monkeypatch.setattr(ranking, "choose_rows", choose)
+    costs = {
+        name: Candidate((64,) * 5, lambda _: 10.0, estimated_ms=100.0)
+        for name in ("tinynet", "squeezenet1_1")
+    }
+    files = dict.fromkeys(costs, Path("weights.pth"))
+    with pytest.raises(ChosenError):
+        rank_backbones(
+            prepare(None, SPACE_OF_THREE.without_backbones(["shufflenet_v2_x0_5"])),
+            costs,
+            files,
+            budget,
+            None,
+            Progress(quiet=True),
+        )
