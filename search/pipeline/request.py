@@ -29,16 +29,8 @@ _KEPT = (
 )
 """Options that a run keeps when it is resumed, unless the command line gives them again."""
 _SAME = (
-    *(
-        "backbones",
-        "limit",
-        "classes",
-        "image_size",
-        "constants",
-        "max_latency_ms",
-        "max_megapixels",
-        "metric",
-    ),
+    *("backbones", "limit", "classes", "image_size", "constants"),
+    *("max_latency_ms", "max_megapixels", "metric"),
     *("image_column", "label_column", "group_column", "group_by", "warm_start"),
 )
 """Those of them that cannot change: trials would be of another space, of other images, or compared
@@ -210,11 +202,16 @@ def check_paths(request: Request) -> None:
 
 
 def check_output_path(request: Request) -> None:
-    """Check that the run's folder is not inside the temporary folder of a Ray job.
+    """Check that the run's folder is neither in a Ray job's temporary folder, nor its own copy.
 
     Raises:
-        RequestError: it would be removed with the job's folder.
+        RequestError: it would be removed with the job's folder, or overwritten by its copy.
     """
+    if request.shared is not None and request.shared.is_folder(request.folder):
+        raise RequestError(
+            f"--storage must be another folder than --out, as it gets a copy of the run, but got"
+            f" {request.storage}"
+        )
     if not request.folder.is_absolute() and _JOB_FOLDERS in Path.cwd().parts:
         option = "--resume" if request.resume else "--out"
         raise RequestError(

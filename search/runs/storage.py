@@ -81,6 +81,13 @@ class SharedFiles:
         """Return the files of a subfolder."""
         return SharedFiles(self.url, f"{self.folder}/{folder}".lstrip("/"))
 
+    def is_folder(self, path: Path) -> bool:
+        """Return whether these are the files of a folder of this machine."""
+        url = urlsplit(self.url)
+        return (
+            url.scheme in ("", "file") and Path(url.path, self.folder).resolve() == path.resolve()
+        )
+
     def write(self, name: str, content: bytes) -> None:
         """See `Files`."""
         system, path = self._opened

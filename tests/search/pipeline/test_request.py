@@ -378,3 +378,14 @@ def test_a_table_in_an_archive_is_found_again(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").touch()
     there = parse("--labels", str(tmp_path / "labels.csv"))
     assert saved(there).labels == tmp_path / "labels.csv"
+
+
+@pytest.mark.parametrize("before", ["", "file://"])
+def test_a_run_is_not_its_own_copy(tmp_path: Path, before: str) -> None:
+    words = ["--name", "mine", "--out", str(tmp_path / "results"), "--storage"]
+    (tmp_path / "link").symlink_to(tmp_path / "results")
+    for storage in (tmp_path / "results", tmp_path / "link"):
+        with pytest.raises(RequestError, match=r"--storage must be another folder than --out"):
+            check_output_path(parse_request([*words, f"{before}{storage}"]))
+    check_output_path(parse_request([*words, f"{before}{tmp_path}"]))
+    check_output_path(parse_request([*words, f"s3:/{tmp_path / 'results'}"]))
