@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from search.console.progress import Progress
-from search.evaluation.selection import correct_for_choice
+from search.evaluation.intervals import wilson_interval
+from search.evaluation.selection import CorrectedScore, correct_for_choice
 from search.pipeline.retraining.cross_validation import (
     CrossValidation,
     by_cost,
+    choose_winner,
     compare_with_probe,
 )
 from search.pipeline.retraining.ensemble_selection import Selection
@@ -90,8 +92,8 @@ def write_scores(
     ]
     write_csv(folder.path / "folds" / "folds.csv", FOLD_COLUMNS, rows)
     compared_with_probe = compare_with_probe(compared, groups, metric, labels)
-    candidates = [result.candidate for result in by_cost(compared)]
-    corrected = correct_for_choice(candidates, groups, metric)
+    place = next(i for i, result in enumerate(results) if result is winner)
+    corrected = _corrected(compared, compared[place], groups, metric)
     kfold = KFoldScores(
         folds=len(winner.folds),
         accuracy_mean=winner.mean,
@@ -120,3 +122,31 @@ def write_scores(
     )
     best = winner.finalist.as_best_model()
     folder.write_summary(replace(folder.summary, best=best, kfold=kfold))
+
+
+def _corrected(
+    compared: Sequence[CrossValidation],
+    winner: CrossValidation,
+    groups: np.ndarray | None,
+    metric: Metric,
+) -> CorrectedScore:
+    """Return the winner's score without the optimism of the choice among all finalists.
+
+    One that was chosen by its log loss is taken to be as optimistic as the one with the highest
+    score: what that one has more is taken off as well.
+    """
+    candidates = [result.candidate for result in by_cost(compared)]
+    corrected = correct_for_choice(candidates, groups, metric)
+    highest = choose_winner(compared, groups, metric)
+    if highest is winner:
+        return corrected
+    alone, other = (
+        correct_for_choice([one.candidate], groups, metric) for one in (winner, highest)
+    )
+    accuracy = float(np.clip(corrected.accuracy + alone.accuracy - other.accuracy, 0.0, 1.0))
+    n = len(winner.candidate.without_crop.correct)
+    interval = wilson_interval(accuracy * n, n)
+    if metric == "accuracy":
+        return CorrectedScore(accuracy, interval, accuracy, interval)
+    less, (low, high) = other.score - alone.score, corrected.score_ci95
+    return CorrectedScore(corrected.score - less, (low - less, high - less), accuracy, interval)

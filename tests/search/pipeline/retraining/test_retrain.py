@@ -316,6 +316,10 @@ def test_a_finalist_that_is_clearly_better_alone_is_the_winner(
     assert summary.best is not None
     assert summary.kfold is not None
     assert (summary.best.trial, summary.kfold.accuracy_mean) == (1, 46 / 60)
+    of_choice = corrected_accuracy([better.candidate, accurate.candidate])
+    corrected = summary.kfold.accuracy_corrected
+    assert corrected == pytest.approx(of_choice - 1 / 60), "the other one has 47 of 60"
+    assert summary.kfold.accuracy_corrected_ci95 == wilson_interval(60 * corrected, 60)
     assert "trial 1, 1 epoch is the model: alone, it has the lowest log" in capsys.readouterr().out
 
 
