@@ -32,7 +32,7 @@ def measure_latency(
         image_size: Side in pixels that it sees.
         device: Where to compute: on the CPU with all of PyTorch's threads.
         batch_size: Images of a pass.
-        passes: Passes at most.
+        passes: Passes at most, also where these are fewer than three.
     """
     network = network.to(device).to(memory_format=torch.channels_last).eval()
     x = torch.zeros(batch_size, 3, image_size, image_size, device=device)

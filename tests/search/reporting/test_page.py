@@ -255,6 +255,37 @@ def test_a_linear_probe_has_no_optimism(run: Path) -> None:
     assert "optimism (selection bias)" not in words
 
 
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(("score", "is_highest"), [(0.94, True), (0.96, False)])
+def test_a_model_that_was_chosen_by_log_loss_has_no_better_accuracy(
+    run: Path, score: float, is_highest: bool
+) -> None:
+    summary = RunFolder.open(run).summary
+    assert summary.best is not None
+    assert summary.kfold is not None
+    other = replace(summary.kfold.finalists[0], name="another", score=score)
+    kfold = replace(summary.kfold, score=0.95, finalists=[*summary.kfold.finalists, other])
+    set_sections(run, best=replace(summary.best, trial=None, name="linear probe"), kfold=kfold)
+    words = written(run).words
+    assert ("no trial has a better cross-validation accuracy" in words) == is_highest
+    assert ("one whose log loss is clearly lower goes before" in words) == (not is_highest)
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("source", "restriction", "expected"),
+    [("net.pth", "", True), ("net.pth", "own licence", False), ("random", "", False)],
+)
+def test_weights_are_folded_where_there_are_some(
+    run: Path, source: str, restriction: str, expected: bool
+) -> None:
+    weights = BackboneWeights(source=source, licence="some-licence", restriction=restriction)
+    set_sections(run, backbone_weights={"tinynet": weights})
+    written(run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert ("<summary>Pretrained weights</summary>" in page) == expected
+
+
 def test_confident_answers_are_counted_with_their_accuracy(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert (
