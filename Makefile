@@ -12,15 +12,14 @@ COVERAGE := --cov=search --cov=trainables --cov=spaces
 demo: $(DEMO)
 	$(BIN)/python -m search.run
 
-# Two processes in parallel, then the tests that need the machine to themselves.
+# Two processes in parallel.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not long and not alone"
-	$(BIN)/python -m pytest -m "alone and not long"
 
 # The same tests with line coverage of the packages.
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not long and not alone" $(COVERAGE) --cov-report=
-	$(BIN)/python -m pytest -m "alone and not long" $(COVERAGE) --cov-append
+	$(BIN)/python -m pytest -m alone $(COVERAGE) --cov-append
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -29,9 +28,10 @@ lint: $(INSTALLED)
 
 check: lint test
 
-# Slow tests that `make test` leaves out, to be run before a change of what they cover.
+# What `make test` leaves out, to be run before a change of what it covers: slow tests, and those
+# that need the machine to themselves.
 test-long: $(INSTALLED)
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m "long or alone"
 
 # Searches broken in twenty-two ways and resumed; the full disk needs root and is skipped without it.
 faults: $(INSTALLED)

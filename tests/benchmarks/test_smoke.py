@@ -33,9 +33,11 @@ LONG = {
     *("speed.gpu_sharing", "speed.many_images", "speed.memory", "speed.scale", "speed.serving"),
     *("speed.trial_overhead", "speed.vs_ray_tutorial", "tuning.versus", "models.intervals"),
     *("speed.epoch", "speed.ensemble_inference", "models.tinynet", "models.center_crop"),
-    *("models.probe_ensembles", "tuning.search_quality"),
+    *("models.probe_ensembles", "tuning.search_quality", "models.feature_cache"),
+    *("models.fine_tuning", "models.resize_mode", "models.cached_views", "models.calibration"),
+    "speed.depthwise",
 }
-"""Left to `make test-long`, as each takes seven seconds and more."""
+"""Left to `make test-long`, as each takes several seconds."""
 
 
 def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:

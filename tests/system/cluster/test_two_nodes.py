@@ -14,7 +14,7 @@ import pytest
 from tests.system.cluster.runs import SPACE, read_csv
 from tests.system.cluster.two_nodes import SECOND_ADDRESS
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {

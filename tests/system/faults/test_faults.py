@@ -34,7 +34,6 @@ def test_killed_in_the_search(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.long
 def test_interrupted_in_the_search_with_damaged_files(tmp_path: Path) -> None:
     """A graceful stop, and then a truncated checkpoint and summary."""
     experiment = Experiment("SIGINT", tmp_path, n_trials=6)
