@@ -70,7 +70,8 @@ def parse_request(arguments: Sequence[str] | None = None, exits: bool = True) ->
     space: Path = options["space"] or own or find_space(default)
     options["space"] = space
     options["names_run"] = options["name"] is not None
-    options["name"] = options["name"] or f"{space.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    if options["name"] is None:
+        options["name"] = f"{space.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     return Request(**options)
 
 

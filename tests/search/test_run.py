@@ -123,6 +123,7 @@ def run_command(*arguments: str | Path, **environment: str) -> subprocess.Comple
         (["--backbones", "resnet81"], "there is no backbone 'resnet81'; did you mean 'resnet18'?"),
         (["--space", "spaces/tools.py"], "give --data DIR"),
         (["--name", "a/b"], "a run's name is made of at most 60 letters, digits, '.', '_' and '-'"),
+        (["--name", ""], "digits, '.', '_' and '-', but got ''"),
         (["--time-budget", "soon"], "must be a time such as 90s, 30m, 1h30m or 2d"),
         (["--storage", "results"], "--storage must be a URL such as s3://bucket/folder"),
         (["--storage", "/proc/nowhere"], "--storage /proc/nowhere cannot be written to"),
