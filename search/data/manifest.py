@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -88,9 +89,11 @@ class Manifest:
             lines.append(f"{count(n_groups, 'group')} of images, kept together{alone}")
         spellings: dict[str, list[str]] = {}
         for name in self.classes:
-            spellings.setdefault(name.casefold(), []).append(name)
+            letters = re.sub(r"[\s_\-]", "", name).casefold()
+            spellings.setdefault(letters or name, []).append(name)
         lines += [
-            f"{some(map(repr, names))} are different classes, though they differ in case only"
+            f"{some(map(repr, names))} are different classes, though they differ in case, spaces or"
+            " hyphens only"
             for names in spellings.values()
             if len(names) > 1
         ]

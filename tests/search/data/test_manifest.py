@@ -17,9 +17,8 @@ def test_seeded_order_is_a_fixed_shuffle() -> None:
     assert [fewer[i] for i in seeded_order(fewer, 0, "x")] == without
 
 
-def test_classes_that_differ_in_case_only_are_named() -> None:
-    classes = ("Cat", "cat", "dog")
+def test_classes_whose_names_hardly_differ_are_named() -> None:
+    classes = ("Cat", "cat", "dog", "hot dog", "Hot-dog ", "-", "_")
     manifest = Manifest(classes, ("a",), np.zeros(1, np.int64), (None,), (), None)
-    assert manifest.describe()[-1] == (
-        "'Cat', 'cat' are different classes, though they differ in case only"
-    )
+    only = "are different classes, though they differ in case, spaces or hyphens only"
+    assert manifest.describe()[2:] == [f"'Cat', 'cat' {only}", f"'hot dog', 'Hot-dog ' {only}"]
