@@ -110,6 +110,7 @@ def test_large_sets_are_ranked_on_as_many_images_as_there_is_time_for(
     assert np.bincount(labels[rows]).tolist() == pytest.approx([n / 3] * 3, abs=2)
 
 
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     ("device", "budget", "expected"),
     [("cuda", 60.0, 0.02), ("cuda", None, 0.2), ("cpu", 60.0, 0.2)],
