@@ -126,8 +126,11 @@ class RunFolder:
         if self.path.is_symlink() or not self.path.is_dir():
             return False
         try:
-            return is_without_result([path.name for path in self.path.iterdir()])
-        except OSError:  # it is another user's
+            names = [path.name for path in self.path.iterdir()]
+            if ENVIRONMENT in names:
+                read_environment(self.path / ENVIRONMENT)
+            return is_without_result(names)
+        except (OSError, FolderError):  # it is another user's, or of another program
             return False
 
     def clear(self) -> None:
@@ -262,8 +265,11 @@ def is_without_result(names: Collection[str]) -> bool:
     Args:
         names: Of the files and folders at the top of the run's folder.
     """
-    known = (name in _FIRST_FILES or name.endswith((".partial", ".py")) for name in names)
-    return all(known) and (not names or ENVIRONMENT in names or LOCK in names)
+    is_begun = ENVIRONMENT in names
+    known = _FIRST_FILES if is_begun else {LOCK, "space.py"}  # in the order of writing
+    modules = ".py" if is_begun else ".partial"
+    are_known = all(name in known or name.endswith((".partial", modules)) for name in names)
+    return are_known and (is_begun or LOCK in names or not names)
 
 
 def digest(path: Path) -> str:

@@ -287,9 +287,8 @@ def test_a_result_that_is_made_before_the_lock_is_held_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The command that had the lock may have ended while this one waited for its heartbeat."""
-    folder = tmp_path / "out" / "mine"
-    folder.mkdir(parents=True)
-    (folder / ENVIRONMENT).touch()
+    folder = kill("before Ray", images, tmp_path)
+    before = {path.name for path in folder.iterdir()}
 
     @contextmanager
     def late(*_: object) -> Iterator[bool]:
@@ -299,7 +298,29 @@ def test_a_result_that_is_made_before_the_lock_is_held_is_kept(
     monkeypatch.setattr(execution, "locked", late)
     assert run.main(words(images, tmp_path)) == 2
     assert "there is a run called 'mine'" in capsys.readouterr().err
-    assert {path.name for path in folder.iterdir()} == {ENVIRONMENT, MODEL}
+    assert {path.name for path in folder.iterdir()} == {*before, MODEL}
+
+
+@pytest.mark.usefixtures("begins")
+@pytest.mark.parametrize(
+    "files",
+    [
+        {ENVIRONMENT: '{"version": 3}', "main.py": "", "cache/x": ""},
+        {"space.py": "SPACE = 1", "other.py": "", LOCK: ""},
+        {"cache/x": "", LOCK: ""},
+    ],
+)
+def test_a_folder_of_another_program_is_left_alone(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
+) -> None:
+    folder = tmp_path / "out" / "mine"
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    assert run.main(words(images, tmp_path)) == 2
+    assert "there is a run called 'mine'" in capsys.readouterr().err
+    found = {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    assert found == files
 
 
 @pytest.mark.parametrize("options", [[], ["--max-latency=5"]])
