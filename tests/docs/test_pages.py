@@ -75,7 +75,8 @@ def test_options_in_text_exist() -> None:
         "--time",
         "--shm-size",
         "--working-dir",
-    }  # of pip, Docker, Ray
+        "--id",
+    }  # of pip, Docker, Ray, Weights & Biases
     known.add("--trails")  # the page of errors has it as a mistake
     wrong = []
     for name, text in {"README.md": README, **PAGES}.items():
