@@ -75,9 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _write_page(page, first, second, compared)
     except OSError as error:
-        print_error(
-            CompareError(f"--out {page} cannot be written to: {error.strerror}; give another --out")
-        )
+        problem = f"{page} cannot be written to: {error.strerror}"
+        if options.out is None:  # the table is there; nobody asked for the page
+            print(f"warning: {printable(problem)}; give --out for the page", file=sys.stderr)
+            return 0
+        print_error(CompareError(f"--out {problem}; give another --out"))
         return 2
     if options.format is None:
         print(printable_name(page))

@@ -249,3 +249,15 @@ def test_a_page_that_cannot_be_written_is_an_error(first, second, tmp_path, caps
     assert capsys.readouterr().err == (
         f"error: --out {tmp_path} cannot be written to: Is a directory; give another --out\n"
     )
+
+
+def test_where_no_page_was_asked_for_a_folder_that_cannot_be_written_to_is_a_warning(
+    first, second, capsys
+):
+    Path("comparison.html").mkdir()  # as root may write into any folder
+    assert main([str(first), str(second)]) == 0
+    out, err = capsys.readouterr()
+    assert "A - B on the same 40 test images" in out
+    assert err == (
+        "warning: comparison.html cannot be written to: Is a directory; give --out for the page\n"
+    )

@@ -84,8 +84,7 @@ def rank_backbones(
     # Nothing else computes until the run's first model is saved, of the fastest backbone. It is
     # not part of the time, since its workers may have to start.
     first = min(estimates, key=estimates.__getitem__)
-    start_first = _fit_here if is_one_cpu_node() else _start_fit
-    fit = start_first(prepared, files, candidates[first], first, rows)
+    fit = _start_fit(prepared, files, candidates[first], first, rows, is_here=is_one_cpu_node())
     ranking.add(fit)
     ranking.collect()
     latencies = {name: candidates[name].latency_ms for name in probed}
@@ -182,31 +181,34 @@ def _start_fit(
     candidate: Candidate,
     name: str,
     rows: np.ndarray,
+    is_here: bool = False,
 ) -> _Fit:
-    """Compute a backbone's features of some images, and start fitting its probe."""
+    """Compute a backbone's features of some images, and start fitting its probe.
+
+    It is fitted in this process if `is_here`: it has imported PyTorch, for which workers take
+    seconds.
+    """
     one = share_weights(prepared, files, [name])
+    if is_here:
+        arrays, image_seconds = _compute_features_here(one, name, rows)
+        return _Fit(ray.put(fit_here(one, rows, arrays)), name, one, image_seconds, candidate)
     blocks, image_seconds = compute_features(one, name, rows)
     # The rows are the subset already, a few more than MAX_IMAGES where classes are rare.
     task = start_probe(prepared, rows, blocks, cross_validate=True, max_images=None)
     return _Fit(task, name, one, image_seconds, candidate)
 
 
-def _fit_here(
-    prepared: PreparedData,
-    files: Mapping[str, Path],
-    candidate: Candidate,
-    name: str,
-    rows: np.ndarray,
-) -> _Fit:
-    """Do the same in this process, which has imported PyTorch: in workers that takes seconds."""
-    one, size = share_weights(prepared, files, [name]), block_size(len(rows))
+def _compute_features_here(
+    prepared: PreparedData, name: str, rows: np.ndarray
+) -> tuple[list[np.ndarray], float]:
+    """Compute pooled features of view 0 in this process; see `compute_features`."""
+    size = block_size(len(rows))
     blocks, seconds = [], []
     for start in range(0, len(rows), size):
         part, started = rows[start : start + size], perf_counter()
-        blocks += build_block(one.features, name, part, 0, prepared.space.views, (5,), 0)
+        blocks += build_block(prepared.features, name, part, 0, prepared.space.views, (5,), 0)
         seconds.append((perf_counter() - started) / len(part))
-    probe = ray.put(fit_here(one, rows, blocks))
-    return _Fit(probe, name, one, float(np.median(seconds)), candidate)
+    return blocks, float(np.median(seconds))
 
 
 class _Ranking:
