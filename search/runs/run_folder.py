@@ -267,8 +267,8 @@ def is_without_result(names: Collection[str]) -> bool:
     """
     is_begun = ENVIRONMENT in names
     known = _FIRST_FILES if is_begun else {LOCK, "space.py"}  # in the order of writing
-    modules = ".py" if is_begun else ".partial"
-    are_known = all(name in known or name.endswith((".partial", modules)) for name in names)
+    suffixes = (".partial", ".py") if is_begun else (".partial",)
+    are_known = all(name in known or name.endswith(suffixes) for name in names)
     return are_known and (is_begun or LOCK in names or not names)
 
 
