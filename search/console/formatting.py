@@ -100,8 +100,10 @@ def duration(seconds: float) -> str:
 
 
 def compact(value: object) -> str:
-    """Format a parameter's value, a float with three significant digits: "0.00312", "6.51e-05"."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """Format a value, a float with three significant digits or more: "6.51e-05", "0.3", "1800"."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def describe(params: Mapping[str, object]) -> str:

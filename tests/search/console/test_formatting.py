@@ -45,6 +45,12 @@ def test_only_floats_are_rounded() -> None:
     ]
 
 
+def test_large_numbers_have_no_exponent() -> None:
+    assert [compact(v) for v in (999.4, 1800.0, 12345.6, float("nan"))] == [
+        *("999", "1800", "12346", "nan"),
+    ]
+
+
 def test_a_count_of_one_is_singular() -> None:
     assert [count(n, "trial") for n in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
 
