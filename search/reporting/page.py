@@ -162,7 +162,7 @@ def _draw_page(record: Record, figures: Mapping[str, Figure], gaps: list[str]) -
             label_issues=record.label_issues[:MAX_ISSUES],
             gain=describe_gain(summary),
             power=describe_power_of_comparison(summary),
-            ensemble_text=describe_ensemble(summary.weighted_ensemble),
+            ensemble_text=describe_ensemble(summary),
             calibration_text=describe_calibration(summary),
             search_gain=describe_search_gain(summary),
             describe_center_crop=describe_center_crop,

@@ -93,18 +93,19 @@ def describe_power_of_comparison(summary: RunSummary) -> str | None:
     return describe_power(compared.n, compared.detectable_difference)
 
 
-def describe_ensemble(scores: WeightedEnsembleScores | None) -> str:
+def describe_ensemble(summary: RunSummary) -> str:
     """Describe the ensemble of finalists, and whether it is the model; "" where none was tried."""
+    scores, best = summary.weighted_ensemble, summary.best
     if scores is None:
         return ""
     if len(scores.parts) == 1:
-        return f"no ensemble of finalists has a lower log loss than {scores.parts[0].name} alone"
+        name = scores.parts[0].name
+        alone = f"no ensemble of finalists has a lower log loss than {name} alone"
+        if best is None or best.name == name:
+            return alone
+        return f"{alone}; the model is {best.name}, as {_why_no_ensemble(name, scores)}"
     names = " + ".join(f"{part.weight:.2f} {part.name}" for part in scores.parts)
-    loss, of_best = apart(scores.log_loss, scores.log_loss_baseline, 4)
-    losses = (
-        f"cross-fitted out-of-fold log loss {loss}, of the best finalist {of_best}, standard error"
-        f" of the difference {scores.log_loss_gain_se:.4f}"
-    )
+    losses = _losses(scores)
     if scores.latency_ms > scores.max_latency_ms:
         return (
             f"an ensemble of finalists ({names}) is not the model: it takes"
@@ -113,13 +114,27 @@ def describe_ensemble(scores: WeightedEnsembleScores | None) -> str:
         )
     if scores.enabled:
         return f"the model is an ensemble of finalists, {names}: {losses}"
+    return _why_no_ensemble(f"an ensemble of finalists ({names})", scores)
+
+
+def _losses(scores: WeightedEnsembleScores) -> str:
+    loss, of_best = apart(scores.log_loss, scores.log_loss_baseline, 4)
+    return (
+        f"cross-fitted out-of-fold log loss {loss}, of the best finalist {of_best}, standard error"
+        f" of the difference {scores.log_loss_gain_se:.4f}"
+    )
+
+
+def _why_no_ensemble(name: str, scores: WeightedEnsembleScores) -> str:
+    """Say why an ensemble of finalists, or one that is not the best by the metric, is no model."""
+    losses = _losses(scores)
     if scores.score_baseline - scores.score > scores.score_gain_se:
         score, of_best = apart(scores.score, scores.score_baseline, 4)
         return (
-            f"an ensemble of finalists ({names}) has a lower score, {score}, of the best finalist"
+            f"{name} has a lower score, {score}, of the best finalist"
             f" {of_best}, standard error of the difference {scores.score_gain_se:.4f}; {losses}"
         )
-    return f"an ensemble of finalists ({names}) is not clearly better: {losses}"
+    return f"{name} is not clearly better: {losses}"
 
 
 def describe_power(n: int, detectable_difference: float | None) -> str:

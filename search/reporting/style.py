@@ -202,10 +202,11 @@ def _write_titles(svg: str) -> str:
         titles = [f"<title>{escape(title)}</title>" for title in unquote(group[1]).split("\n")]
         if len(titles) == 1:
             return f'<g class="titled">{titles[0]}{group[2]}'
+        use = r"<use ([^>]*)/>"
+        if len(re.findall(use, group[2])) != len(titles):  # a point outside the figure is not drawn
+            return f'<g class="titled">{group[2]}'
         left = iter(titles)
-        points = re.sub(
-            r"<use ([^>]*)/>", lambda use: f"<use {use[1]}>{next(left, '')}</use>", group[2]
-        )
+        points = re.sub(use, lambda one: f"<use {one[1]}>{next(left)}</use>", group[2])
         return f'<g class="titled">{points}'
 
     return _TITLED_GROUP.sub(write, svg)

@@ -53,7 +53,7 @@ def write_selection(
     scores = {name: getattr(selection, name) for name in _SELECTION_SCORES}
     section = WeightedEnsembleScores(enabled=selection.enabled, parts=parts, **scores)
     folder.write_summary(replace(folder.summary, weighted_ensemble=section))
-    progress.say(describe_ensemble(section))
+    progress.say(describe_ensemble(folder.summary))
 
 
 def write_scores(

@@ -252,7 +252,7 @@ def _is_too_slow(
     )
     folder.write_summary(replace(folder.summary, weighted_ensemble=section))
     if is_slow:
-        progress.say(describe_ensemble(section))
+        progress.say(describe_ensemble(folder.summary))
     return is_slow
 
 

@@ -172,13 +172,17 @@ def test_an_ensemble_is_never_called_by_one_of_its_parts(summary: RunSummary) ->
     )
     text = describe_model(replace(summary, weighted_ensemble=ensemble))
     assert text == "an ensemble of finalists: 0.60 trial 0, 6 epochs + 0.40 linear probe of cnn"
+
+    def of_ensemble(scores: WeightedEnsembleScores) -> str:
+        return describe_ensemble(replace(summary, weighted_ensemble=scores))
+
     worse = replace(ensemble, enabled=False, score=0.85)
-    assert "has a lower score, 0.8500, of the best finalist 0.9000" in describe_ensemble(worse)
+    assert "has a lower score, 0.8500, of the best finalist 0.9000" in of_ensemble(worse)
     no_better = replace(ensemble, enabled=False, log_loss=0.195)
-    assert "is not clearly better: cross-fitted" in describe_ensemble(no_better)
+    assert "is not clearly better: cross-fitted" in of_ensemble(no_better)
     slow = replace(ensemble, enabled=False, latency_ms=31.25, max_latency_ms=20.0)
     assert "is not the model: it takes 31.2 ms for one image, above --max-latency 20;" in (
-        describe_ensemble(slow)
+        of_ensemble(slow)
     )
     # The baseline is the best finalist, but not the model: there is a comparison, and it counts.
     gained = replace(summary, weighted_ensemble=ensemble, comparison=compared(30, 4))
@@ -274,7 +278,28 @@ def test_the_gain_of_the_search_names_the_ensemble(summary: RunSummary) -> None:
     assert together.is_ensemble
     assert str(describe_search_gain(together)) == alone + text
     single = replace(ensemble, enabled=False)
-    assert describe_ensemble(single).endswith("a lower log loss than trial 0, 6 epochs alone")
+    alone = describe_ensemble(replace(summary, weighted_ensemble=single))
+    assert alone.endswith("a lower log loss than trial 0, 6 epochs alone")
+
+
+def test_a_finalist_of_the_lowest_log_loss_is_not_called_the_model(summary: RunSummary) -> None:
+    scores = WeightedEnsembleScores(
+        enabled=False,
+        parts=[EnsemblePart(name="trial 3", weight=1.0, members=2)],
+        log_loss=0.31,
+        log_loss_baseline=0.32,
+        log_loss_gain_se=0.02,
+        score=0.9,
+        score_baseline=0.9,
+        score_gain_se=0.01,
+    )
+    start = "no ensemble of finalists has a lower log loss than trial 3 alone; the model is trial 0"
+    for changed, reason in (
+        (scores, "is not clearly better: cross-fitted out-of-fold log loss 0.3100, of the best"),
+        (replace(scores, score=0.85), "has a lower score, 0.8500, of the best finalist 0.9000"),
+    ):
+        text = describe_ensemble(replace(summary, weighted_ensemble=changed))
+        assert text.startswith(f"{start}, 6 epochs, as trial 3 {reason}")
 
 
 def test_an_ensemble_may_be_scaled_where_its_first_finalist_is_not() -> None:

@@ -42,6 +42,20 @@ def test_marks_have_titles_in_the_page_and_in_the_file(tmp_path: Path) -> None:
         assert "data-titles" not in text
 
 
+def test_points_have_no_titles_where_one_of_them_is_not_drawn(tmp_path: Path) -> None:
+    """The titles of the others would be those of their neighbours."""
+    for values in ([3, float("nan"), 1], [3, 1000, 1]):
+        with style.style():
+            figure, axes = style.create_axes("title", "x", "y")
+            (points,) = axes.plot([1, 2, 3], values, "o")
+            axes.set_ylim(0, 4)
+            style.set_titles(points, ["first", "second", "third"])
+            svg = style.save(figure, tmp_path, "one")
+        assert svg.count("<use ") > 2
+        assert "<title>" not in svg
+        assert "data-titles" not in svg
+
+
 def test_ids_are_unique_and_references_are_found(tmp_path: Path) -> None:
     svg = page_svg(tmp_path, "title", "two")
     ids = re.findall(r' id="([^"]*)"', svg)
