@@ -12,13 +12,42 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from search.runs.validation import NoJSONError, read_json, validate
 from spaces.rules import Metric
 
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+_MAX = 1e15
+"""What no number of a run reaches."""
+_ROUNDING = 1e-6  # of a mean of probabilities
+
+
+def _check_size(value: float) -> float:
+    if abs(value) > _MAX:
+        raise PydanticCustomError("size", "Input should be a number that a run can have")
+    return value
+
+
+def _check_fraction(value: float) -> float:
+    if not (math.isnan(value) or -_ROUNDING <= value <= 1 + _ROUNDING):
+        raise PydanticCustomError("fraction", "Input should be in [0, 1]")
+    return value
+
+
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    AfterValidator(_check_size),
+]
 """JSON has no NaN and no infinity: both are written as null, which is read back as NaN."""
+
+Fraction = Annotated[Number, AfterValidator(_check_fraction)]
+Known = Annotated[float, Field(ge=0, le=1)]
+"""A fraction that cannot be NaN."""
+
+Seconds = Annotated[float, Field(ge=0, le=_MAX)]
+Count = Annotated[int, Field(ge=0, le=int(_MAX))]
 
 Interval = tuple[Number, Number]
 
@@ -36,25 +65,25 @@ class Settings:
         gpus: Names of the driver's GPUs.
     """
 
-    trials: int
-    epochs: int
-    folds: int
+    trials: Count
+    epochs: Count
+    folds: Count
     metric: Metric
-    patience: int | None
-    views: int
-    keep_checkpoints: int
-    image_size: int
+    patience: Count | None
+    views: Count
+    keep_checkpoints: Count
+    image_size: Count
     resize_mode: str
-    cache_size: int
+    cache_size: Count
     weights: str
     center_crop: bool
     searched: Mapping[str, str]
     constants: Mapping[str, Any]
-    finalists: int
+    finalists: Count
     sampler: str
     scheduler: str
     probe: bool
-    seed: int
+    seed: Count
     gpus: list[str]
 
 
@@ -87,13 +116,13 @@ class DataCounts:
     """
 
     classes: list[str]
-    n: int
-    train: int
-    val: int
-    test: int
-    excluded: int
-    unused_files: int
-    excluded_by_request: int
+    n: Count
+    train: Count
+    val: Count
+    test: Count
+    excluded: Count
+    unused_files: Count
+    excluded_by_request: Count
     warnings: list[str] = field(default_factory=list)
 
 
@@ -109,11 +138,11 @@ class AuditCounts:
         issues: By kind, how many were found.
     """
 
-    groups: int
-    in_groups: int
-    external_near_duplicates: int
-    issues: Mapping[str, int]
-    given_groups: int = 0
+    groups: Count
+    in_groups: Count
+    external_near_duplicates: Count
+    issues: Mapping[str, Count]
+    given_groups: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +164,10 @@ class ProbeScore:
             than the best probe.
     """
 
-    accuracy: Number = math.nan
+    accuracy: Fraction = math.nan
     score: Number = math.nan
     seconds: Number = math.nan
-    val_accuracy: Number = math.nan
+    val_accuracy: Fraction = math.nan
     behind: Number = math.nan
     behind_se: Number = math.nan
     log_loss: Number = math.nan
@@ -151,11 +180,11 @@ class ProbeScore:
 class SearchCounts:
     """The trials by state, and the seconds of the last session's search."""
 
-    trials: int
-    complete: int
-    pruned: int
-    failed: int
-    unfinished: int
+    trials: Count
+    complete: Count
+    pruned: Count
+    failed: Count
+    unfinished: Count
     seconds: Number
 
 
@@ -173,11 +202,11 @@ class BestModel:
         epoch: The epoch that reached them.
     """
 
-    trial: int | None
+    trial: Count | None
     name: str
     config: Mapping[str, Any]
-    val_accuracy: Number
-    epoch: int
+    val_accuracy: Fraction
+    epoch: Count
     val_score: Number = math.nan
 
 
@@ -196,8 +225,8 @@ class CenterCropScores:
     log_loss: Number
     log_loss_baseline: Number
     log_loss_gain_se: Number
-    accuracy_mean: Number
-    accuracy_mean_baseline: Number
+    accuracy_mean: Fraction
+    accuracy_mean_baseline: Fraction
     score: Number = math.nan
     score_baseline: Number = math.nan
     score_gain_se: Number = math.nan
@@ -207,11 +236,11 @@ class CenterCropScores:
 class FinalistScores:
     """The cross-validation accuracy of one finalist, and its out-of-fold score by the metric."""
 
-    trial: int | None
+    trial: Count | None
     name: str
-    val_accuracy: Number
-    accuracy_mean: Number
-    accuracy_std: Number
+    val_accuracy: Fraction
+    accuracy_mean: Fraction
+    accuracy_std: Fraction
     center_crop: bool
     score: Number = math.nan
 
@@ -238,14 +267,14 @@ class Comparison:
             or it is unknown.
     """
 
-    n: int
-    accuracy: Number
-    baseline_accuracy: Number
-    n_model_only_correct: int
-    n_baseline_only_correct: int
+    n: Count
+    accuracy: Fraction
+    baseline_accuracy: Fraction
+    n_model_only_correct: Count
+    n_baseline_only_correct: Count
     difference: Number
     difference_ci95: Interval
-    p_value: Number
+    p_value: Fraction
     verdict: str
     expected_discordance: float | None = None
     detectable_difference: float | None = None
@@ -270,10 +299,10 @@ class KFoldScores:
         against_probe: The best trial against the linear probe, out of fold; None without both.
     """
 
-    folds: int
-    accuracy_mean: Number
-    accuracy_std: Number
-    accuracy_corrected: Number
+    folds: Count
+    accuracy_mean: Fraction
+    accuracy_std: Fraction
+    accuracy_corrected: Fraction
     accuracy_corrected_ci95: Interval
     optimism: Number
     center_crop: CenterCropScores | None
@@ -290,8 +319,8 @@ class EnsemblePart:
     """A finalist's weight in an ensemble, and the members that its folds gave."""
 
     name: str
-    weight: Number
-    members: int
+    weight: Fraction
+    members: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,15 +358,15 @@ class LabelPair:
 
     given_label: str
     predicted_label: str
-    n: int
+    n: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelIssueCounts:
     """Possible label errors: how many, their fraction of all images, the most frequent pairs."""
 
-    n: int
-    fraction: Number
+    n: Count
+    fraction: Fraction
     pairs: list[LabelPair]
 
 
@@ -350,7 +379,7 @@ class Evaluations:
         models: The digests of these models, each once, in their order.
     """
 
-    times: int
+    times: Count
     models: list[str]
 
 
@@ -358,16 +387,16 @@ class Evaluations:
 class ReliabilityBin:
     """Mean confidence and accuracy of the predictions in one bin of confidence."""
 
-    confidence: Number
-    accuracy: Number
-    n: int
+    confidence: Fraction
+    accuracy: Fraction
+    n: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationScores:
     """The expected calibration error and what a reliability diagram shows."""
 
-    ece: Number
+    ece: Fraction
     log_loss: Number
     bins: list[ReliabilityBin]
 
@@ -376,7 +405,7 @@ class CalibrationScores:
 class CalibrationChange:
     """The calibration of n images before and after temperature scaling."""
 
-    n: int
+    n: Count
     before: CalibrationScores
     after: CalibrationScores
 
@@ -407,11 +436,11 @@ class ClassScores:
     """Precision, recall and F1 of one class, and its number of images."""
 
     name: str
-    precision: Number
-    recall: Number
+    precision: Fraction
+    recall: Fraction
     recall_ci95: Interval
-    f1: Number
-    n: int
+    f1: Fraction
+    n: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,24 +456,24 @@ class Scores:
         n_ood: Images that are out of distribution; None where the model cannot tell.
     """
 
-    n: int
-    accuracy: Number
+    n: Count
+    accuracy: Known
     accuracy_ci95: Interval
-    macro_precision: Number
+    macro_precision: Fraction
     macro_precision_ci95: Interval
-    macro_recall: Number
+    macro_recall: Fraction
     macro_recall_ci95: Interval
-    macro_f1: Number
+    macro_f1: Fraction
     macro_f1_ci95: Interval
-    top3_accuracy: Number
+    top3_accuracy: Fraction
     top3_accuracy_ci95: Interval
     log_loss: Number
-    ece: Number
+    ece: Fraction
     per_class: list[ClassScores]
-    confusion: list[list[int]]
-    n_ood: int | None = None
+    confusion: list[list[Count]]
+    n_ood: Count | None = None
     log_loss_ci95: Interval = (math.nan, math.nan)
-    roc_auc: Number = math.nan
+    roc_auc: Fraction = math.nan
     roc_auc_ci95: Interval = (math.nan, math.nan)
 
     def of_metric(self, metric: Metric) -> tuple[float, Interval]:
@@ -462,6 +491,20 @@ class Scores:
                 return self.roc_auc, self.roc_auc_ci95
 
 
+def _check_scores(scores: Scores) -> Scores:
+    counts, n_classes = scores.confusion, len(scores.per_class)
+    if n_classes == 0 or [len(row) for row in counts] != [n_classes] * n_classes:
+        raise PydanticCustomError("scores", "confusion should have the classes of per_class")
+    n_correct = sum(row[place] for place, row in enumerate(counts))
+    if (sum(map(sum, counts)), n_correct) != (scores.n, round(scores.accuracy * scores.n)):
+        raise PydanticCustomError("scores", "n and accuracy should be those of confusion")
+    return scores
+
+
+ConsistentScores = Annotated[Scores, AfterValidator(_check_scores)]
+"""Scores whose counts agree with each other, as they are read back."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExternalScores:
     """Metrics of the external test set.
@@ -476,11 +519,11 @@ class ExternalScores:
             none.
     """
 
-    n: int
-    n_labelled: int
-    n_near_duplicates: int
-    n_ood: int | None
-    scores: Scores | None
+    n: Count
+    n_labelled: Count
+    n_near_duplicates: Count
+    n_ood: Count | None
+    scores: ConsistentScores | None
 
 
 def _with_scores(section: Any) -> Any:
@@ -504,7 +547,7 @@ class ModelCost:
         device: "cpu" or "cuda".
     """
 
-    parameters: int
+    parameters: Count
     megabytes: Number
     latency_ms: Number
     latency_ms_batch_32: Number
@@ -517,11 +560,11 @@ class AblationScores:
 
     name: str
     config: Mapping[str, Any]
-    epochs: int
-    train_accuracy: Number
-    val_accuracy: Number
-    best_val_accuracy: Number
-    best_epoch: int
+    epochs: Count
+    train_accuracy: Fraction
+    val_accuracy: Fraction
+    best_val_accuracy: Fraction
+    best_epoch: Count
     seconds: Number
 
 
@@ -529,8 +572,8 @@ class AblationScores:
 class Samples:
     """The images that the report shows of a set, and why Grad-CAM failed, if it did."""
 
-    images: int
-    n_with_gradcam: int
+    images: Count
+    n_with_gradcam: Count
     error: str | None
 
 
@@ -559,13 +602,13 @@ class RunSummary:
     label_issues: LabelIssueCounts | None = None
     calibration: Calibration | None = None
     evaluation: Evaluations | None = None
-    test: Scores | None = None
+    test: ConsistentScores | None = None
     comparison: Comparison | None = None
     external: Annotated[ExternalScores | None, BeforeValidator(_with_scores)] = None
     model_cost: ModelCost | None = None
     ablation: list[AblationScores] | None = None
     samples: Mapping[str, Samples] | None = None
-    stages: Mapping[str, Number] | None = None
+    stages: Mapping[str, Seconds] | None = None
 
     @property
     def metric(self) -> Metric:

@@ -179,6 +179,15 @@ def test_a_damaged_table_is_named(first, second, name, content, capsys):
     assert name in err
 
 
+@pytest.mark.parametrize("value", ["", "x"])
+def test_predictions_without_a_probability_are_damage(first, second, value, capsys):
+    """Else the page, which shows them, would fail after the table is printed."""
+    table = second / "test_predictions.csv"
+    table.write_text(table.read_text().replace("0.700000", value))
+    assert main([str(first), str(second)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {second} is damaged: test_predictions.csv ")
+
+
 def words_of(path):
     return re.sub(
         r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]*>", " ", path.read_text(), flags=re.S)

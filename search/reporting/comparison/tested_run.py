@@ -66,10 +66,12 @@ def read_tested_run(path: Path) -> TestedRun:
         digests = {row["image"]: row["digest"] for row in read_rows(path / "split.csv")}
         rows = [{**row, "digest": digests[row["image"]]} for row in read_rows(table)]
         n_correct = sum(row["label"] == row["prediction_1"] for row in rows)
+        for row in rows:
+            float(row["probability_1"])
     except (KeyError, ValueError, OSError) as error:
         raise FolderError(
-            f"{path} is damaged: test_predictions.csv and split.csv must list the same images, but"
-            f" {error!r}; put copies of them back"
+            f"{path} is damaged: test_predictions.csv and split.csv must list the same images, with"
+            f" predictions, but {error!r}; put copies of them back"
         ) from None
     if (len(rows), n_correct) != (scores.n, round(scores.accuracy * scores.n)):
         raise FolderError(

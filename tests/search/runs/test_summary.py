@@ -1,5 +1,7 @@
 import json
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +73,40 @@ def test_the_scores_of_external_images_stand_beside_their_counts(tmp_path):
         if read.scores is not None:
             assert read.scores.confusion == scores.confusion
             assert read.scores.n == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("test.accuracy", None, "should be a valid number"),
+        ("test.accuracy", 1.5, "less than or equal to 1"),
+        ("test.accuracy", math.inf, "less than or equal to 1"),
+        ("test.accuracy", 0.4, "n and accuracy should be those of confusion"),
+        ("test.n", 10**400, "less than or equal to"),
+        ("test.n", 0, "n and accuracy should be those of confusion"),
+        ("test.confusion", [[1, 0]], "should have the classes of per_class"),
+        ("test.per_class", [], "should have the classes of per_class"),
+        ("test.log_loss", math.inf, "a number that a run can have"),
+        ("stages.data", None, "should be a valid number"),
+        ("stages.data", -1, "greater than or equal to 0"),
+        ("best.val_accuracy", -0.1, "should be in [0, 1]"),
+        ("best.val_score", 1e308, "a number that a run can have"),
+        ("best.epoch", -1, "greater than or equal to 0"),
+    ],
+)
+def test_a_number_that_no_run_has_is_damage(tmp_path, path, value, reason):
+    """It is neither shown, nor an error where it is formatted."""
+    scores = score_predictions(np.array([0, 1, 1]), np.eye(2)[[0, 1, 0]], ["cat", "dog"])
+    RunFolder(tmp_path).write_summary(replace(SUMMARY, test=scores))
+    file = tmp_path / "summary.json"
+    assert read_summary(file).test is not None
+    content = json.loads(file.read_text())
+    section, key = path.split(".")
+    content[section][key] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(FolderError, match=re.escape(reason)) as caught:
+        read_summary(file)
+    assert str(caught.value).startswith(f"{file} is damaged: {section}")
 
 
 def test_without_a_file_the_summary_is_empty(tmp_path):
