@@ -15,7 +15,7 @@ from search.pipeline.backbones.candidates import (
     share_weights,
 )
 from search.pipeline.backbones.probe import ProbeResult
-from search.pipeline.backbones.ranking import rank_backbones
+from search.pipeline.backbones.ranking import is_worth_ranking, rank_backbones
 from search.pipeline.backbones.selection import narrow_space, taking_part
 from search.pipeline.preflight import RunPlan
 from search.pipeline.prepare import PreparedData
@@ -72,7 +72,7 @@ def choose_backbones(
     model_path: Path | None,
     progress: Progress,
 ) -> tuple[RunPlan, PreparedData, ProbeResult]:
-    """Rank the backbones, unless an earlier session did or there is one alone; keep the good ones.
+    """Rank the backbones, unless an earlier session did or workers do better; keep the good ones.
 
     Args:
         run_plan: The run.
@@ -89,9 +89,9 @@ def choose_backbones(
     request = run_plan.request
     recorded = run_plan.folder.summary.linear_probe
     ranked = ProbeResult(recorded or {}, {})
-    n_probed = len(pretrained_backbones(run_plan.space, run_plan.weights))
-    if recorded is None and request.probe and n_probed > 1:
-        seconds = request.time_budget_seconds
+    probed = pretrained_backbones(run_plan.space, run_plan.weights)
+    if recorded is None and request.probe and is_worth_ranking(prepared, candidates, probed):
+        seconds = request.time_budget_seconds if len(probed) > 1 else None
         ranked = rank_backbones(
             prepared, candidates, run_plan.weights, seconds, model_path, progress
         )

@@ -54,6 +54,29 @@ from trainables.worker import build_block, training_device
 MIN_RANKING_IMAGES = 500
 """Images that backbones are ranked on at least, however short the time, unless there are fewer."""
 
+_MAX_SECONDS_OF_ONE = 10.0
+"""Features of a single backbone that take this process longer are left to workers: about the time
+that workers take to start."""
+
+
+def is_worth_ranking(
+    prepared: PreparedData, candidates: Mapping[str, Candidate], probed: Sequence[str]
+) -> bool:
+    """Return whether to rank the backbones before there is a feature cache.
+
+    A single one is probed so too if its features take little time: the run has a first model while
+    workers would still start.
+
+    Args:
+        prepared: Images.
+        candidates: By backbone, what it costs.
+        probed: The pretrained backbones.
+    """
+    if len(probed) != 1:
+        return len(probed) > 1
+    seconds = candidates[probed[0]].estimated_ms / 1000 * len(prepared.rows("train", "val"))
+    return is_one_cpu_node() and seconds < _MAX_SECONDS_OF_ONE
+
 
 def rank_backbones(
     prepared: PreparedData,
@@ -63,13 +86,13 @@ def rank_backbones(
     model_path: Path | None,
     progress: Progress,
 ) -> ProbeResult:
-    """Probe several backbones on the same images, and decide which of them are searched.
+    """Probe backbones on the same images, and decide which of them are searched.
 
     Args:
         prepared: Images.
         candidates: By backbone, what it costs.
         files: By backbone, the file of its pretrained weights.
-        budget_seconds: The run's time budget; None without one.
+        budget_seconds: The run's time budget; None without one, or where there is one backbone.
         model_path: Where the best probe so far is saved as a model; None saves none.
         progress: Shows each probe.
     """

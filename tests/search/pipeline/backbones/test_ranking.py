@@ -15,7 +15,12 @@ from search.pipeline.backbones import ranking
 from search.pipeline.backbones.candidates import Candidate, share_weights
 from search.pipeline.backbones.feature_cache import plan_feature_cache
 from search.pipeline.backbones.probe import ProbeResult, probe_backbones
-from search.pipeline.backbones.ranking import MIN_RANKING_IMAGES, choose_rows, rank_backbones
+from search.pipeline.backbones.ranking import (
+    MIN_RANKING_IMAGES,
+    choose_rows,
+    is_worth_ranking,
+    rank_backbones,
+)
 from spaces.base import Space
 from spaces.sources import folder
 from tests.fixtures.channel_noise import CLASSES, FILES, SIDE, SPACE, SPLITS, candidates, prepare
@@ -108,6 +113,28 @@ def test_large_sets_are_ranked_on_as_many_images_as_there_is_time_for(
     assert len(rows) == pytest.approx(n, abs=3)
     assert (splits[rows] == "train").all()
     assert np.bincount(labels[rows]).tolist() == pytest.approx([n / 3] * 3, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("probed", "is_one_node", "milliseconds", "expected"),
+    [
+        (["tinynet", "squeezenet1_0"], False, 1e9, True),
+        (["tinynet"], True, 100.0, True),
+        (["tinynet"], True, 1000.0, False),  # 78 images
+        (["tinynet"], False, 100.0, False),
+        ([], True, 1.0, False),
+    ],
+)
+def test_a_single_backbone_is_probed_at_once_if_its_features_take_little_time(
+    monkeypatch: pytest.MonkeyPatch,
+    probed: list[str],
+    is_one_node: bool,
+    milliseconds: float,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(ranking, "is_one_cpu_node", lambda: is_one_node)
+    costs = candidates(tinynet=milliseconds, squeezenet1_0=milliseconds)
+    assert is_worth_ranking(prepare(None), costs, probed) == expected
 
 
 @pytest.mark.usefixtures("ray_session")
