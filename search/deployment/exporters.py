@@ -134,7 +134,8 @@ def write_program(model: Model, path: Path) -> None:
             (_example(model),),
             dynamic_shapes={"images": {0: torch.export.Dim("n")}},
         )
-        torch.export.save(program, path, extra_files={"card.json": _card(model)})
+        about = {"card.json": _card(model), "licences.json": _licences(model)}
+        torch.export.save(program, path, extra_files=about)
 
 
 def run_program(path: Path, pixels: np.ndarray) -> Outputs:
@@ -167,14 +168,21 @@ def _card(model: Model) -> str:
     return json.dumps(asdict(model.card), ensure_ascii=False)
 
 
+def _licences(model: Model) -> str:
+    """Return the licences of all parts' pretrained weights, by backbone, as JSON."""
+    licences = {part.card.backbone: part.card.licence for part in model.parts}
+    return json.dumps(licences, ensure_ascii=False)
+
+
 def _describe(graph: Any, model: Model) -> None:
-    """Write classes, card and preprocessing into an ONNX file's metadata."""
+    """Write classes, card, licences and preprocessing into an ONNX file's metadata."""
     card = model.card
     graph.producer_name = "classifier-search"
     del graph.metadata_props[:]
     for key, value in {
         "classes": json.dumps(list(card.classes), ensure_ascii=False),
         "card": _card(model),
+        "licences": _licences(model),
         "preprocessing": f"RGB{_describe_levels(card)}; {_describe_resize_mode(card)}; uint8"
         " [N, H, W, 3]."
         " Normalisation, softmax and temperature are in the graph.",

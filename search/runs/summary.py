@@ -316,11 +316,16 @@ class KFoldScores:
 
 @dataclass(frozen=True, kw_only=True)
 class EnsemblePart:
-    """A finalist's weight in an ensemble, and the members that its folds gave."""
+    """A finalist's weight in an ensemble, and the members that its folds gave.
+
+    Attributes:
+        backbone: Empty in a run of before it was recorded.
+    """
 
     name: str
     weight: Fraction
     members: Count
+    backbone: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -619,6 +624,16 @@ class RunSummary:
     def is_ensemble(self) -> bool:
         """Whether the model is an ensemble of several finalists."""
         return self.weighted_ensemble is not None and self.weighted_ensemble.enabled
+
+    @property
+    def model_backbones(self) -> list[str]:
+        """The backbones that the model consists of, the best finalist's first."""
+        if self.best is None:
+            return []
+        ensemble = self.weighted_ensemble
+        parts = ensemble.parts if ensemble is not None and ensemble.enabled else []
+        names = [str(self.best.config.get("backbone", "")), *(part.backbone for part in parts)]
+        return list(dict.fromkeys(filter(None, names)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the sections that there are, as they stand in the file."""

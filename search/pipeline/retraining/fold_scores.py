@@ -46,7 +46,12 @@ def write_selection(
         return
     weighted = sorted(zip(selection.weights, results, strict=True), key=lambda pair: -pair[0])
     parts = [
-        EnsemblePart(name=one.finalist.name, weight=float(weight), members=len(one.members))
+        EnsemblePart(
+            name=one.finalist.name,
+            weight=float(weight),
+            members=len(one.members),
+            backbone=one.finalist.retrain_config.config.backbone,
+        )
         for weight, one in weighted
         if weight > 0
     ]

@@ -27,12 +27,14 @@ from search.runs.summary import (
     CalibrationChange,
     CalibrationScores,
     CenterCropScores,
+    EnsemblePart,
     Evaluations,
     ExternalScores,
     ModelCost,
     ProbeScore,
     Samples,
     SearchCounts,
+    WeightedEnsembleScores,
 )
 from search.runs.tables import ABLATION_COLUMNS, write_csv
 from tests.fixtures.handmade_run import (
@@ -622,6 +624,32 @@ def test_the_licence_of_the_weights_is_shown(run: Path, restriction: str, text: 
     words = written(run).words
     assert f"Pretrained weights of tinynet: net.pth, licence some-licence. {text}" in words
     assert ("commercial use" in words) == (restriction == "non-commercial")
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_an_ensemble_has_the_licences_of_all_its_backbones(run: Path, enabled: bool) -> None:
+    free = BackboneWeights(source="net.pth", licence="apache-2.0", restriction="")
+    bound = BackboneWeights(source="cnn.pth", licence="cc-by-nc-4.0", restriction="non-commercial")
+    parts = [
+        EnsemblePart(name=name, weight=0.5, members=1, backbone=backbone)
+        for name, backbone in (("trial 0", "tinynet"), ("linear probe of cnn", "cnn"))
+    ]
+    scores = dict.fromkeys(
+        (
+            *("log_loss", "log_loss_baseline", "log_loss_gain_se"),
+            *("score", "score_baseline", "score_gain_se"),
+        ),
+        0.1,
+    )
+    ensemble = WeightedEnsembleScores(enabled=enabled, parts=parts, **scores)
+    weights = {"tinynet": free, "cnn": bound}
+    set_sections(run, backbone_weights=weights, weighted_ensemble=ensemble)
+    words = written(run).words
+    assert "Pretrained weights of tinynet: net.pth, licence apache-2.0." in words
+    restricted = "cnn: cnn.pth, licence cc-by-nc-4.0. The model is not for commercial use."
+    assert (restricted in words) == enabled
+    assert (", tinynet + cnn, " in words) == enabled
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -292,6 +292,7 @@ def test_the_model_is_an_ensemble_where_finalists_make_different_mistakes(
     assert (scores.log_loss < scores.log_loss_baseline) == differ
     assert len(retrained.model.weights) == (3 if differ else 1)
     assert [part.weight for part in scores.parts] == retrained.model.weights
+    assert {part.backbone for part in scores.parts} == {"tinynet"}
     assert sum(retrained.model.weights) == pytest.approx(1)
     predictions = retrained.out_of_fold.predictions
     assert predictions.rows.tolist() == list(range(60))
