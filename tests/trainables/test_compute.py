@@ -10,6 +10,7 @@ from trainables import compute
 from trainables.compute import (
     configure_cpu,
     mixed_precision,
+    prediction_precision,
     release_memory,
     training_precision,
 )
@@ -67,6 +68,14 @@ def test_mixed_precision_follows_the_cpu(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True))
     with mixed_precision(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_predictions_are_in_float32_where_the_cpu_has_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compute, "_cpu_supports_bfloat16", lambda: True)
+    with prediction_precision(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 def test_capabilities_of_the_cpu_have_the_expected_names() -> None:

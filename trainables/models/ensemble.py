@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainables.compute import inference_batch_size, mixed_precision
+from trainables.compute import inference_batch_size, prediction_precision
 from trainables.images import ImageRows, crop_pixels
 from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.center_crop import CenterCropBranch
@@ -194,7 +194,7 @@ class Ensemble(nn.Module):
         ood_scores = [torch.empty(0)]
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size].to(device)
-            with mixed_precision(device):
+            with prediction_precision(device):
                 outputs = self.features_and_logits(crop_pixels(batch, self.card.image_size))
             features, logits = (output.float().cpu() for output in outputs)
             parts.append(logits)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
 import torch
 from torch import nn
 
-from trainables.compute import mixed_precision
+from trainables.compute import prediction_precision
 
 _PASSES = 7  # the first allocates memory, and chooses algorithms
 _MIN_PASSES = 3
@@ -21,6 +22,7 @@ def measure_latency(
     device: torch.device,
     batch_size: int = 1,
     passes: int = _PASSES,
+    precision: Callable[[torch.device], torch.autocast] = prediction_precision,
 ) -> float:
     """Return the milliseconds an image of a forward pass: of the fastest of several passes.
 
@@ -33,6 +35,7 @@ def measure_latency(
         device: Where to compute: on the CPU with all of PyTorch's threads.
         batch_size: Images of a pass.
         passes: Passes at most, also where these are fewer than three.
+        precision: What the network computes in; that of predictions, or of features.
     """
     network = network.to(device).to(memory_format=torch.channels_last).eval()
     x = torch.zeros(batch_size, 3, image_size, image_size, device=device)
@@ -40,7 +43,7 @@ def measure_latency(
     seconds: list[float] = []
     while len(seconds) < passes and (len(seconds) < _MIN_PASSES or sum(seconds) < _MAX_SECONDS):
         started = perf_counter()
-        with mixed_precision(device):
+        with precision(device):
             network(x)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -21,9 +21,9 @@ from search.pipeline.request import RequestError
 from search.runs.summary import ProbeScore
 from spaces.base import Space
 from spaces.rules import is_own_network
-from trainables.compute import inference_batch_size
+from trainables.compute import inference_batch_size, mixed_precision
 from trainables.feature_cache import bytes_per_image
-from trainables.models.backbones import create_backbone
+from trainables.models.backbones import Backbone, create_backbone
 from trainables.models.latency import measure_latency
 from trainables.models.own_networks import register_module
 from trainables.pretrained.weights import WeightsError, load_weights
@@ -43,8 +43,8 @@ class Candidate:
         image_bytes: Bytes of the cached features of one image at stage outputs 1 to 5.
         measure: Returns the milliseconds of one image on this machine: in a batch of one, or, for
             True, in batches as predictions have them.
-        estimated_ms: The first of these roughly, on the CPU, which tells which backbone is the
-            fastest: other programs may have disturbed it.
+        estimated_ms: Milliseconds that the features of one image take, roughly and on the CPU: it
+            tells which backbone is the fastest, though other programs may have disturbed it.
         is_trunk: Whether the backbone cannot be cut into stages.
     """
 
@@ -85,10 +85,18 @@ def check_candidates(run_plan: RunPlan) -> dict[str, Candidate]:
         found[name] = Candidate(
             sizes,
             partial(_measure, name, size, run_plan.modules),
-            measure_latency(backbone, size, torch.device("cpu"), passes=_PASSES_OF_ESTIMATE),
+            _estimate(backbone, size),
             is_trunk=backbone.is_trunk,
         )
     return found
+
+
+def _estimate(backbone: Backbone, image_size: int) -> float:
+    """Measure roughly what the features of one image take on the CPU, in milliseconds."""
+    device = torch.device("cpu")
+    return measure_latency(
+        backbone, image_size, device, passes=_PASSES_OF_ESTIMATE, precision=mixed_precision
+    )
 
 
 def _measure(name: str, image_size: int, modules: Mapping[str, str], is_in_batches: bool) -> float:

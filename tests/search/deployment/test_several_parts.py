@@ -29,8 +29,8 @@ TOLERANCE = 1e-3
 
 @pytest.fixture
 def model_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a model of two backbones, which computes in float32 as its exports do."""
-    monkeypatch.setattr("trainables.compute._cpu_supports_bfloat16", lambda: False)
+    """The file of a model of two backbones, on a CPU that can compute in bfloat16."""
+    monkeypatch.setattr("trainables.compute._cpu_supports_bfloat16", lambda: True)
     model = join([part(HEAVY, 1, ood=True), part(LIGHT, 5, ood=True)], [0.75, 0.25])
     save_model(model, tmp_path / "model.pt")
     return tmp_path / "model.pt"
