@@ -54,7 +54,7 @@ fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.system.fuzz.readers model -runs=5000
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/system/fuzz/test_inputs.py
 
-# Small mistakes put into copies of the code, each of which tests must notice; 10 minutes on 2 cores.
+# Small mistakes put into copies of the code, each of which tests must notice; 15 minutes on 2 cores.
 mutants: $(INSTALLED)
 	$(BIN)/python -m tests.system.mutants
 

@@ -495,6 +495,113 @@ _RESUMING = (
     ),
 )
 
+_TEST_EXPORT = "tests/search/test_export.py"
+
+_MODELS_THAT_LEAVE = (
+    Mutant(
+        "exported-graph-is-not-calibrated",
+        "trainables/models/export_module.py",
+        "mix_probabilities(self.model, [logits for _, logits in outputs])",
+        "mix_probabilities(self.model, [logits for _, logits in outputs], 1.0)",
+        (f"{_TEST_EXPORT}::test_the_graph_computes_the_ensemble",),
+    ),
+    Mutant(
+        "finished-models-predict-in-bfloat16",
+        "trainables/compute.py",
+        'torch.autocast("cpu", dtype=torch.bfloat16, enabled=False)',
+        'torch.autocast("cpu", dtype=torch.bfloat16, enabled=True)',
+        ("tests/search/deployment/test_several_parts.py::test_exported",),
+    ),
+    Mutant(
+        "export-with-other-ood-scores-passes",
+        "search/deployment/parity.py",
+        "            and (self.ood_difference or 0.0) <= OOD_TOLERANCE\n",
+        "",
+        (f"{_TEST_EXPORT}::test_ood_scores_that_differ",),
+    ),
+    Mutant(
+        "exported-member-scores-as-the-first-one",
+        "search/export.py",
+        "for_member(place)",
+        "for_member(0)",
+        ("tests/trainables/models/test_model.py::test_one_member_counts_through_the_parts",),
+    ),
+    Mutant(
+        "parts-weigh-alike",
+        "trainables/models/model.py",
+        "total + weight * mean_probabilities(z, divisor)",
+        "total + mean_probabilities(z, divisor) / len(logits)",
+        (f"{_MODELS}/test_model.py::test_predict_averages_the_calibrated_probabilities_by_weight",),
+    ),
+    Mutant(
+        "every-part-normalises-as-its-backbone-does-today",
+        "trainables/models/ensemble.py",
+        "        backbone.normalise = Normalise(self.card.mean, self.card.std)\n",
+        "",
+        (f"{_MODELS}/test_model.py::test_each_part_normalises_as_its_card_says",),
+    ),
+    Mutant(
+        "ood-score-of-the-lightest-part",
+        "trainables/models/model.py",
+        "ood_score=outputs[0][1]",
+        "ood_score=outputs[-1][1]",
+        (
+            f"{_MODELS}/test_model.py::"
+            "test_the_heaviest_part_scores_how_far_an_image_is_and_is_explained",
+        ),
+    ),
+    Mutant(
+        "gain-of-an-ensemble-on-images-that-chose-its-weights",
+        "search/pipeline/retraining/ensemble_selection.py",
+        "select_weights(probabilities[:, ~inside], labels[~inside])",
+        "select_weights(probabilities, labels)",
+        (
+            f"{_RETRAINING}/test_ensemble_selection.py::"
+            "test_the_weights_of_a_fold_do_not_see_its_images",
+        ),
+    ),
+)
+
+_BACKBONES = (
+    Mutant(
+        "backbones-are-ranked-on-test-images",
+        "search/pipeline/backbones/ranking.py",
+        'rows = prepared.rows("train", "val")\n    n =',
+        'rows = prepared.rows("train", "val", "test")\n    n =',
+        (
+            f"{_PIPELINE}/backbones/test_ranking.py::"
+            "test_backbones_are_ranked_on_training_and_validation_images",
+        ),
+    ),
+    Mutant(
+        "backbone-leaves-at-one-standard-error",
+        "search/pipeline/backbones/selection.py",
+        "MAX_BEHIND_SE = 2.0",
+        "MAX_BEHIND_SE = 1.0",
+        (
+            f"{_PIPELINE}/backbones/test_selection.py::"
+            "test_one_that_is_behind_by_more_than_two_paired_errors_leaves",
+        ),
+    ),
+    Mutant(
+        "backbone-leaves-by-copies-of-one-image",
+        "search/pipeline/backbones/selection.py",
+        "mean_with_error(best.is_correct.astype(float) - one.is_correct, groups)",
+        "mean_with_error(best.is_correct.astype(float) - one.is_correct)",
+        (f"{_PIPELINE}/backbones/test_selection.py::test_near_duplicates_count_once",),
+    ),
+    Mutant(
+        "resumed-run-searches-what-it-has-excluded",
+        "search/pipeline/backbones/selection.py",
+        "if scores.get(name, unknown).excluded is None]",
+        "if scores.get(name, unknown) is not None]",
+        (
+            f"{_PIPELINE}/backbones/test_selection.py::"
+            "test_a_narrow_space_has_those_that_stay_in_its_own_order",
+        ),
+    ),
+)
+
 MUTANTS = (
     *_LEAKS,
     *_LEAKS_IN_A_WHOLE_RUN,
@@ -503,4 +610,6 @@ MUTANTS = (
     *_TRAINING,
     *_FIGURES,
     *_RESUMING,
+    *_MODELS_THAT_LEAVE,
+    *_BACKBONES,
 )
