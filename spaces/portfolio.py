@@ -17,7 +17,7 @@ AUTO = "auto"
 
 PORTFOLIO: dict[str, str] = {
     "mobilenet_v2": "fast on every CPU; what most tutorials begin with",
-    "timm/tf_efficientnet_lite0": "as fast, and several points better on photos",
+    "timm/tf_efficientnet_lite0": "of similar cost, and more accurate on ImageNet",
     "timm/tf_efficientnet_lite2": "the same family one step larger",
     "squeezenet1_0": "the fewest weights: the smallest model, and the least to fine-tune",
     "timm/mobilenetv4_conv_medium.e500_r224_in1k": "the most recent family for phones and CPUs",

@@ -44,6 +44,18 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
         assert version in requirement.specifier, f"{text}, but constraints.txt has {version}"
 
 
+def test_the_pages_name_every_extra_and_what_every_dependency_is_for() -> None:
+    for page in ("docs/install.md", "docs/package.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        wanted = EXTRAS.keys() - ({"dev", "fuzz"} if page == "docs/package.md" else set())
+        assert {name for name in wanted if f"`{name}`" not in text} == set(), page
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text[text.index("## Dependencies") :]
+    for extra in (PROJECT["dependencies"], *EXTRAS.values()):
+        names = [re.match(r"[\w-]+(\[\w+\])?", line)[0] for line in extra]
+        assert {name for name in names if name not in table} == set()
+
+
 def test_pins_allow_builds_for_cpus_only() -> None:
     """PyTorch's index names them 2.x+cpu."""
     assert Version(f"{pins()['torch']}+cpu") in SpecifierSet(f"=={pins()['torch']}")
