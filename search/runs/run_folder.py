@@ -199,9 +199,9 @@ class RunFolder:
         return _as_json(self._summary.as_dict(), is_ascii=True)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file of the run."""
+        """Write a text file of the run; what UTF-8 cannot hold becomes a question mark."""
         with write_atomically(self.path / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(text, encoding="utf-8", errors="replace")
 
     @property
     def has_trials(self) -> bool:

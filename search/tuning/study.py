@@ -13,15 +13,17 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Annotated
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import Strict, TypeAdapter
 
 from search.runs.journal import Journal, StudyStorage
 from search.runs.run_folder import STUDY
@@ -59,7 +61,37 @@ STATES = {
 UNFINISHED = "unfinished"
 """Name of any other state."""
 
-_PROGRESS_COLUMNS = tuple(field.name for field in fields(EpochResult))
+_Float, _Int = Annotated[float, Strict()], Annotated[int, Strict()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    epoch: _Int
+    val_score: _Float
+    val_accuracy: _Float
+    val_loss: _Float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recorded:
+    """What is read back of a trial: its user attributes, and its ranking values by epoch."""
+
+    best: _Best | None = None
+    learning_rates: dict[str, _Float] = field(default_factory=dict)
+    epochs: _Int = 1
+    seconds: _Float = 0.0
+    values: dict[_Int, _Float]
+
+
+_RECORDED = TypeAdapter(_Recorded)
+
+_DAMAGE = (
+    *(ValueError, LookupError, TypeError, AssertionError, ArithmeticError, AttributeError),
+    RecursionError,
+)
+"""What reading a damaged journal raises, as Optuna takes its lines for its own."""
+
+_PROGRESS_COLUMNS = tuple(one.name for one in fields(EpochResult))
 
 
 class _NoLock(JournalFileOpenLock):
@@ -89,7 +121,7 @@ def open_storage(run_folder: Path, warn: Callable[[str], None] = _log.warning) -
         os.truncate(path, _whole_bytes(path.read_bytes()))
     try:
         return StudyStorage(Journal(path, warn))
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+    except _DAMAGE as error:
         raise FolderError(
             f"{path} is damaged ({error}): put a copy of it back, or begin a new run"
         ) from None
@@ -138,9 +170,24 @@ def load_study(run_folder: Path) -> optuna.Study | None:
         backend = JournalFileBackend(str(path), lock_obj=_NoLock(str(path)))
         storage = JournalStorage(backend)
         names = optuna.get_all_study_names(storage)
-        return optuna.load_study(study_name=names[0], storage=storage) if names else None
-    except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
+        study = optuna.load_study(study_name=names[0], storage=storage) if names else None
+        _check_trials([] if study is None else study.get_trials(deepcopy=False))
+    except _DAMAGE:
         return None
+    return study
+
+
+def _check_trials(trials: Iterable[FrozenTrial]) -> None:
+    """Check what a search has recorded of its trials, in the order that it writes it in.
+
+    Raises:
+        ValueError, LookupError, TypeError: an attribute is missing, or of another type.
+    """
+    for trial in trials:
+        attributes, values = trial.user_attrs, trial.intermediate_values
+        _RECORDED.validate_python({**attributes, "values": values})
+        if values or BEST in attributes:
+            best_epoch(trial)
 
 
 def check_readable(run_folder: Path) -> None:

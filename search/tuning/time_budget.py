@@ -127,7 +127,8 @@ class TimeBudget:
     def catch_up(self, study: optuna.Study) -> None:
         """Take in the trials of earlier sessions."""
         for trial in study.get_trials(deepcopy=False):
-            if trial.state in STATES and SECONDS in trial.user_attrs:
+            has_seconds = SECONDS in trial.user_attrs and trial.intermediate_values
+            if trial.state in STATES and has_seconds:
                 self.trial_started(trial.number, trial.params)
                 config = self._configs[trial.number]
                 key = config.backbone, config.freeze_depth

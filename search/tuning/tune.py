@@ -260,7 +260,7 @@ class _TuneCallback(Callback):
             return
         path = self._folder / str(number) / "error.txt"
         with self._events.writing(), write_atomically(path) as partial:
-            partial.write_text(result.traceback or "", encoding="utf-8")
+            partial.write_text(result.traceback or "", encoding="utf-8", errors="replace")
         self._end(number, "failed", result)
 
     def on_trial_error(
@@ -268,7 +268,7 @@ class _TuneCallback(Callback):
     ) -> None:
         number, node = trial.config["number"], (trial.last_result or {}).get("node_ip")
         error = Path(trial.error_file) if trial.error_file else None
-        reason = error.read_text(encoding="utf-8") if error and error.is_file() else ""
+        reason = error.read_bytes().decode(errors="replace") if error and error.is_file() else ""
         about = {"node": node} if node else None
         if LEAVES_NODE in reason:
             _log.info("trial %d leaves a node that is being drained", number, extra=about)

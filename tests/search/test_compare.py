@@ -197,6 +197,7 @@ def words_of(path):
 def test_the_page_shows_both_runs_side_by_side(first, second, capsys):
     environment = json.loads((second / "environment.json").read_text())
     environment["request"]["seed"] = 5
+    environment["command"].append("half \ud800 of a character")
     (second / "environment.json").write_text(json.dumps(environment))
     cost = ModelCost(
         parameters=1234567, megabytes=5.04, latency_ms=12.34, latency_ms_batch_32=3.2, device="cpu"
@@ -216,6 +217,7 @@ def test_the_page_shows_both_runs_side_by_side(first, second, capsys):
     assert "parameters 1,234,567 model.pt 5.0 MB one image 12.3 ms, cpu" in words
     assert "tinynet 97.00% yes 97.00% yes" in words
     assert "test/0.jpg cat &lt;b&gt;&amp; 70.0% cat 70.0% B" in words
+    assert "half ? of a character" in words
     for name in ("Accuracy, 95% CI", "Confusion matrix, test set", "Reliability diagram"):
         assert page.count(f">{name}</text>") == 2, name
     assert not re.search(r"(src|href|url\()[\s=\"']*(https?:)?//", page)

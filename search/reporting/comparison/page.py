@@ -113,7 +113,7 @@ def write_comparison(
         )
     )
     with write_atomically(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="replace")
     return gaps
 
 

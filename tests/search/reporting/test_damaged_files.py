@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from optuna.distributions import CategoricalDistribution
 
 from search import report
 from search.reporting.run_record import read_record
@@ -14,6 +15,7 @@ from search.runs.run_folder import RunFolder
 from search.runs.summary import RunSummary
 from search.runs.tables import ABLATION_COLUMNS, LABEL_ISSUE_COLUMNS, write_csv
 from search.runs.validation import FolderError
+from search.tuning.study import check_readable, load_study, open_storage, open_study
 from spaces.errors import SearchError
 from tests.fixtures.handmade_run import make_run
 
@@ -21,6 +23,7 @@ TABLES = (
     *("split.csv", "audit.csv", "ablation.csv", "test_predictions.csv", "external_predictions.csv"),
     *("folds/folds.csv", "folds/label_issues.csv", "trials/0/progress.csv"),
 )
+BEST = {"epoch": 1, "val_score": 0.9, "val_accuracy": 0.9, "val_loss": 0.3}
 DAMAGES = {
     "no column": b"a,b\n1,2\n",
     "a line too long": b"a,b\n1,2,3\n",
@@ -81,6 +84,39 @@ def test_a_damaged_study_is_named(run, content):
     assert record.trials == ()
 
 
+@pytest.mark.parametrize(
+    ("begin", "changes"),
+    [
+        ('"user_attr":{"best"', {"user_attr": {"best": [1]}}),
+        ('"user_attr":{"best"', {"user_attr": {"best": {"epoch": 1}}}),
+        ('"user_attr":{"best"', {"user_attr": {"best": {**BEST, "val_loss": None}}}),
+        ('"user_attr":{"best"', {"user_attr": {"best": {**BEST, "more": 1}}}),
+        ('"user_attr":{"best"', {"user_attr": {}}),
+        ('"user_attr":{"best"', {"user_attr": {"epochs": "4"}}),
+        ('"intermediate_value"', {"step": "1"}),
+        ('"intermediate_value"', {"intermediate_value": "x"}),
+        ('"param_value_internal"', {"param_value_internal": 99}),
+    ],
+)
+def test_lines_of_another_search_are_a_damaged_study(tmp_path, begin, changes):
+    """They are JSON, and Optuna takes them, but no search writes them so."""
+    study = open_study(open_storage(tmp_path))
+    trial = study.ask({"backbone": CategoricalDistribution(["tinynet", "cnn"])})
+    trial.set_user_attr("best", BEST)
+    trial.report(0.9, step=1)
+    assert load_study(tmp_path) is not None
+    journal = tmp_path / "study.journal"
+    lines = journal.read_text().splitlines()
+    changed = [json.dumps({**json.loads(one), **changes}) if begin in one else one for one in lines]
+    assert changed != lines
+    journal.write_text("\n".join(changed) + "\n")
+    assert load_study(tmp_path) is None
+    (tmp_path / "trials" / "0").mkdir(parents=True)
+    (tmp_path / "trials" / "0" / "progress.csv").touch()
+    with pytest.raises(FolderError, match="study.journal is damaged: put a copy of it back, or"):
+        check_readable(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["environment.json", "summary.json"])
 @pytest.mark.parametrize(
     "content",
@@ -121,6 +157,16 @@ def test_any_value_of_the_summary_may_be_of_a_wrong_type(run):
     start = f"{run / 'summary.json'} is damaged: "
     assert {refusal[: len(start)] for refusal in refusals} == {start}
     assert len(refusals) > 100
+
+
+def test_half_a_character_in_the_summary_is_a_question_mark(run, capsys):
+    """JSON can hold what UTF-8, and so a page, cannot."""
+    content = json.loads((run / "summary.json").read_text())
+    content["data"]["warnings"] = ["half \ud800 of one"]
+    (run / "summary.json").write_text(json.dumps(content))
+    assert report.main([str(run)]) == 0
+    assert capsys.readouterr().err == ""
+    assert "half ? of one" in (run / "report.html").read_text()
 
 
 def test_the_report_is_written_with_all_tables_damaged(run, capsys):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import optuna
@@ -19,7 +21,8 @@ from search.cluster.shared_file import StoredObject
 from search.runs.storage import LocalFiles
 from search.tuning.checkpoints import CheckpointStore, start_checkpoint_store
 from search.tuning.study import best_epoch, learning_curves, open_storage, open_study
-from search.tuning.tune import SearchPlan, run_trials
+from search.tuning.trial_events import TrialEvents
+from search.tuning.tune import SearchPlan, _TuneCallback, run_trials
 from spaces.base import Space
 from spaces.sources import digits
 from trainables.disk_full import is_disk_full
@@ -116,6 +119,20 @@ def run(
         [callback] if callback else [],
     )
     return open_study(storage)
+
+
+def test_errors_may_hold_bytes_that_are_no_utf_8(tmp_path: Path) -> None:
+    """Such as those of the user's own network about a file of such a name."""
+    (tmp_path / "0").mkdir()
+    stub: Any = MagicMock(storage_error=None)
+    callback = _TuneCallback(tmp_path, stub, stub, TrialEvents(make_space(), []))
+    failed = TrialResult(failure="no \udcff", traceback="Traceback: no \udcff")
+    trial: Any = SimpleNamespace(config={"number": 0}, last_result=failed.as_dict())
+    callback.on_trial_complete(0, [], trial)
+    assert (tmp_path / "0" / "error.txt").read_text() == "Traceback: no ?"
+    trial.error_file = tmp_path / "of Ray.txt"
+    trial.error_file.write_bytes(b"no \xff")
+    callback.on_trial_error(0, [], trial)
 
 
 def test_a_trial_that_explodes_fails_with_its_reason(
