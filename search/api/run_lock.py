@@ -84,6 +84,8 @@ def _acquire(path: Path, owner: Mapping[str, Any], warn: Callable[[str], None]) 
             " no other command works on this run"
         )
         return False
+    if path.exists() and not path.is_file():
+        raise FolderError(f"{path} is damaged: it must be a regular file; remove it")
     before = _read(path)
     who = f"process {before.get('pid', '?')} on {before.get('host', '?')}"
     if _is_alive(path, before, who, warn):
@@ -143,7 +145,8 @@ def _describe_owner() -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """Read a lock; empty where there is none, or a damaged one."""
     with suppress(OSError, ValueError):
-        content = parse_json(path.read_text(encoding="utf-8"))
+        # A pipe would block.
+        content = parse_json(path.read_text(encoding="utf-8") if path.is_file() else "")
         if isinstance(content, dict):
             return content
     return {}

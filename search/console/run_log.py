@@ -70,6 +70,11 @@ def start_run_log(
                 handler.close()
 
 
+def is_logged_to_file() -> bool:
+    """Return whether what is logged now goes to the log of a run."""
+    return any(isinstance(one, _RunLogFile) for one in logging.getLogger().handlers)
+
+
 def _end_last_line(path: Path) -> None:
     """End the line that a killed session did not, so that the next event begins a line."""
     content = path.read_bytes() if path.is_file() else b""

@@ -10,6 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from search.console.formatting import first_line
+from search.console.run_log import is_logged_to_file
 from search.reporting import style
 from search.reporting.charts.class_balance import chart_class_balance
 from search.reporting.charts.confusion import chart_confusions
@@ -95,6 +96,10 @@ def draw_figures(record: Record, folder: Path) -> tuple[dict[str, Figure], list[
 
 
 def describe_gap(what: str, error: Exception) -> str:
-    """Log the error for which a part of the report is missing, and return a sentence about it."""
-    _log.error("the report lacks the %s", what, exc_info=error)
-    return f"the {what} is missing: {first_line(error)}; run.log has the details"
+    """Log the error for which a part of the report is missing, and return a sentence about it.
+
+    Outside of a run no log has the traceback, and who writes a report again should not see one.
+    """
+    _log.info("the report lacks the %s", what, exc_info=error)
+    details = "; run.log has the details" if is_logged_to_file() else ""
+    return f"the {what} is missing: {first_line(error)}{details}"

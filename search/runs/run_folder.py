@@ -1,4 +1,7 @@
-"""The run folder `results/<run>/`: the files that describe a run, and its summary."""
+"""The run folder `results/<run>/`: the files that describe a run, and its summary.
+
+The module is long because all that knows the names of a run's files is in one place.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,14 @@ _FIRST_FILES = frozenset(
     )
 )
 """What a run writes before its first result, beside the modules of the user's own networks."""
+
+_FILES = (
+    *(RUN_LOG, LOCK, STUDY, MODEL, _SUMMARY, "report.html", "evaluation.npz", "warm_start.json"),
+    *("split.csv", "audit.csv", "excluded.csv", "trials.csv", "ablation.csv"),
+    *("test_predictions.csv", "external_predictions.csv"),
+)
+_FOLDERS = ("trials", "folds", "figures", "gallery", "tensorboard", "export")
+"""What a run and the commands read or write in its folder."""
 
 _log = logging.getLogger(__name__)
 
@@ -154,6 +165,7 @@ class RunFolder:
         """
         if not (path / ENVIRONMENT).is_file() or not (path / "space.py").is_file():
             raise FolderError(f"{path} is no run: a run's folder holds {ENVIRONMENT} and space.py")
+        _check_kinds(path)
         folder = cls(path)
         folder._environment = read_environment(path / ENVIRONMENT)
         folder._summary = read_summary(path / _SUMMARY, resumes=resumes)
@@ -270,6 +282,21 @@ def is_without_result(names: Collection[str]) -> bool:
     suffixes = (".partial", ".py") if is_begun else (".partial",)
     are_known = all(name in known or name.endswith(suffixes) for name in names)
     return are_known and (is_begun or LOCK in names or not names)
+
+
+def _check_kinds(path: Path) -> None:
+    """Check that a run's files are files, and its folders folders; any may be missing.
+
+    Raises:
+        FolderError: one is something else, such as a pipe, which would block who reads it.
+    """
+    for names, is_right, kind in (
+        (_FILES, Path.is_file, "a regular file"),
+        (_FOLDERS, Path.is_dir, "a folder"),
+    ):
+        for one in (path / name for name in names):
+            if os.path.lexists(one) and not is_right(one):
+                raise FolderError(f"{one} is damaged: it must be {kind}; remove it")
 
 
 def digest(path: Path) -> str:

@@ -43,7 +43,7 @@ Number = Annotated[
 """JSON has no NaN and no infinity: both are written as null, which is read back as NaN."""
 
 Fraction = Annotated[Number, AfterValidator(_check_fraction)]
-Known = Annotated[float, Field(ge=0, le=1)]
+Known = Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)]
 """A fraction that cannot be NaN."""
 
 Seconds = Annotated[float, Field(ge=0, le=_MAX)]
@@ -300,9 +300,9 @@ class KFoldScores:
     """
 
     folds: Count
-    accuracy_mean: Fraction
+    accuracy_mean: Known
     accuracy_std: Fraction
-    accuracy_corrected: Fraction
+    accuracy_corrected: Known
     accuracy_corrected_ci95: Interval
     optimism: Number
     center_crop: CenterCropScores | None

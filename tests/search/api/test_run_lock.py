@@ -70,6 +70,17 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, warnings):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("replace", [Path.mkdir, os.mkfifo])
+def test_a_lock_that_is_no_file_is_named(tmp_path, warnings, replace):
+    replace(tmp_path / LOCK)
+    with pytest.raises(FolderError) as caught:
+        locked(tmp_path, warnings.append).__enter__()
+    assert str(caught.value) == (
+        f"{tmp_path / LOCK} is damaged: it must be a regular file; remove it"
+    )
+    assert warnings == []
+
+
 def test_another_process_that_has_the_id_now_is_not_the_owner(tmp_path, warnings):
     left_behind(tmp_path, pid=os.getpid())
     with locked(tmp_path, warnings.append):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_lines_of_another_search_are_a_damaged_study(tmp_path, begin, changes):
     assert load_study(tmp_path) is None
     (tmp_path / "trials" / "0").mkdir(parents=True)
     (tmp_path / "trials" / "0" / "progress.csv").touch()
-    with pytest.raises(FolderError, match="study.journal is damaged: put a copy of it back, or"):
+    with pytest.raises(FolderError, match=r"study\.journal is damaged: put a copy of it back, or"):
         check_readable(tmp_path)
 
 
@@ -157,6 +158,28 @@ def test_any_value_of_the_summary_may_be_of_a_wrong_type(run):
     start = f"{run / 'summary.json'} is damaged: "
     assert {refusal[: len(start)] for refusal in refusals} == {start}
     assert len(refusals) > 100
+
+
+@pytest.mark.parametrize(
+    "name", [*TABLES[:5], "study.journal", "model.pt", "run.log", "report.html"]
+)
+@pytest.mark.parametrize("replace", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("none")])
+def test_a_file_that_is_none_is_named(run, name, replace, capsys):
+    (run / name).unlink(missing_ok=True)
+    replace(run / name)
+    assert report.main([str(run)]) == 2
+    expected = f"error: {run / name} is damaged: it must be a regular file; remove it\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("name", ["trials", "folds", "figures", "tensorboard"])
+def test_a_folder_that_is_none_is_named(run, name, capsys):
+    if (run / name).is_dir():
+        shutil.rmtree(run / name)
+    (run / name).touch()
+    assert report.main([str(run)]) == 2
+    expected = f"error: {run / name} is damaged: it must be a folder; remove it\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_half_a_character_in_the_summary_is_a_question_mark(run, capsys):

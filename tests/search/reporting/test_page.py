@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from search.console.run_log import start_run_log
 from search.evaluation.comparison import compare_models
 from search.evaluation.label_issues import LabelIssue, count_issues, write_issues
 from search.pipeline.request import parse_request
@@ -747,7 +748,7 @@ def test_the_ablation_is_a_table_and_curves(run: Path) -> None:
 
 @pytest.mark.parametrize("title", figures.CHARTS)
 def test_a_figure_that_cannot_be_drawn_is_a_gap(
-    run: Path, title: str, monkeypatch: pytest.MonkeyPatch
+    run: Path, title: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(record: Record) -> None:
         raise ValueError("max() arg is an empty sequence")
@@ -755,7 +756,11 @@ def test_a_figure_that_cannot_be_drawn_is_a_gap(
     others = dict.fromkeys(figures.CHARTS, lambda record: ())
     monkeypatch.setattr(figures, "CHARTS", {**others, title: fail})
     gap = f"the figure of the {title} is missing: max() arg is an empty sequence"
-    assert write_report(RunFolder.open(run)) == (f"{gap}; run.log has the details",)
+    with start_run_log(run / "run.log"):
+        assert write_report(RunFolder.open(run)) == (f"{gap}; run.log has the details",)
+    assert "ValueError: max() arg is an empty sequence" in (run / "run.log").read_text()
+    assert main([f"{run}"]) == 0
+    assert capsys.readouterr().err == f"warning: {gap}\n"
     assert gap[1:] in Page(run / "report.html").words
 
 
