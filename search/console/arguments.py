@@ -131,9 +131,13 @@ def model_path(run: Path) -> Path:
     return run / "model.pt" if run.is_dir() else run
 
 
-def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
+_MAX_WHOLE = 10**9
+"""No number of trials, images or megapixels is larger; some larger ones take all memory."""
+_MAX_SECONDS = 3650 * 86_400
+
+
+def whole_number(low: int, high: int = _MAX_WHOLE) -> Callable[[str], int]:
     """Return an argument type: whole numbers >= `low` and <= `high`."""
-    bounds = f">= {low}" + (f" and <= {high}" if math.isfinite(high) else "")
 
     def read(text: str) -> int:
         try:
@@ -141,6 +145,8 @@ def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
         except ValueError:
             number = low - 1
         if not low <= number <= high:
+            is_shown = high != _MAX_WHOLE or number > high
+            bounds = f">= {low}" + (f" and <= {high}" if is_shown else "")
             raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, but got {text!r}")
         return number
 
@@ -197,6 +203,10 @@ def seconds(text: str) -> float:
         )
     parts = match.groupdict() if (match := _TIME.fullmatch(text)) else {}
     total = sum(float(number) * _UNITS[unit] for unit, number in parts.items() if number)
+    if total > _MAX_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"must be a time of at most {_MAX_SECONDS // 86_400}d, but got {text!r}"
+        )
     if total <= 0:
         raise argparse.ArgumentTypeError(
             f"must be a time such as 90s, 30m, 1h30m or 2d, but got {text!r}"

@@ -111,6 +111,13 @@ def test_other_texts_are_no_times(text: str) -> None:
         seconds(text)
 
 
+@pytest.mark.parametrize("text", ["9" * 400 + "s", "999999999d", "3651d"])
+def test_a_time_of_more_than_ten_years_is_refused(text: str) -> None:
+    """The first would be infinite, which JSON cannot hold."""
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a time of at most 3650d"):
+        seconds(text)
+
+
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("8", 8), (" 3 ", 3)])
 def test_whole_numbers_within_bounds(text: str, number: int) -> None:
     assert whole_number(1, 8)(text) == number
@@ -137,6 +144,9 @@ def test_a_number_without_an_upper_bound(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         parser.parse_args(["--seed=-1"])
     assert "must be a whole number >= 0, but got '-1'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seed", "1" + 30 * "0"])
+    assert "must be a whole number >= 0 and <= 1000000000, but got" in capsys.readouterr().err
 
 
 def test_a_run_is_named_by_its_folder_or_by_its_model(tmp_path: Path) -> None:
