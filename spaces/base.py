@@ -308,7 +308,7 @@ def load_space(path: str | Path) -> Space:
     except SyntaxError as error:
         what = f"line {error.lineno}" if error.lineno else "the file"  # none for null bytes
         raise SpaceError(f"Space file {path}", [f"{what} is not Python: {error.msg}"]) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # one that exits would end the command as if it ran
         problems = file_problems(path, error, _given_problems)
         raise SpaceError(f"Space file {path}", problems) from None
     space = names.get("SPACE")

@@ -21,7 +21,7 @@ Names = dict[str, Any]
 
 
 def file_problems(
-    path: Path, error: Exception, check: Callable[[Mapping[str, Any]], Iterable[str]]
+    path: Path, error: BaseException, check: Callable[[Mapping[str, Any]], Iterable[str]]
 ) -> list[str]:
     """Return what is wrong with a space file.
 
@@ -33,7 +33,7 @@ def file_problems(
     names: Names = {"__name__": "space", "__file__": str(path)}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     first = f"{f'line {frames[-1].lineno}: ' if frames else ''}{_in_words(error)}"
-    with suppress(Exception):
+    with suppress(Exception, SystemExit):
         body = ast.parse(path.read_bytes()).body
         position, call = _find_space(body)
         before = ast.Module(body[:position], type_ignores=[])
@@ -119,7 +119,7 @@ def _value(node: ast.expr, names: Names) -> Any:
     return eval(compile(ast.Expression(node), "space", "eval"), names)  # noqa: S307
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     """Return an error's message; the name of its class says more where it is a rare one."""
     if isinstance(error, TypeError | ValueError | SearchError | NameError):
         return str(error)

@@ -298,6 +298,8 @@ def test_load_space_suggests_a_name_for_a_missing_file(tmp_path):
         ("PLACE = 3", "it must define SPACE = Space(...), but defines none"),
         ("SPACE = {'epochs': 3}", "it must define SPACE = Space(...), but has a dict there"),
         ("\n1 / 0", "line 5: ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit()", "line 4: SystemExit: "),
+        ("SPACE = Space(source=exit(0))", "line 4: SystemExit: 0"),
         ("SPACE = digits(7)", "line 4: digits() takes 0 positional arguments but 1"),
         (
             "SPACE = Space(source=digits(), params={'backbone': 'cnn'}, epoch=3)",

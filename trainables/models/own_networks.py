@@ -157,7 +157,7 @@ def check_own(backbone: str, image_size: int) -> None:
         before, where = x.clone(), f"{backbone}, stage {number}"
         try:
             out = stage.eval()(x)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise OwnNetworkError(f"{where}: {type(error).__name__}: {error}") from error
         if not isinstance(out, Tensor) or len(out) != len(before):
             raise OwnNetworkError(
@@ -180,7 +180,7 @@ def _call(backbone: str) -> nn.Module:
         raise OwnNetworkError(f"{backbone!r} must be module:function, of a module of your own")
     try:
         module = importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OwnNetworkError(
             f"the network is built by your function {backbone}, and Python cannot import {name}"
             f" ({type(error).__name__}: {error}): start the command in the folder of {name}.py, or"
@@ -191,7 +191,7 @@ def _call(backbone: str) -> nn.Module:
         raise OwnNetworkError(f"{backbone}: the module {name} defines no function {function!r}")
     try:
         net = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OwnNetworkError(f"{backbone}() raised {type(error).__name__}: {error}") from error
     if not isinstance(net, nn.Module):
         raise OwnNetworkError(f"{backbone}() must return an nn.Module, but returned {_kind(net)}")
@@ -206,7 +206,7 @@ def _feature_size(backbone: str, net: nn.Module, image_size: int) -> int:
     try:
         with torch.no_grad():
             out = net.eval()(torch.zeros(2, 3, image_size, image_size))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OwnNetworkError(f"{backbone}: {type(error).__name__}: {error}") from error
     net.train(was_training)
     if not isinstance(out, Tensor) or out.dim() != 2:

@@ -103,6 +103,7 @@ def test_own_mean_and_seed() -> None:
         ("from os import abort as build", "defines no function 'build'"),
         ("def build(): return 3", "must return an nn.Module, but returned a int"),
         ("def build(): 1 / 0", "raised ZeroDivisionError"),
+        ("def build(): raise SystemExit(3)", "raised SystemExit: 3"),
         (stages(n=4), "stages must be 5 modules, but there are 4"),
         (stages(size=7), r"must return features \[N, 7\], but returned \[2, 3\]"),
         (stages(size="None"), "feature_size must be a whole number above 0, but is None"),
