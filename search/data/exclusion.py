@@ -18,6 +18,7 @@ from spaces.sources import did_you_mean
 EXTERNAL = "external:"
 """Prefix of the names of external images, where images of both sets are listed."""
 
+_MAX_BYTES = 2**28
 _MAX_COMPARED = 5000
 """Names among which the nearest to a misspelt one is searched for."""
 
@@ -80,12 +81,18 @@ def read_exclusion(path: Path, must_exist: bool = True) -> Exclusion:
         DataError: the file cannot be read, or it names no images.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)  # a device may never end
     except OSError as error:
         raise DataError(
             f"--exclude must name a file, but {path} cannot be read: {error.strerror}"
         ) from None
-    names = _names_in(text)
+    if len(content) > _MAX_BYTES:
+        raise DataError(
+            f"--exclude must name a file of at most {_MAX_BYTES / 1e6:.0f} MB, but {path} is"
+            " larger: give another file"
+        )
+    names = _names_in(content.decode("utf-8-sig", "surrogateescape"))
     if not any(names) and must_exist:
         raise DataError(
             f"--exclude must name a file of images, one per line or in a column `image`, but {path}"

@@ -35,6 +35,12 @@ def test_lists_and_tables_are_read(tmp_path, text, names):
     assert read(tmp_path, text) == names
 
 
+def test_a_list_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr("search.data.exclusion._MAX_BYTES", 10_000_000)
+    with pytest.raises(DataError, match="must name a file of at most 10 MB, but /dev/zero is larg"):
+        read_exclusion(Path("/dev/zero"))
+
+
 def test_named_images_are_excluded(tmp_path):
     exclusion = Exclusion(tmp_path, ("a/1.jpg", "external:x.jpg", "notes.txt"))
     assert exclusion.remaining(NAMES, skipped=("notes.txt",)).tolist() == [1, 2]
