@@ -61,7 +61,8 @@ STATES = {
 UNFINISHED = "unfinished"
 """Name of any other state."""
 
-_Float, _Int = Annotated[float, Strict()], Annotated[int, Strict()]
+_Float = Annotated[float, Strict()]
+_Int = Annotated[int, Strict()]
 
 
 @dataclass(frozen=True, kw_only=True)
