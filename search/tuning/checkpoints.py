@@ -103,7 +103,7 @@ class CheckpointStore:
         try:
             record = parse_json(self._files.read(_KEPT) or b"")
             kept = {int(number): (float(a), float(b)) for number, (a, b) in record["kept"]}
-        except (ValueError, TypeError, KeyError):  # missing, or damaged
+        except (ValueError, TypeError, KeyError, OverflowError):  # missing, or damaged
             return {}
         return kept if record.get("run_id") == self._run_id else None
 

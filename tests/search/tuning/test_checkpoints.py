@@ -94,16 +94,18 @@ def test_a_list_of_what_was_kept_of_a_wrong_shape_is_ignored(tmp_path, content):
         assert CheckpointStore(tmp_path, 1, {}).would_keep(2, (0.5, -0.1))
 
 
-@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize(
+    "damaged", [b"", b"[[1, [0.9", b"[]", b'{"kept": 3}', b'{"kept": [[1e999, [0.9, 0.1]]]}']
+)
 def test_a_restarted_store_knows_what_was_kept(tmp_path, damaged):
     submit_all(CheckpointStore(tmp_path, 1, {}), {0: (0.9, -0.1), 1: (0.95, -0.1)})
     if damaged:
-        (tmp_path / "kept.json").write_bytes(b"[[1, [0.9")
+        (tmp_path / "kept.json").write_bytes(damaged)
     restarted = CheckpointStore(tmp_path, 1, {})  # by Ray, with the arguments of its start
-    assert restarted.would_keep(2, (0.5, -0.1)) is damaged
+    assert restarted.would_keep(2, (0.5, -0.1)) is bool(damaged)
     submit_all(restarted, {3: (0.99, -0.1)})
     assert 3 in kept_on_disk(tmp_path)
-    assert (kept_on_disk(tmp_path).keys() == {3}) is not damaged
+    assert (kept_on_disk(tmp_path).keys() == {3}) is not bool(damaged)
 
 
 def test_what_another_run_kept_is_ignored(tmp_path):
