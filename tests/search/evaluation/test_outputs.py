@@ -49,6 +49,23 @@ def test_only_a_whole_file_is_read(tmp_path):
         assert load_outputs(path, 3) is None
 
 
+def test_a_file_with_any_changed_byte_is_none_or_as_it_was(tmp_path):
+    path = tmp_path / "outputs"
+    outputs().save(path)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        found = load_outputs(path, 3)
+        assert found is None or (found.probabilities == PROBABILITIES).all()
+
+
+def test_tables_of_other_classes_are_none(tmp_path):
+    path = tmp_path / "outputs"
+    for one, two in ((PROBABILITIES[:, :1], PROBABILITIES), (PROBABILITIES[0], PROBABILITIES[0])):
+        Outputs("a", one, two).save(path)
+        assert load_outputs(path, len(one)) is None
+
+
 def test_outputs_are_of_one_model_and_one_baseline():
     compared = outputs(baseline="b", baseline_classes=np.array([0, 1, 1]))
     assert compared.are_of("a", "b")
