@@ -401,6 +401,10 @@ def _reason(error: Exception, path_or_file: ImageSource) -> str:
         return "is a folder"
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
+    if isinstance(error, OSError) and error.strerror:  # of the file system, not of Pillow
+        return f"cannot be read: {error.strerror}"
+    if isinstance(error, ValueError) and "null byte" in str(error):
+        return "is no path of a file"
     if _is_empty(path_or_file):
         return "is empty (zero bytes)"
     if isinstance(error, UnidentifiedImageError):

@@ -348,6 +348,11 @@ def test_image_error_names_the_reason(tmp_path: Path) -> None:
     )
     assert reason_for(tmp_path / "missing.jpg") == "there is no such file"
     assert reason_for(tmp_path) == "is a folder"
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    assert reason_for(tmp_path / "loop.jpg") == "cannot be read: Too many levels of symbolic links"
+    assert reason_for(tmp_path / "empty.jpg" / "a.jpg") == "cannot be read: Not a directory"
+    assert reason_for(tmp_path / ("a" * 300)) == "cannot be read: File name too long"
+    assert reason_for(tmp_path / "a\0.jpg") == "is no path of a file"
     with pytest.raises(ImageError, match=r"^the image: is empty \(zero bytes\)$"):
         read_image(BytesIO())
 
