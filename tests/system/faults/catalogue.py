@@ -347,7 +347,7 @@ def stop_at_start(experiment: Experiment, process: Process) -> None:
     """Send Ctrl-C as soon as there is a run."""
     process.wait_until(lambda: (experiment.run / "environment.json").is_file())
     os.killpg(process.popen.pid, signal.SIGINT)
-    check_stopped(experiment, process, INTERRUPTED)
+    check_stopped(experiment, process, INTERRUPTED, has_result=False)
 
 
 def stop(experiment: Experiment, process: Process, stage: str, number: signal.Signals) -> None:
@@ -355,11 +355,12 @@ def stop(experiment: Experiment, process: Process, stage: str, number: signal.Si
     experiment.in_stage(process, stage)
     if stage == "search":
         process.wait_until(lambda: experiment.n_ended(TrialState.COMPLETE) > 0)
+    has_result = not experiment.is_without_result()
     if number == signal.SIGINT:
         os.killpg(process.popen.pid, number)
     else:
         process.popen.send_signal(number)
-    check_stopped(experiment, process, EXIT_CODES[number])
+    check_stopped(experiment, process, EXIT_CODES[number], has_result=has_result)
     if stage == "search" and "best so far: " not in process.shown():
         raise AssertionError(f"the best so far is not shown:\n{process.shown()}")
     # SIGTERM leaves little time for a report.
@@ -372,13 +373,29 @@ def stop(experiment: Experiment, process: Process, stage: str, number: signal.Si
 
 
 def check_stopped(
-    experiment: Experiment, process: Process, exit_code: int, shows_resume: bool = True
+    experiment: Experiment,
+    process: Process,
+    exit_code: int,
+    shows_resume: bool = True,
+    has_result: bool = True,
 ) -> None:
-    """Check that a search stops gracefully."""
+    """Check that a search stops gracefully.
+
+    Args:
+        experiment: The search.
+        process: It, after a signal.
+        exit_code: What it has to end with.
+        shows_resume: Whether it has the time to say how it goes on.
+        has_result: Whether the run had a result when it was stopped. One without may be deleted,
+            so that its name is free.
+    """
     code = process.wait(STOP_SECONDS)
     if code != exit_code or "Traceback" in process.shown():
         raise AssertionError(f"it ended with {code}:\n{process.shown()}")
-    if shows_resume:
+    is_deleted = not has_result and not experiment.run.exists()
+    if is_deleted and "nothing is kept" not in process.shown():
+        raise AssertionError(f"it deleted the run without a word:\n{process.shown()}")
+    if shows_resume and not is_deleted:
         check_resume_command(experiment, process)
 
 

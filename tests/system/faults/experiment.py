@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.runs.run_folder import BEST_WEIGHTS, CHECKPOINT, STUDY
+from search.runs.run_folder import BEST_WEIGHTS, CHECKPOINT, STUDY, is_without_result
 from search.tuning.study import load_study
 from tests.system.faults.processes import Process
 
@@ -156,6 +156,11 @@ class Experiment:
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints that are there, in the run's folder and in its storage."""
         return sorted(self.folder.glob(f"*/run/trials/*/{CHECKPOINT}"))
+
+    def is_without_result(self) -> bool:
+        """Return whether the run, which may be going on, has no result yet."""
+        names = [path.name for path in self.run.iterdir()] if self.run.is_dir() else []
+        return is_without_result(names)
 
     def in_the_search(self, process: Process) -> None:
         """Wait until a trial has a checkpoint in this session."""
