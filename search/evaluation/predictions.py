@@ -15,6 +15,7 @@ from search.runs.tables import (
     prediction_columns,
     ranked_cells,
     read_csv,
+    read_fraction,
     read_records,
     write_csv,
 )
@@ -148,9 +149,9 @@ def read_predictions(path: Path) -> tuple[PredictedImage, ...]:
 
 
 def _read_prediction(row: dict[str, str]) -> PredictedImage:
-    ranked = [(row["prediction_1"], float(row["probability_1"]))]
+    ranked = [(row["prediction_1"], read_fraction(row["probability_1"]))]
     ranked += [
-        (row[f"prediction_{k}"], float(row[f"probability_{k}"]))
+        (row[f"prediction_{k}"], read_fraction(row[f"probability_{k}"]))
         for k in range(2, TOP_K + 1)
         if row.get(f"prediction_{k}")
     ]

@@ -26,7 +26,7 @@ from search.evaluation.predictions import (
 from search.runs.environment import Environment
 from search.runs.run_folder import STUDY, RunFolder
 from search.runs.summary import RunSummary
-from search.runs.tables import read_records
+from search.runs.tables import read_fraction, read_records
 from search.runs.validation import FolderError
 from search.tuning.study import BEST, REASON, SECONDS, STATES, UNFINISHED, best_epoch, load_study
 from spaces.conditions import join
@@ -220,7 +220,9 @@ def _read_splits(path: Path) -> list[tuple[str, str]]:
 
 def _read_folds(path: Path) -> list[tuple[str, float]]:
     """Read the finalist and the accuracy of each fold."""
-    return read_records(path, lambda row: (row["trial"], float(row["accuracy"])), errors="replace")
+    return read_records(
+        path, lambda row: (row["trial"], read_fraction(row["accuracy"])), errors="replace"
+    )
 
 
 def _read_epoch(row: Mapping[str, str]) -> Epoch:

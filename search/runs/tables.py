@@ -87,6 +87,17 @@ def spreadsheet_text(cell: str) -> str:
     return cell
 
 
+def read_fraction(cell: str) -> float:
+    """Read a probability or another fraction.
+
+    Raises:
+        ValueError: it is no number in [0, 1].
+    """
+    if not 0 <= (value := float(cell)) <= 1:
+        raise ValueError(f"{cell[:50]!r} is not in [0, 1]")
+    return value
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table atomically.
 

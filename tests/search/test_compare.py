@@ -179,7 +179,7 @@ def test_a_damaged_table_is_named(first, second, name, content, capsys):
     assert name in err
 
 
-@pytest.mark.parametrize("value", ["", "x"])
+@pytest.mark.parametrize("value", ["", "x", "nan", "1.5"])
 def test_predictions_without_a_probability_are_damage(first, second, value, capsys):
     """Else the page, which shows them, would fail after the table is printed."""
     table = second / "test_predictions.csv"

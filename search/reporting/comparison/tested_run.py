@@ -17,7 +17,7 @@ from search.evaluation.comparison import compare_models
 from search.reporting.sentences import describe_evaluations
 from search.runs.run_folder import RunFolder
 from search.runs.summary import Comparison, Scores
-from search.runs.tables import read_rows
+from search.runs.tables import read_fraction, read_rows
 from search.runs.validation import FolderError
 from spaces.errors import SearchError
 
@@ -67,7 +67,7 @@ def read_tested_run(path: Path) -> TestedRun:
         rows = [{**row, "digest": digests[row["image"]]} for row in read_rows(table)]
         n_correct = sum(row["label"] == row["prediction_1"] for row in rows)
         for row in rows:
-            float(row["probability_1"])
+            read_fraction(row["probability_1"])
     except (KeyError, ValueError, OSError) as error:
         raise FolderError(
             f"{path} is damaged: test_predictions.csv and split.csv must list the same images, with"

@@ -85,7 +85,13 @@ def check_database(url: str) -> None:
     Raises:
         DatabaseError: it cannot.
     """
-    shown = make_url(url)  # which hides the password
+    try:
+        shown = make_url(url)  # which hides the password
+    except SQLAlchemyError:  # of a saved request that was changed
+        raise DatabaseError(
+            "--study must be the URL of a database, such as sqlite:///studies.db, but got"
+            f" {url[:200]!r}"
+        ) from None
     try:
         RDBStorage(url)
     except ImportError as error:

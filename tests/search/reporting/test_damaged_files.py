@@ -77,6 +77,17 @@ def test_a_damaged_table_is_named_and_missing(run, name, content):
     assert problem.endswith("; put a copy of it back; this report lacks what it holds")
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-0.1", "1.5", "x", ""])
+@pytest.mark.parametrize("name", ["test_predictions.csv", "folds/folds.csv"])
+def test_a_fraction_outside_of_0_and_1_is_damage(run, name, value):
+    table = run / name
+    before = "0.970000" if name.startswith("test") else "0.95"
+    table.write_text(table.read_text().replace(f",{before},", f",{value},", 1))
+    problems = read_record(RunFolder.open(run)).problems
+    assert problems
+    assert problems[0].startswith(f"{table} is damaged: line ")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\n\n", b"[]\n[]\n", b'{"op_code": "x"}\n{}\n'])
 def test_a_damaged_study_is_named(run, content):
     (run / "study.journal").write_bytes(content)

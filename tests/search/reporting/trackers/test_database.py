@@ -86,6 +86,7 @@ def test_runs_are_side_by_side_and_a_name_is_one_runs(tmp_path: Path, url: str) 
         ("sqlite:////nowhere/studies.db", "unable to open database file; check the URL"),
         ("oracle://user:secret@host/name", "needs a driver of that database: pip install"),
         ("nosuch://host/name", "cannot be used: .*nosuch"),
+        ("studies", "must be the URL of a database, such as sqlite:///studies.db, but got 'st"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_one_error(url: str, message: str) -> None:
