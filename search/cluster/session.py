@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -49,6 +49,14 @@ _VARIABLES = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # the searcher limits how many trials run in parallel
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1e9",
+}
+
+_LOG_LEVELS = {
+    "ray": logging.ERROR,
+    # Tune's copy of its own state, which nothing here reads. Where a search ends within seconds, it
+    # copies files that are just being renamed, and would print a traceback. The name is private; a
+    # test compares it.
+    "ray.tune.execution.experiment_state": logging.CRITICAL,
 }
 
 WORKER_VARIABLES = {"PL_DISABLE_FORK": "1"}
@@ -130,19 +138,18 @@ def ray_session(
     if ray.is_initialized():
         _check_session(address)
         _log.info("Ray %s was started already, resources %s", ray.__version__, _resources())
-        level = logging.getLogger("ray").level
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        levels = _set_log_levels(_LOG_LEVELS)
         try:
             yield
         finally:
-            logging.getLogger("ray").setLevel(level)
+            _set_log_levels(levels)
             for actor in _actors:
                 ray.kill(actor)
             _actors.clear()
         return
     check_working_directory()
     make_private()
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    _set_log_levels(_LOG_LEVELS)
     started = monotonic()
     # A cluster that is joined is another one's: none of its processes is ours to end.
     marking = marking_processes() if address is None else nullcontext()
@@ -214,6 +221,15 @@ def ends_with_session(actor: Any) -> Any:
     """
     _actors.append(actor)
     return actor
+
+
+def _set_log_levels(levels: Mapping[str, int]) -> dict[str, int]:
+    """Set the levels of loggers by name, and return those before."""
+    loggers = {name: logging.getLogger(name) for name in levels}
+    before = {name: logger.level for name, logger in loggers.items()}
+    for name, logger in loggers.items():
+        logger.setLevel(levels[name])
+    return before
 
 
 def _resources() -> object:

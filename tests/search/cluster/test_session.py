@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.exceptions import RayActorError
+from ray.tune.execution import experiment_state
 from ray.tune.execution.class_cache import DEFAULT_ENV_VARS
 
 from search.cluster import session
@@ -55,6 +56,17 @@ def test_workers_have_the_environment_of_tunes_actors() -> None:
     """Ray starts a trial in an idle worker only if both environments are equal."""
     assert WORKER_VARIABLES == DEFAULT_ENV_VARS
     assert worker_environment(on_cluster=False)["env_vars"] == DEFAULT_ENV_VARS
+
+
+def test_tunes_copy_of_its_own_state_prints_no_traceback() -> None:
+    levels = session._LOG_LEVELS
+    before = session._set_log_levels(levels)
+    try:
+        assert not experiment_state.logger.isEnabledFor(logging.ERROR)
+        assert logging.getLogger("ray.tune").isEnabledFor(logging.ERROR)
+    finally:
+        assert session._set_log_levels(before) == levels
+    assert experiment_state.logger.isEnabledFor(logging.ERROR)
 
 
 def test_a_search_is_no_ray_client() -> None:
