@@ -627,12 +627,17 @@ class RunSummary:
 
     @property
     def model_backbones(self) -> list[str]:
-        """The backbones that the model consists of, the best finalist's first."""
+        """The backbones that the model consists of, that of the highest weight first.
+
+        The best finalist's need not be among them: an ensemble of others may be better than it.
+        """
         if self.best is None:
             return []
         ensemble = self.weighted_ensemble
         parts = ensemble.parts if ensemble is not None and ensemble.enabled else []
-        names = [str(self.best.config.get("backbone", "")), *(part.backbone for part in parts)]
+        names = [part.backbone for part in parts]
+        if not all(names) or not names:
+            names.insert(0, str(self.best.config.get("backbone", "")))
         return list(dict.fromkeys(filter(None, names)))
 
     def as_dict(self) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from search.runs.summary import (
     Calibration,
     CalibrationChange,
     CalibrationScores,
+    EnsemblePart,
     ExternalScores,
     ProbeScore,
     ReliabilityBin,
     RunSummary,
+    WeightedEnsembleScores,
     read_summary,
 )
 from search.runs.validation import FolderError
@@ -107,6 +109,30 @@ def test_a_number_that_no_run_has_is_damage(tmp_path, path, value, reason):
     with pytest.raises(FolderError, match=re.escape(reason)) as caught:
         read_summary(file)
     assert str(caught.value).startswith(f"{file} is damaged: {section}")
+
+
+@pytest.mark.parametrize(
+    ("enabled", "parts", "expected"),
+    [
+        (True, ["cnn", "resnet18", "cnn"], ["cnn", "resnet18"]),  # the best finalist is no part
+        (True, ["cnn", "tinynet"], ["cnn", "tinynet"]),
+        (True, ["", ""], ["tinynet"]),  # of a run of before they were recorded
+        (False, ["cnn", "resnet18"], ["tinynet"]),
+    ],
+)
+def test_the_backbones_of_the_model_are_those_of_its_parts(enabled, parts, expected):
+    scores = ("log_loss", "log_loss_baseline", "log_loss_gain_se")
+    scores += ("score", "score_baseline", "score_gain_se")
+    ensemble = WeightedEnsembleScores(
+        enabled=enabled,
+        parts=[
+            EnsemblePart(name=f"trial {number}", weight=0.5, members=5, backbone=backbone)
+            for number, backbone in enumerate(parts)
+        ],
+        **dict.fromkeys(scores, 0.1),
+    )
+    assert replace(SUMMARY, weighted_ensemble=ensemble).model_backbones == expected
+    assert RunSummary(weighted_ensemble=ensemble).model_backbones == []
 
 
 def test_without_a_file_the_summary_is_empty(tmp_path):
