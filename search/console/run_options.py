@@ -344,7 +344,7 @@ def _database_url(text: str) -> str:
 
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter of a port that is no number
         raise argparse.ArgumentTypeError(
             f"must be the URL of a database, such as sqlite:///studies.db, but got {text!r}"
         ) from None

@@ -87,7 +87,7 @@ def check_database(url: str) -> None:
     """
     try:
         shown = make_url(url)  # which hides the password
-    except SQLAlchemyError:  # of a saved request that was changed
+    except (SQLAlchemyError, ValueError):  # of a saved request that was changed
         raise DatabaseError(
             "--study must be the URL of a database, such as sqlite:///studies.db, but got"
             f" {url[:200]!r}"

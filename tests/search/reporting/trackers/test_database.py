@@ -87,6 +87,7 @@ def test_runs_are_side_by_side_and_a_name_is_one_runs(tmp_path: Path, url: str) 
         ("oracle://user:secret@host/name", "needs a driver of that database: pip install"),
         ("nosuch://host/name", "cannot be used: .*nosuch"),
         ("studies", "must be the URL of a database, such as sqlite:///studies.db, but got 'st"),
+        ("postgresql://host:x/name", "must be the URL of a database, such as sqlite:///stud"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_one_error(url: str, message: str) -> None:
@@ -104,3 +105,5 @@ def test_the_url_of_a_file_is_absolute_and_a_malformed_one_refused(
     assert request_of(["--study", server]).study == server
     with pytest.raises(RequestError, match=r"study: must be the URL of a database, such as sqlite"):
         request_of(["--study", "studies.db"])
+    with pytest.raises(RequestError, match=r"study: must be the URL of .* but got 'mysql://h:x/n'"):
+        request_of(["--study", "mysql://h:x/n"])
