@@ -2,7 +2,8 @@
 
 Their pooled features are computed one backbone after the other, the cheapest first, and dropped
 once they are probed. So memory does not grow with their number, and the feature caches, which take
-many times as long, are built for those alone that stay.
+many times as long, are built for those alone that stay. The module is long because what each step
+measures decides about the next one.
 """
 
 from __future__ import annotations
