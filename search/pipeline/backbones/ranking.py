@@ -73,10 +73,12 @@ def is_worth_ranking(
         candidates: By backbone, what it costs.
         probed: The pretrained backbones.
     """
-    if len(probed) != 1:
+    if len(probed) != 1 or not is_one_cpu_node():
         return len(probed) > 1
-    seconds = candidates[probed[0]].estimated_ms / 1000 * len(prepared.rows("train", "val"))
-    return is_one_cpu_node() and seconds < _MAX_SECONDS_OF_ONE
+    candidate, n_images = candidates[probed[0]], len(prepared.rows("train", "val"))
+    limit_ms = 1000 * _MAX_SECONDS_OF_ONE / n_images
+    # Workers were starting when it was estimated, which may have taken a hundred times as long.
+    return candidate.estimated_ms < limit_ms or candidate.measure(False) < limit_ms
 
 
 def rank_backbones(

@@ -149,6 +149,15 @@ def test_a_single_backbone_is_probed_at_once_if_its_features_take_little_time(
     assert is_worth_ranking(prepare(None), costs, probed) == expected
 
 
+def test_a_single_backbone_whose_estimate_was_disturbed_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is estimated while workers start."""
+    monkeypatch.setattr(ranking, "is_one_cpu_node", lambda: True)
+    costs = {"tinynet": replace(candidates(tinynet=4.0)["tinynet"], estimated_ms=600.0)}
+    assert is_worth_ranking(prepare(None), costs, ["tinynet"])
+
+
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     ("device", "budget", "expected"),
