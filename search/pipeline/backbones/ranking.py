@@ -118,9 +118,9 @@ def rank_backbones(
     first_ended = perf_counter()
     skipped: dict[str, ProbeScore] = {}
     for name in sorted(set(probed) - {first}, key=latencies.__getitem__):
-        pace = min(pace, fit.image_seconds / _image_seconds(candidates, [fit.name], seconds))
+        pace = min(pace, fit.image_seconds / (fit.candidate.latency_ms / 1000))
         left = None if seconds is None else max(0.0, seconds - (perf_counter() - first_ended))
-        expected = pace * _image_seconds(candidates, [name], seconds) * len(rows)
+        expected = pace * latencies[name] / 1000 * len(rows)
         if left is not None and expected > left:
             excluded = (
                 f"its features would take {duration(expected)}, and {duration(left)} are left of"
@@ -161,10 +161,9 @@ def rank_backbones(
 def _image_seconds(
     candidates: Mapping[str, Candidate], names: Sequence[str], seconds: float | None
 ) -> float:
-    """Return the seconds that the features of an image take, by backbones one after the other.
+    """Return the seconds that backbones together take for an image.
 
-    Estimates are the CPU's, by which a GPU would rank on too few images in its time. On a CPU they
-    are in the precision of features, and latencies in that of predictions.
+    Estimates are the CPU's, by which a GPU would rank on too few images in its time.
     """
     is_measured = seconds is not None and training_device().type == "cuda"
     chosen = (candidates[name] for name in names)

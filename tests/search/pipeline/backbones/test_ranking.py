@@ -95,17 +95,6 @@ def test_what_the_time_is_too_short_for_is_not_probed(three: dict[str, Path]) ->
     assert ranked.scores["squeezenet1_1"].accuracy > 0
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_the_time_of_features_counts_and_not_that_of_predictions(three: dict[str, Path]) -> None:
-    """On a CPU features may be in bfloat16, and predictions are in float32."""
-    costs = candidates(squeezenet1_1=2.0, tinynet=1.0)
-    costs["squeezenet1_1"] = replace(costs["squeezenet1_1"], measure=lambda _: 1e9)
-    prepared = prepare(None, SPACE_OF_THREE.without_backbones(["shufflenet_v2_x0_5"]))
-    ranked = rank_backbones(prepared, costs, three, 60.0, None, Progress(quiet=True))
-    assert ranked.scores["squeezenet1_1"].accuracy > 0
-    assert ranked.scores["squeezenet1_1"].latency_ms == 1e9
-
-
 def test_backbones_are_ranked_on_training_and_validation_images() -> None:
     prepared = prepare(None)
     rows = choose_rows(prepared, 0.5, None)
