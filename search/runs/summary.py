@@ -43,7 +43,7 @@ Number = Annotated[
 """JSON has no NaN and no infinity: both are written as null, which is read back as NaN."""
 
 Fraction = Annotated[Number, AfterValidator(_check_fraction)]
-Known = Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)]
+KnownFraction = Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)]
 """A fraction that cannot be NaN."""
 
 Seconds = Annotated[float, Field(ge=0, le=_MAX)]
@@ -300,9 +300,9 @@ class KFoldScores:
     """
 
     folds: Count
-    accuracy_mean: Known
+    accuracy_mean: KnownFraction
     accuracy_std: Fraction
-    accuracy_corrected: Known
+    accuracy_corrected: KnownFraction
     accuracy_corrected_ci95: Interval
     optimism: Number
     center_crop: CenterCropScores | None
@@ -316,16 +316,12 @@ class KFoldScores:
 
 @dataclass(frozen=True, kw_only=True)
 class EnsemblePart:
-    """A finalist's weight in an ensemble, and the members that its folds gave.
-
-    Attributes:
-        backbone: Empty in a run of before it was recorded.
-    """
+    """A finalist's weight in an ensemble, and the members that its folds gave."""
 
     name: str
     weight: Fraction
     members: Count
-    backbone: str = ""
+    backbone: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,7 +458,7 @@ class Scores:
     """
 
     n: Count
-    accuracy: Known
+    accuracy: KnownFraction
     accuracy_ci95: Interval
     macro_precision: Fraction
     macro_precision_ci95: Interval
@@ -634,11 +630,10 @@ class RunSummary:
         if self.best is None:
             return []
         ensemble = self.weighted_ensemble
-        parts = ensemble.parts if ensemble is not None and ensemble.enabled else []
-        names = [part.backbone for part in parts]
-        if not all(names) or not names:
-            names.insert(0, str(self.best.config.get("backbone", "")))
-        return list(dict.fromkeys(filter(None, names)))
+        if ensemble is not None and ensemble.enabled:
+            return list(dict.fromkeys(part.backbone for part in ensemble.parts))
+        backbone = self.best.config.get("backbone")
+        return [] if backbone is None else [str(backbone)]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the sections that there are, as they stand in the file."""

@@ -157,8 +157,8 @@ def test_label_errors_are_as_credible_as_the_model(summary: RunSummary) -> None:
 def test_an_ensemble_is_never_called_by_one_of_its_parts(summary: RunSummary) -> None:
     assert describe_model(summary).startswith("trial 0, 6 epochs: backbone tinynet")
     parts = [
-        EnsemblePart(name="trial 0, 6 epochs", weight=0.6, members=3),
-        EnsemblePart(name="linear probe of cnn", weight=0.4, members=3),
+        EnsemblePart(name="trial 0, 6 epochs", weight=0.6, members=3, backbone="tinynet"),
+        EnsemblePart(name="linear probe of cnn", weight=0.4, members=3, backbone="cnn"),
     ]
     ensemble = WeightedEnsembleScores(
         enabled=True,
@@ -259,7 +259,7 @@ def test_a_whole_page_contradicts_no_number(
 def test_the_gain_of_the_search_names_the_ensemble(summary: RunSummary) -> None:
     """The best trial may be no better than the probe, and the model is both of them."""
     assert not summary.is_ensemble
-    part = EnsemblePart(name="trial 0, 6 epochs", weight=1.0, members=3)
+    part = EnsemblePart(name="trial 0, 6 epochs", weight=1.0, members=3, backbone="tinynet")
     ensemble = WeightedEnsembleScores(
         enabled=True,
         parts=[part],
@@ -282,10 +282,10 @@ def test_the_gain_of_the_search_names_the_ensemble(summary: RunSummary) -> None:
     assert alone.endswith("a lower log loss than trial 0, 6 epochs alone")
 
 
-def test_a_finalist_of_the_lowest_log_loss_is_not_called_the_model(summary: RunSummary) -> None:
-    scores = WeightedEnsembleScores(
-        enabled=False,
-        parts=[EnsemblePart(name="trial 3", weight=1.0, members=2)],
+def ensemble_of_one(name: str, enabled: bool) -> WeightedEnsembleScores:
+    return WeightedEnsembleScores(
+        enabled=enabled,
+        parts=[EnsemblePart(name=name, weight=1.0, members=2, backbone="tinynet")],
         log_loss=0.31,
         log_loss_baseline=0.32,
         log_loss_gain_se=0.02,
@@ -293,6 +293,10 @@ def test_a_finalist_of_the_lowest_log_loss_is_not_called_the_model(summary: RunS
         score_baseline=0.9,
         score_gain_se=0.01,
     )
+
+
+def test_a_finalist_of_the_lowest_log_loss_is_not_called_the_model(summary: RunSummary) -> None:
+    scores = ensemble_of_one("trial 3", enabled=False)
     start = "no ensemble of finalists has a lower log loss than trial 3 alone; the model is trial 0"
     for changed, reason in (
         (scores, "is not clearly better: cross-fitted out-of-fold log loss 0.3100, of the best"),
@@ -317,16 +321,7 @@ def test_an_ensemble_may_be_scaled_where_its_first_finalist_is_not() -> None:
         out_of_fold=change(0.03, 0.03),
         test=change(0.0826, 0.1032),
     )
-    ensemble = WeightedEnsembleScores(
-        enabled=True,
-        parts=[EnsemblePart(name="trial 0, 6 epochs", weight=1.0, members=3)],
-        log_loss=0.1,
-        log_loss_baseline=0.2,
-        log_loss_gain_se=0.01,
-        score=0.9,
-        score_baseline=0.9,
-        score_gain_se=0.01,
-    )
+    ensemble = ensemble_of_one("trial 0, 6 epochs", enabled=True)
     model = RunSummary(calibration=calibration, weighted_ensemble=ensemble)
     assert str(describe_calibration(model)).endswith(
         "by those of other finalists the ECE on the test set rises from 8.26% to 10.32%"

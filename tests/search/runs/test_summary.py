@@ -116,7 +116,6 @@ def test_a_number_that_no_run_has_is_damage(tmp_path, path, value, reason):
     [
         (True, ["cnn", "resnet18", "cnn"], ["cnn", "resnet18"]),  # the best finalist is no part
         (True, ["cnn", "tinynet"], ["cnn", "tinynet"]),
-        (True, ["", ""], ["tinynet"]),  # of a run of before they were recorded
         (False, ["cnn", "resnet18"], ["tinynet"]),
     ],
 )

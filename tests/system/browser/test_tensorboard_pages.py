@@ -45,6 +45,11 @@ def tensorboard(logdir: Path) -> Iterator[str]:
             yield address.rstrip("/")
         finally:
             server.terminate()
+            try:
+                # What it says of the signal must have a reader, or it may go on for ever.
+                server.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 @pytest.fixture(scope="module")
